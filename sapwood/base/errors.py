@@ -1,0 +1,54 @@
+"""Every error that Sapwood raises on purpose.
+
+    SapwoodError
+    ├── UserError (also a ValueError)     what a person typed or sent is wrong: HTTP 4xx, exit code 2
+    │   ├── RequestError                  one request: names the field
+    │   ├── ConfigError                   an option or a pair of options
+    │   └── ModelError                    a model file or config that cannot be used
+    ├── EngineDead                        the engine process is gone; in-flight requests end with this
+    └── Overloaded                        too much is waiting already: HTTP 503
+
+Anything else that escapes is a bug and is reported with its traceback.
+"""
+
+from __future__ import annotations
+
+
+class SapwoodError(Exception):
+    """The root, so that a caller can catch everything that is meant to be caught."""
+
+
+class UserError(SapwoodError, ValueError):
+    """The caller can mend it; the message says how."""
+
+
+class RequestError(UserError):
+    """A request that cannot be served.
+
+    `param` is the field as the caller spelled it, `status` the HTTP status, and `code` the machine-readable reason
+    of the OpenAI error shape.
+    """
+
+    def __init__(
+        self, message: str, *, param: str | None = None, status: int = 400, code: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.param = param
+        self.status = status
+        self.code = code
+
+
+class ConfigError(UserError):
+    """An option that cannot work, alone or with another."""
+
+
+class ModelError(UserError):
+    """A model that cannot be loaded: missing, corrupt or not supported."""
+
+
+class EngineDead(SapwoodError):
+    """The engine process has ended. Carries its last words where there are any."""
+
+
+class Overloaded(SapwoodError):
+    """The queue is full; try again later."""

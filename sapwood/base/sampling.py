@@ -1,0 +1,118 @@
+"""What a caller may ask of one generation, checked once where it enters."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import msgspec
+
+from sapwood.base.errors import RequestError
+
+MAX_LOGPROBS = 64
+MAX_STOPS = 64
+SEED_LIMIT = 2**63
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One generation's settings.
+
+    Probabilities come from the logits in this order: logit bias, penalties, `min_tokens`, temperature, top-k, top-p,
+    min-p. Reported logprobs are those of the raw logits.
+
+    Attributes:
+        max_tokens: Most tokens to generate; None means as many as the context holds.
+        min_tokens: Ends of sequence are impossible before this many tokens.
+        temperature: 0 is greedy.
+        top_k: Keep the k likeliest tokens; 0 or -1 keeps all.
+        top_p: Keep the likeliest tokens that together reach this probability; in (0, 1].
+        min_p: Drop tokens less likely than this share of the likeliest; in [0, 1].
+        repetition_penalty: Divides (or multiplies, below zero) logits of tokens seen in prompt or output; > 0.
+        presence_penalty: Subtracted once from logits of tokens in the output; in [-2, 2].
+        frequency_penalty: Subtracted per occurrence in the output; in [-2, 2].
+        logit_bias: Token id to a value in [-100, 100] that is added to its logit.
+        seed: Same request, same seed, same tokens, whatever else is in the batch. None draws one.
+        stop: Strings that end the output and are not part of it.
+        stop_token_ids: Tokens that end the output.
+        include_stop: Keep the matched stop string in the text.
+        ignore_eos: Do not end at the model's end-of-sequence tokens.
+        skip_special_tokens: Leave special tokens out of the text.
+        n: How many independent outputs; they share the prompt's pages.
+        logprobs: How many alternatives to report per output token; 0 reports the chosen token only.
+        prompt_logprobs: The same for every prompt token but the first.
+    """
+
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    include_stop: bool = False
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    n: int = 1
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature < 1e-5
+
+    @property
+    def penalised(self) -> bool:
+        return bool(self.repetition_penalty != 1.0 or self.presence_penalty or self.frequency_penalty)
+
+    def check(self, *, vocab_size: int, max_n: int = 128) -> SamplingParams:
+        """Return self, or raise RequestError naming the first field that is out of range."""
+        _within("temperature", self.temperature, 0.0, 100.0)
+        _within("top_p", self.top_p, 0.0, 1.0, low_open=True)
+        _within("min_p", self.min_p, 0.0, 1.0)
+        _within("repetition_penalty", self.repetition_penalty, 0.0, 100.0, low_open=True)
+        _within("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _within("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        _within("top_k", self.top_k, -1, 2**31 - 1)
+        _within("n", self.n, 1, max_n)
+        _within("min_tokens", self.min_tokens, 0, 2**31 - 1)
+        if self.max_tokens is not None:
+            _within("max_tokens", self.max_tokens, 1, 2**31 - 1)
+            if self.min_tokens > self.max_tokens:
+                raise RequestError(
+                    f"min_tokens ({self.min_tokens}) must not exceed max_tokens ({self.max_tokens}).", param="min_tokens"
+                )
+        for name in ("logprobs", "prompt_logprobs"):
+            value = getattr(self, name)
+            if value is not None:
+                _within(name, value, 0, min(MAX_LOGPROBS, vocab_size))
+        if self.seed is not None:
+            _within("seed", self.seed, -SEED_LIMIT, 2 * SEED_LIMIT - 1)
+        for token, bias in self.logit_bias.items():
+            _token("logit_bias", token, vocab_size)
+            _within("logit_bias", bias, -100.0, 100.0)
+        for token in self.stop_token_ids:
+            _token("stop_token_ids", token, vocab_size)
+        if len(self.stop) > MAX_STOPS or len(self.stop_token_ids) > MAX_STOPS:
+            name = "stop" if len(self.stop) > MAX_STOPS else "stop_token_ids"
+            raise RequestError(f"{name} takes at most {MAX_STOPS} entries.", param=name)
+        if any(not text for text in self.stop):
+            raise RequestError("stop must not hold an empty string.", param="stop")
+        return self
+
+
+def _within(name: str, value: Any, low: float, high: float, *, low_open: bool = False) -> None:
+    good = math.isfinite(value) and low <= value <= high and not (low_open and value == low)
+    if not good:
+        bracket = "(" if low_open else "["
+        raise RequestError(f"{name} must be in {bracket}{low}, {high}], got {value}.", param=name)
+
+
+def _token(name: str, token: int, vocab_size: int) -> None:
+    if not 0 <= token < vocab_size:
+        raise RequestError(f"{name}: token id {token} is outside the vocabulary [0, {vocab_size}).", param=name)

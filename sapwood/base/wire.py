@@ -1,0 +1,117 @@
+"""The messages between a front and its engine: typed msgpack, never pickle.
+
+Front to engine: Submit, Abort, Control. Engine to front: Ready, Failed, Deltas, Stats, Reply.
+Requests are numbered by the front that sends them. Tokens cross once per step for all requests together.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from sapwood.base.plan import TokenLogprobs
+from sapwood.base.sampling import SamplingParams
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+class Submit(msgspec.Struct, frozen=True, tag="submit", array_like=True):
+    """One generation (n is 1 here; the front expands n > 1).
+
+    `salt` and `adapter` separate the prefix cache; higher `priority` runs first under the priority policy.
+    """
+
+    id: int
+    tokens: list[int]
+    params: SamplingParams
+    salt: str = ""
+    adapter: str = ""
+    priority: int = 0
+
+
+class Abort(msgspec.Struct, frozen=True, tag="abort", array_like=True):
+    ids: list[int]
+
+
+class Control(msgspec.Struct, frozen=True, tag="control", array_like=True):
+    """A question or command outside the loop's business: 'status', 'flush_cache', 'check', 'drain', 'shutdown'."""
+
+    id: int
+    what: str
+
+
+class Delta(msgspec.Struct, frozen=True, array_like=True):
+    """News of one request.
+
+    `tokens` are new output tokens (for a stop by token, the stop token is the last of them). `cached_tokens` counts
+    prompt tokens found in the cache, and is sent with the first news only (-1 after that). `finish` is set on the last
+    news; `stop` is the stop token that ended it, `error` the text of an error that ended it.
+    """
+
+    id: int
+    tokens: list[int]
+    finish: FinishReason | None = None
+    cached_tokens: int = -1
+    stop: int | None = None
+    error: str | None = None
+    logprobs: list[TokenLogprobs] | None = None
+    prompt_logprobs: list[TokenLogprobs] | None = None
+
+
+class Deltas(msgspec.Struct, frozen=True, tag="deltas", array_like=True):
+    deltas: list[Delta]
+
+
+class Facts(msgspec.Struct, frozen=True):
+    """What a front has to know of the running engine."""
+
+    max_model_len: int
+    vocab_size: int
+    eos_ids: list[int]
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    page_size: int
+    num_pages: list[int]
+    device: str
+    dtype: str
+    attention_backend: str
+    seconds_to_ready: dict[str, float]
+    decisions: list[str]
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready", array_like=True):
+    facts: Facts
+
+
+class Failed(msgspec.Struct, frozen=True, tag="failed", array_like=True):
+    """The engine cannot start (`user_error`: because of what the user asked) or has to stop."""
+
+    message: str
+    user_error: bool
+
+
+class Stats(msgspec.Struct, frozen=True, tag="stats", array_like=True):
+    """Gauges and counters since start, sent about every second and when the engine falls idle; also the heartbeat.
+
+    Counters: steps, prompt_tokens (fed), cached_tokens, output_tokens, preemptions, evicted_pages, finished, errors,
+    repaired_pages, copied_pages. Gauges: running, waiting; pages per KV group as [total, free, evictable].
+    Seconds: host_seconds (planning and committing), wait_seconds (waiting for the device).
+    """
+
+    running: int
+    waiting: int
+    counters: dict[str, int]
+    seconds: dict[str, float]
+    pages: list[list[int]]
+
+
+class Reply(msgspec.Struct, frozen=True, tag="reply", array_like=True):
+    """The answer to a Control, with the same id."""
+
+    id: int
+    body: dict[str, Any]
+
+
+ToEngine = Submit | Abort | Control
+FromEngine = Ready | Failed | Deltas | Stats | Reply

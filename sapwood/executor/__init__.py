@@ -1,0 +1,1 @@
+"""Getting a plan to the device and its outcome back."""

@@ -1,0 +1,30 @@
+"""What the engine knows of a device."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from sapwood.base.plan import Outcome, Plan
+
+
+class Executor(Protocol):
+    """Runs plans in the order in which they are given.
+
+    For each plan the engine calls `forward`, then `sample`, then `result`, once each. Plan N + 1 may be forwarded
+    before the result of N is asked for. Everything a plan writes happens after everything earlier plans read or
+    write, so pages and slots may change hands from one plan to the next.
+    """
+
+    def forward(self, plan: Plan) -> Any:
+        """Start the step's forward and return a handle; does not wait for the device."""
+        ...
+
+    def sample(self, work: Any) -> None:
+        """Choose the tokens of the rows that yield; does not wait for the device."""
+        ...
+
+    def result(self, work: Any) -> Outcome:
+        """Wait until the step is done and return what it yielded."""
+        ...
+
+    def shutdown(self) -> None: ...
