@@ -60,6 +60,10 @@ class Delta(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Deltas(msgspec.Struct, frozen=True, tag="deltas", array_like=True):
+    """News of one step. Requests with just one more token are in `ids` and `tokens` (parallel); the rest in `deltas`."""
+
+    ids: list[int]
+    tokens: list[int]
     deltas: list[Delta]
 
 

@@ -10,9 +10,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
-def option(default: Any, help: str, *flags: str, choices: tuple[str, ...] = (), metavar: str = "") -> Any:
-    """A dataclass field that is a command-line option. The first flag is the one that messages use."""
-    return field(default=default, metadata={"help": help, "flags": flags, "choices": choices, "metavar": metavar})
+def option(
+    default: Any,
+    help: str,
+    *flags: str,
+    choices: tuple[str, ...] = (),
+    metavar: str = "",
+    off: tuple[str, ...] = (),
+) -> Any:
+    """A dataclass field that is a command-line option. The first flag is the one that messages use.
+
+    `off` are further spellings that switch a bool off; `--no-x` comes by itself.
+    """
+    return field(
+        default=default, metadata={"help": help, "flags": flags, "choices": choices, "metavar": metavar, "off": off}
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,15 +32,29 @@ class ModelConfig:
     """Which model, and how it is read."""
 
     model: str = option(
-        "smollm2-135m", "a directory, a .gguf file, a hub id, or a short name that `sapwood pull` lists", "--model", "--model-path"
+        "smollm2-135m",
+        "a directory, a .gguf file, a hub id, or a short name that `sapwood pull` lists",
+        "--model",
+        "--model-path",
     )
-    tokenizer: str | None = option(None, "directory or tokenizer.json to use instead of the model's", "--tokenizer", "--tokenizer-path")
+    tokenizer: str | None = option(
+        None, "directory or tokenizer.json to use instead of the model's", "--tokenizer", "--tokenizer-path"
+    )
     revision: str | None = option(None, "branch, tag or commit of a hub id", "--revision")
     served_model_name: str | None = option(None, "the name that clients use", "--served-model-name")
     chat_template: str | None = option(None, "a Jinja file or text to use instead of the model's", "--chat-template")
-    load_format: str = option("auto", "dummy: random weights from config.json alone", "--load-format", choices=("auto", "dummy"))
-    dtype: str = option("auto", "what weights and activations are computed in", "--dtype", choices=("auto", "float32", "bfloat16", "float16"))
-    max_model_len: int | None = option(None, "longest prompt plus output, in tokens", "--max-model-len", "--context-length", metavar="TOKENS")
+    load_format: str = option(
+        "auto", "dummy: random weights from config.json alone", "--load-format", choices=("auto", "dummy")
+    )
+    dtype: str = option(
+        "auto",
+        "what weights and activations are computed in",
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
+    max_model_len: int | None = option(
+        None, "longest prompt plus output, in tokens", "--max-model-len", "--context-length", metavar="TOKENS"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,24 +63,62 @@ class CacheConfig:
 
     page_size: int | None = option(None, "tokens per KV page", "--page-size", "--block-size", metavar="TOKENS")
     memory_fraction: float | None = option(
-        None, "share of the device's memory for weights, activations and KV", "--mem-fraction-static", "--gpu-memory-utilization", metavar="SHARE"
+        None,
+        "share of the device's memory for weights, activations and KV",
+        "--mem-fraction-static",
+        "--gpu-memory-utilization",
+        metavar="SHARE",
     )
-    kv_cache_memory: int | None = option(None, "bytes of KV cache, instead of what is left (suffixes K, M, G)", "--kv-cache-memory", "--kv-cache-memory-bytes", metavar="BYTES")
-    max_total_tokens: int | None = option(None, "tokens of KV cache, instead of what is left", "--max-total-tokens", metavar="TOKENS")
-    prefix_caching: bool = option(True, "reuse the KV of shared prefixes", "--enable-prefix-caching")
-    kv_cache_dtype: str = option("auto", "what keys and values are stored in", "--kv-cache-dtype", choices=("auto", "float32", "bfloat16", "float16"))
+    kv_cache_memory: int | None = option(
+        None,
+        "bytes of KV cache, instead of what is left (suffixes K, M, G)",
+        "--kv-cache-memory",
+        "--kv-cache-memory-bytes",
+        metavar="BYTES",
+    )
+    max_total_tokens: int | None = option(
+        None, "tokens of KV cache, instead of what is left", "--max-total-tokens", metavar="TOKENS"
+    )
+    prefix_caching: bool = option(
+        True, "reuse the KV of shared prefixes", "--enable-prefix-caching", off=("--disable-radix-cache",)
+    )
+    kv_cache_dtype: str = option(
+        "auto",
+        "what keys and values are stored in",
+        "--kv-cache-dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class SchedulerConfig:
     """What runs when."""
 
-    max_num_seqs: int | None = option(None, "most requests running at once", "--max-num-seqs", "--max-running-requests", metavar="N")
-    max_num_batched_tokens: int | None = option(None, "most tokens in one step", "--max-num-batched-tokens", "--max-prefill-tokens", metavar="TOKENS")
-    chunked_prefill_size: int | None = option(None, "most prompt tokens in a step that also decodes", "--chunked-prefill-size", metavar="TOKENS")
-    policy: str = option("fcfs", "order of the waiting: first come, priority, or longest cached prefix first", "--schedule-policy", "--scheduling-policy", choices=("fcfs", "priority", "lpm"))
-    max_waiting: int = option(4096, "requests that may wait before new ones get 503", "--max-queued-requests", metavar="N")
-    depth: int | None = option(None, "steps in flight before the oldest is read: 0 waits for each, 1 overlaps", "--overlap-depth", metavar="STEPS")
+    max_num_seqs: int | None = option(
+        None, "most requests running at once", "--max-num-seqs", "--max-running-requests", metavar="N"
+    )
+    max_num_batched_tokens: int | None = option(
+        None, "most tokens in one step", "--max-num-batched-tokens", "--max-prefill-tokens", metavar="TOKENS"
+    )
+    chunked_prefill_size: int | None = option(
+        None, "most prompt tokens in a step that also decodes", "--chunked-prefill-size", metavar="TOKENS"
+    )
+    policy: str = option(
+        "fcfs",
+        "order of the waiting: first come, priority, or longest cached prefix first",
+        "--schedule-policy",
+        "--scheduling-policy",
+        choices=("fcfs", "priority", "lpm"),
+    )
+    max_waiting: int = option(
+        4096, "requests that may wait before new ones get 503", "--max-queued-requests", metavar="N"
+    )
+    depth: int | None = option(
+        None,
+        "steps in flight before the oldest is read: 0 waits for each, 1 overlaps",
+        "--overlap-depth",
+        metavar="STEPS",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +126,13 @@ class DeviceConfig:
     """Where it runs."""
 
     device: str = option("auto", "auto, cpu, cuda or cuda:N", "--device")
-    attention_backend: str = option("auto", "which attention kernels", "--attention-backend", choices=("auto", "reference", "cpu", "triton"))
+    attention_backend: str = option(
+        "auto", "which attention kernels", "--attention-backend", choices=("auto", "reference", "cpu", "triton")
+    )
     threads: int | None = option(None, "CPU threads of the engine", "--threads", metavar="N")
-    seed: int = option(0, "seed of dummy weights and of requests that bring none", "--seed", "--random-seed", metavar="N")
+    seed: int = option(
+        0, "seed of dummy weights and of requests that bring none", "--seed", "--random-seed", metavar="N"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,11 +142,17 @@ class ServerConfig:
     host: str = option("127.0.0.1", "address to listen on", "--host")
     port: int = option(8000, "port to listen on; 0 takes a free one", "--port")
     api_key: str | None = option(None, "clients must send this key (or set SAPWOOD_API_KEY)", "--api-key")
-    max_body_bytes: int = option(32 << 20, "largest request body (suffixes K, M, G)", "--max-body-bytes", metavar="BYTES")
-    cors_origins: str | None = option(None, "comma-separated origins that browsers may call from, or *", "--allowed-origins")
-    drain_seconds: float = option(30.0, "how long running requests may finish after SIGTERM", "--drain-timeout", metavar="SECONDS")
+    max_body_bytes: int = option(
+        32 << 20, "largest request body (suffixes K, M, G)", "--max-body-bytes", metavar="BYTES"
+    )
+    cors_origins: str | None = option(
+        None, "comma-separated origins that browsers may call from, or *", "--allowed-origins"
+    )
+    drain_seconds: float = option(
+        30.0, "how long running requests may finish after SIGTERM", "--drain-timeout", metavar="SECONDS"
+    )
     log_level: str = option("info", "how much is logged", "--log-level", choices=("debug", "info", "warning", "error"))
-    log_requests: bool = option(False, "log one line per request", "--enable-log-requests")
+    log_requests: bool = option(False, "log one line per request", "--enable-log-requests", "--log-requests")
 
 
 @dataclass(frozen=True, kw_only=True)

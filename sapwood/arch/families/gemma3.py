@@ -1,0 +1,56 @@
+"""Gemma 3, text only: norms around attention and MLP, (1 + w) norms, sliding layers with a rope of their own."""
+
+from __future__ import annotations
+
+from sapwood.arch.families.common import SLIDING, decoder, gqa, layer_types, mlp
+from sapwood.arch.hf import HfConfig
+from sapwood.arch.parts import Block, Decoder, Norm, Rope
+from sapwood.arch.rope import parse_rope, read_rope
+
+GLOBAL_THETA, LOCAL_THETA = 1_000_000.0, 10_000.0
+
+
+def gemma3(c: HfConfig) -> Decoder:
+    c.refuse("attn_logit_softcapping", "final_logit_softcapping", because="logits are not capped")
+    c.refuse("use_bidirectional_attention", because="attention is causal")
+    pattern = c.integer("sliding_window_pattern", c.integer("_sliding_window_pattern", 6))
+    num_layers = c.integer("num_hidden_layers")
+    kinds = layer_types(c, [SLIDING if (i + 1) % pattern else "full_attention" for i in range(num_layers)])
+    layers = {kind: _block(c, kind) for kind in sorted(set(kinds))}
+    c.has("sliding_window"), c.has("rope_local_base_freq")  # said even where no layer slides
+    blocks = [layers[kind] for kind in kinds]
+    return decoder(c, blocks, embed_scale=c.integer("hidden_size") ** 0.5, norm_offset=1.0, tied=True)
+
+
+def _block(c: HfConfig, kind: str) -> Block:
+    hidden, eps = c.integer("hidden_size"), c.number("rms_norm_eps")
+    bias = c.boolean("attention_bias", False)
+    attention = gqa(
+        c,
+        window=c.integer("sliding_window") if kind == SLIDING else None,
+        rope=_rope(c, kind),
+        scale=c.number("query_pre_attn_scalar", 256.0) ** -0.5,
+        qkv_bias=bias,
+        out_bias=bias,
+        qk_norm=True,
+        norm_offset=1.0,
+    )
+    return Block(
+        attention_norm=Norm("input_layernorm", hidden, eps, 1.0),
+        attention=attention,
+        after_attention=Norm("post_attention_layernorm", hidden, eps, 1.0),
+        mlp_norm=Norm("pre_feedforward_layernorm", hidden, eps, 1.0),
+        mlp=mlp(c, activation="hidden_activation"),
+        after_mlp=Norm("post_feedforward_layernorm", hidden, eps, 1.0),
+    )
+
+
+def _rope(c: HfConfig, kind: str) -> Rope:
+    """From one object per kind of layer, or from the older fields, where scaling is only for the global layers."""
+    head_dim = c.integer("head_dim")
+    if c.has("rope_parameters"):
+        theta = LOCAL_THETA if kind == SLIDING else GLOBAL_THETA
+        return parse_rope(c, c.section("rope_parameters").section(kind), head_dim=head_dim, theta=theta)
+    if kind == SLIDING:
+        return Rope(head_dim, c.number("rope_local_base_freq", LOCAL_THETA))
+    return read_rope(c, head_dim=head_dim, theta=GLOBAL_THETA)

@@ -1,0 +1,36 @@
+"""Qwen2 (and 2.5) and Qwen3, dense."""
+
+from __future__ import annotations
+
+from sapwood.arch.families.common import SLIDING, block, decoder, gqa, layer_types, mlp
+from sapwood.arch.hf import HfConfig
+from sapwood.arch.parts import Block, Decoder
+
+
+def qwen2(c: HfConfig) -> Decoder:
+    return _qwen(c, qkv_bias=True, out_bias=False, qk_norm=False)
+
+
+def qwen3(c: HfConfig) -> Decoder:
+    bias = c.boolean("attention_bias", False)
+    return _qwen(c, qkv_bias=bias, out_bias=bias, qk_norm=True)
+
+
+def _qwen(c: HfConfig, *, qkv_bias: bool, out_bias: bool, qk_norm: bool) -> Decoder:
+    def layer(kind: str) -> Block:
+        window = c.integer("sliding_window") if kind == SLIDING else None
+        attention = gqa(c, window=window, qkv_bias=qkv_bias, out_bias=out_bias, qk_norm=qk_norm)
+        return block(c, attention, mlp(c))
+
+    return decoder(c, [layer(kind) for kind in _kinds(c)])
+
+
+def _kinds(c: HfConfig) -> tuple[str, ...]:
+    """Sliding layers, if any, are those from max_window_layers on; the fields say so even when switched off."""
+    num_layers = c.integer("num_hidden_layers")
+    sliding = c.boolean("use_sliding_window", False) and c.has("sliding_window")
+    first = c.integer("max_window_layers", 28) if sliding else num_layers
+    for name in ("sliding_window", "max_window_layers"):
+        c.has(name)
+    kinds = layer_types(c, ["full_attention" if i < first else SLIDING for i in range(num_layers)])
+    return kinds if sliding else ("full_attention",) * num_layers

@@ -1,0 +1,120 @@
+"""Typed reads of a config.json, where what is not understood is refused instead of ignored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from sapwood.base.errors import ModelError
+
+T = TypeVar("T")
+
+# Fields that say nothing about the mathematics of inference.
+_INERT = frozenset(
+    """
+    architectures model_type torch_dtype dtype transformers_version auto_map use_cache cache_implementation
+    attention_implementation initializer_range initializer_factor rms_norm_init pretraining_tp tokenizer_class
+    vocab_size_padded id2label label2id num_labels problem_type task_specific_params finetuning_task
+    return_dict output_attentions output_hidden_states torchscript gradient_checkpointing is_decoder
+    chunk_size_feed_forward prefix suffix sep_token_id decoder_start_token_id forced_bos_token_id
+    max_length min_length do_sample temperature top_k top_p typical_p repetition_penalty length_penalty
+    num_beams num_beam_groups diversity_penalty num_return_sequences no_repeat_ngram_size early_stopping
+    bad_words_ids begin_suppress_tokens suppress_tokens use_mrope unsloth_version unsloth_fixed
+    original_max_position_embeddings embd_pdrop resid_pdrop attention_dropout hidden_dropout mlp_dropout
+    transformers.js_config neuron license base_model
+    """.split()
+)
+_INERT_ENDINGS = ("_token_id", "_token", "_dropout", "_pdrop", "_version", "_index", "_scope", "_implementation")
+
+
+class HfConfig:
+    """A config.json that remembers which fields were read, so that `refuse_unread` can name the others.
+
+    A missing field is one that is absent or null. Every error is a ModelError that names the field.
+    """
+
+    def __init__(self, fields: Mapping[str, Any], *, within: str = "") -> None:
+        self._fields = fields
+        self._within = within
+        self._read: set[str] = set()
+
+    def has(self, name: str) -> bool:
+        self._read.add(name)
+        return self._fields.get(name) is not None
+
+    def integer(self, name: str, default: int | None = None) -> int:
+        """A positive integer."""
+        value = self._get(name, default)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+            raise self._wrong(name, value, "a positive integer")
+        return value
+
+    def number(self, name: str, default: float | None = None) -> float:
+        """A positive finite number."""
+        value = self._get(name, default)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
+            raise self._wrong(name, value, "a positive number")
+        return float(value)
+
+    def boolean(self, name: str, default: bool | None = None) -> bool:
+        value = self._get(name, default)
+        if not isinstance(value, bool):
+            raise self._wrong(name, value, "true or false")
+        return value
+
+    def string(self, name: str, default: str | None = None) -> str:
+        value = self._get(name, default)
+        if not isinstance(value, str):
+            raise self._wrong(name, value, "a string")
+        return value
+
+    def strings(self, name: str) -> tuple[str, ...]:
+        value = self._get(name, None)
+        if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+            raise self._wrong(name, value, "a list of strings")
+        return tuple(value)
+
+    def choice(self, name: str, choices: Mapping[str, T], default: str | None = None) -> T:
+        """The value that stands for one of the words that the field may hold."""
+        word = self.string(name, default)
+        if word not in choices:
+            raise self._wrong(name, word, "one of " + ", ".join(map(repr, choices)))
+        return choices[word]
+
+    def section(self, name: str) -> HfConfig:
+        """A nested object, with reads of its own."""
+        value = self._get(name, None)
+        if not isinstance(value, Mapping):
+            raise self._wrong(name, value, "an object")
+        return HfConfig(value, within=f"{self._within}{name}.")
+
+    def refuse(self, *names: str, because: str) -> None:
+        """Refuse the fields when they are set to anything but null, false, 0 or empty."""
+        for name in names:
+            self._read.add(name)
+            if self._fields.get(name):
+                raise ModelError(f"config.json: {self._within}{name} = {self._fields[name]!r} is not supported: {because}.")
+
+    def refuse_unread(self) -> None:
+        """Refuse fields that nobody has read, unless they are known to change nothing or are switched off."""
+        for name, value in self._fields.items():
+            known = name in self._read or name in _INERT or name.startswith("_") or name.endswith(_INERT_ENDINGS)
+            if not known and value and not isinstance(value, str):
+                raise ModelError(
+                    f"config.json: {self._within}{name} = {value!r} is not known to this version and may change what the "
+                    "model computes. Remove the field if it does not."
+                )
+
+    def _get(self, name: str, default: Any) -> Any:
+        self._read.add(name)
+        value = self._fields.get(name)
+        if value is None:
+            value = default
+        if value is None:
+            raise ModelError(f"config.json: {self._within}{name} is missing.")
+        return value
+
+    def _wrong(self, name: str, value: object, wanted: str) -> ModelError:
+        return ModelError(f"config.json: {self._within}{name} must be {wanted}, got {value!r}.")

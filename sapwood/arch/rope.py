@@ -1,0 +1,133 @@
+"""Rotary positions: how a config spells them, and the frequencies that follow.
+
+transformers up to 4 writes `rope_theta` and `rope_scaling`, from 5 on `rope_parameters`, which for models with two
+kinds of layers holds one object per kind.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from sapwood.arch.hf import HfConfig
+from sapwood.arch.parts import LinearScaling, Llama3Scaling, Rope, YarnScaling
+from sapwood.base.errors import ModelError
+
+
+def read_rope(c: HfConfig, *, head_dim: int, theta: float = 10000.0) -> Rope:
+    """The rope of a model whose layers all have the same; `theta` is the family's default base."""
+    partial = c.number("partial_rotary_factor", 1.0)
+    theta = c.number("rope_theta", theta)
+    for name in ("rope_parameters", "rope_scaling"):
+        if c.has(name):
+            return parse_rope(c, c.section(name), head_dim=head_dim, theta=theta, partial=partial)
+    return Rope(_rotated(head_dim, partial), theta)
+
+
+def parse_rope(c: HfConfig, r: HfConfig, *, head_dim: int, theta: float, partial: float = 1.0) -> Rope:
+    """The rope that the section `r` of the config `c` describes."""
+    theta = r.number("rope_theta", theta)
+    dim = _rotated(head_dim, r.number("partial_rotary_factor", partial))
+    kind = r.string("rope_type", r.string("type", "default"))
+    scaling: LinearScaling | Llama3Scaling | YarnScaling | None
+    match kind:
+        case "default":
+            r.has("factor"), r.has("original_max_position_embeddings")  # written by some, used by none
+            scaling = None
+        case "linear":
+            r.has("original_max_position_embeddings")
+            scaling = LinearScaling(r.number("factor"))
+        case "llama3":
+            scaling = Llama3Scaling(
+                factor=r.number("factor"),
+                low_freq_factor=r.number("low_freq_factor"),
+                high_freq_factor=r.number("high_freq_factor"),
+                original_max_positions=_original(c, r),
+            )
+        case "yarn":
+            scaling = _yarn(c, r)
+        case _:
+            raise ModelError(
+                f"config.json: rope type {kind!r} is not supported; these are: default, linear, llama3, yarn."
+            )
+    r.refuse_unread()
+    return Rope(dim, theta, scaling)
+
+
+def _rotated(head_dim: int, partial: float) -> int:
+    dim = int(head_dim * partial)
+    if partial > 1 or dim < 2 or dim % 2:
+        raise ModelError(f"config.json: partial_rotary_factor = {partial} rotates {dim} of {head_dim} dimensions.")
+    return dim
+
+
+def _original(c: HfConfig, r: HfConfig) -> int:
+    return r.integer("original_max_position_embeddings", c.integer("max_position_embeddings"))
+
+
+def _yarn(c: HfConfig, r: HfConfig) -> YarnScaling:
+    factor = r.number("factor")
+    if r.has("attention_factor"):
+        attention_factor = r.number("attention_factor")
+        r.has("mscale"), r.has("mscale_all_dim")
+    elif r.has("mscale") and r.has("mscale_all_dim"):
+        attention_factor = _mscale(factor, r.number("mscale")) / _mscale(factor, r.number("mscale_all_dim"))
+    else:
+        attention_factor = _mscale(factor, 1.0)
+    return YarnScaling(
+        factor=factor,
+        beta_fast=r.number("beta_fast", 32.0),
+        beta_slow=r.number("beta_slow", 1.0),
+        original_max_positions=_original(c, r),
+        attention_factor=attention_factor,
+        truncate=r.boolean("truncate", True),
+    )
+
+
+def _mscale(factor: float, mscale: float) -> float:
+    return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+@dataclass(frozen=True)
+class Frequencies:
+    """Radians per position of each of the dim / 2 pairs, and what cos and sin are multiplied by."""
+
+    radians: tuple[float, ...]
+    factor: float
+
+
+def frequencies(rope: Rope) -> Frequencies:
+    plain = [rope.theta ** (-2 * i / rope.dim) for i in range(rope.dim // 2)]
+    match rope.scaling:
+        case None:
+            return Frequencies(tuple(plain), 1.0)
+        case LinearScaling(factor):
+            return Frequencies(tuple(f / factor for f in plain), 1.0)
+        case Llama3Scaling():
+            return Frequencies(tuple(f / llama3_divisor(f, rope.scaling) for f in plain), 1.0)
+        case YarnScaling():
+            return Frequencies(_yarn_radians(plain, rope, rope.scaling), rope.scaling.attention_factor)
+
+
+def llama3_divisor(radians: float, s: Llama3Scaling) -> float:
+    """What the rule of Llama 3.1 divides one frequency by."""
+    turns = s.original_max_positions * radians / (2 * math.pi)  # over the context of the first training
+    if turns > s.high_freq_factor:
+        return 1.0
+    if turns < s.low_freq_factor:
+        return s.factor
+    smooth = (turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor)
+    return 1 / ((1 - smooth) / s.factor + smooth)
+
+
+def _yarn_radians(plain: list[float], rope: Rope, s: YarnScaling) -> tuple[float, ...]:
+    def pair_that_turns(turns: float) -> float:
+        return rope.dim * math.log(s.original_max_positions / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
+
+    low, high = pair_that_turns(s.beta_fast), pair_that_turns(s.beta_slow)
+    if s.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, rope.dim - 1)
+    width = high - low or 0.001
+    ramp = [min(max((i - low) / width, 0.0), 1.0) for i in range(len(plain))]
+    return tuple(f * (1 - r) + f / s.factor * r for f, r in zip(plain, ramp, strict=True))

@@ -1,0 +1,82 @@
+"""Attention one row at a time in float32: slow, on any device, and plainly right. The others are tested against it.
+
+Suffix legend: T tokens of the step, N tokens of one row, L positions that the row's tokens may see, H query heads,
+K KV heads, D head size, C cells.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sapwood.attention.base import Batch
+from sapwood.base.kv import KVGroup
+
+
+@dataclass(frozen=True, eq=False)
+class _Row:
+    """One row's tokens [first, last) of the step, the cells of the positions they see, and who sees which."""
+
+    first: int
+    last: int
+    cells_L: Tensor
+    seen_NL: Tensor
+
+
+class Reference:
+    """A loop over rows with an explicit mask and softmax. Keys and values lie as [layer, cell, KV head, D]."""
+
+    name = "reference"
+
+    @staticmethod
+    def refuse(group: KVGroup, device: torch.device, dtype: torch.dtype) -> str | None:
+        return None
+
+    def __init__(self, group: KVGroup, index: int, device: torch.device, dtype: torch.dtype) -> None:
+        self._group, self._index, self._device, self._dtype = group, index, device, dtype
+        self._rows: list[_Row] = []
+
+    def allocate(self, num_pages: int) -> None:
+        group = self._group
+        shape = (group.num_layers, num_pages * group.page_size, group.num_kv_heads, group.head_dim)
+        self._keys = torch.zeros(shape, dtype=self._dtype, device=self._device)
+        self._values = torch.zeros_like(self._keys)
+
+    def plan(self, batch: Batch) -> None:
+        self._cells_T = batch.cells_GT[self._index]
+        table_SP = batch.tables_GSP[self._index]
+        offsets = batch.offsets_R1.tolist()
+        rows = zip(batch.slots_R.tolist(), batch.starts_R.tolist(), batch.counts_R.tolist(), offsets, strict=False)
+        self._rows = [self._row(table_SP[slot], start, count, first) for slot, start, count, first in rows if count]
+
+    def _row(self, table_P: Tensor, start: int, count: int, first: int) -> _Row:
+        page_size, window = self._group.page_size, self._group.window
+        oldest = 0 if window is None else max(0, start - window + 1)
+        positions_L = torch.arange(oldest, start + count, device=self._device)
+        positions_N1 = torch.arange(start, start + count, device=self._device)[:, None]
+        seen_NL = positions_L <= positions_N1
+        if window is not None:
+            seen_NL &= positions_L > positions_N1 - window
+        cells_L = table_P[positions_L // page_size].long() * page_size + positions_L % page_size
+        return _Row(first, first + count, cells_L, seen_NL)
+
+    def run(self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, scale: float) -> Tensor:
+        keys_CKD, values_CKD = self._keys[layer], self._values[layer]
+        keys_CKD[self._cells_T] = k_TKD.to(self._dtype)
+        values_CKD[self._cells_T] = v_TKD.to(self._dtype)
+        repeat = self._group.num_heads // self._group.num_kv_heads
+        out_THD = torch.zeros_like(q_THD)
+        for row in self._rows:
+            k_LHD = keys_CKD[row.cells_L].float().repeat_interleave(repeat, dim=1)
+            v_LHD = values_CKD[row.cells_L].float().repeat_interleave(repeat, dim=1)
+            scores_HNL = torch.einsum("nhd,lhd->hnl", q_THD[row.first : row.last].float(), k_LHD) * scale
+            weights_HNL = scores_HNL.masked_fill(~row.seen_NL, float("-inf")).softmax(dim=-1)
+            out_THD[row.first : row.last] = torch.einsum("hnl,lhd->nhd", weights_HNL, v_LHD).to(q_THD.dtype)
+        return out_THD
+
+    def copy(self, sources_C: Tensor, targets_C: Tensor) -> None:
+        for cells in (self._keys, self._values):
+            pages = cells.view(cells.shape[0], -1, self._group.page_size, *cells.shape[2:])
+            pages[:, targets_C] = pages[:, sources_C]

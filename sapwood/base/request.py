@@ -1,0 +1,85 @@
+"""A request as the engine sees it, from arrival to its last token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from sapwood.base.plan import Ints, TokenLogprobs
+from sapwood.base.sampling import SamplingParams
+
+
+class Request:
+    """Known tokens, limits and whereabouts. What changes every step lives in the scheduler's arrays, by slot.
+
+    Attributes:
+        id: The front's number for it.
+        tokens: int32, all known tokens while it waits; while it runs the scheduler's history holds them.
+        prompt_len: How many of them are the prompt.
+        limit: Length at which it ends: prompt plus most new tokens, within the context.
+        min_len: Length before which it cannot end by a stop token.
+        stop_ids: Tokens that end it (end-of-sequence tokens included unless ignored).
+        seed: 64-bit seed of its random choices.
+        namespace: Requests share cached prefixes only within one (adapter and salt).
+        arrival: Running number, lower came first.
+        slot: Its slot while it runs, else -1.
+        passed: How many later arrivals were admitted before it.
+        cached_tokens: Prompt tokens found in the cache when first admitted; -1 before.
+        hold: What it has of the KV cache; the cache's business alone.
+    """
+
+    __slots__ = (
+        "arrival",
+        "cached_tokens",
+        "hold",
+        "id",
+        "limit",
+        "min_len",
+        "namespace",
+        "params",
+        "passed",
+        "priority",
+        "prompt_len",
+        "prompt_logprobs",
+        "scored",
+        "seed",
+        "slot",
+        "stop_ids",
+        "tokens",
+    )
+
+    def __init__(
+        self,
+        id: int,
+        tokens: Ints,
+        params: SamplingParams,
+        *,
+        limit: int,
+        stop_ids: tuple[int, ...] = (),
+        seed: int = 0,
+        namespace: str = "",
+        priority: int = 0,
+        arrival: int = 0,
+    ) -> None:
+        self.id = id
+        self.tokens = np.ascontiguousarray(tokens, dtype=np.int32)
+        self.params = params
+        self.prompt_len = len(self.tokens)
+        self.limit = limit
+        self.min_len = self.prompt_len + params.min_tokens
+        self.stop_ids = stop_ids
+        self.seed = seed
+        self.namespace = namespace
+        self.priority = priority
+        self.arrival = arrival
+        self.slot = -1
+        self.passed = 0
+        self.cached_tokens = -1
+        self.prompt_logprobs: list[TokenLogprobs] = []
+        self.scored = params.prompt_logprobs is None  # prompt logprobs are complete (or were not asked for)
+        self.hold: Any = None
+
+    @property
+    def running(self) -> bool:
+        return self.slot >= 0

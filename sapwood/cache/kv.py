@@ -1,0 +1,335 @@
+"""The KV cache as a resource of the scheduler: matching, reserving, publishing and giving back pages.
+
+A sequence's pages, by position:
+
+    positions   0 ........ P ........ 2P ....... 3P ....... 4P
+    pages       [ tree      | tree     | own      | own   ...]
+                  hold.nodes (shared)    hold.own (private until full, planned and known)
+
+Pages whose tokens are known go to the tree at plan time, before the step that fills them has run: another request of
+the same plan finds them there, and because a layer writes its keys before anyone reads them, it may use them at once.
+Pages of generated tokens go there when the sequence next crosses a page border, since their tokens become known later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from sapwood.base.kv import KVGroup
+from sapwood.base.plan import PageChange, PageCopy
+from sapwood.base.request import Request
+from sapwood.cache.pool import PagePool
+from sapwood.cache.tree import ABSENT, Node, RadixTree
+
+SLOT_SHIFT = 32
+
+
+class Hold:
+    """What one running sequence has: a leased path in the tree, private pages behind it, and its windows' borders."""
+
+    __slots__ = ("low", "nodes", "own", "root")
+
+    def __init__(self, root: Node, nodes: list[Node], num_groups: int) -> None:
+        self.root = root
+        self.nodes = nodes
+        self.own: list[list[int]] = []  # per page: its number in each group
+        self.low = [0] * num_groups  # per windowed group: first page of the path that is held
+
+    @property
+    def deepest(self) -> Node:
+        return self.nodes[-1] if self.nodes else self.root
+
+    @property
+    def num_pages(self) -> int:
+        return len(self.nodes) + len(self.own)
+
+
+class KVCache:
+    """Pools and tree of one engine. Not thread-safe; the scheduler is its only caller.
+
+    `reuse=False` gives every request a namespace of its own, so nothing is ever shared.
+    """
+
+    def __init__(self, groups: Sequence[KVGroup], num_pages: Sequence[int], *, reuse: bool = True) -> None:
+        self.groups = tuple(groups)
+        self.page_size = groups[0].page_size
+        self.reuse = reuse
+        self.pools = [PagePool(count) for count in num_pages]
+        self.tree = RadixTree(groups, self.pools)
+        self.num_copied = 0
+        # Per group: slot and index packed into one key -> page, so that the last word on an entry counts.
+        self._changes: list[dict[int, int]] = [{} for _ in groups]
+        self._copies: list[tuple[list[int], list[int]]] = [([], []) for _ in groups]
+        self._pinned: list[Node] = []
+
+    # -- the scheduler's questions --------------------------------------------------------------------------------
+
+    def peek(self, request: Request) -> int:
+        """How many of a waiting request's tokens are cached, without touching anything."""
+        root = self.tree.roots.get(self._namespace(request))
+        if root is None:
+            return 0
+        return self.page_size * len(self.tree.match(root, request.tokens.tobytes(), self._max_match(request)))
+
+    def enter(self, request: Request) -> None:
+        """Lease the cached prefix of a request that may be about to run.
+
+        The last known token is never taken from the cache, since its logits are wanted.
+        """
+        tree = self.tree
+        root = tree.root(self._namespace(request))
+        nodes = tree.match(root, request.tokens.tobytes(), self._max_match(request))
+        hold = request.hold = Hold(root, nodes, len(self.groups))
+        tree.lease(hold.deepest)
+        matched = len(nodes) * self.page_size
+        for g in tree.windowed:
+            hold.low[g] = tree.first_seen(g, matched)
+            for node in nodes[hold.low[g] :]:
+                tree.hold(node, g)
+
+    def fits(self, request: Request, num_tokens: int, reserved: Sequence[int]) -> bool:
+        """Whether a request that has entered can grow to `num_tokens` and leave `reserved` pages per group to others."""
+        hold: Hold = request.hold
+        for g, group in enumerate(self.groups):
+            tokens = num_tokens - hold.num_pages * self.page_size
+            if group.window is not None:
+                tokens = min(tokens, group.window + 2 * self.page_size)
+            if -(-tokens // self.page_size) + reserved[g] > self.num_available(g):
+                return False
+        return True
+
+    def install(self, request: Request, *, number: int) -> int:
+        """Put the pages of an entered request into the page table of the slot that it was given by plan `number`.
+
+        Takes one page more when the next one is partly cached: the plan copies it. Returns how many tokens are cached.
+        """
+        hold: Hold = request.hold
+        cached = len(hold.nodes) * self.page_size
+        if request.scored:
+            wanted = request.tokens[cached : min(len(request.tokens) - 1, cached + self.page_size)]
+            cached += self._copy_partial(hold, wanted.tobytes(), number)
+        for g in range(len(self.groups)):
+            first = hold.low[g]
+            found = [node.pages[g] for node in hold.nodes[first:]] + [own[g] for own in hold.own]
+            key = request.slot << SLOT_SHIFT | first
+            self._changes[g].update(zip(range(key, key + len(found)), found, strict=True))
+        return cached
+
+    def extend(self, request: Request, fed: int, tokens: bytes) -> int:
+        """Follow the tree on from `fed` where another request has meanwhile had the same tokens computed.
+
+        `tokens` are all known tokens as int32 bytes. Returns the new `fed`.
+        """
+        hold: Hold = request.hold
+        tree = self.tree
+        if hold.own or fed != len(hold.nodes) * self.page_size or not request.scored:
+            return fed
+        start = deepest = hold.deepest
+        last = (len(tokens) // 4 - 1) // self.page_size
+        while len(hold.nodes) < last:
+            depth = len(hold.nodes)
+            child = deepest.children.get(tokens[depth * tree.page_bytes : (depth + 1) * tree.page_bytes])
+            if child is None or ABSENT in child.pages:
+                break
+            self._append(hold, child)
+            for g in range(len(self.groups)):
+                self._change(g, request.slot, depth, child.pages[g])
+            deepest = child
+        if deepest is not start:
+            tree.lease(deepest)
+            tree.release(start)
+        return len(hold.nodes) * self.page_size
+
+    def clamp(self, request: Request, start: int, count: int) -> int:
+        """How many of `count` positions from `start` on there are pages for, free or to be had by eviction."""
+        hold: Hold = request.hold
+        self._slide(hold, start)
+        pages = hold.num_pages + min(self.num_available(g) for g in range(len(self.groups)))
+        return min(count, pages * self.page_size - start)
+
+    def take(self, request: Request, end: int) -> bool:
+        """Have pages for all positions below `end`, all or nothing."""
+        hold: Hold = request.hold
+        missing = -(-end // self.page_size) - hold.num_pages
+        if missing <= 0:
+            return True
+        for g, pool in enumerate(self.pools):
+            if missing > len(pool.free) + self.tree.num_evictable(g):
+                return False
+        first = hold.num_pages
+        new = [[ABSENT] * len(self.pools) for _ in range(missing)]
+        for g, pool in enumerate(self.pools):
+            if missing > len(pool.free):
+                self.tree.evict(g, missing - len(pool.free))
+            for i in range(missing):
+                new[i][g] = pool.take()
+                self._change(g, request.slot, first + i, new[i][g])
+        hold.own.extend(new)
+        return True
+
+    def horizon(self, request: Request) -> int:
+        """The position up to which the request has pages."""
+        hold: Hold = request.hold
+        return hold.num_pages * self.page_size
+
+    def publish(self, request: Request, tokens: bytes, *, start: int, number: int) -> None:
+        """Give the tree every private page whose tokens are in `tokens` (known and planned, int32 bytes).
+
+        `start` is the first position that plan `number` writes for this request: a page that the tree has already is
+        exchanged for the tree's, but not while we write to it.
+        """
+        hold: Hold = request.hold
+        size = self.tree.page_bytes
+        full = len(tokens) // size
+        if not hold.own or len(hold.nodes) >= full:
+            return
+        before = hold.deepest
+        while hold.own and (depth := len(hold.nodes)) < full:
+            key = tokens[depth * size : (depth + 1) * size]
+            known = hold.deepest.children.get(key)
+            if known is None:
+                node = self.tree.add(hold.deepest, key, hold.own.pop(0), number)
+            elif (depth + 1) * self.page_size <= start:
+                node = self._exchange(hold, known, request.slot)
+            else:
+                break
+            self._append(hold, node)
+        self.tree.lease(hold.deepest)
+        self.tree.release(before)
+
+    def leave(self, request: Request, tokens: bytes, *, number: int, discard: bool = False) -> None:
+        """Give everything back. `tokens` as for `publish`; they stay cached, the last partial page too.
+
+        `discard` forgets what only this request has used, instead: its contents are not to be trusted.
+        """
+        hold: Hold = request.hold
+        tree = self.tree
+        if not discard:
+            self.publish(request, tokens, start=len(tokens) // 4, number=number)
+            self._keep_partial(hold, tokens[len(hold.nodes) * tree.page_bytes :], number)
+        request.hold = None
+        for own in hold.own:
+            for g, page in enumerate(own):
+                self.pools[g].give(page)
+        for g in tree.windowed:
+            for node in hold.nodes[hold.low[g] :]:
+                tree.unhold(node, g)
+        tree.release(hold.deepest)
+        if discard:
+            for node in reversed(hold.nodes):
+                if node.children or node.shelters:
+                    break
+                if node.parent is not None:  # else it went with its last child
+                    tree.remove(node)
+
+    def take_changes(self) -> tuple[tuple[PageChange, ...], tuple[PageCopy, ...]]:
+        """What changed in page tables since the last call, and the copies to make, per group."""
+        changes = tuple(_page_change(group) for group in self._changes)
+        copies = tuple(PageCopy(*(np.array(column, dtype=np.int32) for column in group)) for group in self._copies)
+        for entries in self._changes:
+            entries.clear()
+        for columns in self._copies:
+            for column in columns:
+                column.clear()
+        for node in self._pinned:
+            self.tree.release(node)
+        self._pinned.clear()
+        return changes, copies
+
+    def num_available(self, group: int) -> int:
+        """Pages of the group that are free or could be at once."""
+        return len(self.pools[group].free) + self.tree.num_evictable(group)
+
+    def flush(self) -> int:
+        """Forget everything that nobody leases; return how many pages that freed."""
+        before = sum(len(pool.free) for pool in self.pools)
+        for node in reversed(list(self.tree.nodes())):  # children come before their parents
+            if node.parent is not None and not node.children and not node.shelters:
+                self.tree.remove(node)
+        return sum(len(pool.free) for pool in self.pools) - before
+
+    def audit(self, running: Sequence[Request]) -> int:
+        """Compare the books with what tree and running requests really have; mend them; return how many were wrong."""
+        wrong = 0
+        for g, pool in enumerate(self.pools):
+            used = [node.pages[g] for node in self.tree.nodes() if node.pages[g] != ABSENT]
+            used += [own[g] for request in running for own in request.hold.own]
+            wrong += pool.reset_free(used)
+        return wrong
+
+    def _max_match(self, request: Request) -> int:
+        return (len(request.tokens) - 1) // self.page_size if request.scored else 0
+
+    def _namespace(self, request: Request) -> str:
+        return request.namespace if self.reuse else f"{request.namespace}\0{request.arrival}"
+
+    # -- parts ------------------------------------------------------------------------------------------------------
+
+    def _change(self, group: int, slot: int, index: int, page: int) -> None:
+        self._changes[group][slot << SLOT_SHIFT | index] = page
+
+    def _append(self, hold: Hold, node: Node) -> None:
+        hold.nodes.append(node)
+        for g in self.tree.windowed:
+            self.tree.hold(node, g)
+
+    def _slide(self, hold: Hold, start: int) -> None:
+        """Let go of windowed pages that no query at or behind `start` sees."""
+        for g in self.tree.windowed:
+            low = min(self.tree.first_seen(g, start), len(hold.nodes))
+            for node in hold.nodes[hold.low[g] : low]:
+                self.tree.unhold(node, g)
+            hold.low[g] = max(hold.low[g], low)
+
+    def _copy_partial(self, hold: Hold, wanted: bytes, number: int) -> int:
+        """Copy the page that begins like `wanted` into one of our own; return how many tokens that saves."""
+        if not wanted:
+            return 0
+        found = self.tree.closest(hold.deepest, wanted, number)
+        if found is None:
+            return 0
+        source, shared = found
+        # Keep the source from being evicted (for this very copy, too) until the plan is made.
+        self.tree.lease(source)
+        for g in self.tree.windowed:
+            self.tree.hold(source, g)
+        possible = all(self.num_available(g) for g in range(len(self.groups)))
+        if possible:
+            own = []
+            for g, pool in enumerate(self.pools):
+                if not pool.free:
+                    self.tree.evict(g, 1)
+                page = pool.take()
+                own.append(page)
+                self._copies[g][0].append(source.pages[g])
+                self._copies[g][1].append(page)
+            hold.own.append(own)
+            self._pinned.append(source)
+            self.num_copied += 1
+        else:
+            self.tree.release(source)
+        for g in self.tree.windowed:
+            self.tree.unhold(source, g)
+        return shared if possible else 0
+
+    def _exchange(self, hold: Hold, node: Node, slot: int) -> Node:
+        """Use the tree's page, which somebody else had computed too, and give ours back."""
+        for g, page in enumerate(hold.own.pop(0)):
+            if node.pages[g] == ABSENT:
+                self.tree.donate(node, g, page)
+            else:
+                self.pools[g].give(page)
+                self._change(g, slot, len(hold.nodes), node.pages[g])
+        return node
+
+    def _keep_partial(self, hold: Hold, key: bytes, number: int) -> None:
+        if key and hold.own and key not in hold.deepest.children:
+            self.tree.settle(self.tree.add(hold.deepest, key, hold.own.pop(0), number))
+
+
+def _page_change(entries: dict[int, int]) -> PageChange:
+    keys = np.fromiter(entries.keys(), dtype=np.int64, count=len(entries))
+    pages = np.fromiter(entries.values(), dtype=np.int32, count=len(entries))
+    return PageChange((keys >> SLOT_SHIFT).astype(np.int32), (keys & 0xFFFFFFFF).astype(np.int32), pages)

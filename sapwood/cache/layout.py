@@ -1,0 +1,60 @@
+"""How many pages each KV group gets of the memory there is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sapwood.base.errors import ConfigError
+from sapwood.base.kv import KVGroup
+
+
+def split_pages(
+    groups: Sequence[KVGroup], num_bytes: int, *, itemsize: int, max_num_seqs: int, step_tokens: int, max_tokens: int | None = None
+) -> list[int]:
+    """Pages per group (the reserved page 0 included) such that all groups together take at most `num_bytes`.
+
+    All groups hold the same number of tokens, except that a windowed group stops growing at what `max_num_seqs` windows
+    and two steps of `step_tokens` tokens can use, twice over so that windows of cached prefixes survive a while; the
+    others take what it leaves. `max_tokens` caps every group.
+    """
+    costs = [group.bytes_per_page(itemsize) for group in groups]
+    caps = [_useful_pages(group, max_num_seqs, step_tokens, max_tokens) for group in groups]
+    counts = [0] * len(groups)
+    growing = list(range(len(groups)))
+    left = num_bytes
+    while growing:
+        # Pages of equal token counts for all that still grow; those that reach their cap free the rest for the others.
+        share = left // sum(costs[g] for g in growing)
+        full = [g for g in growing if (cap := caps[g]) is not None and cap <= share]
+        for g in full or growing:
+            cap = caps[g]
+            counts[g] = cap if full and cap is not None else share
+            left -= counts[g] * costs[g]
+        growing = [g for g in growing if g not in full] if full else []
+    if min(counts) < 2:
+        need = 2 * sum(costs)
+        raise ConfigError(
+            f"too little memory for the KV cache: {num_bytes / 2**20:.1f} MiB are left and even one page a group needs "
+            f"{need / 2**20:.1f} MiB. Raise --kv-cache-memory or --mem-fraction-static, or free memory."
+        )
+    return counts
+
+
+def _useful_pages(group: KVGroup, max_num_seqs: int, step_tokens: int, max_tokens: int | None) -> int | None:
+    size = group.page_size
+    cap = None if max_tokens is None else max(2, -(-max_tokens // size) + 1)
+    if group.window is None:
+        return cap
+    window = 2 * (max_num_seqs * (-(-group.window // size) + 2) + 2 * (-(-step_tokens // size) + 1)) + 1
+    return window if cap is None else min(cap, window)
+
+
+def longest_sequence(groups: Sequence[KVGroup], counts: Sequence[int], *, step_tokens: int) -> int:
+    """Most tokens that one sequence can hold when it has the whole cache to itself."""
+    longest = 2**31 - 1
+    for group, count in zip(groups, counts, strict=True):
+        tokens = (count - 1) * group.page_size
+        # A windowed group needs its window, the step that is being written and the page borders of both.
+        if group.window is None or tokens < group.window + step_tokens + 2 * group.page_size:
+            longest = min(longest, tokens)
+    return longest

@@ -1,0 +1,274 @@
+"""The radix tree that owns the pages of the KV cache.
+
+A tree of pages: each edge is the tokens of one page, so a node is one page per KV group together with everything that
+came before it. A node with fewer tokens than a page (a leaf always) is the last page of a finished sequence; it is
+reused by copying. Namespaces (adapter, salt) have a root each.
+
+    root ── [You are a] ── [helpful as] ─┬─ [sistant. W]   ← leased by a running sequence: it and its ancestors stay
+                                         └─ [sist]         ← a partial leaf
+
+Leases: a sequence leases the deepest node it uses. A node is *sheltered* while it or a descendant is leased. Only
+unsheltered leaves are evicted, least recently used first, and a parent whose last child goes becomes a leaf: O(log n)
+per page. Groups with a sliding window also lose pages in the middle of the tree: a node's page in such a group can be
+evicted while no running sequence has it in its window (`holds`), which leaves -1 in `pages`.
+
+The idea is RadixAttention's (Zheng et al., SGLang, 2023); leases at the deepest node, windows and page-wise edges are
+ours.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Iterator, Sequence
+
+from sapwood.base.kv import KVGroup
+from sapwood.cache.pool import PagePool
+
+ABSENT = -1
+COPY_CANDIDATES = 8  # siblings looked at for a partly matching page, newest first
+
+
+class Node:
+    """One page per group. `born` is the plan that first wrote it; `used` orders eviction."""
+
+    __slots__ = ("born", "children", "holds", "key", "leases", "pages", "parent", "shelters", "touched", "used")
+
+    def __init__(self, parent: Node | None, key: bytes, pages: list[int], born: int) -> None:
+        self.parent = parent
+        self.key = key
+        self.pages = pages
+        self.born = born
+        self.children: dict[bytes, Node] = {}
+        self.leases = 0
+        self.shelters = 0  # 1 if leased, plus the sheltered children
+        self.holds = [0] * len(pages)  # sequences that have the page in their window, per group
+        self.touched = [0] * len(pages)  # when the last hold ended, per group
+        self.used = 0
+
+
+class RadixTree:
+    """All namespaces' pages of one engine. Token keys are int32 bytes, 4 a token."""
+
+    def __init__(self, groups: Sequence[KVGroup], pools: Sequence[PagePool]) -> None:
+        self.page_size = groups[0].page_size
+        self.page_bytes = 4 * self.page_size
+        self.windows = [group.window for group in groups]
+        self.windowed = [g for g, window in enumerate(self.windows) if window is not None]
+        self.pools = pools
+        self.roots: dict[str, Node] = {}
+        self.num_nodes = 0
+        self.num_sheltered = 0
+        self.num_evicted = 0
+        # Per windowed group: pages in the tree, and those of them in some running window.
+        self.num_present = [0] * len(groups)
+        self.num_held = [0] * len(groups)
+        self._clock = itertools.count(1)
+        self._order = itertools.count()
+        self._leaves: list[tuple[int, int, Node]] = []
+        self._slack: list[list[tuple[int, int, Node]]] = [[] for _ in groups]
+
+    def root(self, namespace: str) -> Node:
+        node = self.roots.get(namespace)
+        if node is None:
+            node = self.roots[namespace] = Node(None, namespace.encode(), [ABSENT] * len(self.windows), 0)
+        return node
+
+    # -- finding ------------------------------------------------------------------------------------------------
+
+    def match(self, root: Node, keys: bytes, max_pages: int) -> list[Node]:
+        """The longest usable path of full pages for the tokens in `keys`, at most `max_pages` long.
+
+        Usable: every page that a query behind the path sees is there, in windowed groups too.
+        """
+        size = self.page_bytes
+        path: list[Node] = []
+        node = root
+        usable = 0
+        complete = [0] * len(self.windows)  # per group: pages from here to the end of the path are all present
+        for depth in range(max_pages):
+            child = node.children.get(keys[depth * size : (depth + 1) * size])
+            if child is None:
+                break
+            path.append(child)
+            node = child
+            if not self.windowed:
+                continue
+            good = True
+            for g in self.windowed:
+                if child.pages[g] == ABSENT:
+                    complete[g] = depth + 1
+                good &= complete[g] <= self.first_seen(g, (depth + 1) * self.page_size)
+            if good:
+                usable = depth + 1
+        return path[:usable] if self.windowed else path
+
+    def first_seen(self, group: int, position: int) -> int:
+        """Index of the first page that a query at `position` sees in the group."""
+        window = self.windows[group]
+        return 0 if window is None else max(0, position - window + 1) // self.page_size
+
+    def closest(self, parent: Node, wanted: bytes, before: int) -> tuple[Node, int] | None:
+        """The child that shares most leading tokens with `wanted` (bytes of less than or up to a page), and how many.
+
+        Only children written by plans before `before`: a copy runs ahead of the forward of its own plan.
+        """
+        best: tuple[Node, int] | None = None
+        goal = int.from_bytes(wanted, "little")
+        for child in itertools.islice(reversed(parent.children.values()), COPY_CANDIDATES):
+            if child.born >= before or ABSENT in child.pages:
+                continue
+            length = min(len(child.key), len(wanted))
+            differs = (goal ^ int.from_bytes(child.key, "little")) & ((1 << (8 * length)) - 1)
+            shared = length // 4 if not differs else ((differs & -differs).bit_length() - 1) // 32
+            if shared and (best is None or shared > best[1]):
+                best = child, shared
+        return best
+
+    # -- leases and windows -------------------------------------------------------------------------------------
+
+    def lease(self, node: Node) -> None:
+        node.leases += 1
+        if node.leases > 1:
+            return
+        walk: Node | None = node
+        while walk is not None:
+            walk.shelters += 1
+            if walk.shelters > 1:
+                return
+            self.num_sheltered += walk.parent is not None
+            walk = walk.parent
+
+    def release(self, node: Node) -> None:
+        node.leases -= 1
+        if node.leases:
+            return
+        node.used = next(self._clock)
+        walk: Node | None = node
+        while walk is not None:
+            walk.shelters -= 1
+            if walk.shelters:
+                return
+            self.num_sheltered -= walk.parent is not None
+            if not walk.children:
+                self._leaf(walk)
+            walk = walk.parent
+
+    def hold(self, node: Node, group: int) -> None:
+        if node.holds[group] == 0:
+            self.num_held[group] += 1
+        node.holds[group] += 1
+
+    def unhold(self, node: Node, group: int) -> None:
+        node.holds[group] -= 1
+        if node.holds[group] == 0:
+            self.num_held[group] -= 1
+            node.touched[group] = stamp = next(self._clock)
+            heapq.heappush(self._slack[group], (stamp, next(self._order), node))
+            if len(self._slack[group]) > 2 * self.num_nodes + 64:
+                self._slack[group] = [entry for entry in self._slack[group] if self._is_slack(group, *entry)]
+                heapq.heapify(self._slack[group])
+
+    # -- growing and shrinking ----------------------------------------------------------------------------------
+
+    def add(self, parent: Node, key: bytes, pages: list[int], born: int) -> Node:
+        """Hand pages to the tree as a new child. The caller leases it, or lets it be evictable through `settle`."""
+        node = Node(parent, key, pages, born)
+        parent.children[key] = node
+        self.num_nodes += 1
+        for g in self.windowed:
+            self.num_present[g] += pages[g] != ABSENT
+        return node
+
+    def donate(self, node: Node, group: int, page: int) -> None:
+        """Give a node back the windowed page that it had lost."""
+        node.pages[group] = page
+        self.num_present[group] += 1
+
+    def settle(self, node: Node) -> None:
+        """Make a node that nobody leases evictable as the most recently used one."""
+        self.lease(node)
+        self.release(node)
+        for g in self.windowed:
+            self.hold(node, g)
+            self.unhold(node, g)
+
+    def num_evictable(self, group: int) -> int:
+        """Pages of the group that eviction could free now."""
+        if self.windows[group] is None:
+            return self.num_nodes - self.num_sheltered
+        return self.num_present[group] - self.num_held[group]
+
+    def evict(self, group: int, count: int) -> None:
+        """Free `count` pages of the group; the caller has made sure that there are as many."""
+        target = len(self.pools[group].free) + count
+        while len(self.pools[group].free) < target:
+            if self.windows[group] is None:
+                self._evict_leaf()
+            else:
+                self._evict_window_page(group)
+
+    def remove(self, node: Node) -> None:
+        """Free an unsheltered leaf's pages and forget it."""
+        parent = node.parent
+        assert parent is not None and not node.children and not node.shelters
+        del parent.children[node.key]
+        node.parent = None
+        self.num_nodes -= 1
+        for g, page in enumerate(node.pages):
+            if page != ABSENT:
+                self.pools[g].give(page)
+                self.num_present[g] -= self.windows[g] is not None
+                self.num_evicted += 1
+        if not parent.children and not parent.shelters:
+            parent.used = max(parent.used, node.used)
+            if parent.parent is not None and all(page == ABSENT for page in parent.pages):
+                self.remove(parent)  # its windowed pages went earlier: nothing is left to reuse
+            else:
+                self._leaf(parent)
+
+    def nodes(self) -> Iterator[Node]:
+        """Every node but the roots."""
+        stack = [child for root in self.roots.values() for child in root.children.values()]
+        while stack:
+            node = stack.pop()
+            yield node
+            stack.extend(node.children.values())
+
+    def _leaf(self, node: Node) -> None:
+        if node.parent is None:  # an empty namespace
+            self.roots.pop(node.key.decode(), None)
+            return
+        heapq.heappush(self._leaves, (node.used, next(self._order), node))
+        if len(self._leaves) > 2 * self.num_nodes + 64:
+            self._leaves = [entry for entry in self._leaves if self._is_leaf(*entry)]
+            heapq.heapify(self._leaves)
+
+    @staticmethod
+    def _is_leaf(used: int, _: int, node: Node) -> bool:
+        return node.used == used and node.parent is not None and not node.children and not node.shelters
+
+    @staticmethod
+    def _is_slack(group: int, stamp: int, _: int, node: Node) -> bool:
+        gone = node.parent is None or node.pages[group] == ABSENT
+        return not gone and node.touched[group] == stamp and not node.holds[group]
+
+    def _evict_leaf(self) -> None:
+        while True:
+            entry = heapq.heappop(self._leaves)
+            if self._is_leaf(*entry):
+                return self.remove(entry[2])
+
+    def _evict_window_page(self, group: int) -> None:
+        while True:
+            entry = heapq.heappop(self._slack[group])
+            if self._is_slack(group, *entry):
+                break
+        node = entry[2]
+        self.pools[group].give(node.pages[group])
+        node.pages[group] = ABSENT
+        self.num_present[group] -= 1
+        self.num_evicted += 1
+        # Without any page left, a childless node is of no use to anybody.
+        if not node.children and not node.shelters and all(page == ABSENT for page in node.pages):
+            self.remove(node)

@@ -1,0 +1,39 @@
+"""`sapwood explain`: what would be decided for a model on this machine, and why; nothing is loaded."""
+
+from __future__ import annotations
+
+import argparse
+
+from sapwood.config.flags import add_flags, from_args
+
+HELP = "print what would be decided and why, without loading weights"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_flags(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from sapwood.arch.families import declare
+    from sapwood.cli.terminal import console, print_rows, pull_progress
+    from sapwood.config.resolve import ITEMSIZE, gib, resolve
+    from sapwood.config.shape import shape_of
+    from sapwood.hub import find
+    from sapwood.runner.device import probe
+
+    config = from_args(args)
+    with pull_progress() as progress:
+        files = find(config.model.model, revision=config.model.revision, weights=False, progress=progress)
+    decoder, device = declare(files.config), probe(config.device.device)
+    model = shape_of(decoder, name=files.name)
+    config, decisions = resolve(config, model, device)
+    weights = model.num_parameters * ITEMSIZE[config.model.dtype]
+    token = model.num_kv_elements_per_token * ITEMSIZE[config.cache.kv_cache_dtype]
+    rows = [
+        ("model", decoder.architecture, f"{model.num_parameters / 1e6:.0f}M parameters, {len(decoder.blocks)} layers"),
+        ("weights", gib(weights), f"in {config.model.dtype}"),
+        ("KV cache", f"{token / 1024:.1f} KiB a token", f"in {config.cache.kv_cache_dtype}"),
+    ]
+    rows += [(decision.field, decision.shown, decision.reason) for decision in decisions]
+    print_rows(console(), rows)
+    return 0

@@ -1,0 +1,72 @@
+"""What commands show: tables and progress on a terminal, plain lines into a file or a pipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from sapwood.config import env
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from sapwood.hub import Progress
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Where to print. Without a terminal, lines are not folded."""
+    from rich.console import Console
+
+    found = Console(stderr=stderr, highlight=False, no_color=env.plain() or None, soft_wrap=False)
+    return found if found.is_terminal else Console(stderr=stderr, highlight=False, width=1000, soft_wrap=True)
+
+
+def print_rows(out: Console, rows: Sequence[Sequence[str]], *, header: Sequence[str] = ()) -> None:
+    """Columns under each other; the last one is dimmed and folds."""
+    from rich.table import Table
+    from rich.text import Text
+
+    if not out.is_terminal:
+        for row in ([header] if header else []) + list(rows):
+            out.print(Text("  ".join(row)))
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=bool(header), header_style="bold")
+    num_columns = max(map(len, rows), default=len(header))
+    for column in range(num_columns):
+        last = column == num_columns - 1
+        title = header[column] if header else ""
+        table.add_column(title, style="dim" if last else None, overflow="fold", no_wrap=not last)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    out.print(table)
+
+
+def print_decisions(out: Console, decisions: Sequence[str]) -> None:
+    """Lines of 'field = value (reason)', as a table."""
+    rows = []
+    for line in decisions:
+        field, _, rest = line.partition(" = ")
+        value, _, reason = rest.partition(" (")
+        rows.append((field, value, reason.removesuffix(")")))
+    print_rows(out, rows)
+
+
+@contextmanager
+def pull_progress() -> Iterator[Progress]:
+    """A progress bar on stderr that appears when something is pulled."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description:>9}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    out = console(stderr=True)
+    with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bars:
+        tasks: dict[str, int] = {}
+
+        def show(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=None)
+                if not out.is_terminal:
+                    out.print(f"{stage} ...")
+            bars.update(tasks[stage], completed=done, total=total or None)
+
+        yield show

@@ -1,0 +1,46 @@
+"""The only reader of the environment.
+
+SAPWOOD_CACHE     where models and derived files are kept             ~/.cache/sapwood, or under XDG_CACHE_HOME
+SAPWOOD_API_KEY   what --api-key says, without showing it in `ps`
+SAPWOOD_DEBUG     1: tracebacks for user errors too
+HF_TOKEN          passed to the hub for gated models (read by huggingface_hub itself)
+HF_HUB_OFFLINE    1: never ask the hub
+NO_COLOR          any value: plain output
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+_TRUE = {"1", "true", "yes", "on"}
+
+
+def cache_dir(env: Mapping[str, str] = os.environ) -> Path:
+    """Where models live. Not created here."""
+    if chosen := env.get("SAPWOOD_CACHE"):
+        return Path(chosen).expanduser()
+    base = env.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "sapwood"
+
+
+def api_key(env: Mapping[str, str] = os.environ) -> str | None:
+    return env.get("SAPWOOD_API_KEY") or None
+
+
+def debug(env: Mapping[str, str] = os.environ) -> bool:
+    return _true(env.get("SAPWOOD_DEBUG"))
+
+
+def offline(env: Mapping[str, str] = os.environ) -> bool:
+    return _true(env.get("HF_HUB_OFFLINE"))
+
+
+def plain(env: Mapping[str, str] = os.environ) -> bool:
+    """Whether the user asked for output without colours."""
+    return "NO_COLOR" in env or env.get("TERM") == "dumb"
+
+
+def _true(text: str | None) -> bool:
+    return (text or "").strip().lower() in _TRUE

@@ -1,0 +1,43 @@
+"""What `resolve` has to know of the machine and of the model: numbers, measured or read elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceFacts:
+    """One device as it was found. Memory in bytes, of the whole device; `dtypes` are the ones it computes in.
+
+    `num_cores` counts the CPU cores this process may use, also where the device is a GPU. `capability` is CUDA's
+    compute capability, None on a CPU.
+    """
+
+    kind: Literal["cpu", "cuda"]
+    index: int = 0
+    name: str
+    num_cores: int
+    total_memory: int
+    free_memory: int
+    capability: tuple[int, int] | None = None
+    dtypes: tuple[str, ...] = ("float32",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelShape:
+    """A model as memory and limits see it.
+
+    `num_parameters` counts elements of the weights, shared ones once. `num_kv_elements_per_token` counts the elements
+    of keys and values that one token keeps in the layers that see everything; `num_kv_elements_per_window` those that
+    the sliding-window layers keep of one sequence at most. `dtype` is the checkpoint's own, without 'torch.'.
+    `default_name` is what clients call the model when nobody says otherwise.
+    """
+
+    default_name: str
+    max_positions: int
+    vocab_size: int
+    num_parameters: int
+    num_kv_elements_per_token: int
+    num_kv_elements_per_window: int = 0
+    dtype: str = "bfloat16"

@@ -1,0 +1,263 @@
+"""The options as a command line, a file, or keyword arguments: one list, made from the dataclasses.
+
+Every spelling ends in the same place: `from_options` takes pairs of name and value, refuses names that it does not
+know, and makes the Config. A name is a field's (`max_model_len`) or any of its flags' (`context_length`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import json
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from sapwood.base.errors import ConfigError
+from sapwood.config import env
+from sapwood.config.options import Config
+
+_BYTES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_COUNTS = {"": 1, "k": 1000, "m": 1_000_000, "K": 1 << 10, "M": 1 << 20}
+_DEST = "option_"
+
+
+@dataclass(frozen=True)
+class Option:
+    """One field of one section, as a person may spell it."""
+
+    section: str
+    field: str
+    kind: type
+    default: Any
+    help: str
+    flags: tuple[str, ...]
+    choices: tuple[str, ...]
+    metavar: str
+    off: tuple[str, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the option is called in files and keyword arguments."""
+        return tuple(dict.fromkeys((self.field, *(_name(flag) for flag in self.flags))))
+
+    def read(self, value: Any) -> Any:
+        """Text or a plain value to the field's type; ConfigError if it is neither."""
+        try:
+            read = self._parse(value) if isinstance(value, str) else self._accept(value)
+        except ValueError:
+            raise ConfigError(f"{self.flags[0]} takes {self._takes()}, got {value!r}.") from None
+        if self.choices and read not in self.choices:
+            raise ConfigError(f"{self.flags[0]} takes one of {', '.join(self.choices)}, got {value!r}.")
+        return read
+
+    def _parse(self, text: str) -> Any:
+        if self.kind is bool:
+            return _parse_bool(text)
+        if self.metavar == "BYTES":
+            return parse_number(text.upper().removesuffix("B").removesuffix("I"), _BYTES)
+        if self.metavar == "TOKENS":
+            return parse_number(text, _COUNTS)
+        return self.kind(text)
+
+    def _accept(self, value: Any) -> Any:
+        if value is None and self.default is None:
+            return None
+        good = isinstance(value, self.kind) or (self.kind is float and isinstance(value, int))
+        if not good or (isinstance(value, bool) and self.kind is not bool):
+            raise ValueError
+        return self.kind(value)
+
+    def _takes(self) -> str:
+        if self.metavar == "BYTES":
+            return "bytes, such as 512M or 4G"
+        if self.metavar == "TOKENS":
+            return "a number of tokens, such as 4096, 4K or 32k"
+        return {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[self.kind]
+
+
+@cache
+def options() -> tuple[Option, ...]:
+    """Every option, in the order of the dataclasses."""
+    return tuple(
+        Option(section.name, field.name, kind, field.default, **field.metadata)
+        for section in dataclasses.fields(Config)
+        for field, kind in _fields(typing.get_type_hints(Config)[section.name])
+    )
+
+
+def add_flags(parser: argparse.ArgumentParser, sections: Sequence[str] = (), *, positional: bool = True) -> None:
+    """Add the options of `sections` (all by default) and `--config`; read them with `from_args`.
+
+    With `positional`, the model may also stand without its flag.
+    """
+    if positional:
+        parser.add_argument("positional_model", nargs="?", metavar="MODEL", help="the same as --model")
+    parser.add_argument("--config", metavar="FILE", help="a TOML, JSON or YAML file of options; flags win over it")
+    groups = {field.name: field for field in dataclasses.fields(Config)}
+    for name in sections or groups:
+        title = (typing.get_type_hints(Config)[name].__doc__ or name).rstrip(".")
+        group = parser.add_argument_group(title)
+        for option in options():
+            if option.section == name:
+                _add_flag(group, option)
+
+
+def from_args(args: argparse.Namespace) -> Config:
+    """The Config that a parsed command line asks for, on top of its --config file and the environment."""
+    return from_options(given(args))
+
+
+def given(args: argparse.Namespace) -> dict[str, Any]:
+    """What the user set, by field, and nothing else: flags over the --config file over the environment."""
+    values: dict[str, Any] = {}
+    if key := env.api_key():
+        values["api_key"] = key
+    if args.config:
+        values |= _by_field(_read_file(Path(args.config)))
+    flags = {name.removeprefix(_DEST): value for name, value in vars(args).items() if name.startswith(_DEST)}
+    if positional := getattr(args, "positional_model", None):
+        if "model" in flags:
+            raise ConfigError(f"the model is given twice: {positional} and {flag_of('model')} {flags['model']}.")
+        flags["model"] = positional
+    return values | flags
+
+
+def from_options(given: Mapping[str, Any]) -> Config:
+    """The Config with `given` set; ConfigError for an unknown name or a value of the wrong type."""
+    sections: dict[str, dict[str, Any]] = {}
+    for name, value in _by_field(given).items():
+        option = _names()[name]
+        sections.setdefault(option.section, {})[option.field] = option.read(value)
+    types_of = typing.get_type_hints(Config)
+    return Config(**{name: types_of[name](**values) for name, values in sections.items()})
+
+
+def replace(config: Config, section: str, **values: Any) -> Config:
+    """`config` with fields of one section changed."""
+    return dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **values)})
+
+
+def flag_of(field: str) -> str:
+    """How messages call the option of a field."""
+    return _names()[field].flags[0]
+
+
+def _parse_bool(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise ValueError(text)
+    return text.lower() == "true"
+
+
+def parse_number(text: str, suffixes: Mapping[str, int]) -> int:
+    """'1.5G' to a whole number; ValueError if it is none."""
+    text = text.strip()
+    suffix = text[-1:] if text[-1:].isalpha() else ""
+    if suffix not in suffixes:
+        raise ValueError(text)
+    value = float(text.removesuffix(suffix).replace("_", "")) * suffixes[suffix]
+    if value != int(value):
+        raise ValueError(text)
+    return int(value)
+
+
+def _fields(section: type) -> Iterable[tuple[dataclasses.Field[Any], type]]:
+    hints = typing.get_type_hints(section)
+    for field in dataclasses.fields(section):
+        hint = hints[field.name]
+        kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        yield field, next(kind for kind in kinds if kind is not type(None))
+
+
+def _add_flag(group: argparse._ArgumentGroup, option: Option) -> None:
+    default = _shown(option)
+    common: dict[str, Any] = {"dest": _DEST + option.field, "default": argparse.SUPPRESS}
+    if option.kind is bool:
+        group.add_argument(*option.flags, action="store_true", help=f"{option.help} ({default})", **common)
+        off = [f"--no-{flag.removeprefix('--')}" for flag in option.flags]
+        short = option.flags[0].removeprefix("--").removeprefix("enable-")
+        off += [flag for flag in (f"--no-{short}", *option.off) if flag not in off]
+        group.add_argument(*off, action="store_false", help=f"the opposite of {option.flags[0]}", **common)
+        return
+    metavar = option.metavar or (
+        "{" + ",".join(option.choices) + "}" if option.choices else _name(option.flags[0]).upper()
+    )
+    group.add_argument(*option.flags, metavar=metavar, help=f"{option.help} ({default})", **common)
+
+
+def _shown(option: Option) -> str:
+    if option.default is None:
+        return "default: none" if option.field in _NOT_DERIVED else "default: derived"
+    if option.kind is bool:
+        return "default: on" if option.default else "default: off"
+    if option.metavar == "BYTES":
+        return f"default: {option.default >> 20}M"
+    return f"default: {option.default}"
+
+
+_NOT_DERIVED = frozenset({"tokenizer", "revision", "chat_template", "max_total_tokens", "api_key", "cors_origins"})
+
+
+@cache
+def _names() -> dict[str, Option]:
+    return {name: option for option in options() for name in option.names}
+
+
+def _by_field(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The same values under the fields' own names; ConfigError for names that no option has, or two spellings of one."""
+    result: dict[str, Any] = {}
+    for raw, value in given.items():
+        name = _name(raw)
+        if name not in _names():
+            near = difflib.get_close_matches(name, _names(), n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else " `sapwood serve --help` lists the options."
+            raise ConfigError(f"unknown option {raw!r}.{hint}")
+        field = _names()[name].field
+        if field in result:
+            raise ConfigError(f"{raw!r} sets {flag_of(field)}, which is set already under another spelling.")
+        result[field] = value
+    return result
+
+
+def _name(flag: str) -> str:
+    return flag.removeprefix("--").replace("-", "_")
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text("utf-8")
+        match path.suffix:
+            case ".toml":
+                content = tomllib.loads(text)
+            case ".json":
+                content = json.loads(text)
+            case ".yaml" | ".yml":
+                content = _read_yaml(path, text)
+            case _:
+                raise ConfigError(f"--config {path}: the name must end in .toml, .json, .yaml or .yml.")
+    except OSError as error:
+        raise ConfigError(f"--config {path}: {error.strerror or error}.") from error
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"--config {path} cannot be read: {error}.") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"--config {path}: expected names and values, got {type(content).__name__}.")
+    return content
+
+
+def _read_yaml(path: Path, text: str) -> Any:
+    try:
+        import yaml
+    except ImportError:
+        raise ConfigError(f"--config {path}: YAML needs PyYAML: pip install 'sapwood[yaml]', or use TOML.") from None
+    try:
+        return yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--config {path} cannot be read: {error}.") from error

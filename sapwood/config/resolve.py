@@ -1,0 +1,299 @@
+"""What was left open, decided: pure rules from options, model and device, each with its reason.
+
+A rule is asked only where the user said nothing. Rules run in the order of `_RULES`, so a later one may build on
+what an earlier one decided; `_check` then looks at the whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from sapwood.base.errors import ConfigError
+from sapwood.config.facts import DeviceFacts, ModelShape
+from sapwood.config.flags import flag_of, replace
+from sapwood.config.options import Config
+
+ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
+_GIB = 1 << 30
+
+_T = TypeVar("_T")
+_Rule = Callable[[Config, ModelShape, DeviceFacts], tuple[Any, str]]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One option's final value, and why."""
+
+    field: str
+    value: Any
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.field} = {self.shown} ({self.reason})"
+
+    @property
+    def shown(self) -> str:
+        if self.field == "kv_cache_memory" and isinstance(self.value, int):
+            return gib(self.value)
+        return str(self.value)
+
+
+def resolve(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[Config, tuple[Decision, ...]]:
+    """Fill in every derived option and check the whole; ConfigError names the flags at odds and the mend.
+
+    On CUDA `kv_cache_memory` stays None: the pool takes what is left of `memory_fraction` once the weights are there.
+    """
+    _check_ranges(config)
+    decisions = []
+    for section, field, rule in _RULES:
+        given = getattr(getattr(config, section), field)
+        if given is not None and given != "auto":
+            decisions.append(Decision(field, given, "as asked"))
+            continue
+        value, reason = rule(config, model, device)
+        config = replace(config, section, **{field: value})
+        decisions.append(Decision(field, "what is left" if value is None else value, reason))
+    _check(config, model, device)
+    return config, tuple(decisions)
+
+
+def gib(num_bytes: int) -> str:
+    """Bytes as people read them."""
+    return f"{num_bytes / _GIB:.2f} GiB" if num_bytes >= _GIB else f"{num_bytes / (1 << 20):.0f} MiB"
+
+
+# --- rules ---
+
+
+def _device(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[str, str]:
+    if device.kind == "cuda":
+        return f"cuda:{device.index}", f"found {device.name}, {gib(device.total_memory)}"
+    return "cpu", f"no CUDA device found; {device.num_cores} cores, {gib(device.total_memory)}"
+
+
+def _served_model_name(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[str, str]:
+    return model.default_name, "the model's own name"
+
+
+def _dtype(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[str, str]:
+    if device.kind == "cpu":
+        return "float32", "half-precision products are slow on a CPU"
+    if model.dtype in ("bfloat16", "float16") and model.dtype in device.dtypes:
+        return model.dtype, "the checkpoint's"
+    if "bfloat16" in device.dtypes:
+        return "bfloat16", f"the checkpoint's {model.dtype} would take twice the memory"
+    return "float16", f"{device.name} does not compute in bfloat16"
+
+
+def _kv_cache_dtype(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[str, str]:
+    return config.model.dtype, "as the activations"
+
+
+def _page_size(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[int, str]:
+    return 16, "shares prefixes finely and still reads whole cache lines"
+
+
+def _memory_fraction(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[float, str]:
+    return 0.9, "leaves room for the driver and other processes"
+
+
+def _max_num_seqs(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[int, str]:
+    most, where = (64, "a CPU gains little beyond") if device.kind == "cpu" else (256, "a GPU gains little beyond")
+    given = config.scheduler.max_num_batched_tokens
+    if given is not None and given < most:
+        return given, f"{flag_of('max_num_batched_tokens')} allows no more"
+    return most, where
+
+
+def _max_num_batched_tokens(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[int, str]:
+    base = 512 if device.kind == "cpu" else 8192
+    seqs = _known(config.scheduler.max_num_seqs)
+    if base <= seqs:
+        return 2 * seqs, f"twice {flag_of('max_num_seqs')}, so that prompts get in beside running requests"
+    return base, "keeps a step short on a CPU" if device.kind == "cpu" else "enough to keep the GPU busy"
+
+
+def _chunked_prefill_size(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[int, str]:
+    base = 256 if device.kind == "cpu" else 4096
+    budget = _known(config.scheduler.max_num_batched_tokens)
+    if base >= budget:
+        return budget, "the whole of a step"
+    return base, "a long prompt does not stall running answers"
+
+
+def _kv_cache_memory(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[int | None, str]:
+    if device.kind == "cuda":
+        share = f"{_known(config.cache.memory_fraction):.0%} of the device, less weights and activations"
+        return None, share
+    longest = config.model.max_model_len or model.max_positions
+    seqs = _known(config.scheduler.max_num_seqs)
+    free = max(device.free_memory - _weight_bytes(config, model), 0)
+    size, reason = min(
+        (seqs * _sequence_bytes(config, model, longest), f"{seqs} requests of {longest} tokens"),
+        (free // 4, "a quarter of the free memory"),
+        (4 * _GIB, "more would crowd out other programs"),
+    )
+    if tokens := config.cache.max_total_tokens:
+        return _sequence_bytes(config, model, tokens), f"{flag_of('max_total_tokens')} {tokens}"
+    return size, reason
+
+
+def _max_model_len(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[int, str]:
+    fits, page = _longest_sequence(config, model, device), _known(config.cache.page_size)
+    if fits >= model.max_positions:
+        return model.max_positions, "the model's"
+    if fits < page:
+        weights, free = gib(_weight_bytes(config, model)), gib(device.free_memory)
+        raise ConfigError(
+            f"too little memory: after {weights} of weights, {free} free on {device.name} leave no room for KV cache. "
+            f"Free some memory, take a smaller model, or raise {flag_of('memory_fraction')} or "
+            f"{flag_of('kv_cache_memory')}."
+        )
+    return fits // page * page, f"what the KV cache holds; the model could take {model.max_positions}"
+
+
+def _threads(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[int, str]:
+    if device.kind == "cuda":
+        return min(device.num_cores, 4), "the GPU does the work"
+    return device.num_cores, "the cores this process may use"
+
+
+def _depth(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[int, str]:
+    if device.kind == "cpu":
+        return 0, "host and device are the same cores"
+    return 1, "the next step is launched before the last one's tokens are read"
+
+
+_RULES: tuple[tuple[str, str, _Rule], ...] = (
+    ("device", "device", _device),
+    ("model", "served_model_name", _served_model_name),
+    ("model", "dtype", _dtype),
+    ("cache", "kv_cache_dtype", _kv_cache_dtype),
+    ("cache", "page_size", _page_size),
+    ("cache", "memory_fraction", _memory_fraction),
+    ("scheduler", "max_num_seqs", _max_num_seqs),
+    ("scheduler", "max_num_batched_tokens", _max_num_batched_tokens),
+    ("scheduler", "chunked_prefill_size", _chunked_prefill_size),
+    ("cache", "kv_cache_memory", _kv_cache_memory),
+    ("model", "max_model_len", _max_model_len),
+    ("device", "threads", _threads),
+    ("scheduler", "depth", _depth),
+)
+
+
+# --- arithmetic ---
+
+
+def _weight_bytes(config: Config, model: ModelShape) -> int:
+    return model.num_parameters * ITEMSIZE[config.model.dtype]
+
+
+def _sequence_bytes(config: Config, model: ModelShape, num_tokens: int) -> int:
+    elements = num_tokens * model.num_kv_elements_per_token + model.num_kv_elements_per_window
+    return elements * ITEMSIZE[config.cache.kv_cache_dtype]
+
+
+def _longest_sequence(config: Config, model: ModelShape, device: DeviceFacts) -> int:
+    """Tokens of one sequence that has the whole KV cache to itself; an estimate, the pool itself knows exactly."""
+    budget = config.cache.kv_cache_memory
+    if budget is None:
+        share = min(_known(config.cache.memory_fraction) * device.total_memory, device.free_memory)
+        budget = int(share) - _weight_bytes(config, model)
+    fixed, per_token = _sequence_bytes(config, model, 0), _sequence_bytes(config, model, 1)
+    per_token = max(per_token - fixed, 1)
+    fits = max(budget - fixed, 0) // per_token
+    return min(fits, config.cache.max_total_tokens or fits)
+
+
+def _known(value: _T | None) -> _T:
+    assert value is not None, "a rule ran before the one that it builds on"
+    return value
+
+
+# --- contradictions ---
+
+
+def _check_ranges(config: Config) -> None:
+    """Options that are wrong whatever the model and the device."""
+    for section, field in _POSITIVE:
+        _range(field, getattr(getattr(config, section), field), 1, None)
+    _range("memory_fraction", config.cache.memory_fraction, 0, 1, low_open=True)
+    _range("port", config.server.port, 0, 65535)
+    _range("depth", config.scheduler.depth, 0, 8)
+    _range("seed", config.device.seed, 0, 2**63 - 1)
+    if config.server.drain_seconds < 0:
+        raise ConfigError(f"{flag_of('drain_seconds')} must not be negative, got {config.server.drain_seconds}.")
+    page = config.cache.page_size
+    if page is not None and (page & (page - 1) or page > 256):
+        raise ConfigError(f"{flag_of('page_size')} must be a power of two up to 256, got {page}.")
+
+
+_POSITIVE = (
+    ("model", "max_model_len"),
+    ("cache", "page_size"),
+    ("cache", "kv_cache_memory"),
+    ("cache", "max_total_tokens"),
+    ("scheduler", "max_num_seqs"),
+    ("scheduler", "max_num_batched_tokens"),
+    ("scheduler", "chunked_prefill_size"),
+    ("scheduler", "max_waiting"),
+    ("device", "threads"),
+    ("server", "max_body_bytes"),
+)
+
+
+def _range(field: str, value: float | None, low: float, high: float | None, *, low_open: bool = False) -> None:
+    if value is None:
+        return
+    good = (value > low if low_open else value >= low) and (high is None or value <= high)
+    if not good:
+        bracket = "(" if low_open else "["
+        limits = f"at least {low}" if high is None else f"in {bracket}{low}, {high}]"
+        raise ConfigError(f"{flag_of(field)} must be {limits}, got {value}.")
+
+
+def _check(config: Config, model: ModelShape, device: DeviceFacts) -> None:
+    _check_device(config, device)
+    _check_steps(config)
+    _check_lengths(config, model, device)
+
+
+def _check_device(config: Config, device: DeviceFacts) -> None:
+    for field, dtype in (("dtype", config.model.dtype), ("kv_cache_dtype", config.cache.kv_cache_dtype)):
+        if dtype not in device.dtypes:
+            have = ", ".join(device.dtypes)
+            raise ConfigError(f"{flag_of(field)} {dtype}: {device.name} does not have it; take one of {have}.")
+    if config.device.attention_backend == "cpu" and device.kind == "cuda":
+        raise ConfigError(f"{flag_of('attention_backend')} cpu does not run on {device.name}; take triton or auto.")
+
+
+def _check_steps(config: Config) -> None:
+    seqs, tokens = _known(config.scheduler.max_num_seqs), _known(config.scheduler.max_num_batched_tokens)
+    chunk = _known(config.scheduler.chunked_prefill_size)
+    if tokens < seqs:
+        raise ConfigError(
+            f"{flag_of('max_num_batched_tokens')} ({tokens}) must not be below {flag_of('max_num_seqs')} ({seqs}): "
+            "every running request needs a token per step. Raise the first or lower the second."
+        )
+    if chunk > tokens:
+        raise ConfigError(
+            f"{flag_of('chunked_prefill_size')} ({chunk}) must not be above {flag_of('max_num_batched_tokens')} "
+            f"({tokens}), which bounds the whole step. Lower the first or raise the second."
+        )
+
+
+def _check_lengths(config: Config, model: ModelShape, device: DeviceFacts) -> None:
+    length = _known(config.model.max_model_len)
+    if length > model.max_positions:
+        raise ConfigError(
+            f"{flag_of('max_model_len')} ({length}) is beyond the {model.max_positions} positions that "
+            f"{model.default_name} was made for. Lower it, or set rope_scaling in the model's config.json."
+        )
+    fits = _longest_sequence(config, model, device)
+    if length > fits:
+        raise ConfigError(
+            f"{flag_of('max_model_len')} ({length}) does not fit: the KV cache holds about {fits} tokens. "
+            f"Lower it, or raise {flag_of('kv_cache_memory')} or {flag_of('max_total_tokens')}."
+        )

@@ -1,0 +1,25 @@
+"""One worker in this process."""
+
+from __future__ import annotations
+
+from sapwood.base.plan import Outcome, Plan
+from sapwood.runner.worker import Work, Worker
+
+
+class LocalExecutor:
+    """An Executor on one device, without anything in between."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+
+    def forward(self, plan: Plan) -> Work:
+        return self.worker.forward(plan)
+
+    def sample(self, work: Work) -> None:
+        self.worker.sample(work)
+
+    def result(self, work: Work) -> Outcome:
+        return self.worker.result(work)
+
+    def shutdown(self) -> None:
+        self.worker.shutdown()

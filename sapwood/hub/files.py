@@ -1,0 +1,168 @@
+"""A model's files, found and checked before anything is built from them."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from sapwood.base.errors import ModelError
+from sapwood.hub.cache import Cache
+from sapwood.hub.pull import HUB_ID, Progress, pull, pulled, short_names
+
+INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model that can be read: a Hugging Face directory or one GGUF file.
+
+    `config` and `generation_config` have the keys of config.json and generation_config.json for both kinds.
+    """
+
+    name: str
+    path: Path
+    kind: Literal["hf", "gguf"]
+    config: dict[str, Any]
+    generation_config: dict[str, Any]
+
+
+def find(
+    model: str,
+    *,
+    revision: str | None = None,
+    weights: bool = True,
+    cache: Cache | None = None,
+    progress: Progress | None = None,
+) -> ModelFiles:
+    """Find a directory, a .gguf file, a short name or a hub id, in this order, and pull the latter two if needed.
+
+    What is in the cache is used as it is, without asking the network. Without `weights` they may be missing.
+    Raises ModelError.
+    """
+    if Path(model).expanduser().exists():
+        return open_files(Path(model).expanduser(), name=model, weights=weights)
+    cache = cache or Cache.default()
+    if path := pulled(model, revision=revision, cache=cache):
+        try:
+            return open_files(path, name=model, weights=weights)
+        except ModelError:
+            pass  # an interrupted pull: pulling resumes it, or says what is wrong
+    try:
+        path = pull(model, revision=revision, cache=cache, progress=progress)
+    except ModelError as error:
+        if HUB_ID.fullmatch(model):
+            mend = f"A hub id needs a hub that can be reached: try `sapwood pull {model}`, or give a local directory."
+            raise ModelError(f"{model} is no local path, and not in the cache. {error} {mend}") from error
+        if model in short_names().split(", "):
+            raise
+        raise ModelError(
+            f"There is no model {model!r}. It can be a directory with config.json and safetensors, a .gguf file, "
+            f"a short name ({short_names()}), or a hub id (organisation/name, brought by `sapwood pull`)."
+        ) from error
+    return open_files(path, name=model, weights=weights)
+
+
+def open_files(path: Path, *, name: str, weights: bool = True) -> ModelFiles:
+    """Read and check what is at `path`: a directory as Hugging Face writes them, or a .gguf file.
+
+    Without `weights` only the config is needed. Raises ModelError, which names the file and says how to mend it.
+    """
+    if path.is_dir():
+        ggufs = sorted(path.glob("*.gguf"))
+        if (path / "config.json").exists() or not ggufs:
+            return _open_directory(path, name, weights)
+        if len(ggufs) > 1:
+            names = ", ".join(file.name for file in ggufs[:8])
+            raise ModelError(f"{path} holds several GGUF files ({names}): name one of them.")
+        (path,) = ggufs
+    if not path.exists():
+        raise ModelError(f"{path} does not exist.")
+    if path.suffix != ".gguf":
+        raise ModelError(f"{path} is neither a directory nor a .gguf file.")
+    return _open_gguf(path, name)
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files of a Hugging Face directory. Raises ModelError if there are none, or not all."""
+    if (directory / INDEX).exists():
+        shards = read_json(directory / INDEX).get("weight_map")
+        if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
+            raise ModelError(f"{directory / INDEX} has no weight_map: fetch it again.")
+        files = [directory / shard for shard in sorted(set(shards.values()))]
+        if missing := [file.name for file in files if not file.exists()]:
+            raise ModelError(
+                f"{directory} misses {len(missing)} of {len(files)} weight files: {_few(missing)}. Fetch them again."
+            )
+        return files
+    if (whole := directory / "model.safetensors").exists():
+        return [whole]
+    if files := sorted(directory.glob("*.safetensors")):
+        return files
+    if old := [file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in directory.glob(pattern)]:
+        raise ModelError(
+            f"{directory} holds pickled weights only ({_few(sorted(old))}), which can run code when they are read. "
+            "Convert them to safetensors: transformers' from_pretrained, then save_pretrained, does."
+        )
+    raise ModelError(f"{directory} holds no weights: *.safetensors files are missing.")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file of the model. Raises ModelError."""
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise ModelError(f"{path.parent} has no {path.name}.") from None
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path} is not valid JSON ({error}); it may be cut off: fetch it again.") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} must hold a JSON object, and holds a {type(value).__name__}.")
+    return value
+
+
+def _open_directory(path: Path, name: str, weights: bool) -> ModelFiles:
+    config = read_json(path / "config.json")
+    generation = path / "generation_config.json"
+    if weights:
+        for file in weight_files(path):
+            _check_safetensors(file)
+    return ModelFiles(name, path, "hf", config, read_json(generation) if generation.exists() else {})
+
+
+def _open_gguf(path: Path, name: str) -> ModelFiles:
+    from sapwood.hub.gguf import config_of, open_gguf
+
+    gguf = open_gguf(path)
+    ends = [gguf.metadata.get(f"tokenizer.ggml.{token}_token_id") for token in ("eos", "eot")]
+    generation = {"eos_token_id": [int(end) for end in ends if end is not None]}
+    return ModelFiles(name, path, "gguf", config_of(gguf), generation)
+
+
+def _check_safetensors(path: Path) -> None:
+    """Compare the file's length with what its header promises; an interrupted download shows here, not later."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        if start.startswith(b"version "):
+            raise ModelError(f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` in its repository.")
+        (length,) = struct.unpack("<Q", start.ljust(8, b"\0"))
+        header = file.read(length) if length < size else b""
+    try:
+        tensors = json.loads(header)
+        promised = (
+            8 + length + max((t["data_offsets"][1] for k, t in tensors.items() if k != "__metadata__"), default=0)
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{path} is damaged or cut off: its header cannot be read. Fetch it again.") from error
+    if size != promised:
+        raise ModelError(f"{path} has {size} bytes where its header promises {promised}: fetch it again.")
+
+
+def _few(names: Iterable[str], most: int = 5) -> str:
+    names = list(names)
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

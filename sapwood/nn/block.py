@@ -1,0 +1,98 @@
+"""Attention, MLP and the block that joins them.
+
+Suffix legend: T tokens, E hidden size, H query heads, K KV heads, N = H + K, D head size, M intermediate size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sapwood.arch import parts
+from sapwood.nn.layers import Angles, Norm
+from sapwood.nn.make import Build, Layer, make
+
+
+@make.register
+def _attention(part: parts.Attention, how: Build, layer: Layer | None) -> Attention:
+    assert layer is not None
+    return Attention(part, how, layer)
+
+
+@make.register
+def _mlp(part: parts.Mlp, how: Build, layer: Layer | None) -> Mlp:
+    return Mlp(part, how, layer)
+
+
+@make.register
+def _block(part: parts.Block, how: Build, layer: Layer | None) -> Block:
+    return Block(part, how, layer)
+
+
+class Attention(nn.Module):
+    def __init__(self, part: parts.Attention, how: Build, layer: Layer) -> None:
+        super().__init__()
+        self.qkv = make(part.qkv, how, layer)
+        self.out = make(part.out, how, layer)
+        self._num_heads, self._num_qk = part.num_heads, part.num_heads + part.num_kv_heads
+        self._shape = (self._num_qk + part.num_kv_heads, part.head_dim)
+        self._scale, self._kernels = part.scale, how.kernels
+        self._backend, self._layer = layer.backend, layer.number
+        self._rope = layer.ropes.index(part.rope)
+        self.q_norm: Norm | None = None
+        if part.q_norm is not None and part.k_norm is not None:
+            # One weight for queries and keys side by side, so that one kernel norms and rotates both.
+            assert part.q_norm.eps == part.k_norm.eps
+            self._norm_ND = torch.empty((self._num_qk, part.head_dim), device=how.device)
+            self.q_norm = Norm(part.q_norm, how, self._norm_ND[: part.num_heads])
+            self.k_norm = Norm(part.k_norm, how, self._norm_ND[part.num_heads :])
+
+    def forward(self, x_TE: Tensor, angles: Sequence[Angles]) -> Tensor:
+        heads_TXD = self.qkv(x_TE).unflatten(-1, self._shape)
+        qk_TND, v_TKD = heads_TXD[:, : self._num_qk], heads_TXD[:, self._num_qk :]
+        cos_TF, sin_TF = angles[self._rope]
+        if self.q_norm is None:
+            qk_TND = self._kernels.rope(qk_TND, cos_TF, sin_TF)
+        else:
+            qk_TND = self._kernels.norm_rope(qk_TND, self._norm_ND, self.q_norm.eps, cos_TF, sin_TF)
+        q_THD, k_TKD = qk_TND[:, : self._num_heads], qk_TND[:, self._num_heads :]
+        out_THD = self._backend.run(self._layer, q_THD, k_TKD, v_TKD, self._scale)
+        out_TE: Tensor = self.out(out_THD.flatten(1))
+        return out_TE
+
+
+class Mlp(nn.Module):
+    def __init__(self, part: parts.Mlp, how: Build, layer: Layer | None) -> None:
+        super().__init__()
+        self.gate_up = make(part.gate_up, how, layer)
+        self.down = make(part.down, how, layer)
+        self._activation, self._gated = part.activation, how.kernels.gated
+
+    def forward(self, x_TE: Tensor) -> Tensor:
+        out_TE: Tensor = self.down(self._gated(self.gate_up(x_TE), self._activation))
+        return out_TE
+
+
+class Block(nn.Module):
+    def __init__(self, part: parts.Block, how: Build, layer: Layer | None) -> None:
+        super().__init__()
+        self.attention_norm = make(part.attention_norm, how, layer)
+        self.attention = make(part.attention, how, layer)
+        self.after_attention = make(part.after_attention, how, layer) if part.after_attention else None
+        self.mlp_norm = make(part.mlp_norm, how, layer)
+        self.mlp = make(part.mlp, how, layer)
+        self.after_mlp = make(part.after_mlp, how, layer) if part.after_mlp else None
+
+    def forward(self, x_TE: Tensor, residual_TE: Tensor | None, angles: Sequence[Angles]) -> tuple[Tensor, Tensor]:
+        """x is what the block before yielded, not yet added to the residual stream; returns the same pair."""
+        x_TE, residual_TE = self.attention_norm.join(x_TE, residual_TE)
+        x_TE = self.attention(x_TE, angles)
+        if self.after_attention is not None:
+            x_TE = self.after_attention(x_TE)
+        x_TE, residual_TE = self.mlp_norm.join(x_TE, residual_TE)
+        x_TE = self.mlp(x_TE)
+        if self.after_mlp is not None:
+            x_TE = self.after_mlp(x_TE)
+        return x_TE, residual_TE

@@ -1,0 +1,98 @@
+"""The leaves, which hold the weights, and the rotary tables.
+
+Suffix legend: T tokens, E hidden size (or head size), V vocabulary, P positions, F half of the rotated dimensions.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sapwood.arch import parts
+from sapwood.arch.rope import frequencies
+from sapwood.arch.shard import Piece
+from sapwood.nn.make import Build, Layer, make
+
+
+@make.register
+def _linear(part: parts.Linear, how: Build, layer: Layer | None) -> nn.Module:
+    return how.method.create(part, how.device, how.dtype)
+
+
+@make.register
+def _norm(part: parts.Norm, how: Build, layer: Layer | None) -> Norm:
+    return Norm(part, how, torch.empty(part.size, device=how.device))
+
+
+@make.register
+def _embedding(part: parts.Embedding, how: Build, layer: Layer | None) -> Embedding:
+    return Embedding(part, how)
+
+
+class Norm(nn.Module):
+    """RMS norm by `weight`, a float32 [E], or [N, E] with one row for each of N heads that share a norm."""
+
+    def __init__(self, part: parts.Norm, how: Build, weight: Tensor) -> None:
+        super().__init__()
+        self.eps, self._offset, self._kernels = part.eps, part.offset, how.kernels
+        self.weight = nn.Parameter(weight, requires_grad=False)
+
+    def load(self, piece: Piece, data: Tensor) -> None:
+        self.weight.copy_(data)
+        if self._offset:
+            self.weight.add_(self._offset)
+
+    def forward(self, x_TE: Tensor) -> Tensor:
+        return self._kernels.rms_norm(x_TE, self.weight, self.eps)
+
+    def join(self, x_TE: Tensor, residual_TE: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Add x to the residual stream, if there is one yet; return the sum's norm and the sum."""
+        if residual_TE is None:
+            return self._kernels.rms_norm(x_TE, self.weight, self.eps), x_TE
+        return self._kernels.add_rms_norm(x_TE, residual_TE, self.weight, self.eps)
+
+
+class Embedding(nn.Module):
+    """Rows of weight_VE, scaled."""
+
+    def __init__(self, part: parts.Embedding, how: Build) -> None:
+        super().__init__()
+        weight_VE = torch.empty((part.vocab_size, part.hidden_size), device=how.device, dtype=how.dtype)
+        self.weight = nn.Parameter(weight_VE, requires_grad=False)
+        self._scale = torch.tensor(part.scale, dtype=how.dtype).item()
+
+    def load(self, piece: Piece, data: Tensor) -> None:
+        self.weight[piece.target].copy_(data)
+
+    def forward(self, ids_T: Tensor) -> Tensor:
+        x_TE = F.embedding(ids_T, self.weight)
+        return x_TE if self._scale == 1.0 else x_TE * self._scale
+
+    def project(self, x_TE: Tensor) -> Tensor:
+        """The logits [T, V] of a head that is tied to the embedding."""
+        return F.linear(x_TE, self.weight)
+
+
+class Angles(NamedTuple):
+    """Float32 cos and sin of a step's tokens, for one rope."""
+
+    cos_TF: Tensor
+    sin_TF: Tensor
+
+
+class Rotary(nn.Module):
+    """Tables of cos and sin, made once."""
+
+    def __init__(self, rope: parts.Rope, num_positions: int, device: torch.device) -> None:
+        super().__init__()
+        spectrum = frequencies(rope)
+        radians_F = torch.tensor(spectrum.radians, dtype=torch.float32, device=device)
+        angles_PF = torch.arange(num_positions, dtype=torch.float32, device=device)[:, None] * radians_F
+        self._cos_PF = angles_PF.cos().mul_(spectrum.factor)
+        self._sin_PF = angles_PF.sin().mul_(spectrum.factor)
+
+    def forward(self, positions_T: Tensor) -> Angles:
+        return Angles(self._cos_PF[positions_T], self._sin_PF[positions_T])

@@ -1,0 +1,124 @@
+"""Weights into a model: each piece of the model's weight map from the checkpoint straight to its place.
+
+Nothing is loaded by guess: a tensor that is missing, left over or of another shape is a ModelError.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from sapwood.arch.parts import Tied
+from sapwood.arch.shard import Piece, weight_map
+from sapwood.base.errors import ModelError
+from sapwood.hub.files import ModelFiles, weight_files
+from sapwood.nn.layers import Norm
+from sapwood.nn.model import Model
+
+# Tables that old checkpoints hold although they follow from the config.
+_COMPUTED = re.compile(r"\.(rotary_emb\.inv_freq|masked_bias)$|\.attn\.bias$")
+_NUM_NAMED = 4
+
+
+class Source(Protocol):
+    """A checkpoint, with Hugging Face names and layout."""
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The shape of every tensor, by name."""
+        ...
+
+    def read(self, name: str, where: tuple[slice, ...]) -> Tensor:
+        """A slice of one tensor on the CPU, in the checkpoint's dtype or, if that is quantised, in float32."""
+        ...
+
+
+def load_weights(model: Model, files: ModelFiles) -> None:
+    """Fill every weight of the model. Raises ModelError."""
+    with ExitStack() as stack:
+        load_from(model, open_source(files, stack), name=files.name)
+
+
+def open_source(files: ModelFiles, stack: ExitStack) -> Source:
+    """The checkpoint of `files`, open until `stack` is closed."""
+    if files.kind == "gguf":
+        from sapwood.nn.gguf import GgufSource
+        from sapwood.hub.gguf import open_gguf
+
+        return GgufSource(open_gguf(files.path), files.config)
+    return Safetensors(weight_files(files.path), stack)
+
+
+@torch.inference_mode()
+def load_from(model: Model, source: Source, *, name: str) -> None:
+    """Fill every weight of the model; `name` is the model's, for messages."""
+    pieces = weight_map(model.decoder)
+    shapes = source.shapes()
+    head = model.decoder.head
+    _check(name, pieces, shapes, unused={f"{head.name}.weight"} if isinstance(head, Tied) else set())
+    for piece in pieces:
+        model.get_submodule(piece.path).load(piece, source.read(piece.name, piece.source))
+
+
+def _check(name: str, pieces: Sequence[Piece], shapes: Mapping[str, tuple[int, ...]], *, unused: set[str]) -> None:
+    wanted = {piece.name: piece.shape for piece in pieces}
+    left_over = [tensor for tensor in shapes if tensor not in wanted and tensor not in unused and not _COMPUTED.search(tensor)]
+    misshapen = [
+        f"{tensor} is {list(shapes[tensor])}, wants {list(shape)}"
+        for tensor, shape in wanted.items()
+        if tensor in shapes and shapes[tensor] != shape
+    ]
+    wrong = {"missing": wanted.keys() - shapes.keys(), "left over": left_over, "of another shape": misshapen}
+    found = "; ".join(f"{len(names)} {what}: {_few(names)}" for what, names in wrong.items() if names)
+    if found:
+        raise ModelError(f"The weights of {name} do not fit its config. Tensors {found}.")
+
+
+def _few(names: Iterable[str]) -> str:
+    names = sorted(names)
+    more = f" and {len(names) - _NUM_NAMED} more" if len(names) > _NUM_NAMED else ""
+    return ", ".join(names[:_NUM_NAMED]) + more
+
+
+class Safetensors:
+    """One or several safetensors files, memory-mapped: a read is a view of the file."""
+
+    def __init__(self, paths: Sequence[Path], stack: ExitStack) -> None:
+        self._files: dict[str, Any] = {}
+        for path in paths:
+            try:
+                file = stack.enter_context(safe_open(path, framework="pt"))
+            except (SafetensorError, OSError) as error:
+                raise ModelError(f"{path} cannot be read ({error}); it may be cut off: fetch it again.") from error
+            for name in file.keys():
+                if name in self._files:
+                    raise ModelError(f"{path} holds {name}, which another of the model's files holds too.")
+                self._files[name] = file
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return {name: tuple(file.get_slice(name).get_shape()) for name, file in self._files.items()}
+
+    def read(self, name: str, where: tuple[slice, ...]) -> Tensor:
+        tensor: Tensor = self._files[name].get_tensor(name)
+        if not tensor.is_floating_point():
+            raise ModelError(f"{name} holds {tensor.dtype}: only plain floating-point weights can be loaded.")
+        return tensor[where]
+
+
+@torch.inference_mode()
+def dummy_weights(model: Model, seed: int) -> None:
+    """Random weights, made on the model's device; the same for the same seed, device and dtype."""
+    device = model.embed.weight.device
+    generator = torch.Generator(device).manual_seed(seed)
+    for module in model.modules():
+        for weight in module.parameters(recurse=False):
+            if isinstance(module, Norm):
+                weight.fill_(1.0)
+            else:
+                weight.normal_(std=0.02, generator=generator)

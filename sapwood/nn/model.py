@@ -1,0 +1,46 @@
+"""The whole model.
+
+Suffix legend: T tokens, N rows that need logits, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+import sapwood.nn.block  # noqa: F401  registers the makers of the parts inside a block
+from sapwood.arch.groups import kv_places
+from sapwood.arch.parts import Decoder, Tied
+from sapwood.attention.base import Batch
+from sapwood.nn.layers import Embedding, Norm, Rotary
+from sapwood.nn.make import Build, Layer, make
+
+
+class Model(nn.Module):
+    """A decoder for inference: run it in inference mode, after every backend has planned the batch."""
+
+    def __init__(self, decoder: Decoder, how: Build) -> None:
+        super().__init__()
+        self.decoder = decoder
+        ropes = list(dict.fromkeys(block.attention.rope for block in decoder.blocks))
+        num_positions = min(how.max_positions or decoder.max_positions, decoder.max_positions)
+        self.rotaries = nn.ModuleList(Rotary(rope, num_positions, how.device) for rope in ropes)
+        self.embed = Embedding(decoder.embed, how)
+        layers = [Layer(how.backends[group], number, ropes) for group, number in kv_places(decoder)]
+        self.blocks = nn.ModuleList(
+            make(block, how, layer) for block, layer in zip(decoder.blocks, layers, strict=True)
+        )
+        self.norm: Norm = make(decoder.norm, how, None)
+        self.head = None if isinstance(decoder.head, Tied) else make(decoder.head, how, None)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The hidden states of every token after the last norm, hidden_TD."""
+        angles = [rotary(batch.positions_T) for rotary in self.rotaries]
+        x_TD, residual_TD = self.embed(batch.ids_T), None
+        for block in self.blocks:
+            x_TD, residual_TD = block(x_TD, residual_TD, angles)
+        return self.norm.join(x_TD, residual_TD)[0]
+
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """Float32 logits_NV of some of the hidden states."""
+        logits_NV: Tensor = self.embed.project(hidden_ND) if self.head is None else self.head(hidden_ND)
+        return logits_NV.float()

@@ -1,0 +1,48 @@
+"""The step that takes the most memory, so that it can be measured before the KV cache takes the rest."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sapwood.base.plan import Admit, Ints, PageChange, PageCopy, Plan
+from sapwood.base.sampling import SamplingParams
+
+_EVERYTHING = SamplingParams(
+    top_k=64, top_p=0.9, min_p=0.01, repetition_penalty=1.1, presence_penalty=0.1, logprobs=8, prompt_logprobs=8
+)
+
+
+def heaviest_plan(max_rows: int, max_tokens: int, max_len: int, num_groups: int) -> Plan:
+    """As many rows and tokens as a step may have, each row sampled with everything. All pages are page 0."""
+    num_rows = min(max_rows, max_tokens)
+    counts = np.ones(num_rows, dtype=np.int32)
+    for row in range(num_rows):
+        counts[row] += min(max_tokens - int(counts.sum()), max_len - 2)
+    slots = np.arange(num_rows, dtype=np.int32)
+    nothing: Ints = np.zeros(0, dtype=np.int32)
+    return Plan(
+        number=0,
+        steady=nothing,
+        slots_R=slots,
+        starts_R=np.zeros_like(slots),
+        counts_R=counts,
+        yields_R=np.ones(num_rows, dtype=np.bool_),
+        owners_R=np.zeros(num_rows, dtype=np.int64),
+        admits=tuple(_admit(slot, count, max_len) for slot, count in enumerate(counts.tolist())),
+        pages=(PageChange(nothing, nothing, nothing),) * num_groups,
+        copies=(PageCopy(nothing, nothing),) * num_groups,
+    )
+
+
+def _admit(slot: int, length: int, max_len: int) -> Admit:
+    return Admit(
+        slot=slot,
+        tokens=np.zeros(length, dtype=np.int32),
+        fed=0,
+        prompt_len=length,
+        limit=max_len,
+        min_len=length,
+        seed=0,
+        stop_ids=(),
+        params=_EVERYTHING,
+    )

@@ -1,0 +1,98 @@
+"""The rows of a step that yield a token, and how each of them wants it sampled.
+
+Suffix legend: N rows that yield, M random ones among them, R all rows, B pairs of row and token id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sapwood.base.plan import Ints, Longs, Plan
+from sapwood.runner.table import Table
+from sapwood.runner.transfer import upload
+from sapwood.sampling.sampler import Bias, Recipe, Stops
+from sapwood.sampling.settings import Need, Settings
+
+_AMONG_RANDOM = Need.TOP_K | Need.TOP_P | Need.MIN_P
+
+
+@dataclass(frozen=True, eq=False)
+class Yields:
+    """Host: `rows` of the plan that yield, which places among them want logprobs, and each of these how many.
+
+    Device (int64): the same rows and the last token of each in the step; both None where every row is one token and
+    yields.
+    """
+
+    rows: Longs
+    logprobs: Longs
+    num_tops: list[int]
+    rows_N: Tensor | None
+    last_N: Tensor | None
+    recipe: Recipe
+
+
+def find_yields(plan: Plan, table: Table) -> Yields:
+    """Depends on which rows there are and not on where they stand, so it holds for as long as they are the same."""
+    rows = np.flatnonzero(plan.yields_R)
+    slots = plan.slots_R[rows].astype(np.int64)
+    needs_N = table.needs_S[slots]
+    parts = _parts(needs_N)
+    admits = [table.admit(slot) for slot in slots.tolist()] if parts else []
+    arrays: dict[Hashable, NDArray[Any]] = {"slots": slots}
+    arrays |= {need: places for need, places in parts.items() if places is not None}
+    if len(rows) < plan.num_tokens:
+        arrays |= {"rows": rows, "last": np.cumsum(plan.counts_R)[rows] - 1}
+    if Need.BIAS in parts:
+        biases = [admit.params.logit_bias for admit in admits]
+        arrays |= _pairs("bias", [list(bias) for bias in biases])
+        arrays["values"] = np.array([value for bias in biases for value in bias.values()], dtype=np.float32)
+    if Need.MIN_LEN in parts:
+        wants = (needs_N & Need.MIN_LEN).astype(bool)
+        arrays |= _pairs("stop", [admit.stop_ids if want else () for admit, want in zip(admits, wants, strict=True)])
+    on_device = dict(zip(arrays, upload(list(arrays.values()), table.device), strict=True))
+
+    logprobs = np.flatnonzero(needs_N & Need.LOGPROBS)
+    num_tops = [admits[place].params.logprobs or 0 for place in logprobs.tolist()]
+    recipe = Recipe(
+        slots_N=on_device["slots"],
+        settings=Settings(table.settings_SK.index_select(0, on_device["slots"])),
+        rows={need: on_device.get(need) for need in parts},
+        bias=Bias(on_device["bias_rows"], on_device["bias_ids"], on_device["values"]) if Need.BIAS in parts else None,
+        stops=Stops(on_device["stop_rows"], on_device["stop_ids"]) if Need.MIN_LEN in parts else None,
+        max_k=max((admit.params.top_k for admit in admits), default=0),
+        num_top=max(num_tops, default=0),
+    )
+    return Yields(
+        rows=rows,
+        logprobs=logprobs,
+        num_tops=num_tops,
+        rows_N=on_device.get("rows"),
+        last_N=on_device.get("last"),
+        recipe=recipe,
+    )
+
+
+def _parts(needs_N: Ints) -> dict[Need, Longs | None]:
+    """For each step that some row needs, the places of those that do; None is all."""
+    needs_M = needs_N[(needs_N & Need.RANDOM) != 0]
+    parts: dict[Need, Longs | None] = {}
+    for need in Need(int(np.bitwise_or.reduce(needs_N, initial=0))):
+        among = needs_M if need & _AMONG_RANDOM else needs_N
+        places = np.flatnonzero(among & need)
+        parts[need] = places if len(places) < len(among) else None
+    return parts
+
+
+def _pairs(name: str, ids: list[Any]) -> dict[Hashable, Longs]:
+    """Rows and token ids of one list of ids per row."""
+    return {
+        f"{name}_rows": np.repeat(np.arange(len(ids)), [len(some) for some in ids]),
+        f"{name}_ids": np.array([token for some in ids for token in some], dtype=np.int64),
+    }

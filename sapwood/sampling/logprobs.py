@@ -1,0 +1,48 @@
+"""Log probabilities of raw logits, for those who ask.
+
+Suffix legend: N rows, V vocabulary, K alternatives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from sapwood.base.plan import TokenLogprobs
+
+
+@dataclass(frozen=True, eq=False)
+class Logprobs:
+    """Of N tokens: their log probability (float32), rank (int64, 1 is likeliest) and K alternatives, best first."""
+
+    chosen_N: Tensor
+    rank_N: Tensor
+    top_ids_NK: Tensor
+    top_NK: Tensor
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.chosen_N, self.rank_N, self.top_ids_NK, self.top_NK
+
+
+def logprobs(logits_NV: Tensor, tokens_N: Tensor, *, num_top: int) -> Logprobs:
+    """Of `tokens_N` (int64) under float32 logits, and of the `num_top` likeliest tokens."""
+    total_N1 = logits_NV.logsumexp(-1, keepdim=True)
+    logit_N1 = logits_NV.gather(-1, tokens_N[:, None])
+    top = logits_NV.topk(num_top)
+    return Logprobs(
+        chosen_N=(logit_N1 - total_N1).squeeze(-1),
+        rank_N=(logits_NV > logit_N1).sum(-1).add_(1),
+        top_ids_NK=top.indices,
+        top_NK=top.values - total_N1,
+    )
+
+
+def as_rows(tokens: Sequence[int], found: Logprobs, num_tops: Sequence[int]) -> list[TokenLogprobs]:
+    """The same on the host, each row with as many alternatives as it asked for; `found` must be in host memory."""
+    columns = (tensor.tolist() for tensor in found.tensors())
+    return [
+        TokenLogprobs(token=token, logprob=chosen, rank=rank, top_ids=ids[:num], top_logprobs=top[:num])
+        for token, chosen, rank, ids, top, num in zip(tokens, *columns, num_tops, strict=True)
+    ]

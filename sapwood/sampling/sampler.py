@@ -1,0 +1,136 @@
+"""Which rows take part in which step, and the steps in their order.
+
+Suffix legend: N rows that yield a token, M of them at random, V vocabulary, S slots, L tokens of a slot, B pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from sapwood.sampling import steps
+from sapwood.sampling.logprobs import Logprobs, logprobs
+from sapwood.sampling.random import uniform
+from sapwood.sampling.settings import Need, Settings
+
+Rows = Mapping[Need, Tensor | None]
+
+
+@dataclass(frozen=True, eq=False)
+class Bias:
+    """Values to add to the logits of single tokens (float32 [B]) of single rows (int64 [B])."""
+
+    rows_B: Tensor
+    ids_B: Tensor
+    values_B: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Stops:
+    """Tokens that end a row before its time."""
+
+    rows_B: Tensor
+    ids_B: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """How N rows are sampled; the same for as long as they are the same rows.
+
+    `rows` holds, for each step that some row needs, which (int64; None is all): of the N rows, and for TOP_K, TOP_P
+    and MIN_P of the M random ones. `max_k` and `num_top` are the largest top_k and number of reported alternatives.
+    """
+
+    slots_N: Tensor
+    settings: Settings
+    rows: Rows
+    bias: Bias | None
+    stops: Stops | None
+    max_k: int
+    num_top: int
+
+
+@dataclass(frozen=True, eq=False)
+class Sampled:
+    """Tokens (int64 [N]) and, for the rows of Need.LOGPROBS, log probabilities. A row whose logits are not finite is
+    not `sound`; its token is one of the vocabulary but means nothing."""
+
+    tokens_N: Tensor
+    sound_N: Tensor
+    logprobs: Logprobs | None
+
+
+def sample(logits_NV: Tensor, recipe: Recipe, positions_N: Tensor, tokens_SL: Tensor) -> Sampled:
+    """Choose the tokens that come to stand at `positions_N` (int64). Float32 logits are used up.
+
+    `tokens_SL` is the token table, cut after the longest row.
+    """
+    rows = recipe.rows
+    if not rows:
+        tokens_N = logits_NV.argmax(-1)  # a NaN counts as the largest
+        return Sampled(tokens_N, logits_NV.gather(-1, tokens_N[:, None]).squeeze(-1).isfinite(), None)
+    sound_N = logits_NV.amax(-1).isfinite()
+    asking = rows.get(Need.LOGPROBS)
+    raw = _pick(logits_NV, asking, copy=True) if Need.LOGPROBS in rows else None
+    _edit(logits_NV, recipe, positions_N, tokens_SL)
+    tokens_N = _decide(logits_NV, recipe, positions_N)
+    found = None if raw is None else logprobs(raw, _pick(tokens_N, asking), num_top=recipe.num_top)
+    return Sampled(tokens_N, sound_N, found)
+
+
+def _edit(logits_NV: Tensor, recipe: Recipe, positions_N: Tensor, tokens_SL: Tensor) -> None:
+    """The steps that change logits, greedy rows' too."""
+    rows, settings = recipe.rows, recipe.settings
+    if recipe.bias is not None:
+        steps.add_bias(logits_NV, recipe.bias.rows_B, recipe.bias.ids_B, recipe.bias.values_B)
+    if Need.PENALTY in rows:
+        some = rows[Need.PENALTY]
+        penalised, mine = _pick(logits_NV, some), settings.pick(some)
+        steps.penalise(
+            penalised,
+            tokens_SL.index_select(0, _pick(recipe.slots_N, some)),
+            _pick(positions_N, some),
+            *(mine[name] for name in ("prompt_len", "repetition", "presence", "frequency")),
+        )
+        _put(logits_NV, some, penalised)
+    if recipe.stops is not None:
+        early_B = (positions_N < settings["min_len"]).index_select(0, recipe.stops.rows_B)
+        steps.forbid(logits_NV, recipe.stops.rows_B, recipe.stops.ids_B, early_B)
+
+
+def _decide(logits_NV: Tensor, recipe: Recipe, positions_N: Tensor) -> Tensor:
+    """The likeliest token of greedy rows, a random one of the others."""
+    rows = recipe.rows
+    if Need.RANDOM not in rows:
+        return logits_NV.argmax(-1)
+    random = rows[Need.RANDOM]
+    settings = recipe.settings.pick(random)
+    weights_MV = steps.soften(_pick(logits_NV, random), settings["temperature"])
+    for need, step in (
+        (Need.TOP_K, lambda weights, mine: steps.top_k(weights, mine["top_k"], max_k=recipe.max_k)),
+        (Need.TOP_P, lambda weights, mine: steps.top_p(weights, mine["top_p"])),
+        (Need.MIN_P, lambda weights, mine: steps.min_p(weights, mine["min_p"])),
+    ):
+        if need in rows:
+            weights = _pick(weights_MV, rows[need])
+            step(weights, settings.pick(rows[need]))
+            _put(weights_MV, rows[need], weights)
+    drawn_M = steps.choose(weights_MV, uniform(settings["seed"], _pick(positions_N, random)))
+    if random is None:
+        return drawn_M
+    return logits_NV.argmax(-1).index_copy_(0, random, drawn_M)
+
+
+def _pick(x_N: Tensor, rows: Tensor | None, *, copy: bool = False) -> Tensor:
+    """A copy of those rows; or all of them, as they are if that will do."""
+    if rows is None:
+        return x_N.clone() if copy else x_N
+    return x_N.index_select(0, rows)
+
+
+def _put(x_N: Tensor, rows: Tensor | None, some: Tensor) -> None:
+    """Put picked rows back; a step on all rows has changed them in place."""
+    if rows is not None:
+        x_N.index_copy_(0, rows, some)

@@ -1,0 +1,103 @@
+"""What a request asks of sampling: as one packed record that a table keeps per slot, and as a set of needs.
+
+Suffix legend: N rows, K int32 words of a record.
+"""
+
+from __future__ import annotations
+
+from enum import IntFlag
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sapwood.base.sampling import SamplingParams
+
+RECORD = np.dtype(
+    [
+        ("seed", np.int64),
+        ("prompt_len", np.int32),
+        ("min_len", np.int32),
+        ("top_k", np.int32),
+        ("temperature", np.float32),
+        ("top_p", np.float32),
+        ("min_p", np.float32),
+        ("repetition", np.float32),
+        ("presence", np.float32),
+        ("frequency", np.float32),
+    ],
+    align=True,
+)
+RECORD_WORDS = RECORD.itemsize // 4
+
+_KINDS = {"i8": torch.int64, "i4": torch.int32, "f4": torch.float32}
+_COLUMNS = {
+    name: (_KINDS[kind.str[1:]], offset // kind.itemsize) for name, (kind, offset, *_) in (RECORD.fields or {}).items()
+}
+
+
+class Need(IntFlag):
+    """The steps that a request cannot do without; none at all is plain greedy."""
+
+    BIAS = 1
+    PENALTY = 2
+    MIN_LEN = 4
+    RANDOM = 8
+    TOP_K = 16
+    TOP_P = 32
+    MIN_P = 64
+    LOGPROBS = 128
+
+
+def needs(params: SamplingParams, *, stop_ids: tuple[int, ...], min_len: int, prompt_len: int) -> Need:
+    need = Need(0)
+    if params.logit_bias:
+        need |= Need.BIAS
+    if params.penalised:
+        need |= Need.PENALTY
+    if stop_ids and min_len > prompt_len:
+        need |= Need.MIN_LEN
+    if params.logprobs is not None:
+        need |= Need.LOGPROBS
+    if not params.greedy and params.top_k != 1:
+        need |= Need.RANDOM
+        need |= Need.TOP_K if params.top_k > 1 else 0
+        need |= Need.TOP_P if params.top_p < 1.0 else 0
+        need |= Need.MIN_P if params.min_p > 0.0 else 0
+    return need
+
+
+def record(params: SamplingParams, *, seed: int, min_len: int, prompt_len: int) -> NDArray[Any]:
+    """The settings as one RECORD. `seed` may be any integer; its low 64 bits count."""
+    return np.array(
+        (
+            (seed + 2**63) % 2**64 - 2**63,
+            prompt_len,
+            min_len,
+            max(params.top_k, 0),
+            params.temperature,
+            params.top_p,
+            params.min_p,
+            params.repetition_penalty,
+            params.presence_penalty,
+            params.frequency_penalty,
+        ),
+        dtype=RECORD,
+    )
+
+
+class Settings:
+    """Records on the device, read by column: `settings["top_p"]` is float32 [N]."""
+
+    def __init__(self, words_NK: Tensor) -> None:
+        self._words_NK = words_NK
+
+    def __getitem__(self, name: str) -> Tensor:
+        dtype, index = _COLUMNS[name]
+        return self._words_NK.view(dtype)[:, index]
+
+    def pick(self, rows: Tensor | None) -> Settings:
+        """Those of some rows; None means all."""
+        return self if rows is None else Settings(self._words_NK.index_select(0, rows))

@@ -1,0 +1,5 @@
+"""Deciding what the next step computes, from counts alone."""
+
+from sapwood.scheduler.scheduler import Scheduler
+
+__all__ = ["Scheduler"]

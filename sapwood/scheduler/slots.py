@@ -1,0 +1,94 @@
+"""The host's state of running requests: arrays addressed by slot, so that a step costs a few numpy calls."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sapwood.base.plan import Bools, Ints, Longs
+from sapwood.base.request import Request
+
+NO_TOKEN = -1
+
+
+class Slots:
+    """One entry per slot. A request wants `known + flying - fed` more tokens computed, within its limit.
+
+    Attributes:
+        fed: Positions whose KV earlier plans compute.
+        known: Tokens whose values the host knows; they stand in `history`.
+        flying: Most tokens that steps in flight may still yield.
+        limit: Length at which the request ends. The last token is never fed, so `fed` stays below.
+        until: Position up to which pages are reserved: at `fed == until` the cache must be asked again.
+        owner: Tenancy number, 0 for a free slot; a plan's rows carry it so that late tokens find nobody.
+        ids: The request's id. verbose: its news need more than a token. min_len, stops: when it may end, and by what.
+    """
+
+    def __init__(self, num_slots: int, max_model_len: int) -> None:
+        self.fed: Ints = np.zeros(num_slots, np.int32)
+        self.known: Ints = np.zeros(num_slots, np.int32)
+        self.flying: Ints = np.zeros(num_slots, np.int32)
+        self.limit: Ints = np.zeros(num_slots, np.int32)
+        self.until: Ints = np.zeros(num_slots, np.int32)
+        self.min_len: Ints = np.zeros(num_slots, np.int32)
+        self.ids: Longs = np.zeros(num_slots, np.int64)
+        self.owner: Longs = np.zeros(num_slots, np.int64)
+        self.verbose: Bools = np.zeros(num_slots, np.bool_)
+        self.stops: Ints = np.full((num_slots, 4), NO_TOKEN, np.int32)
+        # Zeroed lazily by the operating system: only what is used takes memory.
+        self.history: Ints = np.zeros((num_slots, max_model_len + 1), np.int32)
+        self.requests: list[Request | None] = [None] * num_slots
+        self.free = list(range(num_slots - 1, -1, -1))
+        self._freed: list[int] = []
+        self._tenancies = 0
+
+    @property
+    def num_running(self) -> int:
+        return len(self.requests) - len(self.free) - len(self._freed)
+
+    def running(self) -> list[Request]:
+        return [request for request in self.requests if request is not None]
+
+    def of(self, slot: int) -> Request:
+        request = self.requests[slot]
+        assert request is not None
+        return request
+
+    def assign(self, request: Request) -> int:
+        slot = self.free.pop()
+        count = len(request.tokens)
+        self._tenancies += 1
+        request.slot = slot
+        self.requests[slot] = request
+        self.owner[slot] = self._tenancies
+        self.ids[slot] = request.id
+        self.history[slot, :count] = request.tokens
+        self.known[slot] = count
+        self.fed[slot] = self.flying[slot] = 0
+        self.limit[slot] = request.limit
+        self.min_len[slot] = request.min_len
+        self.verbose[slot] = True
+        self._set_stops(slot, request.stop_ids)
+        return slot
+
+    def release(self, request: Request) -> None:
+        """Free the slot from the next plan on: within one plan a slot has one tenant."""
+        slot = request.slot
+        self.requests[slot] = None
+        self.owner[slot] = 0
+        self._freed.append(slot)
+        request.slot = -1
+
+    def recycle(self) -> None:
+        self.free.extend(self._freed)
+        self._freed.clear()
+
+    def planned(self, slot: int) -> bytes:
+        """The tokens that are known and whose KV is planned, as int32 bytes."""
+        return self.history[slot, : min(self.known[slot], self.fed[slot])].tobytes()
+
+    def _set_stops(self, slot: int, stop_ids: tuple[int, ...]) -> None:
+        missing = len(stop_ids) - self.stops.shape[1]
+        if missing > 0:
+            self.stops = np.pad(self.stops, ((0, 0), (0, missing)), constant_values=NO_TOKEN)
+        self.stops[slot] = NO_TOKEN
+        self.stops[slot, : len(stop_ids)] = stop_ids

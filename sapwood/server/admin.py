@@ -1,0 +1,115 @@
+"""What operators and tools ask: liveness, metrics, version, tokens of a text, text of tokens, an empty cache."""
+
+from __future__ import annotations
+
+import asyncio
+from time import monotonic
+from typing import Any
+
+import msgspec
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from sapwood import __version__
+from sapwood.base.errors import EngineDead, RequestError
+from sapwood.observe import Pulse
+from sapwood.server.body import Body
+from sapwood.server.front import Front
+from sapwood.server.openai.protocol import Int, Template, json_response
+
+_HEARTBEAT_LIMIT = 30.0  # seconds; the engine reports about every second
+_PING_LIMIT = 5.0
+
+
+class TokenizeRequest(Template):
+    """A prompt or messages. Special tokens are added to a prompt unless told otherwise, to messages only if told."""
+
+    model: str | None = None
+    prompt: str | None = None
+    add_special_tokens: bool | None = None
+    return_token_strs: bool | None = None
+
+
+class Tokens(msgspec.Struct, omit_defaults=True):
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None = None
+
+
+class DetokenizeRequest(msgspec.Struct):
+    tokens: list[Int]
+    model: str | None = None
+
+
+class Text(msgspec.Struct):
+    prompt: str
+
+
+def routes(front: Front) -> list[Route]:
+    limit = front.config.server.max_body_bytes
+    read_tokenize, read_detokenize = Body(TokenizeRequest, limit=limit), Body(DetokenizeRequest, limit=limit)
+    pulse = Pulse(limit=_HEARTBEAT_LIMIT, now=monotonic())
+
+    async def health(request: Request) -> Response:
+        """200 while the engine lives, 503 with the reason when it does not."""
+        stats = front.engine.stats
+        reason = front.engine.dead
+        if reason is None and not pulse.beats(stats, monotonic()):
+            reason = await _ping(front)
+        if reason is not None:
+            return JSONResponse({"status": "dead", "reason": reason}, 503)
+        running, waiting = (stats.running, stats.waiting) if stats is not None else (0, 0)
+        return JSONResponse({"status": "ok", "model": front.model_name, "running": running, "waiting": waiting})
+
+    async def metrics(request: Request) -> Response:
+        return Response(generate_latest(front.metrics.registry), headers={"content-type": CONTENT_TYPE_LATEST})
+
+    async def version(request: Request) -> Response:
+        return JSONResponse({"version": __version__})
+
+    async def tokenize(request: Request) -> Response:
+        body = await read_tokenize(request)
+        front.check_model(body.model)
+        if (body.prompt is None) == (body.messages is None):
+            raise RequestError("Give either prompt or messages.", param="prompt")
+        if body.prompt is not None:
+            add_special = body.add_special_tokens is not False
+            tokens = await front.encode(body.prompt, param="prompt", add_special=add_special)
+        else:
+            tokens = await body.tokens(front, add_special=bool(body.add_special_tokens))
+        strings = [front.text.token_text(token) for token in tokens] if body.return_token_strs else None
+        return json_response(Tokens(len(tokens), front.facts.max_model_len, tokens, strings))
+
+    async def detokenize(request: Request) -> Response:
+        body = await read_detokenize(request)
+        front.check_model(body.model)
+        if body.tokens:
+            front.check_tokens(body.tokens, "tokens")
+        return json_response(Text(await front.decode(body.tokens, skip_special=False)))
+
+    async def flush_cache(request: Request) -> Response:
+        reply: dict[str, Any] = await front.engine.control("flush_cache")
+        return JSONResponse(reply)
+
+    return [
+        Route("/health", health, methods=["GET"]),
+        Route("/metrics", metrics, methods=["GET"]),
+        Route("/version", version, methods=["GET"]),
+        Route("/tokenize", tokenize, methods=["POST"]),
+        Route("/detokenize", detokenize, methods=["POST"]),
+        Route("/flush_cache", flush_cache, methods=["POST"]),
+    ]
+
+
+async def _ping(front: Front) -> str | None:
+    """Why the engine must be taken for dead, although nobody has reported it: None if it answers."""
+    try:
+        await asyncio.wait_for(front.engine.control("status"), _PING_LIMIT)
+    except TimeoutError:
+        return f"The engine has sent no sign of life for {_HEARTBEAT_LIMIT:g} s and does not answer."
+    except EngineDead as error:
+        return str(error) or "The engine has stopped."
+    return None

@@ -1,0 +1,107 @@
+"""The application: its routes, and the gate that every request passes."""
+
+from __future__ import annotations
+
+import logging
+import re
+import uuid
+from collections.abc import Mapping
+from time import perf_counter
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from starlette.applications import Starlette
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sapwood.base.errors import SapwoodError
+from sapwood.config import Config
+from sapwood.engine.client import Engine
+from sapwood.observe import Metrics
+from sapwood.server import admin, native
+from sapwood.server.auth import check_key
+from sapwood.server.errors import ClientGone, handle, problem
+from sapwood.server.front import Front
+from sapwood.server.openai import chat, completions, models
+from sapwood.text import TextModel
+
+log = logging.getLogger(__name__)
+
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+def create_app(
+    engine: Engine,
+    text: TextModel,
+    config: Config,
+    model_name: str,
+    *,
+    defaults: Mapping[str, Any] | None = None,
+    registry: CollectorRegistry | None = None,
+) -> Starlette:
+    """The HTTP server of one engine.
+
+    `defaults` is the model's generation_config: its temperature, top_k, top_p, min_p and repetition_penalty serve
+    requests that bring none. `registry` takes the metrics; one of its own by default. Raises ConfigError for defaults
+    that cannot be used.
+    """
+    metrics = Metrics(registry or CollectorRegistry(), model=model_name, stats=lambda: engine.stats)
+    front = Front(engine, text, config, model_name, metrics=metrics, defaults=defaults or {})
+    routes = [room.routes(front) for room in (completions, chat, models, native, admin)]
+    known = [route for room in routes for route in room]
+    server = config.server
+    middleware = [Middleware(Gate, front=front, paths=frozenset(route.path for route in known))]
+    if server.cors_origins:
+        origins = [origin.strip() for origin in server.cors_origins.split(",")]
+        cors = Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
+        middleware.insert(0, cors)
+    app = Starlette(
+        routes=known,
+        middleware=middleware,
+        exception_handlers={SapwoodError: handle, HTTPException: handle, ClientGone: handle},
+    )
+    app.state.front = front
+    return app
+
+
+class Gate:
+    """Around every request: its id, the key, the count, the log line, and an answer for errors nobody expected."""
+
+    def __init__(self, app: ASGIApp, *, front: Front, paths: frozenset[str]) -> None:
+        self._app = app
+        self._front = front
+        self._paths = paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers, path, begin = Headers(scope=scope), scope["path"], perf_counter()
+        given = headers.get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        stamp = (b"x-request-id", request_id.encode())
+        status = 499  # until something was sent
+
+        async def stamped(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), stamp]
+            await send(message)
+
+        try:
+            check_key(self._front.config.server.api_key, path, headers)
+            await self._app(scope, receive, stamped)
+        except Exception as error:
+            told = problem(error)
+            if status != 499:
+                raise  # the response has begun; closing the connection is all that is left
+            await told.response()(scope, receive, stamped)
+        finally:
+            seconds = perf_counter() - begin
+            self._front.metrics.request(path if path in self._paths else "other", status, seconds)
+            if self._front.config.server.log_requests:
+                log.info("%s %s %d %.3f s %s", scope["method"], path, status, seconds, request_id)

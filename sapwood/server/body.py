@@ -1,0 +1,85 @@
+"""Request bodies: read within a limit, decoded into typed structs, every fault a RequestError that names the field."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, Generic, TypeVar
+
+import anyio.to_thread
+import msgspec
+from starlette.requests import ClientDisconnect, Request
+
+from sapwood.base.errors import RequestError
+from sapwood.server.errors import ClientGone
+
+T = TypeVar("T")
+
+_LARGE = 64 << 10  # bytes from which decoding would hold up the event loop noticeably
+_CHECKED_FOR_REPEATS = 1 << 20  # larger bodies are long prompts; reading them twice is not worth it
+_PATH = re.compile(r" - at (?:`key` in )?`\$\.?(.*)`$")
+
+
+class Body(Generic[T]):
+    """Reads bodies of one type: `await body(request)`."""
+
+    def __init__(self, type: type[T], *, limit: int) -> None:
+        """`limit`: most bytes of a body, enforced while reading, whatever Content-Length says."""
+        self._decoder = msgspec.json.Decoder(type)
+        self._limit = limit
+
+    async def __call__(self, request: Request) -> T:
+        kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            raise RequestError(f"The body must be application/json, not {kind}.", status=415)
+        raw = await _read(request, self._limit)
+        if len(raw) < _LARGE:
+            return self._decode(raw)
+        return await anyio.to_thread.run_sync(self._decode, raw)
+
+    def _decode(self, raw: bytes) -> T:
+        try:
+            body = self._decoder.decode(raw)
+            if len(raw) <= _CHECKED_FOR_REPEATS:
+                json.loads(raw, object_pairs_hook=_refuse_repeats)
+            return body
+        except msgspec.ValidationError as error:
+            raise field_error(error) from None
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise RequestError(f"The body is not valid JSON: {error}.") from None
+        except RecursionError:
+            raise RequestError("The body is nested too deeply.") from None
+
+
+def field_error(error: msgspec.ValidationError, *, within: str = "") -> RequestError:
+    """The RequestError of a value of a wrong type. `within` is the path of the struct that was being converted."""
+    text = str(error)
+    found = _PATH.search(text)
+    path = ".".join(filter(None, (within, found[1] if found else "")))
+    message = text[: found.start()] if found else text
+    return RequestError(f"{path}: {message}." if path else f"{message}.", param=path or None)
+
+
+async def _read(request: Request, limit: int) -> bytes:
+    too_large = RequestError(f"The body is larger than the limit of {limit} bytes.", status=413)
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length) > limit:
+        raise too_large
+    raw = bytearray()
+    try:
+        async for chunk in request.stream():
+            raw += chunk
+            if len(raw) > limit:
+                raise too_large
+    except ClientDisconnect:
+        raise ClientGone from None
+    return bytes(raw)
+
+
+def _refuse_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        names = [name for name, _ in pairs]
+        name = next(name for name in names if names.count(name) > 1)
+        raise RequestError(f"The key {name!r} is given more than once.", param=name)
+    return fields

@@ -1,0 +1,184 @@
+"""What all endpoints share: the engine, the text side, and turning requests into token ids off the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+import anyio
+import anyio.to_thread
+from starlette.types import Receive
+
+from sapwood import __version__
+from sapwood.base.errors import ConfigError, RequestError
+from sapwood.base.sampling import SamplingParams
+from sapwood.base.wire import Facts
+from sapwood.config import Config
+from sapwood.engine.client import Engine
+from sapwood.observe import Metrics
+from sapwood.server.errors import ClientGone, respelled
+from sapwood.text import TextModel
+
+T = TypeVar("T")
+
+MAX_CHOICES = 128  # outputs of one HTTP request: prompts times n
+
+_SHORT = 4096  # characters that are tokenised sooner than a thread takes over
+_MAX_CHARS_PER_TOKEN = 256  # no vocabulary has a longer token, so a text longer than this a token cannot fit
+_DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+
+
+class Front:
+    """One server's shared state. `defaults` are the sampling values of requests that bring none."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        text: TextModel,
+        config: Config,
+        model_name: str,
+        *,
+        metrics: Metrics,
+        defaults: Mapping[str, Any],
+    ) -> None:
+        self.engine = engine
+        self.text = text
+        self.config = config
+        self.model_name = model_name
+        self.metrics = metrics
+        self.fingerprint = f"sapwood-{__version__}"
+        self.started = int(time.time())
+        self.defaults = {name: defaults[name] for name in _DEFAULTS if defaults.get(name) is not None}
+        try:
+            self.check(SamplingParams(**self.defaults), {})
+        except (RequestError, TypeError) as error:
+            raise ConfigError(f"The model's generation_config has a value that cannot be used: {error}") from error
+        self._threads = anyio.CapacityLimiter(4)
+        self._ends: set[asyncio.Future[None]] = set()
+
+    @property
+    def facts(self) -> Facts:
+        return self.engine.facts
+
+    def check_model(self, name: str | None) -> None:
+        """Raise RequestError (404) unless `name` is the served model's, or missing."""
+        if name is not None and name != self.model_name:
+            raise RequestError(
+                f"The model {name!r} does not exist; this server has {self.model_name!r}.",
+                param="model",
+                status=404,
+                code="model_not_found",
+            )
+
+    def check(self, params: SamplingParams, names: Mapping[str, str]) -> SamplingParams:
+        """Checked parameters. `names` maps SamplingParams' names to the caller's, for the messages."""
+        try:
+            return params.check(vocab_size=self.facts.vocab_size, max_n=MAX_CHOICES)
+        except RequestError as error:
+            raise respelled(error, names) from None
+
+    def check_tokens(self, tokens: Sequence[int], param: str) -> None:
+        """Raise RequestError unless there are tokens and all are in the vocabulary."""
+        if not tokens:
+            raise RequestError(f"{param} is empty; at least one token is needed.", param=param)
+        size = self.facts.vocab_size
+        worst = low if (low := min(tokens)) < 0 else max(tokens)
+        if not 0 <= worst < size:
+            raise RequestError(f"{param}: token id {worst} is outside the vocabulary [0, {size}).", param=param)
+
+    async def encode(self, text: str, *, param: str, add_special: bool = True) -> list[int]:
+        """Tokens of a text."""
+        self._check_length(len(text), param)
+        encode = partial(self.text.encode, text, add_special=add_special)
+        return await self._off_loop(encode, len(text), param)
+
+    async def decode(self, tokens: list[int], *, skip_special: bool) -> str:
+        return await self._off_loop(partial(self.text.decode, tokens, skip_special=skip_special), len(tokens), "tokens")
+
+    async def chat_tokens(
+        self, messages: list[dict[str, Any]], *, continue_final: bool = False, add_special: bool = False, **template: Any
+    ) -> list[int]:
+        """Tokens of a conversation by the model's template. `continue_final` leaves its last message open."""
+        num_chars = sum(_num_chars(message.get("content")) for message in messages)
+        self._check_length(num_chars, "messages")
+
+        def tokens() -> list[int]:
+            text = self.text.render(messages, **template)
+            if continue_final:
+                text = _open_end(text, messages[-1])
+            return self.text.encode(text, add_special=add_special)
+
+        return await self._off_loop(tokens, num_chars, "messages")
+
+    async def attended(self, receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+        """The result of `work`, which is cancelled, and its generations with it, as soon as the client hangs up.
+
+        Raises ClientGone then, or what `end_all` was given. `receive` must have yielded the whole body already.
+        """
+        task = asyncio.ensure_future(work)
+        gone = asyncio.ensure_future(_gone(receive))
+        end = asyncio.get_running_loop().create_future()
+        self._ends.add(end)
+        try:
+            await asyncio.wait((task, gone, end), return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            if end.done():
+                end.result()
+            raise ClientGone
+        finally:
+            self._ends.discard(end)
+            end.cancel()
+            task.cancel()
+            gone.cancel()
+            await asyncio.wait((task, gone))
+            if not task.cancelled():
+                task.exception()  # seen, so that the loop does not report it as lost
+
+    def end_all(self, error: Exception) -> None:
+        """End every request in flight with `error`."""
+        for end in self._ends:
+            if not end.done():
+                end.set_exception(error)
+
+    def _check_length(self, num_chars: int, param: str) -> None:
+        limit = self.facts.max_model_len
+        if num_chars > limit * _MAX_CHARS_PER_TOKEN:
+            raise RequestError(
+                f"{param} has {num_chars} characters, which cannot fit the model's context of {limit} tokens.",
+                param=param,
+                code="context_length_exceeded",
+            )
+
+    async def _off_loop(self, work: Callable[[], T], size: int, param: str) -> T:
+        try:
+            if size <= _SHORT:
+                return work()
+            return await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._threads)
+        except RequestError as error:
+            raise respelled(error, {"prompt": param}) from None
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _num_chars(content: Any) -> int:
+    return len(content) if isinstance(content, str) else sum(len(part.get("text", "")) for part in content or ())
+
+
+def _open_end(text: str, message: Mapping[str, Any]) -> str:
+    """A rendered conversation without what the template put behind its last message."""
+    content = message.get("content")
+    last = (content if isinstance(content, str) else content[-1]["text"] if content else "").strip()
+    at = text.rfind(last)
+    if not last or at < 0:
+        raise RequestError(
+            "continue_final_message needs a last message whose text the chat template keeps as it is.",
+            param="continue_final_message",
+        )
+    return text[: at + len(last)]

@@ -1,0 +1,178 @@
+"""Running the application: the socket, the signals, and an end that lets running requests finish."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import importlib
+import logging
+import signal
+import socket
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, TypeVar
+
+import uvicorn
+from starlette.applications import Starlette
+
+from sapwood.base.errors import ConfigError, Overloaded
+from sapwood.config import Config
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_GRACE = 2.0  # seconds for the last words after the drain time is over
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """asyncio.run, on uvloop where it is installed."""
+    try:
+        new_loop = importlib.import_module("uvloop").new_event_loop
+    except ImportError:
+        new_loop = None
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        return runner.run(main)
+
+
+def bind(config: Config) -> socket.socket:
+    """Take the address to listen on, before anything slow begins. Raises ConfigError saying what to change.
+
+    Nothing is accepted yet: until `serve` listens, clients are refused, as of a server that is not there.
+    """
+    host, port = config.server.host, config.server.port
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise ConfigError(f"Cannot listen on {host}:{port}: {error}. Choose another --host or --port.") from error
+    sock = socket.socket(family, kind, protocol)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        sock.setblocking(False)
+    except (OSError, OverflowError) as error:
+        sock.close()
+        raise _refused(error, host, port) from error
+    return sock
+
+
+async def serve(
+    app: Starlette,
+    config: Config,
+    *,
+    on_ready: Callable[[str], None] | None = None,
+    sock: socket.socket | None = None,
+) -> None:
+    """Serve until SIGTERM or SIGINT, then let running requests finish for up to `drain_seconds`.
+
+    `on_ready` is called with the server's URL once it listens; `sock` comes from `bind` (made here if missing). After
+    the drain time the requests that still run end with an error; a second signal ends them at once. Raises
+    ConfigError if the address is taken.
+    """
+    sock = sock or bind(config)
+    server = _Server(app, config, sock, on_ready)
+    with _signals(server.stop):
+        try:
+            await server.serve(sockets=[sock])
+        except OSError as error:
+            raise _refused(error, config.server.host, sock.getsockname()[1]) from error
+        finally:
+            sock.close()
+            await server.finish()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, with our way to end."""
+
+    def __init__(
+        self, app: Starlette, config: Config, sock: socket.socket, on_ready: Callable[[str], None] | None
+    ) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                lifespan="off",
+                ws="none",
+                timeout_keep_alive=75,
+            )
+        )
+        self._app = app
+        self._drain_seconds = config.server.drain_seconds
+        self._url = _url(config.server.host, sock.getsockname()[1])
+        self._on_ready = on_ready
+        self._ending: asyncio.Task[None] | None = None
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield  # `serve` listens to them
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        log.info("listening on %s", self._url)
+        if self._on_ready is not None:
+            self._on_ready(self._url)
+
+    def stop(self) -> None:
+        """Called for each signal: the first drains, the second does not wait."""
+        if self.should_exit:
+            self._cut()
+            return
+        self.should_exit = True
+        log.info("stopping; running requests have %g s (a second signal ends them at once)", self._drain_seconds)
+        self._ending = asyncio.get_running_loop().create_task(self._end())
+
+    async def finish(self) -> None:
+        """Wait for what was cut off, so that the engine hears of it."""
+        if self._ending is not None:
+            self._ending.cancel()
+        if tasks := list(self.server_state.tasks):
+            await asyncio.wait(tasks, timeout=_GRACE)
+
+    async def _end(self) -> None:
+        await asyncio.sleep(self._drain_seconds)
+        self._app.state.front.end_all(Overloaded("The server is stopping."))
+        await asyncio.sleep(_GRACE)
+        self._cut()
+
+    def _cut(self) -> None:
+        self.force_exit = True
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+
+
+@contextlib.contextmanager
+def _signals(stop: Callable[[], None]) -> Iterator[None]:
+    """Call `stop` for SIGTERM and SIGINT. Elsewhere than in the main thread there are no signals to listen to."""
+    loop = asyncio.get_running_loop()
+    heard = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
+            loop.add_signal_handler(number, stop)
+            heard.append(number)
+    try:
+        yield
+    finally:
+        for number in heard:
+            loop.remove_signal_handler(number)
+
+
+def _refused(error: Exception, host: str, port: int) -> ConfigError:
+    match getattr(error, "errno", None):
+        case errno.EADDRINUSE:
+            return ConfigError(
+                f"Port {port} on {host} is in use. Stop what uses it, or choose another with --port (0 takes a free one)."
+            )
+        case errno.EACCES:
+            return ConfigError(f"No permission to listen on port {port}. Choose one above 1023 with --port.")
+        case errno.EADDRNOTAVAIL:
+            return ConfigError(f"{host} is not an address of this machine. Choose another with --host.")
+        case _:
+            return ConfigError(f"Cannot listen on {host}:{port}: {error}.")
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

