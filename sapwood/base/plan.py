@@ -70,7 +70,9 @@ class Plan:
     """One step. `pages` and `copies` have one entry per KV group.
 
     `owners_R` is the tenancy number of each row's slot; a slot that has changed hands since then has another, and its
-    tokens are dropped at commit. `yields_R` tells which rows sample a token at the end of their span.
+    tokens are dropped at commit. `yields_R` tells which rows sample a token at the end of their span. Where a span
+    starts, `starts_R` decides (a prompt may move on without computing what another request has computed since); where a
+    steady row starts, the device does, and `starts_R` is the host's upper bound.
     """
 
     number: int

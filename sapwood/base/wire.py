@@ -19,12 +19,14 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 class Submit(msgspec.Struct, frozen=True, tag="submit", array_like=True):
     """One generation (n is 1 here; the front expands n > 1).
 
-    `salt` and `adapter` separate the prefix cache; higher `priority` runs first under the priority policy.
+    `stop_ids` are all tokens that end it, end-of-sequence tokens included. `salt` and `adapter` separate the prefix
+    cache; higher `priority` runs first under the priority policy.
     """
 
     id: int
     tokens: list[int]
     params: SamplingParams
+    stop_ids: list[int] = []
     salt: str = ""
     adapter: str = ""
     priority: int = 0
@@ -68,11 +70,10 @@ class Deltas(msgspec.Struct, frozen=True, tag="deltas", array_like=True):
 
 
 class Facts(msgspec.Struct, frozen=True):
-    """What a front has to know of the running engine."""
+    """What a front has to know of the running engine. `eos_ids` come from the tokenizer, which the front has."""
 
     max_model_len: int
     vocab_size: int
-    eos_ids: list[int]
     max_num_seqs: int
     max_num_batched_tokens: int
     page_size: int
@@ -82,6 +83,7 @@ class Facts(msgspec.Struct, frozen=True):
     attention_backend: str
     seconds_to_ready: dict[str, float]
     decisions: list[str]
+    eos_ids: list[int] = []
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready", array_like=True):

@@ -50,7 +50,7 @@ class _Parser(argparse.ArgumentParser):
         hint = f"; did you mean {near[0]}?" if near else f"; see `{self.prog} --help`"
         self.exit(_MISUSED, f"sapwood: error: {message}{hint}\n")
 
-    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def, override]
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
         """A subcommand refuses what it does not know itself, where its own flags can be suggested."""
         namespace, rest = super().parse_known_args(args, namespace)
         if rest:

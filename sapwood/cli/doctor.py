@@ -63,7 +63,12 @@ def _python() -> Check:
 
 def _requirements() -> Iterator[Check]:
     """What the package itself says that it needs; the version ranges matter for torch only."""
-    for line in importlib.metadata.requires("sapwood") or []:
+    try:
+        lines = importlib.metadata.requires("sapwood") or []
+    except importlib.metadata.PackageNotFoundError:
+        yield Check("sapwood", "bad", "runs from a folder and is not installed", "pip install -e .")
+        return
+    for line in lines:
         name, marker = re.split(r"[^\w.-]", line, maxsplit=1)[0], line.partition(";")[2]
         if "extra" in marker:
             continue
@@ -119,7 +124,7 @@ def _devices() -> Iterator[Check]:
 
 def _cache() -> Check:
     from sapwood.config.resolve import gib
-    from sapwood.hub import Cache
+    from sapwood.hub.cache import Cache
 
     cache = Cache.default()
     models = ", ".join(f"{model.name} ({gib(model.size)})" for model in cache.models())

@@ -18,7 +18,7 @@ def run(args: argparse.Namespace) -> int:
     from sapwood.cli.terminal import console, print_rows, pull_progress
     from sapwood.config.resolve import ITEMSIZE, gib, resolve
     from sapwood.config.shape import shape_of
-    from sapwood.hub import find
+    from sapwood.hub.files import find
     from sapwood.runner.device import probe
 
     config = from_args(args)

@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from sapwood.cli.terminal import pull_progress
-    from sapwood.hub import pull
+    from sapwood.hub.pull import pull
 
     if args.model is None:
         _list()
@@ -28,7 +28,8 @@ def run(args: argparse.Namespace) -> int:
 def _list() -> None:
     from sapwood.cli.terminal import console, print_rows
     from sapwood.config.resolve import gib
-    from sapwood.hub import CATALOG, Cache
+    from sapwood.hub.cache import Cache
+    from sapwood.hub.catalog import CATALOG
 
     cached = {model.name: model for model in Cache.default().models()}
     rows = [

@@ -11,7 +11,7 @@ from sapwood.config import env
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from sapwood.hub import Progress
+    from sapwood.hub.pull import Progress
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -55,12 +55,12 @@ def print_decisions(out: Console, decisions: Sequence[str]) -> None:
 @contextmanager
 def pull_progress() -> Iterator[Progress]:
     """A progress bar on stderr that appears when something is pulled."""
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+    from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
 
     columns = (TextColumn("{task.description:>9}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     out = console(stderr=True)
     with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bars:
-        tasks: dict[str, int] = {}
+        tasks: dict[str, TaskID] = {}
 
         def show(stage: str, done: int, total: int) -> None:
             if stage not in tasks:

@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import difflib
 import json
+import math
 import tomllib
 import types
 import typing
@@ -51,7 +52,9 @@ class Option:
         """Text or a plain value to the field's type; ConfigError if it is neither."""
         try:
             read = self._parse(value) if isinstance(value, str) else self._accept(value)
-        except ValueError:
+            if isinstance(read, float) and not math.isfinite(read):
+                raise ValueError(value)
+        except (ValueError, OverflowError):
             raise ConfigError(f"{self.flags[0]} takes {self._takes()}, got {value!r}.") from None
         if self.choices and read not in self.choices:
             raise ConfigError(f"{self.flags[0]} takes one of {', '.join(self.choices)}, got {value!r}.")

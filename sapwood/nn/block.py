@@ -15,24 +15,9 @@ from sapwood.nn.layers import Angles, Norm
 from sapwood.nn.make import Build, Layer, make
 
 
-@make.register
-def _attention(part: parts.Attention, how: Build, layer: Layer | None) -> Attention:
-    assert layer is not None
-    return Attention(part, how, layer)
-
-
-@make.register
-def _mlp(part: parts.Mlp, how: Build, layer: Layer | None) -> Mlp:
-    return Mlp(part, how, layer)
-
-
-@make.register
-def _block(part: parts.Block, how: Build, layer: Layer | None) -> Block:
-    return Block(part, how, layer)
-
-
 class Attention(nn.Module):
-    def __init__(self, part: parts.Attention, how: Build, layer: Layer) -> None:
+    def __init__(self, part: parts.Attention, how: Build, layer: Layer | None) -> None:
+        assert layer is not None
         super().__init__()
         self.qkv = make(part.qkv, how, layer)
         self.out = make(part.out, how, layer)
@@ -46,8 +31,8 @@ class Attention(nn.Module):
             # One weight for queries and keys side by side, so that one kernel norms and rotates both.
             assert part.q_norm.eps == part.k_norm.eps
             self._norm_ND = torch.empty((self._num_qk, part.head_dim), device=how.device)
-            self.q_norm = Norm(part.q_norm, how, self._norm_ND[: part.num_heads])
-            self.k_norm = Norm(part.k_norm, how, self._norm_ND[part.num_heads :])
+            self.q_norm = Norm(part.q_norm, how, weight=self._norm_ND[: part.num_heads])
+            self.k_norm = Norm(part.k_norm, how, weight=self._norm_ND[part.num_heads :])
 
     def forward(self, x_TE: Tensor, angles: Sequence[Angles]) -> Tensor:
         heads_TXD = self.qkv(x_TE).unflatten(-1, self._shape)
@@ -96,3 +81,8 @@ class Block(nn.Module):
         if self.after_mlp is not None:
             x_TE = self.after_mlp(x_TE)
         return x_TE, residual_TE
+
+
+make.register(parts.Attention, Attention)
+make.register(parts.Mlp, Mlp)
+make.register(parts.Block, Block)

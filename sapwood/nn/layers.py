@@ -17,26 +17,13 @@ from sapwood.arch.shard import Piece
 from sapwood.nn.make import Build, Layer, make
 
 
-@make.register
-def _linear(part: parts.Linear, how: Build, layer: Layer | None) -> nn.Module:
-    return how.method.create(part, how.device, how.dtype)
-
-
-@make.register
-def _norm(part: parts.Norm, how: Build, layer: Layer | None) -> Norm:
-    return Norm(part, how, torch.empty(part.size, device=how.device))
-
-
-@make.register
-def _embedding(part: parts.Embedding, how: Build, layer: Layer | None) -> Embedding:
-    return Embedding(part, how)
-
-
 class Norm(nn.Module):
     """RMS norm by `weight`, a float32 [E], or [N, E] with one row for each of N heads that share a norm."""
 
-    def __init__(self, part: parts.Norm, how: Build, weight: Tensor) -> None:
+    def __init__(self, part: parts.Norm, how: Build, layer: Layer | None = None, *, weight: Tensor | None = None) -> None:
         super().__init__()
+        if weight is None:
+            weight = torch.empty(part.size, device=how.device)
         self.eps, self._offset, self._kernels = part.eps, part.offset, how.kernels
         self.weight = nn.Parameter(weight, requires_grad=False)
 
@@ -58,7 +45,7 @@ class Norm(nn.Module):
 class Embedding(nn.Module):
     """Rows of weight_VE, scaled."""
 
-    def __init__(self, part: parts.Embedding, how: Build) -> None:
+    def __init__(self, part: parts.Embedding, how: Build, layer: Layer | None = None) -> None:
         super().__init__()
         weight_VE = torch.empty((part.vocab_size, part.hidden_size), device=how.device, dtype=how.dtype)
         self.weight = nn.Parameter(weight_VE, requires_grad=False)
@@ -74,6 +61,15 @@ class Embedding(nn.Module):
     def project(self, x_TE: Tensor) -> Tensor:
         """The logits [T, V] of a head that is tied to the embedding."""
         return F.linear(x_TE, self.weight)
+
+
+def _linear(part: parts.Linear, how: Build, layer: Layer | None) -> nn.Module:
+    return how.method.create(part, how.device, how.dtype)
+
+
+make.register(parts.Linear, _linear)
+make.register(parts.Norm, Norm)
+make.register(parts.Embedding, Embedding)
 
 
 class Angles(NamedTuple):

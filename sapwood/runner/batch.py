@@ -23,7 +23,8 @@ from sapwood.runner.transfer import upload
 class Shape:
     """A step apart from where its rows start, which only the device knows. All int32.
 
-    `rows_T` names the row of each token; None where every row is one token.
+    `rows_T` names the row of each token; None where every row is one token. `spans` are the slots of the rows that are
+    not steady, and where the host says that they start.
     """
 
     slots_R: Tensor
@@ -31,6 +32,7 @@ class Shape:
     offsets_R1: Tensor
     slots_T: Tensor
     rows_T: Tensor | None
+    spans: tuple[Tensor, Tensor] | None = None
 
 
 class Batcher:
@@ -47,6 +49,9 @@ class Batcher:
     def make(self, plan: Plan) -> Batch:
         """The batch of a plan that the table has already taken in."""
         table, shape = self._table, self._shape(plan)
+        if shape.spans is not None:
+            slots_N, starts_N = shape.spans
+            table.fed_S[slots_N] = starts_N
         starts_R = table.fed_S.index_select(0, shape.slots_R)
         if shape.rows_T is None:
             positions_T = starts_R.long()
@@ -85,4 +90,6 @@ class Batcher:
         offsets = np.zeros(plan.num_rows + 1, dtype=np.int32)
         np.cumsum(plan.counts_R, out=offsets[1:])
         rows = np.repeat(np.arange(plan.num_rows, dtype=np.int32), plan.counts_R)
-        return Shape(*upload([plan.slots_R, plan.counts_R, offsets, plan.slots_R[rows], rows], self._table.device))
+        columns = [plan.slots_R, plan.counts_R, offsets, plan.slots_R[rows], rows, plan.starts_R[plan.num_steady :]]
+        slots_R, counts_R, offsets_R1, slots_T, rows_T, starts_N = upload(columns, self._table.device)
+        return Shape(slots_R, counts_R, offsets_R1, slots_T, rows_T, (slots_R[plan.num_steady :], starts_N))

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sapwood import kernels
 from sapwood.arch.groups import kv_groups
 from sapwood.arch.parts import Decoder
 from sapwood.attention.base import Backend, Batch
@@ -64,8 +65,8 @@ class Work:
 class Worker:
     """Runs plans, in the order in which they come, on one device.
 
-    Order of calls: `load`, `kv_budget`, `allocate`, then steps. Neither `forward` nor `sample` waits for the device.
-    `config` must be resolved. Without `files` the weights are random.
+    Order of calls, all from one thread: `load`, `kv_budget`, `allocate`, then steps. Neither `forward` nor `sample`
+    waits for the device. `config` must be resolved. Without `files` the weights are random.
     """
 
     def __init__(self, config: Config, decoder: Decoder, files: ModelFiles | None = None) -> None:
@@ -91,7 +92,14 @@ class Worker:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         self.backends = self._make_backends()
-        self.model = build(self.decoder, Build(device=self.device, dtype=self.dtype, backends=self.backends))
+        how = Build(
+            device=self.device,
+            dtype=self.dtype,
+            backends=self.backends,
+            kernels=kernels.choose(self.device),
+            max_positions=self._max_len,
+        )
+        self.model = build(self.decoder, how)
         if self._files is None:
             dummy_weights(self.model, self.config.device.seed)
         else:
@@ -181,8 +189,10 @@ class Worker:
         scored: list[Scored] = []
         at_once = max(1, _SCORED_ELEMENTS // self.decoder.vocab_size)
         firsts = np.cumsum(plan.counts_R) - plan.counts_R
-        for row in (plan.num_steady + np.flatnonzero(self.table.scored_S[plan.slots_R[plan.num_steady :]])).tolist():
+        spans = np.arange(plan.num_steady, plan.num_rows)
+        for row in spans[self.table.scored_S[plan.slots_R[spans]]].tolist():
             admit = self.table.admit(plan.slots_R[row])
+            num_top = admit.params.prompt_logprobs or 0
             start, first = int(plan.starts_R[row]), int(firsts[row])
             length = min(int(plan.counts_R[row]), admit.prompt_len - 1 - start)
             for done in range(0, length, at_once):
@@ -190,7 +200,6 @@ class Worker:
                 targets = slice(start + done + 1, start + end + 1)
                 logits = self.model.logits(work.hidden_TD[first + done : first + end])
                 known = self.table.tokens_SL[admit.slot, targets].long()
-                num_top = admit.params.prompt_logprobs or 0
                 found = _download(logprobs(logits, known, num_top=num_top))
                 scored.append(Scored(row, admit.tokens[targets], found, num_top))
         return scored

@@ -17,19 +17,24 @@ from sapwood.base.errors import EngineDead, RequestError
 from sapwood.observe import Pulse
 from sapwood.server.body import Body
 from sapwood.server.front import Front
-from sapwood.server.openai.protocol import Int, Template, json_response
+from sapwood.server.openai.protocol import Conversation, Int, Message
+from sapwood.server.openai.replies import json_response
 
 _HEARTBEAT_LIMIT = 30.0  # seconds; the engine reports about every second
 _PING_LIMIT = 5.0
 
 
-class TokenizeRequest(Template):
+class TokenizeRequest(msgspec.Struct, Conversation, kw_only=True):
     """A prompt or messages. Special tokens are added to a prompt unless told otherwise, to messages only if told."""
 
     model: str | None = None
     prompt: str | None = None
     add_special_tokens: bool | None = None
     return_token_strs: bool | None = None
+    messages: list[Message] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
 
 
 class Tokens(msgspec.Struct, omit_defaults=True):

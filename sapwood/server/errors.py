@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 
 import msgspec
@@ -68,7 +69,9 @@ def problem(error: Exception) -> Problem:
         case GenerationFailed():
             return Problem(500, ErrorBody(str(error), "server_error", code="generation_failed"))
         case HTTPException():
-            kind = "server_error" if error.status_code >= 500 else _TYPES.get(error.status_code, "invalid_request_error")
+            kind = (
+                "server_error" if error.status_code >= 500 else _TYPES.get(error.status_code, "invalid_request_error")
+            )
             return Problem(error.status_code, ErrorBody(error.detail, kind), dict(error.headers or {}))
         case ClientGone():
             return Problem(499, ErrorBody("The client closed the connection.", "client_closed_request"))
@@ -86,10 +89,12 @@ async def handle(request: Request, error: Exception) -> Response:
     return problem(error).response()
 
 
+def with_param(error: RequestError, param: str | None) -> RequestError:
+    """The same error about another field."""
+    return RequestError(str(error), param=param, status=error.status, code=error.code)
+
+
 def respelled(error: RequestError, names: Mapping[str, str]) -> RequestError:
-    """The same error, with the field called as the caller spelled it."""
-    spelled = names.get(error.param or "")
-    if spelled is None or spelled == error.param:
-        return error
-    message = str(error).replace(error.param or "", spelled) if error.param else str(error)
-    return RequestError(message, param=spelled, status=error.status, code=error.code)
+    """The same error in the caller's words: `names` maps fields of SamplingParams to the caller's."""
+    message = re.sub(r"\w+", lambda word: names.get(word[0], word[0]), str(error))
+    return RequestError(message, param=names.get(error.param or "", error.param), status=error.status, code=error.code)

@@ -19,7 +19,7 @@ from sapwood.base.wire import Facts
 from sapwood.config import Config
 from sapwood.engine.client import Engine
 from sapwood.observe import Metrics
-from sapwood.server.errors import ClientGone, respelled
+from sapwood.server.errors import ClientGone, respelled, with_param
 from sapwood.text import TextModel
 
 T = TypeVar("T")
@@ -99,7 +99,12 @@ class Front:
         return await self._off_loop(partial(self.text.decode, tokens, skip_special=skip_special), len(tokens), "tokens")
 
     async def chat_tokens(
-        self, messages: list[dict[str, Any]], *, continue_final: bool = False, add_special: bool = False, **template: Any
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        continue_final: bool = False,
+        add_special: bool = False,
+        **template: Any,
     ) -> list[int]:
         """Tokens of a conversation by the model's template. `continue_final` leaves its last message open."""
         num_chars = sum(_num_chars(message.get("content")) for message in messages)
@@ -159,7 +164,7 @@ class Front:
                 return work()
             return await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._threads)
         except RequestError as error:
-            raise respelled(error, {"prompt": param}) from None
+            raise (with_param(error, param) if error.param == "prompt" else error) from None
 
 
 async def _gone(receive: Receive) -> None:

@@ -8,47 +8,28 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import cast
 
-from sapwood.base.errors import Overloaded, RequestError
+from sapwood.base.errors import Overloaded, RequestError, SapwoodError
 from sapwood.base.plan import TokenLogprobs
 from sapwood.base.sampling import SamplingParams
 from sapwood.base.wire import Delta
 from sapwood.engine.client import copies
-from sapwood.server.errors import GenerationFailed, respelled
+from sapwood.server.errors import GenerationFailed, with_param
 from sapwood.server.front import MAX_CHOICES, Front
+from sapwood.text import TextStream
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prompt:
-    """Token ids, what the caller calls them, and where the prefix cache may look for them."""
+    """Token ids, what the caller calls them, and where the prefix cache may look for them.
+
+    `scoring` asks for the prompt's logprobs only: one token is generated, as the engine needs, and dropped.
+    """
 
     tokens: list[int]
     param: str
     salt: str = ""
     priority: int = 0
-
-
-@dataclass(slots=True, eq=False)
-class Choice:
-    """One output. `finish` is None while it grows, then 'stop' or 'length'; `stop` what stopped it.
-
-    `scoring` asks for the prompt's logprobs only: one token is generated, as the engine needs, and dropped.
-    """
-
-    index: int
-    prompt: Prompt
-    params: SamplingParams
     scoring: bool = False
-    texts: list[str] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprobs] = field(default_factory=list)
-    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
-    num_cached_tokens: int = 0
-    finish: str | None = None
-    stop: int | str | None = None
-
-    @property
-    def text(self) -> str:
-        return "".join(self.texts)
 
 
 @dataclass(slots=True, eq=False)
@@ -62,14 +43,70 @@ class News:
     first: bool
 
 
-def choices_of(prompts: Sequence[tuple[Prompt, SamplingParams]], *, scoring: bool = False) -> list[Choice]:
+@dataclass(slots=True, eq=False)
+class Choice:
+    """One output. `finish` is None while it grows, then 'stop' or 'length'; `stop` what stopped it."""
+
+    index: int
+    prompt: Prompt
+    params: SamplingParams
+    begun: bool = False
+    texts: list[str] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    num_cached_tokens: int = 0
+    finish: str | None = None
+    stop: int | str | None = None
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
+    def take(self, delta: Delta, stream: TextStream) -> News | None:
+        """Add a delta; None if it tells of the prompt only. Raises what the engine ended the generation with."""
+        if delta.finish == "abort":
+            raise Overloaded(delta.error or "The generation was aborted by the server.")
+        if delta.finish == "error":
+            raise GenerationFailed(delta.error or "The generation failed.")
+        if delta.cached_tokens >= 0:
+            self.num_cached_tokens = delta.cached_tokens
+        if delta.prompt_logprobs:
+            self.prompt_logprobs += delta.prompt_logprobs
+        if not delta.tokens and delta.finish is None:
+            return None
+        first, self.begun = not self.begun, True
+        if self.prompt.scoring:
+            self.finish = "length"
+            return News(self, "", [], [], first)
+        news = News(self, self._text(delta, stream), delta.tokens, delta.logprobs or [], first)
+        self.texts.append(news.text)
+        self.tokens += news.tokens
+        self.logprobs += news.logprobs
+        return news
+
+    def _text(self, delta: Delta, stream: TextStream) -> str:
+        """The text that a delta makes certain. Notes the end, be it the engine's or a stop string."""
+        tokens = delta.tokens
+        if delta.stop is not None and not self.params.include_stop:
+            tokens = tokens[:-1]  # the token that ended it is no text
+        text = stream.push(tokens).text
+        if stream.stop is None and delta.finish is not None:
+            text += stream.finish()
+            self.finish, self.stop = delta.finish, delta.stop
+        if stream.stop is not None:  # it may have shown only in what was held back until the end
+            self.finish, self.stop = "stop", stream.stop
+        return text
+
+
+def choices_of(prompts: Sequence[tuple[Prompt, SamplingParams]]) -> list[Choice]:
     """The outputs that prompts ask for, n for each, numbered through. Raises RequestError if they are too many."""
     total = sum(params.n for _, params in prompts)
     if total > MAX_CHOICES:
         param = "n" if len(prompts) == 1 else prompts[0][0].param
         raise RequestError(f"{total} outputs in one request are too many; at most {MAX_CHOICES}.", param=param)
     pairs = [(prompt, one) for prompt, params in prompts for one in copies(params)]
-    return [Choice(index, prompt, params, scoring) for index, (prompt, params) in enumerate(pairs)]
+    return [Choice(index, prompt, params) for index, (prompt, params) in enumerate(pairs)]
 
 
 async def generate(front: Front, choices: Sequence[Choice]) -> AsyncGenerator[list[News]]:
@@ -121,66 +158,22 @@ async def _follow(front: Front, choice: Choice) -> AsyncGenerator[News]:
     prompt = choice.prompt
     stream = front.text.stream(choice.params)
     meter = front.metrics.meter(len(prompt.tokens))
-    reason = "abort"
+    failed = False
     try:
         deltas = front.engine.generate(prompt.tokens, choice.params, salt=prompt.salt, priority=prompt.priority)
         async with aclosing(cast(AsyncGenerator[Delta], deltas)) as source:
-            first = True
             async for delta in source:
-                if delta.finish in ("error", "abort"):
-                    reason = delta.finish
-                    _fail(delta)
                 if delta.tokens:
                     meter.tokens(len(delta.tokens))
-                elif delta.finish is None:
-                    _note(choice, delta)
-                    continue
-                _note(choice, delta)
-                shown = delta.tokens
-                if delta.stop is not None and not choice.params.include_stop:
-                    shown = shown[:-1]  # the token that ended it is no text
-                piece = stream.push(shown)
-                text = piece.text
-                if piece.stop is not None:
-                    choice.finish, choice.stop = "stop", piece.stop
-                elif delta.finish is not None:
-                    text += stream.finish()
-                    choice.finish, choice.stop = _ending(delta, stream.stop)
-                news = News(choice, text, delta.tokens, delta.logprobs or [], first)
-                if choice.scoring:
-                    choice.finish, choice.stop = "length", None
-                    news = News(choice, "", [], [], first)
-                choice.texts.append(news.text)
-                choice.tokens += news.tokens
-                choice.logprobs += news.logprobs
-                reason = choice.finish or reason
-                first = False
-                yield news
+                news = choice.take(delta, stream)
+                if news is not None:
+                    yield news
                 if choice.finish is not None:
-                    return
-    except RequestError as error:
-        reason = "error"
-        raise respelled(error, {"prompt": prompt.param, "tokens": prompt.param, "": prompt.param}) from None
+                    break
+    except SapwoodError as error:
+        failed = True
+        if isinstance(error, RequestError) and error.param in (None, "prompt", "tokens"):
+            raise with_param(error, prompt.param) from None
+        raise
     finally:
-        meter.end(reason, num_cached_tokens=choice.num_cached_tokens)
-
-
-def _note(choice: Choice, delta: Delta) -> None:
-    """Take down what a delta says of the prompt."""
-    if delta.cached_tokens >= 0:
-        choice.num_cached_tokens = delta.cached_tokens
-    if delta.prompt_logprobs:
-        choice.prompt_logprobs += delta.prompt_logprobs
-
-
-def _ending(delta: Delta, stop: str | None) -> tuple[str, int | str | None]:
-    """Why an output ended; a stop string may only show in the text that was held back until the end."""
-    if stop is not None:
-        return "stop", stop
-    return delta.finish or "stop", delta.stop
-
-
-def _fail(delta: Delta) -> None:
-    if delta.finish == "abort":
-        raise Overloaded(delta.error or "The generation was aborted by the server.")
-    raise GenerationFailed(delta.error or "The generation failed.")
+        meter.end("error" if failed else choice.finish or "abort", num_cached_tokens=choice.num_cached_tokens)

@@ -58,6 +58,13 @@ def convert(metadata: Mapping[str, Any]) -> tuple[Tokenizer, dict[str, Any]]:
     return tokenizer, config
 
 
+def templates(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """The file's chat templates by name."""
+    key = "tokenizer.chat_template"
+    named = {name.removeprefix(f"{key}."): metadata[name] for name in metadata if name.startswith(f"{key}.")}
+    return named | ({"default": metadata[key]} if key in metadata else {})
+
+
 def _byte_level(tokens: Sequence[str], merges: Sequence[str], pre: str) -> Tokenizer:
     if pre not in _CUTS:
         known = ", ".join(sorted(_CUTS))
@@ -145,11 +152,8 @@ def _config(metadata: Mapping[str, Any], tokens: Sequence[str]) -> dict[str, Any
     names = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
     ids = {name: metadata.get(f"tokenizer.ggml.{key}_token_id") for name, key in names.items()}
     config: dict[str, Any] = {f"{name}_token": None if id is None else tokens[int(id)] for name, id in ids.items()}
-    key = "tokenizer.chat_template"
-    templates = {"default": metadata[key]} if key in metadata else {}
-    templates |= {name.removeprefix(f"{key}."): metadata[name] for name in metadata if name.startswith(f"{key}.")}
-    if templates:
-        config["chat_template"] = [{"name": name, "template": text} for name, text in templates.items()]
+    if found := templates(metadata):
+        config["chat_template"] = [{"name": name, "template": text} for name, text in found.items()]
     return config
 
 

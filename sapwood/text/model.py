@@ -14,7 +14,7 @@ from sapwood.text.detokenizer import Detokenizer
 from sapwood.text.pieces import Pieces
 from sapwood.text.stops import StopFinder
 from sapwood.text.template import ChatTemplate, find_templates, given_template
-from sapwood.text.tokenizer import Vocabulary, load_vocabulary
+from sapwood.text.tokenizer import Vocabulary, load_vocabulary, own_templates
 
 # Tokens that end a turn in the templates of the families; they end an output even where the config forgot to say so.
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>")
@@ -103,8 +103,8 @@ class TextModel:
             sources = given_template(chat_template)
         else:
             sources = find_templates(vocabulary.directory, vocabulary.config)
-            if not sources and tokenizer is not None and files.kind == "hf":
-                sources = find_templates(files.path, {})
+            if not sources and tokenizer is not None:
+                sources = own_templates(files)
         template = ChatTemplate(sources, vocabulary.named) if sources else None
         bos_id = vocabulary.id_of("bos_token")
         return cls(
@@ -148,6 +148,7 @@ class TextModel:
     def render(
         self,
         messages: list[dict[str, Any]],
+        /,
         *,
         tools: list[dict[str, Any]] | None = None,
         add_generation_prompt: bool = True,
@@ -168,6 +169,7 @@ class TextModel:
     def chat_tokens(
         self,
         messages: list[dict[str, Any]],
+        /,
         *,
         tools: list[dict[str, Any]] | None = None,
         add_generation_prompt: bool = True,

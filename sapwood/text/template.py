@@ -46,6 +46,7 @@ class ChatTemplate:
     def render(
         self,
         messages: list[Message],
+        /,
         *,
         tools: list[dict[str, Any]] | None = None,
         add_generation_prompt: bool = True,

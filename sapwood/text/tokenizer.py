@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from sapwood.base.errors import ConfigError, ModelError
 from sapwood.hub.cache import Cache
 from sapwood.hub.files import ModelFiles, read_json
+from sapwood.text.template import find_templates
 
 FORMAT = 1  # of converted tokenizers in the cache; raise it when `convert` makes something else of the same file
 
@@ -60,6 +61,17 @@ def load_vocabulary(files: ModelFiles, *, override: str | None = None, cache: Ca
     known = [token for token in vocabulary.named.values() if tokenizer.token_to_id(token) is not None]
     tokenizer.add_special_tokens(known)  # a token with a name is special even where tokenizer.json forgot to say so
     return vocabulary
+
+
+def own_templates(files: ModelFiles) -> dict[str, str]:
+    """The chat templates of the model itself, for when its tokenizer comes from elsewhere and brings none."""
+    if files.kind == "hf":
+        config = files.path / "tokenizer_config.json"
+        return find_templates(files.path, read_json(config) if config.exists() else {})
+    from sapwood.hub.gguf import open_gguf
+    from sapwood.text.convert import templates
+
+    return templates(open_gguf(files.path).metadata)
 
 
 def _from_directory(directory: Path, name: str) -> Vocabulary:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -130,23 +131,24 @@ def test_a_row_without_finite_logits_is_alone_in_it() -> None:
         assert 0 <= int(broken.tokens_N.min()) <= int(broken.tokens_N.max()) < VOCAB
 
 
-def test_logprobs_are_of_the_raw_logits() -> None:
-    logits = torch.randn(3, VOCAB, generator=torch.Generator().manual_seed(2)) * 3
+@pytest.mark.parametrize("num_rows", [1, 3])  # the first alone, or two that ask beside one that does not
+def test_logprobs_are_of_the_raw_logits(num_rows: int) -> None:
+    logits = torch.randn(num_rows, VOCAB, generator=torch.Generator().manual_seed(2)) * 3
     params = [
         SamplingParams(temperature=1.7, top_k=40, logit_bias={9: 30.0}, logprobs=4),
         SamplingParams(temperature=0.0),
         SamplingParams(temperature=0.0, logprobs=0),
-    ]
+    ][:num_rows]
     found = sampled([admit(slot, [1], params=mine) for slot, mine in enumerate(params)], logits)
     assert found.logprobs is not None
-    tokens = found.tokens_N.tolist()
-    assert tokens[0] == 9
-    rows = as_rows([tokens[0], tokens[2]], found.logprobs, [4, 0])
-    for row, raw in zip(rows, logits[[0, 2]].double().numpy(), strict=True):
+    assert found.tokens_N[0] == 9
+    asking = [place for place, mine in enumerate(params) if mine.logprobs is not None]
+    rows = as_rows(found.tokens_N[asking].tolist(), found.logprobs, [params[place].logprobs or 0 for place in asking])
+    for row, raw in zip(rows, logits[asking].double().numpy(), strict=True):
         wanted = raw - np.log(np.exp(raw).sum())
         order = np.argsort(-raw)
         np.testing.assert_allclose(row.logprob, wanted[row.token], atol=1e-5)
         assert row.rank == order.tolist().index(row.token) + 1
         assert row.top_ids == order[: len(row.top_ids)].tolist()
         np.testing.assert_allclose(row.top_logprobs, wanted[row.top_ids], atol=1e-5)
-    assert [len(row.top_ids) for row in rows] == [4, 0]
+    assert [len(row.top_ids) for row in rows] == [4, 0][: len(asking)]

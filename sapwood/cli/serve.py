@@ -1,0 +1,98 @@
+"""`sapwood serve`: the HTTP front in this process, the engine in another."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from sapwood.base.errors import EngineDead
+from sapwood.config.flags import add_flags, from_args
+
+if TYPE_CHECKING:
+    from sapwood.base.wire import Facts
+    from sapwood.config import Config
+    from sapwood.engine.client import Engine
+    from sapwood.hub.files import ModelFiles
+    from sapwood.text import TextModel
+
+HELP = "serve a model over HTTP (OpenAI's API and the native one)"
+
+DEAD_SECONDS = 10.0
+"""How long a server without an engine stays, so that whoever asks /health learns why before it exits."""
+
+log = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_flags(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from sapwood.observe import set_up_logging
+    from sapwood.server import run as run_loop
+
+    config = from_args(args)
+    set_up_logging(config.server.log_level)
+    run_loop(_serve(config))
+    return 0
+
+
+async def _serve(config: Config) -> None:
+    """Raises EngineDead if the engine ends on its own."""
+    from sapwood.cli.terminal import pull_progress
+    from sapwood.engine.process import start
+    from sapwood.hub.files import find
+    from sapwood.server import bind, create_app, serve
+
+    began = perf_counter()
+    sock = bind(config)  # a port in use is an error now, not after the model was loaded
+    with pull_progress() as progress:
+        files = await asyncio.to_thread(find, config.model.model, revision=config.model.revision, progress=progress)
+    loading = asyncio.create_task(asyncio.to_thread(_load_text, config, files))
+    try:
+        async with start(config) as engine:
+            text = await loading
+            name = config.model.served_model_name or files.name
+            app = create_app(engine, text, config, name, defaults=files.generation_config)
+            serving = asyncio.create_task(
+                serve(app, config, sock=sock, on_ready=lambda url: _announce(url, name, engine.facts, began))
+            )
+            await _until_over(serving, engine)
+    finally:
+        loading.cancel()
+        sock.close()
+
+
+def _load_text(config: Config, files: ModelFiles) -> TextModel:
+    from sapwood.text import TextModel
+
+    return TextModel.load(files, tokenizer=config.model.tokenizer, chat_template=config.model.chat_template)
+
+
+def _announce(url: str, name: str, facts: Facts, began: float) -> None:
+    from sapwood.cli.terminal import console, print_decisions
+
+    out = console()
+    print_decisions(out, facts.decisions)
+    if not facts.decisions:
+        out.print(f"{facts.device}, {facts.dtype}, attention: {facts.attention_backend}")
+    out.print(f"ready at {url} ({name}) in {perf_counter() - began:.1f} s", markup=False, soft_wrap=True)
+    body = json.dumps({"model": name, "messages": [{"role": "user", "content": "Hello!"}]})
+    out.print(f"try: curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'", style="dim", markup=False, soft_wrap=True)
+
+
+async def _until_over(serving: asyncio.Task[None], engine: Engine) -> None:
+    """Wait until the server was told to stop, or for a while after its engine has died."""
+    while not serving.done() and engine.dead is None:
+        await asyncio.wait([serving], timeout=0.5)
+    if engine.dead is not None and not serving.done():
+        log.error("the engine has ended: %s; exiting in %g s", engine.dead, DEAD_SECONDS)
+        await asyncio.wait([serving], timeout=DEAD_SECONDS)
+        serving.cancel()
+        await asyncio.wait([serving])
+        raise EngineDead(f"the engine has ended: {engine.dead}")
+    await serving

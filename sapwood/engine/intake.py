@@ -1,0 +1,49 @@
+"""From a front's message to a request of the scheduler."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+
+from sapwood.base.request import Request
+from sapwood.base.wire import Delta, Submit
+
+SEED_MASK = 2**63 - 1
+
+
+class Intake:
+    """Numbers arrivals, draws seeds, sets limits. `longest` is the most tokens that one sequence may have."""
+
+    def __init__(self, *, longest: int, vocab_size: int, seed: int) -> None:
+        self.longest = longest
+        self.vocab_size = vocab_size
+        self._random = random.Random(seed)
+        self._arrivals = 0
+
+    def request(self, message: Submit) -> Request | Delta:
+        """The request, or its end with an error. Fronts check first; this keeps a faulty one from harming others."""
+        tokens = np.array(message.tokens, dtype=np.int64)
+        if not 0 < len(tokens) < self.longest:
+            return _refused(message, f"a prompt must have 1 to {self.longest - 1} tokens, this one has {len(tokens)}")
+        if tokens.min() < 0 or tokens.max() >= self.vocab_size:
+            return _refused(message, f"a token id is outside the vocabulary [0, {self.vocab_size})")
+        self._arrivals += 1
+        params = message.params
+        most = self.longest - len(tokens)
+        seed = self._random.getrandbits(63) if params.seed is None else params.seed & SEED_MASK
+        return Request(
+            message.id,
+            tokens.astype(np.int32),
+            params,
+            limit=len(tokens) + min(params.max_tokens or most, most),
+            stop_ids=tuple(message.stop_ids),
+            seed=seed,
+            namespace=f"{message.adapter}\0{message.salt}",
+            priority=message.priority,
+            arrival=self._arrivals,
+        )
+
+
+def _refused(message: Submit, why: str) -> Delta:
+    return Delta(message.id, [], finish="error", error=why)

@@ -1,0 +1,118 @@
+"""The composition root: from a configuration to an engine that is ready. May import everything; only entries import it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import perf_counter
+from typing import TypeVar
+
+from sapwood.arch.families import declare
+from sapwood.base.errors import ConfigError
+from sapwood.base.kv import KVGroup
+from sapwood.base.wire import Facts
+from sapwood.cache import KVCache, split_pages
+from sapwood.cache.layout import longest_sequence
+from sapwood.config import Config
+from sapwood.config.resolve import ITEMSIZE, Decision, resolve
+from sapwood.config.shape import shape_of
+from sapwood.engine.intake import Intake
+from sapwood.engine.loop import Engine
+from sapwood.executor.local import LocalExecutor
+from sapwood.hub.files import ModelFiles, find
+from sapwood.runner.device import probe
+from sapwood.runner.worker import Worker
+from sapwood.scheduler import Scheduler
+
+
+T = TypeVar("T")
+
+
+def launch(config: Config, files: ModelFiles | None = None) -> tuple[Engine, Facts]:
+    """Load the model and make the engine. Raises UserError for what the user can mend."""
+    clock = _Clock()
+    files = files or find(config.model.model, revision=config.model.revision)
+    decoder = declare(files.config)
+    shape = shape_of(decoder, name=files.name)
+    config, decisions = resolve(config, shape, probe(config.device.device))
+    clock.lap("configure")
+    worker = Worker(config, decoder, files)
+    worker.load()
+    clock.lap("weights")
+    num_pages, longest = _pages(config, worker)
+    worker.allocate(num_pages)
+    clock.lap("kv_cache")
+    engine = _engine(config, worker, num_pages, vocab_size=decoder.vocab_size, longest=longest)
+    decisions = (*decisions, _pool_decision(worker.groups, num_pages))
+    facts = Facts(
+        max_model_len=longest,
+        vocab_size=decoder.vocab_size,
+        max_num_seqs=_set(config.scheduler.max_num_seqs),
+        max_num_batched_tokens=_set(config.scheduler.max_num_batched_tokens),
+        page_size=_set(config.cache.page_size),
+        num_pages=num_pages,
+        device=config.device.device,
+        dtype=config.model.dtype,
+        attention_backend=worker.backends[0].name,
+        seconds_to_ready=clock.laps,
+        decisions=[str(decision) for decision in decisions],
+    )
+    return engine, facts
+
+
+def _engine(config: Config, worker: Worker, num_pages: list[int], *, vocab_size: int, longest: int) -> Engine:
+    options = config.scheduler
+    scheduler = Scheduler(
+        KVCache(worker.groups, num_pages, reuse=config.cache.prefix_caching),
+        max_num_seqs=_set(options.max_num_seqs),
+        max_num_batched_tokens=_set(options.max_num_batched_tokens),
+        max_model_len=longest,
+        chunked_prefill_size=options.chunked_prefill_size,
+        policy=options.policy,
+    )
+    intake = Intake(longest=longest, vocab_size=vocab_size, seed=config.device.seed)
+    return Engine(scheduler, LocalExecutor(worker), intake, depth=_set(options.depth))
+
+
+def _pages(config: Config, worker: Worker) -> tuple[list[int], int]:
+    """Pages per KV group, and the longest sequence that they and the options allow."""
+    step_tokens = _set(config.scheduler.max_num_batched_tokens)
+    wanted = _set(config.model.max_model_len)
+    num_pages = split_pages(
+        worker.groups,
+        worker.kv_budget(),
+        itemsize=ITEMSIZE[config.cache.kv_cache_dtype],
+        max_num_seqs=_set(config.scheduler.max_num_seqs),
+        step_tokens=step_tokens,
+        max_tokens=config.cache.max_total_tokens,
+    )
+    longest = min(wanted, longest_sequence(worker.groups, num_pages, step_tokens=step_tokens))
+    if longest < 2:
+        raise ConfigError("too little memory: the KV cache does not hold one short sequence. Raise --kv-cache-memory.")
+    return num_pages, longest
+
+
+def _pool_decision(groups: tuple[KVGroup, ...], num_pages: list[int]) -> Decision:
+    pools = [
+        f"{(count - 1) * group.page_size} tokens" + (f" (window {group.window})" if group.window else "")
+        for group, count in zip(groups, num_pages, strict=True)
+    ]
+    return Decision("kv_cache", " + ".join(pools), f"{sum(num_pages)} pages of {groups[0].page_size}")
+
+
+def _set(value: T | None) -> T:
+    assert value is not None, "resolve() leaves no option open"
+    return value
+
+
+class _Clock:
+    """Seconds of each part of the start."""
+
+    def __init__(self, now: Callable[[], float] = perf_counter) -> None:
+        self.laps: dict[str, float] = {}
+        self._now = now
+        self._last = now()
+
+    def lap(self, name: str) -> None:
+        now = self._now()
+        self.laps[name] = round(now - self._last, 3)
+        self._last = now

@@ -1,0 +1,275 @@
+"""The Python API: a model in this process, or beside it with asyncio."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+from sapwood.base.errors import RequestError
+from sapwood.base.plan import TokenLogprobs
+from sapwood.base.sampling import SamplingParams
+from sapwood.base.wire import Abort, Delta, Facts, Submit
+from sapwood.config import Config
+from sapwood.config.flags import from_options
+from sapwood.engine.client import AsyncEngine, check_request, copies
+from sapwood.hub.files import find
+from sapwood.text import TextModel, TextStream
+
+Prompt = str | list[int]
+Message = dict[str, Any]
+
+
+@dataclass(eq=False)
+class Output:
+    """One generated text. `finish_reason` is 'stop' or 'length'; `stop` the stop string or token that ended it."""
+
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: str | None = None
+    stop: str | int | None = None
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class Generation:
+    """What came of one prompt: `params.n` outputs. `text`, `token_ids` and `finish_reason` are the first one's."""
+
+    prompt_token_ids: list[int]
+    outputs: list[Output]
+    cached_tokens: int = 0
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        return self.outputs[0].text
+
+    @property
+    def token_ids(self) -> list[int]:
+        return self.outputs[0].token_ids
+
+    @property
+    def finish_reason(self) -> str | None:
+        return self.outputs[0].finish_reason
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self.prompt_token_ids)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chunk:
+    """A piece of a streamed output. `cached_tokens` counts from the first chunk on."""
+
+    text: str
+    token_ids: list[int]
+    finish_reason: str | None
+    prompt_tokens: int
+    cached_tokens: int
+    logprobs: list[TokenLogprobs] | None = None
+
+
+class LLM:
+    """A model in this process, for batches.
+
+        llm = LLM("smollm2-135m")
+        for generation in llm.generate(["The capital of France is"], SamplingParams(max_tokens=8)):
+            print(generation.text)
+
+    Keyword options are those of `sapwood serve`, with underscores. Raises ConfigError or ModelError.
+    """
+
+    def __init__(self, model: str = "smollm2-135m", **options: Any) -> None:
+        from sapwood.engine.launch import launch
+
+        self.config = from_options({"model": model, **options})
+        files = find(model, revision=self.config.model.revision)
+        self.text = _load_text(self.config, files)
+        self._engine, facts = launch(self.config, files)
+        self.facts = _with_eos(facts, self.text)
+        self._numbers = 0
+
+    def generate(
+        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> list[Generation]:
+        """Generate for each prompt, a text or a list of token ids; results in the order of the prompts.
+
+        `params` is one for all or one each. Raises RequestError before anything runs if one cannot be served.
+        """
+        many = _prompts(prompts)
+        tokens = [self.text.encode(prompt) if isinstance(prompt, str) else list(prompt) for prompt in many]
+        return self._run(tokens, params)
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        **template_options: Any,
+    ) -> list[Generation]:
+        """Answer one conversation or several, through the model's chat template."""
+        if not messages:
+            raise RequestError("messages is empty.", param="messages")
+        several = messages if isinstance(messages[0], list | tuple) else [messages]
+        return self._run([self.text.chat_tokens(list(one), **template_options) for one in several], params)
+
+    def _run(
+        self, prompts: list[list[int]], params: SamplingParams | Sequence[SamplingParams] | None
+    ) -> list[Generation]:
+        if params is None or isinstance(params, SamplingParams):
+            params = [params or SamplingParams()] * len(prompts)
+        if len(params) != len(prompts):
+            raise RequestError(f"{len(prompts)} prompts but {len(params)} params.", param="params")
+        for tokens, one in zip(prompts, params, strict=True):
+            check_request(tokens, one, self.facts)
+        generations = [Generation(tokens, []) for tokens in prompts]
+        live: dict[int, _Sink] = {}
+        for generation, one in zip(generations, params, strict=True):
+            for single in copies(one):
+                self._submit(generation, single, live)
+        try:
+            while live:
+                self._step(live)
+        finally:
+            self._engine.abort(Abort(list(live)))
+            while not self._engine.idle:  # steps in flight, after an interrupt
+                self._engine.step()
+        return generations
+
+    def _submit(self, generation: Generation, params: SamplingParams, live: dict[int, _Sink]) -> None:
+        self._numbers += 1
+        output = Output()
+        generation.outputs.append(output)
+        live[self._numbers] = _Sink(generation, output, self.text.stream(params))
+        stop_ids = list(params.stop_token_ids) + ([] if params.ignore_eos else self.facts.eos_ids)
+        refused = self._engine.submit(Submit(self._numbers, generation.prompt_token_ids, params, stop_ids))
+        if refused is not None:
+            raise RuntimeError(refused.error)
+
+    def _step(self, live: dict[int, _Sink]) -> None:
+        for news in self._engine.step():
+            plain = (Delta(id, [token]) for id, token in zip(news.ids, news.tokens, strict=True))
+            for delta in [*plain, *news.deltas]:
+                sink = live.get(delta.id)
+                if sink is None:
+                    continue  # stopped by a string; its last token was on its way
+                if sink.take(delta):
+                    del live[delta.id]
+                    if delta.finish is None:
+                        self._engine.abort(Abort([delta.id]))
+
+
+@dataclass(eq=False)
+class _Sink:
+    """Where one request's news go."""
+
+    generation: Generation
+    output: Output
+    stream: TextStream
+
+    def take(self, delta: Delta) -> bool:
+        """Add the news to the output; True when it is complete."""
+        if delta.finish == "error":
+            raise RuntimeError(delta.error)
+        output = self.output
+        self.generation.cached_tokens = max(self.generation.cached_tokens, delta.cached_tokens)
+        self.generation.prompt_logprobs = delta.prompt_logprobs or self.generation.prompt_logprobs
+        output.token_ids += delta.tokens
+        output.logprobs += delta.logprobs or []
+        piece = self.stream.push(delta.tokens if delta.stop is None else delta.tokens[:-1])
+        output.text += piece.text
+        if piece.stop is not None:
+            output.finish_reason, output.stop = "stop", piece.stop
+        elif delta.finish is not None:
+            output.text += self.stream.finish()
+            output.finish_reason, output.stop = delta.finish, delta.stop
+        return output.finish_reason is not None
+
+
+class AsyncLLM:
+    """A model beside this process, for many callers at once.
+
+        async with AsyncLLM("smollm2-135m") as llm:
+            async for chunk in llm.stream("The capital of France is"):
+                print(chunk.text, end="")
+    """
+
+    def __init__(self, model: str = "smollm2-135m", **options: Any) -> None:
+        self.config = from_options({"model": model, **options})
+        self._stack = AsyncExitStack()
+        self.engine: AsyncEngine
+        self.text: TextModel
+
+    async def __aenter__(self) -> Self:
+        from sapwood.engine.process import start
+
+        files = find(self.config.model.model, revision=self.config.model.revision)
+        self.engine = await self._stack.enter_async_context(start(self.config))
+        self.text = _load_text(self.config, files)
+        self.engine.end_at(self.text.eos_ids)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    async def stream(
+        self, prompt: Prompt | Sequence[Message], params: SamplingParams | None = None
+    ) -> AsyncGenerator[Chunk]:
+        """Yield one output as it grows. `prompt` is a text, token ids, or the messages of a conversation.
+
+        Raises RequestError for what cannot be served; closing the generator stops the generation.
+        """
+        params = params or SamplingParams()
+        if params.n != 1:
+            raise RequestError("stream follows one output; ask for n in separate calls.", param="n")
+        tokens = self._tokens(prompt)
+        stream = self.text.stream(params)
+        cached = 0
+        async with aclosing(self.engine.generate(tokens, params)) as deltas:
+            async for delta in deltas:
+                cached = max(cached, delta.cached_tokens)
+                piece = stream.push(delta.tokens if delta.stop is None else delta.tokens[:-1])
+                finish = "stop" if piece.stop is not None else delta.finish
+                text = piece.text + (stream.finish() if delta.finish and piece.stop is None else "")
+                yield Chunk(text, delta.tokens, finish, len(tokens), cached, delta.logprobs)
+                if finish:
+                    return
+
+    async def generate(
+        self, prompt: Prompt | Sequence[Message], params: SamplingParams | None = None
+    ) -> Generation:
+        """One whole output."""
+        output = Output()
+        generation = Generation(self._tokens(prompt), [output])
+        async for chunk in self.stream(generation.prompt_token_ids, params):
+            output.text += chunk.text
+            output.token_ids += chunk.token_ids
+            output.logprobs += chunk.logprobs or []
+            output.finish_reason = chunk.finish_reason
+            generation.cached_tokens = chunk.cached_tokens
+        return generation
+
+    def _tokens(self, prompt: Prompt | Sequence[Message]) -> list[int]:
+        if isinstance(prompt, str):
+            return self.text.encode(prompt)
+        if prompt and isinstance(prompt[0], dict):
+            return self.text.chat_tokens(list(prompt))  # type: ignore[arg-type]
+        return list(prompt)  # type: ignore[arg-type]
+
+
+def _prompts(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
+    one = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
+    return [prompts] if one else prompts  # type: ignore[list-item,return-value]
+
+
+def _load_text(config: Config, files: Any) -> TextModel:
+    return TextModel.load(files, tokenizer=config.model.tokenizer, chat_template=config.model.chat_template)
+
+
+def _with_eos(facts: Facts, text: TextModel) -> Facts:
+    import msgspec
+
+    return msgspec.structs.replace(facts, eos_ids=list(text.eos_ids))

@@ -1,0 +1,302 @@
+"""/generate, SGLang's native API: one prompt or a batch, as text or token ids, with the logprobs of both sides."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from time import perf_counter
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, UnsetType
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from sapwood.base.errors import RequestError
+from sapwood.base.plan import TokenLogprobs
+from sapwood.base.sampling import SamplingParams
+from sapwood.server.body import Body, field_error
+from sapwood.server.front import MAX_CHOICES, Front
+from sapwood.server.generation import Choice, Prompt, choices_of, complete, generate
+from sapwood.server.openai.protocol import Int, Priority
+from sapwood.server.sse import EventStream, frame
+
+_DEFAULT_MAX_TOKENS = 128  # SGLang's
+_NAMES = {
+    "max_tokens": "max_new_tokens",
+    "min_tokens": "min_new_tokens",
+    "seed": "sampling_seed",
+    "include_stop": "no_stop_trim",
+}
+_UNSUPPORTED = ("json_schema", "regex", "ebnf", "structural_tag", "stop_regex", "custom_params")
+_PLACES = {"logprobs": "top_logprobs_num", "prompt_logprobs": "top_logprobs_num"}
+
+
+class NativeSampling(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """SGLang's sampling_params. The last six are understood and refused."""
+
+    max_new_tokens: Int | None = None
+    min_new_tokens: Int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[Int] | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: Int | None = None
+    min_p: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: dict[int, float] | None = None
+    sampling_seed: Int | None = None
+    n: Int | None = None
+    ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
+    spaces_between_special_tokens: bool | None = None
+    no_stop_trim: bool | None = None
+    json_schema: Any = None
+    regex: Any = None
+    ebnf: Any = None
+    structural_tag: Any = None
+    stop_regex: Any = None
+    custom_params: Any = None
+
+
+class GenerateRequest(msgspec.Struct, kw_only=True):
+    """Lists where SGLang takes lists: one entry per prompt, or one value for all."""
+
+    text: str | list[str] | None = None
+    input_ids: list[int | list[int]] | None = None
+    sampling_params: dict[str, Any] | list[dict[str, Any]] | None = None
+    stream: bool | None = None
+    return_logprob: bool | list[bool] | None = None
+    logprob_start_len: Int | list[Int] | None = None
+    top_logprobs_num: Int | list[Int] | None = None
+    return_text_in_logprobs: bool | None = None
+    rid: str | list[str] | None = None
+    priority: Priority | None = None
+    image_data: Any = None
+    audio_data: Any = None
+    video_data: Any = None
+    input_embeds: Any = None
+    lora_path: Any = None
+    token_ids_logprob: Any = None
+    return_hidden_states: Any = None
+    custom_logit_processor: Any = None
+    session_params: Any = None
+
+
+class Finish(msgspec.Struct, omit_defaults=True):
+    type: str
+    matched: int | str | None = None
+    length: int | None = None
+
+
+# [logprob or null, token id, text or null]
+LogprobEntry = tuple[float | None, int, str | None]
+
+
+class Meta(msgspec.Struct, kw_only=True):
+    id: str
+    finish_reason: Finish | None
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    e2e_latency: float | UnsetType = UNSET
+    input_token_logprobs: list[LogprobEntry] | UnsetType = UNSET
+    output_token_logprobs: list[LogprobEntry] | UnsetType = UNSET
+    input_top_logprobs: list[list[LogprobEntry] | None] | UnsetType = UNSET
+    output_top_logprobs: list[list[LogprobEntry] | None] | UnsetType = UNSET
+
+
+class Generated(msgspec.Struct, kw_only=True):
+    text: str
+    output_ids: list[int]
+    meta_info: Meta
+    index: int | UnsetType = UNSET
+
+
+class Wish(msgspec.Struct):
+    """What one prompt's answer is to hold: its id, and logprobs from which prompt position on (-1: output only)."""
+
+    id: str
+    logprobs: int | None
+    start: int
+
+
+def routes(front: Front) -> list[Route]:
+    read = Body(GenerateRequest, limit=front.config.server.max_body_bytes)
+
+    async def generate_(request: Request) -> Response:
+        begin = perf_counter()
+        body = await read(request)
+        _refuse(body, front)
+        given, param, single = await _prompts(front, body)
+        samplings = [_converted(fields) for fields in _spread("sampling_params", body.sampling_params, len(given), {})]
+        prompts = [
+            Prompt(tokens, param, priority=body.priority or 0, scoring=sampling.max_new_tokens == 0)
+            for tokens, sampling in zip(given, samplings, strict=True)
+        ]
+        wishes = _wishes(body, prompts)
+        params = [_params(front, sampling, wish) for sampling, wish in zip(samplings, wishes, strict=True)]
+        choices = choices_of(list(zip(prompts, params, strict=True)))
+        asked = dict(zip(prompts, wishes, strict=True))
+        answer = _Answer(front, asked, with_text=bool(body.return_text_in_logprobs), begin=begin)
+        alone = single and len(choices) == 1
+        if body.stream:
+            return EventStream(front, _events(front, choices, answer, alone))
+        await front.attended(request.receive, complete(front, choices))
+        answers = [answer(choice) for choice in choices]
+        content = msgspec.json.encode(answers[0] if alone else answers)
+        return Response(content, headers={"content-type": "application/json"})
+
+    return [Route("/generate", generate_, methods=["POST", "PUT"])]
+
+
+async def _events(front: Front, choices: Sequence[Choice], answer: _Answer, alone: bool) -> AsyncGenerator[bytes]:
+    """Each event holds the whole text so far, as SGLang's do."""
+    async with aclosing(generate(front, choices)) as batches:
+        async for batch in batches:
+            fresh = {news.choice.index: news.choice for news in batch}.values()  # of several news the last says all
+            shown = [answer(choice, index=UNSET if alone else choice.index) for choice in fresh]
+            yield b"".join(map(frame, shown))
+
+
+async def _prompts(front: Front, body: GenerateRequest) -> tuple[list[list[int]], str, bool]:
+    """Token ids of each prompt, the field they came in, and whether one was given by itself rather than in a list."""
+    if (body.text is None) == (body.input_ids is None):
+        raise RequestError("Give either text or input_ids.", param="text")
+    param = "text" if body.text is not None else "input_ids"
+    given = body.text if body.text is not None else body.input_ids
+    single = isinstance(given, str) or (bool(given) and all(isinstance(id, int) for id in given or ()))
+    several: list[Any] = [given] if single else list(given or ())
+    if not several:
+        raise RequestError(f"{param} is empty.", param=param)
+    if len(several) > MAX_CHOICES:
+        raise RequestError(f"At most {MAX_CHOICES} outputs (prompts times n) in one request.", param=param)
+    if any(isinstance(one, int) for one in several):
+        raise RequestError("input_ids must not mix token ids and lists of token ids.", param=param)
+    if "" in several:
+        raise RequestError("text is empty.", param=param)
+    prompts = [await front.encode(one, param=param) if isinstance(one, str) else one for one in several]
+    for tokens in prompts:
+        front.check_tokens(tokens, param)
+    return prompts, param, single
+
+
+def _refuse(body: GenerateRequest, front: Front) -> None:
+    for name in ("image_data", "audio_data", "video_data", "input_embeds", "lora_path", "token_ids_logprob",
+                 "return_hidden_states", "custom_logit_processor", "session_params"):  # fmt: skip
+        if getattr(body, name):
+            raise RequestError(f"{name} is not supported yet; leave it out.", param=name, code="unsupported_parameter")
+
+
+def _spread(name: str, value: Any, count: int, missing: Any) -> list[Any]:
+    """One value per prompt."""
+    if not isinstance(value, list):
+        return [missing if value is None else value] * count
+    if len(value) != count:
+        raise RequestError(f"{name} has {len(value)} entries for {count} prompts.", param=name)
+    return value
+
+
+def _wishes(body: GenerateRequest, prompts: Sequence[Prompt]) -> list[Wish]:
+    count = len(prompts)
+    rids = _spread("rid", body.rid if isinstance(body.rid, list) or count == 1 else None, count, None)
+    wanted = _spread("return_logprob", body.return_logprob, count, False)
+    tops = _spread("top_logprobs_num", body.top_logprobs_num, count, 0)
+    starts = _spread("logprob_start_len", body.logprob_start_len, count, -1)
+    for start, prompt in zip(starts, prompts, strict=True):
+        if not -1 <= start < len(prompt.tokens):
+            raise RequestError(
+                f"logprob_start_len must be -1 or a position of the prompt, which has {len(prompt.tokens)} tokens; "
+                f"got {start}.",
+                param="logprob_start_len",
+            )
+    return [
+        Wish(rid or uuid.uuid4().hex, top if want else None, start)
+        for rid, want, top, start in zip(rids, wanted, tops, starts, strict=True)
+    ]
+
+
+def _converted(given: dict[str, Any]) -> NativeSampling:
+    try:
+        native = msgspec.convert(given, NativeSampling)
+    except msgspec.ValidationError as error:
+        raise field_error(error, within="sampling_params") from None
+    for name in _UNSUPPORTED:
+        if getattr(native, name):
+            raise RequestError(f"{name} is not supported yet; leave it out.", param=name, code="unsupported_parameter")
+    return native
+
+
+def _params(front: Front, native: NativeSampling, wish: Wish) -> SamplingParams:
+    ours = {theirs: name for name, theirs in _NAMES.items()}
+    skipped = {"spaces_between_special_tokens", *_UNSUPPORTED}
+    fields = {
+        ours.get(name, name): value
+        for name in NativeSampling.__struct_fields__
+        if name not in skipped and (value := getattr(native, name)) is not None
+    }
+    stop = fields.get("stop", ())
+    fields["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
+    fields["stop_token_ids"] = tuple(fields.get("stop_token_ids", ()))
+    # Zero asks for the prompt's logprobs only, which cost one token.
+    fields["max_tokens"] = _DEFAULT_MAX_TOKENS if native.max_new_tokens is None else native.max_new_tokens or 1
+    fields["logprobs"] = wish.logprobs
+    fields["prompt_logprobs"] = wish.logprobs if wish.start >= 0 else None
+    return front.check(SamplingParams(**(front.defaults | fields)), _NAMES | _PLACES)
+
+
+class _Answer:
+    """Makes a choice's answer, finished or not."""
+
+    def __init__(self, front: Front, wishes: dict[Prompt, Wish], *, with_text: bool, begin: float) -> None:
+        self._front = front
+        self._wishes = wishes
+        self._with_text = with_text
+        self._begin = begin
+
+    def __call__(self, choice: Choice, *, index: int | UnsetType = UNSET) -> Generated:
+        wish = self._wishes[choice.prompt]
+        meta = Meta(
+            id=wish.id,
+            finish_reason=_finish(choice),
+            prompt_tokens=len(choice.prompt.tokens),
+            completion_tokens=len(choice.tokens),
+            cached_tokens=choice.num_cached_tokens,
+        )
+        if choice.finish is not None:
+            meta.e2e_latency = perf_counter() - self._begin
+        if wish.logprobs is not None:
+            self._add_logprobs(meta, choice, wish)
+        return Generated(text=choice.text, output_ids=choice.tokens, meta_info=meta, index=index)
+
+    def _add_logprobs(self, meta: Meta, choice: Choice, wish: Wish) -> None:
+        tokens, start = choice.prompt.tokens, wish.start
+        asked = choice.prompt_logprobs[start:] if start >= 0 else []
+        # The first position has no logprob, whichever it is: SGLang's clients count on that.
+        first: list[LogprobEntry] = [self._entry(tokens[start], None)] if start >= 0 else []
+        meta.input_token_logprobs = first + [self._entry(one.token, one.logprob) for one in asked]
+        meta.output_token_logprobs = [self._entry(one.token, one.logprob) for one in choice.logprobs]
+        if wish.logprobs:
+            none: list[list[LogprobEntry] | None] = [None] if start >= 0 else []
+            meta.input_top_logprobs = none + [self._top(one) for one in asked]
+            meta.output_top_logprobs = [self._top(one) for one in choice.logprobs]
+
+    def _entry(self, id: int, logprob: float | None) -> LogprobEntry:
+        return logprob, id, self._front.text.token_text(id) if self._with_text else None
+
+    def _top(self, one: TokenLogprobs) -> list[LogprobEntry]:
+        return [self._entry(id, value) for id, value in zip(one.top_ids, one.top_logprobs, strict=True)]
+
+
+def _finish(choice: Choice) -> Finish | None:
+    match choice.finish:
+        case None:
+            return None
+        case "length":
+            return Finish("length", length=len(choice.tokens))
+        case kind:
+            return Finish(kind, matched=choice.stop)

@@ -1,0 +1,1 @@
+"""OpenAI's API, with the extensions that users of vLLM and SGLang type."""

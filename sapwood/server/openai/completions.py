@@ -1,0 +1,191 @@
+"""/v1/completions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import cast
+
+import msgspec
+from msgspec import UNSET, UnsetType
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from sapwood.base.errors import RequestError
+from sapwood.base.plan import TokenLogprobs
+from sapwood.base.sampling import SamplingParams
+from sapwood.server.body import Body
+from sapwood.server.front import MAX_CHOICES, Front
+from sapwood.server.generation import Choice, News, Prompt, choices_of, complete
+from sapwood.server.openai.protocol import CompletionRequest
+from sapwood.server.openai.replies import (
+    RankedToken,
+    events,
+    finite,
+    json_response,
+    new_reply,
+    prompt_logprobs,
+    stop_reason,
+    usage_of,
+)
+from sapwood.server.sse import EventStream
+from sapwood.text import TextModel
+
+_DEFAULT_MAX_TOKENS = 16  # OpenAI's
+
+
+class Logprobs(msgspec.Struct):
+    """Parallel lists over tokens; `text_offset` counts characters from the start of the choice's text."""
+
+    tokens: list[str] = []
+    token_logprobs: list[float | None] = []
+    top_logprobs: list[dict[str, float] | None] = []
+    text_offset: list[int] = []
+
+
+class CompletionChoice(msgspec.Struct, kw_only=True):
+    index: int
+    text: str
+    logprobs: Logprobs | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    prompt_logprobs: list[dict[str, RankedToken] | None] | UnsetType = UNSET
+    token_ids: list[int] | UnsetType = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
+
+
+def routes(front: Front) -> list[Route]:
+    read = Body(CompletionRequest, limit=front.config.server.max_body_bytes)
+
+    async def completions(request: Request) -> Response:
+        body = await read(request)
+        body.check(front)
+        params = _params(front, body)
+        prompts = await _prompts(front, body)
+        echoes = await _echoes(front, body, prompts) if body.echo else {}
+        choices = choices_of([(prompt, params) for prompt in prompts])
+        reply = new_reply(front, "text_completion", "cmpl")
+        shape = _shaper(front, body, echoes)
+        if body.stream:
+            return EventStream(front, events(front, choices, reply, body.stream_options, shape))
+        await front.attended(request.receive, complete(front, choices))
+        reply.choices = [entry for choice in choices for entry in shape(_whole(choice))]
+        reply.usage = usage_of(choices)
+        return json_response(reply)
+
+    return [Route("/v1/completions", completions, methods=["POST"])]
+
+
+def _params(front: Front, body: CompletionRequest) -> SamplingParams:
+    max_tokens = _DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    if max_tokens == 0 and body.echo:
+        max_tokens = 1  # only the prompt's logprobs are wanted
+    if body.best_of is not None and body.best_of != (body.n or 1):
+        raise RequestError("best_of other than n is not supported.", param="best_of", code="unsupported_parameter")
+    if body.echo and body.logprobs is not None and body.prompt_logprobs is None:
+        return body.sampling(
+            front,
+            max_tokens=max_tokens,
+            logprobs=body.logprobs,
+            prompt_logprobs=body.logprobs,
+            names={"prompt_logprobs": "logprobs"},
+        )
+    return body.sampling(front, max_tokens=max_tokens, logprobs=body.logprobs, names={})
+
+
+async def _prompts(front: Front, body: CompletionRequest) -> list[Prompt]:
+    """Token ids of each prompt. Nothing is tokenised before the number of prompts is known to be allowed."""
+    match body.prompt:
+        case None:
+            raise RequestError("prompt is missing.", param="prompt")
+        case str() as text:
+            given: list[str | list[int]] = [text]
+        case [int(), *_] as ids if all(isinstance(id, int) for id in ids):
+            given = [cast(list[int], ids)]
+        case [_, *_] as several if all(isinstance(one, str) for one in several) or all(
+            isinstance(one, list) for one in several
+        ):
+            given = cast(list[str | list[int]], several)
+        case []:
+            raise RequestError("prompt is empty.", param="prompt")
+        case _:
+            raise RequestError("prompt must not mix strings, token ids and lists of token ids.", param="prompt")
+    if len(given) * (body.n or 1) > MAX_CHOICES:
+        raise RequestError(f"At most {MAX_CHOICES} outputs (prompts times n) in one request.", param="prompt")
+    prompts = []
+    for one in given:
+        if one == "":
+            raise RequestError("prompt is empty.", param="prompt")
+        if isinstance(one, str):
+            one = await front.encode(one, param="prompt", add_special=body.add_special_tokens is not False)
+        front.check_tokens(one, "prompt")
+        prompts.append(Prompt(one, "prompt", body.cache_salt or "", body.priority or 0, scoring=body.max_tokens == 0))
+    return prompts
+
+
+async def _echoes(front: Front, body: CompletionRequest, prompts: Sequence[Prompt]) -> dict[Prompt, str]:
+    """The text of each prompt, as it was sent where it was sent as text."""
+    texts = [body.prompt] if isinstance(body.prompt, str) else body.prompt or []
+    if isinstance(texts[0], str):
+        return dict(zip(prompts, cast(list[str], texts), strict=True))
+    skip = body.skip_special_tokens is not False
+    return {prompt: await front.decode(prompt.tokens, skip_special=skip) for prompt in prompts}
+
+
+def _whole(choice: Choice) -> News:
+    """A finished choice as one piece of news."""
+    return News(choice, choice.text, choice.tokens, choice.logprobs, first=True)
+
+
+def _shaper(
+    front: Front, body: CompletionRequest, echoes: dict[Prompt, str]
+) -> Callable[[News], Iterator[CompletionChoice]]:
+    """How news become entries of `choices`. The prompt, if it is echoed, comes with the first of each choice."""
+    offsets: dict[int, int] = {}
+
+    def shape(news: News) -> Iterator[CompletionChoice]:
+        choice, text, logprobs = news.choice, news.text, None
+        if body.logprobs is not None:
+            logprobs = Logprobs()
+            offset = offsets.get(choice.index, 0)
+            if news.first and body.echo:
+                offset = _add_first(logprobs, front.text, choice.prompt.tokens[0])
+                offset = _add(logprobs, front.text, choice.prompt_logprobs, offset)
+            offsets[choice.index] = _add(logprobs, front.text, news.logprobs, offset)
+        if news.first:
+            text = echoes.get(choice.prompt, "") + text
+        if not (text or choice.finish or logprobs or body.return_token_ids):
+            return
+        entry = CompletionChoice(index=choice.index, text=text, logprobs=logprobs, finish_reason=choice.finish)
+        if choice.finish:
+            entry.stop_reason = stop_reason(front, choice)
+        if body.return_token_ids:
+            entry.token_ids = news.tokens
+            entry.prompt_token_ids = choice.prompt.tokens if news.first else UNSET
+        if body.prompt_logprobs is not None:
+            entry.prompt_logprobs = prompt_logprobs(front.text, choice.prompt_logprobs)
+        yield entry
+
+    return shape
+
+
+def _add_first(logprobs: Logprobs, text: TextModel, token: int) -> int:
+    """Begin with the prompt's first token, which nothing predicts; return the offset behind it."""
+    logprobs.tokens.append(text.token_text(token))
+    logprobs.token_logprobs.append(None)
+    logprobs.top_logprobs.append(None)
+    logprobs.text_offset.append(0)
+    return len(logprobs.tokens[0])
+
+
+def _add(logprobs: Logprobs, text: TextModel, entries: Sequence[TokenLogprobs], offset: int) -> int:
+    """Append tokens, the first of them at character `offset`; return the offset behind the last."""
+    for entry in entries:
+        token = text.token_text(entry.token)
+        top = {text.token_text(id): finite(value) for id, value in zip(entry.top_ids, entry.top_logprobs, strict=True)}
+        logprobs.tokens.append(token)
+        logprobs.token_logprobs.append(finite(entry.logprob))
+        logprobs.top_logprobs.append(top | {token: finite(entry.logprob)})
+        logprobs.text_offset.append(offset)
+        offset += len(token)
+    return offset

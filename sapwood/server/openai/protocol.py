@@ -1,0 +1,215 @@
+"""Request bodies. Null means 'not given' everywhere, as clients send it.
+
+Fields that are not declared are ignored; those that would change the result and do not work yet are declared in
+`Refusals`, so that they are refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from sapwood.base.errors import RequestError
+from sapwood.base.sampling import SamplingParams
+from sapwood.server.front import Front
+
+Int = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+Priority = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
+
+_AS_THEY_ARE = (
+    "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed",
+    "n", "min_tokens", "ignore_eos", "skip_special_tokens", "logit_bias",
+)  # fmt: skip
+_HARMLESS: Mapping[str, Any] = {
+    "tool_choice": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+}
+
+
+class Refusals(msgspec.Struct, kw_only=True):
+    """What is understood and cannot be done yet."""
+
+    tools: Any = None
+    tool_choice: Any = None
+    functions: Any = None
+    function_call: Any = None
+    response_format: Any = None
+    structured_outputs: Any = None
+    guided_json: Any = None
+    guided_regex: Any = None
+    guided_choice: Any = None
+    guided_grammar: Any = None
+    json_schema: Any = None
+    regex: Any = None
+    ebnf: Any = None
+    structural_tag: Any = None
+    audio: Any = None
+    modalities: Any = None
+    web_search_options: Any = None
+    documents: Any = None
+    chat_template: Any = None
+    prompt_embeds: Any = None
+    truncate_prompt_tokens: Any = None
+    bad_words: Any = None
+    allowed_token_ids: Any = None
+    use_beam_search: Any = None
+    logits_processors: Any = None
+    custom_logit_processor: Any = None
+    lora_path: Any = None
+    kv_transfer_params: Any = None
+    suffix: Any = None
+
+    def refuse(self) -> None:
+        """Raise RequestError for the first of these fields that asks for something."""
+        for name in Refusals.__struct_fields__:
+            value = getattr(self, name)
+            if value and value not in _HARMLESS.get(name, ()):
+                raise RequestError(
+                    f"{name} is not supported yet; leave it out.", param=name, code="unsupported_parameter"
+                )
+
+
+class StreamOptions(msgspec.Struct, kw_only=True):
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class Sampling(Refusals, kw_only=True):
+    """What completions and chat have in common."""
+
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    n: Int | None = None
+    seed: Int | None = None
+    stop: str | list[str] | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[int, float] | None = None
+    max_tokens: Int | None = None
+    top_k: Int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    ignore_eos: bool | None = None
+    stop_token_ids: list[Int] | None = None
+    min_tokens: Int | None = None
+    skip_special_tokens: bool | None = None
+    include_stop_str_in_output: bool | None = None
+    add_special_tokens: bool | None = None
+    prompt_logprobs: Int | None = None
+    priority: Priority | None = None
+    cache_salt: str | None = None
+    return_token_ids: bool | None = None
+
+    def check(self, front: Front) -> None:
+        """Raise RequestError for what does not depend on the prompt: the model, and fields that cannot work."""
+        front.check_model(self.model)
+        self.refuse()
+        if self.stream_options is not None and not self.stream:
+            raise RequestError("stream_options is only allowed with stream: true.", param="stream_options")
+        if self.prompt_logprobs is not None and self.stream:
+            raise RequestError("prompt_logprobs cannot be streamed; leave stream out.", param="prompt_logprobs")
+
+    def sampling(
+        self, front: Front, *, max_tokens: int | None, logprobs: int | None, names: Mapping[str, str], **more: Any
+    ) -> SamplingParams:
+        """Checked parameters of the engine. `names` maps their names to this body's, where they differ."""
+        given = {name: value for name in _AS_THEY_ARE if (value := getattr(self, name)) is not None}
+        stop = self.stop if self.stop is not None else ()
+        fields = {
+            "max_tokens": max_tokens,
+            "logprobs": logprobs,
+            "prompt_logprobs": self.prompt_logprobs,
+            "stop": (stop,) if isinstance(stop, str) else tuple(stop),
+            "stop_token_ids": tuple(self.stop_token_ids or ()),
+            "include_stop": bool(self.include_stop_str_in_output),
+        }
+        return front.check(SamplingParams(**(front.defaults | given | fields | more)), names)
+
+
+class CompletionRequest(Sampling, kw_only=True):
+    """`prompt`: a string, strings, token ids, or lists of token ids."""
+
+    prompt: str | list[str | int | list[int]] | None = None
+    echo: bool | None = None
+    logprobs: Int | None = None
+    best_of: Int | None = None
+
+
+class Part(msgspec.Struct):
+    type: str
+    text: str | None = None
+
+
+class Message(msgspec.Struct, kw_only=True, omit_defaults=True):
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[Part] | None = None
+    name: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+
+    def plain(self, index: int) -> dict[str, Any]:
+        """As templates take it. Raises RequestError for content that is not text."""
+        where = f"messages[{index}].content"
+        if self.content is None and self.role != "assistant":
+            raise RequestError(f"{where} is missing.", param=where)
+        for part in self.content if isinstance(self.content, list) else ():
+            if part.type != "text" or part.text is None:
+                raise RequestError(
+                    f"{where}: a part of type {part.type!r} without text is not supported; this model takes text.",
+                    param=where,
+                )
+        message: dict[str, Any] = msgspec.to_builtins(self)
+        if self.role == "developer":  # OpenAI's newer word; templates know the older
+            message["role"] = "system"
+        return message
+
+
+class Conversation:
+    """What a body with messages can do. The fields are declared by the bodies, which have one struct as base."""
+
+    __slots__ = ()
+
+    messages: list[Message] | None
+    add_generation_prompt: bool | None
+    continue_final_message: bool | None
+    chat_template_kwargs: dict[str, Any] | None
+
+    async def tokens(self, front: Front, *, add_special: bool, **extra: Any) -> list[int]:
+        """Token ids of the conversation; `extra` are more arguments of the template."""
+        if not self.messages:
+            raise RequestError("messages is empty; at least one message is needed.", param="messages")
+        messages = [message.plain(index) for index, message in enumerate(self.messages)]
+        resume = bool(self.continue_final_message)
+        answer = not resume if self.add_generation_prompt is None else self.add_generation_prompt
+        if resume and answer:
+            raise RequestError(
+                "continue_final_message and add_generation_prompt exclude each other.", param="continue_final_message"
+            )
+        given = extra | (self.chat_template_kwargs or {})
+        if taken := given.keys() & {"messages", "tools", "add_generation_prompt", "continue_final", "add_special"}:
+            raise RequestError(f"{min(taken)} cannot be set as a template argument.", param="chat_template_kwargs")
+        return await front.chat_tokens(
+            messages, continue_final=resume, add_special=add_special, add_generation_prompt=answer, **given
+        )
+
+
+class ChatRequest(Sampling, Conversation, kw_only=True):
+    """`prediction`, `user`, `service_tier`, `store` and `metadata` are among those that never change the result."""
+
+    messages: list[Message] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    max_completion_tokens: Int | None = None
+    logprobs: bool | None = None
+    top_logprobs: Int | None = None
+    reasoning_effort: str | None = None
+    echo: bool | None = None

@@ -1,0 +1,126 @@
+"""Response bodies of completions and chat, and what both do to make them."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from contextlib import aclosing
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, UnsetType
+from starlette.responses import Response
+
+from sapwood.base.plan import TokenLogprobs
+from sapwood.server.front import Front
+from sapwood.server.generation import Choice, News, generate
+from sapwood.server.openai.protocol import StreamOptions
+from sapwood.server.sse import frame
+from sapwood.text import TextModel
+
+_LEAST = -9999.0  # JSON has no -inf
+
+
+class PromptDetails(msgspec.Struct):
+    cached_tokens: int
+
+
+class Usage(msgspec.Struct):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptDetails
+
+
+class RankedToken(msgspec.Struct):
+    """An entry of vLLM's prompt_logprobs, under the token's id."""
+
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
+class Reply(msgspec.Struct, kw_only=True):
+    """A completion, a chat completion, or a chunk of either, by `object`."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    choices: list[Any]
+    usage: Usage | UnsetType | None = UNSET
+    system_fingerprint: str
+    prompt_logprobs: list[dict[str, RankedToken] | None] | UnsetType = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
+
+
+def new_reply(front: Front, object: str, prefix: str) -> Reply:
+    return Reply(
+        id=f"{prefix}-{uuid.uuid4().hex}",
+        object=object,
+        created=int(time.time()),
+        model=front.model_name,
+        choices=[],
+        system_fingerprint=front.fingerprint,
+    )
+
+
+def json_response(body: msgspec.Struct) -> Response:
+    return Response(msgspec.json.encode(body), headers={"content-type": "application/json"})
+
+
+def usage_of(choices: Sequence[Choice]) -> Usage:
+    """What has been used so far. A prompt counts once, however many outputs share it."""
+    firsts = {choice.prompt: choice for choice in reversed(choices)}.values()
+    prompt = sum(len(choice.prompt.tokens) for choice in firsts)
+    output = sum(len(choice.tokens) for choice in choices)
+    cached = sum(choice.num_cached_tokens for choice in firsts)
+    return Usage(prompt, output, prompt + output, PromptDetails(cached))
+
+
+def stop_reason(front: Front, choice: Choice) -> int | str | None:
+    """The stop string or stop token that ended it; None for an end of sequence, as in vLLM."""
+    return None if choice.stop in front.facts.eos_ids else choice.stop
+
+
+def finite(logprob: float) -> float:
+    return max(logprob, _LEAST)
+
+
+async def events(
+    front: Front,
+    choices: Sequence[Choice],
+    reply: Reply,
+    options: StreamOptions | None,
+    shape: Callable[[News], Iterable[msgspec.Struct]],
+) -> AsyncGenerator[bytes]:
+    """The frames of a stream. `shape` makes the `choices` entries of some news; each becomes a chunk like `reply`."""
+    with_usage = options is not None and bool(options.include_usage)
+    running_usage = with_usage and options is not None and bool(options.continuous_usage_stats)
+    if with_usage:
+        reply.usage = None
+    async with aclosing(generate(front, choices)) as batches:
+        async for batch in batches:
+            frames = []
+            for news in batch:
+                for entry in shape(news):
+                    reply.choices = [entry]
+                    if running_usage:
+                        reply.usage = usage_of(choices)
+                    frames.append(frame(reply))
+            if frames:
+                yield b"".join(frames)
+    if with_usage:
+        reply.choices, reply.usage = [], usage_of(choices)
+        yield frame(reply)
+
+
+def prompt_logprobs(text: TextModel, entries: Sequence[TokenLogprobs]) -> list[dict[str, RankedToken] | None]:
+    """In vLLM's shape: per prompt token its alternatives and itself by id; None for the first."""
+    shaped: list[dict[str, RankedToken] | None] = [None]
+    for entry in entries:
+        ranked = [*zip(entry.top_ids, entry.top_logprobs, range(1, len(entry.top_ids) + 1), strict=True)]
+        ranked.append((entry.token, entry.logprob, entry.rank))
+        shaped.append({str(id): RankedToken(finite(value), rank, text.token_text(id)) for id, value, rank in ranked})
+    return shaped

@@ -1,0 +1,108 @@
+"""A file of prompts: what is read, what is answered, and whose fault stays whose."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from sapwood.base.errors import RequestError
+from sapwood.base.sampling import SamplingParams
+from sapwood.cli.run import Line, _answers, answered, read_lines, read_request
+
+
+def test_lines(tmp_path: Path) -> None:
+    file = tmp_path / "in.jsonl"
+    file.write_bytes(b'{"prompt": "a", "custom_id": "x"}\n\n{oops\n[1]\n\xff\n{"prompt": "b"}')
+    lines = list(read_lines(file))
+    assert [line.index for line in lines] == [0, 1, 2, 3, 4]
+    assert [bool(line.error) for line in lines] == [False, True, True, True, False]
+    assert lines[0].custom_id == "x"
+    assert lines[4].body == {"prompt": "b"}
+
+
+def test_what_was_answered_already(tmp_path: Path) -> None:
+    file = tmp_path / "out.jsonl"
+    assert answered(file) == set()
+    file.write_text(
+        '{"index": 0, "text": "a"}\n{"index": 1, "error": "no"}\n{"index": 7, "text": "b"}\n{"index": 3, "te'
+    )
+    assert answered(file) == {0, 7}
+
+
+def test_requests() -> None:
+    prompt, params = read_request(
+        {"prompt": "hi", "max_tokens": 3, "stop": "x"}, {"temperature": 0.0, "max_tokens": 9}, None
+    )
+    assert prompt == "hi"
+    assert params == SamplingParams(temperature=0.0, max_tokens=3, stop=("x",))
+    prompt, params = read_request(
+        {"prompt": [1, 2], "logit_bias": {"5": 1}, "custom_id": 1, "model": "m"}, {}, "be kind"
+    )
+    assert (prompt, params.logit_bias) == ([1, 2], {5: 1.0})
+
+
+def test_the_system_message_is_for_conversations_without_one() -> None:
+    user, system = {"role": "user", "content": "hi"}, {"role": "system", "content": "own"}
+    assert read_request({"messages": [user]}, {}, "be kind")[0] == [{"role": "system", "content": "be kind"}, user]
+    assert read_request({"messages": [system, user]}, {}, "be kind")[0] == [system, user]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"prompt": 3},
+        {"prompt": [1, "a"]},
+        {"prompt": [True]},
+        {"prompt": []},
+        {"messages": "hi"},
+        {"messages": [1]},
+        {"prompt": "a", "messages": []},
+        {"prompt": "a", "temprature": 1},
+        {"prompt": "a", "max_tokens": "many"},
+    ],
+)
+def test_requests_that_cannot_be_served(body: dict[str, Any]) -> None:
+    with pytest.raises(RequestError):
+        read_request(body, {}, None)
+
+
+class Echo:
+    """Answers a prompt with itself, letter by letter; 'bad' is refused."""
+
+    async def stream(self, prompt: str, params: SamplingParams) -> AsyncIterator[SimpleNamespace]:
+        if prompt == "bad":
+            raise RequestError("refused")
+        for position, letter in enumerate(prompt):
+            await asyncio.sleep(0)
+            last = position == len(prompt) - 1
+            yield SimpleNamespace(
+                text=letter, token_ids=[1], finish_reason="stop" if last else None, prompt_tokens=5, cached_tokens=2
+            )
+
+
+def test_every_line_gets_its_own_answer_or_error() -> None:
+    lines = [Line(0, {"prompt": "long one", "custom_id": "a"}), Line(1, {"prompt": "bad"}), Line(2, {}, "broken")]
+    lines += [Line(index, {"prompt": f"p{index}"}) for index in range(3, 600)]
+
+    async def collect() -> list[dict[str, Any]]:
+        return [result async for result in _answers(Echo(), lines, {}, None)]
+
+    results = {result["index"]: result for result in asyncio.run(collect())}
+    assert len(results) == 600
+    assert results[0] == {
+        "index": 0,
+        "custom_id": "a",
+        "finish_reason": "stop",
+        "text": "long one",
+        "usage": {"prompt_tokens": 5, "completion_tokens": 8, "cached_tokens": 2},
+    }
+    assert (results[1]["error"], results[2]["error"]) == ("refused", "broken")
+    assert results[599]["text"] == "p599"
+    assert json.dumps(list(results.values()))

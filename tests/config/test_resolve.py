@@ -1,0 +1,194 @@
+"""The rules: what is derived, what is kept, and what is refused with which words."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sapwood.base.errors import ConfigError
+from sapwood.config.facts import DeviceFacts, ModelShape
+from sapwood.config.flags import from_options
+from sapwood.config.options import Config
+from sapwood.config.resolve import resolve
+
+GIB = 1 << 30
+CPU = DeviceFacts(
+    kind="cpu",
+    name="a CPU",
+    num_cores=2,
+    total_memory=24 * GIB,
+    free_memory=20 * GIB,
+    dtypes=("float32", "bfloat16", "float16"),
+)
+H100 = DeviceFacts(
+    kind="cuda",
+    index=1,
+    name="an H100",
+    num_cores=16,
+    total_memory=80 * GIB,
+    free_memory=79 * GIB,
+    capability=(9, 0),
+    dtypes=("float32", "float16", "bfloat16"),
+)
+SMALL = ModelShape(
+    default_name="small",
+    max_positions=8192,
+    vocab_size=49152,
+    num_parameters=135_000_000,
+    num_kv_elements_per_token=30 * 2 * 3 * 64,
+)
+LLAMA_8B = ModelShape(
+    default_name="llama",
+    max_positions=131072,
+    vocab_size=128256,
+    num_parameters=8_000_000_000,
+    num_kv_elements_per_token=32 * 2 * 8 * 128,
+)
+MAY_STAY_NONE = {"tokenizer", "revision", "chat_template", "max_total_tokens", "api_key", "cors_origins"}
+
+
+def resolved(model: ModelShape, device: DeviceFacts, **options: Any) -> Config:
+    return resolve(from_options(options), model, device)[0]
+
+
+@pytest.mark.parametrize("device", [CPU, H100])
+def test_nothing_stays_open(device: DeviceFacts) -> None:
+    config = resolved(SMALL, device)
+    left = {
+        f.name
+        for s in fields(config)
+        for f in fields(getattr(config, s.name))
+        if _value(config, s.name, f.name) is None
+    }
+    assert left <= MAY_STAY_NONE | ({"kv_cache_memory"} if device is H100 else set())
+
+
+def test_on_a_cpu() -> None:
+    config = resolved(SMALL, CPU)
+    assert (config.device.device, config.model.dtype, config.cache.kv_cache_dtype) == ("cpu", "float32", "float32")
+    assert (config.scheduler.max_num_seqs, config.scheduler.max_num_batched_tokens) == (64, 512)
+    assert (config.scheduler.chunked_prefill_size, config.scheduler.depth, config.device.threads) == (256, 0, 2)
+    assert config.cache.kv_cache_memory == 4 * GIB
+    assert (config.model.max_model_len, config.model.served_model_name) == (8192, "small")
+
+
+def test_on_a_gpu() -> None:
+    config = resolved(LLAMA_8B, H100)
+    assert (config.device.device, config.model.dtype, config.cache.memory_fraction) == ("cuda:1", "bfloat16", 0.9)
+    assert (config.scheduler.max_num_seqs, config.scheduler.max_num_batched_tokens) == (256, 8192)
+    assert (config.scheduler.depth, config.cache.kv_cache_memory, config.model.max_model_len) == (1, None, 131072)
+
+
+def test_the_checkpoint_decides_between_halves() -> None:
+    assert resolved(replace(SMALL, dtype="float16"), H100).model.dtype == "float16"
+    assert resolved(replace(SMALL, dtype="float32"), H100).model.dtype == "bfloat16"
+    turing = replace(H100, dtypes=("float32", "float16"))
+    assert resolved(SMALL, turing).model.dtype == "float16"
+
+
+def test_a_cpu_keeps_most_of_its_memory_free() -> None:
+    laptop = replace(CPU, free_memory=2 * GIB)
+    budget = resolved(SMALL, laptop).cache.kv_cache_memory
+    assert budget is not None
+    assert budget <= GIB // 2
+    few = resolved(SMALL, CPU, max_num_seqs=1, max_model_len=100).cache.kv_cache_memory
+    assert few == 100 * SMALL.num_kv_elements_per_token * 4
+
+
+def test_the_length_follows_the_memory() -> None:
+    config = resolved(LLAMA_8B, replace(H100, total_memory=24 * GIB, free_memory=24 * GIB))
+    assert config.model.max_model_len is not None
+    assert 16 <= config.model.max_model_len < 131072
+    assert config.model.max_model_len % 16 == 0
+    assert resolved(SMALL, CPU, max_total_tokens=1000).model.max_model_len == 992
+
+
+def test_windows_cost_nothing_per_token() -> None:
+    windowed = replace(SMALL, num_kv_elements_per_token=1000, num_kv_elements_per_window=1_000_000)
+    need = (8192 * 1000 + 1_000_000) * 4
+    assert resolved(windowed, CPU, kv_cache_memory=need).model.max_model_len == 8192
+    assert resolved(windowed, CPU, kv_cache_memory=need - 4000).model.max_model_len == 8176
+
+
+def test_the_budget_holds_more_than_the_rows() -> None:
+    assert resolved(SMALL, CPU, max_num_seqs=1000).scheduler.max_num_batched_tokens == 2000
+    assert resolved(SMALL, CPU, max_num_batched_tokens=16).scheduler.max_num_seqs == 16
+
+
+def test_what_was_asked_for_is_kept_and_said() -> None:
+    _, decisions = resolve(from_options({"page_size": 32}), SMALL, CPU)
+    said = {decision.field: decision for decision in decisions}
+    assert (said["page_size"].value, said["page_size"].reason) == (32, "as asked")
+    assert str(said["dtype"]) == "dtype = float32 (half-precision products are slow on a CPU)"
+    assert all(decision.reason for decision in decisions)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"max_num_seqs": 64, "max_num_batched_tokens": 32}, ("--max-num-batched-tokens", "--max-num-seqs")),
+        ({"chunked_prefill_size": 1024}, ("--chunked-prefill-size", "--max-num-batched-tokens")),
+        ({"page_size": 24}, ("--page-size", "power of two")),
+        ({"page_size": 0}, ("--page-size", "at least 1")),
+        ({"memory_fraction": 1.5}, ("--mem-fraction-static", "(0, 1]")),
+        ({"memory_fraction": 0.0}, ("--mem-fraction-static",)),
+        ({"max_model_len": 8193}, ("--max-model-len", "8192", "rope_scaling")),
+        ({"max_model_len": 8192, "max_total_tokens": 100}, ("--max-model-len", "100", "--max-total-tokens")),
+        ({"kv_cache_memory": 1024}, ("too little memory", "--kv-cache-memory")),
+        ({"port": 70000}, ("--port", "65535")),
+        ({"seed": -1}, ("--seed",)),
+        ({"depth": 9}, ("--overlap-depth",)),
+        ({"drain_seconds": -1.0}, ("--drain-timeout",)),
+    ],
+)
+def test_contradictions(options: dict[str, Any], words: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolved(SMALL, CPU, **options)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_what_the_device_cannot_do() -> None:
+    with pytest.raises(ConfigError, match="--dtype bfloat16"):
+        resolved(SMALL, replace(H100, dtypes=("float32", "float16")), dtype="bfloat16")
+    with pytest.raises(ConfigError, match="--attention-backend cpu"):
+        resolved(SMALL, H100, attention_backend="cpu")
+    with pytest.raises(ConfigError, match="too little memory"):
+        resolved(LLAMA_8B, replace(H100, total_memory=8 * GIB, free_memory=8 * GIB))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    device=st.sampled_from([CPU, H100]),
+    free=st.integers(0, 64 * GIB),
+    options=st.fixed_dictionaries(
+        {},
+        optional={
+            "max_num_seqs": st.integers(1, 5000),
+            "max_num_batched_tokens": st.integers(1, 20000),
+            "max_model_len": st.integers(1, 10000),
+            "page_size": st.sampled_from([1, 16, 256]),
+            "kv_cache_memory": st.integers(1, 8 * GIB),
+            "max_total_tokens": st.integers(1, 100_000),
+        },
+    ),
+)
+def test_whatever_comes_out_is_consistent(device: DeviceFacts, free: int, options: dict[str, Any]) -> None:
+    try:
+        config = resolved(SMALL, replace(device, free_memory=free), **options)
+    except ConfigError:
+        return
+    scheduler = config.scheduler
+    assert scheduler.max_num_batched_tokens >= scheduler.max_num_seqs >= 1
+    assert 1 <= scheduler.chunked_prefill_size <= scheduler.max_num_batched_tokens
+    assert 1 <= config.model.max_model_len <= SMALL.max_positions
+    again, decisions = resolve(config, SMALL, replace(device, free_memory=free))
+    assert again == config
+    assert {decision.reason for decision in decisions if decision.value != "what is left"} == {"as asked"}
+
+
+def _value(config: Config, section: str, field: str) -> Any:
+    return getattr(getattr(config, section), field)

@@ -1,0 +1,113 @@
+"""Tiny random models of every family, made by transformers: what the engine's logits are compared with.
+
+Each is small and odd on purpose: grouped heads, heads whose size is not hidden_size / num_attention_heads where the
+family allows it, windows and ropes that matter within a few dozen tokens, weights large enough to tell differences.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+_SIZES = {
+    "vocab_size": 199,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+    "tie_word_embeddings": False,
+}
+
+
+def _rope(**fields: Any) -> dict[str, Any]:
+    return {"rope_theta": 10000.0, **fields}
+
+
+_LLAMA3 = _rope(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32)
+_YARN = _rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=64)
+_GEMMA_ROPE = {
+    "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e6},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+}
+
+# family -> (class names without Config and ForCausalLM, fields)
+MODELS: Mapping[str, tuple[str, str, dict[str, Any]]] = MappingProxyType(
+    {
+        "llama": ("LlamaConfig", "LlamaForCausalLM", {"head_dim": 24, "attention_bias": True, "mlp_bias": True}),
+        "llama-tied": ("LlamaConfig", "LlamaForCausalLM", {"tie_word_embeddings": True}),
+        "llama-linear": ("LlamaConfig", "LlamaForCausalLM", {"rope_parameters": _rope(rope_type="linear", factor=4.0)}),
+        "llama-llama3": ("LlamaConfig", "LlamaForCausalLM", {"rope_parameters": _LLAMA3}),
+        "llama-yarn": ("LlamaConfig", "LlamaForCausalLM", {"rope_parameters": _YARN}),
+        "mistral": ("MistralConfig", "MistralForCausalLM", {"head_dim": 32, "sliding_window": 16}),
+        "qwen2": ("Qwen2Config", "Qwen2ForCausalLM", {"tie_word_embeddings": True}),
+        "qwen2-window": (
+            "Qwen2Config",
+            "Qwen2ForCausalLM",
+            {"num_hidden_layers": 3, "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+        ),
+        "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", {"head_dim": 32}),
+        "gemma3": (
+            "Gemma3TextConfig",
+            "Gemma3ForCausalLM",
+            {
+                "num_hidden_layers": 4,
+                "head_dim": 32,
+                "query_pre_attn_scalar": 24,
+                "sliding_window": 8,
+                "layer_types": ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"],
+                "rope_parameters": _GEMMA_ROPE,
+                "tie_word_embeddings": True,
+            },
+        ),
+        "phi3": (
+            "Phi3Config",
+            "Phi3ForCausalLM",
+            {"sliding_window": 24, "rope_parameters": _rope(rope_type="default", partial_rotary_factor=0.5)},
+        ),
+    }
+)
+
+
+@functools.cache
+def make(family: str) -> Any:
+    """The transformers model of one of MODELS, float32, in evaluation mode; always the same weights."""
+    import torch
+    import transformers
+
+    config_name, model_name, fields = MODELS[family]
+    config = getattr(transformers, config_name)(**{**_SIZES, **fields}, attn_implementation="eager")
+    torch.manual_seed(sum(map(ord, family)))
+    model = getattr(transformers, model_name)(config).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "norm" in name:
+                weight.add_(torch.randn_like(weight) * 0.2)
+            else:
+                weight.normal_(std=0.1)
+    return model
+
+
+def save(family: str, path: Path, **fields: Any) -> Path:
+    """Write the model to `path` as a Hugging Face directory, with `fields` changed in config.json; return `path`."""
+    make(family).save_pretrained(path)
+    if fields:
+        config = json.loads((path / "config.json").read_text())
+        (path / "config.json").write_text(json.dumps(config | fields))
+    return path
+
+
+def logits(family: str, tokens: list[int]) -> Any:
+    """transformers' float32 logits [len(tokens), vocabulary]."""
+    import torch
+
+    with torch.inference_mode():
+        return make(family)(torch.tensor([tokens]), use_cache=False).logits[0]

@@ -1,0 +1,65 @@
+"""One prompt through a model with the reference attention, without a runner."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sapwood.arch import Decoder, declare
+from sapwood.arch.groups import kv_groups
+from sapwood.attention.base import Batch
+from sapwood.attention.reference import Reference
+from sapwood.hub.files import ModelFiles, open_files
+from sapwood.nn.build import Build, build
+from sapwood.nn.load import load_weights
+from sapwood.nn.model import Model
+
+PAGE_SIZE = 8
+MAX_TOKENS = 128
+CPU = torch.device("cpu")
+
+
+def empty(decoder: Decoder, *, dtype: torch.dtype = torch.float32) -> Model:
+    """The model without its weights."""
+    backends = [Reference(group, i, CPU, dtype) for i, group in enumerate(kv_groups(decoder, PAGE_SIZE))]
+    for backend in backends:
+        backend.allocate(MAX_TOKENS // PAGE_SIZE + 1)
+    return build(decoder, Build(device=CPU, dtype=dtype, backends=backends))
+
+
+def load(files: ModelFiles | Path, *, dtype: torch.dtype = torch.float32) -> Model:
+    """The model of a directory or GGUF file."""
+    if isinstance(files, Path):
+        files = open_files(files, name=files.name)
+    model = empty(declare(files.config), dtype=dtype)
+    load_weights(model, files)
+    return model
+
+
+@torch.inference_mode()
+def logits(model: Model, tokens: list[int]) -> Tensor:
+    """Float32 logits [len(tokens), vocabulary] of one row from position 0."""
+    count = len(tokens)
+    positions = torch.arange(count)
+    backends = {id(block.attention._backend): block.attention._backend for block in model.blocks}
+    table_SP = torch.arange(1, MAX_TOKENS // PAGE_SIZE + 1, dtype=torch.int32)[None]
+    zero, counts = np.zeros(1, np.int32), np.full(1, count, np.int32)
+    batch = Batch(
+        ids_T=torch.tensor(tokens),
+        positions_T=positions,
+        slots_R=torch.from_numpy(zero),
+        starts_R=torch.from_numpy(zero),
+        counts_R=torch.from_numpy(counts),
+        offsets_R1=torch.tensor([0, count], dtype=torch.int32),
+        tables_GSP=[table_SP] * len(backends),
+        cells_GT=[positions + PAGE_SIZE] * len(backends),
+        host_slots_R=zero,
+        host_starts_R=zero,
+        host_counts_R=counts,
+    )
+    for backend in backends.values():
+        backend.plan(batch)
+    return model.logits(model(batch))

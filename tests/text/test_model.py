@@ -1,0 +1,192 @@
+"""The text side of a model directory, and of the streams that it makes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from tokenizers import Tokenizer, decoders, models, processors
+
+from sapwood.base.errors import ConfigError, ModelError, RequestError
+from sapwood.base.sampling import SamplingParams
+from sapwood.hub import ModelFiles
+from sapwood.text import Piece, TextModel
+
+Load = Callable[..., TextModel]
+USER = [{"role": "user", "content": "the cat"}]
+
+
+def test_any_text_comes_back(text: TextModel) -> None:
+    @hypothesis_settings(deadline=None)
+    @given(st.text())
+    def check(written: str) -> None:
+        assert text.decode(text.encode(written), skip_special=False) == written
+
+    check()
+
+
+def test_special_tokens(text: TextModel) -> None:
+    ids = text.encode("<|im_start|>the cat<|im_end|>")
+    assert (text.token_text(ids[0]), text.token_text(ids[-1])) == ("<|im_start|>", "<|im_end|>")
+    assert text.decode(ids) == "the cat"
+    assert text.decode(ids, skip_special=False) == "<|im_start|>the cat<|im_end|>"
+    assert text.special_ids == {0, 1, 2}
+    assert text.vocab_size == 320
+
+
+def test_bytes_of_tokens_join_to_the_text(text: TextModel) -> None:
+    written = "très 日本語 😀"
+    assert b"".join(text.token_bytes(id) for id in text.encode(written)) == written.encode()
+
+
+def test_lone_surrogates_are_refused(text: TextModel) -> None:
+    with pytest.raises(RequestError, match="character 1") as caught:
+        text.encode("a\ud800")
+    assert caught.value.param == "prompt"
+    with pytest.raises(RequestError) as caught:
+        text.chat_tokens([{"role": "user", "content": "\udfff"}])
+    assert caught.value.param == "messages"
+
+
+def test_chat(text: TextModel) -> None:
+    assert text.has_template
+    rendered = "<|im_start|>user\nthe cat<|im_end|>\n"
+    assert text.render(USER, add_generation_prompt=False) == rendered
+    assert text.decode(text.chat_tokens(USER), skip_special=False) == f"{rendered}<|im_start|>assistant\n"
+
+
+def test_without_a_template(load: Load) -> None:
+    text = load(chat_template=None)
+    assert not text.has_template
+    with pytest.raises(RequestError, match=r"/v1/completions.*--chat-template") as caught:
+        text.render(USER)
+    assert caught.value.param == "messages"
+
+
+def test_ends_are_gathered_from_everywhere(load: Load) -> None:
+    # the template uses <|im_end|>, so it ends too, whatever the configs say
+    assert load(chat_template=None).eos_ids == ()
+    assert load().eos_ids == (2,)
+    assert load({"eos_token_id": 9}, {"eos_token_id": [7, 8]}, eos_token={"content": "<|endoftext|>"}).eos_ids == (
+        0,
+        2,
+        7,
+        8,
+        9,
+    )
+    assert load({"eos_token_id": 9, "bos_token_id": 5}).bos_id == 5
+    assert load({"bos_token_id": 5}, bos_token="<|im_start|>").bos_id == 1
+
+
+def test_the_bos_token_is_added_once(load: Load, byte_level: Tokenizer, tmp_path: Path) -> None:
+    text = load(bos_token="<|endoftext|>", add_bos_token=True)  # tokenizer.json does not add it
+    assert text.encode("a")[0] == 0
+    assert text.encode("a", add_special=False)[0] != 0
+    assert 0 not in text.chat_tokens(USER)
+    framing = Tokenizer.from_str(byte_level.to_str())
+    framing.post_processor = processors.TemplateProcessing("<|endoftext|> $A", None, [("<|endoftext|>", 0)])
+    framing.save(str(tmp_path / "tokenizer.json"))
+    text = TextModel.load(ModelFiles("tiny", tmp_path, "hf", {}, {}))
+    assert text.encode("a").count(0) == 1
+
+
+def test_a_named_token_is_special_though_not_marked(load: Load, byte_level: Tokenizer) -> None:
+    word = byte_level.id_to_token(319)
+    text = load(eos_token=word)
+    assert 319 in text.special_ids
+    assert 319 in text.eos_ids
+
+
+def test_other_tokenizers_and_templates(load: Load, byte_level: Tokenizer, tmp_path: Path) -> None:
+    load()
+    files = ModelFiles("elsewhere", tmp_path / "nothing", "hf", {}, {})
+    for override in (tmp_path, tmp_path / "tokenizer.json"):
+        text = TextModel.load(files, tokenizer=str(override), chat_template="{{ messages[0].content }}")
+        assert text.decode(text.chat_tokens(USER)) == "the cat"
+    with pytest.raises(ConfigError, match="--tokenizer"):
+        TextModel.load(files, tokenizer=str(tmp_path / "missing"))
+
+
+def test_a_tokenizer_without_a_template_keeps_the_models(load: Load, byte_level: Tokenizer, tmp_path: Path) -> None:
+    load()
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    byte_level.save(str(bare / "tokenizer.json"))
+    assert TextModel.load(ModelFiles("tiny", tmp_path, "hf", {}, {}), tokenizer=str(bare)).has_template
+
+
+def test_broken_tokenizers_are_refused_in_words(tmp_path: Path, byte_level: Tokenizer) -> None:
+    files = ModelFiles("tiny", tmp_path, "hf", {}, {})
+    with pytest.raises(ModelError, match=r"no tokenizer\.json.*save_pretrained"):
+        TextModel.load(files)
+    (tmp_path / "tokenizer.json").write_text(byte_level.to_str()[:500])
+    with pytest.raises(ModelError, match=r"tokenizer\.json is damaged"):
+        TextModel.load(files)
+    strange = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
+    strange.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ModelError, match="no decoder"):
+        TextModel.load(files)
+    strange.decoder = decoders.WordPiece()
+    strange.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ModelError, match="WordPiece"):
+        TextModel.load(files)
+
+
+def test_a_truncating_tokenizer_is_told_not_to(load: Load, byte_level: Tokenizer, tmp_path: Path) -> None:
+    truncating = Tokenizer.from_str(byte_level.to_str())
+    truncating.enable_truncation(4)
+    truncating.enable_padding(length=4)
+    load()
+    truncating.save(str(tmp_path / "tokenizer.json"))
+    text = TextModel.load(ModelFiles("tiny", tmp_path, "hf", {}, {}))
+    assert len(text.encode("a")) == 1
+    assert len(text.encode("q" * 50)) == 50
+
+
+def test_streams_in_any_steps_agree(text: TextModel) -> None:
+    steps = st.lists(st.lists(st.integers(0, text.vocab_size - 1), max_size=3), max_size=10)
+    stops = st.lists(st.sampled_from(["a", "th", "the", "<|im", " c", "\ufffd", "e c"]), max_size=3)
+
+    @hypothesis_settings(max_examples=300, deadline=None)
+    @given(steps, stops, st.booleans(), st.booleans(), st.integers(0, 6))
+    def check(steps: list[list[int]], stops: list[str], include: bool, skip: bool, min_tokens: int) -> None:
+        params = SamplingParams(
+            stop=tuple(stops), include_stop=include, skip_special_tokens=skip, min_tokens=min_tokens
+        )
+        stream, whole = text.stream(params), text.stream(params)
+        joined = "".join(stream.push(step).text for step in steps) + stream.finish()
+        piece = whole.push([token for step in steps for token in step])
+        assert (joined, stream.stop) == (piece.text + whole.finish(), whole.stop)
+        if not stops:
+            assert joined == text.decode((token for step in steps for token in step), skip_special=skip)
+
+    check()
+
+
+def test_a_stop_string_over_token_borders_does_not_leak(text: TextModel) -> None:
+    tokens = text.encode("a cat. STOP it")
+    stream = text.stream(SamplingParams(stop=("STOP",)))
+    pieces = [stream.push([token]) for token in tokens]
+    assert "".join(piece.text for piece in pieces) + stream.finish() == "a cat. "
+    assert pieces[-1] == Piece("", "STOP")
+    assert stream.stop == "STOP"
+    stream = text.stream(SamplingParams(stop=("STOP",), include_stop=True))
+    assert stream.push(tokens) == Piece("a cat. STOP", "STOP")
+
+
+def test_stop_strings_wait_for_min_tokens(text: TextModel) -> None:
+    tokens = text.encode("z.z.z.")
+    assert len(tokens) == 6
+    for min_tokens, wanted in ((0, "z"), (2, "z"), (3, "z.z"), (5, "z.z.z"), (9, "z.z.z.")):
+        stream = text.stream(SamplingParams(stop=(".",), min_tokens=min_tokens))
+        assert stream.push(tokens).text + stream.finish() == wanted
+
+
+def test_huge_inputs(text: TextModel) -> None:
+    for written in ("a" * 300_000, " " * 300_000, "ab " * 100_000, "\n" * 300_000, json.dumps(["x"] * 50_000)):
+        assert text.decode(text.encode(written)) == written
