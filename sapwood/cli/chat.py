@@ -13,6 +13,7 @@ from typing import Any, Protocol, Self
 
 from sapwood.base.errors import SapwoodError
 from sapwood.cli.sampling import add_sampling, params_of, sampling_fields
+from sapwood.cli.terminal import bring
 from sapwood.config import env
 from sapwood.config.flags import add_flags, from_args, given
 
@@ -129,7 +130,7 @@ class Conversation:
         except KeyboardInterrupt:
             pieces.append("" if pieces else "...")
             print(" [ended]", end="")
-        except SapwoodError as error:
+        except (SapwoodError, RuntimeError) as error:
             self.turns.pop()
             print(f"error: {error}")
             return
@@ -142,7 +143,7 @@ class Conversation:
 def _backend(args: argparse.Namespace, fields: dict[str, Any]) -> Backend:
     if args.url:
         return _Server(args.url, args.key or env.api_key(), fields, given(args).get("model"))
-    from_args(args)  # options are checked before anything is loaded
+    bring(from_args(args))
     return _Local(given(args), fields)
 
 
@@ -177,7 +178,7 @@ class _Local:
     """The engine in this process. Each turn drives its event loop until the answer has ended."""
 
     def __init__(self, options: dict[str, Any], fields: dict[str, Any]) -> None:
-        from sapwood import AsyncLLM
+        from sapwood.llm import AsyncLLM
 
         self._runner = asyncio.Runner()
         self._params = params_of(fields)

@@ -14,6 +14,7 @@ from typing import IO, Any
 
 from sapwood.base.errors import RequestError, SapwoodError, UserError
 from sapwood.cli.sampling import add_sampling, params_of, sampling_fields
+from sapwood.cli.terminal import bring
 from sapwood.config.flags import add_flags, from_args, given
 
 HELP = "answer one prompt, or a JSONL file of them"
@@ -39,12 +40,12 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("a prompt and --input exclude each other.")
     if args.resume and not (args.input and args.output):
         raise UserError("--resume needs --input and --output.")
-    from_args(args)  # options are checked before anything is loaded
+    bring(from_args(args))
     return asyncio.run(_run_file(args) if args.input else _run_one(args))
 
 
 async def _run_one(args: argparse.Namespace) -> int:
-    from sapwood import AsyncLLM
+    from sapwood.llm import AsyncLLM
 
     if args.prompt is None and sys.stdin.isatty():
         raise UserError("no prompt: give one as an argument, on stdin, or a file with --input.")
@@ -76,7 +77,7 @@ class Line:
 
 
 async def _run_file(args: argparse.Namespace) -> int:
-    from sapwood import AsyncLLM
+    from sapwood.llm import AsyncLLM
 
     lines = list(read_lines(args.input))
     done = answered(args.output) if args.resume else set()
@@ -158,7 +159,7 @@ async def _answer(llm: Any, line: Line, fields: dict[str, Any], system: str | No
                 result["finish_reason"] = chunk.finish_reason
                 usage["prompt_tokens"], usage["cached_tokens"] = chunk.prompt_tokens, chunk.cached_tokens
         return result | {"text": "".join(text), "usage": usage}
-    except SapwoodError as error:
+    except (SapwoodError, RuntimeError) as error:  # refused, or failed inside; neither is the other lines' trouble
         return result | {"error": str(error)}
 
 

@@ -56,6 +56,7 @@ async def _serve(config: Config) -> None:
     try:
         async with start(config) as engine:
             text = await loading
+            engine.end_at(text.eos_ids)
             name = config.model.served_model_name or files.name
             app = create_app(engine, text, config, name, defaults=files.generation_config)
             serving = asyncio.create_task(
@@ -82,7 +83,12 @@ def _announce(url: str, name: str, facts: Facts, began: float) -> None:
         out.print(f"{facts.device}, {facts.dtype}, attention: {facts.attention_backend}")
     out.print(f"ready at {url} ({name}) in {perf_counter() - began:.1f} s", markup=False, soft_wrap=True)
     body = json.dumps({"model": name, "messages": [{"role": "user", "content": "Hello!"}]})
-    out.print(f"try: curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'", style="dim", markup=False, soft_wrap=True)
+    out.print(
+        f"try: curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'",
+        style="dim",
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 async def _until_over(serving: asyncio.Task[None], engine: Engine) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sapwood.config import env
@@ -11,6 +12,7 @@ from sapwood.config import env
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from sapwood.config import Config
     from sapwood.hub.pull import Progress
 
 
@@ -50,6 +52,18 @@ def print_decisions(out: Console, decisions: Sequence[str]) -> None:
         value, _, reason = rest.partition(" (")
         rows.append((field, value, reason.removesuffix(")")))
     print_rows(out, rows)
+
+
+def bring(config: Config) -> None:
+    """Pull the model if it is neither here nor in the cache, so that the bar shows here and not in an engine."""
+    from sapwood.hub.cache import Cache
+    from sapwood.hub.files import find
+    from sapwood.hub.pull import pulled
+
+    model, revision = config.model.model, config.model.revision
+    if not Path(model).expanduser().exists() and pulled(model, revision=revision, cache=Cache.default()) is None:
+        with pull_progress() as progress:
+            find(model, revision=revision, progress=progress)
 
 
 @contextmanager

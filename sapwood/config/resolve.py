@@ -96,6 +96,8 @@ def _page_size(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[
 
 
 def _memory_fraction(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[float, str]:
+    if device.kind == "cpu":
+        return 0.9, f"unused: on a CPU {flag_of('kv_cache_memory')} says what is taken"
     return 0.9, "leaves room for the driver and other processes"
 
 

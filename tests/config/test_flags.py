@@ -90,7 +90,7 @@ def test_tokens(text: str, value: int) -> None:
     ],
 )
 def test_wrong_values_name_the_flag(flag: str, said: str) -> None:
-    with pytest.raises(ConfigError, match="^--") as caught:
+    with pytest.raises(ConfigError, match=r"^--") as caught:
         parse(flag)
     assert said in str(caught.value)
 

@@ -23,12 +23,12 @@ VOCAB = 300
 GROUP = KVGroup(num_layers=1, num_heads=1, num_kv_heads=1, head_dim=4, window=None, page_size=4)
 
 
-def sampled(admits: Sequence[Admit], logits_NV: Tensor, *, num_slots: int = 16) -> Sampled:
+def sampled(admits: Sequence[Admit], logits_NV: Tensor) -> Sampled:
     """The tokens that follow all known ones of each admit."""
-    table = Table(num_slots=num_slots, max_len=40, groups=[GROUP], device=torch.device("cpu"))
+    table = Table(num_slots=16, max_len=40, groups=[GROUP], device=logits_NV.device)
     plan = make_plan([(a.slot, 0, len(a.tokens), True) for a in admits], admits=admits)
     table.apply(plan)
-    positions_N = torch.tensor([len(a.tokens) for a in admits])
+    positions_N = torch.tensor([len(a.tokens) for a in admits], device=logits_NV.device)
     longest = int(positions_N.max())
     return sample(logits_NV.clone(), find_yields(plan, table).recipe, positions_N, table.tokens_SL[:, :longest])
 
@@ -76,14 +76,16 @@ def expected(request: Admit, logits_V: Tensor) -> int:
     return twin.choice(kept, twin.uniform(request.seed, len(request.tokens)))
 
 
-def test_mixed_batches_do_as_the_twin_and_as_each_row_alone() -> None:
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda:0", marks=pytest.mark.gpu)])
+def test_mixed_batches_do_as_the_twin_and_as_each_row_alone(device: str) -> None:
     differing = 0
     for seed in range(25):
         draw = np.random.default_rng(seed)
         slots = draw.permutation(16)[: int(draw.integers(1, 10))].tolist()
         requests = [random_request(draw, slot) for slot in slots]
         logits_NV = torch.from_numpy(draw.normal(0, 2, (len(requests), VOCAB)).astype(np.float32))
-        found = sampled(requests, logits_NV).tokens_N.tolist()
+        on_device = logits_NV.to(device)
+        found = sampled(requests, on_device).tokens_N.tolist()
         differing += sum(
             token != expected(request, logits_V)
             for request, logits_V, token in zip(requests, logits_NV, found, strict=True)
@@ -98,7 +100,7 @@ def test_mixed_batches_do_as_the_twin_and_as_each_row_alone() -> None:
                 stop_ids=request.stop_ids,
                 params=request.params,
             )
-            assert sampled([elsewhere], logits_NV[place : place + 1]).tokens_N.tolist() == [found[place]]
+            assert sampled([elsewhere], on_device[place : place + 1]).tokens_N.tolist() == [found[place]]
     assert differing <= 1, "float32 may part from float64 at a border, but hardly ever"
 
 

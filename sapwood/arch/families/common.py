@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from sapwood.arch.hf import HfConfig
-from sapwood.arch.parts import Attention, Block, Decoder, Embedding, Linear, Mlp, Norm, Part, Rope, Tied
+from sapwood.arch.parts import Activation, Attention, Block, Decoder, Embedding, Linear, Mlp, Norm, Part, Rope, Tied
 from sapwood.arch.rope import read_rope
 from sapwood.base.errors import ModelError
 
 SLIDING = "sliding_attention"
 LAYER_TYPES = ("full_attention", SLIDING)
-ACTIVATIONS: dict[str, Literal["silu", "gelu_tanh"]] = {
-    "silu": "silu",
-    "swish": "silu",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu_new": "gelu_tanh",
-}
+ACTIVATIONS: Mapping[str, Activation] = MappingProxyType(
+    {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
+)
 
 
 def decoder(c: HfConfig, blocks: Sequence[Block], *, embed_scale: float = 1.0, norm_offset: float = 0.0, tied: bool = False) -> Decoder:
@@ -90,14 +87,14 @@ def gqa(
     )
 
 
-def mlp(c: HfConfig, *, activation: str = "hidden_act", bias: bool = False, fused: str | None = None) -> Mlp:
-    """A gated MLP. `activation` names the field, `fused` the tensor that holds gate and up in one."""
+def mlp(c: HfConfig, *, activation: Activation | None = None, bias: bool = False, fused: str | None = None) -> Mlp:
+    """A gated MLP. `fused` is the name of the tensor that holds gate and up, for checkpoints that have them in one."""
     hidden, inner = c.integer("hidden_size"), c.integer("intermediate_size")
     names = (fused,) * 2 if fused else ("mlp.gate_proj", "mlp.up_proj")
     return Mlp(
         gate_up=Linear(hidden, tuple(Part(name, inner) for name in names), "out", bias=bias),
         down=Linear(inner, (Part("mlp.down_proj", hidden),), "in", bias=bias),
-        activation=c.choice(activation, ACTIVATIONS),
+        activation=activation or c.choice("hidden_act", ACTIVATIONS, "silu"),
     )
 
 

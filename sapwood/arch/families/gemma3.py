@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sapwood.arch.families.common import SLIDING, decoder, gqa, layer_types, mlp
+from sapwood.arch.families.common import ACTIVATIONS, SLIDING, decoder, gqa, layer_types, mlp
 from sapwood.arch.hf import HfConfig
 from sapwood.arch.parts import Block, Decoder, Norm, Rope
 from sapwood.arch.rope import parse_rope, read_rope
@@ -40,7 +40,7 @@ def _block(c: HfConfig, kind: str) -> Block:
         attention=attention,
         after_attention=Norm("post_attention_layernorm", hidden, eps, 1.0),
         mlp_norm=Norm("pre_feedforward_layernorm", hidden, eps, 1.0),
-        mlp=mlp(c, activation="hidden_activation"),
+        mlp=mlp(c, activation=c.choice("hidden_activation", ACTIVATIONS, "gelu_pytorch_tanh")),
         after_mlp=Norm("post_feedforward_layernorm", hidden, eps, 1.0),
     )
 

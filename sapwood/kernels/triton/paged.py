@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit(do_not_specialize=["k_stride", "v_stride"])
+@triton.jit
 def write(
     k_TKD,
     v_TKD,
@@ -69,7 +69,8 @@ def _absorb(
     position_M,
     begin,
     end,
-    limit,
+    low,
+    high,
     table_P,
     keys,
     values,
@@ -82,7 +83,7 @@ def _absorb(
     N: tl.constexpr,
     D_PAD: tl.constexpr,
 ):
-    """Online softmax over positions [begin, end), `begin` a multiple of N; `limit` is where the tile's sight ends.
+    """Online softmax over positions [begin, end), `begin` a multiple of N; the tile's sight is [low, high).
 
     `keys` and `values` point at the KV head in page 0. Positions that no query sees are not read: they may hold
     anything, and NaN times a weight of 0 is NaN.
@@ -90,13 +91,16 @@ def _absorb(
     d_D = tl.arange(0, D_PAD)
     for position in tl.range(begin, end, N):
         position_N = position + tl.arange(0, N)
+        inside_N = position_N < high
+        if WINDOW:
+            inside_N = inside_N & (position_N >= low)
         if MASKED:
-            page_N = tl.load(table_P + position_N // PAGE, mask=position_N < limit, other=0)
+            page_N = tl.load(table_P + position_N // PAGE, mask=inside_N, other=0)
         else:
             page_N = tl.load(table_P + position_N // PAGE)
         cell_N = page_N.to(tl.int64) * (K * PAGE * D) + (position_N % PAGE) * D
         if MASKED or D != D_PAD:
-            inside_ND = (position_N[:, None] < limit) & (d_D[None, :] < D)
+            inside_ND = inside_N[:, None] & (d_D[None, :] < D)
             k_ND = tl.load(keys + cell_N[:, None] + d_D[None, :], mask=inside_ND, other=0.0)
             v_ND = tl.load(values + cell_N[:, None] + d_D[None, :], mask=inside_ND, other=0.0)
         else:
@@ -120,7 +124,7 @@ def _absorb(
     return best_M, total_M, acc_MD
 
 
-@triton.jit(do_not_specialize=["q_stride", "table_stride", "least_blocks"])
+@triton.jit(do_not_specialize=["least_blocks"])
 def attend(
     q_THD,
     q_stride,
@@ -198,12 +202,12 @@ def attend(
         # Whole blocks that every query of the tile sees need no mask.
         clear = tl.minimum(start + query + 1, end) // N * N
         best_M, total_M, acc_MD = _absorb(
-            best_M, total_M, acc_MD, q_MD, position_M, begin, clear, high, table_P, keys, values, scale,
+            best_M, total_M, acc_MD, q_MD, position_M, begin, clear, low, high, table_P, keys, values, scale,
             K, D, PAGE, WINDOW, False, N, D_PAD,
         )  # fmt: skip
         begin = clear
     best_M, total_M, acc_MD = _absorb(
-        best_M, total_M, acc_MD, q_MD, position_M, begin, end, high, table_P, keys, values, scale,
+        best_M, total_M, acc_MD, q_MD, position_M, begin, end, low, high, table_P, keys, values, scale,
         K, D, PAGE, WINDOW, True, N, D_PAD,
     )  # fmt: skip
 

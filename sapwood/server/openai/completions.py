@@ -16,7 +16,7 @@ from sapwood.base.plan import TokenLogprobs
 from sapwood.base.sampling import SamplingParams
 from sapwood.server.body import Body
 from sapwood.server.front import MAX_CHOICES, Front
-from sapwood.server.generation import Choice, News, Prompt, choices_of, complete
+from sapwood.server.generation import Choice, News, Prompt, choices_of, complete, params_for
 from sapwood.server.openai.protocol import CompletionRequest
 from sapwood.server.openai.replies import (
     RankedToken,
@@ -63,7 +63,10 @@ def routes(front: Front) -> list[Route]:
         params = _params(front, body)
         prompts = await _prompts(front, body)
         echoes = await _echoes(front, body, prompts) if body.echo else {}
-        choices = choices_of([(prompt, params) for prompt in prompts])
+        limit = front.facts.max_model_len
+        choices = choices_of(
+            [(prompt, params_for(prompt, params, limit, default=_DEFAULT_MAX_TOKENS)) for prompt in prompts]
+        )
         reply = new_reply(front, "text_completion", "cmpl")
         shape = _shaper(front, body, echoes)
         if body.stream:
@@ -77,7 +80,7 @@ def routes(front: Front) -> list[Route]:
 
 
 def _params(front: Front, body: CompletionRequest) -> SamplingParams:
-    max_tokens = _DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    max_tokens = body.max_tokens
     if max_tokens == 0 and body.echo:
         max_tokens = 1  # only the prompt's logprobs are wanted
     if body.best_of is not None and body.best_of != (body.n or 1):

@@ -1,0 +1,81 @@
+"""A GGUF file as a checkpoint with Hugging Face names and layout."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sapwood.hub.gguf import GgufFile
+
+_OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_INNER = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_qkv": "self_attn.qkv_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+# Where a family differs.
+_FAMILIES = {
+    "gemma3": {
+        "post_attention_norm": "post_attention_layernorm",
+        "ffn_norm": "pre_feedforward_layernorm",
+        "post_ffw_norm": "post_feedforward_layernorm",
+    },
+    "phi3": {"ffn_up": "mlp.gate_up_proj"},
+}
+_NAME = re.compile(r"(?:blk\.(?P<layer>\d+)\.)?(?P<stem>\w+)\.(?P<param>weight|bias)")
+_IN_CONFIG = frozenset({"rope_freqs.weight"})  # read by config_of
+
+
+class GgufSource:
+    """Keeps the protocol `sapwood.nn.load.Source`; tensors that it has no name for keep their own."""
+
+    def __init__(self, gguf: GgufFile, config: Mapping[str, Any]) -> None:
+        self._family: str = gguf.metadata["general.architecture"]
+        inner = _INNER | _FAMILIES.get(self._family, {})
+        named = ((_hf_name(name, inner), tensor) for name, tensor in gguf.tensors.items() if name not in _IN_CONFIG)
+        self._tensors = dict(named)
+        self._heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return {name: tensor.shape for name, tensor in self._tensors.items()}
+
+    def read(self, name: str, where: tuple[slice, ...]) -> Tensor:
+        tensor, stem = self._tensors[name], name.split(".")[-2]
+        rows: slice | NDArray[np.intp] = where[0]
+        if self._family == "llama" and stem in self._heads:
+            rows = _halves_first(tensor.shape[0], self._heads[stem])[rows]
+        values = torch.from_numpy(tensor.dequantize(rows))
+        if self._family == "gemma3" and stem.endswith("norm"):
+            values = values - 1  # the file holds the whole factor, 1 + w
+        return values[:, *where[1:]] if where[1:] else values
+
+
+def _halves_first(num_rows: int, num_heads: int) -> NDArray[np.intp]:
+    """Where the rows of a head are in the file, which has the two dimensions that rotate together side by side."""
+    pairs = np.arange(num_rows, dtype=np.intp).reshape(num_heads, -1, 2)
+    return pairs.swapaxes(1, 2).ravel()
+
+
+def _hf_name(name: str, inner: Mapping[str, str]) -> str:
+    match = _NAME.fullmatch(name)
+    if match is None:
+        return name
+    layer, stem, param = match["layer"], match["stem"], match["param"]
+    if layer is None:
+        return f"{_OUTER[stem]}.{param}" if stem in _OUTER else name
+    return f"model.layers.{layer}.{inner[stem]}.{param}" if stem in inner else name

@@ -1,0 +1,52 @@
+"""Who knows whom: the rules of pyproject's import-linter section, and what really happens at import."""
+
+from __future__ import annotations
+
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sapwood
+
+ROOT = Path(__file__).parents[2]
+HOST_ROOMS = (
+    "base", "config", "arch", "scheduler", "cache", "hub", "text", "engine", "server", "observe", "cli", "executor.base",
+    "executor.fake", "llm",
+)  # fmt: skip
+COMPOSITION_ROOT = "sapwood.engine.launch"
+HEAVY = ("torch", "transformers", "triton")
+
+
+def host_modules() -> list[str]:
+    names = [module.name for module in pkgutil.walk_packages(sapwood.__path__, "sapwood.")]
+    rooms = tuple(f"sapwood.{room}" for room in HOST_ROOMS)
+    return [name for name in names if name != COMPOSITION_ROOT and _within(name, rooms)]
+
+
+def _within(name: str, rooms: tuple[str, ...]) -> bool:
+    return any(name == room or name.startswith(f"{room}.") for room in rooms)
+
+
+def test_host_modules_do_not_import_torch() -> None:
+    """In one process, one after the other: the first that brings something heavy is named."""
+    modules = host_modules()
+    assert len(modules) > 50
+    code = f"""
+import importlib, sys
+for name in {modules!r}:
+    importlib.import_module(name)
+    for heavy in {HEAVY!r}:
+        assert heavy not in sys.modules, f"{{name}} imports {{heavy}}"
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_import_contracts() -> None:
+    linter = pytest.importorskip("importlinter.cli", reason="import-linter is not installed")
+    code = f"import sys; from {linter.__name__} import lint_imports_command; lint_imports_command()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,76 @@
+"""What users rely on: names, flags, commands. A change here is a change for them, and is to be made on purpose."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import tomllib
+from pathlib import Path
+
+import sapwood
+from sapwood.cli import COMMANDS
+from sapwood.config.flags import add_flags, options
+
+ROOT = Path(__file__).parents[2]
+
+NAMES = """
+    AsyncLLM Chunk Config ConfigError EngineDead Generation LLM ModelError Output Overloaded RequestError SamplingParams
+    SapwoodError UserError __version__
+""".split()
+
+FLAGS = """
+    --allowed-origins --api-key --attention-backend --block-size --chat-template --chunked-prefill-size
+    --context-length --device --drain-timeout --dtype --enable-log-requests --enable-prefix-caching
+    --gpu-memory-utilization --host --kv-cache-dtype --kv-cache-memory --kv-cache-memory-bytes --load-format
+    --log-level --log-requests --max-body-bytes --max-model-len --max-num-batched-tokens --max-num-seqs
+    --max-prefill-tokens --max-queued-requests --max-running-requests --max-total-tokens --mem-fraction-static --model
+    --model-path --overlap-depth --page-size --port --random-seed --revision --schedule-policy --scheduling-policy
+    --seed --served-model-name --threads --tokenizer --tokenizer-path
+""".split()
+
+OFF_FLAGS = """
+    --disable-radix-cache --no-enable-log-requests --no-enable-prefix-caching --no-log-requests --no-prefix-caching
+""".split()
+
+
+def test_public_names() -> None:
+    assert sorted(sapwood.__all__) == sorted(NAMES)
+    assert all(getattr(sapwood, name) is not None for name in NAMES)
+
+
+def test_commands() -> None:
+    assert list(COMMANDS) == ["serve", "chat", "run", "pull", "explain", "doctor"]
+
+
+def test_flags_of_serve() -> None:
+    parser = argparse.ArgumentParser(add_help=False)
+    add_flags(parser)
+    flags = {flag for action in parser._actions for flag in action.option_strings} - {"--config"}
+    assert flags == set(FLAGS) | set(OFF_FLAGS)
+    assert len(options()) <= 40
+
+
+def test_every_option_has_help_and_one_owner() -> None:
+    names = [name for option in options() for name in option.names]
+    assert len(names) == len(set(names))
+    assert all(option.help and not option.help.endswith(".") for option in options())
+
+
+def test_few_dependencies() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert len(project["dependencies"]) <= 13
+
+
+def test_the_readme_names_commands_that_exist() -> None:
+    readme, makefile = (ROOT / "README.md").read_text("utf-8"), (ROOT / "Makefile").read_text("utf-8")
+    targets = set(re.findall(r"^(\w+):", makefile, re.MULTILINE))
+    named = set(re.findall(r"\bmake (\w+)`", readme)) | set(re.findall(r"^make (\w+)", readme, re.MULTILINE))
+    assert {"demo", "serve", "test"} <= named <= targets
+    assert set(re.findall(r"^sapwood (\w+)", readme, re.MULTILINE)) <= set(COMMANDS)
+    assert (ROOT / ".ci/run").read_text("utf-8").endswith("exec make test\n")
+
+
+def test_the_readme_s_files_exist() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", readme):
+        assert (ROOT / link).exists(), link
