@@ -15,7 +15,7 @@ from sapwood.base.wire import Abort, Delta, Facts, Submit
 from sapwood.config import Config
 from sapwood.config.flags import from_options
 from sapwood.engine.client import AsyncEngine, check_request, copies
-from sapwood.hub.files import find
+from sapwood.hub.files import ModelFiles, find
 from sapwood.text import TextModel, TextStream
 
 Prompt = str | list[int]
@@ -85,7 +85,7 @@ class LLM:
         from sapwood.engine.launch import launch
 
         self.config = from_options({"model": model, **options})
-        files = find(model, revision=self.config.model.revision)
+        files = _find(self.config)
         self.text = _load_text(self.config, files)
         self._engine, facts = launch(self.config, files)
         self.facts = _with_eos(facts, self.text)
@@ -204,7 +204,7 @@ class AsyncLLM:
     async def __aenter__(self) -> Self:
         from sapwood.engine.process import start
 
-        files = find(self.config.model.model, revision=self.config.model.revision)
+        files = _find(self.config)
         self.engine = await self._stack.enter_async_context(start(self.config))
         self.text = _load_text(self.config, files)
         self.engine.end_at(self.text.eos_ids)
@@ -265,7 +265,12 @@ def _prompts(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
     return [prompts] if one else prompts  # type: ignore[list-item,return-value]
 
 
-def _load_text(config: Config, files: Any) -> TextModel:
+def _find(config: Config) -> ModelFiles:
+    weights = config.model.load_format != "dummy"
+    return find(config.model.model, revision=config.model.revision, weights=weights)
+
+
+def _load_text(config: Config, files: ModelFiles) -> TextModel:
     return TextModel.load(files, tokenizer=config.model.tokenizer, chat_template=config.model.chat_template)
 
 

@@ -14,14 +14,14 @@ from sapwood.base.errors import SapwoodError
 from sapwood.cli.remote import Remote
 from sapwood.cli.terminal import console, print_rows
 
-HANDBOOK = Path(__file__).with_name("handbook.txt")
+SYSTEM = Path(__file__).with_name("demo_prompt.txt")
 QUESTIONS = (
-    "When does the arboretum open in summer?",
-    "Which trail should I take with a pram?",
-    "How tall is the giant sequoia, and who planted it?",
-    "May I bring my dog?",
+    "What is the capital of Italy?",
+    "Why is the sky blue?",
+    "What is the fastest animal on land?",
+    "Why does the heart beat?",
 )
-MAX_TOKENS = 64
+MAX_TOKENS = 48
 DRAIN_SECONDS = 40
 
 
@@ -96,7 +96,7 @@ def serving(*flags: str) -> Iterator[str]:
 
 def ask(remote: Remote, model: str, question: str) -> Answered:
     """Print question and answer as it streams."""
-    messages = [{"role": "system", "content": HANDBOOK.read_text("utf-8")}, {"role": "user", "content": question}]
+    messages = [{"role": "system", "content": SYSTEM.read_text("utf-8")}, {"role": "user", "content": question}]
     print(f"\n> {question}")
     began, first, usage = perf_counter(), 0.0, None
     for chunk in remote.chat(messages, model=model, max_tokens=MAX_TOKENS, temperature=0):

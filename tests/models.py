@@ -32,7 +32,9 @@ def _rope(**fields: Any) -> dict[str, Any]:
     return {"rope_theta": 10000.0, **fields}
 
 
-_LLAMA3 = _rope(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32)
+_LLAMA3 = _rope(
+    rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32
+)
 _YARN = _rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=64)
 _GEMMA_ROPE = {
     "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e6},

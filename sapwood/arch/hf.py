@@ -9,21 +9,17 @@ from sapwood.base.errors import ModelError
 
 T = TypeVar("T")
 
-# Fields that say nothing about the mathematics of inference.
-_INERT = frozenset(
-    """
-    architectures model_type torch_dtype dtype transformers_version auto_map use_cache cache_implementation
-    attention_implementation initializer_range initializer_factor rms_norm_init pretraining_tp tokenizer_class
-    vocab_size_padded id2label label2id num_labels problem_type task_specific_params finetuning_task
-    return_dict output_attentions output_hidden_states torchscript gradient_checkpointing is_decoder
-    chunk_size_feed_forward prefix suffix sep_token_id decoder_start_token_id forced_bos_token_id
-    max_length min_length do_sample temperature top_k top_p typical_p repetition_penalty length_penalty
-    num_beams num_beam_groups diversity_penalty num_return_sequences no_repeat_ngram_size early_stopping
-    bad_words_ids begin_suppress_tokens suppress_tokens use_mrope unsloth_version unsloth_fixed
-    original_max_position_embeddings embd_pdrop resid_pdrop attention_dropout hidden_dropout mlp_dropout
-    transformers.js_config neuron license base_model
-    """.split()
-)
+# Fields that say nothing about the mathematics of inference, beside those with the endings below.
+_INERT = frozenset({
+    "architectures", "auto_map", "dtype", "model_type", "tokenizer_class", "torch_dtype", "transformers.js_config",
+    "initializer_factor", "initializer_range", "original_max_position_embeddings", "pretraining_tp", "use_cache",
+    "id2label", "label2id", "num_labels", "task_specific_params",
+    "chunk_size_feed_forward", "gradient_checkpointing", "is_decoder", "is_llama_config", "return_dict", "torchscript",
+    "output_attentions", "output_hidden_states", "unsloth_fixed", "use_mrope",
+    "bad_words_ids", "begin_suppress_tokens", "diversity_penalty", "do_sample", "early_stopping", "length_penalty",
+    "max_length", "min_length", "no_repeat_ngram_size", "num_beam_groups", "num_beams", "num_return_sequences",
+    "repetition_penalty", "suppress_tokens", "temperature", "top_k", "top_p", "typical_p",
+})  # fmt: skip
 _INERT_ENDINGS = ("_token_id", "_token", "_dropout", "_pdrop", "_version", "_index", "_scope", "_implementation")
 
 
@@ -41,6 +37,10 @@ class HfConfig:
     def has(self, name: str) -> bool:
         self._read.add(name)
         return self._fields.get(name) is not None
+
+    def ignore(self, *names: str) -> None:
+        """Fields that may be there and play no part."""
+        self._read.update(names)
 
     def integer(self, name: str, default: int | None = None) -> int:
         """A positive integer."""
@@ -95,7 +95,9 @@ class HfConfig:
         for name in names:
             self._read.add(name)
             if self._fields.get(name):
-                raise ModelError(f"config.json: {self._within}{name} = {self._fields[name]!r} is not supported: {because}.")
+                raise ModelError(
+                    f"config.json: {self._within}{name} = {self._fields[name]!r} is not supported: {because}."
+                )
 
     def refuse_unread(self) -> None:
         """Refuse fields that nobody has read, unless they are known to change nothing or are switched off."""

@@ -32,10 +32,10 @@ def parse_rope(c: HfConfig, r: HfConfig, *, head_dim: int, theta: float, partial
     scaling: LinearScaling | Llama3Scaling | YarnScaling | None
     match kind:
         case "default":
-            r.has("factor"), r.has("original_max_position_embeddings")  # written by some, used by none
+            r.ignore("factor", "original_max_position_embeddings")  # written by some, used by none
             scaling = None
         case "linear":
-            r.has("original_max_position_embeddings")
+            r.ignore("original_max_position_embeddings")
             scaling = LinearScaling(r.number("factor"))
         case "llama3":
             scaling = Llama3Scaling(
@@ -69,7 +69,7 @@ def _yarn(c: HfConfig, r: HfConfig) -> YarnScaling:
     factor = r.number("factor")
     if r.has("attention_factor"):
         attention_factor = r.number("attention_factor")
-        r.has("mscale"), r.has("mscale_all_dim")
+        r.ignore("mscale", "mscale_all_dim")
     elif r.has("mscale") and r.has("mscale_all_dim"):
         attention_factor = _mscale(factor, r.number("mscale")) / _mscale(factor, r.number("mscale_all_dim"))
     else:

@@ -35,23 +35,25 @@ class _Shape:
     stages: int
 
 
-def _decode_shape(repeat: int, width: int) -> _Shape:
-    """Bound by memory: small tiles, many blocks in flight. A product has at least 16 rows.
+def _decode_shape(repeat: int, head: int, itemsize: int) -> _Shape:
+    """Bound by memory: small tiles, many blocks in flight. A matrix product has at least 16 rows.
 
-    `width` is the bytes of one head's key; a block of keys and values, times stages, must fit shared memory.
+    `head` is the padded head size. Float32 has no exact matrix unit: its products live in registers.
     """
-    return _Shape(max(16, triton.next_power_of_2(repeat)), 64 if width <= 256 else 32, 4, 3 if width <= 512 else 2)
+    rows = max(16, triton.next_power_of_2(repeat))
+    if itemsize == 4:
+        return _Shape(rows, 16, 4, 2)
+    return _Shape(rows, 64 if head <= 128 else 32, 4, 3)
 
 
-def _span_shape(repeat: int, width: int) -> _Shape:
+def _span_shape(repeat: int, head: int, itemsize: int) -> _Shape:
     """Bound by the matrix units: tiles as large as registers and shared memory allow."""
-    if width <= 256:
-        shape = _Shape(128, 64, 8 if width > 128 else 4, 3)
-    elif width <= 512:
-        shape = _Shape(64, 64, 4, 2)
-    else:
-        shape = _Shape(32, 32, 4, 2)
-    return _Shape(max(shape.rows, triton.next_power_of_2(repeat)), shape.block, shape.warps, shape.stages)
+    least = triton.next_power_of_2(repeat)
+    if itemsize == 4:
+        return _Shape(max(32, least), 32, 8, 2)
+    if head > 128:
+        return _Shape(max(64, least), 32, 4, 2)
+    return _Shape(max(128, least), 64, 4 if head <= 64 else 8, 3)
 
 
 class Triton:
@@ -78,8 +80,8 @@ class Triton:
         is_cuda = device.type == "cuda"
         self._num_processors = torch.cuda.get_device_properties(device).multi_processor_count if is_cuda else 8
         self._head_pad = max(16, triton.next_power_of_2(group.head_dim))
-        width = self._head_pad * dtype.itemsize
-        self._decode, self._span = _decode_shape(self._repeat, width), _span_shape(self._repeat, width)
+        facts = self._repeat, self._head_pad, dtype.itemsize
+        self._decode, self._span = _decode_shape(*facts), _span_shape(*facts)
         self._tile_queries = self._span.rows // self._repeat
 
     def allocate(self, num_pages: int) -> None:

@@ -57,6 +57,7 @@ async def _serve(config: Config) -> None:
         async with start(config) as engine:
             text = await loading
             engine.end_at(text.eos_ids)
+            engine.end_at(text.eos_ids)
             name = config.model.served_model_name or files.name
             app = create_app(engine, text, config, name, defaults=files.generation_config)
             serving = asyncio.create_task(

@@ -30,8 +30,10 @@ def print_rows(out: Console, rows: Sequence[Sequence[str]], *, header: Sequence[
     from rich.text import Text
 
     if not out.is_terminal:
-        for row in ([header] if header else []) + list(rows):
-            out.print(Text("  ".join(row)))
+        lines = [*([header] if header else []), *rows]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        for line in lines:
+            out.print(Text("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()))
         return
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=bool(header), header_style="bold")
     num_columns = max(map(len, rows), default=len(header))

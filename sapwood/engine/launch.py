@@ -30,7 +30,8 @@ T = TypeVar("T")
 def launch(config: Config, files: ModelFiles | None = None) -> tuple[Engine, Facts]:
     """Load the model and make the engine. Raises UserError for what the user can mend."""
     clock = _Clock()
-    files = files or find(config.model.model, revision=config.model.revision)
+    dummy = config.model.load_format == "dummy"
+    files = files or find(config.model.model, revision=config.model.revision, weights=not dummy)
     decoder = declare(files.config)
     shape = shape_of(decoder, name=files.name)
     config, decisions = resolve(config, shape, probe(config.device.device))

@@ -23,7 +23,7 @@ from sapwood.base.errors import ModelError
 _VERSIONS = (2, 3)
 _ALIGNMENT = 32
 _MAX_DIMS = 4
-_NUMBERS = {
+_NUMBERS: Mapping[GGUFValueType, np.dtype[Any]] = {
     GGUFValueType.UINT8: np.dtype("<u1"),
     GGUFValueType.INT8: np.dtype("<i1"),
     GGUFValueType.UINT16: np.dtype("<u2"),
@@ -72,7 +72,9 @@ def open_gguf(path: Path) -> GgufFile:
     """Map a file and read its header. Raises ModelError if it is cut off or not what it should be."""
     try:
         with path.open("rb") as file:
-            buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # so that arrays may be handed to torch as they are
+            buffer = mmap.mmap(
+                file.fileno(), 0, access=mmap.ACCESS_COPY
+            )  # so that arrays may be handed to torch as they are
     except (OSError, ValueError) as error:  # ValueError: the file is empty
         raise ModelError(f"{path} cannot be read: {error}.") from error
     try:
@@ -97,6 +99,8 @@ class _Reader:
         metadata = {self._string(): self._value(self._u32()) for _ in range(num_entries)}
         entries = [self._tensor_entry() for _ in range(num_tensors)]
         alignment = metadata.get("general.alignment", _ALIGNMENT)
+        if not isinstance(alignment, int) or alignment <= 0:
+            raise ValueError(f"general.alignment is {alignment!r}")
         start = -(-self._at // alignment) * alignment
         tensors = {name: self._tensor(name, shape, kind, start + offset) for name, shape, kind, offset in entries}
         return GgufFile(self._path, metadata, tensors)
@@ -127,7 +131,7 @@ class _Reader:
         return strings
 
     def _numbers(self, kind: GGUFValueType, count: int) -> NDArray[Any]:
-        values = np.frombuffer(self._buffer, _NUMBERS[kind], count, self._at)
+        values: NDArray[Any] = np.frombuffer(self._buffer, _NUMBERS[kind], count, self._at)
         self._at += values.nbytes
         return values
 
@@ -220,6 +224,8 @@ def _field(gguf: GgufFile, architecture: str, name: str, default: Any = _MISSING
         if len(values := set(value.tolist())) != 1:
             raise ModelError(f"{gguf.path}: {architecture}.{name} differs between layers, which is not supported.")
         value = values.pop()
+    if default is _MISSING and (not isinstance(value, int | float) or value <= 0):
+        raise ModelError(f"{gguf.path}: {architecture}.{name} must be a positive number, got {value!r}.")
     return value
 
 

@@ -25,9 +25,9 @@ def rope(x_TND: Tensor, cos_TF: Tensor, sin_TF: Tensor) -> Tensor:
     half = cos_TF.shape[-1]
     cos_T1F, sin_T1F = cos_TF.unsqueeze(1), sin_TF.unsqueeze(1)
     low, high = x_TND[..., :half], x_TND[..., half : 2 * half]
-    turned = (low * cos_T1F - high * sin_T1F, high * cos_T1F + low * sin_T1F)
+    turned = [low * cos_T1F - high * sin_T1F, high * cos_T1F + low * sin_T1F]
     if 2 * half < x_TND.shape[-1]:
-        turned += (x_TND[..., 2 * half :],)
+        turned.append(x_TND[..., 2 * half :])
     return torch.cat(turned, dim=-1).to(x_TND.dtype)
 
 

@@ -20,7 +20,9 @@ from sapwood.nn.make import Build, Layer, make
 class Norm(nn.Module):
     """RMS norm by `weight`, a float32 [E], or [N, E] with one row for each of N heads that share a norm."""
 
-    def __init__(self, part: parts.Norm, how: Build, layer: Layer | None = None, *, weight: Tensor | None = None) -> None:
+    def __init__(
+        self, part: parts.Norm, how: Build, layer: Layer | None = None, *, weight: Tensor | None = None
+    ) -> None:
         super().__init__()
         if weight is None:
             weight = torch.empty(part.size, device=how.device)

@@ -48,8 +48,8 @@ def load_weights(model: Model, files: ModelFiles) -> None:
 def open_source(files: ModelFiles, stack: ExitStack) -> Source:
     """The checkpoint of `files`, open until `stack` is closed."""
     if files.kind == "gguf":
-        from sapwood.nn.gguf import GgufSource
         from sapwood.hub.gguf import open_gguf
+        from sapwood.nn.gguf import GgufSource
 
         return GgufSource(open_gguf(files.path), files.config)
     return Safetensors(weight_files(files.path), stack)
@@ -63,12 +63,15 @@ def load_from(model: Model, source: Source, *, name: str) -> None:
     head = model.decoder.head
     _check(name, pieces, shapes, unused={f"{head.name}.weight"} if isinstance(head, Tied) else set())
     for piece in pieces:
-        model.get_submodule(piece.path).load(piece, source.read(piece.name, piece.source))
+        module: Any = model.get_submodule(piece.path)
+        module.load(piece, source.read(piece.name, piece.source))
 
 
 def _check(name: str, pieces: Sequence[Piece], shapes: Mapping[str, tuple[int, ...]], *, unused: set[str]) -> None:
     wanted = {piece.name: piece.shape for piece in pieces}
-    left_over = [tensor for tensor in shapes if tensor not in wanted and tensor not in unused and not _COMPUTED.search(tensor)]
+    left_over = [
+        tensor for tensor in shapes if tensor not in wanted and tensor not in unused and not _COMPUTED.search(tensor)
+    ]
     misshapen = [
         f"{tensor} is {list(shapes[tensor])}, wants {list(shape)}"
         for tensor, shape in wanted.items()
@@ -96,7 +99,7 @@ class Safetensors:
                 file = stack.enter_context(safe_open(path, framework="pt"))
             except (SafetensorError, OSError) as error:
                 raise ModelError(f"{path} cannot be read ({error}); it may be cut off: fetch it again.") from error
-            for name in file.keys():
+            for name in file.keys():  # noqa: SIM118  no iterator of its own
                 if name in self._files:
                     raise ModelError(f"{path} holds {name}, which another of the model's files holds too.")
                 self._files[name] = file

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import singledispatch
+from typing import Any
 
 import torch
-from torch import nn
 
 from sapwood.arch import parts
 from sapwood.attention.base import Backend
@@ -41,6 +41,6 @@ class Layer:
 
 
 @singledispatch
-def make(part: object, how: Build, layer: Layer | None) -> nn.Module:
+def make(part: object, how: Build, layer: Layer | None) -> Any:
     """The module of a part; `layer` is None outside the blocks. A module's file registers the maker of its part."""
     raise AssertionError(f"no module is known for {type(part).__name__}")

@@ -14,7 +14,7 @@ import torch
 from sapwood.base.kv import KVGroup
 from sapwood.base.plan import Admit, PageChange, Plan
 from sapwood.runner.transfer import upload
-from sapwood.sampling.settings import RECORD_WORDS, needs, record
+from sapwood.sampling.settings import RECORD_WORDS, needs, records
 
 _SLACK = 8  # columns that a step still in flight may write after a row has reached its limit
 
@@ -61,14 +61,14 @@ class Table:
                 admit.params, stop_ids=admit.stop_ids, min_len=admit.min_len, prompt_len=admit.prompt_len
             )
             self.scored_S[admit.slot] = admit.params.prompt_logprobs is not None
-        records = [record(a.params, seed=a.seed, min_len=a.min_len, prompt_len=a.prompt_len) for a in admits]
+        settings = records([(admit.params, admit.seed, admit.min_len, admit.prompt_len) for admit in admits])
         lengths = [len(admit.tokens) for admit in admits]
         slots = np.array([admit.slot for admit in admits], dtype=np.int32)
         slots_A, fed_A, settings_AK, rows_N, columns_N, tokens_N = upload(
             [
                 slots,
                 np.array([admit.fed for admit in admits], dtype=np.int32),
-                np.stack(records).view(np.int32).reshape(len(admits), RECORD_WORDS),
+                settings.view(np.int32).reshape(len(admits), RECORD_WORDS),
                 np.repeat(slots, lengths),
                 np.concatenate([np.arange(length, dtype=np.int32) for length in lengths]),
                 np.concatenate([admit.tokens for admit in admits]),

@@ -5,6 +5,7 @@ Suffix legend: N rows, K int32 words of a record.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntFlag
 from typing import Any
 
@@ -51,39 +52,40 @@ class Need(IntFlag):
     LOGPROBS = 128
 
 
-def needs(params: SamplingParams, *, stop_ids: tuple[int, ...], min_len: int, prompt_len: int) -> Need:
-    need = Need(0)
-    if params.logit_bias:
-        need |= Need.BIAS
-    if params.penalised:
-        need |= Need.PENALTY
-    if stop_ids and min_len > prompt_len:
-        need |= Need.MIN_LEN
-    if params.logprobs is not None:
-        need |= Need.LOGPROBS
-    if not params.greedy and params.top_k != 1:
-        need |= Need.RANDOM
-        need |= Need.TOP_K if params.top_k > 1 else 0
-        need |= Need.TOP_P if params.top_p < 1.0 else 0
-        need |= Need.MIN_P if params.min_p > 0.0 else 0
-    return need
+def needs(params: SamplingParams, *, stop_ids: tuple[int, ...], min_len: int, prompt_len: int) -> int:
+    """The needs of a request, as the sum of its flags."""
+    random = not params.greedy and params.top_k != 1
+    wanted = (
+        (Need.BIAS, bool(params.logit_bias)),
+        (Need.PENALTY, params.penalised),
+        (Need.MIN_LEN, bool(stop_ids) and min_len > prompt_len),
+        (Need.RANDOM, random),
+        (Need.TOP_K, random and params.top_k > 1),
+        (Need.TOP_P, random and params.top_p < 1.0),
+        (Need.MIN_P, random and params.min_p > 0.0),
+        (Need.LOGPROBS, params.logprobs is not None),
+    )
+    return sum(need for need, is_wanted in wanted if is_wanted)
 
 
-def record(params: SamplingParams, *, seed: int, min_len: int, prompt_len: int) -> NDArray[Any]:
-    """The settings as one RECORD. `seed` may be any integer; its low 64 bits count."""
+def records(settings: Sequence[tuple[SamplingParams, int, int, int]]) -> NDArray[Any]:
+    """RECORDs of params, seed, min_len and prompt_len. A seed may be any integer; its low 64 bits count."""
     return np.array(
-        (
-            (seed + 2**63) % 2**64 - 2**63,
-            prompt_len,
-            min_len,
-            max(params.top_k, 0),
-            params.temperature,
-            params.top_p,
-            params.min_p,
-            params.repetition_penalty,
-            params.presence_penalty,
-            params.frequency_penalty,
-        ),
+        [
+            (
+                (seed + 2**63) % 2**64 - 2**63,
+                prompt_len,
+                min_len,
+                max(params.top_k, 0),
+                params.temperature,
+                params.top_p,
+                params.min_p,
+                params.repetition_penalty,
+                params.presence_penalty,
+                params.frequency_penalty,
+            )
+            for params, seed, min_len, prompt_len in settings
+        ],
         dtype=RECORD,
     )
 

@@ -41,18 +41,20 @@ def bind(config: Config) -> socket.socket:
     Nothing is accepted yet: until `serve` listens, clients are refused, as of a server that is not there.
     """
     host, port = config.server.host, config.server.port
+    if not 0 <= port < 1 << 16:  # getaddrinfo would take it modulo 65536
+        raise ConfigError(f"--port must be in [0, 65535], got {port}.")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-    except (OSError, OverflowError, UnicodeError) as error:
+    except (OSError, UnicodeError) as error:
         raise ConfigError(f"Cannot listen on {host}:{port}: {error}. Choose another --host or --port.") from error
     sock = socket.socket(family, kind, protocol)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)
         sock.setblocking(False)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         sock.close()
         raise _refused(error, host, port) from error
     return sock
@@ -97,6 +99,7 @@ class _Server(uvicorn.Server):
                 server_header=False,
                 lifespan="off",
                 ws="none",
+                proxy_headers=False,
                 timeout_keep_alive=75,
             )
         )
@@ -160,8 +163,8 @@ def _signals(stop: Callable[[], None]) -> Iterator[None]:
             loop.remove_signal_handler(number)
 
 
-def _refused(error: Exception, host: str, port: int) -> ConfigError:
-    match getattr(error, "errno", None):
+def _refused(error: OSError, host: str, port: int) -> ConfigError:
+    match error.errno:
         case errno.EADDRINUSE:
             return ConfigError(
                 f"Port {port} on {host} is in use. Stop what uses it, or choose another with --port (0 takes a free one)."

@@ -57,7 +57,9 @@ class EventStream(Response):
         try:
             await self._front.attended(receive, pump())
         except Exception as error:
-            if not started or isinstance(error, ClientGone):
+            if not started:
                 raise
+            if isinstance(error, ClientGone):
+                return
             tail = b"data: " + problem(error).encode() + b"\n\n" + DONE
         await send({"type": "http.response.body", "body": tail, "more_body": False})

@@ -85,6 +85,8 @@ def test_heads(start: Start, num_heads: int, num_kv_heads: int, head_dim: int) -
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(start: Start, dtype: torch.dtype) -> None:
     world, backend = start(group(), (40, 12), dtype=dtype)
+    if backend.name == "triton" and world.device.type == "cpu" and dtype == torch.bfloat16:
+        pytest.skip("Triton 3.6's interpreter multiplies the bit patterns of bfloat16")
     world.step(backend, [(0, 35), (1, 11)])
     world.step(backend, [(0, 2), (1, 1)])
     world.step(backend, [(0, 1)])

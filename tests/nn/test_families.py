@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests import models
-from tests.nn import forward
 import numpy as np
 import pytest
-import torch
+
+from tests import models
+from tests.nn import forward
 
 TOKENS = np.random.default_rng(0).integers(3, 199, size=70).tolist()
 

@@ -17,7 +17,9 @@ ACTIVATIONS: Mapping[str, Activation] = MappingProxyType(
 )
 
 
-def decoder(c: HfConfig, blocks: Sequence[Block], *, embed_scale: float = 1.0, norm_offset: float = 0.0, tied: bool = False) -> Decoder:
+def decoder(
+    c: HfConfig, blocks: Sequence[Block], *, embed_scale: float = 1.0, norm_offset: float = 0.0, tied: bool = False
+) -> Decoder:
     """Embedding, blocks, norm, head. `tied` is the family's default of tie_word_embeddings."""
     hidden, vocab = c.integer("hidden_size"), c.integer("vocab_size")
     head = Linear(hidden, (Part("lm_head", vocab),), "out")
@@ -65,7 +67,9 @@ def gqa(
     hidden, heads = c.integer("hidden_size"), c.integer("num_attention_heads")
     kv_heads = c.integer("num_key_value_heads", heads)
     if heads % kv_heads:
-        raise ModelError(f"config.json: num_attention_heads ({heads}) is no multiple of num_key_value_heads ({kv_heads}).")
+        raise ModelError(
+            f"config.json: num_attention_heads ({heads}) is no multiple of num_key_value_heads ({kv_heads})."
+        )
     if not c.has("head_dim") and hidden % heads:
         raise ModelError(f"config.json: hidden_size ({hidden}) is no multiple of num_attention_heads ({heads}).")
     dim = c.integer("head_dim", hidden // heads)
@@ -90,11 +94,12 @@ def gqa(
 def mlp(c: HfConfig, *, activation: Activation | None = None, bias: bool = False, fused: str | None = None) -> Mlp:
     """A gated MLP. `fused` is the name of the tensor that holds gate and up, for checkpoints that have them in one."""
     hidden, inner = c.integer("hidden_size"), c.integer("intermediate_size")
+    kind: Activation = c.choice("hidden_act", ACTIVATIONS, "silu") if activation is None else activation
     names = (fused,) * 2 if fused else ("mlp.gate_proj", "mlp.up_proj")
     return Mlp(
         gate_up=Linear(hidden, tuple(Part(name, inner) for name in names), "out", bias=bias),
         down=Linear(inner, (Part("mlp.down_proj", hidden),), "in", bias=bias),
-        activation=activation or c.choice("hidden_act", ACTIVATIONS, "silu"),
+        activation=kind,
     )
 
 
@@ -102,8 +107,12 @@ def layer_types(c: HfConfig, default: Sequence[str]) -> tuple[str, ...]:
     """The kind of each layer, from the config or, where it does not say, `default`."""
     kinds = c.strings("layer_types") if c.has("layer_types") else tuple(default)
     if len(kinds) != c.integer("num_hidden_layers"):
-        raise ModelError(f"config.json: layer_types has {len(kinds)} entries, num_hidden_layers is {c.integer('num_hidden_layers')}.")
+        raise ModelError(
+            f"config.json: layer_types has {len(kinds)} entries, num_hidden_layers is {c.integer('num_hidden_layers')}."
+        )
     for kind in kinds:
         if kind not in LAYER_TYPES:
-            raise ModelError(f"config.json: layer_types: {kind!r} is not supported; these are: {', '.join(LAYER_TYPES)}.")
+            raise ModelError(
+                f"config.json: layer_types: {kind!r} is not supported; these are: {', '.join(LAYER_TYPES)}."
+            )
     return kinds

@@ -17,7 +17,7 @@ def gemma3(c: HfConfig) -> Decoder:
     num_layers = c.integer("num_hidden_layers")
     kinds = layer_types(c, [SLIDING if (i + 1) % pattern else "full_attention" for i in range(num_layers)])
     layers = {kind: _block(c, kind) for kind in sorted(set(kinds))}
-    c.has("sliding_window"), c.has("rope_local_base_freq")  # said even where no layer slides
+    c.ignore("sliding_window", "rope_local_base_freq")  # said even where no layer slides
     blocks = [layers[kind] for kind in kinds]
     return decoder(c, blocks, embed_scale=c.integer("hidden_size") ** 0.5, norm_offset=1.0, tied=True)
 

@@ -30,7 +30,6 @@ def _kinds(c: HfConfig) -> tuple[str, ...]:
     num_layers = c.integer("num_hidden_layers")
     sliding = c.boolean("use_sliding_window", False) and c.has("sliding_window")
     first = c.integer("max_window_layers", 28) if sliding else num_layers
-    for name in ("sliding_window", "max_window_layers"):
-        c.has(name)
+    c.ignore("sliding_window", "max_window_layers")
     kinds = layer_types(c, ["full_attention" if i < first else SLIDING for i in range(num_layers)])
     return kinds if sliding else ("full_attention",) * num_layers

@@ -1,0 +1,47 @@
+"""Choosing a backend."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from sapwood.attention.select import choose
+from sapwood.base.errors import ConfigError
+from sapwood.base.kv import KVGroup
+
+CPU = torch.device("cpu")
+GROUP = KVGroup(num_layers=1, num_heads=4, num_kv_heads=2, head_dim=64, window=None, page_size=16)
+
+
+def test_auto_takes_the_fastest_of_the_device() -> None:
+    assert choose(GROUP, CPU, torch.float32).name == "cpu"
+    pytest.importorskip("triton")
+    assert choose(GROUP, torch.device("cuda"), torch.bfloat16).name == "triton"
+
+
+def test_auto_falls_back() -> None:
+    pytest.importorskip("triton")
+    odd = KVGroup(num_layers=1, num_heads=1, num_kv_heads=1, head_dim=64, window=None, page_size=12)
+    assert choose(odd, torch.device("cuda"), torch.bfloat16).name == "reference"
+    with pytest.raises(ConfigError, match=r"power of two.*12.*Use auto or reference"):
+        choose(odd, torch.device("cuda"), torch.bfloat16, "triton")
+
+
+def test_a_refusal_says_why_and_what_to_use() -> None:
+    with pytest.raises(ConfigError, match=r"attention-backend triton cannot be used: .*CUDA.*cpu\. Use auto or cpu\."):
+        choose(GROUP, CPU, torch.float32, "triton")
+    with pytest.raises(ConfigError, match=r"no backend of that name"):
+        choose(GROUP, CPU, torch.float32, "flash")
+    assert choose(GROUP, CPU, torch.float32, "reference").name == "reference"
+
+
+def test_triton_is_not_imported_where_it_cannot_run() -> None:
+    code = (
+        "import sys, torch; from sapwood.attention.select import choose; from sapwood.base.kv import KVGroup;"
+        "choose(KVGroup(1, 1, 1, 64, None, 16), torch.device('cpu'), torch.float32);"
+        "sys.exit('sapwood.attention.triton' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,103 @@
+"""How servers start, stop and die."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.http.conftest import Server, alive
+
+
+def generate(server: Server, result: dict[str, Any], *, max_tokens: int) -> threading.Thread:
+    """A streamed completion in the background; `result` gets its lines, or what broke it."""
+
+    def run() -> None:
+        body = {"model": "tiny", "prompt": "Hello", "max_tokens": max_tokens, "ignore_eos": True, "stream": True}
+        result["lines"] = lines = []
+        try:
+            with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as answer:
+                lines.extend(answer.iter_lines())
+        except httpx.HTTPError as error:
+            result["error"] = error
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    server.wait_until(lambda: server.health().json().get("running") == 1)
+    return thread
+
+
+def test_a_killed_engine_fails_health_and_requests(own_server: Server) -> None:
+    result: dict[str, Any] = {}
+    thread = generate(own_server, result, max_tokens=4000)
+    os.kill(own_server.engine_pid, signal.SIGKILL)
+    thread.join(10)
+    assert not thread.is_alive(), "the request hangs"
+    assert any("error" in line for line in result["lines"])
+    answer = own_server.health()
+    assert answer.status_code == 503 and "SIGKILL" in answer.text
+    late = httpx.post(f"{own_server.url}/v1/completions", json={"model": "tiny", "prompt": "Hi"})
+    assert late.status_code == 503
+    assert own_server.process.wait(30) == 1
+
+
+def test_sigterm_drains(own_server: Server) -> None:
+    result: dict[str, Any] = {}
+    thread = generate(own_server, result, max_tokens=1500)
+    own_server.process.send_signal(signal.SIGTERM)
+    thread.join(60)
+    assert "error" not in result and result["lines"][-2:] != []
+    assert any(line == "data: [DONE]" for line in result["lines"])
+    assert any('"finish_reason":"length"' in line for line in result["lines"])
+    assert own_server.process.wait(20) == 0
+
+
+def test_an_engine_does_not_outlive_its_front(own_server: Server) -> None:
+    engine = own_server.engine_pid
+    own_server.process.kill()
+    own_server.process.wait()
+    own_server.wait_until(lambda: not alive(engine), seconds=15)
+
+
+def serve(*flags: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "sapwood", "serve", "--device", "cpu", *flags]
+    return subprocess.run(command, capture_output=True, text=True, timeout=90)
+
+
+def test_a_port_in_use(tiny_model: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        ended = serve("--model", str(tiny_model), "--port", str(port))
+    assert ended.returncode == 2 and str(port) in ended.stderr and "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("model.safetensors", b"\x00" * 100, "model.safetensors"),
+        ("config.json", b'{"architectures": ["NoSuchForCausalLM"]}', "NoSuchForCausalLM"),
+        ("config.json", b"{", "config.json"),
+    ],
+)
+def test_a_model_that_cannot_be_used(tiny_model: Path, tmp_path: Path, file: str, content: bytes, says: str) -> None:
+    for source in tiny_model.iterdir():
+        (tmp_path / source.name).write_bytes(source.read_bytes())
+    (tmp_path / file).write_bytes(content)
+    ended = serve("--model", str(tmp_path), "--port", "0")
+    assert ended.returncode == 2 and says in ended.stderr, ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_too_little_memory(tiny_model: Path) -> None:
+    ended = serve("--model", str(tiny_model), "--port", "0", "--kv-cache-memory", "1K")
+    assert ended.returncode == 2 and "memory" in ended.stderr and "Traceback" not in ended.stderr

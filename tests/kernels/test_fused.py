@@ -1,0 +1,83 @@
+"""The fused elementwise kernels against their plain twins."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("TRITON_INTERPRET", "0" if os.path.exists("/dev/nvidia0") else "1")
+
+import pytest
+import torch
+from torch import Tensor
+
+from sapwood.kernels import PLAIN, Kernels
+
+pytest.importorskip("triton")
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> str:
+    if request.param == "cpu" and torch.cuda.is_available():
+        pytest.skip("compiled on this machine")
+    return str(request.param)
+
+
+@pytest.fixture
+def fused() -> Kernels:
+    from sapwood.kernels.triton.fused import KERNELS
+
+    return KERNELS
+
+
+@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    return request.param
+
+
+def draw(*shape: int, device: str, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Random values in a view whose rows lie apart."""
+    random = torch.Generator().manual_seed(sum(shape))
+    wide = torch.randn(*shape[:-1], shape[-1] + 8, generator=random).to(device, dtype)
+    return wide[..., : shape[-1]]
+
+
+def same(got: Tensor, expected: Tensor) -> None:
+    tolerance = 1e-5 if expected.dtype == torch.float32 else 1.6e-2
+    torch.testing.assert_close(got, expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("size", [1, 96, 576])
+def test_rms_norm(fused: Kernels, device: str, dtype: torch.dtype, size: int) -> None:
+    x, weight = draw(3, size, device=device, dtype=dtype), draw(size, device=device).contiguous()
+    before = x.clone()
+    same(fused.rms_norm(x, weight, 1e-5), PLAIN.rms_norm(x, weight, 1e-5))
+    assert torch.equal(x, before)
+
+
+def test_add_rms_norm(fused: Kernels, device: str, dtype: torch.dtype) -> None:
+    x, weight = draw(3, 96, device=device, dtype=dtype), draw(96, device=device).contiguous()
+    residual = draw(4, 96, device=device, dtype=dtype)[1:]
+    before = x.clone()
+    expected = PLAIN.add_rms_norm(x, residual.clone(), weight, 1e-6)
+    normed, total = fused.add_rms_norm(x, residual, weight, 1e-6)
+    same(normed, expected[0])
+    same(total, expected[1])
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize(("head_dim", "half"), [(16, 8), (24, 12), (24, 8), (80, 16)])
+@pytest.mark.parametrize("num_heads", [1, 11])
+def test_rope(fused: Kernels, device: str, dtype: torch.dtype, head_dim: int, half: int, num_heads: int) -> None:
+    x = draw(3, num_heads, head_dim, device=device, dtype=dtype)
+    cos, sin = (draw(3, half, device=device).contiguous().sin() for _ in range(2))
+    weight = draw(num_heads, head_dim, device=device).contiguous()
+    same(fused.rope(x.clone(), cos, sin), PLAIN.rope(x, cos, sin))
+    expected = PLAIN.norm_rope(x, weight, 1e-6, cos, sin)
+    same(fused.norm_rope(x, weight, 1e-6, cos, sin), expected)
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
+@pytest.mark.parametrize("size", [24, 1100])
+def test_gated(fused: Kernels, device: str, dtype: torch.dtype, activation: str, size: int) -> None:
+    x = 3 * draw(2, 2 * size, device=device, dtype=dtype)
+    same(fused.gated(x, activation), PLAIN.gated(x, activation))  # type: ignore[arg-type]

@@ -1,0 +1,121 @@
+"""GGUF files written from the tiny models, the way that a converter lays tensors out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+
+from tests import models
+
+_OUTER = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+_INNER = {
+    "llama": {
+        "input_layernorm": "attn_norm",
+        "self_attn.q_proj": "attn_q",
+        "self_attn.k_proj": "attn_k",
+        "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output",
+        "post_attention_layernorm": "ffn_norm",
+        "mlp.gate_proj": "ffn_gate",
+        "mlp.up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down",
+    },
+    "phi3": {
+        "input_layernorm": "attn_norm",
+        "self_attn.qkv_proj": "attn_qkv",
+        "self_attn.o_proj": "attn_output",
+        "post_attention_layernorm": "ffn_norm",
+        "mlp.gate_up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down",
+    },
+}
+_INNER["qwen2"] = _INNER["llama"]
+_INNER["qwen3"] = _INNER["llama"] | {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
+_INNER["gemma3"] = _INNER["qwen3"] | {
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+
+
+def write(
+    family: str,
+    path: Path,
+    *,
+    architecture: str | None = None,
+    kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
+    leave_out: str = "",
+    skip: str = "",
+    **metadata: int | float | str,
+) -> Path:
+    """Write one of `models.MODELS`, matrices stored as `kind`, without the tensor `leave_out`.
+
+    `metadata` is added, its keys with __ for a dot, after the architecture's entry `skip` has been left out.
+    """
+    architecture = architecture or family.split("-")[0]
+    model = models.make(family)
+    writer = gguf.GGUFWriter(path, architecture)
+    _add_sizes(writer, model.config)
+    writer.kv_data[0].pop(f"{architecture}.{skip}", None)
+    for key, value in metadata.items():
+        name = f"{architecture}.{key.replace('__', '.')}"
+        add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)]
+        add(name, value)
+    tied = model.config.tie_word_embeddings
+    for name, weight in model.state_dict().items():
+        if name == leave_out or (tied and name == "lm_head.weight"):
+            continue
+        values = _laid_out(architecture, name, weight.numpy(), model.config)
+        stored = kind if values.ndim > 1 else gguf.GGMLQuantizationType.F32
+        writer.add_tensor(_gguf_name(architecture, name), gguf.quantize(values, stored), raw_dtype=stored)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _add_sizes(writer: gguf.GGUFWriter, config: Any) -> None:
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    rope = config.rope_parameters.get("full_attention", config.rope_parameters)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(head_dim)
+    writer.add_value_length(head_dim)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(rope["rope_theta"])
+    writer.add_rope_dimension_count(int(head_dim * rope.get("partial_rotary_factor", 1.0)))
+    if rope["rope_type"] == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rope["factor"])
+    if rope["rope_type"] == "yarn":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(rope["factor"])
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+    if getattr(config, "sliding_window", None):
+        writer.add_sliding_window(config.sliding_window)
+
+
+def _gguf_name(architecture: str, name: str) -> str:
+    stem, param = name.rsplit(".", 1)
+    if stem in _OUTER:
+        return f"{_OUTER[stem]}.{param}"
+    _, _, layer, inner = stem.split(".", 3)
+    return f"blk.{layer}.{_INNER[architecture][inner]}.{param}"
+
+
+def _laid_out(architecture: str, name: str, values: np.ndarray, config: Any) -> np.ndarray:
+    for stem, heads in (("q_proj", config.num_attention_heads), ("k_proj", config.num_key_value_heads)):
+        if architecture == "llama" and stem in name:  # the dimensions that rotate together, side by side
+            halves = values.reshape(heads, 2, -1, *values.shape[1:])
+            return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(values.shape))
+    if architecture == "gemma3" and "norm" in name:
+        return values + 1
+    return values

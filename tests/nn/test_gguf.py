@@ -1,0 +1,171 @@
+"""GGUF files: the logits of the model that they were written from, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+from sapwood.arch import declare
+from sapwood.base.errors import ModelError
+from sapwood.hub.files import open_files
+from sapwood.hub.gguf import config_of, open_gguf
+from tests import models
+from tests.nn import forward, ggufs
+
+TOKENS = np.random.default_rng(1).integers(3, 199, size=60).tolist()
+
+
+@pytest.mark.parametrize("family", ["llama", "llama-tied", "llama-linear", "llama-yarn", "qwen2", "qwen3", "phi3"])
+def test_float32_file_has_the_logits_of_its_model(family: str, tmp_path: Path) -> None:
+    model = forward.load(ggufs.write(family, tmp_path / "model.gguf"))
+    assert (forward.logits(model, TOKENS) - models.logits(family, TOKENS)).abs().max() < 1e-4
+
+
+def test_gemma3(tmp_path: Path) -> None:
+    """With the layers, scale and ropes that the format implies, as its metadata cannot say otherwise."""
+    path = ggufs.write("gemma3", tmp_path / "model.gguf", attention__sliding_window_pattern=3)
+    config = config_of(open_gguf(path))
+    assert config["layer_types"] == ["sliding_attention"] * 2 + ["full_attention", "sliding_attention"]
+    assert config["rope_scaling"] == {"rope_type": "linear", "factor": 4.0}
+    # The query scale follows from the head size, where the tiny model has another: compare with it set back.
+    files = open_files(path, name="gemma3")
+    files.config["query_pre_attn_scalar"] = 24
+    assert (forward.logits(forward.load(files), TOKENS) - models.logits("gemma3", TOKENS)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_1", "F16", "BF16"])
+def test_quantised_matrices(kind: str, tmp_path: Path) -> None:
+    """The embedding that is loaded is the one that was written, within half a step of the format."""
+    path = ggufs.write("llama-tied", tmp_path / "model.gguf", kind=gguf.GGMLQuantizationType[kind])
+    model = forward.load(path)
+    expected = models.make("llama-tied").model.embed_tokens.weight.detach()
+    steps = {"Q8_0": 1 / 127, "Q4_1": 2 / 15, "F16": 2**-10, "BF16": 2**-7}
+    error = (model.embed.weight - expected).abs().max()
+    assert 0 < error <= 0.6 * steps[kind] * expected.abs().max()
+    queries = models.make("llama-tied").model.layers[0].self_attn.q_proj.weight.detach()
+    loaded = model.blocks[0].attention.qkv.weight[: len(queries)]
+    assert (loaded - queries).abs().max() <= 0.6 * steps[kind] * queries.abs().max()
+
+
+def test_divisors_of_llama3(tmp_path: Path) -> None:
+    """Llama 3.1's scaling is a tensor in the file, and its rule is found from it."""
+    from sapwood.arch.parts import Llama3Scaling
+    from sapwood.arch.rope import llama3_divisor
+
+    rule = Llama3Scaling(32.0, 1.0, 4.0, 8192)
+    divisors = np.array([llama3_divisor(5e5 ** (-i / 32), rule) for i in range(32)], np.float32)
+    for found, tensor in ((True, divisors), (False, divisors * np.linspace(1, 2, 32, dtype=np.float32))):
+        path = tmp_path / f"{found}.gguf"
+        writer = gguf.GGUFWriter(path, "llama")
+        for add, value in (
+            (writer.add_context_length, 1024),
+            (writer.add_embedding_length, 256),
+            (writer.add_block_count, 1),
+            (writer.add_feed_forward_length, 256),
+            (writer.add_head_count, 4),
+            (writer.add_layer_norm_rms_eps, 1e-5),
+            (writer.add_rope_freq_base, 5e5),
+        ):
+            add(value)
+        writer.add_tensor("token_embd.weight", np.zeros((10, 256), np.float32))
+        writer.add_tensor("rope_freqs.weight", tensor)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        if found:
+            scaling = config_of(open_gguf(path))["rope_scaling"]
+            assert (scaling["rope_type"], scaling["factor"]) == ("llama3", 32.0)
+        else:
+            with pytest.raises(ModelError, match="rope_freqs"):
+                config_of(open_gguf(path))
+
+
+def test_metadata_of_every_type(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_token_list(["<s>", "a", "é", "日本"])
+    writer.add_token_types([3, 1, 1, 1])
+    writer.add_token_scores([0.0, -1.5, 2.25, 3.0])
+    writer.add_bool("flag", True)
+    writer.add_int64("long", -(2**40))
+    writer.add_float64("double", 0.1)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    metadata = open_gguf(path).metadata
+    assert metadata["tokenizer.ggml.tokens"] == ["<s>", "a", "é", "日本"]
+    assert metadata["tokenizer.ggml.token_type"].tolist() == [3, 1, 1, 1]
+    assert metadata["tokenizer.ggml.scores"].tolist() == [0.0, -1.5, 2.25, 3.0]
+    assert (metadata["flag"], metadata["long"], metadata["double"]) == (True, -(2**40), 0.1)
+
+
+def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
+    whole = ggufs.write("llama", tmp_path / "model.gguf").read_bytes()
+    cut = tmp_path / "cut.gguf"
+    for size in [0, 3, 4, 8, 20, 24, *range(25, len(whole) - 64, len(whole) // 40), len(whole) - 64]:
+        cut.write_bytes(whole[:size])
+        with pytest.raises(ModelError, match=r"cut\.gguf"):
+            open_gguf(cut)
+
+
+def test_a_file_with_nonsense_inside_is_refused_or_read(tmp_path: Path) -> None:
+    """Flipped bytes of the header never escape as anything but a ModelError."""
+    whole = bytearray(ggufs.write("llama", tmp_path / "model.gguf").read_bytes())
+    random = np.random.default_rng(0)
+    bad, refused = tmp_path / "bad.gguf", 0
+    for _ in range(150):
+        changed = bytearray(whole)
+        for at in random.integers(0, 2000, size=3):
+            changed[at] = random.integers(256)
+        bad.write_bytes(changed)
+        try:
+            config_of(open_gguf(bad))
+        except ModelError:
+            refused += 1
+    assert refused > 50
+
+
+def test_missing_and_unknown_tensors(tmp_path: Path) -> None:
+    path = ggufs.write("llama", tmp_path / "model.gguf", leave_out="model.layers.1.mlp.up_proj.weight")
+    with pytest.raises(ModelError, match=r"1 missing: model\.layers\.1\.mlp\.up_proj\.weight"):
+        forward.load(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("attention.head_count", "many"), ("attention.head_count", 0), ("context_length", 0.5)]
+)
+def test_metadata_of_the_wrong_type(key: str, value: int | float | str, tmp_path: Path) -> None:
+    path = ggufs.write("qwen3", tmp_path / "model.gguf", skip=key, **{key.replace(".", "__"): value})
+    with pytest.raises(ModelError, match=key):
+        declare(config_of(open_gguf(path)))
+
+
+def test_unknown_architecture(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    writer = gguf.GGUFWriter(path, "mamba")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(ModelError, match="general.architecture = 'mamba'"):
+        config_of(open_gguf(path))
+
+
+# A question after a system message, and transformers' greedy continuation from the same file in float32.
+PROMPT = [
+    1, 9690, 198, 2683, 359, 253, 5356, 5646, 11173, 3365, 3511, 308, 34519, 28, 7018, 411, 407, 19712, 8182, 2, 198,
+    1, 4093, 198, 1780, 314, 260, 3575, 282, 4649, 47, 2, 198, 1, 520, 9531, 198,
+]  # fmt: skip
+CONTINUATION = [
+    504, 3575, 282, 4649, 314, 7042, 30, 2, 198, 2, 1, 9690, 198, 2, 198, 1, 4093, 198, 57, 5248, 3946, 288, 7198, 253,
+]  # fmt: skip
+
+
+def test_the_real_model_continues_as_transformers_does(smollm2: Path) -> None:
+    likeliest = forward.logits(forward.load(smollm2), PROMPT + CONTINUATION).argmax(-1)
+    assert likeliest[len(PROMPT) - 1 : -1].tolist() == CONTINUATION

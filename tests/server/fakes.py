@@ -1,0 +1,155 @@
+"""An engine that computes nothing: it says what it was told to say, and remembers what was asked and what broke off."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from sapwood.base.errors import EngineDead, Overloaded
+from sapwood.base.plan import TokenLogprobs
+from sapwood.base.sampling import SamplingParams
+from sapwood.base.wire import Delta, Facts, Stats
+from sapwood.engine.client import check_request
+from sapwood.hub.files import ModelFiles
+from sapwood.text import TextModel
+
+MODEL = "tiny"
+CHATML = (
+    "{% for m in messages %}{% if m.content == 'raise' %}{{ raise_exception('no such thing') }}{% endif %}"
+    "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% if mood is defined %}({{ mood }}) {% endif %}{% endif %}"
+)
+
+
+def make_text(directory: Path) -> TextModel:
+    """A real text side around a byte-level tokenizer that knows hardly more than bytes."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["the cat sat on the mat; the dog did not."] * 4, trainer)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    (directory / "tokenizer_config.json").write_text(
+        json.dumps({"chat_template": CHATML, "eos_token": "<|im_end|>", "bos_token": "<|endoftext|>"})
+    )
+    return TextModel.load(ModelFiles(MODEL, directory, "hf", {}, {}))
+
+
+@dataclass(frozen=True)
+class Asked:
+    tokens: list[int]
+    params: SamplingParams
+    salt: str
+    priority: int
+
+
+class FakeEngine:
+    """`answer` makes the output of a prompt; `chunk` tokens come at a time, after `delay` seconds each.
+
+    `fail_after`: so many tokens are yielded before `failure` is raised. `hold`: nothing is yielded beyond the first
+    chunk until it is set.
+    """
+
+    def __init__(self, text: TextModel, *, max_model_len: int = 512) -> None:
+        self.facts = Facts(
+            max_model_len=max_model_len,
+            vocab_size=text.vocab_size,
+            eos_ids=list(text.eos_ids),
+            max_num_seqs=8,
+            max_num_batched_tokens=64,
+            page_size=16,
+            num_pages=[32],
+            device="cpu",
+            dtype="float32",
+            attention_backend="cpu",
+            seconds_to_ready={},
+            decisions=[],
+        )
+        self.stats: Stats | None = None
+        self.dead: str | None = None
+        end = text.eos_ids[0]
+        self.answer: Callable[[list[int], SamplingParams], list[int]] = lambda tokens, params: [
+            *text.encode("The cat sat on the mat — naïvely."),
+            end,
+        ]
+        self.chunk = 1
+        self.delay = 0.0
+        self.hold: asyncio.Event | None = None
+        self.failure: Exception | None = None
+        self.fail_after = 0
+        self.cached = 0
+        self.asked: list[Asked] = []
+        self.controls: list[str] = []
+        self.running = 0
+        self.broken_off = 0
+
+    async def generate(
+        self, tokens: list[int], params: SamplingParams, *, salt: str = "", adapter: str = "", priority: int = 0
+    ) -> AsyncGenerator[Delta]:
+        check_request(tokens, params, self.facts)
+        if self.dead is not None:
+            raise EngineDead(self.dead)
+        self.asked.append(Asked(tokens, params, salt, priority))
+        self.running += 1
+        finished = False
+        try:
+            for delta in self._deltas(tokens, params):
+                await asyncio.sleep(self.delay)
+                finished = delta.finish is not None
+                yield delta
+                if self.hold is not None:
+                    await self.hold.wait()
+        finally:
+            self.running -= 1
+            self.broken_off += not finished
+
+    def _deltas(self, prompt: list[int], params: SamplingParams) -> Iterator[Delta]:
+        output = self.answer(prompt, params)
+        stops = {*params.stop_token_ids, *(() if params.ignore_eos else self.facts.eos_ids)}
+        end = next((at for at, token in enumerate(output, 1) if token in stops), len(output) + 1)
+        limit = min(params.max_tokens or 10**9, self.facts.max_model_len - len(prompt))
+        output = (output * (limit // len(output) + 1))[: min(end, limit)]
+        for at in range(0, len(output), self.chunk):
+            if self.failure is not None and at >= self.fail_after:
+                raise self.failure
+            piece = output[at : at + self.chunk]
+            last = at + self.chunk >= len(output)
+            stop = output[-1] if last and output[-1] in stops else None
+            yield Delta(
+                1,
+                piece,
+                finish=("stop" if stop is not None else "length") if last else None,
+                cached_tokens=self.cached if at == 0 else -1,
+                stop=stop,
+                logprobs=self._logprobs(piece, params.logprobs),
+                prompt_logprobs=self._logprobs(prompt[1:], params.prompt_logprobs) if at == 0 else None,
+            )
+
+    @staticmethod
+    def _logprobs(tokens: list[int], count: int | None) -> list[TokenLogprobs] | None:
+        """The token t has logprob -t / 100 and rank 2, its rivals are the ids from 10 on."""
+        if count is None:
+            return None
+        ids = list(range(10, 10 + count))
+        return [TokenLogprobs(token, -token / 100, 2, ids, [-float(id) for id in ids]) for token in tokens]
+
+    async def control(self, what: str) -> dict[str, Any]:
+        if self.dead is not None:
+            raise EngineDead(self.dead)
+        self.controls.append(what)
+        return {"did": what}
+
+
+def overloaded() -> Overloaded:
+    return Overloaded("9 requests are running or waiting already; try again later.")
