@@ -24,6 +24,7 @@ _HOME = {
     "RequestError": "sapwood.base.errors",
     "ConfigError": "sapwood.base.errors",
     "ModelError": "sapwood.base.errors",
+    "GenerationFailed": "sapwood.base.errors",
     "EngineDead": "sapwood.base.errors",
     "Overloaded": "sapwood.base.errors",
 }
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from sapwood.base.errors import (
         ConfigError,
         EngineDead,
+        GenerationFailed,
         ModelError,
         Overloaded,
         RequestError,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
-from sapwood.base.errors import RequestError
+from sapwood.base.errors import GenerationFailed, RequestError
 from sapwood.base.plan import TokenLogprobs
 from sapwood.base.sampling import SamplingParams
 from sapwood.base.wire import Abort, Delta, Facts, Submit
@@ -145,7 +145,7 @@ class LLM:
         stop_ids = list(params.stop_token_ids) + ([] if params.ignore_eos else self.facts.eos_ids)
         refused = self._engine.submit(Submit(self._numbers, generation.prompt_token_ids, params, stop_ids))
         if refused is not None:
-            raise RuntimeError(refused.error)
+            raise GenerationFailed(refused.error)
 
     def _step(self, live: dict[int, _Sink]) -> None:
         for news in self._engine.step():
@@ -171,7 +171,7 @@ class _Sink:
     def take(self, delta: Delta) -> bool:
         """Add the news to the output; True when it is complete."""
         if delta.finish == "error":
-            raise RuntimeError(delta.error)
+            raise GenerationFailed(delta.error)
         output = self.output
         self.generation.cached_tokens = max(self.generation.cached_tokens, delta.cached_tokens)
         self.generation.prompt_logprobs = delta.prompt_logprobs or self.generation.prompt_logprobs

@@ -86,9 +86,9 @@ def make(family: str) -> Any:
     import transformers
 
     config_name, model_name, fields = MODELS[family]
-    config = getattr(transformers, config_name)(**{**_SIZES, **fields}, attn_implementation="eager")
+    settings = getattr(transformers, config_name)(**{**_SIZES, **fields}, attn_implementation="eager")
     torch.manual_seed(sum(map(ord, family)))
-    model = getattr(transformers, model_name)(config).eval()
+    model = getattr(transformers, model_name)(settings).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "norm" in name:
@@ -98,12 +98,17 @@ def make(family: str) -> Any:
     return model
 
 
+def config(family: str) -> dict[str, Any]:
+    """What config.json of the model holds."""
+    return make(family).config.to_dict() | {"architectures": [MODELS[family][1]]}
+
+
 def save(family: str, path: Path, **fields: Any) -> Path:
     """Write the model to `path` as a Hugging Face directory, with `fields` changed in config.json; return `path`."""
     make(family).save_pretrained(path)
     if fields:
-        config = json.loads((path / "config.json").read_text())
-        (path / "config.json").write_text(json.dumps(config | fields))
+        file = path / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | fields))
     return path
 
 

@@ -15,7 +15,8 @@ columns, G query heads per KV head, H query heads, K KV heads, D head size, C ce
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,13 +95,14 @@ class Cpu:
         group = self._group
         self._num_cells = num_pages * group.page_size
         shape = (group.num_layers, group.num_kv_heads * self._num_cells, group.head_dim)
-        self._keys = torch.zeros(shape, dtype=self._dtype)
-        self._values = torch.zeros(shape, dtype=self._dtype)
+        self._keys, self._values = _lazy_zeros(shape, self._dtype), _lazy_zeros(shape, self._dtype)
         self._bases_K1 = torch.arange(group.num_kv_heads)[:, None] * self._num_cells
 
     def copy(self, sources_C: Tensor, targets_C: Tensor) -> None:
         for cells in (self._keys, self._values):
-            pages = cells.view(self._group.num_layers * self._group.num_kv_heads, -1, self._group.page_size, cells.shape[-1])
+            pages = cells.view(
+                self._group.num_layers * self._group.num_kv_heads, -1, self._group.page_size, cells.shape[-1]
+            )
             pages.index_copy_(1, targets_C, pages.index_select(1, sources_C))
 
     # ---- once per step
@@ -165,7 +167,9 @@ class Cpu:
         if num_rows == 1:
             token = int(rows.tokens_B[0])
             tokens = slice(token, token + num_queries)
-            return _Bucket(1, num_queries, tokens, self._cells(rows, history, num_queries, table_SP), mask, None, tokens)
+            return _Bucket(
+                1, num_queries, tokens, self._cells(rows, history, num_queries, table_SP), mask, None, tokens
+            )
         queries_N = np.arange(num_queries)
         tokens_RN = torch.from_numpy(rows.tokens_B[:, None] + np.minimum(queries_N, rows.counts_B[:, None] - 1))
         kept, targets = None, tokens_RN.flatten()
@@ -258,3 +262,9 @@ class Cpu:
         v_XGLD = v_XLD.to(q_XHD.dtype).unsqueeze(1).expand(-1, self._repeat, -1, -1)
         out_XGND = F.scaled_dot_product_attention(q_XGND, k_XGLD, v_XGLD, attn_mask=bucket.mask, scale=scale)
         return out_XGND.view(q_KRGND.shape).permute(1, 3, 0, 2, 4).reshape(q_XHD.shape)
+
+
+def _lazy_zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Zeros that take memory only where they have been written: torch.zeros would touch every page at once."""
+    data = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
+    return torch.from_numpy(data).view(dtype).view(*shape)

@@ -13,9 +13,9 @@ import math
 from dataclasses import dataclass
 
 import torch
+import triton
 from torch import Tensor
 
-import triton
 from sapwood.attention.base import Batch
 from sapwood.base.kv import KVGroup
 from sapwood.kernels.triton import paged
@@ -101,13 +101,21 @@ class Triton:
         num_rows, num_tokens = len(batch.host_counts_R), len(batch.ids_T)
         num_spans = int((batch.host_counts_R > 1).sum())
         self._has_decode = num_spans < num_rows
-        self._tiles = self._map_tiles(batch.counts_R, num_tokens // self._tile_queries + num_spans) if num_spans else None
+        self._tiles = None
+        if num_spans:
+            # The host's counts are upper bounds: without a decode launch, a span that came out as one query is a tile.
+            num_tiles = num_tokens // self._tile_queries + num_spans
+            self._tiles = self._map_tiles(batch.counts_R, num_tiles, 2 if self._has_decode else 1)
         if self._has_decode:
             self._plan_splits(num_rows)
 
-    def _map_tiles(self, counts_R: Tensor, num_tiles: int) -> tuple[Tensor, Tensor]:
-        """Row (-1 for none) and first query of each tile; `num_tiles` bounds ceil(count / queries) summed over spans."""
-        tiles_R = (counts_R + (self._tile_queries - 1)).div(self._tile_queries, rounding_mode="floor") * (counts_R > 1)
+    def _map_tiles(self, counts_R: Tensor, num_tiles: int, least: int) -> tuple[Tensor, Tensor]:
+        """Row (-1 for none) and first query of each tile of the rows of at least `least` queries.
+
+        `num_tiles` bounds the sum over those rows of ceil(count / tile_queries).
+        """
+        tiles_R = (counts_R + (self._tile_queries - 1)).div(self._tile_queries, rounding_mode="floor")
+        tiles_R = tiles_R * (counts_R >= least)
         ends_R = tiles_R.cumsum(0)
         tile_I = torch.arange(num_tiles, device=self._device)
         rows_I = torch.searchsorted(ends_R, tile_I, right=True)
@@ -168,17 +176,13 @@ class Triton:
         """`tiles` None is decode: a tile per row, split."""
         batch, group = self._batch, self._group
         table_SP = batch.tables_GSP[self._index]
-        if tiles is None:
-            grid = (len(batch.counts_R), group.num_kv_heads, self._num_splits)
-            maps = (None, None)
-            partial, lse = self._partial_RHSD, self._lse_RHS
-        else:
-            grid = (len(tiles[0]), group.num_kv_heads, 1)
-            maps = tiles
-            partial = lse = None
+        num_tiles, num_splits = (len(batch.counts_R), self._num_splits) if tiles is None else (len(tiles[0]), 1)
+        rows_I, queries_I = tiles or (None, None)
+        partial, lse = (self._partial_RHSD, self._lse_RHS) if tiles is None else (None, None)
+        grid = (num_tiles, group.num_kv_heads, num_splits)
         paged.attend[grid](
             q_THD, q_THD.stride(0), self._keys[layer], self._values[layer], out_THD, partial, lse,
-            *maps, batch.slots_R, batch.starts_R, batch.counts_R, batch.offsets_R1, table_SP, table_SP.stride(0),
+            rows_I, queries_I, batch.slots_R, batch.starts_R, batch.counts_R, batch.offsets_R1, table_SP, table_SP.stride(0),
             scale * math.log2(math.e), self._least_blocks if tiles is None else 1,
             K=group.num_kv_heads, G=self._repeat, D=group.head_dim, PAGE=group.page_size, WINDOW=group.window or 0,
             DECODE=tiles is None, QUERIES=queries, M=shape.rows, N=shape.block, D_PAD=self._head_pad,

@@ -5,6 +5,7 @@
     │   ├── RequestError                  one request: names the field
     │   ├── ConfigError                   an option or a pair of options
     │   └── ModelError                    a model file or config that cannot be used
+    ├── GenerationFailed                  one request failed inside; the others go on
     ├── EngineDead                        the engine process is gone; in-flight requests end with this
     └── Overloaded                        too much is waiting already: HTTP 503
 
@@ -44,6 +45,10 @@ class ConfigError(UserError):
 
 class ModelError(UserError):
     """A model that cannot be loaded: missing, corrupt or not supported."""
+
+
+class GenerationFailed(SapwoodError):
+    """The engine gave one request up; the others go on."""
 
 
 class EngineDead(SapwoodError):

@@ -51,8 +51,8 @@ def print_decisions(out: Console, decisions: Sequence[str]) -> None:
     rows = []
     for line in decisions:
         field, _, rest = line.partition(" = ")
-        value, _, reason = rest.partition(" (")
-        rows.append((field, value, reason.removesuffix(")")))
+        value, opened, reason = rest.removesuffix(")").rpartition(" (")
+        rows.append((field, value, reason) if opened else (field, rest, ""))
     print_rows(out, rows)
 
 

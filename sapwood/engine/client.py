@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from sapwood.base.errors import EngineDead, Overloaded, RequestError
+from sapwood.base.errors import EngineDead, GenerationFailed, Overloaded, RequestError
 from sapwood.base.sampling import SamplingParams
 from sapwood.base.wire import Abort, Control, Delta, Deltas, Facts, FromEngine, Reply, Stats, Submit, ToEngine
 
@@ -136,7 +136,7 @@ class AsyncEngine:
         """Yield the generation's news until the one with `finish` 'stop' or 'length'.
 
         Raises RequestError for what cannot be served, Overloaded when too much is waiting, EngineDead when the engine
-        is gone or goes, RuntimeError when the request fails inside. Closing the generator aborts the request.
+        is gone or goes, GenerationFailed when the request fails inside. Closing the generator aborts the request.
         """
         assert params.n == 1, "copies() makes n requests of one"
         check_request(tokens, params, self.facts)
@@ -156,7 +156,7 @@ class AsyncEngine:
                     finished = True
                     if self.dead is not None:
                         raise EngineDead(self.dead)
-                    raise RuntimeError(delta.error)
+                    raise GenerationFailed(delta.error)
                 finished = delta.finish is not None
                 yield delta
         finally:

@@ -1,4 +1,4 @@
-"""The API key."""
+"""The API key. With one set, every path needs it but those that load balancers and scrapers ask."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from starlette.datastructures import Headers
 
 from sapwood.base.errors import RequestError
 
-# What load balancers and scrapers ask without a key. Everything else is guarded, paths that do not exist included.
+# All others are guarded, those that do not exist included.
 OPEN_PATHS = frozenset({"/health", "/metrics", "/version"})
 
 
@@ -17,7 +17,7 @@ def check_key(key: str | None, path: str, headers: Headers) -> None:
     if key is None or path in OPEN_PATHS:
         return
     scheme, _, given = headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), key.encode()):
+    if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode("latin-1"), key.encode()):
         raise RequestError(
             "Missing or wrong API key; send it as 'Authorization: Bearer KEY'.", status=401, code="invalid_api_key"
         )

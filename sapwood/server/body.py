@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import re
 from typing import Any, Generic, TypeVar
@@ -17,6 +19,8 @@ T = TypeVar("T")
 
 _LARGE = 64 << 10  # bytes from which decoding would hold up the event loop noticeably
 _CHECKED_FOR_REPEATS = 1 << 20  # larger bodies are long prompts; reading them twice is not worth it
+_DISCARDED_LIMITS = 4  # how far beyond the limit a body is read to its end, in limits
+_DISCARDED_SECONDS = 5.0
 _PATH = re.compile(r" - at (?:`key` in )?`\$\.?(.*)`$")
 
 
@@ -61,19 +65,35 @@ def field_error(error: msgspec.ValidationError, *, within: str = "") -> RequestE
 
 
 async def _read(request: Request, limit: int) -> bytes:
-    too_large = RequestError(f"The body is larger than the limit of {limit} bytes.", status=413)
     length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length) > limit:
-        raise too_large
+    fits = not length.isdecimal() or int(length) <= limit
     raw = bytearray()
     try:
-        async for chunk in request.stream():
-            raw += chunk
-            if len(raw) > limit:
-                raise too_large
+        if fits:
+            async for chunk in request.stream():
+                raw += chunk
+                fits = len(raw) <= limit
+                if not fits:
+                    break
+        if not fits:
+            await _discard(request, _DISCARDED_LIMITS * limit - len(raw))
+            raise RequestError(f"The body is larger than the limit of {limit} bytes.", status=413)
     except ClientDisconnect:
         raise ClientGone from None
     return bytes(raw)
+
+
+async def _discard(request: Request, at_most: int) -> None:
+    """Read on for a while: many clients send all before they read, and would see a reset instead of the answer."""
+    if "expect" in request.headers:  # this one waits for us
+        return
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_DISCARDED_SECONDS):
+            while at_most > 0:
+                message = await request.receive()
+                at_most -= len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return
 
 
 def _refuse_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -11,17 +11,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from sapwood.base.errors import EngineDead, Overloaded, RequestError, SapwoodError
+from sapwood.base.errors import EngineDead, GenerationFailed, Overloaded, RequestError
 
 log = logging.getLogger(__name__)
 
 
 class ClientGone(Exception):
     """The client hung up; there is nobody to answer."""
-
-
-class GenerationFailed(SapwoodError):
-    """The engine gave one generation up; the others go on."""
 
 
 class ErrorBody(msgspec.Struct):

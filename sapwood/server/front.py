@@ -140,8 +140,9 @@ class Front:
             task.cancel()
             gone.cancel()
             await asyncio.wait((task, gone))
-            if not task.cancelled():
-                task.exception()  # seen, so that the loop does not report it as lost
+            for done in (task, gone):
+                if not done.cancelled():
+                    done.exception()  # seen, so that the loop does not report it as lost
 
     def end_all(self, error: Exception) -> None:
         """End every request in flight with `error`."""

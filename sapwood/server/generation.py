@@ -9,27 +9,28 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from sapwood.base.errors import Overloaded, RequestError, SapwoodError
+from sapwood.base.errors import GenerationFailed, Overloaded, RequestError, SapwoodError
 from sapwood.base.plan import TokenLogprobs
 from sapwood.base.sampling import SamplingParams
 from sapwood.base.wire import Delta
 from sapwood.engine.client import copies
-from sapwood.server.errors import GenerationFailed, with_param
+from sapwood.server.errors import respelled, with_param
 from sapwood.server.front import MAX_CHOICES, Front
 from sapwood.text import TextStream
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prompt:
-    """Token ids, what the caller calls them, and where the prefix cache may look for them.
+    """Token ids, and where the prefix cache may look for them.
 
-    `scoring` asks for the prompt's logprobs only: one token is generated, as the engine needs, and dropped.
+    `param` and `limit_param` are what the caller calls the prompt and the most tokens to generate. `scoring` asks for the prompt's logprobs only: one token is generated, as the engine needs, and dropped.
     """
 
     tokens: list[int]
     param: str
     salt: str = ""
     priority: int = 0
+    limit_param: str = "max_tokens"
     scoring: bool = False
 
 
@@ -181,10 +182,9 @@ async def _follow(front: Front, choice: Choice) -> AsyncGenerator[News]:
                     break
     except RequestError as error:
         failed = True
-        raise (with_param(error, prompt.param) if error.param == "prompt" else error) from None
-    except RuntimeError as error:  # the engine's word for a request that failed inside
-        failed = True
-        raise GenerationFailed(f"The generation failed: {error}") from error
+        if error.param == "prompt":
+            raise with_param(error, prompt.param) from None
+        raise respelled(error, {"max_tokens": prompt.limit_param}) from None
     except SapwoodError:
         failed = True
         raise

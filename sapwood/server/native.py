@@ -135,7 +135,13 @@ def routes(front: Front) -> list[Route]:
         given, param, single = await _prompts(front, body)
         samplings = [_converted(fields) for fields in _spread("sampling_params", body.sampling_params, len(given), {})]
         prompts = [
-            Prompt(tokens, param, priority=body.priority or 0, scoring=sampling.max_new_tokens == 0)
+            Prompt(
+                tokens,
+                param,
+                priority=body.priority or 0,
+                limit_param="max_new_tokens",
+                scoring=sampling.max_new_tokens == 0,
+            )
             for tokens, sampling in zip(given, samplings, strict=True)
         ]
         wishes = _wishes(body, prompts)

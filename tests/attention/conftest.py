@@ -48,7 +48,11 @@ class World:
         self.values = [self._draw(random, length, group.num_kv_heads) for length in self.lengths]
         pages_per_slot = [-(-length // group.page_size) for length in self.lengths]
         self.num_pages = 1 + sum(pages_per_slot)
-        order = torch.randperm(self.num_pages - 1, generator=random) + 1 if self.shuffled else torch.arange(1, self.num_pages)
+        order = (
+            torch.randperm(self.num_pages - 1, generator=random) + 1
+            if self.shuffled
+            else torch.arange(1, self.num_pages)
+        )
         deck = iter(order.tolist())
         self.table_SP = torch.zeros(len(self.lengths), max(pages_per_slot) + 1, dtype=torch.int32)
         for slot, num_pages in enumerate(pages_per_slot):
@@ -69,6 +73,8 @@ class World:
     def start(self, backend: type[Backend]) -> Backend:
         made = backend(self.group, 1, self.device, self.dtype)
         made.allocate(self.num_pages)
+        for cells in (made._keys, made._values):  # type: ignore[attr-defined]
+            cells.fill_(math.nan)
         return made
 
     def batch(self, spans: Iterable[tuple[int, int]], *, padding: int = 0) -> Batch:
@@ -102,7 +108,7 @@ class World:
         )
 
     def step(self, backend: Backend, spans: list[tuple[int, int]], *, padding: int = 0) -> None:
-        """Feed the spans through every layer; layer 0's outputs are kept, the last layer's returned by `last`."""
+        """Feed the spans through every layer; the last layer's outputs are kept."""
         backend.plan(self.batch(spans, padding=padding))
         for layer in range(self.group.num_layers):
             flat = [self._flat(tensors, layer, spans, padding) for tensors in (self.queries, self.keys, self.values)]

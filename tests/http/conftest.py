@@ -85,6 +85,12 @@ class Server:
             assert time.monotonic() < deadline, "it did not come to pass"
             time.sleep(0.05)
 
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
     def stop(self) -> int:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
@@ -96,6 +102,7 @@ class Server:
         finally:
             assert self.process.stdout is not None
             self.output += self.process.stdout.read()
+            self.process.stdout.close()
         return code
 
 
@@ -119,6 +126,4 @@ def own_server(tiny_model: Path) -> Iterator[Server]:
     """A server that the test may harm."""
     server = Server(tiny_model, "--kv-cache-memory", "32M", "--served-model-name", "tiny")
     yield server
-    if server.process.poll() is None:
-        server.process.kill()
-    server.process.wait()
+    server.kill()

@@ -93,6 +93,13 @@ class FakeEngine:
         self.controls: list[str] = []
         self.running = 0
         self.broken_off = 0
+        self._changed = asyncio.Event()
+
+    async def until_running(self, count: int) -> None:
+        """Wait until so many generations run."""
+        while self.running != count:
+            self._changed.clear()
+            await self._changed.wait()
 
     async def generate(
         self, tokens: list[int], params: SamplingParams, *, salt: str = "", adapter: str = "", priority: int = 0
@@ -102,6 +109,7 @@ class FakeEngine:
             raise EngineDead(self.dead)
         self.asked.append(Asked(tokens, params, salt, priority))
         self.running += 1
+        self._changed.set()
         finished = False
         try:
             for delta in self._deltas(tokens, params):
@@ -112,6 +120,7 @@ class FakeEngine:
                     await self.hold.wait()
         finally:
             self.running -= 1
+            self._changed.set()
             self.broken_off += not finished
 
     def _deltas(self, prompt: list[int], params: SamplingParams) -> Iterator[Delta]:

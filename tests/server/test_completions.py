@@ -136,10 +136,10 @@ async def test_echo_of_text_and_tokens(client: AsyncOpenAI, text: TextModel) -> 
 @pytest.mark.parametrize("max_tokens", [0, 1])
 @pytest.mark.parametrize("stream", [False, True])
 async def test_scoring(client: AsyncOpenAI, text: TextModel, max_tokens: int, stream: bool) -> None:
-    reply = client.completions.create(
+    reply = await client.completions.create(
         model=MODEL, prompt="the cat", max_tokens=max_tokens, echo=True, logprobs=2, stream=stream
     )
-    choice = [chunk async for chunk in await reply][0].choices[0] if stream else (await reply).choices[0]
+    (choice,) = (await anext(reply)).choices if stream else reply.choices
     scores = choice.logprobs
     tokens = text.encode("the cat") + text.encode(ANSWER)[:max_tokens]
     assert choice.text == text.decode(tokens)

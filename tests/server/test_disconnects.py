@@ -50,18 +50,13 @@ class Caller:
         await app(self.scope, self._incoming.get, self.send)
 
 
-async def until_running(engine: FakeEngine, count: int) -> None:
-    while engine.running < count:
-        await asyncio.sleep(0)
-
-
 @pytest.mark.parametrize("path", BODIES)
 async def test_without_stream(app: Starlette, engine: FakeEngine, path: str) -> None:
     engine.hold = asyncio.Event()
     caller = Caller(path, BODIES[path])
     call = asyncio.create_task(caller.call(app))
     num_outputs = 4 if "prompt" in BODIES[path] else 1
-    await until_running(engine, num_outputs)
+    await engine.until_running(num_outputs)
     caller.hang_up()
     await asyncio.wait_for(call, 5)
     assert (engine.running, engine.broken_off) == (0, num_outputs)
@@ -73,7 +68,7 @@ async def test_in_the_middle_of_a_stream(app: Starlette, engine: FakeEngine, pat
     caller = Caller(path, BODIES[path] | {"stream": True})
     call = asyncio.create_task(caller.call(app))
     num_outputs = 4 if "prompt" in BODIES[path] else 1
-    await until_running(engine, num_outputs)
+    await engine.until_running(num_outputs)
     await asyncio.wait_for(caller.heard.wait(), 5)
     caller.hang_up()
     await asyncio.wait_for(call, 5)
@@ -84,7 +79,7 @@ async def test_before_the_first_token(app: Starlette, engine: FakeEngine) -> Non
     engine.delay = 3600.0
     caller = Caller("/v1/completions", {"prompt": "x", "stream": True})
     call = asyncio.create_task(caller.call(app))
-    await until_running(engine, 1)
+    await engine.until_running(1)
     caller.hang_up()
     await asyncio.wait_for(call, 5)
     assert engine.running == 0
@@ -95,7 +90,7 @@ async def test_a_cancelled_server_task(app: Starlette, engine: FakeEngine, strea
     engine.hold = asyncio.Event()
     caller = Caller("/v1/completions", {"prompt": "x", "stream": stream})
     call = asyncio.create_task(caller.call(app))
-    await until_running(engine, 1)
+    await engine.until_running(1)
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
@@ -108,7 +103,7 @@ async def test_the_server_ends_everything(app: Starlette, engine: FakeEngine) ->
     waiting = Caller("/v1/completions", {"prompt": "x"})
     calls = [asyncio.create_task(caller.call(app)) for caller in (streaming, waiting)]
     await asyncio.wait_for(streaming.heard.wait(), 5)
-    await until_running(engine, 2)
+    await engine.until_running(2)
     app.state.front.end_all(Overloaded("The server is stopping."))
     await asyncio.wait_for(asyncio.gather(*calls), 5)
     assert engine.running == 0

@@ -3,18 +3,31 @@
 All compute in float32 and address rows by a stride, so that a slice of a fused projection needs no copy.
 """
 
+# mypy: disable-error-code="no-untyped-def"
+
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from sapwood.kernels import Kernels
 
 
 @triton.jit
-def _norm(x_TE, x_stride, residual_TE, residual_stride, weight_E, out_TE, eps, E: tl.constexpr, ADD: tl.constexpr, BLOCK: tl.constexpr):
+def _norm(
+    x_TE,
+    x_stride,
+    residual_TE,
+    residual_stride,
+    weight_E,
+    out_TE,
+    eps,
+    E: tl.constexpr,
+    ADD: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """Grid (T,). ADD: the sum, rounded as it will be read later, replaces the residual."""
     token = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, BLOCK)

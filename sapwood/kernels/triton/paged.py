@@ -11,6 +11,8 @@ sizes that a host knows without the lengths; programs that find nothing to do le
 Scores are kept in base 2: `scale` comes multiplied by log2(e).
 """
 
+# mypy: disable-error-code="no-untyped-def"
+
 from __future__ import annotations
 
 import triton
@@ -170,9 +172,8 @@ def attend(
             return
         query = tl.load(tile_queries + tile)
     count = tl.load(counts_R + row)
-    if DECODE:
-        if count != 1:
-            return
+    if DECODE and count != 1:
+        return
     start = tl.load(starts_R + row)
     low, high = _visible(start, query, count, QUERIES, WINDOW)
     per_split, num_splits = _splits(low, high, tl.num_programs(2), least_blocks, N)

@@ -117,7 +117,8 @@ async def _prompt(front: Front, body: ChatRequest) -> Prompt:
     effort = {} if body.reasoning_effort is None else {"reasoning_effort": body.reasoning_effort}
     tokens = await body.tokens(front, add_special=bool(body.add_special_tokens), **effort)
     front.check_tokens(tokens, "messages")
-    return Prompt(tokens, "messages", body.cache_salt or "", body.priority or 0)
+    limit = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+    return Prompt(tokens, "messages", body.cache_salt or "", body.priority or 0, limit_param=limit)
 
 
 def _choice(front: Front, body: ChatRequest, choice: Choice) -> ChatChoice:

@@ -1,0 +1,42 @@
+"""Commands on the real small model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sapwood.cli import main
+
+
+def test_explain(smollm2: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", str(smollm2), "--device", "cpu", "--max-num-seqs", "3"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert "135M parameters, 30 layers" in lines["model"]
+    assert lines["max_num_seqs"].split()[1:] == ["3", "as", "asked"]
+    assert lines["max_model_len"].split()[1] == "8192"
+
+
+def test_run_a_file_and_resume_it(smollm2: Path, tmp_path: Path) -> None:
+    prompts, answers = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    capital = {"prompt": "The capital of France is", "max_tokens": 2, "custom_id": "fr"}
+    prompts.write_text(f'{json.dumps(capital)}\n{{"prompt": "x", "temperature": -1}}\n')
+    command = [sys.executable, "-m", "sapwood", "run", "--model", str(smollm2), "--device", "cpu", "--temperature", "0"]
+    command += ["--input", str(prompts), "--output", str(answers), "--kv-cache-memory", "64M"]
+
+    first = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (first.returncode, first.stdout) == (1, ""), first.stderr
+    results = {result["index"]: result for result in map(json.loads, answers.read_text().splitlines())}
+    assert results[0]["custom_id"] == "fr"
+    assert results[0]["text"].startswith(" Paris")
+    assert results[0]["usage"] == {"prompt_tokens": 5, "completion_tokens": 2, "cached_tokens": 0}
+    assert "temperature" in results[1]["error"]
+
+    prompts.write_text(f'{json.dumps(capital)}\n{{"prompt": "x", "max_tokens": 1}}\n')
+    second = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
+    assert second.returncode == 0, second.stderr
+    assert [json.loads(line)["index"] for line in answers.read_text().splitlines()].count(0) == 1
+    assert len(answers.read_text().splitlines()) == 3

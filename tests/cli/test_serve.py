@@ -1,0 +1,61 @@
+"""How serving ends: told to, or because the engine has died."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from sapwood.base.errors import EngineDead
+from sapwood.cli import serve
+from sapwood.cli.terminal import console, print_decisions
+
+
+async def _for_ever() -> None:
+    await asyncio.Event().wait()
+
+
+def test_a_dead_engine_ends_the_server_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "DEAD_SECONDS", 0.01)
+    engine: Any = SimpleNamespace(dead=None)
+
+    async def scenario() -> asyncio.Task[None]:
+        serving = asyncio.create_task(_for_ever())
+        asyncio.get_running_loop().call_later(0.01, lambda: setattr(engine, "dead", "killed"))
+        with pytest.raises(EngineDead, match="killed"):
+            await serve._until_over(serving, engine)
+        return serving
+
+    assert asyncio.run(scenario()).cancelled()
+
+
+def test_a_server_that_was_told_to_stop_ends_well() -> None:
+    async def scenario() -> None:
+        await serve._until_over(asyncio.create_task(asyncio.sleep(0.01)), SimpleNamespace(dead=None))  # type: ignore[arg-type]
+
+    asyncio.run(scenario())
+
+
+def test_what_the_server_raises_comes_through() -> None:
+    async def fails() -> None:
+        raise OSError("address in use")
+
+    async def scenario() -> None:
+        await serve._until_over(asyncio.create_task(fails()), SimpleNamespace(dead=None))  # type: ignore[arg-type]
+
+    with pytest.raises(OSError, match="address in use"):
+        asyncio.run(scenario())
+
+
+def test_decisions_are_aligned_and_plain_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    print_decisions(
+        console(), ["dtype = float32 (slow otherwise)", "kv_cache = 9 tokens (window 4) (3 pages of 3)", "odd"]
+    )
+    lines = [line.split("  ") for line in capsys.readouterr().out.splitlines()]
+    assert [[cell.strip() for cell in line if cell] for line in lines] == [
+        ["dtype", "float32", "slow otherwise"],
+        ["kv_cache", "9 tokens (window 4)", "3 pages of 3"],
+        ["odd"],
+    ]

@@ -1,0 +1,159 @@
+"""The front's side of the engine: what is refused, how news are merged, how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+
+import pytest
+
+from sapwood.base.errors import EngineDead, Overloaded, RequestError
+from sapwood.base.plan import TokenLogprobs
+from sapwood.base.sampling import SamplingParams
+from sapwood.base.wire import Abort, Control, Delta, Deltas, Facts, Reply, Submit, ToEngine
+from sapwood.engine.client import AsyncEngine, check_request, copies, merged
+
+FACTS = Facts(
+    max_model_len=32,
+    vocab_size=100,
+    max_num_seqs=2,
+    max_num_batched_tokens=16,
+    page_size=4,
+    num_pages=[64],
+    device="cpu",
+    dtype="float32",
+    attention_backend="fake",
+    seconds_to_ready={},
+    decisions=[],
+    eos_ids=[2],
+)
+
+
+class Wire:
+    """An engine whose other end is a list."""
+
+    def __init__(self, max_live: int = 2) -> None:
+        self.sent: list[ToEngine] = []
+        self.engine = AsyncEngine(self._send, FACTS, max_live=max_live)
+
+    async def _send(self, message: ToEngine) -> None:
+        self.sent.append(message)
+
+
+async def collect(wire: Wire, tokens: list[int], params: SamplingParams) -> list[Delta]:
+    async with aclosing(wire.engine.generate(tokens, params)) as deltas:
+        return [delta async for delta in deltas]
+
+
+def test_news_arrive_in_order_and_merge_while_nobody_listens() -> None:
+    async def scenario() -> None:
+        wire = Wire()
+        task = asyncio.create_task(collect(wire, [5], SamplingParams(max_tokens=4, stop_token_ids=(7,))))
+        await asyncio.sleep(0)
+        (submit,) = wire.sent
+        assert isinstance(submit, Submit) and submit.stop_ids == [7, 2]
+        wire.engine.receive(Deltas([], [], [Delta(submit.id, [11], cached_tokens=3)]))
+        wire.engine.receive(Deltas([submit.id, 999], [12, 0], []))
+        wire.engine.receive(Deltas([], [], [Delta(submit.id, [7], finish="stop", stop=7)]))
+        deltas = await task
+        assert [token for delta in deltas for token in delta.tokens] == [11, 12, 7]
+        assert deltas[0].cached_tokens == 3 and deltas[-1].finish == "stop" and deltas[-1].stop == 7
+        assert len(wire.sent) == 1, "nothing to abort"
+
+    asyncio.run(scenario())
+
+
+def test_leaving_early_aborts() -> None:
+    async def scenario() -> None:
+        wire = Wire()
+        task = asyncio.create_task(collect(wire, [5], SamplingParams()))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        await asyncio.sleep(0)
+        assert wire.sent[1:] == [Abort([wire.sent[0].id])]  # type: ignore[union-attr]
+
+    asyncio.run(scenario())
+
+
+def test_a_dead_engine_ends_everything() -> None:
+    async def scenario() -> None:
+        wire = Wire()
+        running = asyncio.create_task(collect(wire, [5], SamplingParams()))
+        asking = asyncio.create_task(wire.engine.control("status"))
+        await asyncio.sleep(0)
+        wire.engine.die("struck by lightning")
+        for task in (running, asking):
+            with pytest.raises(EngineDead, match="lightning"):
+                await task
+        with pytest.raises(EngineDead):
+            await collect(wire, [5], SamplingParams())
+
+    asyncio.run(scenario())
+
+
+def test_too_many_requests_are_refused() -> None:
+    async def scenario() -> None:
+        wire = Wire(max_live=1)
+        running = asyncio.create_task(collect(wire, [5], SamplingParams()))
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded):
+            await collect(wire, [5], SamplingParams())
+        running.cancel()
+        await asyncio.wait([running])
+        await asyncio.sleep(0)
+
+    asyncio.run(scenario())
+
+
+def test_control_gets_its_own_answer() -> None:
+    async def scenario() -> None:
+        wire = Wire()
+        tasks = [asyncio.create_task(wire.engine.control(what)) for what in ("status", "check")]
+        await asyncio.sleep(0)
+        for message in reversed(wire.sent):
+            assert isinstance(message, Control)
+            wire.engine.receive(Reply(message.id, {"answers": message.what}))
+        assert [await task for task in tasks] == [{"answers": "status"}, {"answers": "check"}]
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("tokens", "params", "param"),
+    [
+        ([], SamplingParams(), "prompt"),
+        ([5] * 32, SamplingParams(), "prompt"),
+        ([100], SamplingParams(), "prompt"),
+        ([-1], SamplingParams(), "prompt"),
+        ([5] * 30, SamplingParams(max_tokens=3), "max_tokens"),
+        ([5], SamplingParams(temperature=float("nan")), "temperature"),
+        ([5], SamplingParams(temperature=float("inf")), "temperature"),
+        ([5], SamplingParams(top_p=0.0), "top_p"),
+        ([5], SamplingParams(top_k=-2), "top_k"),
+        ([5], SamplingParams(n=1000), "n"),
+        ([5], SamplingParams(min_tokens=3, max_tokens=2), "min_tokens"),
+        ([5], SamplingParams(logprobs=65), "logprobs"),
+        ([5], SamplingParams(logit_bias={100: 1.0}), "logit_bias"),
+        ([5], SamplingParams(logit_bias={1: float("nan")}), "logit_bias"),
+        ([5], SamplingParams(stop_token_ids=(100,)), "stop_token_ids"),
+        ([5], SamplingParams(stop=("",)), "stop"),
+        ([5], SamplingParams(repetition_penalty=0.0), "repetition_penalty"),
+    ],
+)
+def test_what_cannot_be_served_is_named(tokens: list[int], params: SamplingParams, param: str) -> None:
+    with pytest.raises(RequestError) as error:
+        check_request(tokens, params, FACTS)
+    assert error.value.param == param
+
+
+def test_copies_have_seeds_of_their_own() -> None:
+    assert [one.seed for one in copies(SamplingParams(n=3, seed=5))] == [5, 6, 7]
+    assert [one.seed for one in copies(SamplingParams(n=2))] == [None, None]
+    assert all(one.n == 1 for one in copies(SamplingParams(n=3)))
+
+
+def test_merging_keeps_everything() -> None:
+    one = TokenLogprobs(1, -0.5, 1, [1], [-0.5])
+    news = [Delta(1, [1], cached_tokens=4, logprobs=[one]), Delta(1, [2], logprobs=[one], finish="length")]
+    assert merged(news) == Delta(1, [1, 2], finish="length", cached_tokens=4, logprobs=[one, one])

@@ -1,0 +1,153 @@
+"""The loop on the fake device: order, overlap, failures, accounting."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sapwood.base.plan import Outcome, Plan
+from sapwood.base.sampling import SamplingParams
+from sapwood.base.wire import Abort, Delta, Submit
+from sapwood.cache import KVCache
+from sapwood.engine.intake import Intake
+from sapwood.engine.loop import DeviceLost, Engine
+from sapwood.executor.fake import FakeExecutor
+from sapwood.scheduler import Scheduler
+from tests.sim.world import expected, group
+
+VOCAB = 100
+
+
+class Recorder(FakeExecutor):
+    """Also writes down the order of calls, and raises in the steps that it is told to."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.calls: list[tuple[str, int]] = []
+        self.broken: set[int] = set()
+
+    def forward(self, plan: Plan) -> Plan:
+        self.calls.append(("forward", plan.number))
+        if plan.number in self.broken:
+            raise RuntimeError("out of luck")
+        return super().forward(plan)
+
+    def sample(self, work: Plan) -> None:
+        self.calls.append(("sample", work.number))
+        super().sample(work)
+
+    def result(self, work: Plan) -> Outcome:
+        self.calls.append(("result", work.number))
+        return super().result(work)
+
+
+def make(depth: int = 1) -> tuple[Engine, Recorder]:
+    groups = [group(None, 4)]
+    sizes: dict[str, int] = {"max_num_seqs": 4, "max_model_len": 64}
+    device = Recorder(groups, [64], vocab_size=VOCAB, **sizes)
+    scheduler = Scheduler(KVCache(groups, [64]), max_num_batched_tokens=32, **sizes)
+    return Engine(scheduler, device, Intake(longest=64, vocab_size=VOCAB, seed=0), depth=depth), device
+
+
+def drain(engine: Engine) -> dict[int, list[Delta]]:
+    news: dict[int, list[Delta]] = {}
+    while not engine.idle:
+        for deltas in engine.step():
+            for delta in [*map(lambda id, t: Delta(id, [t]), deltas.ids, deltas.tokens), *deltas.deltas]:
+                news.setdefault(delta.id, []).append(delta)
+    return news
+
+
+def tokens(news: list[Delta]) -> list[int]:
+    return [token for delta in news for token in delta.tokens]
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_a_step_is_launched_before_as_many_earlier_ones_are_read(depth: int) -> None:
+    engine, device = make(depth)
+    engine.submit(Submit(1, [5, 6, 7], SamplingParams(max_tokens=8)))
+    news = drain(engine)
+    assert tokens(news[1]) == expected([5, 6, 7], 11, (), VOCAB)
+    flying = [device.calls.index(("forward", n + depth)) < device.calls.index(("result", n)) for n in range(1, 6)]
+    assert all(flying)
+    for n in range(1, 8 - depth):
+        assert device.calls.index(("result", n)) < device.calls.index(("forward", n + depth + 1))
+
+
+def test_a_failed_step_ends_its_requests_and_the_engine_goes_on() -> None:
+    engine, device = make()
+    device.broken = {4}
+    for id in (1, 2):
+        engine.submit(Submit(id, [5, 6, 7], SamplingParams(max_tokens=8)))
+    news = drain(engine)
+    assert [news[id][-1].finish for id in (1, 2)] == ["error", "error"]
+    assert "out of luck" in (news[1][-1].error or "")
+    engine.submit(Submit(3, [5, 6, 7], SamplingParams(max_tokens=8)))
+    again = drain(engine)[3]
+    assert tokens(again) == expected([5, 6, 7], 11, (), VOCAB) and again[0].cached_tokens == 0
+    assert engine.audit() == 0
+
+
+def test_a_device_that_keeps_failing_is_given_up() -> None:
+    engine, device = make()
+    device.broken = set(range(100))
+    with pytest.raises(DeviceLost, match="3 steps in a row"):
+        for id in range(3):
+            engine.submit(Submit(id, [5], SamplingParams(max_tokens=8)))
+            engine.step()
+
+
+@pytest.mark.parametrize("bad", [[], [5] * 64, [VOCAB], [-1]])
+def test_a_bad_message_is_answered_with_an_error(bad: list[int]) -> None:
+    engine, _ = make()
+    refused = engine.submit(Submit(1, bad, SamplingParams()))
+    assert refused is not None and refused.finish == "error" and refused.error
+    assert engine.idle
+
+
+def test_abort_of_waiting_running_and_unknown() -> None:
+    engine, _ = make()
+    for id in range(6):
+        engine.submit(Submit(id, [5, id], SamplingParams(max_tokens=20)))
+    engine.step()
+    assert {delta.id for delta in engine.abort(Abort([0, 5, 77]))} == {0, 5}
+    news = drain(engine)
+    assert all(tokens(news[id]) == expected([5, id], 22, (), VOCAB) for id in range(1, 5))
+    assert engine.audit() == 0
+
+
+def test_counters_add_up() -> None:
+    engine, _ = make()
+    for id in range(3):
+        engine.submit(Submit(id, [9] * 10 + [id], SamplingParams(max_tokens=4)))
+    drain(engine)
+    stats = engine.stats()
+    assert stats.counters["output_tokens"] == 12 and stats.counters["finished"] == 3
+    assert stats.counters["prompt_tokens"] + stats.counters["cached_tokens"] == 33
+    assert stats.running == stats.waiting == 0
+    total, free, evictable = stats.pages[0]
+    assert total == free + evictable == 63
+
+
+def test_control() -> None:
+    engine, _ = make()
+    engine.submit(Submit(1, [5] * 9, SamplingParams(max_tokens=4)))
+    drain(engine)
+    assert engine.control("status")["finished"] == 1
+    assert engine.control("flush_cache")["freed_pages"] == 3  # the last token of an answer is never fed
+    assert engine.control("check") == {"repaired_pages": 0}
+    assert "unknown" in engine.control("dance")["error"]
+
+
+def test_two_engines_in_one_process_do_not_meet() -> None:
+    (one, _), (two, _) = make(0), make(2)
+    one.submit(Submit(1, [5, 6, 7], SamplingParams(max_tokens=12)))
+    two.submit(Submit(1, [8, 9], SamplingParams(max_tokens=9)))
+    found: dict[int, list[int]] = {1: [], 2: []}
+    while not (one.idle and two.idle):
+        for number, engine in ((1, one), (2, two)):
+            for deltas in engine.step():
+                found[number] += deltas.tokens + [t for delta in deltas.deltas for t in delta.tokens]
+    assert sorted(found[1]) == sorted(expected([5, 6, 7], 15, (), VOCAB))
+    assert sorted(found[2]) == sorted(expected([8, 9], 11, (), VOCAB))

@@ -1,0 +1,109 @@
+"""Checkpoints that fit, in one file or several, and those that do not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from sapwood.arch import declare
+from sapwood.base.errors import ModelError
+from sapwood.hub.files import ModelFiles
+from sapwood.nn.load import dummy_weights
+from tests import models
+from tests.nn import forward
+
+TOKENS = np.random.default_rng(2).integers(3, 199, size=20).tolist()
+Tensors = dict[str, torch.Tensor]
+
+
+def change(path: Path, edit: Callable[[Tensors], Any]) -> Path:
+    """Edit the tensors of a saved model in place."""
+    file = path / "model.safetensors"
+    tensors = {name: tensor.clone() for name, tensor in load_file(file).items()}
+    edit(tensors)
+    save_file(tensors, file)
+    return path
+
+
+def test_sharded_checkpoint(tmp_path: Path) -> None:
+    models.make("phi3").save_pretrained(tmp_path, max_shard_size="60KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    ours = forward.logits(forward.load(tmp_path), TOKENS)
+    assert (ours - models.logits("phi3", TOKENS)).abs().max() < 1e-4
+
+
+def test_weights_are_converted_to_the_model_dtype_and_norms_stay_float32(tmp_path: Path) -> None:
+    model = forward.load(models.save("gemma3", tmp_path), dtype=torch.bfloat16)
+    assert model.blocks[0].mlp.down.weight.dtype == torch.bfloat16
+    expected = models.make("gemma3").model.layers[0].input_layernorm.weight.detach() + 1
+    assert torch.equal(model.blocks[0].attention_norm.weight, expected)
+    ours, theirs = forward.logits(model, TOKENS), models.logits("gemma3", TOKENS)
+    assert ours.dtype == torch.float32
+    assert torch.nn.functional.cosine_similarity(ours, theirs).min() > 0.99
+
+
+def test_computed_tables_and_copies_of_tied_weights_are_skipped(tmp_path: Path) -> None:
+    def add(tensors: Tensors) -> None:
+        tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.zeros(8)
+        tensors["lm_head.weight"] = torch.zeros(199, 64)
+
+    model = forward.load(change(models.save("llama-tied", tmp_path), add))
+    assert (forward.logits(model, TOKENS) - models.logits("llama-tied", TOKENS)).abs().max() < 1e-4
+
+
+def lose(tensors: Tensors) -> None:
+    for name in [name for name in tensors if name.endswith("mlp.down_proj.weight")]:
+        del tensors[name]
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lose, r"2 missing: model\.layers\.0\.mlp\.down_proj\.weight"),
+        (lambda t: t.update({"model.extra.weight": torch.zeros(3)}), r"1 left over: model\.extra\.weight"),
+        (lambda t: t.update({"model.norm.weight": torch.zeros(63)}), r"model\.norm\.weight is \[63\], wants \[64\]"),
+        (lambda t: t.update({"model.norm.weight": torch.zeros(64, dtype=torch.int8)}), "model.norm.weight holds"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named(edit: Callable[[Tensors], Any], message: str, tmp_path: Path) -> None:
+    path = change(models.save("qwen3", tmp_path), edit)
+    with pytest.raises(ModelError, match=message):
+        forward.load(path)
+
+
+def test_a_tensor_in_two_files(tmp_path: Path) -> None:
+    models.save("qwen2", tmp_path)
+    whole = tmp_path / "model.safetensors"
+    (tmp_path / "again.safetensors").write_bytes(whole.read_bytes())
+    weight_map = dict.fromkeys(load_file(whole), whole.name) | {"x": "again.safetensors"}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(ModelError, match="holds too"):
+        forward.load(tmp_path)
+
+
+@pytest.mark.parametrize("size", [0, 4, 100, -10])
+def test_a_file_that_is_cut_off(size: int, tmp_path: Path) -> None:
+    file = models.save("qwen2", tmp_path) / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:size])
+    with pytest.raises(ModelError, match=r"model\.safetensors"):
+        forward.load(ModelFiles("cut", tmp_path, "hf", models.config("qwen2"), {}))
+
+
+def test_dummy_weights_follow_the_seed() -> None:
+    def weights(seed: int) -> Tensors:
+        model = forward.empty(declare(models.config("gemma3")))
+        dummy_weights(model, seed)
+        return dict(model.named_parameters())
+
+    first, again, other = weights(1), weights(1), weights(2)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["embed.weight"], other["embed.weight"])
+    assert first["embed.weight"].std() == pytest.approx(0.02, rel=0.1)
+    assert all((weight == 1).all() for name, weight in first.items() if "norm" in name)
