@@ -130,7 +130,7 @@ class Conversation:
         except KeyboardInterrupt:
             pieces.append("" if pieces else "...")
             print(" [ended]", end="")
-        except (SapwoodError, RuntimeError) as error:
+        except SapwoodError as error:
             self.turns.pop()
             print(f"error: {error}")
             return

@@ -159,7 +159,7 @@ async def _answer(llm: Any, line: Line, fields: dict[str, Any], system: str | No
                 result["finish_reason"] = chunk.finish_reason
                 usage["prompt_tokens"], usage["cached_tokens"] = chunk.prompt_tokens, chunk.cached_tokens
         return result | {"text": "".join(text), "usage": usage}
-    except (SapwoodError, RuntimeError) as error:  # refused, or failed inside; neither is the other lines' trouble
+    except SapwoodError as error:  # refused, or failed inside; neither is the other lines' trouble
         return result | {"error": str(error)}
 
 
@@ -199,6 +199,8 @@ def _output(path: Path | None, *, append: bool) -> Iterator[IO[str]]:
     except OSError as error:
         raise UserError(f"--output {path}: {error.strerror or error}.") from error
     with file:
+        if append and path.read_bytes()[-1:] not in (b"", b"\n"):
+            file.write("\n")  # an earlier run was cut off in the middle of a line
         yield file
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from sapwood.base.errors import RequestError
 from sapwood.base.sampling import SamplingParams
-from sapwood.cli.run import Line, _answers, answered, read_lines, read_request
+from sapwood.cli.run import Line, _answers, _output, answered, read_lines, read_request
 
 
 def test_lines(tmp_path: Path) -> None:
@@ -33,6 +33,14 @@ def test_what_was_answered_already(tmp_path: Path) -> None:
         '{"index": 0, "text": "a"}\n{"index": 1, "error": "no"}\n{"index": 7, "text": "b"}\n{"index": 3, "te'
     )
     assert answered(file) == {0, 7}
+
+
+def test_resuming_after_a_cut_off_line_begins_a_new_one(tmp_path: Path) -> None:
+    file = tmp_path / "out.jsonl"
+    file.write_text('{"index": 0, "te')
+    with _output(file, append=True) as out:
+        out.write('{"index": 0, "text": "a"}\n')
+    assert answered(file) == {0}
 
 
 def test_requests() -> None:

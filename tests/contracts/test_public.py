@@ -14,7 +14,7 @@ from sapwood.config.flags import add_flags, options
 ROOT = Path(__file__).parents[2]
 
 NAMES = """
-    AsyncLLM Chunk Config ConfigError EngineDead Generation LLM ModelError Output Overloaded RequestError SamplingParams
+    AsyncLLM Chunk Config ConfigError EngineDead Generation GenerationFailed LLM ModelError Output Overloaded RequestError SamplingParams
     SapwoodError UserError __version__
 """.split()
 

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from sapwood.base.errors import EngineDead
+from sapwood.base.errors import EngineDead, GenerationFailed
 from sapwood.config import Config
 from sapwood.config.options import ServerConfig
 from sapwood.server import create_app
