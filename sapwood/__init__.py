@@ -1,7 +1,7 @@
 """Sapwood: an LLM inference engine. Point it at a model and it serves it.
 
-    from sapwood import LLM, SamplingParams
-    print(LLM("smollm2-135m").generate("The capital of France is", SamplingParams(max_tokens=8))[0].text)
+from sapwood import LLM, SamplingParams
+print(LLM("smollm2-135m").generate("The capital of France is", SamplingParams(max_tokens=8))[0].text)
 """
 
 from __future__ import annotations
@@ -29,7 +29,24 @@ _HOME = {
     "Overloaded": "sapwood.base.errors",
 }
 
-__all__ = [*_HOME, "__version__"]
+__all__ = [
+    "LLM",
+    "AsyncLLM",
+    "Chunk",
+    "Config",
+    "ConfigError",
+    "EngineDead",
+    "Generation",
+    "GenerationFailed",
+    "ModelError",
+    "Output",
+    "Overloaded",
+    "RequestError",
+    "SamplingParams",
+    "SapwoodError",
+    "UserError",
+    "__version__",
+]
 
 if TYPE_CHECKING:
     from sapwood.base.errors import (

@@ -111,7 +111,7 @@ class LLM:
         """Answer one conversation or several, through the model's chat template."""
         if not messages:
             raise RequestError("messages is empty.", param="messages")
-        several = messages if isinstance(messages[0], list | tuple) else [messages]
+        several: Any = [messages] if isinstance(messages[0], dict) else messages
         return self._run([self.text.chat_tokens(list(one), **template_options) for one in several], params)
 
     def _run(
@@ -190,9 +190,9 @@ class _Sink:
 class AsyncLLM:
     """A model beside this process, for many callers at once.
 
-        async with AsyncLLM("smollm2-135m") as llm:
-            async for chunk in llm.stream("The capital of France is"):
-                print(chunk.text, end="")
+    async with AsyncLLM("smollm2-135m") as llm:
+        async for chunk in llm.stream("The capital of France is"):
+            print(chunk.text, end="")
     """
 
     def __init__(self, model: str = "smollm2-135m", **options: Any) -> None:
@@ -238,9 +238,7 @@ class AsyncLLM:
                 if finish:
                     return
 
-    async def generate(
-        self, prompt: Prompt | Sequence[Message], params: SamplingParams | None = None
-    ) -> Generation:
+    async def generate(self, prompt: Prompt | Sequence[Message], params: SamplingParams | None = None) -> Generation:
         """One whole output."""
         output = Output()
         generation = Generation(self._tokens(prompt), [output])

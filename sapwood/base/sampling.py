@@ -85,7 +85,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             _within("max_tokens", self.max_tokens, 1, 2**31 - 1)
             if self.min_tokens > self.max_tokens:
                 raise RequestError(
-                    f"min_tokens ({self.min_tokens}) must not exceed max_tokens ({self.max_tokens}).", param="min_tokens"
+                    f"min_tokens ({self.min_tokens}) must not exceed max_tokens ({self.max_tokens}).",
+                    param="min_tokens",
                 )
         for name in ("logprobs", "prompt_logprobs"):
             value = getattr(self, name)

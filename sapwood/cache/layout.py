@@ -9,7 +9,13 @@ from sapwood.base.kv import KVGroup
 
 
 def split_pages(
-    groups: Sequence[KVGroup], num_bytes: int, *, itemsize: int, max_num_seqs: int, step_tokens: int, max_tokens: int | None = None
+    groups: Sequence[KVGroup],
+    num_bytes: int,
+    *,
+    itemsize: int,
+    max_num_seqs: int,
+    step_tokens: int,
+    max_tokens: int | None = None,
 ) -> list[int]:
     """Pages per group (the reserved page 0 included) such that all groups together take at most `num_bytes`.
 

@@ -17,6 +17,7 @@ from sapwood.config.options import Config
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 _GIB = 1 << 30
+_OPEN = ("auto", "cuda")  # values that leave something to decide
 
 _T = TypeVar("_T")
 _Rule = Callable[[Config, ModelShape, DeviceFacts], tuple[Any, str]]
@@ -49,7 +50,7 @@ def resolve(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[Con
     decisions = []
     for section, field, rule in _RULES:
         given = getattr(getattr(config, section), field)
-        if given is not None and given != "auto":
+        if given is not None and given not in _OPEN:
             decisions.append(Decision(field, given, "as asked"))
             continue
         value, reason = rule(config, model, device)

@@ -171,7 +171,8 @@ class AsyncEngine:
         if self.dead is not None:
             raise EngineDead(self.dead)
         number = next(self._numbers)
-        answer = self._asked[number] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._asked[number] = answer
         try:
             await self._send(Control(number, what))
             return await answer

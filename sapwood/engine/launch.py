@@ -23,7 +23,6 @@ from sapwood.runner.device import probe
 from sapwood.runner.worker import Worker
 from sapwood.scheduler import Scheduler
 
-
 T = TypeVar("T")
 
 

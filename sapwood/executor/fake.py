@@ -67,7 +67,9 @@ class FakeExecutor:
         for i, (slot, start, count) in enumerate(rows):
             if i >= plan.num_steady:
                 self.fed[slot] = start
-            assert self.fed[slot] == start, f"slot {slot}: the plan starts at {start}, the device is at {self.fed[slot]}"
+            assert self.fed[slot] == start, (
+                f"slot {slot}: the plan starts at {start}, the device is at {self.fed[slot]}"
+            )
             self._write(slot, start, start + count)
         for slot, start, count in rows:
             self._check(slot, start, start + count)
@@ -129,7 +131,8 @@ class FakeExecutor:
     def _at(self, group: int, slot: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         pages = self.tables[group][slot, positions // self.page_size].astype(np.int64)
         assert (pages > 0).all(), f"slot {slot}: a position without a page in group {group}"
-        return pages * self.page_size + positions % self.page_size
+        cells: NDArray[np.int64] = pages * self.page_size + positions % self.page_size
+        return cells
 
     def _write(self, slot: int, start: int, end: int) -> None:
         positions = np.arange(start, end)

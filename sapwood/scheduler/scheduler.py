@@ -268,9 +268,7 @@ class Scheduler:
         ahead = np.minimum(s.known[slots] + self._foresight, s.limit[slots]) - s.until[slots]
         pages = -(-np.maximum(ahead, 0) // self.kv.page_size)
         # In a windowed group old pages are let go of as new ones are taken.
-        return [
-            int(pages.sum() if window is None else np.minimum(pages, 2).sum()) for window in self.kv.tree.windows
-        ]
+        return [int(pages.sum() if window is None else np.minimum(pages, 2).sum()) for window in self.kv.tree.windows]
 
     # -- leaving ---------------------------------------------------------------------------------------------------
 

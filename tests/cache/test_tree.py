@@ -121,7 +121,9 @@ class CacheMachine(RuleBasedStateMachine):
             pages = pool.free + [node.pages[g] for node in nodes if node.pages[g] != ABSENT]
             pages = pages + [own[g] for request, _ in self.requests.values() for own in request.hold.own]
             assert sorted(pages) == list(range(1, NUM_PAGES))
-            evictable = [node for node in nodes if node.pages[g] != ABSENT and not (node.holds[g] if g else node.shelters)]
+            evictable = [
+                node for node in nodes if node.pages[g] != ABSENT and not (node.holds[g] if g else node.shelters)
+            ]
             assert self.kv.tree.num_evictable(g) == len(evictable)
 
     def teardown(self) -> None:

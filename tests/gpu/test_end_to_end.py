@@ -41,7 +41,9 @@ def test_greedy_tokens_equal_the_cpus(family: str, tmp_path: Path) -> None:
     model = save(family, tmp_path)
     rng = random.Random(0)
     stem = [rng.randrange(3, 190) for _ in range(50)]
-    prompts = [stem[: rng.randint(1, 50)] + [rng.randrange(3, 190) for _ in range(rng.randint(1, 20))] for _ in range(12)]
+    prompts = [
+        stem[: rng.randint(1, 50)] + [rng.randrange(3, 190) for _ in range(rng.randint(1, 20))] for _ in range(12)
+    ]
     cpu = outputs(model, prompts, device="cpu", attention_backend="reference", depth=0)
     for depth in (0, 1, 2):
         gpu = outputs(model, prompts, device="cuda", depth=depth, max_num_batched_tokens=48)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
-import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -51,23 +51,38 @@ class Server:
     """A running `sapwood serve`."""
 
     def __init__(self, model: Path, *flags: str) -> None:
-        command = [sys.executable, "-m", "sapwood", "serve", "--model", str(model), "--port", "0", "--device", "cpu", *flags]
+        command = [
+            sys.executable,
+            "-m",
+            "sapwood",
+            "serve",
+            "--model",
+            str(model),
+            "--port",
+            "0",
+            "--device",
+            "cpu",
+            *flags,
+        ]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         self.output = ""
-        self.url = self._wait_for(r"ready at (http://\S+)")
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+        self.url = self._wait_for_url()
 
-    def _wait_for(self, pattern: str, seconds: float = 90) -> str:
+    def _read(self) -> None:
         assert self.process.stdout is not None
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            if select.select([self.process.stdout], [], [], 0.2)[0]:
-                line = self.process.stdout.readline()
+        with self.process.stdout as lines:
+            for line in lines:
                 self.output += line
-                if found := re.search(pattern, line):
-                    return found[1]
-                if not line:
-                    break
-        self.process.kill()
+
+    def _wait_for_url(self, seconds: float = 90) -> str:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and self.process.poll() is None:
+            if found := re.search(r"ready at (http://\S+)", self.output):
+                return found[1]
+            time.sleep(0.05)
+        self.kill()
         raise AssertionError(f"the server did not start:\n{self.output}")
 
     @property
@@ -88,22 +103,14 @@ class Server:
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
+        self._reader.join()
 
     def stop(self) -> int:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
+        self.process.send_signal(signal.SIGTERM)
         try:
-            code = self.process.wait(20)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            raise
+            return self.process.wait(20)
         finally:
-            assert self.process.stdout is not None
-            self.output += self.process.stdout.read()
-            self.process.stdout.close()
-        return code
+            self.kill()
 
 
 def alive(pid: int) -> bool:
