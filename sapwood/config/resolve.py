@@ -17,6 +17,7 @@ from sapwood.config.options import Config
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 _GIB = 1 << 30
+_ENDLESS = 1 << 31
 _OPEN = ("auto", "cuda")  # values that leave something to decide
 
 _T = TypeVar("_T")
@@ -138,8 +139,6 @@ def _kv_cache_memory(config: Config, model: ModelShape, device: DeviceFacts) -> 
         (free // 4, "a quarter of the free memory"),
         (4 * _GIB, "more would crowd out other programs"),
     )
-    if tokens := config.cache.max_total_tokens:
-        return _sequence_bytes(config, model, tokens), f"{flag_of('max_total_tokens')} {tokens}"
     return size, reason
 
 
@@ -205,8 +204,8 @@ def _longest_sequence(config: Config, model: ModelShape, device: DeviceFacts) ->
         share = min(_known(config.cache.memory_fraction) * device.total_memory, device.free_memory)
         budget = int(share) - _weight_bytes(config, model)
     fixed, per_token = _sequence_bytes(config, model, 0), _sequence_bytes(config, model, 1)
-    per_token = max(per_token - fixed, 1)
-    fits = max(budget - fixed, 0) // per_token
+    # Where every layer has a window, a sequence of any length fits once its windows do.
+    fits = max(budget - fixed, 0) // (per_token - fixed) if per_token > fixed else _ENDLESS * (budget >= fixed)
     return min(fits, config.cache.max_total_tokens or fits)
 
 
