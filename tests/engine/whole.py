@@ -1,0 +1,43 @@
+"""Whole engines on tiny models, without a front."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+from sapwood.base.sampling import SamplingParams
+from sapwood.base.wire import Submit
+from sapwood.config.flags import from_options
+from sapwood.engine.launch import launch
+from sapwood.engine.loop import Engine
+
+MAX_TOKENS = 24
+
+
+def prompts_that_share(count: int) -> list[list[int]]:
+    """Random prompts of 2 to 70 tokens whose beginnings are those of one text."""
+    rng = random.Random(0)
+    stem = [rng.randrange(3, 190) for _ in range(50)]
+    return [
+        stem[: rng.randint(1, 50)] + [rng.randrange(3, 190) for _ in range(rng.randint(1, 20))] for _ in range(count)
+    ]
+
+
+def greedy(model: Path, prompts: list[list[int]], **options: Any) -> tuple[list[list[int]], Engine]:
+    """Greedy tokens of prompts that arrive together, and the engine that made them, for its counters."""
+    base = {"model": str(model), "dtype": "float32", "max_model_len": 200, "max_total_tokens": 4096, "max_num_seqs": 8}
+    engine, _ = launch(from_options(base | options))
+    found: dict[int, list[int]] = {id: [] for id in range(len(prompts))}
+    for id, prompt in enumerate(prompts):
+        assert engine.submit(Submit(id, prompt, SamplingParams(max_tokens=MAX_TOKENS, temperature=0))) is None
+    while not engine.idle:
+        for news in engine.step():
+            for id, token in zip(news.ids, news.tokens, strict=True):
+                found[id].append(token)
+            for delta in news.deltas:
+                assert delta.error is None
+                found[delta.id] += delta.tokens
+    assert engine.audit() == 0
+    engine.executor.shutdown()
+    return [found[id] for id in range(len(prompts))], engine
