@@ -59,7 +59,7 @@ def workload(world: World, rng: random.Random, *, num_requests: int, longest: in
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_random_workloads(shape: dict[str, Any]) -> None:
-    for seed in range(25):
+    for seed in range(160):
         rng = random.Random(seed)
         world = World(**shape)
         longest = min(shape.get("max_model_len", 128), 60)
