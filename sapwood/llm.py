@@ -125,10 +125,10 @@ class LLM:
             check_request(tokens, one, self.facts)
         generations = [Generation(tokens, []) for tokens in prompts]
         live: dict[int, _Sink] = {}
-        for generation, one in zip(generations, params, strict=True):
-            for single in copies(one):
-                self._submit(generation, single, live)
         try:
+            for generation, one in zip(generations, params, strict=True):
+                for single in copies(one):
+                    self._submit(generation, single, live)
             while live:
                 self._step(live)
         finally:
@@ -173,7 +173,8 @@ class _Sink:
         if delta.finish == "error":
             raise GenerationFailed(delta.error)
         output = self.output
-        self.generation.cached_tokens = max(self.generation.cached_tokens, delta.cached_tokens)
+        if delta.cached_tokens >= 0 and output is self.generation.outputs[0]:
+            self.generation.cached_tokens = delta.cached_tokens  # the others find what the first has computed
         self.generation.prompt_logprobs = delta.prompt_logprobs or self.generation.prompt_logprobs
         output.token_ids += delta.tokens
         output.logprobs += delta.logprobs or []
@@ -205,8 +206,8 @@ class AsyncLLM:
         from sapwood.engine.process import start
 
         files = _find(self.config)
+        self.text = _load_text(self.config, files)  # first: what fails here must leave no process behind
         self.engine = await self._stack.enter_async_context(start(self.config))
-        self.text = _load_text(self.config, files)
         self.engine.end_at(self.text.eos_ids)
         return self
 

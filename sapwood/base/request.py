@@ -67,7 +67,7 @@ class Request:
         self.params = params
         self.prompt_len = len(self.tokens)
         self.limit = limit
-        self.min_len = self.prompt_len + params.min_tokens
+        self.min_len = min(self.prompt_len + params.min_tokens, limit)
         self.stop_ids = stop_ids
         self.seed = seed
         self.namespace = namespace

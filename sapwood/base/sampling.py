@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import msgspec
@@ -108,7 +107,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 def _within(name: str, value: Any, low: float, high: float, *, low_open: bool = False) -> None:
-    good = math.isfinite(value) and low <= value <= high and not (low_open and value == low)
+    good = low <= value <= high and not (low_open and value == low)  # never true of a NaN
     if not good:
         bracket = "(" if low_open else "["
         raise RequestError(f"{name} must be in {bracket}{low}, {high}], got {value}.", param=name)

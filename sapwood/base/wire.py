@@ -37,7 +37,7 @@ class Abort(msgspec.Struct, frozen=True, tag="abort", array_like=True):
 
 
 class Control(msgspec.Struct, frozen=True, tag="control", array_like=True):
-    """A question or command outside the loop's business: 'status', 'flush_cache', 'check', 'drain', 'shutdown'."""
+    """A question or command outside the loop's business: 'status', 'flush_cache', 'check'."""
 
     id: int
     what: str

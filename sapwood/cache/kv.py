@@ -234,7 +234,7 @@ class KVCache:
             for column in columns:
                 column.clear()
         for node in self._pinned:
-            self.tree.release(node)
+            self._unpin(node)
         self._pinned.clear()
         return changes, copies
 
@@ -291,7 +291,7 @@ class KVCache:
         if found is None:
             return 0
         source, shared = found
-        # Keep the source from being evicted (for this very copy, too) until the plan is made.
+        # Keep the source from being evicted, for this very copy or another one's target, until the plan is made.
         self.tree.lease(source)
         for g in self.tree.windowed:
             self.tree.hold(source, g)
@@ -309,10 +309,13 @@ class KVCache:
             self._pinned.append(source)
             self.num_copied += 1
         else:
-            self.tree.release(source)
+            self._unpin(source)
+        return shared if possible else 0
+
+    def _unpin(self, source: Node) -> None:
+        self.tree.release(source)
         for g in self.tree.windowed:
             self.tree.unhold(source, g)
-        return shared if possible else 0
 
     def _exchange(self, hold: Hold, node: Node, slot: int) -> Node:
         """Use the tree's page, which somebody else had computed too, and give ours back."""

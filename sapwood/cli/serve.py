@@ -13,6 +13,8 @@ from sapwood.base.errors import EngineDead
 from sapwood.config.flags import add_flags, from_args
 
 if TYPE_CHECKING:
+    import socket
+
     from sapwood.base.wire import Facts
     from sapwood.config import Config
     from sapwood.engine.client import Engine
@@ -43,30 +45,42 @@ def run(args: argparse.Namespace) -> int:
 
 async def _serve(config: Config) -> None:
     """Raises EngineDead if the engine ends on its own."""
+    from sapwood.server import bind
+
+    with bind(config) as sock:  # a port in use is an error now, not after the model was loaded
+        await _serve_on(sock, config)
+
+
+async def _serve_on(sock: socket.socket, config: Config) -> None:
     from sapwood.cli.terminal import pull_progress
     from sapwood.engine.process import start
     from sapwood.hub.files import find
-    from sapwood.server import bind, create_app, serve
+    from sapwood.server import create_app, serve
 
     began = perf_counter()
-    sock = bind(config)  # a port in use is an error now, not after the model was loaded
+    weights = config.model.load_format != "dummy"
     with pull_progress() as progress:
-        files = await asyncio.to_thread(find, config.model.model, revision=config.model.revision, progress=progress)
+        files = await asyncio.to_thread(
+            find, config.model.model, revision=config.model.revision, weights=weights, progress=progress
+        )
     loading = asyncio.create_task(asyncio.to_thread(_load_text, config, files))
     try:
         async with start(config) as engine:
             text = await loading
             engine.end_at(text.eos_ids)
-            engine.end_at(text.eos_ids)
             name = config.model.served_model_name or files.name
             app = create_app(engine, text, config, name, defaults=files.generation_config)
             serving = asyncio.create_task(
-                serve(app, config, sock=sock, on_ready=lambda url: _announce(url, name, engine.facts, began))
+                serve(
+                    app,
+                    config,
+                    sock=sock,
+                    on_ready=lambda url: _announce(url, name, engine.facts, began, config.server.api_key),
+                )
             )
             await _until_over(serving, engine)
     finally:
         loading.cancel()
-        sock.close()
 
 
 def _load_text(config: Config, files: ModelFiles) -> TextModel:
@@ -75,7 +89,7 @@ def _load_text(config: Config, files: ModelFiles) -> TextModel:
     return TextModel.load(files, tokenizer=config.model.tokenizer, chat_template=config.model.chat_template)
 
 
-def _announce(url: str, name: str, facts: Facts, began: float) -> None:
+def _announce(url: str, name: str, facts: Facts, began: float, api_key: str | None) -> None:
     from sapwood.cli.terminal import console, print_decisions
 
     out = console()
@@ -83,9 +97,10 @@ def _announce(url: str, name: str, facts: Facts, began: float) -> None:
     if not facts.decisions:
         out.print(f"{facts.device}, {facts.dtype}, attention: {facts.attention_backend}")
     out.print(f"ready at {url} ({name}) in {perf_counter() - began:.1f} s", markup=False, soft_wrap=True)
+    key = " -H 'Authorization: Bearer YOUR_KEY'" if api_key else ""
     body = json.dumps({"model": name, "messages": [{"role": "user", "content": "Hello!"}]})
     out.print(
-        f"try: curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'",
+        f"try: curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d '{body}'",
         style="dim",
         markup=False,
         soft_wrap=True,

@@ -259,6 +259,7 @@ def _range(field: str, value: float | None, low: float, high: float | None, *, l
 def _check(config: Config, model: ModelShape, device: DeviceFacts) -> None:
     _check_device(config, device)
     _check_steps(config)
+    _check_memory(config, device)
     _check_lengths(config, model, device)
 
 
@@ -283,6 +284,15 @@ def _check_steps(config: Config) -> None:
         raise ConfigError(
             f"{flag_of('chunked_prefill_size')} ({chunk}) must not be above {flag_of('max_num_batched_tokens')} "
             f"({tokens}), which bounds the whole step. Lower the first or raise the second."
+        )
+
+
+def _check_memory(config: Config, device: DeviceFacts) -> None:
+    budget, flag = config.cache.kv_cache_memory, flag_of("kv_cache_memory")
+    if budget is not None and budget > device.total_memory:
+        raise ConfigError(
+            f"too little memory: {flag} asks for {gib(budget)}, and {device.name} has {gib(device.total_memory)}. "
+            "Lower it, or leave it out."
         )
 
 

@@ -9,9 +9,10 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from typing import Any, Protocol
 
 import msgspec
+import zmq
 
 from sapwood.base.errors import EngineDead, GenerationFailed, Overloaded, RequestError
-from sapwood.base.sampling import SamplingParams
+from sapwood.base.sampling import SEED_LIMIT, SamplingParams
 from sapwood.base.wire import Abort, Control, Delta, Deltas, Facts, FromEngine, Reply, Stats, Submit, ToEngine
 
 
@@ -42,10 +43,11 @@ class Engine(Protocol):
 
 def copies(params: SamplingParams) -> list[SamplingParams]:
     """The `n` independent generations that a caller asks for: one each, with seeds that follow from the caller's."""
-    return [
-        msgspec.structs.replace(params, n=1, seed=None if params.seed is None else params.seed + i)
-        for i in range(params.n)
-    ]
+    first = msgspec.structs.replace(params, n=1)
+    if params.seed is None:
+        return [first] * params.n
+    seeds = ((params.seed + i) % (2 * SEED_LIMIT) for i in range(1, params.n))
+    return [first, *(msgspec.structs.replace(first, seed=seed) for seed in seeds)]
 
 
 def check_request(tokens: list[int], params: SamplingParams, facts: Facts) -> None:
@@ -125,6 +127,7 @@ class AsyncEngine:
         self._numbers = itertools.count(1)
         self._streams: dict[int, Stream] = {}
         self._asked: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._aborting: set[asyncio.Task[None]] = set()  # the loop itself holds tasks weakly
 
     def end_at(self, eos_ids: Iterable[int]) -> None:
         """Tell which tokens end an output; the tokenizer's side of the model knows."""
@@ -162,9 +165,14 @@ class AsyncEngine:
         finally:
             del self._streams[message.id]
             if not finished and self.dead is None:
-                # Without waiting: who closes us may be cancelled itself.
-                with contextlib.suppress(RuntimeError):
-                    asyncio.get_running_loop().create_task(_quietly(self._send(Abort([message.id]))))
+                self._abort(message.id)
+
+    def _abort(self, id: int) -> None:
+        """Tell the engine without waiting: who closes a generation may be cancelled itself."""
+        with contextlib.suppress(RuntimeError):  # the event loop is closing, and the engine with it
+            task = asyncio.get_running_loop().create_task(_quietly(self._send(Abort([id]))))
+            self._aborting.add(task)
+            task.add_done_callback(self._aborting.discard)
 
     async def control(self, what: str) -> dict[str, Any]:
         """Ask the engine; see `wire.Control`."""
@@ -208,5 +216,5 @@ class AsyncEngine:
 
 
 async def _quietly(sending: Awaitable[None]) -> None:
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(zmq.ZMQError, EngineDead):  # the engine is going anyway
         await sending

@@ -37,7 +37,7 @@ class Intake:
             tokens.astype(np.int32),
             params,
             limit=len(tokens) + min(params.max_tokens or most, most),
-            stop_ids=tuple(message.stop_ids),
+            stop_ids=tuple(id for id in message.stop_ids if 0 <= id < self.vocab_size),
             seed=seed,
             namespace=f"{message.adapter}\0{message.salt}",
             priority=message.priority,

@@ -68,7 +68,7 @@ class Engine:
         except Exception as error:
             self._failures += 1
             log.exception("a step failed; its requests end with an error")
-            lost = list(self.scheduler.fail(f"the engine failed in this step: {error}"))
+            lost = self.scheduler.fail(f"the engine failed in this step: {error}")
             self.scheduler.kv.flush()
             self.flying.clear()
             self.counters["errors"] += len(lost)

@@ -71,7 +71,7 @@ async def start(config: Config) -> AsyncIterator[AsyncEngine]:
         encoder = msgspec.msgpack.Encoder()
 
         async def send(message: ToEngine) -> None:
-            await outbox.send(encoder.encode(message))
+            await _send(outbox, encoder.encode(message))
 
         live = ready.facts.max_num_seqs + config.scheduler.max_waiting
         engine = AsyncEngine(send, ready.facts, max_live=live)
@@ -86,6 +86,14 @@ async def start(config: Config) -> AsyncIterator[AsyncEngine]:
             await _stop(process)
         context.destroy(linger=0)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+async def _send(outbox: zmq.asyncio.Socket, data: bytes) -> None:
+    """Send without waiting: queues are unbounded, so only a missing engine could make us wait, and that for ever."""
+    try:
+        await outbox.send(data, zmq.DONTWAIT)
+    except zmq.Again:
+        raise EngineDead("the engine process is gone") from None
 
 
 async def _await_ready(inbox: zmq.asyncio.Socket, ended: asyncio.Task[int]) -> Ready:
@@ -106,22 +114,31 @@ async def _await_ready(inbox: zmq.asyncio.Socket, ended: asyncio.Task[int]) -> R
 
 
 async def _follow(engine: AsyncEngine, inbox: zmq.asyncio.Socket, ended: asyncio.Task[int]) -> None:
-    """Hand on what the engine says until it ends."""
+    """Hand on what the engine says until it ends, or cannot be understood any more."""
+    try:
+        last_words = await _hand_on(engine, inbox, ended)
+        engine.die(last_words or _how_it_ended(ended.result()))
+    except (msgspec.DecodeError, zmq.ZMQError) as error:
+        log.exception("the engine cannot be followed any more")
+        engine.die(f"what the engine says cannot be read: {error}")
+
+
+async def _hand_on(engine: AsyncEngine, inbox: zmq.asyncio.Socket, ended: asyncio.Task[int]) -> str:
+    """Returns the engine's last words, if it had any."""
     decoder = msgspec.msgpack.Decoder(FromEngine)
     last_words = ""
     message = asyncio.ensure_future(inbox.recv())
     while True:
         await asyncio.wait([message, ended], return_when=asyncio.FIRST_COMPLETED)
         if not message.done():
-            break
+            message.cancel()
+            return last_words
         news = decoder.decode(message.result())
         if isinstance(news, Failed):
             last_words = news.message
         else:
             engine.receive(news)
         message = asyncio.ensure_future(inbox.recv())
-    message.cancel()
-    engine.die(last_words or _how_it_ended(ended.result()))
 
 
 def _how_it_ended(code: int) -> str:
@@ -193,11 +210,13 @@ class Service:
     def run(self) -> None:
         while not self.orphaned.is_set():
             idle = self.engine.idle
-            if idle and not self._audited:
+            messages = self.post.receive(HEARTBEAT_SECONDS / 2 if idle else 0)
+            if idle and not messages and not self._audited:
+                # Only now: the audit of a large cache would hold up a request that follows the last one at once.
                 self.engine.audit()
                 self._audited = True
                 self._heartbeat()
-            for message in self.post.receive(HEARTBEAT_SECONDS / 2 if idle else 0):
+            for message in messages:
                 self._take(message)
             if not self.engine.idle:
                 self._audited = False
@@ -229,13 +248,14 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     told = msgspec.msgpack.decode(_read_start(), type=Start)
     logging.basicConfig(level=told.config.server.log_level.upper(), format="engine: %(levelname)s %(message)s")
-    orphaned = threading.Event()
-    threading.Thread(target=_watch_front, args=(orphaned,), daemon=True).start()
+    serving, orphaned = threading.Event(), threading.Event()
+    threading.Thread(target=_watch_front, args=(serving, orphaned), daemon=True).start()
     post = Post(told.folder)
     try:
         from sapwood.engine.launch import launch  # imports torch, so not before the front could be told of a failure
 
         engine, facts = launch(told.config)
+        serving.set()
         post.send(Ready(facts))
         Service(engine, post, orphaned).run()
         engine.executor.shutdown()
@@ -254,12 +274,13 @@ def _read_start() -> bytes:
     return stdin.read(int.from_bytes(stdin.read(4), "big"))
 
 
-def _watch_front(orphaned: threading.Event) -> None:
+def _watch_front(serving: threading.Event, orphaned: threading.Event) -> None:
+    """End this process soon after its front: between two steps, or at once while it only loads."""
     while sys.stdin.buffer.read(1):
         pass
     orphaned.set()
-    # A step that never ends must not keep an orphan alive.
-    threading.Event().wait(EXIT_SECONDS)
+    if serving.is_set():
+        threading.Event().wait(EXIT_SECONDS - 1)  # a step that never ends must not keep an orphan alive
     os._exit(1)
 
 

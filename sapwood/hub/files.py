@@ -51,6 +51,8 @@ def find(
             return open_files(path, name=model, weights=weights)
         except ModelError:
             pass  # an interrupted pull: pulling resumes it, or says what is wrong
+    if model.endswith(".gguf"):
+        raise ModelError(f"{model} does not exist.")
     try:
         path = pull(model, revision=revision, cache=cache, progress=progress)
     except ModelError as error:

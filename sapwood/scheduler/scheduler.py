@@ -14,8 +14,6 @@ The scheduler knows counts, slots and, once `commit` brings them, token values. 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 
 from sapwood.base.plan import Admit, Bools, Ints, Outcome, Plan
@@ -362,15 +360,16 @@ class Scheduler:
                 if not request.scored:
                     request.prompt_logprobs.extend(logprobs)
 
-    def fail(self, text: str) -> Iterable[Delta]:
+    def fail(self, text: str) -> list[Delta]:
         """End every request with an error, forgetting all they computed: a step is lost."""
-        for request in list(self._by_id.values()):
-            if request.running:
-                self._leave(request, discard=True)
-            else:
-                self.waiting.remove(request)
-            yield Delta(request.id, [], finish="error", error=text)
+        lost = list(self._by_id)
+        for request in self.running():
+            self._leave(request, discard=True)
+        # A plan that was cut off may have left a request in two places, and changes that nobody has taken.
+        self.waiting.clear()
+        self.kv.take_changes()
         self._by_id.clear()
+        return [Delta(id, [], finish="error", error=text) for id in lost]
 
 
 def _admit(request: Request, cached: int) -> Admit:

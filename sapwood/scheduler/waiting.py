@@ -48,6 +48,9 @@ class Waiting:
     def remove(self, request: Request) -> None:
         self._line.remove(request)
 
+    def clear(self) -> None:
+        self._line.clear()
+
     def candidates(self, peek: Peek) -> list[Request]:
         """The requests in the order in which they should start; `peek` tells a request's cached tokens."""
         if self.policy == "fcfs":

@@ -35,13 +35,18 @@ class Body(Generic[T]):
     async def __call__(self, request: Request) -> T:
         kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
         if kind != "application/json":
-            raise RequestError(f"The body must be application/json, not {kind}.", status=415)
+            raise RequestError(
+                f"The body must be application/json, not {kind}: send the header Content-Type: application/json.",
+                status=415,
+            )
         raw = await _read(request, self._limit)
         if len(raw) < _LARGE:
             return self._decode(raw)
         return await anyio.to_thread.run_sync(self._decode, raw)
 
     def _decode(self, raw: bytes) -> T:
+        if not raw.strip():
+            raise RequestError("The body is empty; it must be a JSON object.")
         try:
             body = self._decoder.decode(raw)
             if len(raw) <= _CHECKED_FOR_REPEATS:

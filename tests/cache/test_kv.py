@@ -138,3 +138,18 @@ def test_match_wants_whole_windows() -> None:
     world.kv.tree.num_present[1] -= 1
     assert world.kv.peek(request) == whole - 2
     assert np.array_equal(request.tokens[:30], np.arange(10, 40))
+
+
+def test_the_source_of_a_copy_stays_until_the_plan_is_made() -> None:
+    world = World(windows=(None, 6), page_size=4)
+    world.add(range(10, 20), 1)
+    world.run()
+    world.add([*range(10, 18), 18, 1, 2], 1)
+    request = world.scheduler.waiting.candidates(world.kv.peek)[0]
+    world.kv.enter(request)
+    world.scheduler.slots.assign(request)
+    available = world.kv.num_available(1)
+    assert world.kv.install(request, number=world.scheduler.number + 1) == 9
+    assert world.kv.num_available(1) == available - 2, "the copy and its source"
+    world.kv.take_changes()
+    assert world.kv.num_available(1) == available - 1

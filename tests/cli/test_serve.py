@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
-from sapwood.base.errors import EngineDead
+from sapwood.base.errors import EngineDead, ModelError, UserError
 from sapwood.cli import serve
 from sapwood.cli.terminal import console, print_decisions
+from sapwood.config import Config, ModelConfig, ServerConfig
 
 
 async def _for_ever() -> None:
@@ -47,6 +49,27 @@ def test_what_the_server_raises_comes_through() -> None:
 
     with pytest.raises(OSError, match="address in use"):
         asyncio.run(scenario())
+
+
+def test_dummy_weights_need_no_weight_files(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="architectures"):  # what is missed next, and not the weights
+        asyncio.run(serve._serve(_of_model(tmp_path, "dummy")))
+    with pytest.raises(ModelError, match="holds no weights"):
+        asyncio.run(serve._serve(_of_model(tmp_path, "auto")))
+
+
+def _of_model(path: Path, load_format: Literal["auto", "dummy"]) -> Config:
+    return Config(model=ModelConfig(model=str(path), load_format=load_format), server=ServerConfig(port=0))
+
+
+def test_the_first_request_is_shown_with_the_key_that_it_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    facts: Any = SimpleNamespace(decisions=["dtype = float32 (slow otherwise)"])
+    serve._announce("http://host:1", "model", facts, 0.0, "sesam")
+    serve._announce("http://host:1", "model", facts, 0.0, None)
+    keyed, plain = (line for line in capsys.readouterr().out.splitlines() if line.startswith("try:"))
+    assert "Authorization: Bearer YOUR_KEY" in keyed and "sesam" not in keyed
+    assert "Authorization" not in plain
 
 
 def test_decisions_are_aligned_and_plain_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:

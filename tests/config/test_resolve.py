@@ -139,6 +139,7 @@ def test_what_was_asked_for_is_kept_and_said() -> None:
         ({"max_model_len": 8193}, ("--max-model-len", "8192", "rope_scaling")),
         ({"max_model_len": 8192, "max_total_tokens": 100}, ("--max-model-len", "100", "--max-total-tokens")),
         ({"kv_cache_memory": 1024}, ("too little memory", "--kv-cache-memory")),
+        ({"kv_cache_memory": 100 << 40}, ("too little memory", "--kv-cache-memory asks for", "24.00 GiB")),
         ({"port": 70000}, ("--port", "65535")),
         ({"seed": -1}, ("--seed",)),
         ({"depth": 9}, ("--overlap-depth",)),

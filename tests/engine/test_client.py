@@ -131,6 +131,7 @@ def test_control_gets_its_own_answer() -> None:
         ([5], SamplingParams(temperature=float("inf")), "temperature"),
         ([5], SamplingParams(top_p=0.0), "top_p"),
         ([5], SamplingParams(top_k=-2), "top_k"),
+        ([5], SamplingParams(max_tokens=10**400), "max_tokens"),
         ([5], SamplingParams(n=1000), "n"),
         ([5], SamplingParams(min_tokens=3, max_tokens=2), "min_tokens"),
         ([5], SamplingParams(logprobs=65), "logprobs"),
@@ -157,3 +158,8 @@ def test_merging_keeps_everything() -> None:
     one = TokenLogprobs(1, -0.5, 1, [1], [-0.5])
     news = [Delta(1, [1], cached_tokens=4, logprobs=[one]), Delta(1, [2], logprobs=[one], finish="length")]
     assert merged(news) == Delta(1, [1, 2], finish="length", cached_tokens=4, logprobs=[one, one])
+
+
+def test_the_largest_seed_has_successors() -> None:
+    seeds = [one.check(vocab_size=100).seed for one in copies(SamplingParams(n=2, seed=2**64 - 1))]
+    assert seeds == [2**64 - 1, 0]

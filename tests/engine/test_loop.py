@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from sapwood.base.plan import Outcome, Plan
+from sapwood.base.request import Request
 from sapwood.base.sampling import SamplingParams
 from sapwood.base.wire import Abort, Delta, Submit
 from sapwood.cache import KVCache
@@ -153,3 +154,34 @@ def test_two_engines_in_one_process_do_not_meet() -> None:
                 found[number] += deltas.tokens + [t for delta in deltas.deltas for t in delta.tokens]
     assert sorted(found[1]) == sorted(expected([5, 6, 7], 15, (), VOCAB))
     assert sorted(found[2]) == sorted(expected([8, 9], 11, (), VOCAB))
+
+
+def test_a_failed_plan_leaves_nothing_behind() -> None:
+    engine, _ = make()
+    fits = engine.scheduler.slots.assign
+
+    def assign(request: Request) -> int:
+        fits(request)
+        raise RuntimeError("out of luck")
+
+    engine.scheduler.slots.assign = assign  # type: ignore[method-assign]
+    engine.submit(Submit(1, [5, 6, 7], SamplingParams()))
+    ((lost,),) = [news.deltas for news in engine.step()]
+    assert lost.finish == "error" and engine.idle
+    engine.scheduler.slots.assign = fits  # type: ignore[method-assign]
+    engine.submit(Submit(2, [5, 6, 7], SamplingParams(max_tokens=8)))
+    assert tokens(drain(engine)[2]) == expected([5, 6, 7], 11, (), VOCAB)
+    assert engine.audit() == 0
+
+
+def test_more_least_tokens_than_the_context_holds() -> None:
+    engine, _ = make()
+    engine.submit(Submit(1, [5, 6, 7], SamplingParams(min_tokens=2**31 - 1), stop_ids=list(range(VOCAB))))
+    news = drain(engine)[1]
+    assert news[-1].finish == "length" and len(tokens(news)) == 61
+
+
+def test_stop_ids_outside_the_vocabulary_are_left_out() -> None:
+    intake = Intake(longest=64, vocab_size=VOCAB, seed=0)
+    request = intake.request(Submit(1, [5], SamplingParams(), stop_ids=[-1, 3, VOCAB]))
+    assert isinstance(request, Request) and request.stop_ids == (3,)

@@ -101,3 +101,16 @@ def test_a_model_that_cannot_be_used(tiny_model: Path, tmp_path: Path, file: str
 def test_too_little_memory(tiny_model: Path) -> None:
     ended = serve("--model", str(tiny_model), "--port", "0", "--kv-cache-memory", "1K")
     assert ended.returncode == 2 and "memory" in ended.stderr and "Traceback" not in ended.stderr
+
+
+def test_stopping_while_the_engine_loads_is_quick(tiny_model: Path) -> None:
+    command = [sys.executable, "-m", "sapwood", "serve", "--model", str(tiny_model), "--port", "0", "--device", "cpu"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while not children.read_text():
+        assert process.poll() is None
+    engine = int(children.read_text().split()[0])
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert not alive(engine)

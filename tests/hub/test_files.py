@@ -106,6 +106,8 @@ def test_an_unknown_name_lists_what_there_is(tmp_path: Path) -> None:
         find("nonesuch", cache=Cache(tmp_path))
     with pytest.raises(ModelError, match="no model '/no/such/path'"):
         find("/no/such/path", cache=Cache(tmp_path))
+    with pytest.raises(ModelError, match=r"^models/none\.gguf does not exist\.$"):  # looks like a hub id, is none
+        find("models/none.gguf", cache=Cache(tmp_path))
 
 
 def test_a_hub_that_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

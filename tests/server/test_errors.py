@@ -208,7 +208,13 @@ async def test_unknown_model(http: httpx.AsyncClient) -> None:
 async def test_unknown_path_method_and_type(http: httpx.AsyncClient) -> None:
     check_shape(await http.get("/v2/nothing"), 404)
     check_shape(await http.get(TEXT), 405)
-    check_shape(await http.post(TEXT, content=b"<x/>", headers={"content-type": "text/xml"}), 415)
+    error = check_shape(await http.post(TEXT, content=b"<x/>", headers={"content-type": "text/xml"}), 415)
+    assert "send the header Content-Type: application/json" in error["message"]
+
+
+async def test_empty_body(http: httpx.AsyncClient) -> None:
+    error = check_shape(await http.post(TEXT, content=b"", headers={"content-type": "application/json"}), 400)
+    assert "empty" in error["message"]
 
 
 @pytest.mark.parametrize("config", [Config(server=ServerConfig(max_body_bytes=1000))])

@@ -155,6 +155,10 @@ class World:
 
     def check(self) -> None:
         tree, running = self.kv.tree, self.scheduler.running()
+        slots = self.scheduler.slots
+        for request in running:
+            wanted = slots.known[request.slot] + slots.flying[request.slot] - slots.fed[request.slot]
+            assert 1 <= wanted <= slots.limit[request.slot]
         nodes = list(tree.nodes())
         assert len(nodes) == tree.num_nodes
         assert sum(node.shelters > 0 for node in nodes) == tree.num_sheltered
