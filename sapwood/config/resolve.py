@@ -148,6 +148,15 @@ def _max_model_len(config: Config, model: ModelShape, device: DeviceFacts) -> tu
         return model.max_positions, "the model's"
     if fits < page:
         weights, free = gib(_weight_bytes(config, model)), gib(device.free_memory)
+        if (
+            (asked := config.cache.kv_cache_memory) is not None
+            and device.kind == "cpu"
+            and asked < _page_bytes(config, model)
+        ):
+            raise ConfigError(
+                f"too little memory: the KV cache is to take {asked} bytes, and one page of {page} tokens takes "
+                f"{_page_bytes(config, model)}. Raise {flag_of('kv_cache_memory')}, or free some memory."
+            )
         raise ConfigError(
             f"too little memory: after {weights} of weights, {free} free on {device.name} leave no room for KV cache. "
             f"Free some memory, take a smaller model, or raise {flag_of('memory_fraction')} or "
@@ -195,6 +204,10 @@ def _weight_bytes(config: Config, model: ModelShape) -> int:
 def _sequence_bytes(config: Config, model: ModelShape, num_tokens: int) -> int:
     elements = num_tokens * model.num_kv_elements_per_token + model.num_kv_elements_per_window
     return elements * ITEMSIZE[config.cache.kv_cache_dtype]
+
+
+def _page_bytes(config: Config, model: ModelShape) -> int:
+    return _sequence_bytes(config, model, _known(config.cache.page_size))
 
 
 def _longest_sequence(config: Config, model: ModelShape, device: DeviceFacts) -> int:

@@ -276,7 +276,8 @@ def _read_start() -> bytes:
 
 def _watch_front(serving: threading.Event, orphaned: threading.Event) -> None:
     """End this process soon after its front: between two steps, or at once while it only loads."""
-    while sys.stdin.buffer.read(1):
+    # Not sys.stdin: a thread that waits in it holds its lock, and the interpreter could not end.
+    while os.read(0, 1):
         pass
     orphaned.set()
     if serving.is_set():
