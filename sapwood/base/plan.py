@@ -65,6 +65,25 @@ class PageCopy:
     targets_C: Ints
 
 
+RUN_LEVELS = 4
+"""Most runs of shared pages that one slot is a member of."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Runs:
+    """Runs of pages that several steady rows share, so that attention may read each once for all of them.
+
+    Run u is positions [lows_U[u], highs_U[u]), multiples of the page size; its members, two at least, are the slots
+    `slots_M[offsets_U1[u] : offsets_U1[u + 1]]`, which have the same pages there in every KV group without a window.
+    The runs of one slot, at most RUN_LEVELS, cover [0, x) without gap or overlap, x at most where its row starts.
+    """
+
+    lows_U: Ints
+    highs_U: Ints
+    offsets_U1: Ints
+    slots_M: Ints
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
     """One step. `pages` and `copies` have one entry per KV group.
@@ -72,7 +91,8 @@ class Plan:
     `owners_R` is the tenancy number of each row's slot; a slot that has changed hands since then has another, and its
     tokens are dropped at commit. `yields_R` tells which rows sample a token at the end of their span. Where a span
     starts, `starts_R` decides (a prompt may move on without computing what another request has computed since); where a
-    steady row starts, the device does, and `starts_R` is the host's upper bound.
+    steady row starts, the device does, and `starts_R` is the host's upper bound. `runs` are those of the steady rows, the
+    same object for as long as they are the same.
     """
 
     number: int
@@ -85,6 +105,7 @@ class Plan:
     admits: tuple[Admit, ...]
     pages: tuple[PageChange, ...]
     copies: tuple[PageCopy, ...]
+    runs: Runs | None = None
 
     @property
     def num_steady(self) -> int:
