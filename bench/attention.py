@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from sapwood.attention.base import Batch
+from sapwood.attention.base import Batch, Limits
 from sapwood.attention.triton import Triton
 from sapwood.base.kv import KVGroup
+from sapwood.kernels import Turn
 
 DEVICE, DTYPE, PAGE = torch.device("cuda"), torch.bfloat16, 16
 CELLS, NUM_LAYERS = 1 << 21, 2
@@ -74,22 +75,21 @@ def batch(num_rows: int, start: int, count: int) -> Batch:
         offsets_R1=offsets_R1,
         tables_GSP=(table_SP,),
         cells_GT=(cells_RN.flatten(),),
-        host_slots_R=host[0],
-        host_starts_R=host[1],
-        host_counts_R=host[2],
+        limits=Limits(decodes=num_rows, spans=0) if count == 1 else Limits(decodes=0, spans=num_rows),
     )
 
 
 def measure(backend: Triton, shape: Shape, step: Batch) -> float:
     """Seconds of one layer: the write of the step's keys and values, and attention."""
     num_tokens = len(step.ids_T)
-    q_THD = torch.randn(num_tokens, shape.num_heads, shape.head_dim, device=DEVICE, dtype=DTYPE)
-    k_TKD, v_TKD = torch.randn(2, num_tokens, shape.num_kv_heads, shape.head_dim, device=DEVICE, dtype=DTYPE)
+    num_heads, half = shape.num_heads + 2 * shape.num_kv_heads, shape.head_dim // 2
+    heads_TXD = torch.randn(num_tokens, num_heads, shape.head_dim, device=DEVICE, dtype=DTYPE)
+    turn = Turn(torch.ones(num_tokens, half, device=DEVICE), torch.zeros(num_tokens, half, device=DEVICE))
     backend.plan(step)
 
     def layers() -> None:
         for layer in range(NUM_LAYERS):
-            backend.run(layer, q_THD, k_TKD, v_TKD, shape.head_dim**-0.5)
+            backend.run(layer, heads_TXD, turn, shape.head_dim**-0.5)
 
     return seconds(layers) / NUM_LAYERS
 

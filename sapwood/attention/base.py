@@ -1,20 +1,62 @@
 """What attention backends share: the batch they read and the protocol they keep.
 
 Suffix legend: T tokens of the step, R rows, S slots of the table, P pages per slot, H query heads, K KV heads,
-D head size.
+X = H + 2K heads side by side, D head size, F half of its rotated dimensions, I tiles of shared runs, M memberships,
+L = RUN_LEVELS.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from sapwood.base.kv import KVGroup
-from sapwood.base.plan import Ints
+from sapwood.kernels import Kernels, Turn
+
+TILE_MEMBERS = 16
+"""Most rows of a tile of a shared run."""
+
+LONG = 1024
+"""Spans of so many tokens or more are named in `Batch.long`."""
+
+
+class Limits(NamedTuple):
+    """What a host knows of a batch's rows: at most so many of one token, and of more."""
+
+    decodes: int
+    spans: int
+
+
+@dataclass(frozen=True, slots=True)
+class Long:
+    """A span of LONG tokens or more, exactly: its row, its first token of the step and that token's position."""
+
+    row: int
+    first: int
+    start: int
+    count: int
+
+
+@dataclass(frozen=True, eq=False)
+class Shared:
+    """Runs of positions that several rows of one token share, cut into tiles of at most TILE_MEMBERS members.
+
+    Device tensors, int32. Tile i is positions [lows_I, highs_I) and memberships [firsts_I, firsts_I + sizes_I); of size
+    0 it is padding. `rows_M` is the row of each membership. A row's runs cover [0, privates_R) once each; what is from
+    there on is its own. `members_RL` are a row's memberships, -1 where it has fewer than RUN_LEVELS.
+    """
+
+    lows_I: Tensor
+    highs_I: Tensor
+    firsts_I: Tensor
+    sizes_I: Tensor
+    rows_M: Tensor
+    privates_R: Tensor
+    members_RL: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +66,11 @@ class Batch:
     Device tensors: `ids_T` and `positions_T` int64; `slots_R`, `starts_R` (first position of the span), `counts_R`
     int32; `offsets_R1` int32 with R + 1 entries; `tables_GSP` one int32 page table per KV group, addressed by slot;
     `cells_GT` one int64 vector per group, the flat KV cell (page * page_size + offset) of each token.
-    Host copies for planning, upper bounds of the device's: `host_slots_R`, `host_starts_R`, `host_counts_R`.
+
+    All of them may be padded: rows beyond the step's have count 0, the slot of nobody and the last offset again; tokens
+    beyond the step's belong to no row and have id, position and cell 0. `limits` are then those of the padded batch.
+    `shared` are runs that a group with a window does not heed. `long` may be empty whatever the spans, and is where
+    the host may not know them: inside a graph.
     """
 
     ids_T: Tensor
@@ -35,9 +81,9 @@ class Batch:
     offsets_R1: Tensor
     tables_GSP: Sequence[Tensor]
     cells_GT: Sequence[Tensor]
-    host_slots_R: Ints
-    host_starts_R: Ints
-    host_counts_R: Ints
+    limits: Limits
+    shared: Shared | None = None
+    long: tuple[Long, ...] = ()
 
 
 class Backend(Protocol):
@@ -45,7 +91,7 @@ class Backend(Protocol):
 
     Order of calls: `allocate` once; then per step `plan` once and `run` once per layer. `run` writes the step's keys
     and values to their cells before anything reads them, so a row may attend to what another row of the same step
-    computes.
+    computes. On CUDA neither of the two waits for the device, and both may be recorded in a graph.
     """
 
     name: str
@@ -67,13 +113,26 @@ class Backend(Protocol):
         """Derive once per step what every layer's `run` needs."""
         ...
 
-    def run(self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, scale: float) -> Tensor:
-        """Write keys and values of the group's `layer`-th layer, attend causally, return out_THD (q's dtype).
+    def run(self, layer: int, heads_TXD: Tensor, turn: Turn, scale: float) -> Tensor:
+        """Turn queries and keys, write keys and values of the group's `layer`-th layer, attend causally.
 
-        Position p sees positions max(0, p - window + 1) .. p of its own slot.
+        `heads_TXD` is [queries | keys | values] and may be overwritten; its last two axes are contiguous. Returns
+        out_THD in its dtype. Position p sees positions max(0, p - window + 1) .. p of its own slot. Tokens of no row
+        come out as anything.
         """
         ...
 
     def copy(self, sources_C: Tensor, targets_C: Tensor) -> None:
         """Copy whole pages, all layers: int64 device tensors of page numbers, sources and targets disjoint."""
         ...
+
+
+def turned(heads_TXD: Tensor, turn: Turn, group: KVGroup, kernels: Kernels) -> tuple[Tensor, Tensor, Tensor]:
+    """(q_THD, k_TKD, v_TKD) of the fused projection, queries and keys turned."""
+    num_qk = group.num_heads + group.num_kv_heads
+    qk_TND, v_TKD = heads_TXD[:, :num_qk], heads_TXD[:, num_qk:]
+    if turn.norm_ND is None:
+        qk_TND = kernels.rope(qk_TND, turn.cos_TF, turn.sin_TF)
+    else:
+        qk_TND = kernels.norm_rope(qk_TND, turn.norm_ND, turn.eps, turn.cos_TF, turn.sin_TF)
+    return qk_TND[:, : group.num_heads], qk_TND[:, group.num_heads :], v_TKD

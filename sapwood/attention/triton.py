@@ -16,8 +16,9 @@ import torch
 import triton
 from torch import Tensor
 
-from sapwood.attention.base import Batch
+from sapwood.attention.base import Batch, turned
 from sapwood.base.kv import KVGroup
+from sapwood.kernels import Turn, choose
 from sapwood.kernels.triton import paged
 
 MOST_SPLITS = 64
@@ -76,6 +77,7 @@ class Triton:
     def __init__(self, group: KVGroup, index: int, device: torch.device, dtype: torch.dtype) -> None:
         self._group, self._index, self._device, self._dtype = group, index, device, dtype
         self._repeat = group.num_heads // group.num_kv_heads
+        self._kernels = choose(device)
         # The interpreter, on a CPU, stands for a device of a few processors, so that tests see splits.
         is_cuda = device.type == "cuda"
         self._num_processors = torch.cuda.get_device_properties(device).multi_processor_count if is_cuda else 8
@@ -98,24 +100,21 @@ class Triton:
 
     def plan(self, batch: Batch) -> None:
         self._batch = batch
-        num_rows, num_tokens = len(batch.host_counts_R), len(batch.ids_T)
-        num_spans = int((batch.host_counts_R > 1).sum())
-        self._has_decode = num_spans < num_rows
+        num_rows, num_tokens, num_spans = len(batch.counts_R), len(batch.ids_T), batch.limits.spans
+        self._has_decode = batch.limits.decodes > 0
         self._tiles = None
         if num_spans:
-            # The host's counts are upper bounds: without a decode launch, a span that came out as one query is a tile.
-            num_tiles = num_tokens // self._tile_queries + num_spans
-            self._tiles = self._map_tiles(batch.counts_R, num_tiles, 2 if self._has_decode else 1)
+            self._tiles = self._map_tiles(batch.counts_R, num_tokens // self._tile_queries + num_spans)
         if self._has_decode:
             self._plan_splits(num_rows)
 
-    def _map_tiles(self, counts_R: Tensor, num_tiles: int, least: int) -> tuple[Tensor, Tensor]:
-        """Row (-1 for none) and first query of each tile of the rows of at least `least` queries.
+    def _map_tiles(self, counts_R: Tensor, num_tiles: int) -> tuple[Tensor, Tensor]:
+        """Row (-1 for none) and first query of each tile of the rows of several queries.
 
         `num_tiles` bounds the sum over those rows of ceil(count / tile_queries).
         """
         tiles_R = (counts_R + (self._tile_queries - 1)).div(self._tile_queries, rounding_mode="floor")
-        tiles_R = tiles_R * (counts_R >= least)
+        tiles_R = tiles_R * (counts_R > 1)
         ends_R = tiles_R.cumsum(0)
         tile_I = torch.arange(num_tiles, device=self._device)
         rows_I = torch.searchsorted(ends_R, tile_I, right=True)
@@ -136,9 +135,9 @@ class Triton:
 
     # ---- once per layer
 
-    def run(self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, scale: float) -> Tensor:
+    def run(self, layer: int, heads_TXD: Tensor, turn: Turn, scale: float) -> Tensor:
         group = self._group
-        q_THD, k_TKD, v_TKD = (_token_rows(x) for x in (q_THD, k_TKD, v_TKD))
+        q_THD, k_TKD, v_TKD = (_token_rows(x) for x in turned(heads_TXD, turn, group, self._kernels))
         out_THD = torch.empty(q_THD.shape, dtype=q_THD.dtype, device=q_THD.device)
         size = group.num_kv_heads * group.head_dim
         paged.write[(len(k_TKD),)](

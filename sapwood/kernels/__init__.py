@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,18 @@ from torch import Tensor
 from sapwood.kernels import plain
 
 Activation = Literal["silu", "gelu_tanh"]
+
+
+class Turn(NamedTuple):
+    """How a step's queries and keys are turned: each head normed by its row of `norm_ND`, if there is one, then rotated.
+
+    Float32, contiguous; the arguments of `Kernels.norm_rope`.
+    """
+
+    cos_TF: Tensor
+    sin_TF: Tensor
+    norm_ND: Tensor | None = None
+    eps: float = 0.0
 
 
 @dataclass(frozen=True)

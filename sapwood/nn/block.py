@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sapwood.arch import parts
+from sapwood.kernels import Turn
 from sapwood.nn.layers import Angles, Norm
 from sapwood.nn.make import Build, Layer, make
 
@@ -21,29 +22,24 @@ class Attention(nn.Module):
         super().__init__()
         self.qkv = make(part.qkv, how, layer)
         self.out = make(part.out, how, layer)
-        self._num_heads, self._num_qk = part.num_heads, part.num_heads + part.num_kv_heads
-        self._shape = (self._num_qk + part.num_kv_heads, part.head_dim)
-        self._scale, self._kernels = part.scale, how.kernels
+        num_qk = part.num_heads + part.num_kv_heads
+        self._shape, self._scale = (num_qk + part.num_kv_heads, part.head_dim), part.scale
         self._backend, self._layer = layer.backend, layer.number
         self._rope = layer.ropes.index(part.rope)
-        self.q_norm: Norm | None = None
+        self._norm_ND: Tensor | None = None
+        self._eps = 0.0
         if part.q_norm is not None and part.k_norm is not None:
             # One weight for queries and keys side by side, so that one kernel norms and rotates both.
             assert part.q_norm.eps == part.k_norm.eps
-            self._norm_ND = torch.empty((self._num_qk, part.head_dim), device=how.device)
-            self.q_norm = Norm(part.q_norm, how, weight=self._norm_ND[: part.num_heads])
-            self.k_norm = Norm(part.k_norm, how, weight=self._norm_ND[part.num_heads :])
+            norm_ND = torch.empty((num_qk, part.head_dim), device=how.device)
+            self.q_norm = Norm(part.q_norm, how, weight=norm_ND[: part.num_heads])
+            self.k_norm = Norm(part.k_norm, how, weight=norm_ND[part.num_heads :])
+            self._norm_ND, self._eps = norm_ND, part.q_norm.eps
 
     def forward(self, x_TE: Tensor, angles: Sequence[Angles]) -> Tensor:
         heads_TXD = self.qkv(x_TE).unflatten(-1, self._shape)
-        qk_TND, v_TKD = heads_TXD[:, : self._num_qk], heads_TXD[:, self._num_qk :]
-        cos_TF, sin_TF = angles[self._rope]
-        if self.q_norm is None:
-            qk_TND = self._kernels.rope(qk_TND, cos_TF, sin_TF)
-        else:
-            qk_TND = self._kernels.norm_rope(qk_TND, self._norm_ND, self.q_norm.eps, cos_TF, sin_TF)
-        q_THD, k_TKD = qk_TND[:, : self._num_heads], qk_TND[:, self._num_heads :]
-        out_THD = self._backend.run(self._layer, q_THD, k_TKD, v_TKD, self._scale)
+        turn = Turn(*angles[self._rope], self._norm_ND, self._eps)
+        out_THD = self._backend.run(self._layer, heads_TXD, turn, self._scale)
         out_TE: Tensor = self.out(out_THD.flatten(1))
         return out_TE
 

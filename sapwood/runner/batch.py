@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sapwood.attention.base import Batch
+from sapwood.attention.base import LONG, Batch, Limits, Long
 from sapwood.base.kv import KVGroup
 from sapwood.base.plan import Ints, Plan
 from sapwood.runner.table import Table
@@ -69,9 +69,8 @@ class Batcher:
             offsets_R1=shape.offsets_R1,
             tables_GSP=self._tables,
             cells_GT=cells_GT.unbind(0),
-            host_slots_R=plan.slots_R,
-            host_starts_R=plan.starts_R,
-            host_counts_R=plan.counts_R,
+            limits=_limits(plan),
+            long=_long(plan),
         )
 
     def _shape(self, plan: Plan) -> Shape:
@@ -93,3 +92,18 @@ class Batcher:
         columns = [plan.slots_R, plan.counts_R, offsets, plan.slots_R[rows], rows, plan.starts_R[plan.num_steady :]]
         slots_R, counts_R, offsets_R1, slots_T, rows_T, starts_N = upload(columns, self._table.device)
         return Shape(slots_R, counts_R, offsets_R1, slots_T, rows_T, (slots_R[plan.num_steady :], starts_N))
+
+
+def _limits(plan: Plan) -> Limits:
+    spans = int(np.count_nonzero(plan.counts_R[plan.num_steady :] > 1))
+    return Limits(decodes=plan.num_rows - spans, spans=spans)
+
+
+def _long(plan: Plan) -> tuple[Long, ...]:
+    rows = np.flatnonzero(plan.counts_R[plan.num_steady :] >= LONG) + plan.num_steady
+    if not len(rows):
+        return ()
+    firsts_R = np.cumsum(plan.counts_R) - plan.counts_R
+    return tuple(
+        Long(row, int(firsts_R[row]), int(plan.starts_R[row]), int(plan.counts_R[row])) for row in rows.tolist()
+    )

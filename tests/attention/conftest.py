@@ -18,8 +18,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sapwood.attention.base import Backend, Batch
+from sapwood.attention.base import Backend, Batch, Limits
 from sapwood.base.kv import KVGroup
+from sapwood.kernels import Turn
 
 
 @dataclass
@@ -102,17 +103,17 @@ class World:
             offsets_R1=place(offsets),
             tables_GSP=(torch.zeros_like(table), table),
             cells_GT=(place(torch.zeros_like(cells)), place(cells)),
-            host_slots_R=slots,
-            host_starts_R=starts,
-            host_counts_R=counts,
+            limits=Limits(decodes=int((counts == 1).sum()), spans=int((counts > 1).sum())),
         )
 
     def step(self, backend: Backend, spans: list[tuple[int, int]], *, padding: int = 0) -> None:
         """Feed the spans through every layer; the last layer's outputs are kept."""
         backend.plan(self.batch(spans, padding=padding))
+        num_tokens, half = sum(count for _, count in spans) + padding, self.group.head_dim // 2
+        ones, zeros = (torch.full((num_tokens, half), angle, device=self.device) for angle in (1.0, 0.0))
         for layer in range(self.group.num_layers):
             flat = [self._flat(tensors, layer, spans, padding) for tensors in (self.queries, self.keys, self.values)]
-            out_THD = backend.run(layer, *flat, self.scale).float().cpu()
+            out_THD = backend.run(layer, torch.cat(flat, dim=1), Turn(ones, zeros), self.scale).float().cpu()
             assert out_THD.shape == flat[0].shape
             if layer == self.group.num_layers - 1:
                 place = 0

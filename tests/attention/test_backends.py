@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from sapwood.attention.base import Backend
+from sapwood.attention.base import Backend, Limits
 from sapwood.attention.cpu import Cpu
 from sapwood.attention.reference import Reference
 from sapwood.base.kv import KVGroup
@@ -197,13 +197,13 @@ def test_random_large_schedules(backend: Any, window: int | None, world: Any) ->
     made.check()
 
 
-def test_host_counts_are_upper_bounds(start: Start) -> None:
-    """Spans that the host believes longer than they are, as after a draft that was not accepted."""
+def test_limits_are_upper_bounds(start: Start) -> None:
+    """More rows of either kind than there are, as in a graph made for a bucket."""
     world, backend = start(group(), (20, 14))
     world.step(backend, [(0, 12), (1, 9)])
     batch = world.batch
     world.batch = lambda *args, **options: replace(
-        made := batch(*args, **options), host_counts_R=made.host_counts_R + 2, host_starts_R=made.host_starts_R + 1
+        made := batch(*args, **options), limits=Limits(len(made.counts_R), len(made.counts_R))
     )
     world.step(backend, [(0, 1), (1, 1)], padding=4)
     world.step(backend, [(0, 3), (1, 1)], padding=4)
