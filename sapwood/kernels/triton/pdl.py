@@ -1,0 +1,29 @@
+"""Programmatic dependent launch: the blocks of a kernel start while the kernel before it on the stream still ends.
+
+A kernel that is launched so (`launch_pdl=True`, from compute capability 9.0 on) may do at once what depends on no other
+kernel, such as reading weights. Before it reads or writes anything that another kernel of the step touches, it calls
+`join`; every kernel launched so must, since "the kernel before has ended" then means that all before it have.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import triton
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+
+@functools.cache
+def supported(device: torch.device) -> bool:
+    """Whether kernels on this device may be launched so; never in Triton's interpreter."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+@triton.jit
+def join():
+    """Let the next kernel's blocks start, then wait until the kernel before has ended and its writes are seen."""
+    gdc_launch_dependents()
+    gdc_wait()
