@@ -1,7 +1,7 @@
-"""The elementwise kernels between the matrix products, chosen once per device.
+"""The matrix products of plain weights and the kernels between them, chosen once per device.
 
-Suffix legend: T tokens, E hidden size, N query and key heads side by side, D head size, F half of the rotated
-dimensions of a head, M intermediate size; a leading `...` is any number of axes.
+Suffix legend: T tokens, V vocabulary, E hidden size, N query and key heads side by side, D head size, F half of the
+rotated dimensions of a head, M intermediate size, I inputs and O outputs of a product.
 """
 
 from __future__ import annotations
@@ -11,11 +11,19 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sapwood.kernels import plain
 
 Activation = Literal["silu", "gelu_tanh"]
+
+
+class RmsNorm(NamedTuple):
+    """The float32 weight_E and the eps of an RMS norm."""
+
+    weight_E: Tensor
+    eps: float
 
 
 class Turn(NamedTuple):
@@ -30,6 +38,9 @@ class Turn(NamedTuple):
     eps: float = 0.0
 
 
+Few = Callable[[Tensor, Tensor, Tensor | None, RmsNorm | None, Tensor | None, Activation | None], tuple[Tensor, Tensor]]
+
+
 @dataclass(frozen=True)
 class Kernels:
     """One function per job; every one computes in float32 inside and returns its input's dtype.
@@ -37,6 +48,9 @@ class Kernels:
     Any tensor argument may be a strided view whose last axis is contiguous, but weights are contiguous. Norm weights
     are float32 whatever the model's dtype, and hold the whole factor (Gemma's 1 + w is added up when loaded).
     """
+
+    embed: Callable[[Tensor, Tensor, float], Tensor]
+    """embed(ids_T, weight_VE, scale) -> x_TE: the ids' rows times scale. The ids must be below V."""
 
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     """rms_norm(x_TE, weight_E, eps) -> normed_TE: x / sqrt(mean(x²) + eps) * weight, x untouched."""
@@ -56,8 +70,55 @@ class Kernels:
     gated: Callable[[Tensor, Activation], Tensor]
     """gated(x_T2M, activation) -> out_TM: activation(x[:, :M]) * x[:, M:]; gelu_tanh is GELU's tanh approximation."""
 
+    few: Few | None = None
+    """few(x_TI, weight_OI, bias_O, norm, residual_TI, activation): what `linear` does, as one launch, for at most
+    `few_tokens` tokens of bfloat16 or float16."""
+
+    few_tokens: int = 0
+
+    def linear(
+        self,
+        x_TI: Tensor,
+        weight_OI: Tensor,
+        bias_O: Tensor | None = None,
+        norm: RmsNorm | None = None,
+        residual_TI: Tensor | None = None,
+        activation: Activation | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The product of plain weights between its neighbours, as `around` has them."""
+        few = self.few
+        if few is None or len(x_TI) > self.few_tokens or x_TI.dtype not in (torch.bfloat16, torch.float16):
+            return self.around(lambda x_TI: F.linear(x_TI, weight_OI, bias_O), x_TI, norm, residual_TI, activation)
+        if norm is None or x_TI.dtype == torch.bfloat16:
+            return few(x_TI, weight_OI, bias_O, norm, residual_TI, activation)
+        # The kernel norms last, and a value not yet normed may be beyond float16.
+        return self.around(
+            lambda x_TI: few(x_TI, weight_OI, bias_O, None, None, activation)[0], x_TI, norm, residual_TI, None
+        )
+
+    def around(
+        self,
+        product: Callable[[Tensor], Tensor],
+        x_TI: Tensor,
+        norm: RmsNorm | None,
+        residual_TI: Tensor | None,
+        activation: Activation | None,
+    ) -> tuple[Tensor, Tensor]:
+        """(y_TO, sum_TI): sum = x + residual, or x where there is none; y = gated(product(rms_norm(sum))), where norm
+        and gate may be None. A residual comes with a norm, and may be overwritten with the sum; `x` may not."""
+        if norm is None:
+            assert residual_TI is None
+            normed_TI = x_TI
+        elif residual_TI is None:
+            normed_TI = self.rms_norm(x_TI, *norm)
+        else:
+            normed_TI, x_TI = self.add_rms_norm(x_TI, residual_TI, *norm)
+        y_TO = product(normed_TI)
+        return (y_TO if activation is None else self.gated(y_TO, activation)), x_TI
+
 
 PLAIN = Kernels(
+    embed=plain.embed,
     rms_norm=plain.rms_norm,
     add_rms_norm=plain.add_rms_norm,
     rope=plain.rope,

@@ -10,6 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def embed(ids_T: Tensor, weight_VE: Tensor, scale: float) -> Tensor:
+    x_TE = F.embedding(ids_T, weight_VE)
+    return x_TE if scale == 1.0 else x_TE * scale
+
+
 def rms_norm(x_TE: Tensor, weight_E: Tensor, eps: float) -> Tensor:
     if x_TE.dtype == torch.float32:
         return F.rms_norm(x_TE, weight_E.shape, weight_E, eps)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sapwood.arch import parts
-from sapwood.kernels import Turn
+from sapwood.kernels import RmsNorm, Turn
 from sapwood.nn.layers import Angles, Norm
 from sapwood.nn.make import Build, Layer, make
 
@@ -36,12 +36,15 @@ class Attention(nn.Module):
             self.k_norm = Norm(part.k_norm, how, weight=norm_ND[part.num_heads :])
             self._norm_ND, self._eps = norm_ND, part.q_norm.eps
 
-    def forward(self, x_TE: Tensor, angles: Sequence[Angles]) -> Tensor:
-        heads_TXD = self.qkv(x_TE).unflatten(-1, self._shape)
+    def forward(
+        self, x_TE: Tensor, residual_TE: Tensor | None, norm: RmsNorm, angles: Sequence[Angles]
+    ) -> tuple[Tensor, Tensor]:
+        """Attention over the norm of x + residual; returns what it yields, and that sum."""
+        heads_TX, residual_TE = self.qkv.normed(x_TE, residual_TE, norm)
+        heads_TXD = heads_TX.unflatten(-1, self._shape)
         turn = Turn(*angles[self._rope], self._norm_ND, self._eps)
         out_THD = self._backend.run(self._layer, heads_TXD, turn, self._scale)
-        out_TE: Tensor = self.out(out_THD.flatten(1))
-        return out_TE
+        return self.out(out_THD.flatten(1)), residual_TE
 
 
 class Mlp(nn.Module):
@@ -49,11 +52,12 @@ class Mlp(nn.Module):
         super().__init__()
         self.gate_up = make(part.gate_up, how, layer)
         self.down = make(part.down, how, layer)
-        self._activation, self._gated = part.activation, how.kernels.gated
+        self._activation = part.activation
 
-    def forward(self, x_TE: Tensor) -> Tensor:
-        out_TE: Tensor = self.down(self._gated(self.gate_up(x_TE), self._activation))
-        return out_TE
+    def forward(self, x_TE: Tensor, residual_TE: Tensor | None, norm: RmsNorm) -> tuple[Tensor, Tensor]:
+        """The MLP of the norm of x + residual; returns what it yields, and that sum."""
+        inner_TM, residual_TE = self.gate_up.normed(x_TE, residual_TE, norm, self._activation)
+        return self.down(inner_TM), residual_TE
 
 
 class Block(nn.Module):
@@ -68,12 +72,10 @@ class Block(nn.Module):
 
     def forward(self, x_TE: Tensor, residual_TE: Tensor | None, angles: Sequence[Angles]) -> tuple[Tensor, Tensor]:
         """x is what the block before yielded, not yet added to the residual stream; returns the same pair."""
-        x_TE, residual_TE = self.attention_norm.join(x_TE, residual_TE)
-        x_TE = self.attention(x_TE, angles)
+        x_TE, residual_TE = self.attention(x_TE, residual_TE, self.attention_norm.rms, angles)
         if self.after_attention is not None:
             x_TE = self.after_attention(x_TE)
-        x_TE, residual_TE = self.mlp_norm.join(x_TE, residual_TE)
-        x_TE = self.mlp(x_TE)
+        x_TE, residual_TE = self.mlp(x_TE, residual_TE, self.mlp_norm.rms)
         if self.after_mlp is not None:
             x_TE = self.after_mlp(x_TE)
         return x_TE, residual_TE

@@ -8,13 +8,14 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sapwood.arch import parts
 from sapwood.arch.rope import frequencies
 from sapwood.arch.shard import Piece
+from sapwood.kernels import RmsNorm
 from sapwood.nn.make import Build, Layer, make
+from sapwood.quant.base import Weights
 
 
 class Norm(nn.Module):
@@ -34,6 +35,10 @@ class Norm(nn.Module):
         if self._offset:
             self.weight.add_(self._offset)
 
+    @property
+    def rms(self) -> RmsNorm:
+        return RmsNorm(self.weight, self.eps)
+
     def forward(self, x_TE: Tensor) -> Tensor:
         return self._kernels.rms_norm(x_TE, self.weight, self.eps)
 
@@ -51,22 +56,21 @@ class Embedding(nn.Module):
         super().__init__()
         weight_VE = torch.empty((part.vocab_size, part.hidden_size), device=how.device, dtype=how.dtype)
         self.weight = nn.Parameter(weight_VE, requires_grad=False)
-        self._scale = torch.tensor(part.scale, dtype=how.dtype).item()
+        self._scale, self._kernels = torch.tensor(part.scale, dtype=how.dtype).item(), how.kernels
 
     def load(self, piece: Piece, data: Tensor) -> None:
         self.weight[piece.target].copy_(data)
 
     def forward(self, ids_T: Tensor) -> Tensor:
-        x_TE = F.embedding(ids_T, self.weight)
-        return x_TE if self._scale == 1.0 else x_TE * self._scale
+        return self._kernels.embed(ids_T, self.weight, self._scale)
 
     def project(self, x_TE: Tensor) -> Tensor:
         """The logits [T, V] of a head that is tied to the embedding."""
-        return F.linear(x_TE, self.weight)
+        return self._kernels.linear(x_TE, self.weight)[0]
 
 
-def _linear(part: parts.Linear, how: Build, layer: Layer | None) -> nn.Module:
-    return how.method.create(part, how.device, how.dtype)
+def _linear(part: parts.Linear, how: Build, layer: Layer | None) -> Weights:
+    return how.method.create(part, how.device, how.dtype, how.kernels)
 
 
 make.register(parts.Linear, _linear)
@@ -82,15 +86,14 @@ class Angles(NamedTuple):
 
 
 class Rotary(nn.Module):
-    """Tables of cos and sin, made once."""
+    """Tables of cos and sin, made once, side by side so that one launch looks both up."""
 
     def __init__(self, rope: parts.Rope, num_positions: int, device: torch.device) -> None:
         super().__init__()
         spectrum = frequencies(rope)
         radians_F = torch.tensor(spectrum.radians, dtype=torch.float32, device=device)
         angles_PF = torch.arange(num_positions, dtype=torch.float32, device=device)[:, None] * radians_F
-        self._cos_PF = angles_PF.cos().mul_(spectrum.factor)
-        self._sin_PF = angles_PF.sin().mul_(spectrum.factor)
+        self._both_2PF = torch.stack((angles_PF.cos(), angles_PF.sin())).mul_(spectrum.factor)
 
     def forward(self, positions_T: Tensor) -> Angles:
-        return Angles(self._cos_PF[positions_T], self._sin_PF[positions_T])
+        return Angles(*self._both_2PF.index_select(1, positions_T))

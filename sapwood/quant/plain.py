@@ -1,35 +1,44 @@
-"""Weights in the model's own dtype."""
+"""Weights in the model's own dtype.
+
+Suffix legend: T tokens, I inputs, O outputs.
+"""
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sapwood.arch.parts import Linear
 from sapwood.arch.shard import Piece
+from sapwood.kernels import Activation, Kernels, RmsNorm
+from sapwood.quant.base import Weights
 
 
-class PlainWeights(nn.Module):
-    """weight_OI and, where the part has one, bias_O (O outputs, I inputs)."""
+class PlainWeights(Weights):
+    """weight_OI and, where the part has one, bias_O."""
 
-    def __init__(self, part: Linear, device: torch.device, dtype: torch.dtype) -> None:
-        super().__init__()
+    def __init__(self, part: Linear, device: torch.device, dtype: torch.dtype, kernels: Kernels) -> None:
+        super().__init__(kernels)
         self.weight = _empty((part.out, part.inp), device, dtype)
         self.bias = _empty((part.out,), device, dtype) if part.bias else None
 
     def load(self, piece: Piece, data: Tensor) -> None:
         self.get_parameter(piece.param)[piece.target].copy_(data)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+    def forward(self, x_TI: Tensor) -> Tensor:
+        return self._kernels.linear(x_TI, self.weight, self.bias)[0]
+
+    def normed(
+        self, x_TI: Tensor, residual_TI: Tensor | None, norm: RmsNorm, activation: Activation | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return self._kernels.linear(x_TI, self.weight, self.bias, norm, residual_TI, activation)
 
 
 class Plain:
     """The Method that stores weights as they are multiplied."""
 
-    def create(self, part: Linear, device: torch.device, dtype: torch.dtype) -> PlainWeights:
-        return PlainWeights(part, device, dtype)
+    def create(self, part: Linear, device: torch.device, dtype: torch.dtype, kernels: Kernels) -> PlainWeights:
+        return PlainWeights(part, device, dtype, kernels)
 
 
 def _empty(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> nn.Parameter:

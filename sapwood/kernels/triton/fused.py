@@ -1,4 +1,5 @@
-"""The elementwise kernels as one launch each; `sapwood.kernels.plain` holds their twins and `Kernels` their contracts.
+"""The kernels between the products as one launch each, with their contracts in `sapwood.kernels.Kernels` and their
+twins in `sapwood.kernels.plain`.
 
 All compute in float32 and address rows by a stride, so that a slice of a fused projection needs no copy.
 """
@@ -13,6 +14,20 @@ import triton.language as tl
 from torch import Tensor
 
 from sapwood.kernels import Kernels
+from sapwood.kernels.triton import few, pdl
+
+
+@triton.jit
+def _embed(ids_T, weight_VE, out_TE, scale, E: tl.constexpr, PDL: tl.constexpr, BLOCK: tl.constexpr):
+    """Grid (T, ceil(E / BLOCK))."""
+    token = tl.program_id(0).to(tl.int64)
+    i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = i < E
+    if PDL:
+        pdl.join()
+    row = tl.load(ids_T + token).to(tl.int64)
+    x = tl.load(weight_VE + row * E + i, mask=inside, other=0.0).to(tl.float32) * scale
+    tl.store(out_TE + token * E + i, x.to(out_TE.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -26,12 +41,16 @@ def _norm(
     eps,
     E: tl.constexpr,
     ADD: tl.constexpr,
+    PDL: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Grid (T,). ADD: the sum, rounded as it will be read later, replaces the residual."""
     token = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, BLOCK)
     inside = i < E
+    weight = tl.load(weight_E + i, mask=inside, other=0.0)
+    if PDL:
+        pdl.join()
     x = tl.load(x_TE + token * x_stride + i, mask=inside, other=0.0).to(tl.float32)
     if ADD:
         place = residual_TE + token * residual_stride + i
@@ -39,8 +58,7 @@ def _norm(
         tl.store(place, kept, mask=inside)
         x = kept.to(tl.float32)
     factor = tl.rsqrt(tl.sum(x * x, axis=0) / E + eps)
-    normed = x * factor * tl.load(weight_E + i, mask=inside, other=0.0)
-    tl.store(out_TE + token * E + i, normed.to(out_TE.dtype.element_ty), mask=inside)
+    tl.store(out_TE + token * E + i, (x * factor * weight).to(out_TE.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -93,8 +111,10 @@ def _turn(
 
 
 @triton.jit
-def _gate(x_T2M, x_stride, out_TM, M: tl.constexpr, SILU: tl.constexpr, BLOCK: tl.constexpr):
+def _gate(x_T2M, x_stride, out_TM, M: tl.constexpr, SILU: tl.constexpr, PDL: tl.constexpr, BLOCK: tl.constexpr):
     """Grid (T, ceil(M / BLOCK))."""
+    if PDL:
+        pdl.join()
     token = tl.program_id(0).to(tl.int64)
     m = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = m < M
@@ -104,6 +124,16 @@ def _gate(x_T2M, x_stride, out_TM, M: tl.constexpr, SILU: tl.constexpr, BLOCK: t
     slope = gate if SILU else 1.5957691216057308 * (gate + 0.044715 * gate * gate * gate)
     out = gate * up / (1.0 + tl.exp(-slope))
     tl.store(out_TM + token * M + m, out.to(out_TM.dtype.element_ty), mask=inside)
+
+
+def embed(ids_T: Tensor, weight_VE: Tensor, scale: float) -> Tensor:
+    num_tokens, size = len(ids_T), weight_VE.shape[1]
+    out_TE = torch.empty((num_tokens, size), dtype=weight_VE.dtype, device=weight_VE.device)
+    block, early = min(2048, triton.next_power_of_2(size)), pdl.supported(weight_VE.device)
+    _embed[(num_tokens, triton.cdiv(size, block))](
+        ids_T, weight_VE, out_TE, scale, E=size, PDL=early, BLOCK=block, num_warps=4, launch_pdl=early
+    )
+    return out_TE
 
 
 def rms_norm(x_TE: Tensor, weight_E: Tensor, eps: float) -> Tensor:
@@ -118,10 +148,11 @@ def _launch_norm(x_TE: Tensor, residual_TE: Tensor | None, weight_E: Tensor, eps
     num_tokens, size = x_TE.shape
     out_TE = torch.empty(x_TE.shape, dtype=x_TE.dtype, device=x_TE.device)
     residual_stride = 0 if residual_TE is None else residual_TE.stride(0)
-    block = triton.next_power_of_2(size)
+    block, early = triton.next_power_of_2(size), pdl.supported(x_TE.device)
     _norm[(num_tokens,)](
         x_TE, x_TE.stride(0), residual_TE, residual_stride, weight_E, out_TE, eps,
-        E=size, ADD=residual_TE is not None, BLOCK=block, num_warps=min(16, max(1, block // 512)),
+        E=size, ADD=residual_TE is not None, PDL=early, BLOCK=block, num_warps=min(16, max(1, block // 512)),
+        launch_pdl=early,
     )  # fmt: skip
     return out_TE
 
@@ -151,11 +182,21 @@ def gated(x_T2M: Tensor, activation: str) -> Tensor:
     assert activation in ("silu", "gelu_tanh")
     num_tokens, size = x_T2M.shape[0], x_T2M.shape[1] // 2
     out_TM = torch.empty((num_tokens, size), dtype=x_T2M.dtype, device=x_T2M.device)
-    block = min(1024, triton.next_power_of_2(size))
+    block, early = min(1024, triton.next_power_of_2(size)), pdl.supported(x_T2M.device)
     _gate[(num_tokens, triton.cdiv(size, block))](
-        x_T2M, x_T2M.stride(0), out_TM, M=size, SILU=activation == "silu", BLOCK=block, num_warps=4
-    )
+        x_T2M, x_T2M.stride(0), out_TM, M=size, SILU=activation == "silu", PDL=early, BLOCK=block, num_warps=4,
+        launch_pdl=early,
+    )  # fmt: skip
     return out_TM
 
 
-KERNELS = Kernels(rms_norm=rms_norm, add_rms_norm=add_rms_norm, rope=rope, norm_rope=norm_rope, gated=gated)
+KERNELS = Kernels(
+    embed=embed,
+    rms_norm=rms_norm,
+    add_rms_norm=add_rms_norm,
+    rope=rope,
+    norm_rope=norm_rope,
+    gated=gated,
+    few=few.product,
+    few_tokens=few.FEW,
+)
