@@ -32,6 +32,8 @@ RECORD = np.dtype(
     align=True,
 )
 RECORD_WORDS = RECORD.itemsize // 4
+WORDS = {name: offset // 4 for name, (_, offset, *_) in (RECORD.fields or {}).items()}
+"""The first int32 word of each column of a record."""
 
 _KINDS = {"i8": torch.int64, "i4": torch.int32, "f4": torch.float32}
 _COLUMNS = {
@@ -69,7 +71,8 @@ def needs(params: SamplingParams, *, stop_ids: tuple[int, ...], min_len: int, pr
 
 
 def records(settings: Sequence[tuple[SamplingParams, int, int, int]]) -> NDArray[Any]:
-    """RECORDs of params, seed, min_len and prompt_len. A seed may be any integer; its low 64 bits count."""
+    """RECORDs of params, seed, min_len and prompt_len. A seed may be any integer; its low 64 bits count. The temperature
+    of greedy params is 0."""
     return np.array(
         [
             (
@@ -77,7 +80,7 @@ def records(settings: Sequence[tuple[SamplingParams, int, int, int]]) -> NDArray
                 prompt_len,
                 min_len,
                 max(params.top_k, 0),
-                params.temperature,
+                0.0 if params.greedy else params.temperature,
                 params.top_p,
                 params.min_p,
                 params.repetition_penalty,
