@@ -96,10 +96,10 @@ def test_chain_in_a_graph() -> None:
 
     cases = [Case(i, 4, 1024, 2048, "cuda", torch.bfloat16) for i in range(6)]
     outs = [torch.randn(1024, 1024, device="cuda").to(torch.bfloat16) / 32 for _ in cases]
-    x0 = cases[0].x.contiguous()
+    x0 = cases[0].x
 
     def chain(kernels: Kernels) -> Tensor:
-        x, residual = x0, None
+        x, residual = x0.clone(), None  # it becomes the residual, which may be overwritten
         for case, out in zip(cases, outs, strict=True):
             x, residual = kernels.linear(x, case.weight, None, case.norm, residual, "silu")
             x = kernels.linear(x, out)[0]

@@ -46,6 +46,14 @@ def same(got: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(got, expected, atol=tolerance, rtol=tolerance)
 
 
+@pytest.mark.parametrize("scale", [1.0, 3.5])
+@pytest.mark.parametrize("kind", [torch.int64, torch.int32])
+def test_embed(fused: Kernels, device: str, dtype: torch.dtype, scale: float, kind: torch.dtype) -> None:
+    weight = draw(7, 2100, device=device, dtype=dtype).contiguous()
+    ids = torch.tensor([6, 0, 3, 3], device=device, dtype=kind)
+    same(fused.embed(ids, weight, scale), PLAIN.embed(ids, weight, scale))
+
+
 @pytest.mark.parametrize("size", [1, 96, 576])
 def test_rms_norm(fused: Kernels, device: str, dtype: torch.dtype, size: int) -> None:
     x, weight = draw(3, size, device=device, dtype=dtype), draw(size, device=device).contiguous()

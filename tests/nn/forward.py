@@ -13,6 +13,7 @@ from sapwood.arch.groups import kv_groups
 from sapwood.attention.base import Batch, Limits
 from sapwood.attention.reference import Reference
 from sapwood.hub.files import ModelFiles, open_files
+from sapwood.kernels import PLAIN, Kernels
 from sapwood.nn.build import Build, build
 from sapwood.nn.load import load_weights
 from sapwood.nn.model import Model
@@ -22,19 +23,19 @@ MAX_TOKENS = 128
 CPU = torch.device("cpu")
 
 
-def empty(decoder: Decoder, *, dtype: torch.dtype = torch.float32) -> Model:
+def empty(decoder: Decoder, *, dtype: torch.dtype = torch.float32, kernels: Kernels = PLAIN) -> Model:
     """The model without its weights."""
     backends = [Reference(group, i, CPU, dtype) for i, group in enumerate(kv_groups(decoder, PAGE_SIZE))]
     for backend in backends:
         backend.allocate(MAX_TOKENS // PAGE_SIZE + 1)
-    return build(decoder, Build(device=CPU, dtype=dtype, backends=backends))
+    return build(decoder, Build(device=CPU, dtype=dtype, backends=backends, kernels=kernels))
 
 
-def load(files: ModelFiles | Path, *, dtype: torch.dtype = torch.float32) -> Model:
+def load(files: ModelFiles | Path, *, dtype: torch.dtype = torch.float32, kernels: Kernels = PLAIN) -> Model:
     """The model of a directory or GGUF file."""
     if isinstance(files, Path):
         files = open_files(files, name=files.name)
-    model = empty(declare(files.config), dtype=dtype)
+    model = empty(declare(files.config), dtype=dtype, kernels=kernels)
     load_weights(model, files)
     return model
 

@@ -29,7 +29,7 @@ _CHUNK, _MOST_CHUNKS = 256, 128
 class Setting(NamedTuple):
     """How a product is cut: programs of so many rows and warps, which keep `stages` tiles of `depth` columns coming.
 
-    `dot`: by tensor cores, on tokens padded to 16; else by multiply-adds, on tokens padded to a power of two.
+    `dot`: by tensor cores, on tokens padded to 16 or more; else by multiply-adds, for one token.
     """
 
     dot: bool
@@ -39,11 +39,22 @@ class Setting(NamedTuple):
     stages: int
 
 
-def setting(outputs: int, inputs: int, num_tokens: int) -> Setting:
-    """The setting for a weight of this shape."""
-    if num_tokens <= 2:
-        return Setting(False, 4, 1024, 4, 1)
-    return Setting(True, 64, 128, 4, 4)
+_SETTINGS: dict[tuple[int, int], dict[int, Setting]] = {}
+"""The best settings found by `bench/linear.py --sweep` on an H100: {(rows, columns of the weight): {up to so many
+tokens: setting}}."""
+
+
+def setting(shape: tuple[int, int], outputs: int, num_tokens: int) -> Setting:
+    """The setting for a weight of this shape, which yields so many outputs."""
+    for most, found in _SETTINGS.get(shape, {}).items():
+        if num_tokens <= most:
+            return found
+    if num_tokens == 1:
+        return Setting(False, 4, min(1024, triton.next_power_of_2(shape[1])), 4, 3)
+    # Enough programs for every multiprocessor to have one or more.
+    if outputs >= 1 << 13:
+        return Setting(True, 64, 128, 4, 3)
+    return Setting(True, 32 if outputs >= 1 << 12 else 16, 256, 4, 4)
 
 
 @triton.jit(do_not_specialize=["T"])
@@ -187,7 +198,8 @@ def product(
     num_tokens, inputs = x_TI.shape
     rows = weight_OI.shape[0]
     outputs = rows if activation is None else rows // 2
-    cut = cut or setting(rows, inputs, num_tokens)
+    cut = cut or setting((rows, inputs), outputs, num_tokens)
+    assert cut.dot or num_tokens <= 1
     early = pdl.supported(x_TI.device)
     out_TO = torch.empty((num_tokens, outputs), dtype=x_TI.dtype, device=x_TI.device)
     sum_TI = x_TI if residual_TI is None else torch.empty_like(x_TI, memory_format=torch.contiguous_format)
