@@ -130,6 +130,19 @@ class DeviceConfig:
         "auto", "which attention kernels", "--attention-backend", choices=("auto", "reference", "cpu", "triton")
     )
     threads: int | None = option(None, "CPU threads of the engine", "--threads", metavar="N")
+    cuda_graphs: bool = option(
+        True,
+        "launch each step as one CUDA graph",
+        "--cuda-graphs",
+        off=("--enforce-eager", "--disable-cuda-graph"),
+    )
+    cuda_graph_max_tokens: int | None = option(
+        None,
+        "largest step that is a CUDA graph",
+        "--cuda-graph-max-tokens",
+        "--max-cudagraph-capture-size",
+        metavar="TOKENS",
+    )
     seed: int = option(
         0, "seed of dummy weights and of requests that bring none", "--seed", "--random-seed", metavar="N"
     )

@@ -41,6 +41,8 @@ def launch(config: Config, files: ModelFiles | None = None) -> tuple[Engine, Fac
     num_pages, longest = _pages(config, worker)
     worker.allocate(num_pages)
     clock.lap("kv_cache")
+    worker.capture()
+    clock.lap("graphs")
     engine = _engine(config, worker, num_pages, vocab_size=decoder.vocab_size, longest=longest)
     decisions = (*decisions, _pool_decision(worker.groups, num_pages))
     facts = Facts(

@@ -116,6 +116,10 @@ class Engine:
         self.counters["steps"] += 1
         self.counters["prompt_tokens"] += plan.num_tokens - plan.num_steady
 
+    def tidy(self) -> bool:
+        """While idle, do a short piece of work that later steps will be glad of; False if there is none left."""
+        return self.executor.tidy()
+
     def audit(self) -> int:
         """Check the cache's books and mend them; returns how many entries were wrong. Cheap enough while idle."""
         wrong = self.scheduler.kv.audit(self.scheduler.running())

@@ -102,6 +102,9 @@ class FakeExecutor:
                 prompt_logprobs[row] = [self._logprob(int(self.tokens[slot, p])) for p in range(first, last + 1)]
         return Outcome(tokens, logprobs, prompt_logprobs, errors)
 
+    def tidy(self) -> bool:
+        return False
+
     def shutdown(self) -> None:
         pass
 

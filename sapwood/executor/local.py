@@ -21,5 +21,8 @@ class LocalExecutor:
     def result(self, work: Work) -> Outcome:
         return self.worker.result(work)
 
+    def tidy(self) -> bool:
+        return self.worker.tidy()
+
     def shutdown(self) -> None:
         self.worker.shutdown()

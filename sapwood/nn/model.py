@@ -40,7 +40,7 @@ class Model(nn.Module):
             x_TD, residual_TD = block(x_TD, residual_TD, angles)
         return self.norm.join(x_TD, residual_TD)[0]
 
-    def logits(self, hidden_ND: Tensor) -> Tensor:
-        """Float32 logits_NV of some of the hidden states."""
+    def logits(self, hidden_ND: Tensor, *, raw: bool = False) -> Tensor:
+        """Logits_NV of some of the hidden states, in float32 or, if `raw`, as the product yields them."""
         logits_NV: Tensor = self.embed.project(hidden_ND) if self.head is None else self.head(hidden_ND)
-        return logits_NV.float()
+        return logits_NV if raw else logits_NV.float()

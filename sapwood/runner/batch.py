@@ -1,6 +1,6 @@
-"""From a plan and the table to what one forward reads.
+"""From a frame and the table to what one forward reads.
 
-Suffix legend: T tokens, R rows, S slots, G KV groups, P pages of a slot.
+Suffix legend: T tokens, R rows, N heads (rows whose logits are wanted), S slots, G KV groups, P pages of a slot.
 """
 
 from __future__ import annotations
@@ -12,94 +12,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sapwood.attention.base import LONG, Batch, Limits, Long
+from sapwood.attention.base import LONG, Batch, Limits, Long, Shared
 from sapwood.base.kv import KVGroup
-from sapwood.base.plan import Ints, Plan
+from sapwood.base.plan import Plan
+from sapwood.runner.frame import Frame, Kind
 from sapwood.runner.table import Table
-from sapwood.runner.transfer import upload
 
 
 @dataclass(frozen=True, eq=False)
-class Shape:
-    """A step apart from where its rows start, which only the device knows. All int32.
+class Heads:
+    """The rows whose logits are wanted. int32 but `last_N`.
 
-    `rows_T` names the row of each token; None where every row is one token. `spans` are the slots of the rows that are
-    not steady, and where the host says that they start.
+    `last_N` (int64) is the last token of each in the step, `slots_N` its slot, `ends_N` where its next token will stand,
+    `draws_N` the slot by whose settings it is drawn at once, that of nobody where it is not.
     """
 
-    slots_R: Tensor
-    counts_R: Tensor
-    offsets_R1: Tensor
-    slots_T: Tensor
-    rows_T: Tensor | None
-    spans: tuple[Tensor, Tensor] | None = None
+    last_N: Tensor
+    slots_N: Tensor
+    draws_N: Tensor
+    ends_N: Tensor
 
 
-class Batcher:
-    """Makes batches. A step of the same steady rows as the one before uploads nothing and costs a few gathers."""
-
-    def __init__(self, table: Table, groups: Sequence[KVGroup], *, max_tokens: int) -> None:
-        self._table = table
-        self._tables = table.tables_GSP.unbind(0)
-        self._places_T = torch.arange(max_tokens, device=table.device)
-        self._groups_G1 = torch.arange(len(groups), device=table.device)[:, None]
-        self._page_sizes_G1 = torch.tensor([[group.page_size] for group in groups], device=table.device)
-        self._steady: tuple[Ints, Shape] | None = None
-
-    def make(self, plan: Plan) -> Batch:
-        """The batch of a plan that the table has already taken in."""
-        table, shape = self._table, self._shape(plan)
-        if shape.spans is not None:
-            slots_N, starts_N = shape.spans
-            table.fed_S[slots_N] = starts_N
-        starts_R = table.fed_S.index_select(0, shape.slots_R)
-        if shape.rows_T is None:
-            positions_T = starts_R.long()
-        else:
-            shifts_R = starts_R - shape.offsets_R1[:-1]
-            positions_T = self._places_T[: len(shape.rows_T)] + shifts_R.index_select(0, shape.rows_T)
-        pages_GT = table.tables_GSP[self._groups_G1, shape.slots_T, positions_T // self._page_sizes_G1]
-        cells_GT = pages_GT * self._page_sizes_G1 + positions_T % self._page_sizes_G1
-        return Batch(
-            ids_T=table.tokens_SL[shape.slots_T, positions_T].long(),
-            positions_T=positions_T,
-            slots_R=shape.slots_R,
-            starts_R=starts_R,
-            counts_R=shape.counts_R,
-            offsets_R1=shape.offsets_R1,
-            tables_GSP=self._tables,
-            cells_GT=cells_GT.unbind(0),
-            limits=_limits(plan),
-            long=_long(plan),
-        )
-
-    def _shape(self, plan: Plan) -> Shape:
-        if plan.num_rows > plan.num_steady:
-            return self._mixed(plan)
-        if self._steady is None or self._steady[0] is not plan.steady:
-            self._steady = plan.steady, self._single(plan.steady)
-        return self._steady[1]
-
-    def _single(self, steady: Ints) -> Shape:
-        (slots_R,) = upload([steady], self._table.device)
-        offsets_R1 = torch.arange(len(steady) + 1, dtype=torch.int32, device=slots_R.device)
-        return Shape(slots_R, torch.ones_like(slots_R), offsets_R1, slots_T=slots_R, rows_T=None)
-
-    def _mixed(self, plan: Plan) -> Shape:
-        offsets = np.zeros(plan.num_rows + 1, dtype=np.int32)
-        np.cumsum(plan.counts_R, out=offsets[1:])
-        rows = np.repeat(np.arange(plan.num_rows, dtype=np.int32), plan.counts_R)
-        columns = [plan.slots_R, plan.counts_R, offsets, plan.slots_R[rows], rows, plan.starts_R[plan.num_steady :]]
-        slots_R, counts_R, offsets_R1, slots_T, rows_T, starts_N = upload(columns, self._table.device)
-        return Shape(slots_R, counts_R, offsets_R1, slots_T, rows_T, (slots_R[plan.num_steady :], starts_N))
-
-
-def _limits(plan: Plan) -> Limits:
-    spans = int(np.count_nonzero(plan.counts_R[plan.num_steady :] > 1))
-    return Limits(decodes=plan.num_rows - spans, spans=spans)
-
-
-def _long(plan: Plan) -> tuple[Long, ...]:
+def long_spans(plan: Plan) -> tuple[Long, ...]:
+    """The spans that attention may want to treat by themselves."""
     rows = np.flatnonzero(plan.counts_R[plan.num_steady :] >= LONG) + plan.num_steady
     if not len(rows):
         return ()
@@ -107,3 +42,110 @@ def _long(plan: Plan) -> tuple[Long, ...]:
     return tuple(
         Long(row, int(firsts_R[row]), int(plan.starts_R[row]), int(plan.counts_R[row])) for row in rows.tolist()
     )
+
+
+class Batcher:
+    """Makes batches, and moves the table on: pages are turned, and `fed` becomes what it is after the step.
+
+    Nothing is read on the host, and sizes follow from the frame's alone, so that all of it may be part of a graph.
+    """
+
+    def __init__(self, table: Table, groups: Sequence[KVGroup]) -> None:
+        self._table = table
+        self._tables = table.tables_GSP.unbind(0)
+        self._page_sizes_G = torch.tensor([group.page_size for group in groups], dtype=torch.int32, device=table.device)
+        if table.device.type == "cuda":
+            from sapwood.runner import batch_triton
+
+            self._fill, self._put = batch_triton.fill, batch_triton.put
+        else:
+            self._fill, self._put = fill, put
+
+    def make(
+        self, frame: Frame, num_tokens: int, *, limits: Limits, shared: Shared | None = None, long: Sequence[Long] = ()
+    ) -> tuple[Batch, Heads]:
+        """The batch of a frame, padded to `num_tokens`."""
+        table, device, groups = self._table, self._table.device, len(self._tables)
+        new = torch.empty(4, max(frame.num_rows, frame.num_heads) + 1, dtype=torch.int32, device=device)
+        offsets_R1, starts_R = new[0, : frame.num_rows + 1], new[1, : frame.num_rows]
+        slots_N, draws_N = new[2, : frame.num_heads], new[3, : frame.num_heads]
+        heads = Heads(
+            torch.empty(frame.num_heads, dtype=torch.int64, device=device),
+            slots_N,
+            draws_N,
+            torch.empty_like(slots_N),
+        )
+        tokens = torch.empty(2 + groups, num_tokens, dtype=torch.int64, device=device)
+        single = limits.spans == 0
+        self._fill(table, self._page_sizes_G, frame, starts_R, offsets_R1, heads, tokens, single)
+        slots_R, _, counts_R, *_ = frame.columns()
+        batch = Batch(
+            ids_T=tokens[0],
+            positions_T=tokens[1],
+            slots_R=slots_R,
+            starts_R=starts_R,
+            counts_R=counts_R,
+            offsets_R1=offsets_R1,
+            tables_GSP=self._tables,
+            cells_GT=tokens[2:].unbind(0),
+            limits=limits,
+            shared=shared,
+            long=tuple(long),
+        )
+        return batch, heads
+
+    def put(self, drawn_N: Tensor, heads: Heads) -> None:
+        """Write the tokens that were drawn at once (int32, -1 for none) to the table."""
+        self._put(self._table, drawn_N, heads)
+
+
+def fill(
+    table: Table,
+    page_sizes_G: Tensor,
+    frame: Frame,
+    starts_R: Tensor,
+    offsets_R1: Tensor,
+    heads: Heads,
+    tokens: Tensor,
+    single: bool,
+) -> None:
+    """The twin of `kernels.triton.step`, without padding's tricks: any device, plainly."""
+    slots_R, told_R, counts_R, places_R, kinds_R, entries_C, pages_C = frame.columns()
+    turned = entries_C >= 0
+    table.tables_GSP.view(-1)[entries_C[turned].long()] = pages_C[turned]
+    entries_C.fill_(-1)
+    starts_R.copy_(torch.where(told_R < 0, table.fed_S[slots_R.long()], told_R))
+    ends_R = starts_R + counts_R
+    real = counts_R > 0
+    table.fed_S[slots_R[real].long()] = ends_R[real]
+    offsets_R1[0] = 0
+    torch.cumsum(counts_R, 0, dtype=torch.int32, out=offsets_R1[1:])
+
+    heading = places_R >= 0
+    yields = kinds_R > 0
+    places = places_R[heading].long()
+    nobody = torch.full_like(slots_R, table.nobody)
+    for column, values in (
+        (heads.last_N, torch.where(yields, offsets_R1[1:] - 1, 0).long()),
+        (heads.slots_N, torch.where(yields, slots_R, nobody)),
+        (heads.draws_N, torch.where(kinds_R == Kind.DRAWN, slots_R, nobody)),
+        (heads.ends_N, torch.where(yields, ends_R, 0)),
+    ):
+        column[places] = values[heading]
+
+    ids_T, positions_T, cells_GT = tokens[0], tokens[1], tokens[2:]
+    tokens.zero_()
+    rows_T = torch.repeat_interleave(counts_R.long())
+    known = len(rows_T)
+    slots_T = slots_R[rows_T].long()
+    positions_T[:known] = torch.arange(known, device=table.device) + (starts_R - offsets_R1[:-1])[rows_T]
+    ids_T[:known] = table.tokens_SL[slots_T, positions_T[:known]]
+    for group, cells_T in enumerate(cells_GT):
+        size = int(page_sizes_G[group])
+        pages_T = table.tables_GSP[group, slots_T, positions_T[:known] // size]
+        cells_T[:known] = pages_T * size + positions_T[:known] % size
+
+
+def put(table: Table, drawn_N: Tensor, heads: Heads) -> None:
+    wanted = heads.draws_N != table.nobody
+    table.tokens_SL[heads.draws_N[wanted].long(), heads.ends_N[wanted].long()] = drawn_N[wanted].clamp(min=0)

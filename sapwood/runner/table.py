@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from sapwood.base.kv import KVGroup
-from sapwood.base.plan import Admit, PageChange, Plan
+from sapwood.base.plan import Admit
 from sapwood.runner.transfer import upload
+from sapwood.sampling.fast import FAST
 from sapwood.sampling.settings import RECORD_WORDS, needs, records
 
 _SLACK = 8  # columns that a step still in flight may write after a row has reached its limit
@@ -24,29 +25,25 @@ class Table:
 
     Device: `tokens_SL` (int32) every known token; `fed_S` (int32) how many of them are in the KV cache once the steps
     given so far are done; `tables_GSP` (int32) pages, 0 where there is none; `settings_SK` packed sampling settings.
-    Tokens and fed are written by sampling too, the rest by admits only.
-    Host: which sampling steps a slot's request needs (`needs_S`), whether its prompt is to be scored (`scored_S`), and
-    the rest of its admission (`admit`).
+    Tokens and fed are written by steps too, settings by admits only. On the device there is one slot more, `nobody`,
+    which padding may read and write.
+    Host: which sampling steps a slot's request needs (`needs_S`), whether some of them are not among those that are
+    drawn at once (`special_S`), whether its prompt is to be scored (`scored_S`), and the rest of its admission (`admit`).
     """
 
     def __init__(self, *, num_slots: int, max_len: int, groups: Sequence[KVGroup], device: torch.device) -> None:
         length = max_len + _SLACK
         num_pages = max(-(-length // group.page_size) for group in groups)
         self.device = device
-        self.tokens_SL = torch.zeros(num_slots, length, dtype=torch.int32, device=device)
-        self.fed_S = torch.zeros(num_slots, dtype=torch.int32, device=device)
-        self.tables_GSP = torch.zeros(len(groups), num_slots, num_pages, dtype=torch.int32, device=device)
-        self.settings_SK = torch.zeros(num_slots, RECORD_WORDS, dtype=torch.int32, device=device)
+        self.nobody = num_slots
+        self.tokens_SL = torch.zeros(num_slots + 1, length, dtype=torch.int32, device=device)
+        self.fed_S = torch.zeros(num_slots + 1, dtype=torch.int32, device=device)
+        self.tables_GSP = torch.zeros(len(groups), num_slots + 1, num_pages, dtype=torch.int32, device=device)
+        self.settings_SK = torch.zeros(num_slots + 1, RECORD_WORDS, dtype=torch.int32, device=device)
         self.needs_S = np.zeros(num_slots, dtype=np.int32)
+        self.special_S = np.zeros(num_slots, dtype=np.bool_)
         self.scored_S = np.zeros(num_slots, dtype=np.bool_)
         self._admits: list[Admit | None] = [None] * num_slots
-
-    def apply(self, plan: Plan) -> None:
-        """Write what a plan changes: at most one transfer for its admits and one for its pages."""
-        if plan.admits:
-            self._admit(plan.admits)
-        if any(len(change.slots_A) for change in plan.pages):
-            self._turn(plan.pages)
 
     def admit(self, slot: int) -> Admit:
         """The request that holds a slot."""
@@ -54,12 +51,15 @@ class Table:
         assert admit is not None
         return admit
 
-    def _admit(self, admits: Sequence[Admit]) -> None:
+    def take(self, admits: Sequence[Admit]) -> None:
+        """Write what requests that take slots bring, with one transfer."""
+        if not admits:
+            return
         for admit in admits:
             self._admits[admit.slot] = admit
-            self.needs_S[admit.slot] = needs(
-                admit.params, stop_ids=admit.stop_ids, min_len=admit.min_len, prompt_len=admit.prompt_len
-            )
+            wanted = needs(admit.params, stop_ids=admit.stop_ids, min_len=admit.min_len, prompt_len=admit.prompt_len)
+            self.needs_S[admit.slot] = wanted
+            self.special_S[admit.slot] = bool(wanted & ~FAST)
             self.scored_S[admit.slot] = admit.params.prompt_logprobs is not None
         settings = records([(admit.params, admit.seed, admit.min_len, admit.prompt_len) for admit in admits])
         lengths = [len(admit.tokens) for admit in admits]
@@ -78,15 +78,3 @@ class Table:
         self.fed_S[slots_A] = fed_A
         self.settings_SK[slots_A] = settings_AK
         self.tokens_SL[rows_N, columns_N] = tokens_N
-
-    def _turn(self, pages: Sequence[PageChange]) -> None:
-        groups_A, slots_A, indices_A, pages_A = upload(
-            [
-                np.repeat(np.arange(len(pages), dtype=np.int32), [len(change.slots_A) for change in pages]),
-                np.concatenate([change.slots_A for change in pages]),
-                np.concatenate([change.indices_A for change in pages]),
-                np.concatenate([change.pages_A for change in pages]),
-            ],
-            self.device,
-        )
-        self.tables_GSP[groups_A, slots_A, indices_A] = pages_A

@@ -30,6 +30,13 @@ def upload(arrays: Sequence[NDArray[Any]], device: torch.device) -> list[Tensor]
     ]
 
 
+def send(array: NDArray[Any], target: Tensor) -> None:
+    """Copy an array to a device tensor of the same size and dtype, through pinned memory of its own."""
+    pinned = torch.empty(array.shape, dtype=target.dtype, pin_memory=target.is_cuda)
+    pinned.numpy()[:] = array
+    target.copy_(pinned, non_blocking=True)
+
+
 def download(tensor: Tensor) -> Tensor:
     """A copy in pinned host memory, to be read when an event recorded after this has passed."""
     if not tensor.is_cuda:

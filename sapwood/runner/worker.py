@@ -15,18 +15,22 @@ from torch import Tensor
 from sapwood import kernels
 from sapwood.arch.groups import kv_groups
 from sapwood.arch.parts import Decoder
-from sapwood.attention.base import Backend, Batch
+from sapwood.attention.base import Backend, Limits, Long, Shared
 from sapwood.attention.select import choose
-from sapwood.base.plan import Ints, Outcome, PageCopy, Plan
+from sapwood.base.plan import Ints, Longs, Outcome, PageCopy, Plan
 from sapwood.config.options import Config
 from sapwood.hub.files import ModelFiles
 from sapwood.nn.build import Build, build
 from sapwood.nn.load import dummy_weights, load_weights
-from sapwood.runner.batch import Batcher
+from sapwood.runner import frame, shared
+from sapwood.runner.batch import Batcher, Heads, long_spans
+from sapwood.runner.frame import Frame
+from sapwood.runner.graphs import Graphs, memory_of
 from sapwood.runner.profile import heaviest_plan
 from sapwood.runner.table import Table
 from sapwood.runner.transfer import download, upload
-from sapwood.runner.yields import Yields, find_yields
+from sapwood.runner.yields import Yields, find_special
+from sapwood.sampling.fast import draw
 from sapwood.sampling.logprobs import Logprobs, as_rows, logprobs
 from sapwood.sampling.sampler import sample
 
@@ -44,18 +48,32 @@ class Scored:
     num_top: int
 
 
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """What a step leaves on the device. `logits_NV` and `drawn_N` (int32) are None where no row yields.
+
+    `drawn_N` are -1 in rows without finite logits, and mean nothing in rows of Kind.SPECIAL. `hidden_TD` is None where
+    nobody will ask for it. All may be overwritten by the next step's.
+    """
+
+    heads: Heads
+    hidden_TD: Tensor | None
+    logits_NV: Tensor | None
+    drawn_N: Tensor | None
+
+
 @dataclass(eq=False)
 class Work:
     """A step on its way. `forward` fills the first part, `sample` the rest, in host memory once `done` has passed.
 
-    `tokens_N` are -1 in rows without finite logits.
+    `rows` are those of the plan that yield, `tokens_N` their tokens, -1 in rows without finite logits.
     """
 
     plan: Plan
-    batch: Batch
-    hidden_TD: Tensor
+    left: Pass
+    rows: Longs
 
-    yields: Yields | None = None
+    special: Yields | None = None
     tokens_N: Tensor | None = None
     logprobs: Logprobs | None = None
     scored: list[Scored] = field(default_factory=list)
@@ -65,7 +83,7 @@ class Work:
 class Worker:
     """Runs plans, in the order in which they come, on one device.
 
-    Order of calls, all from one thread: `load`, `kv_budget`, `allocate`, then steps. Neither `forward` nor `sample`
+    Order of calls, all from one thread: `load`, `kv_budget`, `allocate`, `capture`, then steps. Neither `forward` nor `sample`
     waits for the device. `config` must be resolved. Without `files` the weights are random.
     """
 
@@ -82,7 +100,10 @@ class Worker:
         self._max_len = config.model.max_model_len
         self._max_rows = config.scheduler.max_num_seqs
         self._max_tokens = config.scheduler.max_num_batched_tokens
-        self._steady: tuple[Ints, Yields] | None = None
+        self._graph_tokens = config.device.cuda_graph_max_tokens if config.device.cuda_graphs else None
+        self._steady: tuple[Ints, Yields | None] | None = None
+        self._graphs: Graphs[Pass] | None = None
+        self._logits_NV: Tensor | None = None
 
     @torch.inference_mode()
     def load(self) -> None:
@@ -105,7 +126,10 @@ class Worker:
         else:
             load_weights(self.model, self._files)
         self.table = Table(num_slots=self._max_rows, max_len=self._max_len, groups=self.groups, device=self.device)
-        self._batcher = Batcher(self.table, self.groups, max_tokens=self._max_tokens)
+        self._batcher = Batcher(self.table, self.groups)
+        if self.device.type == "cuda" and self._graph_tokens is not None:
+            size = (self._max_rows, self.decoder.vocab_size)
+            self._logits_NV = torch.empty(size, dtype=self.dtype, device=self.device)
 
     def _make_backends(self) -> Sequence[Backend]:
         name = self.config.cache.kv_cache_dtype
@@ -132,23 +156,93 @@ class Worker:
         peak = torch.cuda.max_memory_reserved(self.device)
         del work
         torch.cuda.empty_cache()
+        peak += self._graph_memory()
         return max(0, int(total * self.config.cache.memory_fraction) - others - peak)
+
+    @torch.inference_mode()
+    def _graph_memory(self) -> int:
+        """Bytes that all graphs together will take: what the largest need to compute, and something for each one."""
+        if (graphs := self._make_graphs()) is None:
+            return 0
+        largest = memory_of(graphs.capture_largest, self.device)
+        each = memory_of(graphs.capture_next, self.device)
+        number = graphs.num_ahead
+        del graphs
+        torch.cuda.empty_cache()
+        return largest + each * number
+
+    def _make_graphs(self) -> Graphs[Pass] | None:
+        if self.device.type != "cuda" or self._graph_tokens is None:
+            return None
+        return Graphs(self._compute_for_graph, self.table, max_rows=self._max_rows, max_tokens=self._graph_tokens)
 
     @torch.inference_mode()
     def allocate(self, num_pages: Sequence[int]) -> None:
         """Take the memory of the KV cache, so many pages for each group."""
+        self._graphs = None
         for backend, number in zip(self.backends, num_pages, strict=True):
             backend.allocate(number)
 
     @torch.inference_mode()
+    def capture(self) -> None:
+        """Capture the graphs that take the most memory. Steps before this are launched kernel by kernel."""
+        self._graphs = self._make_graphs()
+        if self._graphs is not None:
+            self._graphs.capture_largest()
+
+    @torch.inference_mode()
+    def tidy(self) -> bool:
+        """Do a piece of work that steps will be glad of, while there are none; False if there is none to do."""
+        return self._graphs is not None and self._graphs.capture_next()
+
+    @torch.inference_mode()
     def forward(self, plan: Plan) -> Work:
-        """Start a step, up to the hidden states."""
-        self.table.apply(plan)
+        """Start a step, up to the tokens that are drawn at once."""
+        self.table.take(plan.admits)
         self._copy(plan.copies)
-        batch = self._batcher.make(plan)
+        left = None if self._graphs is None else self._graphs.run(plan)
+        return Work(plan, left or self._launch(plan), np.flatnonzero(plan.yields_R))
+
+    def _launch(self, plan: Plan) -> Pass:
+        """A step kernel by kernel, of its own size."""
+        spans = plan.counts_R[plan.num_steady :] > 1
+        limits = Limits(decodes=plan.num_rows - int(spans.sum()), spans=int(spans.sum()))
+        runs = self._upload_runs(plan) if plan.runs is not None and self.device.type == "cuda" else None
+        return self._compute(frame.exact(plan, self.table), plan.num_tokens, limits, runs, long_spans(plan))
+
+    def _upload_runs(self, plan: Plan) -> Shared:
+        assert plan.runs is not None
+        size = shared.Size(shared.num_tiles(plan.runs), plan.num_rows)
+        return shared.shared(upload([shared.words(plan.runs, plan.steady, size)], self.device)[0], size)
+
+    def _compute(
+        self,
+        frame: Frame,
+        num_tokens: int,
+        limits: Limits,
+        runs: Shared | None,
+        long: Sequence[Long] = (),
+    ) -> Pass:
+        """The whole of a step that no host needs to know more about; may be captured."""
+        batch, heads = self._batcher.make(frame, num_tokens, limits=limits, shared=runs, long=long)
         for backend in self.backends:
             backend.plan(batch)
-        return Work(plan, batch, self.model(batch))
+        hidden_TD = self.model(batch)
+        if not frame.num_heads:
+            return Pass(heads, hidden_TD, None, None)
+        logits_NV = self.model.logits(hidden_TD.index_select(0, heads.last_N), raw=True)
+        drawn_N = torch.empty_like(heads.draws_N)
+        draw(logits_NV, self.table.settings_SK, heads.draws_N, heads.ends_N, drawn_N)
+        self._batcher.put(drawn_N, heads)
+        return Pass(heads, hidden_TD, logits_NV, drawn_N)
+
+    def _compute_for_graph(self, frame: Frame, num_tokens: int, limits: Limits, runs: Shared | None) -> Pass:
+        """The same; what outlives the launch is small, or lies in memory that all graphs share."""
+        left = self._compute(frame, num_tokens, limits, runs)
+        assert left.logits_NV is not None and self._logits_NV is not None
+        logits_NV = self._logits_NV[: frame.num_heads]
+        logits_NV.copy_(left.logits_NV)
+        return Pass(left.heads, None, logits_NV, left.drawn_N)
 
     def _copy(self, copies: Sequence[PageCopy]) -> None:
         for backend, pages in zip(self.backends, copies, strict=True):
@@ -158,29 +252,38 @@ class Worker:
 
     @torch.inference_mode()
     def sample(self, work: Work) -> None:
-        """Choose the tokens, write them to the table, and start their way to the host."""
-        batch, tokens_SL = work.batch, self.table.tokens_SL
-        ends_R = batch.starts_R + batch.counts_R
-        self.table.fed_S[batch.slots_R] = ends_R
+        """Choose the tokens that were not drawn at once, and start the way of all to the host."""
         work.scored = self._score(work)
-        work.yields = yields = self._yields(work.plan)
-        if len(yields.rows):
-            hidden_ND = work.hidden_TD if yields.last_N is None else work.hidden_TD.index_select(0, yields.last_N)
-            positions_N = (ends_R if yields.rows_N is None else ends_R.index_select(0, yields.rows_N)).long()
-            longest = int((work.plan.starts_R + work.plan.counts_R).max())
-            sampled = sample(self.model.logits(hidden_ND), yields.recipe, positions_N, tokens_SL[:, :longest])
-            tokens_SL[yields.recipe.slots_N, positions_N] = sampled.tokens_N.int()
-            work.tokens_N = download(sampled.tokens_N.masked_fill(~sampled.sound_N, -1))
-            work.logprobs = None if sampled.logprobs is None else _download(sampled.logprobs)
+        left = work.left
+        if len(work.rows):
+            assert left.drawn_N is not None
+            work.special = special = self._special(work.plan)
+            if special is not None:
+                self._sample_special(work, special)
+            work.tokens_N = download(left.drawn_N[: len(work.rows)])
         if self.device.type == "cuda":
             work.done = torch.cuda.Event()
             work.done.record()
 
-    def _yields(self, plan: Plan) -> Yields:
+    def _sample_special(self, work: Work, special: Yields) -> None:
+        left, tokens_SL = work.left, self.table.tokens_SL
+        assert left.drawn_N is not None and left.logits_NV is not None
+        positions_N = left.heads.ends_N.index_select(0, special.places_N).long()
+        longest = int((work.plan.starts_R + work.plan.counts_R).max())
+        logits_NV = left.logits_NV.index_select(0, special.places_N).float()
+        sampled = sample(logits_NV, special.recipe, positions_N, tokens_SL[:, :longest])
+        tokens_N = sampled.tokens_N.int()
+        tokens_SL[special.recipe.slots_N, positions_N] = tokens_N
+        left.drawn_N[special.places_N] = tokens_N.masked_fill(~sampled.sound_N, -1)
+        work.logprobs = None if sampled.logprobs is None else _download(sampled.logprobs)
+
+    def _special(self, plan: Plan) -> Yields | None:
+        if not self.table.special_S[plan.slots_R].any():
+            return None
         if plan.num_rows > plan.num_steady:
-            return find_yields(plan, self.table)
+            return find_special(plan, self.table)
         if self._steady is None or self._steady[0] is not plan.steady:
-            self._steady = plan.steady, find_yields(plan, self.table)
+            self._steady = plan.steady, find_special(plan, self.table)
         return self._steady[1]
 
     def _score(self, work: Work) -> list[Scored]:
@@ -198,7 +301,8 @@ class Worker:
             for done in range(0, length, at_once):
                 end = min(done + at_once, length)
                 targets = slice(start + done + 1, start + end + 1)
-                logits = self.model.logits(work.hidden_TD[first + done : first + end])
+                assert work.left.hidden_TD is not None, "a scored prompt is never part of a graph"
+                logits = self.model.logits(work.left.hidden_TD[first + done : first + end])
                 known = self.table.tokens_SL[admit.slot, targets].long()
                 found = _download(logprobs(logits, known, num_top=num_top))
                 scored.append(Scored(row, admit.tokens[targets], found, num_top))
@@ -206,17 +310,19 @@ class Worker:
 
     def result(self, work: Work) -> Outcome:
         """Wait for a step and read what it yielded."""
-        assert work.yields is not None, "sample comes before result"
         if work.done is not None:
             work.done.synchronize()
-        plan, rows = work.plan, work.yields.rows
+        plan, rows = work.plan, work.rows
         outcome = Outcome(np.zeros(plan.num_rows, dtype=np.int32), {}, {}, {})
         if work.tokens_N is not None:
-            outcome.tokens_R[rows] = work.tokens_N.numpy()
-            outcome.errors.update(dict.fromkeys(rows[work.tokens_N.numpy() < 0].tolist(), _NOT_FINITE))
+            tokens = work.tokens_N.numpy()
+            outcome.tokens_R[rows] = tokens
+            if tokens.min() < 0:
+                outcome.errors.update(dict.fromkeys(rows[tokens < 0].tolist(), _NOT_FINITE))
         if work.logprobs is not None:
-            asking = rows[work.yields.logprobs]
-            found = as_rows(outcome.tokens_R[asking].tolist(), work.logprobs, work.yields.num_tops)
+            assert work.special is not None
+            asking = rows[work.special.places[work.special.logprobs]]
+            found = as_rows(outcome.tokens_R[asking].tolist(), work.logprobs, work.special.num_tops)
             outcome.logprobs.update(zip(asking.tolist(), found, strict=True))
         for part in work.scored:
             found = as_rows(part.tokens.tolist(), part.found, [part.num_top] * len(part.tokens))
@@ -225,7 +331,7 @@ class Worker:
 
     def shutdown(self) -> None:
         """Give the device's memory back."""
-        self._steady = None
+        self._steady = self._graphs = self._logits_NV = None
         del self.model, self.backends, self.table, self._batcher
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

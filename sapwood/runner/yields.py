@@ -1,6 +1,6 @@
-"""The rows of a step that yield a token, and how each of them wants it sampled.
+"""The rows of a step whose tokens the general steps of sampling choose, and how each of them wants it.
 
-Suffix legend: N rows that yield, M random ones among them, R all rows, B pairs of row and token id.
+Suffix legend: N such rows, M random ones among them, R all rows, B pairs of row and token id.
 """
 
 from __future__ import annotations
@@ -24,31 +24,30 @@ _AMONG_RANDOM = Need.TOP_K | Need.TOP_P | Need.MIN_P
 
 @dataclass(frozen=True, eq=False)
 class Yields:
-    """Host: `rows` of the plan that yield, which places among them want logprobs, and each of these how many.
+    """Host: the `places` of such rows among all that yield, which of them want logprobs, and each of these how many.
 
-    Device (int64): the same rows and the last token of each in the step; both None where every row is one token and
-    yields.
+    Device (int64): the same places.
     """
 
-    rows: Longs
+    places: Longs
     logprobs: Longs
     num_tops: list[int]
-    rows_N: Tensor | None
-    last_N: Tensor | None
+    places_N: Tensor
     recipe: Recipe
 
 
-def find_yields(plan: Plan, table: Table) -> Yields:
+def find_special(plan: Plan, table: Table) -> Yields | None:
     """Depends on which rows there are and not on where they stand, so it holds for as long as they are the same."""
-    rows = np.flatnonzero(plan.yields_R)
-    slots = plan.slots_R[rows].astype(np.int64)
+    yielding = plan.slots_R[plan.yields_R]
+    places = np.flatnonzero(table.special_S[yielding])
+    if not len(places):
+        return None
+    slots = yielding[places].astype(np.int64)
     needs_N = table.needs_S[slots]
     parts = _parts(needs_N)
     admits = [table.admit(slot) for slot in slots.tolist()] if parts else []
-    arrays: dict[Hashable, NDArray[Any]] = {"slots": slots}
+    arrays: dict[Hashable, NDArray[Any]] = {"slots": slots, "places": places}
     arrays |= {need: places for need, places in parts.items() if places is not None}
-    if len(rows) < plan.num_tokens:
-        arrays |= {"rows": rows, "last": np.cumsum(plan.counts_R)[rows] - 1}
     if Need.BIAS in parts:
         biases = [admit.params.logit_bias for admit in admits]
         arrays |= _pairs("bias", [list(bias) for bias in biases])
@@ -70,11 +69,10 @@ def find_yields(plan: Plan, table: Table) -> Yields:
         num_top=max(num_tops, default=0),
     )
     return Yields(
-        rows=rows,
+        places=places,
         logprobs=logprobs,
         num_tops=num_tops,
-        rows_N=on_device.get("rows"),
-        last_N=on_device.get("last"),
+        places_N=on_device["places"],
         recipe=recipe,
     )
 

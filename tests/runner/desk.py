@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sapwood.base.plan import Admit, Outcome
 from sapwood.base.sampling import SamplingParams
-from sapwood.runner.worker import Worker
+from sapwood.runner.worker import Work, Worker
 from tests.runner.plans import admit, ints, make_plan
 
 
@@ -30,7 +30,7 @@ class Seat:
 
 @dataclass
 class Step:
-    """What came out: the outcome, the slots of its rows, and the logits of all that each slot fed."""
+    """What came out: the outcome, the slots of its rows, and logits of what each slot fed, up to its end."""
 
     outcome: Outcome
     slots: list[int]
@@ -103,16 +103,26 @@ class Desk:
         self._clear()
 
         work = self.worker.forward(plan)
-        with torch.inference_mode():
-            logits_TV = self.worker.model.logits(work.hidden_TD).cpu()
+        logits = self._logits(work, counts)
         self.worker.sample(work)
-        step = Step(self.worker.result(work), list(counts))
-        step.logits = dict(zip(counts, logits_TV.split(list(counts.values())), strict=True))
+        step = Step(self.worker.result(work), list(counts), logits)
         for slot, _, count, yields in rows:
             self.seats[slot].fed += count
             if yields:
                 self.seats[slot].tokens.append(step.token(slot))
         return step
+
+    @torch.inference_mode()
+    def _logits(self, work: Work, counts: Mapping[int, int]) -> dict[int, Tensor]:
+        """Of all that each slot fed; of the last token alone where the step was padded."""
+        if work.left.hidden_TD is not None:
+            logits_TV = self.worker.model.logits(work.left.hidden_TD).cpu()
+            return dict(zip(counts, logits_TV.split(list(counts.values())), strict=True))
+        yielding = [slot for slot, yields in zip(counts, work.plan.yields_R, strict=True) if yields]
+        if not yielding:
+            return {}
+        assert work.left.logits_NV is not None
+        return dict(zip(yielding, work.left.logits_NV.float().cpu()[: len(yielding), None], strict=False))
 
     def generate(self, slot: int, num_tokens: int) -> list[int]:
         """Feed what is known in one span, then token by token."""

@@ -1,16 +1,22 @@
-"""The table and the batches made from it, against a naive reading of the same plans."""
+"""The table, the frames that tell of plans, and the batches made from both, against a naive reading of the plans."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from sapwood.attention.base import Limits
 from sapwood.base.kv import KVGroup
+from sapwood.base.plan import Plan, Runs
 from sapwood.base.sampling import SamplingParams
-from sapwood.runner import batch as batch_module
-from sapwood.runner import table as table_module
-from sapwood.runner.batch import Batcher
+from sapwood.runner import frame as frames
+from sapwood.runner import shared
+from sapwood.runner.batch import Batcher, Heads, put
+from sapwood.runner.frame import Frame
 from sapwood.runner.table import Table
 from sapwood.sampling.settings import Need, Settings
 from tests.runner.plans import admit, ints, make_plan
@@ -22,22 +28,19 @@ GROUPS = [
 CPU = torch.device("cpu")
 
 
-def make_table(num_slots: int = 6) -> Table:
-    return Table(num_slots=num_slots, max_len=40, groups=GROUPS, device=CPU)
+def make_table(num_slots: int = 6, device: torch.device = CPU) -> Table:
+    return Table(num_slots=num_slots, max_len=40, groups=GROUPS, device=device)
 
 
 def test_admits_and_pages_land_in_their_slots() -> None:
     table = make_table()
     params = SamplingParams(temperature=0.5, top_k=7, top_p=0.25, min_p=0.125, presence_penalty=1.5)
     first = admit(4, [5, 6, 7], fed=2, prompt_len=1, seed=2**63 + 5, min_len=9, params=params)
-    table.apply(
-        make_plan(
-            [(4, 2, 1, True)],
-            admits=[first, admit(0, range(10, 21), fed=0, seed=-1)],
-            pages=[{4: {0: 3, 1: 9}, 0: {2: 1}}, {4: {0: 8}}],
-        )
-    )
-    assert table.fed_S.tolist() == [0, 0, 0, 0, 2, 0]
+    table.take([first, admit(0, range(10, 21), fed=0, seed=-1)])
+    assert table.fed_S.tolist() == [0, 0, 0, 0, 2, 0, 0]
+    plan = make_plan([(4, 2, 1, True)], pages=[{4: {0: 3, 1: 9}, 0: {2: 1}}, {4: {0: 8}}])
+    batch(plan, table)
+    assert table.fed_S.tolist() == [0, 0, 0, 0, 3, 0, 0]
     assert table.tokens_SL[4, :4].tolist() == [5, 6, 7, 0]
     assert table.tokens_SL[0, :12].tolist() == [*range(10, 21), 0]
     assert table.tables_GSP[0, 4, :3].tolist() == [3, 9, 0]
@@ -54,12 +57,30 @@ def test_admits_and_pages_land_in_their_slots() -> None:
     assert [settings[name][0].item() for name in ("top_p", "min_p", "presence", "frequency")] == [0.25, 0.125, 1.5, 0.0]
     assert Need(int(table.needs_S[4])) == Need.RANDOM | Need.TOP_K | Need.TOP_P | Need.MIN_P | Need.PENALTY
     assert table.needs_S[0] == 0
+    assert table.special_S.tolist() == [False, False, False, False, True, False]
     assert table.admit(4) is first
 
 
-def test_a_batch_says_of_every_token_where_it_is() -> None:
+def batch(plan: Plan, table: Table) -> tuple[Any, Heads]:
+    spans = int((plan.counts_R > 1).sum())
+    limits = Limits(decodes=plan.num_rows - spans, spans=spans)
+    return Batcher(table, GROUPS).make(frames.exact(plan, table), plan.num_tokens, limits=limits)
+
+
+@dataclass
+class Scene:
+    """A table with pages and tokens, and a plan of five rows."""
+
+    table: Table
+    plan: Plan
+    known: dict[int, list[int]]
+    pages: list[dict[int, dict[int, int]]]
+    rows: list[tuple[int, int, int, bool]]
+
+
+def scene(device: torch.device = CPU) -> Scene:
     draw = np.random.default_rng(0)
-    table = make_table()
+    table = make_table(device=device)
     known = {slot: draw.integers(0, 99, 30).tolist() for slot in range(6)}
     fed = {slot: int(draw.integers(0, 20)) for slot in range(6)}
     pages = [
@@ -73,46 +94,137 @@ def test_a_batch_says_of_every_token_where_it_is() -> None:
         (3, fed[3], 1, True),
         (1, fed[1], 3, True),
     ]
-    plan = make_plan(
-        rows,
-        admits=[admit(slot, known[slot], fed=fed[slot]) for slot in range(6)],
-        pages=pages,
-        steady=ints([5, 2]),
-    )
-    table.apply(plan)
-    batch = Batcher(table, GROUPS, max_tokens=32).make(plan)
+    penalised = SamplingParams(temperature=0, presence_penalty=1)
+    admits = [admit(slot, known[slot], fed=fed[slot], params=penalised if slot == 1 else None) for slot in range(6)]
+    table.take(admits)
+    return Scene(table, make_plan(rows, admits=admits, pages=pages, steady=ints([5, 2])), known, pages, rows)
 
-    tokens = [(slot, position) for slot, start, count, _ in rows for position in range(start, start + count)]
-    assert batch.positions_T.tolist() == [position for _, position in tokens]
-    assert batch.ids_T.tolist() == [known[slot][position] for slot, position in tokens]
-    for group, table_of, cells_T in zip(GROUPS, pages, batch.cells_GT, strict=True):
+
+def test_a_batch_says_of_every_token_where_it_is() -> None:
+    made = scene()
+    found, heads = batch(made.plan, made.table)
+    tokens = [(slot, position) for slot, start, count, _ in made.rows for position in range(start, start + count)]
+    assert found.positions_T.tolist() == [position for _, position in tokens]
+    assert found.ids_T.tolist() == [made.known[slot][position] for slot, position in tokens]
+    for group, table_of, cells_T in zip(GROUPS, made.pages, found.cells_GT, strict=True):
         size = group.page_size
         assert cells_T.tolist() == [table_of[s][p // size] * size + p % size for s, p in tokens]
-    assert batch.starts_R.tolist() == [start for _, start, _, _ in rows]
-    assert batch.counts_R.tolist() == [1, 1, 7, 1, 3]
-    assert batch.offsets_R1.tolist() == [0, 1, 2, 9, 10, 13]
-    assert {batch.ids_T.dtype, batch.positions_T.dtype, batch.cells_GT[0].dtype} == {torch.int64}
-    assert {x.dtype for x in (batch.slots_R, batch.starts_R, batch.counts_R, batch.offsets_R1)} == {torch.int32}
+    assert found.starts_R.tolist() == [start for _, start, _, _ in made.rows]
+    assert found.counts_R.tolist() == [1, 1, 7, 1, 3]
+    assert found.offsets_R1.tolist() == [0, 1, 2, 9, 10, 13]
+    assert {found.ids_T.dtype, found.positions_T.dtype, found.cells_GT[0].dtype} == {torch.int64}
+    assert {x.dtype for x in (found.slots_R, found.starts_R, found.counts_R, found.offsets_R1)} == {torch.int32}
+    yielding = [row for row in made.rows if row[3]]
+    assert heads.last_N.tolist() == [0, 1, 9, 12]
+    assert heads.slots_N.tolist() == [slot for slot, *_ in yielding]
+    assert heads.draws_N.tolist() == [5, 2, 3, made.table.nobody]
+    assert heads.ends_N.tolist() == [start + count for _, start, count, _ in yielding]
+    assert made.table.fed_S[[5, 2, 0, 3, 1]].tolist() == [start + count for _, start, count, _ in made.rows]
+
+    drawn_N = torch.tensor([70, -1, 72, 73], dtype=torch.int32)
+    before = made.table.tokens_SL.clone()
+    put(made.table, drawn_N, heads)
+    changed = (before != made.table.tokens_SL).nonzero().tolist()
+    ends = {slot: start + count for slot, start, count, _ in yielding}
+    assert sorted(changed) == sorted([slot, ends[slot]] for slot in (5, 2, 3))
+    assert made.table.tokens_SL[2, ends[2]] == 0  # not finite, but still a token
 
 
-def test_unchanged_steady_rows_upload_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    table = make_table()
-    batcher = Batcher(table, GROUPS, max_tokens=8)
-    steady = ints([3, 1])
-    admits = [admit(3, [7, 8, 9], fed=2), admit(1, [4, 5], fed=1)]
-    plan = make_plan([(3, 2, 1, True), (1, 1, 1, True)], admits=admits, pages=[{}, {}], steady=steady)
-    table.apply(plan)
-    assert batcher.make(plan).ids_T.tolist() == [9, 5]
+@pytest.mark.parametrize("kernels", ["plain", "triton-interpreted", pytest.param("triton-gpu", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("num_rows", [5, 6, 40])
+def test_padding_changes_nothing_and_runs_again(kernels: str, num_rows: int) -> None:
+    if kernels == "triton-interpreted" and torch.cuda.is_available():
+        pytest.skip("compiled on this machine")
+    device = torch.device("cuda" if kernels == "triton-gpu" else "cpu")
+    made, exact = scene(device), scene()
+    wanted, wanted_heads = batch(exact.plan, exact.table)
+    words = np.concatenate(
+        [
+            frames.rows(made.plan, made.table, num_rows, pad_heads=True),
+            *(np.pad(part, (0, 130 - len(part)), constant_values=-1) for part in frames.changes(made.plan.pages, made.table)),
+        ]
+    )  # fmt: skip
+    frame = Frame(torch.from_numpy(words).to(device), num_rows, num_rows)
+    batcher = Batcher(made.table, GROUPS)
+    if kernels != "plain":
+        from sapwood.runner import batch_triton
 
-    def refuse(*_: object) -> None:
-        raise AssertionError("nothing has changed")
+        batcher._fill, batcher._put = batch_triton.fill, batch_triton.put
+    limits = Limits(decodes=num_rows, spans=num_rows)
+    found, heads = batcher.make(frame, 20, limits=limits)
+    assert (made.table.tables_GSP.cpu() == exact.table.tables_GSP).all()
+    assert made.table.fed_S.tolist() == exact.table.fed_S.tolist()
+    for name in ("ids_T", "positions_T"):
+        assert getattr(found, name).tolist() == getattr(wanted, name).tolist() + [0] * 7
+    for cells_T, wanted_T in zip(found.cells_GT, wanted.cells_GT, strict=True):
+        assert cells_T.tolist() == wanted_T.tolist() + [0] * 7
+    assert found.starts_R[:5].tolist() == wanted.starts_R.tolist()
+    assert found.counts_R.tolist() == wanted.counts_R.tolist() + [0] * (num_rows - 5)
+    assert found.offsets_R1.tolist() == wanted.offsets_R1.tolist() + [13] * (num_rows - 5)
+    for name in ("last_N", "slots_N", "draws_N", "ends_N"):
+        assert getattr(heads, name)[:4].tolist() == getattr(wanted_heads, name).tolist()
+    assert set(heads.slots_N[4:].tolist()) == {made.table.nobody}
+    assert set(heads.last_N[4:].tolist()) | set(heads.ends_N[4:].tolist()) == {0}
 
-    monkeypatch.setattr(batch_module, "upload", refuse)
-    monkeypatch.setattr(table_module, "upload", refuse)
-    table.fed_S[[3, 1]] += 1
-    table.tokens_SL[[3, 1], [3, 2]] = torch.tensor([50, 60], dtype=torch.int32)
-    plan = make_plan([(3, 3, 1, True), (1, 2, 1, True)], pages=[{}, {}], steady=steady)
-    table.apply(plan)
-    batch = batcher.make(plan)
-    assert batch.ids_T.tolist() == [50, 60]
-    assert batch.positions_T.tolist() == [3, 2]
+    drawn_N = torch.arange(70, 70 + num_rows, dtype=torch.int32, device=device)
+    batcher.put(drawn_N, heads)
+    put(exact.table, drawn_N.cpu()[:4], wanted_heads)
+    assert (made.table.tokens_SL.cpu()[:6] == exact.table.tokens_SL[:6]).all()
+
+    # The same frame again: pages have been turned once and for all, steady rows move on by themselves.
+    made.table.tables_GSP.zero_()
+    again, _ = batcher.make(frame, 20, limits=limits)
+    assert not made.table.tables_GSP.any()
+    assert again.starts_R[:2].tolist() == [start + 1 for start in wanted.starts_R[:2].tolist()]
+    assert again.ids_T[:2].tolist() == [70, 71]
+    assert again.starts_R[2:5].tolist() == wanted.starts_R[2:].tolist()
+
+
+@pytest.mark.parametrize("kernels", ["plain", "triton-interpreted", pytest.param("triton-gpu", marks=pytest.mark.gpu)])
+def test_rows_of_one_token_are_found_without_a_search(kernels: str) -> None:
+    if kernels == "triton-interpreted" and torch.cuda.is_available():
+        pytest.skip("compiled on this machine")
+    device = torch.device("cuda" if kernels == "triton-gpu" else "cpu")
+    made = scene(device)
+    table = made.table
+    batch(make_plan([(0, 0, 1, False)], pages=made.pages), table)
+    steady = ints([4, 1, 3])
+    plan = make_plan([(slot, 0, 1, True) for slot in steady], pages=[{}, {}], steady=steady)
+    starts = table.fed_S[[4, 1, 3]].tolist()
+    words = np.concatenate([frames.rows(plan, table, 8, pad_heads=True), np.full(32, -1, np.int32)])
+    batcher = Batcher(table, GROUPS)
+    if kernels != "plain":
+        from sapwood.runner import batch_triton
+
+        batcher._fill, batcher._put = batch_triton.fill, batch_triton.put
+    found, heads = batcher.make(Frame(torch.from_numpy(words).to(device), 8, 8), 8, limits=Limits(decodes=8, spans=0))
+    assert found.positions_T.tolist() == [*starts, 0, 0, 0, 0, 0]
+    assert found.ids_T[:3].tolist() == [made.known[s][p] for s, p in zip(steady.tolist(), starts, strict=True)]
+    assert heads.last_N.tolist() == [0, 1, 2, 0, 0, 0, 0, 0]
+    assert heads.draws_N.tolist() == [4, table.nobody, 3] + [table.nobody] * 5
+
+
+def test_runs_are_cut_into_tiles() -> None:
+    steady = ints([9, 4, 30, *range(10, 28)])
+    members = [range(10, 28), [9, 4], [4, 9, 30]]
+    runs = Runs(
+        lows_U=ints([0, 16, 0]),
+        highs_U=ints([32, 48, 16]),
+        offsets_U1=ints([0, 18, 20, 23]),
+        slots_M=ints([slot for some in members for slot in some]),
+    )
+    assert shared.num_tiles(runs) == 4
+    for size in (shared.Size(4, 21), shared.Size(9, 40)):
+        found = shared.shared(torch.from_numpy(shared.words(runs, steady, size)), size)
+        padding = [0] * (size.tiles - 4)
+        assert found.lows_I.tolist() == [0, 0, 16, 0, *padding]
+        assert found.highs_I.tolist() == [32, 32, 48, 16, *padding]
+        assert found.firsts_I.tolist() == [0, 16, 18, 20, *padding]
+        assert found.sizes_I.tolist() == [16, 2, 2, 3, *padding]
+        assert found.rows_M[:23].tolist() == [*range(3, 21), 0, 1, 1, 0, 2]
+        assert found.privates_R[:21].tolist() == [48, 48, 16, *[32] * 18]
+        assert not found.privates_R[21:].any()
+        assert [sorted(row) for row in found.members_RL[:4].tolist()] == [
+            [-1, -1, 18, 21], [-1, -1, 19, 20], [-1, -1, -1, 22], [-1, -1, -1, 0]
+        ]  # fmt: skip
+        assert (found.members_RL[21:] == -1).all()

@@ -13,7 +13,7 @@ from sapwood.base.kv import KVGroup
 from sapwood.base.plan import Admit
 from sapwood.base.sampling import SamplingParams
 from sapwood.runner.table import Table
-from sapwood.runner.yields import find_yields
+from sapwood.runner.yields import find_special
 from sapwood.sampling.logprobs import as_rows
 from sapwood.sampling.sampler import Sampled, sample
 from tests.runner.plans import admit, make_plan
@@ -27,10 +27,13 @@ def sampled(admits: Sequence[Admit], logits_NV: Tensor) -> Sampled:
     """The tokens that follow all known ones of each admit."""
     table = Table(num_slots=16, max_len=40, groups=[GROUP], device=logits_NV.device)
     plan = make_plan([(a.slot, 0, len(a.tokens), True) for a in admits], admits=admits)
-    table.apply(plan)
+    table.take(admits)
+    table.special_S[:] = True
+    special = find_special(plan, table)
+    assert special is not None
     positions_N = torch.tensor([len(a.tokens) for a in admits], device=logits_NV.device)
     longest = int(positions_N.max())
-    return sample(logits_NV.clone(), find_yields(plan, table).recipe, positions_N, table.tokens_SL[:, :longest])
+    return sample(logits_NV.clone(), special.recipe, positions_N, table.tokens_SL[:, :longest])
 
 
 def random_request(draw: np.random.Generator, slot: int) -> Admit:

@@ -1,0 +1,132 @@
+"""What a step does around the model, as launches whose sizes a host knows: finding out what to compute, and taking in
+the tokens that were drawn. `sapwood.runner.batch` holds the twins.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit(do_not_specialize=["num_rows", "num_changes", "nobody"])
+def take_rows(
+    slots_R,
+    told_R,
+    counts_R,
+    places_R,
+    kinds_R,
+    entries_C,
+    pages_C,
+    fed_S,
+    tables_GSP,
+    starts_R,
+    offsets_R1,
+    last_N,
+    slots_N,
+    draws_N,
+    ends_N,
+    num_rows,
+    num_changes,
+    nobody,
+    BLOCK: tl.constexpr,
+):
+    """Turn pages, find where rows start and end, and what the rows that yield need.
+
+    Grid (1 + ceil(C / BLOCK),): the first program does all rows (BLOCK is enough for them), the others the changes. A
+    change is used up: its entry becomes -1, so that a frame may be run again.
+    """
+    i = tl.arange(0, BLOCK)
+    program = tl.program_id(0)
+    if program > 0:
+        place = (program - 1) * BLOCK + i
+        entry = tl.load(entries_C + place, mask=place < num_changes, other=-1)
+        page = tl.load(pages_C + place, mask=entry >= 0, other=0)
+        tl.store(tables_GSP + entry, page, mask=entry >= 0)
+        tl.store(entries_C + place, -1, mask=entry >= 0)
+        return
+    inside = i < num_rows
+    slot = tl.load(slots_R + i, mask=inside, other=nobody)
+    told = tl.load(told_R + i, mask=inside, other=0)
+    count = tl.load(counts_R + i, mask=inside, other=0)
+    start = tl.where(told < 0, tl.load(fed_S + slot, mask=inside, other=0), told)
+    end = start + count
+    tl.store(fed_S + slot, end, mask=inside & (count > 0))
+    offset = tl.cumsum(count, axis=0)
+    tl.store(starts_R + i, start, mask=inside)
+    tl.store(offsets_R1 + i, offset - count, mask=inside)
+    tl.store(offsets_R1 + 1 + i, offset, mask=i == num_rows - 1)
+    place = tl.load(places_R + i, mask=inside, other=-1)
+    kind = tl.load(kinds_R + i, mask=inside, other=0)
+    heads = inside & (place >= 0)
+    tl.store(last_N + place, tl.where(kind > 0, offset - 1, 0).to(tl.int64), mask=heads)
+    tl.store(slots_N + place, tl.where(kind > 0, slot, nobody), mask=heads)
+    tl.store(draws_N + place, tl.where(kind == 1, slot, nobody), mask=heads)
+    tl.store(ends_N + place, tl.where(kind > 0, end, 0), mask=heads)
+
+
+@triton.jit(do_not_specialize=["num_rows", "num_tokens", "num_slots", "num_pages"])
+def take_tokens(
+    slots_R,
+    starts_R,
+    counts_R,
+    offsets_R1,
+    tokens_SL,
+    length,
+    tables_GSP,
+    page_sizes_G,
+    ids_T,
+    positions_T,
+    cells_GT,
+    num_rows,
+    num_tokens,
+    num_slots,
+    num_pages,
+    G: tl.constexpr,
+    SINGLE: tl.constexpr,
+    LOG_ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Id, position and cells of each token. Grid (ceil(T / BLOCK),). SINGLE: token t is row t, if it has one.
+
+    A token of no row gets id 0, position 0, cell 0. 2**LOG_ROWS is more than the number of rows.
+    """
+    token = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = token < num_tokens
+    if SINGLE:
+        row = token
+        known = inside & (tl.load(counts_R + token, mask=inside, other=0) > 0)
+    else:
+        # The last row that begins at or before the token.
+        row = token * 0
+        for k in tl.static_range(LOG_ROWS):
+            probe = row + (1 << (LOG_ROWS - 1 - k))
+            begins = tl.load(offsets_R1 + probe, mask=probe <= num_rows, other=2147483647)
+            row = tl.where(begins <= token, probe, row)
+        known = inside & (row < num_rows)
+    slot = tl.load(slots_R + row, mask=known, other=0).to(tl.int64)
+    position = tl.load(starts_R + row, mask=known, other=0) + token - tl.load(offsets_R1 + row, mask=known, other=0)
+    position = tl.where(known, position, 0)
+    id = tl.load(tokens_SL + slot * length + position, mask=known, other=0)
+    tl.store(ids_T + token, id.to(tl.int64), mask=inside)
+    tl.store(positions_T + token, position.to(tl.int64), mask=inside)
+    for g in tl.static_range(G):
+        size = tl.load(page_sizes_G + g)
+        page = tl.load(tables_GSP + (g * num_slots + slot) * num_pages + position // size, mask=known, other=0)
+        cell = tl.where(known, page.to(tl.int64) * size + position % size, 0)
+        tl.store(cells_GT + g * num_tokens.to(tl.int64) + token, cell, mask=inside)
+
+
+@triton.jit(do_not_specialize=["num_heads", "nobody"])
+def put_tokens(
+    drawn_N, draws_N, ends_N, tokens_SL, length, num_heads, nobody, BLOCK: tl.constexpr
+):  # fmt: skip
+    """Write drawn tokens to their places in the table. Grid (ceil(N / BLOCK),)."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = i < num_heads
+    slot = tl.load(draws_N + i, mask=inside, other=nobody)
+    wanted = inside & (slot != nobody)
+    end = tl.load(ends_N + i, mask=wanted, other=0)
+    token = tl.load(drawn_N + i, mask=wanted, other=0)
+    tl.store(tokens_SL + slot.to(tl.int64) * length + end, tl.maximum(token, 0), mask=wanted)

@@ -1,0 +1,242 @@
+"""One launch a step: CUDA graphs of whole steps, one for each size that steps are padded to.
+
+A graph holds everything from the frame to the drawn tokens, and finds on the device who its rows are: rows that only
+decode, prompt chunks and any mixture of them fit the same graph. It is captured when its size first occurs, after
+that very step has been launched kernel by kernel, or before, while there is nothing else to do.
+
+Suffix legend: R rows, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Generic, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+
+from sapwood.attention.base import Limits, Shared
+from sapwood.base.plan import Ints, Plan, Runs
+from sapwood.runner import frame, shared
+from sapwood.runner.frame import Frame
+from sapwood.runner.table import Table
+from sapwood.runner.transfer import send
+
+T = TypeVar("T")
+Compute = Callable[[Frame, int, Limits, Shared | None], T]
+
+_LEAST_TILES = 8
+_MIXED_CHANGES = 4096  # pages that a step with prompt chunks may turn; those of cached prefixes are among them
+
+
+class Size(NamedTuple):
+    """What a step is padded to. `mixed`: rows may be of any length; else each is one token that yields another."""
+
+    tokens: int
+    rows: int
+    mixed: bool
+    shared: bool
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(decodes=self.rows, spans=min(self.rows, self.tokens // 2) if self.mixed else 0)
+
+
+def row_steps(most: int) -> list[int]:
+    """Numbers of rows that decode steps are padded to: close enough together that little is computed for nothing."""
+    return _steps([1, 2, 4, 8], [(8, 64), (16, 128), (32, 256), (64, 512), (128, most)], most)
+
+
+def token_steps(most: int) -> list[int]:
+    """Numbers of tokens that mixed steps are padded to: a matrix product works on tiles of 64 or 128 rows anyhow."""
+    return _steps([16, 32], [(64, 512), (128, 1024), (256, 2048), (512, most)], most)
+
+
+def mixed_rows(num_rows: int, num_tokens: int, most: int) -> int:
+    """Rows of a mixed step: few choices, since they cost no more than logits that nobody reads."""
+    return min(num_tokens, most, next(rows for rows in (16, 64, 256, 512, most) if rows >= min(num_rows, most)))
+
+
+def _steps(first: list[int], strides: list[tuple[int, int]], most: int) -> list[int]:
+    steps = list(first)
+    for stride, end in strides:
+        steps.extend(range((steps[-1] // stride + 1) * stride, end + 1, stride))
+    return [step for step in steps if step < most] + [most]
+
+
+class Graphs(Generic[T]):
+    """The graphs of one model, made for steps of up to `max_tokens` tokens and `max_rows` rows.
+
+    `compute` launches a step given its frame, padded tokens, limits and shared runs, and returns what it leaves on the
+    device; it must do so in the same way each time, without waiting for the device. Without `capture` steps are padded
+    alike and launched kernel by kernel.
+    """
+
+    def __init__(
+        self, compute: Compute[T], table: Table, *, max_rows: int, max_tokens: int, capture: bool = True
+    ) -> None:
+        self._compute, self._table = compute, table
+        self._max_rows, self._max_tokens = max_rows, max_tokens
+        self._row_steps = np.array(row_steps(max_rows))
+        self._token_steps = np.array(token_steps(max(max_tokens, max_rows)))
+        self._captured: dict[Size, _Captured[T]] = {}
+        self._camera = _Camera(table.device) if capture else None
+        self._ahead = self._likely()
+
+    @property
+    def num_captured(self) -> int:
+        return sum(step.graph is not None for step in self._captured.values())
+
+    @property
+    def num_ahead(self) -> int:
+        return len(self._ahead)
+
+    def run(self, plan: Plan) -> T | None:
+        """Launch a step, or return None if it is too large or too strange for a graph."""
+        size = self._fit(plan)
+        if size is None:
+            return None
+        step = self._captured.get(size)
+        if step is None:
+            step = self._captured[size] = _Captured(size, self._table)
+        if not step.tell(plan):
+            return None
+        if step.graph is None:
+            left = step.launch(self._compute)
+            if self._camera is not None:
+                step.capture(self._compute, self._camera)
+            return left
+        step.graph.replay()
+        return step.left
+
+    def capture_largest(self) -> None:
+        """Capture what takes the most memory, so that the others fit into what it took."""
+        for size in (self._mixed(self._max_tokens, self._max_rows), Size(self._max_rows, self._max_rows, False, True)):
+            self._make(size)
+
+    def capture_next(self) -> bool:
+        """Capture one more graph that will likely be wanted; False if there is none left."""
+        while self._ahead:
+            size = self._ahead.pop()
+            if size not in self._captured:
+                self._make(size)
+                return True
+        return False
+
+    def _make(self, size: Size) -> None:
+        assert self._camera is not None
+        step = self._captured[size] = _Captured(size, self._table)
+        step.launch(self._compute)  # of nobody's rows: kernels are compiled and libraries initialised by it
+        step.capture(self._compute, self._camera)
+
+    def _fit(self, plan: Plan) -> Size | None:
+        num_tokens = plan.num_tokens
+        if num_tokens > self._max_tokens or self._table.scored_S[plan.slots_R[plan.num_steady :]].any():
+            return None
+        if num_tokens == plan.num_rows and plan.yields_R.all():
+            rows = int(self._row_steps[np.searchsorted(self._row_steps, num_tokens)])
+            size = Size(rows, rows, False, False)
+        else:
+            size = self._mixed(num_tokens, plan.num_rows)
+        return size if plan.runs is None else size._replace(shared=shared.num_tiles(plan.runs) <= _room(size).tiles)
+
+    def _mixed(self, num_tokens: int, num_rows: int) -> Size:
+        tokens = int(self._token_steps[np.searchsorted(self._token_steps, num_tokens)])
+        return Size(tokens, mixed_rows(num_rows, tokens, self._max_rows), True, False)
+
+    def _likely(self) -> list[Size]:
+        """Sizes worth having before they are asked for, in the order in which to take them from the end."""
+        decode = [Size(rows, rows, False, False) for rows in self._row_steps.tolist()]
+        tokens = [tokens for tokens in self._token_steps.tolist() if tokens <= self._max_tokens]
+        mixed = [self._mixed(count, rows) for rows in (1, 17, 65) if rows <= self._max_rows for count in tokens]
+        sharing = [size._replace(shared=True) for size in decode if size.rows > 1]
+        return list(dict.fromkeys([*sharing[::-1], *mixed[::-1], *decode[::-1]]))
+
+
+class _Captured(Generic[T]):
+    """One size: its inputs, which stay where they are, and once it is captured its graph and what that leaves."""
+
+    def __init__(self, size: Size, table: Table) -> None:
+        self.size, self._table = size, table
+        self._num_changes = _MIXED_CHANGES if size.mixed else max(size.rows, 16)
+        self._frame = Frame.blank(size.rows, self._num_changes, table.nobody, table.device)
+        self._room = _room(size)
+        nothing = shared.words(None, _NO_SLOTS, self._room)
+        self._words = torch.from_numpy(nothing).to(table.device) if size.shared else None
+        self._steady: Ints | None = None
+        self._runs: tuple[Runs, Ints] | None = None
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.left: T | None = None
+
+    def tell(self, plan: Plan) -> bool:
+        """Send what has changed since the last step of this size; False, and nothing is sent, if it does not fit."""
+        entries, pages = frame.changes(plan.pages, self._table)
+        count, words = len(entries), self._frame.words
+        if count > self._num_changes:
+            return False
+        if plan.num_rows > plan.num_steady or self._steady is not plan.steady:
+            vector = np.full(len(words), frame.NO_ENTRY, dtype=np.int32)
+            rows = frame.rows(plan, self._table, self.size.rows, pad_heads=True)
+            vector[: len(rows)] = rows
+            first = len(rows)
+        elif count:
+            vector = np.full(2 * self._num_changes, frame.NO_ENTRY, dtype=np.int32)
+            first = 0
+        else:
+            vector, first = _NO_SLOTS, 0
+        if len(vector):
+            vector[first : first + count] = entries
+            vector[first + self._num_changes : first + self._num_changes + count] = pages
+            send(vector, words[len(words) - len(vector) :])
+        self._steady = plan.steady if plan.num_rows == plan.num_steady else None
+        if self._words is not None:
+            assert plan.runs is not None
+            if self._runs is None or self._runs[0] is not plan.runs or self._runs[1] is not plan.steady:
+                send(shared.words(plan.runs, plan.steady, self._room), self._words)
+                self._runs = plan.runs, plan.steady
+        return True
+
+    def launch(self, compute: Compute[T]) -> T:
+        runs = None if self._words is None else shared.shared(self._words, self._room)
+        return compute(self._frame, self.size.tokens, self.size.limits, runs)
+
+    def capture(self, compute: Compute[T], camera: _Camera) -> None:
+        self.graph, self.left = camera.capture(lambda: self.launch(compute))
+
+
+class _Camera:
+    """Where graphs are captured: a stream of their own, and memory that they share, since one runs at a time."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device)
+        self._pool = torch.cuda.graph_pool_handle()
+        with torch.cuda.stream(self._stream):
+            ones = torch.ones(16, 16, device=device, dtype=torch.bfloat16)
+            torch.mm(ones, ones)  # cuBLAS takes its workspace on this stream before any graph could
+
+    def capture(self, launch: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
+        # Not torch.cuda.graph, which waits for the device and collects garbage each time.
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.stream(self._stream):
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                left = launch()
+            finally:
+                graph.capture_end()
+        return graph, left
+
+
+_NO_SLOTS: Ints = np.zeros(0, np.int32)
+
+
+def _room(size: Size) -> shared.Size:
+    return shared.Size(max(_LEAST_TILES, size.rows // 2), size.rows)
+
+
+def memory_of(make: Callable[[], object], device: torch.device) -> int:
+    """Bytes of the device that are gone after a call, those that PyTorch keeps included."""
+    torch.cuda.synchronize(device)
+    before, _ = torch.cuda.mem_get_info(device)
+    make()
+    torch.cuda.synchronize(device)
+    return max(0, before - torch.cuda.mem_get_info(device)[0])
