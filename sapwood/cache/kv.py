@@ -18,47 +18,44 @@ from collections.abc import Sequence
 import numpy as np
 
 from sapwood.base.kv import KVGroup
-from sapwood.base.plan import PageChange, PageCopy
+from sapwood.base.plan import Ints, PageChange, PageCopy, Runs
 from sapwood.base.request import Request
+from sapwood.cache.hold import Hold
 from sapwood.cache.pool import PagePool
+from sapwood.cache.runs import RunCost, SharedRuns
 from sapwood.cache.tree import ABSENT, Node, RadixTree
 
 SLOT_SHIFT = 32
 
 
-class Hold:
-    """What one running sequence has: a leased path in the tree, private pages behind it, and its windows' borders."""
-
-    __slots__ = ("low", "nodes", "own", "root")
-
-    def __init__(self, root: Node, nodes: list[Node], num_groups: int) -> None:
-        self.root = root
-        self.nodes = nodes
-        self.own: list[list[int]] = []  # per page: its number in each group
-        self.low = [0] * num_groups  # per windowed group: first page of the path that is held
-
-    @property
-    def deepest(self) -> Node:
-        return self.nodes[-1] if self.nodes else self.root
-
-    @property
-    def num_pages(self) -> int:
-        return len(self.nodes) + len(self.own)
-
-
 class KVCache:
     """Pools and tree of one engine. Not thread-safe; the scheduler is its only caller.
 
-    `reuse=False` gives every request a namespace of its own, so nothing is ever shared.
+    `reuse=False` gives every request a namespace of its own, so nothing is ever shared. `run_cost` is what a run that
+    several rows share must save (see `sapwood.cache.runs`).
+
+    Attributes:
+        relief: Grows whenever running requests come to need or to have fewer pages that are not free.
+        num_copied: Pages that were copied because they began as wanted.
     """
 
-    def __init__(self, groups: Sequence[KVGroup], num_pages: Sequence[int], *, reuse: bool = True) -> None:
+    def __init__(
+        self,
+        groups: Sequence[KVGroup],
+        num_pages: Sequence[int],
+        *,
+        reuse: bool = True,
+        run_cost: RunCost = RunCost(),  # noqa: B008 (immutable)
+    ) -> None:
         self.groups = tuple(groups)
         self.page_size = groups[0].page_size
         self.reuse = reuse
         self.pools = [PagePool(count) for count in num_pages]
         self.tree = RadixTree(groups, self.pools)
         self.num_copied = 0
+        self.relief = 0
+        self._shared_runs = SharedRuns(self.page_size, run_cost)
+        self._windows_only = all(group.window is not None for group in groups)
         # Per group: slot and index packed into one key -> page, so that the last word on an entry counts.
         self._changes: list[dict[int, int]] = [{} for _ in groups]
         self._copies: list[tuple[list[int], list[int]]] = [([], []) for _ in groups]
@@ -68,10 +65,23 @@ class KVCache:
 
     def peek(self, request: Request) -> int:
         """How many of a waiting request's tokens are cached, without touching anything."""
-        root = self.tree.roots.get(self._namespace(request))
+        tree, most = self.tree, self._max_match(request)
+        root = tree.roots.get(self._namespace(request))
         if root is None:
             return 0
-        return self.page_size * len(self.tree.match(root, request.tokens.tobytes(), self._max_match(request)))
+        if tree.windowed:
+            return self.page_size * len(tree.match(root, request.tokens.tobytes(), most))
+        # Go on from where the last look ended: under longest-prefix-first each step looks at hundreds.
+        seen: tuple[Node, int] | None = request.hold
+        node, depth = (root, 0) if seen is None or seen[0].parent is None else seen
+        while depth < most:
+            key = request.tokens[depth * self.page_size : (depth + 1) * self.page_size].tobytes()
+            child = node.children.get(key)
+            if child is None:
+                break
+            node, depth = child, depth + 1
+        request.hold = node, depth
+        return self.page_size * depth
 
     def enter(self, request: Request) -> None:
         """Lease the cached prefix of a request that may be about to run.
@@ -83,6 +93,7 @@ class KVCache:
         nodes = tree.match(root, request.tokens.tobytes(), self._max_match(request))
         hold = request.hold = Hold(root, nodes, len(self.groups))
         tree.lease(hold.deepest)
+        tree.join(nodes)
         matched = len(nodes) * self.page_size
         for g in tree.windowed:
             hold.low[g] = tree.first_seen(g, matched)
@@ -133,6 +144,7 @@ class KVCache:
             child = deepest.children.get(tokens[depth * tree.page_bytes : (depth + 1) * tree.page_bytes])
             if child is None or ABSENT in child.pages:
                 break
+            tree.join((child,))
             self._append(hold, child)
             for g in range(len(self.groups)):
                 self._change(g, request.slot, depth, child.pages[g])
@@ -140,6 +152,7 @@ class KVCache:
         if deepest is not start:
             tree.lease(deepest)
             tree.release(start)
+            self.relief += 1
         return len(hold.nodes) * self.page_size
 
     def clamp(self, request: Request, start: int, count: int) -> int:
@@ -183,21 +196,69 @@ class KVCache:
         hold: Hold = request.hold
         size = self.tree.page_bytes
         full = len(tokens) // size
-        if not hold.own or len(hold.nodes) >= full:
-            return
-        before = hold.deepest
         while hold.own and (depth := len(hold.nodes)) < full:
             key = tokens[depth * size : (depth + 1) * size]
             known = hold.deepest.children.get(key)
             if known is None:
-                node = self.tree.add(hold.deepest, key, hold.own.pop(0), number)
+                self._append(hold, self.tree.grow(hold.deepest, key, hold.own.pop(0), number))
             elif (depth + 1) * self.page_size <= start:
-                node = self._exchange(hold, known, request.slot)
+                self._exchange(hold, known, request.slot)
             else:
                 break
-            self._append(hold, node)
-        self.tree.lease(hold.deepest)
-        self.tree.release(before)
+
+    def turn(
+        self, slots: Ints, requests: Sequence[Request | None], starts: Ints, planned: Ints, history: Ints, number: int
+    ) -> bool:
+        """Publish what is full and take one page more, for many sequences at once: each is at the end of its pages.
+
+        Returns False, and does nothing, if that is not simple: there are windows, or not enough pages for all.
+
+        Args:
+            slots: The sequences; int32, like the next three.
+            requests: All running requests, by slot.
+            starts: Where plan `number` starts to write for each of the sequences.
+            planned: How many tokens of each are known and planned.
+            history: Tokens by slot and position.
+            number: The plan's.
+        """
+        if self.tree.windowed or any(len(slots) > self.num_available(g) for g in range(len(self.groups))):
+            return False
+        running = [_running(requests[slot]) for slot in slots.tolist()]
+        holds: list[Hold] = [request.hold for request in running]
+        self._publish_next(running, holds, slots, planned, history, number)
+        entries = (slots.astype(np.int64) << SLOT_SHIFT | starts // self.page_size).tolist()
+        taken = []
+        for g, pool in enumerate(self.pools):
+            if len(slots) > len(pool.free):
+                self.tree.evict(g, len(slots) - len(pool.free))
+            pages = pool.take_many(len(slots))
+            self._changes[g].update(zip(entries, pages, strict=True))
+            taken.append(pages)
+        for hold, own in zip(holds, zip(*taken, strict=True), strict=True):
+            hold.own.append(list(own))
+        return True
+
+    def _publish_next(
+        self, running: list[Request], holds: list[Hold], slots: Ints, planned: Ints, history: Ints, number: int
+    ) -> None:
+        """Publish the next page of each sequence that has a full one; where that is not all, `publish` does the rest."""
+        size, page_bytes, grow = self.page_size, self.tree.page_bytes, self.tree.grow
+        depths = np.array([len(hold.nodes) for hold in holds])
+        full = planned // size
+        ready = np.flatnonzero(full > depths)
+        rest = np.flatnonzero(full > depths + 1).tolist()
+        keys = history[slots[ready, None], depths[ready, None] * size + np.arange(size)].tobytes()
+        for at, i in enumerate(ready.tolist()):
+            hold = holds[i]
+            parent = hold.nodes[-1] if hold.nodes else hold.root
+            key = keys[at * page_bytes : (at + 1) * page_bytes]
+            if key in parent.children:
+                rest.append(i)
+            else:
+                hold.nodes.append(grow(parent, key, hold.own.pop(0), number))
+        for i in rest:
+            end = int(planned[i])
+            self.publish(running[i], history[slots[i], :end].tobytes(), start=end, number=number)
 
     def leave(self, request: Request, tokens: bytes, *, number: int, discard: bool = False) -> None:
         """Give everything back. `tokens` as for `publish`; they stay cached, the last partial page too.
@@ -210,6 +271,8 @@ class KVCache:
             self.publish(request, tokens, start=len(tokens) // 4, number=number)
             self._keep_partial(hold, tokens[len(hold.nodes) * tree.page_bytes :], number)
         request.hold = None
+        self.relief += 1
+        tree.part(hold.nodes)
         for own in hold.own:
             for g, page in enumerate(own):
                 self.pools[g].give(page)
@@ -238,6 +301,16 @@ class KVCache:
         self._pinned.clear()
         return changes, copies
 
+    def runs(self, steady: Ints, requests: Sequence[Request | None]) -> Runs | None:
+        """The runs of pages that the steady rows share, worth being read once; the same object while nothing changes.
+
+        `steady` are slots, the same array object for as long as they are the same; `requests` are by slot.
+        """
+        if self._windows_only or not self.tree.num_shared:
+            self._shared_runs.nothing()
+            return None
+        return self._shared_runs.find(steady, requests)
+
     def num_available(self, group: int) -> int:
         """Pages of the group that are free or could be at once."""
         return len(self.pools[group].free) + self.tree.num_evictable(group)
@@ -257,6 +330,7 @@ class KVCache:
             used = [node.pages[g] for node in self.tree.nodes() if node.pages[g] != ABSENT]
             used += [own[g] for request in running for own in request.hold.own]
             wrong += pool.reset_free(used)
+        self.relief += wrong
         return wrong
 
     def _max_match(self, request: Request) -> int:
@@ -281,6 +355,7 @@ class KVCache:
             low = min(self.tree.first_seen(g, start), len(hold.nodes))
             for node in hold.nodes[hold.low[g] : low]:
                 self.tree.unhold(node, g)
+                self.relief += 1
             hold.low[g] = max(hold.low[g], low)
 
     def _copy_partial(self, hold: Hold, wanted: bytes, number: int) -> int:
@@ -313,11 +388,12 @@ class KVCache:
         return shared if possible else 0
 
     def _unpin(self, source: Node) -> None:
+        self.relief += 1
         self.tree.release(source)
         for g in self.tree.windowed:
             self.tree.unhold(source, g)
 
-    def _exchange(self, hold: Hold, node: Node, slot: int) -> Node:
+    def _exchange(self, hold: Hold, node: Node, slot: int) -> None:
         """Use the tree's page, which somebody else had computed too, and give ours back."""
         for g, page in enumerate(hold.own.pop(0)):
             if node.pages[g] == ABSENT:
@@ -325,11 +401,21 @@ class KVCache:
             else:
                 self.pools[g].give(page)
                 self._change(g, slot, len(hold.nodes), node.pages[g])
-        return node
+        self.tree.lease(node)
+        self.tree.release(hold.deepest)
+        self.tree.join((node,))
+        self._append(hold, node)
+        self.relief += 1
+        self._shared_runs.exchanged += 1
 
     def _keep_partial(self, hold: Hold, key: bytes, number: int) -> None:
         if key and hold.own and key not in hold.deepest.children:
             self.tree.settle(self.tree.add(hold.deepest, key, hold.own.pop(0), number))
+
+
+def _running(request: Request | None) -> Request:
+    assert request is not None
+    return request
 
 
 def _page_change(entries: dict[int, int]) -> PageChange:

@@ -22,6 +22,12 @@ class PagePool:
     def take(self) -> int:
         return self.free.pop()
 
+    def take_many(self, count: int) -> list[int]:
+        """As many pages at once; there must be as many."""
+        pages = self.free[-count:]
+        del self.free[-count:]
+        return pages
+
     def give(self, page: int) -> None:
         self.free.append(page)
 

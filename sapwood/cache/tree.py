@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from sapwood.base.kv import KVGroup
 from sapwood.cache.pool import PagePool
@@ -32,7 +32,19 @@ COPY_CANDIDATES = 8  # siblings looked at for a partly matching page, newest fir
 class Node:
     """One page per group. `born` is the plan that first wrote it; `used` orders eviction."""
 
-    __slots__ = ("born", "children", "holds", "key", "leases", "pages", "parent", "shelters", "touched", "used")
+    __slots__ = (
+        "born",
+        "children",
+        "holds",
+        "key",
+        "leases",
+        "pages",
+        "parent",
+        "shelters",
+        "touched",
+        "used",
+        "users",
+    )
 
     def __init__(self, parent: Node | None, key: bytes, pages: list[int], born: int) -> None:
         self.parent = parent
@@ -45,6 +57,7 @@ class Node:
         self.holds = [0] * len(pages)  # sequences that have the page in their window, per group
         self.touched = [0] * len(pages)  # when the last hold ended, per group
         self.used = 0
+        self.users = 0  # running sequences whose path goes through
 
 
 class RadixTree:
@@ -59,6 +72,7 @@ class RadixTree:
         self.roots: dict[str, Node] = {}
         self.num_nodes = 0
         self.num_sheltered = 0
+        self.num_shared = 0  # nodes with more than one user
         self.num_evicted = 0
         # Per windowed group: pages in the tree, and those of them in some running window.
         self.num_present = [0] * len(groups)
@@ -154,6 +168,18 @@ class RadixTree:
                 self._leaf(walk)
             walk = walk.parent
 
+    def join(self, nodes: Iterable[Node]) -> None:
+        """One more running sequence goes through each of the nodes."""
+        for node in nodes:
+            node.users += 1
+            self.num_shared += node.users == 2
+
+    def part(self, nodes: Iterable[Node]) -> None:
+        """One running sequence less goes through each of the nodes."""
+        for node in nodes:
+            node.users -= 1
+            self.num_shared -= node.users == 1
+
     def hold(self, node: Node, group: int) -> None:
         if node.holds[group] == 0:
             self.num_held[group] += 1
@@ -178,6 +204,18 @@ class RadixTree:
         self.num_nodes += 1
         for g in self.windowed:
             self.num_present[g] += pages[g] != ABSENT
+        return node
+
+    def grow(self, leased: Node, key: bytes, pages: list[int], born: int) -> Node:
+        """`add` for a running sequence that leases the parent: the lease goes on to the child, with one user."""
+        node = self.add(leased, key, pages, born)
+        node.leases = node.shelters = node.users = 1
+        self.num_sheltered += 1
+        leased.leases -= 1
+        if leased.leases:
+            leased.shelters += 1
+        else:  # the child shelters it in place of the lease
+            leased.used = next(self._clock)
         return node
 
     def donate(self, node: Node, group: int, page: int) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sapwood.base.plan import Admit, Bools, Ints, Outcome, Plan
+from sapwood.base.plan import Admit, Bools, Ints, Longs, Outcome, Plan
 from sapwood.base.request import Request
 from sapwood.base.wire import Delta, Deltas
 from sapwood.cache.kv import KVCache
@@ -57,6 +57,7 @@ class Scheduler:
         self._joining: list[int] = []  # slots that are steady from the next plan on
         self._changed = False  # a steady slot was released
         self._foresight = FORESIGHT
+        self._blocked: tuple[int, int, int] | None = None  # what was the case when memory was too short for a start
 
     # -- arrivals and departures ----------------------------------------------------------------------------------
 
@@ -133,6 +134,7 @@ class Scheduler:
             admits=tuple(admits),
             pages=changes,
             copies=copies,
+            runs=self.kv.runs(steady, s.requests),
         )
 
     def _advance_steady(self, number: int) -> Ints:
@@ -149,24 +151,34 @@ class Scheduler:
             self._steady, fed = self._steady[wanting], fed[wanting]
         due = self._steady[fed >= s.until[self._steady]]
         if len(due):
-            self._turn_pages(sorted((s.of(slot) for slot in due.tolist()), key=self.waiting.rank), number)
+            self._turn_pages(due, number)
         if self._changed:
             self._steady = self._steady[s.owner[self._steady] > 0]
             self._changed = False
         return self._steady
 
-    def _turn_pages(self, due: list[Request], number: int) -> None:
-        """A page more for each, best rank first; when there is none, the worst-ranked running request makes room."""
+    def _turn_pages(self, due: Ints, number: int) -> None:
+        """A page more for each of these slots, which are at the end of theirs."""
         s = self.slots
-        safe: set[int] = set()
+        fed = s.fed[due]
+        if self.kv.turn(due, s.requests, fed, np.minimum(s.known[due], fed), s.history, number):
+            s.until[due] = fed + self.kv.page_size
+        else:
+            self._turn_pages_by_rank(sorted(map(s.of, due.tolist()), key=self.waiting.rank), number)
+
+    def _turn_pages_by_rank(self, due: list[Request], number: int) -> None:
+        """The same, best rank first; when there is no page, the worst-ranked running request makes room."""
+        s = self.slots
+        safe: Bools = np.zeros(len(s.owner), np.bool_)
         for request in due:
             if not request.running:
                 continue  # made room for a better one
             slot = request.slot
             fed = int(s.fed[slot])
             self.kv.publish(request, s.planned(slot), start=fed, number=number)
+            safe[slot] = True
             while not self.kv.clamp(request, fed, 1):
-                victim = self._victim(safe | {slot}) or request
+                victim = self._victim(safe) or request
                 if self.waiting.rank(victim) < self.waiting.rank(request):
                     victim = request
                 self._preempt(victim)
@@ -174,13 +186,12 @@ class Scheduler:
                     break
             if request.running:
                 self._reserve(request, fed + 1)
-                safe.add(slot)
 
-    def _victim(self, safe: set[int]) -> Request | None:
-        """The worst-ranked running request outside `safe` that still has something to compute."""
+    def _victim(self, safe: Bools) -> Request | None:
+        """The worst-ranked running request that is not `safe` (by slot) and still has something to compute."""
         s = self.slots
-        able = (r for r in s.running() if r.slot not in safe and s.fed[r.slot] < s.limit[r.slot] - 1)
-        return max(able, key=self.waiting.rank, default=None)
+        able = np.flatnonzero((s.owner > 0) & ~safe & (s.fed < s.limit - 1))
+        return s.of(s.worst(able)) if len(able) else None
 
     def _continue_prompts(self, budget: int, number: int) -> tuple[list[tuple[int, int, int]], int]:
         """(slot, start, count) of the next chunk of each request whose prompt is not wholly fed."""
@@ -228,11 +239,17 @@ class Scheduler:
         if not len(self.waiting) or not s.free or budget <= 0:
             return admits
         self._foresight = max(FORESIGHT, self._foresight - 1)
+        if self._blocked == self._circumstances():
+            return admits
+        short = False
         started: list[Request] = []
+        promised = self._promised_pages(np.flatnonzero(s.owner))
         for request in self.waiting.candidates(self.kv.peek):
-            if not s.free or budget <= 0 or not self._enter(request):
+            if not s.free or budget <= 0:
                 break
-            slot = s.assign(request)
+            if short := not self._enter(request, promised):
+                break
+            slot = s.assign(request, self.waiting.rank(request))
             cached = self.kv.install(request, number=number)
             s.fed[slot] = cached
             s.until[slot] = self.kv.horizon(request)
@@ -242,31 +259,40 @@ class Scheduler:
             admits.append(_admit(request, cached))
             started.append(request)
             budget -= self._chunk(request, budget, spans, number)
+            promised += self._promised_pages(np.array([slot]))
         if started:
             self.waiting.started(started)
             self._prompts.sort(key=self.waiting.rank)
+        self._blocked = self._circumstances() if short else None
         return admits
 
-    def _enter(self, request: Request) -> bool:
+    def _circumstances(self) -> tuple[int, int, int]:
+        """While these are the same, a start for which there was no memory need not be tried again.
+
+        What running requests have and what they were promised only moves from one to the other, unless there is relief.
+        """
+        return self.waiting.version, self.kv.relief, self._foresight // self.kv.page_size
+
+    def _enter(self, request: Request, promised: Longs) -> bool:
         """Lease the request's cached prefix if there is room for the rest of its known tokens and everybody's growth."""
         kv, s = self.kv, self.slots
         kv.enter(request)
         alone = s.num_running == 0
         growth = min(len(request.tokens) + self._foresight, request.limit)
-        roomy = alone or kv.fits(request, growth, self._promised_pages())
+        roomy = alone or kv.fits(request, growth, promised.tolist())
         if roomy and all(kv.num_available(g) for g in range(len(kv.groups))):
             return True
         kv.leave(request, b"", number=self.number)
         return False
 
-    def _promised_pages(self) -> list[int]:
-        """Pages per group that running requests will ask for: the rest of their prompts and some growth."""
+    def _promised_pages(self, slots: Longs) -> Longs:
+        """Pages per group that the requests in these slots will ask for: the rest of their prompts and some growth."""
         s = self.slots
-        slots = np.flatnonzero(s.owner)
         ahead = np.minimum(s.known[slots] + self._foresight, s.limit[slots]) - s.until[slots]
         pages = -(-np.maximum(ahead, 0) // self.kv.page_size)
         # In a windowed group old pages are let go of as new ones are taken.
-        return [int(pages.sum() if window is None else np.minimum(pages, 2).sum()) for window in self.kv.tree.windows]
+        sums = [pages.sum() if window is None else np.minimum(pages, 2).sum() for window in self.kv.tree.windows]
+        return np.array(sums, np.int64)
 
     # -- leaving ---------------------------------------------------------------------------------------------------
 
@@ -310,7 +336,7 @@ class Scheduler:
         s.history[slots, places] = tokens
         s.known[slots] = places + 1
         s.flying[slots] -= 1
-        stopped = (s.stops[slots] == tokens[:, None]).any(axis=1) & (places >= s.min_len[slots])
+        stopped = s.stopped(slots, tokens) & (places >= s.min_len[slots])
         ended = stopped | (places + 1 >= s.limit[slots])
         special = ended | s.verbose[slots]
         for i in np.flatnonzero(special).tolist():

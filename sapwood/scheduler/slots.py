@@ -20,7 +20,9 @@ class Slots:
         limit: Length at which the request ends. The last token is never fed, so `fed` stays below.
         until: Position up to which pages are reserved: at `fed == until` the cache must be asked again.
         owner: Tenancy number, 0 for a free slot; a plan's rows carry it so that late tokens find nobody.
-        ids: The request's id. verbose: its news need more than a token. min_len, stops: when it may end, and by what.
+        rank: The request's rank, first what counts most; lower goes first.
+        ids: The request's id. verbose: its news need more than a token. min_len: length before which it cannot end by
+            a stop token. stops: those tokens, [any, slot], NO_TOKEN where there are fewer.
     """
 
     def __init__(self, num_slots: int, max_model_len: int) -> None:
@@ -32,8 +34,9 @@ class Slots:
         self.min_len: Ints = np.zeros(num_slots, np.int32)
         self.ids: Longs = np.zeros(num_slots, np.int64)
         self.owner: Longs = np.zeros(num_slots, np.int64)
+        self.rank: Longs = np.zeros((num_slots, 2), np.int64)
         self.verbose: Bools = np.zeros(num_slots, np.bool_)
-        self.stops: Ints = np.full((num_slots, 4), NO_TOKEN, np.int32)
+        self.stops: Ints = np.full((1, num_slots), NO_TOKEN, np.int32)
         # Zeroed lazily by the operating system: only what is used takes memory.
         self.history: Ints = np.zeros((num_slots, max_model_len + 1), np.int32)
         self.requests: list[Request | None] = [None] * num_slots
@@ -53,13 +56,20 @@ class Slots:
         assert request is not None
         return request
 
-    def assign(self, request: Request) -> int:
+    def worst(self, slots: Longs) -> int:
+        """The slot with the highest rank."""
+        first = self.rank[slots, 0]
+        slots = slots[first == first.max()]
+        return int(slots[self.rank[slots, 1].argmax()])
+
+    def assign(self, request: Request, rank: tuple[int, int]) -> int:
         slot = self.free.pop()
         count = len(request.tokens)
         self._tenancies += 1
         request.slot = slot
         self.requests[slot] = request
         self.owner[slot] = self._tenancies
+        self.rank[slot] = rank
         self.ids[slot] = request.id
         self.history[slot, :count] = request.tokens
         self.known[slot] = count
@@ -86,9 +96,16 @@ class Slots:
         """The tokens that are known and whose KV is planned, as int32 bytes."""
         return self.history[slot, : min(self.known[slot], self.fed[slot])].tobytes()
 
+    def stopped(self, slots: Ints, tokens: Ints) -> Bools:
+        """Whether each slot's token is one of its stop tokens."""
+        found: Bools = self.stops[0, slots] == tokens
+        for stops in self.stops[1:]:
+            found |= stops[slots] == tokens
+        return found
+
     def _set_stops(self, slot: int, stop_ids: tuple[int, ...]) -> None:
-        missing = len(stop_ids) - self.stops.shape[1]
+        missing = len(stop_ids) - len(self.stops)
         if missing > 0:
-            self.stops = np.pad(self.stops, ((0, 0), (0, missing)), constant_values=NO_TOKEN)
-        self.stops[slot] = NO_TOKEN
-        self.stops[slot, : len(stop_ids)] = stop_ids
+            self.stops = np.pad(self.stops, ((0, missing), (0, 0)), constant_values=NO_TOKEN)
+        self.stops[:, slot] = NO_TOKEN
+        self.stops[: len(stop_ids), slot] = stop_ids

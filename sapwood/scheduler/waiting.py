@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import insort
+from bisect import bisect_right, insort
 from collections.abc import Callable, Iterator
 
 from sapwood.base.errors import ConfigError
@@ -27,6 +27,9 @@ class Waiting:
 
     Under 'lpm' the order of starting is by longest cached prefix; under 'priority' and 'lpm' a request that `PATIENCE`
     later arrivals have overtaken goes first, so none starves.
+
+    Attributes:
+        version: Grows whenever another request may have become the first to start.
     """
 
     def __init__(self, policy: str) -> None:
@@ -34,6 +37,7 @@ class Waiting:
             raise ConfigError(f"--schedule-policy: unknown policy {policy!r}; choose fcfs, priority or lpm.")
         self.policy = policy
         self.rank = by_priority if policy == "priority" else by_arrival
+        self.version = 0
         self._line: list[Request] = []
 
     def __len__(self) -> int:
@@ -44,30 +48,37 @@ class Waiting:
 
     def add(self, request: Request) -> None:
         insort(self._line, request, key=self.rank)
+        if self.policy == "lpm" or self._line[0] is request:
+            self.version += 1
 
     def remove(self, request: Request) -> None:
         self._line.remove(request)
+        self.version += 1
 
     def clear(self) -> None:
         self._line.clear()
+        self.version += 1
 
     def candidates(self, peek: Peek) -> list[Request]:
         """The requests in the order in which they should start; `peek` tells a request's cached tokens."""
         if self.policy == "fcfs":
             return self._line
         aged = [request for request in self._line if request.passed >= PATIENCE]
-        rest = [request for request in self._line if request.passed < PATIENCE]
+        rest = [request for request in self._line if request.passed < PATIENCE] if aged else self._line
         if self.policy == "lpm":
             head = rest[:LOOK_AHEAD]
             cached = {id(request): peek(request) for request in head}
             rest = sorted(head, key=lambda request: -cached[id(request)]) + rest[LOOK_AHEAD:]
-        return sorted(aged, key=by_arrival) + rest
+        return sorted(aged, key=by_arrival) + rest if aged else rest
 
     def started(self, admitted: list[Request]) -> None:
         """Take out those that start, and remember whom they overtook."""
+        gone = {request.id for request in admitted}
+        self._line = [request for request in self._line if request.id not in gone]
+        self.version += 1
         for request in admitted:
-            self._line.remove(request)
             request.passed = 0
         if self.policy != "fcfs":
+            arrivals = sorted(request.arrival for request in admitted)
             for request in self._line:
-                request.passed += sum(other.arrival > request.arrival for other in admitted)
+                request.passed += len(arrivals) - bisect_right(arrivals, request.arrival)
