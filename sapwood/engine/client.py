@@ -5,15 +5,90 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from typing import Any, Protocol
 
 import msgspec
-import zmq
 
 from sapwood.base.errors import EngineDead, GenerationFailed, Overloaded, RequestError
 from sapwood.base.sampling import SEED_LIMIT, SamplingParams
 from sapwood.base.wire import Abort, Control, Delta, Deltas, Facts, FromEngine, Reply, Stats, Submit, ToEngine
+
+
+class Follower(Protocol):
+    """Who follows generations, one or many."""
+
+    def wake(self) -> None:
+        """There are news to take. Called once for all that arrived together; must be quick and must not raise."""
+        ...
+
+
+class Stream:
+    """One generation on its way to its follower. News that have not been taken yet are merged.
+
+    A follower that takes its time costs no more than the tokens it has not taken. `leave` is called when the follower
+    leaves, be the generation finished or not.
+    """
+
+    __slots__ = ("_failure", "_leave", "_news", "_tokens", "finished", "follower", "id")
+
+    def __init__(self, id: int, follower: Follower, leave: Callable[[Stream], None]) -> None:
+        self.id = id
+        self.follower = follower
+        self.finished = False  # nothing more will come
+        self._leave: Callable[[Stream], None] | None = leave
+        self._tokens: list[int] = []  # of all news
+        self._news: list[Delta] = []  # those that are more than a token
+        self._failure: Exception | None = None
+
+    def put_token(self, token: int) -> None:
+        self._tokens.append(token)
+
+    def put(self, delta: Delta) -> None:
+        if delta.finish == "error":
+            self.fail(GenerationFailed(delta.error))
+            return
+        self._tokens += delta.tokens
+        self._news.append(delta)
+        self.finished = delta.finish is not None
+
+    def fail(self, failure: Exception) -> None:
+        """End with an error, which the next `take` raises."""
+        self._failure = failure
+        self.finished = True
+
+    def take(self) -> Delta | None:
+        """All that has come since the last time as one delta, None if nothing has.
+
+        Raises GenerationFailed when the request has failed inside, EngineDead when the engine is gone.
+        """
+        if self._failure is not None:
+            raise self._failure
+        tokens, news = self._tokens, self._news
+        if not (tokens or news):
+            return None
+        self._tokens = []
+        if not news:
+            return Delta(self.id, tokens)
+        self._news = []
+        first, last = news[0], news[-1]
+        logprobs = [one for delta in news for one in delta.logprobs or ()]
+        return Delta(
+            self.id,
+            tokens,
+            finish=last.finish,
+            cached_tokens=first.cached_tokens,
+            stop=last.stop,
+            error=last.error,
+            logprobs=logprobs or None,
+            prompt_logprobs=first.prompt_logprobs,
+        )
+
+    def close(self) -> None:
+        """Leave the generation; one that has not finished is aborted. May be called again."""
+        if self._leave is not None:
+            leave, self._leave = self._leave, None
+            leave(self)
 
 
 class Engine(Protocol):
@@ -32,10 +107,21 @@ class Engine(Protocol):
         """Why the engine is gone, None while it lives."""
         ...
 
-    def generate(
-        self, tokens: list[int], params: SamplingParams, *, salt: str = "", adapter: str = "", priority: int = 0
-    ) -> AsyncGenerator[Delta]:
-        """Follow one generation to its end; closing the generator aborts it."""
+    def submit(
+        self,
+        tokens: list[int],
+        params: SamplingParams,
+        follower: Follower,
+        *,
+        salt: str = "",
+        adapter: str = "",
+        priority: int = 0,
+    ) -> Stream:
+        """Begin a generation; `follower` is woken when there is something to take, and closes the stream in the end.
+
+        Raises RequestError for what cannot be served, Overloaded when too much is waiting, EngineDead when the engine
+        is gone.
+        """
         ...
 
     async def control(self, what: str) -> dict[str, Any]: ...
@@ -74,51 +160,28 @@ def check_request(tokens: list[int], params: SamplingParams, facts: Facts) -> No
         raise RequestError(f"token id {bad} is outside the vocabulary [0, {facts.vocab_size}).", param="prompt")
 
 
-class Stream:
-    """News of one request on their way to who follows it. News that nobody has taken yet are merged."""
-
-    __slots__ = ("_arrived", "_news")
+class Bell:
+    """A follower that can be waited for."""
 
     def __init__(self) -> None:
-        self._news: list[Delta] = []
-        self._arrived = asyncio.Event()
+        self._rung = asyncio.Event()
 
-    def put(self, delta: Delta) -> None:
-        self._news.append(delta)
-        self._arrived.set()
+    def wake(self) -> None:
+        self._rung.set()
 
-    async def take(self) -> Delta:
-        await self._arrived.wait()
-        self._arrived.clear()
-        news, self._news = self._news, []
-        return merged(news)
-
-
-def merged(news: list[Delta]) -> Delta:
-    """Several news of one request as one."""
-    first, last = news[0], news[-1]
-    if len(news) == 1:
-        return first
-    logprobs = [one for delta in news for one in delta.logprobs or ()]
-    return Delta(
-        first.id,
-        [token for delta in news for token in delta.tokens],
-        finish=last.finish,
-        cached_tokens=first.cached_tokens,
-        stop=last.stop,
-        error=last.error,
-        logprobs=logprobs or None,
-        prompt_logprobs=first.prompt_logprobs,
-    )
+    async def wait(self) -> None:
+        await self._rung.wait()
+        self._rung.clear()
 
 
 class AsyncEngine:
     """An engine behind a pair of message queues: `send` takes messages to it, `receive` is fed with what it says.
 
-    `max_live` bounds the requests that are running or waiting; above it `generate` raises Overloaded.
+    `send` must not wait; it raises EngineDead if the message cannot arrive. `max_live` bounds the requests that are
+    running or waiting; above it `submit` raises Overloaded.
     """
 
-    def __init__(self, send: Callable[[ToEngine], Awaitable[None]], facts: Facts, *, max_live: int) -> None:
+    def __init__(self, send: Callable[[ToEngine], None], facts: Facts, *, max_live: int) -> None:
         self.facts = facts
         self.stats: Stats | None = None
         self.dead: str | None = None
@@ -127,20 +190,22 @@ class AsyncEngine:
         self._numbers = itertools.count(1)
         self._streams: dict[int, Stream] = {}
         self._asked: dict[int, asyncio.Future[dict[str, Any]]] = {}
-        self._aborting: set[asyncio.Task[None]] = set()  # the loop itself holds tasks weakly
 
     def end_at(self, eos_ids: Iterable[int]) -> None:
         """Tell which tokens end an output; the tokenizer's side of the model knows."""
         self.facts = msgspec.structs.replace(self.facts, eos_ids=list(eos_ids))
 
-    async def generate(
-        self, tokens: list[int], params: SamplingParams, *, salt: str = "", adapter: str = "", priority: int = 0
-    ) -> AsyncGenerator[Delta]:
-        """Yield the generation's news until the one with `finish` 'stop' or 'length'.
-
-        Raises RequestError for what cannot be served, Overloaded when too much is waiting, EngineDead when the engine
-        is gone or goes, GenerationFailed when the request fails inside. Closing the generator aborts the request.
-        """
+    def submit(
+        self,
+        tokens: list[int],
+        params: SamplingParams,
+        follower: Follower,
+        *,
+        salt: str = "",
+        adapter: str = "",
+        priority: int = 0,
+    ) -> Stream:
+        """See `Engine.submit`."""
         assert params.n == 1, "copies() makes n requests of one"
         check_request(tokens, params, self.facts)
         if self.dead is not None:
@@ -149,30 +214,35 @@ class AsyncEngine:
             raise Overloaded(f"{len(self._streams)} requests are running or waiting already; try again later.")
         stop_ids = list(params.stop_token_ids) + ([] if params.ignore_eos else self.facts.eos_ids)
         message = Submit(next(self._numbers), tokens, params, stop_ids, salt, adapter, priority)
-        stream = self._streams[message.id] = Stream()
-        finished = False
-        try:
-            await self._send(message)
-            while not finished:
-                delta = await stream.take()
-                if delta.finish == "error":
-                    finished = True
-                    if self.dead is not None:
-                        raise EngineDead(self.dead)
-                    raise GenerationFailed(delta.error)
-                finished = delta.finish is not None
-                yield delta
-        finally:
-            del self._streams[message.id]
-            if not finished and self.dead is None:
-                self._abort(message.id)
+        self._send(message)
+        stream = self._streams[message.id] = Stream(message.id, follower, self._leave)
+        return stream
 
-    def _abort(self, id: int) -> None:
-        """Tell the engine without waiting: who closes a generation may be cancelled itself."""
-        with contextlib.suppress(RuntimeError):  # the event loop is closing, and the engine with it
-            task = asyncio.get_running_loop().create_task(_quietly(self._send(Abort([id]))))
-            self._aborting.add(task)
-            task.add_done_callback(self._aborting.discard)
+    async def generate(
+        self, tokens: list[int], params: SamplingParams, *, salt: str = "", adapter: str = "", priority: int = 0
+    ) -> AsyncGenerator[Delta]:
+        """Yield the generation's news until the one with `finish`; closing the generator aborts the request.
+
+        Raises what `submit` and `Stream.take` raise.
+        """
+        bell = Bell()
+        stream = self.submit(tokens, params, bell, salt=salt, adapter=adapter, priority=priority)
+        try:
+            finish = None
+            while finish is None:
+                await bell.wait()
+                delta = stream.take()
+                if delta is not None:
+                    finish = delta.finish
+                    yield delta
+        finally:
+            stream.close()
+
+    def _leave(self, stream: Stream) -> None:
+        del self._streams[stream.id]
+        if not stream.finished and self.dead is None:
+            with contextlib.suppress(EngineDead):  # the engine is going anyway
+                self._send(Abort([stream.id]))
 
     async def control(self, what: str) -> dict[str, Any]:
         """Ask the engine; see `wire.Control`."""
@@ -182,39 +252,44 @@ class AsyncEngine:
         answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._asked[number] = answer
         try:
-            await self._send(Control(number, what))
+            self._send(Control(number, what))
             return await answer
         finally:
             del self._asked[number]
 
-    def receive(self, message: FromEngine) -> None:
-        """Hand a message on to whom it concerns."""
-        match message:
-            case Deltas(ids, tokens, deltas):
-                for id, token in zip(ids, tokens, strict=True):
-                    if stream := self._streams.get(id):
-                        stream.put(Delta(id, [token]))
-                for delta in deltas:
-                    if stream := self._streams.get(delta.id):
-                        stream.put(delta)
-            case Stats():
-                self.stats = message
-            case Reply(id, body):
-                if (answer := self._asked.get(id)) and not answer.done():
-                    answer.set_result(body)
+    def receive(self, messages: Iterable[FromEngine]) -> None:
+        """Hand messages on to whom they concern, then wake everybody who has news, each once."""
+        woken: dict[Follower, None] = {}
+        streams = self._streams
+        for message in messages:
+            match message:
+                case Deltas(ids, tokens, deltas):
+                    for id, token in zip(ids, tokens, strict=True):
+                        if stream := streams.get(id):
+                            stream.put_token(token)
+                            woken[stream.follower] = None
+                    for delta in deltas:
+                        if stream := streams.get(delta.id):
+                            stream.put(delta)
+                            woken[stream.follower] = None
+                case Stats():
+                    self.stats = message
+                case Reply(id, body):
+                    if (answer := self._asked.get(id)) and not answer.done():
+                        answer.set_result(body)
+        for follower in woken:
+            follower.wake()
 
     def die(self, why: str) -> None:
         """End everything that is waiting for the engine."""
         if self.dead is not None:
             return
         self.dead = why
-        for id, stream in self._streams.items():
-            stream.put(Delta(id, [], finish="error", error=why))
+        streams = list(self._streams.values())
+        for stream in streams:
+            stream.fail(EngineDead(why))
+        for follower in dict.fromkeys(stream.follower for stream in streams):
+            follower.wake()
         for answer in self._asked.values():
             if not answer.done():
                 answer.set_exception(EngineDead(why))
-
-
-async def _quietly(sending: Awaitable[None]) -> None:
-    with contextlib.suppress(zmq.ZMQError, EngineDead):  # the engine is going anyway
-        await sending

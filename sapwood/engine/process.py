@@ -15,13 +15,11 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import AsyncIterator
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from time import monotonic
 
 import msgspec
 import zmq
-import zmq.asyncio
 
 from sapwood.base.errors import EngineDead, UserError
 from sapwood.base.wire import Abort, Control, Deltas, Failed, FromEngine, Ready, Reply, Submit, ToEngine
@@ -33,6 +31,9 @@ log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 1.0
 EXIT_SECONDS = 5.0
+INTAKE_SECONDS = 0.002  # for arrivals between two steps, so that a crowd of them does not hold up running requests
+MOST_AT_ONCE = 64  # messages, so that a front that has fallen far behind still turns to its clients in between
+COMMAND = (sys.executable, "-m", "sapwood.engine.process")
 
 
 class Start(msgspec.Struct, frozen=True):
@@ -46,99 +47,139 @@ class Start(msgspec.Struct, frozen=True):
 
 
 @contextlib.asynccontextmanager
-async def start(config: Config) -> AsyncIterator[AsyncEngine]:
+async def start(config: Config, *, command: Sequence[str] = COMMAND) -> AsyncIterator[AsyncEngine]:
     """Run an engine process for as long as the context lasts; entered when the engine is ready.
 
+    `command` is what runs in it: anything that reads a `Start` from its standard input and speaks as `main` does.
     Raises ModelError or ConfigError (as UserError) if it cannot start because of what the user asked, else EngineDead.
     """
-    folder = Path(tempfile.mkdtemp(prefix="sapwood-"))  # private: mode 0700
-    context = zmq.asyncio.Context()
-    inbox, outbox = context.socket(zmq.PULL), context.socket(zmq.PUSH)
+    folder = tempfile.mkdtemp(prefix="sapwood-")  # private: mode 0700
+    line = Line(folder)
     process = None
     try:
-        for socket, name in ((inbox, "up"), (outbox, "down")):
-            socket.set(zmq.LINGER, 0)
-            socket.set_hwm(0)
-            socket.bind(f"ipc://{folder / name}")
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "sapwood.engine.process", stdin=asyncio.subprocess.PIPE
-        )
+        process = await asyncio.create_subprocess_exec(*command, stdin=asyncio.subprocess.PIPE)
         assert process.stdin is not None
-        told = msgspec.msgpack.encode(Start(config, str(folder)))
+        told = msgspec.msgpack.encode(Start(config, folder))
         process.stdin.write(len(told).to_bytes(4, "big") + told)
         ended = asyncio.create_task(process.wait())
-        ready = await _await_ready(inbox, ended)
-        encoder = msgspec.msgpack.Encoder()
-
-        async def send(message: ToEngine) -> None:
-            await _send(outbox, encoder.encode(message))
-
+        ready = await _await_ready(line, ended)
         live = ready.facts.max_num_seqs + config.scheduler.max_waiting
-        engine = AsyncEngine(send, ready.facts, max_live=live)
-        following = asyncio.create_task(_follow(engine, inbox, ended))
+        engine = AsyncEngine(line.send, ready.facts, max_live=live)
+        following = asyncio.create_task(_follow(engine, line, ended))
         try:
             yield engine
         finally:
             following.cancel()
+            await asyncio.wait([following])
             engine.die("the engine was shut down")
     finally:
         if process is not None:
             await _stop(process)
-        context.destroy(linger=0)
+        line.close()
         shutil.rmtree(folder, ignore_errors=True)
 
 
-async def _send(outbox: zmq.asyncio.Socket, data: bytes) -> None:
-    """Send without waiting: queues are unbounded, so only a missing engine could make us wait, and that for ever."""
+class Line:
+    """The front's ends of the two sockets. Nothing here waits: queues are unbounded, as what is in them is not."""
+
+    def __init__(self, folder: str) -> None:
+        self._context = zmq.Context()
+        self._up, self._down = self._context.socket(zmq.PULL), self._context.socket(zmq.PUSH)
+        for socket, name in ((self._up, "up"), (self._down, "down")):
+            socket.set(zmq.LINGER, 0)
+            socket.set_hwm(0)
+            socket.bind(f"ipc://{folder}/{name}")
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder = msgspec.msgpack.Decoder(FromEngine)
+
+    def send(self, message: ToEngine) -> None:
+        """Raises EngineDead when nobody is there to take it."""
+        try:
+            self._down.send(self._encoder.encode(message), zmq.DONTWAIT)
+        except zmq.ZMQError:
+            raise EngineDead("the engine process is gone") from None
+
+    def receive(self) -> list[FromEngine]:
+        """What has arrived, the oldest MOST_AT_ONCE messages of it; raises DecodeError for what cannot be read."""
+        messages: list[FromEngine] = []
+        with contextlib.suppress(zmq.Again):
+            while len(messages) < MOST_AT_ONCE:
+                messages.append(self._decoder.decode(self._up.recv(zmq.DONTWAIT)))
+        return messages
+
+    @contextlib.contextmanager
+    def calling(self, arrived: Callable[[], None]) -> Iterator[None]:
+        """Call `arrived` when something has come since `receive` last returned nothing, perhaps more than once."""
+        # Not the socket itself but a descriptor that becomes readable with it; receiving makes it unreadable again.
+        loop, descriptor = asyncio.get_running_loop(), int(self._up.get(zmq.FD))
+        loop.add_reader(descriptor, arrived)
+        try:
+            yield
+        finally:
+            loop.remove_reader(descriptor)
+
+    def close(self) -> None:
+        self._context.destroy(linger=0)
+
+
+async def _await_ready(line: Line, ended: asyncio.Task[int]) -> Ready:
+    first = asyncio.create_task(_first(line))
     try:
-        await outbox.send(data, zmq.DONTWAIT)
-    except zmq.Again:
-        raise EngineDead("the engine process is gone") from None
-
-
-async def _await_ready(inbox: zmq.asyncio.Socket, ended: asyncio.Task[int]) -> Ready:
-    decoder = msgspec.msgpack.Decoder(FromEngine)
-    message = asyncio.ensure_future(inbox.recv())
-    await asyncio.wait([message, ended], return_when=asyncio.FIRST_COMPLETED)
-    if not message.done():
-        # Its last words may be on their way still.
-        await asyncio.wait([message], timeout=0.5)
-    if not message.done():
-        message.cancel()
+        await asyncio.wait([first, ended], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([first], timeout=0.5)  # its last words may be on their way still
+    finally:
+        first.cancel()
+    if not first.done():
         raise EngineDead(_how_it_ended(ended.result()))
-    first = decoder.decode(message.result())
-    if isinstance(first, Failed):
-        raise UserError(first.message) if first.user_error else EngineDead(first.message)
-    assert isinstance(first, Ready)
-    return first
+    match first.result():
+        case Failed(message, user_error):
+            raise UserError(message) if user_error else EngineDead(message)
+        case Ready() as ready:
+            return ready
+        case other:
+            raise AssertionError(f"an engine begins with Ready or Failed, not {other}")
 
 
-async def _follow(engine: AsyncEngine, inbox: zmq.asyncio.Socket, ended: asyncio.Task[int]) -> None:
+async def _first(line: Line) -> FromEngine:
+    arrived = asyncio.Event()
+    with line.calling(arrived.set):
+        while not (messages := line.receive()):
+            await arrived.wait()
+            arrived.clear()
+    return messages[0]
+
+
+async def _follow(engine: AsyncEngine, line: Line, ended: asyncio.Task[int]) -> None:
     """Hand on what the engine says until it ends, or cannot be understood any more."""
     try:
-        last_words = await _hand_on(engine, inbox, ended)
+        last_words = await _hand_on(engine, line, ended)
         engine.die(last_words or _how_it_ended(ended.result()))
     except (msgspec.DecodeError, zmq.ZMQError) as error:
         log.exception("the engine cannot be followed any more")
         engine.die(f"what the engine says cannot be read: {error}")
 
 
-async def _hand_on(engine: AsyncEngine, inbox: zmq.asyncio.Socket, ended: asyncio.Task[int]) -> str:
-    """Returns the engine's last words, if it had any."""
-    decoder = msgspec.msgpack.Decoder(FromEngine)
+async def _hand_on(engine: AsyncEngine, line: Line, ended: asyncio.Task[int]) -> str:
+    """Returns the engine's last words, if it had any.
+
+    All steps that have arrived are handed on together: a front that falls behind sends more tokens at a time.
+    """
     last_words = ""
-    message = asyncio.ensure_future(inbox.recv())
-    while True:
-        await asyncio.wait([message, ended], return_when=asyncio.FIRST_COMPLETED)
-        if not message.done():
-            message.cancel()
-            return last_words
-        news = decoder.decode(message.result())
-        if isinstance(news, Failed):
-            last_words = news.message
-        else:
-            engine.receive(news)
-        message = asyncio.ensure_future(inbox.recv())
+    arrived = asyncio.Event()
+    ended.add_done_callback(lambda _: arrived.set())
+    with line.calling(arrived.set):
+        while True:
+            over = ended.done()
+            messages = line.receive()
+            engine.receive(messages)
+            last_words = next((m.message for m in messages if isinstance(m, Failed)), last_words)
+            if messages:
+                await asyncio.sleep(0)
+            elif over:
+                return last_words
+            else:
+                await arrived.wait()
+                arrived.clear()
 
 
 def _how_it_ended(code: int) -> str:
@@ -171,6 +212,7 @@ class Post:
     def __init__(self, folder: str) -> None:
         self._context = zmq.Context()
         self._down, self._up = self._context.socket(zmq.PULL), self._context.socket(zmq.PUSH)
+        self._up.set_hwm(0)  # a front that has stopped reading must not stop the loop
         self._down.connect(f"ipc://{folder}/down")
         self._up.connect(f"ipc://{folder}/up")
         self._encoder = msgspec.msgpack.Encoder()
@@ -179,26 +221,22 @@ class Post:
     def send(self, message: FromEngine) -> None:
         self._up.send(self._encoder.encode(message))
 
-    def receive(self, wait_seconds: float) -> list[ToEngine]:
+    def receive(self, wait_seconds: float) -> Iterator[ToEngine]:
         """What has arrived; waits for the first message if asked to. A message that cannot be read is dropped, loudly."""
-        messages: list[ToEngine] = []
-        if wait_seconds and not self._down.poll(int(wait_seconds * 1000)):
-            return messages
-        with contextlib.suppress(zmq.Again):
-            while True:
-                data = self._down.recv(zmq.NOBLOCK)
-                try:
-                    messages.append(self._decoder.decode(data))
-                except msgspec.DecodeError:
-                    log.exception("a message from the front could not be read")
-        return messages
+        if wait_seconds:
+            self._down.poll(int(wait_seconds * 1000))
+        while int(self._down.get(zmq.EVENTS)) & zmq.POLLIN:
+            try:
+                yield self._decoder.decode(self._down.recv())
+            except msgspec.DecodeError:
+                log.exception("a message from the front could not be read")
 
     def close(self) -> None:
         self._context.destroy(linger=1000)
 
 
 class Service:
-    """An engine and its post: takes messages in between steps, sends news after each."""
+    """An engine and its post: takes messages in between steps, sends news after each, and uses idle time."""
 
     def __init__(self, engine: Engine, post: Post, orphaned: threading.Event) -> None:
         self.engine = engine
@@ -206,25 +244,52 @@ class Service:
         self.orphaned = orphaned
         self._beat = monotonic()
         self._audited = True
+        self._tidy = False  # there is nothing (more) to do in idle time
 
     def run(self) -> None:
         while not self.orphaned.is_set():
-            idle = self.engine.idle
-            messages = self.post.receive(HEARTBEAT_SECONDS / 2 if idle else 0)
-            if idle and not messages and not self._audited:
-                # Only now: the audit of a large cache would hold up a request that follows the last one at once.
-                self.engine.audit()
-                self._audited = True
-                self._heartbeat()
-            for message in messages:
-                self._take(message)
-            if not self.engine.idle:
-                self._audited = False
-                for news in self.engine.step():
-                    if news.ids or news.deltas:
-                        self.post.send(news)
-            if monotonic() - self._beat > HEARTBEAT_SECONDS:
-                self._heartbeat()
+            self.turn()
+
+    def turn(self) -> None:
+        """Take in what has arrived, then a step; without either, some idle work."""
+        engine = self.engine
+        idle = engine.idle
+        taken = self._take_in(HEARTBEAT_SECONDS / 2 if idle and self._rested else 0)
+        if not engine.idle:
+            self._audited = self._tidy = False
+            for news in engine.step():
+                if news.ids or news.deltas:
+                    self.post.send(news)
+        elif idle and not taken:
+            self._use_idle_time()
+        if monotonic() - self._beat > HEARTBEAT_SECONDS:
+            self._heartbeat()
+
+    @property
+    def _rested(self) -> bool:
+        """Whether an idle engine may wait, be it for a message, be it for the time of its audit."""
+        return self._tidy or not self._audited
+
+    def _use_idle_time(self) -> None:
+        """One piece of work, short enough for a request that comes meanwhile."""
+        if not self._audited:
+            # Only when no request has followed the last one at once: the audit of a large cache takes a while.
+            self.engine.audit()
+            self._audited = True
+            self._heartbeat()
+        elif not self._tidy:
+            self._tidy = not self.engine.tidy()
+
+    def _take_in(self, wait_seconds: float) -> int:
+        """Returns how many messages were taken in; the rest of a crowd waits for the next turn."""
+        taken, until = 0, 0.0
+        for message in self.post.receive(wait_seconds):
+            self._take(message)
+            taken += 1
+            until = until or monotonic() + INTAKE_SECONDS
+            if monotonic() > until:
+                break
+        return taken
 
     def _take(self, message: ToEngine) -> None:
         match message:

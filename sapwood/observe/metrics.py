@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
-from time import perf_counter
+from itertools import accumulate
+from time import perf_counter, time
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from sapwood.base.wire import Stats
 
@@ -38,19 +41,14 @@ class Metrics:
         self.cached_tokens = Counter(
             "sapwood_cached_prompt_tokens", "Prompt tokens found in the prefix cache.", registry=registry
         )
-        self.output_tokens = Counter("sapwood_output_tokens", "Generated tokens.", registry=registry)
         self.first_token = Histogram(
             "sapwood_time_to_first_token_seconds",
             "From a generation's submission to its first token.",
             buckets=_FIRST_TOKEN_BUCKETS,
             registry=registry,
         )
-        self.inter_token = Histogram(
-            "sapwood_inter_token_seconds",
-            "Between a generation's tokens; tokens that come together share their wait.",
-            buckets=_TOKEN_BUCKETS,
-            registry=registry,
-        )
+        self.tokens = TokenTally()
+        registry.register(self.tokens)
         registry.register(EngineCollector(stats))
 
     def request(self, endpoint: str, status: int, seconds: float) -> None:
@@ -78,20 +76,46 @@ class Meter:
         """`count` (> 0) tokens have arrived just now."""
         now = perf_counter()
         waited, self._last = now - self._last, now
-        metrics = self._metrics
-        metrics.output_tokens.inc(count)
-        if not self._started:
+        tally = self._metrics.tokens
+        tally.count += count
+        if self._started:
+            tally.observe(waited / count, count)
+        else:
             self._started = True
-            metrics.first_token.observe(waited)
-            return
-        for _ in range(count):
-            metrics.inter_token.observe(waited / count)
+            self._metrics.first_token.observe(waited)
 
     def end(self, reason: str, *, num_cached_tokens: int) -> None:
         """The generation is over: stop, length, abort or error."""
         self._metrics.finished.labels(reason).inc()
         self._metrics.prompt_tokens.inc(self._num_prompt_tokens)
         self._metrics.cached_tokens.inc(num_cached_tokens)
+
+
+class TokenTally(Collector):
+    """What is counted for every token: plain numbers of one thread, made into metrics when scraped."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._since = time()
+        self._waits = [0] * (len(_TOKEN_BUCKETS) + 1)  # per bucket, the last without a bound
+        self._seconds = 0.0
+
+    def observe(self, seconds: float, count: int) -> None:
+        """`count` tokens came `seconds` after the one before each."""
+        self._waits[bisect_left(_TOKEN_BUCKETS, seconds)] += count
+        self._seconds += seconds * count
+
+    def collect(self) -> Iterator[Metric]:
+        tokens = CounterMetricFamily("sapwood_output_tokens", "Generated tokens.")
+        tokens.add_metric([], self.count, created=self._since)
+        yield tokens
+        waits = HistogramMetricFamily(
+            "sapwood_inter_token_seconds", "Between a generation's tokens; tokens that come together share their wait."
+        )
+        bounds = [*map(floatToGoString, _TOKEN_BUCKETS), "+Inf"]
+        waits.add_metric([], [*zip(bounds, accumulate(self._waits), strict=True)], self._seconds)
+        waits.add_sample("sapwood_inter_token_seconds_created", {}, self._since)
+        yield waits
 
 
 class EngineCollector(Collector):

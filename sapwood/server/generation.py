@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -13,7 +12,7 @@ from sapwood.base.errors import GenerationFailed, Overloaded, RequestError, Sapw
 from sapwood.base.plan import TokenLogprobs
 from sapwood.base.sampling import SamplingParams
 from sapwood.base.wire import Delta
-from sapwood.engine.client import copies
+from sapwood.engine.client import Stream, copies
 from sapwood.server.errors import respelled, with_param
 from sapwood.server.front import MAX_CHOICES, Front
 from sapwood.text import TextStream
@@ -101,6 +100,10 @@ class Choice:
         return text
 
 
+HandOn = Callable[[list[News]], asyncio.Task[None] | None]
+"""Passes news on at once, or returns the task that does as soon as the client can take them."""
+
+
 def choices_of(prompts: Sequence[tuple[Prompt, SamplingParams]]) -> list[Choice]:
     """The outputs that prompts ask for, n for each, numbered through. Raises RequestError if they are too many."""
     total = sum(params.n for _, params in prompts)
@@ -119,74 +122,122 @@ def params_for(prompt: Prompt, params: SamplingParams, max_model_len: int, *, de
     return msgspec.structs.replace(params, max_tokens=max(min(default, room), params.min_tokens))
 
 
-async def generate(front: Front, choices: Sequence[Choice]) -> AsyncGenerator[list[News]]:
-    """Run the choices side by side; yield what is ready, together. Closing it aborts those that still run."""
-    if len(choices) == 1:
-        async with aclosing(_follow(front, choices[0])) as source:
-            async for news in source:
-                yield [news]
-        return
-    ready: asyncio.Queue[News | asyncio.Task[None]] = asyncio.Queue()
+async def generate(front: Front, choices: Sequence[Choice], hand_on: HandOn) -> None:
+    """Run the choices side by side to their ends; leaving earlier aborts those that still run.
 
-    async def drain(choice: Choice) -> None:
-        async with aclosing(_follow(front, choice)) as source:
-            async for news in source:
-                ready.put_nowait(news)
-
-    tasks = {asyncio.create_task(drain(choice)) for choice in choices}
+    `hand_on` gets what is new in all of them together. While the task that it returned is not done, nothing is handed
+    on; what comes meanwhile is merged. Raises what the engine refuses or ends a choice with, and what `hand_on` raises.
+    """
+    feed = _Feed(front, hand_on)
     try:
-        for task in tasks:
-            task.add_done_callback(ready.put_nowait)
-        running = len(tasks)
-        while running:
-            batch = []
-            item: News | asyncio.Task[None] | None = await ready.get()
-            while item is not None:
-                if isinstance(item, News):
-                    batch.append(item)
-                else:
-                    item.result()
-                    running -= 1
-                item = None if ready.empty() else ready.get_nowait()
-            if batch:
-                yield batch
+        for choice in choices:
+            feed.open(choice)
+        await feed.over
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        feed.close()
 
 
 async def complete(front: Front, choices: Sequence[Choice]) -> None:
     """Run the choices to their ends."""
-    async with aclosing(generate(front, choices)) as batches:
-        async for _ in batches:
-            pass
+    await generate(front, choices, lambda news: None)
 
 
-async def _follow(front: Front, choice: Choice) -> AsyncGenerator[News]:
-    """Run one choice. Stop strings are found here, where there is text; closing the engine's generator then aborts."""
-    prompt = choice.prompt
-    stream = front.text.stream(choice.params)
-    meter = front.metrics.meter(len(prompt.tokens))
-    failed = False
-    try:
-        deltas = front.engine.generate(prompt.tokens, choice.params, salt=prompt.salt, priority=prompt.priority)
-        async with aclosing(deltas) as source:
-            async for delta in source:
-                if delta.tokens:
-                    meter.tokens(len(delta.tokens))
-                news = choice.take(delta, stream)
-                if news is not None:
-                    yield news
-                if choice.finish is not None:
-                    break
-    except RequestError as error:
-        failed = True
-        if error.param == "prompt":
-            raise with_param(error, prompt.param) from None
-        raise respelled(error, {"max_tokens": prompt.limit_param}) from None
-    except SapwoodError:
-        failed = True
-        raise
-    finally:
-        meter.end("error" if failed else choice.finish or "abort", num_cached_tokens=choice.num_cached_tokens)
+class _Run:
+    """A choice while it runs."""
+
+    __slots__ = ("choice", "failed", "meter", "stream", "text")
+
+    def __init__(self, front: Front, choice: Choice) -> None:
+        self.choice = choice
+        self.text = front.text.stream(choice.params)
+        self.meter = front.metrics.meter(len(choice.prompt.tokens))
+        self.stream: Stream | None = None
+        self.failed = False
+
+    def take(self) -> News | None:
+        assert self.stream is not None
+        try:
+            delta = self.stream.take()
+            if delta is None:
+                return None
+            if delta.tokens:
+                self.meter.tokens(len(delta.tokens))
+            return self.choice.take(delta, self.text)
+        except SapwoodError:
+            self.failed = True
+            raise
+
+    def close(self) -> None:
+        """Stop strings are found here, where there is text; closing the engine's stream then aborts."""
+        if self.stream is not None:
+            self.stream.close()
+        reason = "error" if self.failed else self.choice.finish or "abort"
+        self.meter.end(reason, num_cached_tokens=self.choice.num_cached_tokens)
+
+
+class _Feed:
+    """Follows the choices of one HTTP request. All happens in `wake`, within the engine's call: no task per token."""
+
+    def __init__(self, front: Front, hand_on: HandOn) -> None:
+        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._front = front
+        self._hand_on = hand_on
+        self._runs: list[_Run] = []
+        self._waiting: asyncio.Task[None] | None = None  # for the client to take what it was sent
+
+    def open(self, choice: Choice) -> None:
+        run = _Run(self._front, choice)
+        self._runs.append(run)
+        prompt = choice.prompt
+        try:
+            run.stream = self._front.engine.submit(
+                prompt.tokens, choice.params, self, salt=prompt.salt, priority=prompt.priority
+            )
+        except RequestError as error:
+            run.failed = True
+            if error.param == "prompt":
+                raise with_param(error, prompt.param) from None
+            raise respelled(error, {"max_tokens": prompt.limit_param}) from None
+        except SapwoodError:
+            run.failed = True
+            raise
+
+    def wake(self) -> None:
+        if self._waiting is not None or self.over.done():
+            return
+        try:
+            news = [fresh for run in self._runs if (fresh := run.take()) is not None]
+            for fresh in news:
+                if fresh.choice.finish is not None:
+                    self._end(fresh.choice)
+            if news and (waiting := self._hand_on(news)) is not None:
+                self._waiting = waiting
+                waiting.add_done_callback(self._resume)
+            elif not self._runs:
+                self.over.set_result(None)
+        except Exception as error:
+            self.over.set_exception(error)
+
+    def _end(self, choice: Choice) -> None:
+        run = next(run for run in self._runs if run.choice is choice)
+        self._runs.remove(run)
+        run.close()
+
+    def _resume(self, waited: asyncio.Task[None]) -> None:
+        """The client has caught up."""
+        self._waiting = None
+        if self.over.done() or waited.cancelled():
+            return
+        if (error := waited.exception()) is not None:
+            self.over.set_exception(error)
+        elif self._runs:
+            self.wake()
+        else:
+            self.over.set_result(None)
+
+    def close(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+        for run in self._runs:
+            run.close()
+        self._runs.clear()

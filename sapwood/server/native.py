@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import Any
 
@@ -19,7 +18,7 @@ from sapwood.base.plan import TokenLogprobs
 from sapwood.base.sampling import SamplingParams
 from sapwood.server.body import Body, field_error
 from sapwood.server.front import MAX_CHOICES, Front
-from sapwood.server.generation import Choice, Prompt, choices_of, complete, generate, params_for
+from sapwood.server.generation import Choice, News, Prompt, choices_of, complete, params_for
 from sapwood.server.openai.protocol import Int, Priority
 from sapwood.server.sse import EventStream, frame
 
@@ -156,7 +155,7 @@ def routes(front: Front) -> list[Route]:
         answer = _Answer(front, asked, with_text=bool(body.return_text_in_logprobs), begin=begin)
         alone = single and len(choices) == 1
         if body.stream:
-            return EventStream(front, _events(front, choices, answer, alone))
+            return EventStream(front, choices, _framer(answer, alone))
         await front.attended(request.receive, complete(front, choices))
         answers = [answer(choice) for choice in choices]
         content = msgspec.json.encode(answers[0] if alone else answers)
@@ -165,13 +164,13 @@ def routes(front: Front) -> list[Route]:
     return [Route("/generate", generate_, methods=["POST", "PUT"])]
 
 
-async def _events(front: Front, choices: Sequence[Choice], answer: _Answer, alone: bool) -> AsyncGenerator[bytes]:
-    """Each event holds the whole text so far, as SGLang's do."""
-    async with aclosing(generate(front, choices)) as batches:
-        async for batch in batches:
-            fresh = {news.choice.index: news.choice for news in batch}.values()  # of several news the last says all
-            shown = [answer(choice, index=UNSET if alone else choice.index) for choice in fresh]
-            yield b"".join(map(frame, shown))
+def _framer(answer: _Answer, alone: bool) -> Callable[[list[News]], bytes]:
+    def frames(batch: list[News]) -> bytes:
+        """Each event holds the whole text so far, as SGLang's do."""
+        shown = [answer(news.choice, index=UNSET if alone else news.choice.index) for news in batch]
+        return b"".join(map(frame, shown))
+
+    return frames
 
 
 async def _prompts(front: Front, body: GenerateRequest) -> tuple[list[list[int]], str, bool]:

@@ -16,11 +16,16 @@ class Detokenizer:
     def __init__(self, pieces: Mapping[int, bytes], *, skip: Collection[int] = ()) -> None:
         self._pieces = pieces
         self._skip = skip
-        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        self._tail = b""  # the beginning of a character
 
     def push(self, tokens: Iterable[int]) -> str:
-        return self._decode(b"".join([self._pieces[token] for token in tokens if token not in self._skip]))
+        pieces, skip = self._pieces, self._skip
+        data = self._tail + b"".join([pieces[token] for token in tokens if token not in skip])
+        # What codecs' incremental decoder does, without its layers: this runs for every token of every stream.
+        text, used = codecs.utf_8_decode(data, "replace", False)
+        self._tail = data[used:]
+        return text
 
     def finish(self) -> str:
         """The text of an incomplete tail, usually empty. Nothing may be pushed afterwards."""
-        return self._decode(b"", True)
+        return self._tail.decode("utf-8", "replace")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sapwood.base.errors import RequestError
 from sapwood.base.sampling import SamplingParams
@@ -20,8 +19,7 @@ from sapwood.text.tokenizer import Vocabulary, load_vocabulary, own_templates
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>")
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """New text of an output, and the stop string that ended it, if one did."""
 
     text: str

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
+from random import Random
 
 import pytest
 
-from sapwood.base.errors import EngineDead, Overloaded, RequestError
+from sapwood.base.errors import EngineDead, GenerationFailed, Overloaded, RequestError
 from sapwood.base.plan import TokenLogprobs
 from sapwood.base.sampling import SamplingParams
 from sapwood.base.wire import Abort, Control, Delta, Deltas, Facts, Reply, Submit, ToEngine
-from sapwood.engine.client import AsyncEngine, check_request, copies, merged
+from sapwood.engine.client import AsyncEngine, Stream, check_request, copies
 
 FACTS = Facts(
     max_model_len=32,
@@ -36,7 +37,7 @@ class Wire:
         self.sent: list[ToEngine] = []
         self.engine = AsyncEngine(self._send, FACTS, max_live=max_live)
 
-    async def _send(self, message: ToEngine) -> None:
+    def _send(self, message: ToEngine) -> None:
         self.sent.append(message)
 
 
@@ -52,9 +53,9 @@ def test_news_arrive_in_order_and_merge_while_nobody_listens() -> None:
         await asyncio.sleep(0)
         (submit,) = wire.sent
         assert isinstance(submit, Submit) and submit.stop_ids == [7, 2]
-        wire.engine.receive(Deltas([], [], [Delta(submit.id, [11], cached_tokens=3)]))
-        wire.engine.receive(Deltas([submit.id, 999], [12, 0], []))
-        wire.engine.receive(Deltas([], [], [Delta(submit.id, [7], finish="stop", stop=7)]))
+        wire.engine.receive([Deltas([], [], [Delta(submit.id, [11], cached_tokens=3)])])
+        wire.engine.receive([Deltas([submit.id, 999], [12, 0], [])])
+        wire.engine.receive([Deltas([], [], [Delta(submit.id, [7], finish="stop", stop=7)])])
         deltas = await task
         assert [token for delta in deltas for token in delta.tokens] == [11, 12, 7]
         assert deltas[0].cached_tokens == 3 and deltas[-1].finish == "stop" and deltas[-1].stop == 7
@@ -113,7 +114,7 @@ def test_control_gets_its_own_answer() -> None:
         await asyncio.sleep(0)
         for message in reversed(wire.sent):
             assert isinstance(message, Control)
-            wire.engine.receive(Reply(message.id, {"answers": message.what}))
+            wire.engine.receive([Reply(message.id, {"answers": message.what})])
         assert [await task for task in tasks] == [{"answers": "status"}, {"answers": "check"}]
 
     asyncio.run(scenario())
@@ -154,10 +155,84 @@ def test_copies_have_seeds_of_their_own() -> None:
     assert all(one.n == 1 for one in copies(SamplingParams(n=3)))
 
 
+class Listener:
+    """A follower that counts how often it is woken."""
+
+    def __init__(self) -> None:
+        self.woken = 0
+
+    def wake(self) -> None:
+        self.woken += 1
+
+
 def test_merging_keeps_everything() -> None:
-    one = TokenLogprobs(1, -0.5, 1, [1], [-0.5])
-    news = [Delta(1, [1], cached_tokens=4, logprobs=[one]), Delta(1, [2], logprobs=[one], finish="length")]
-    assert merged(news) == Delta(1, [1, 2], finish="length", cached_tokens=4, logprobs=[one, one])
+    stream = Stream(1, Listener(), lambda stream: None)
+    assert stream.take() is None
+    one, two = TokenLogprobs(1, -0.5, 1, [1], [-0.5]), TokenLogprobs(2, -0.1, 1, [2], [-0.1])
+    stream.put(Delta(1, [1], cached_tokens=4, logprobs=[one], prompt_logprobs=[two]))
+    stream.put_token(7)
+    stream.put_token(8)
+    stream.put(Delta(1, [2], logprobs=[two], finish="stop", stop=2))
+    everything = Delta(
+        1, [1, 7, 8, 2], finish="stop", cached_tokens=4, stop=2, logprobs=[one, two], prompt_logprobs=[two]
+    )
+    assert stream.take() == everything
+    assert stream.finished and stream.take() is None
+
+
+def test_random_batches_lose_and_reorder_nothing() -> None:
+    """Whatever arrives together and whenever a follower takes: the same tokens, and one waking a batch."""
+    random = Random(0)
+    for _ in range(50):
+        wire, listeners = Wire(max_live=8), [Listener() for _ in range(4)]
+        # The last listener follows three generations, as a request with n = 3 does.
+        streams = [wire.engine.submit([5], SamplingParams(), listeners[min(i, 3)]) for i in range(6)]
+        said: dict[int, list[int]] = {stream.id: [] for stream in streams}
+        heard: dict[int, list[int]] = {stream.id: [] for stream in streams}
+        for _ in range(20):
+            batch, concerned = [], set()
+            for _ in range(random.randrange(4)):
+                chosen = random.sample(streams, random.randrange(len(streams) + 1))
+                tokens = [random.randrange(100) for _ in chosen]
+                plain = random.randrange(len(chosen) + 1)
+                batch.append(
+                    Deltas(
+                        [stream.id for stream in chosen[:plain]],
+                        tokens[:plain],
+                        [
+                            Delta(stream.id, [token])
+                            for stream, token in zip(chosen[plain:], tokens[plain:], strict=True)
+                        ],
+                    )
+                )
+                for stream, token in zip(chosen, tokens, strict=True):
+                    said[stream.id].append(token)
+                    concerned.add(stream.follower)
+            before = [listener.woken for listener in listeners]
+            wire.engine.receive(batch)
+            after = [listener.woken for listener in listeners]
+            assert [b - a for a, b in zip(before, after, strict=True)] == [one in concerned for one in listeners]
+            for stream in random.sample(streams, random.randrange(len(streams) + 1)):
+                if (delta := stream.take()) is not None:
+                    heard[stream.id] += delta.tokens
+        for stream in streams:
+            if (delta := stream.take()) is not None:
+                heard[stream.id] += delta.tokens
+        assert heard == said
+
+
+def test_a_request_that_fails_harms_only_itself() -> None:
+    wire = Wire()
+    streams = [wire.engine.submit([5], SamplingParams(), Listener()) for _ in range(2)]
+    failed, fine = (stream.id for stream in streams)
+    wire.engine.receive([Deltas([fine], [9], [Delta(failed, [], finish="error", error="not finite")])])
+    with pytest.raises(GenerationFailed, match="not finite"):
+        streams[0].take()
+    assert streams[1].take() == Delta(fine, [9])
+    for stream in streams:
+        stream.close()
+        stream.close()
+    assert wire.sent[2:] == [Abort([fine])], "one that has ended needs no abort"
 
 
 def test_the_largest_seed_has_successors() -> None:

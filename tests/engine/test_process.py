@@ -1,36 +1,193 @@
-"""The engine process from the front's side: how it starts and goes away."""
+"""The engine process: how the front talks to it, and what it does between and after steps."""
 
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
-import zmq.asyncio
 
 from sapwood.base.errors import EngineDead
+from sapwood.base.sampling import SamplingParams
+from sapwood.base.wire import Abort, Control, Deltas, FromEngine, Reply, Stats, Submit, ToEngine
 from sapwood.engine import process
+from sapwood.engine.process import MOST_AT_ONCE, Line, Post, Service
 
 
-async def send_for_ever(outbox: zmq.asyncio.Socket) -> None:
+async def send_for_ever(line: Line) -> None:
     while True:
-        await process._send(outbox, b"more")
+        line.send(Abort([1]))
         await asyncio.sleep(0.01)
 
 
 def test_sending_to_an_engine_that_is_gone_does_not_wait(tmp_path: Path) -> None:
     async def scenario() -> None:
-        context = zmq.asyncio.Context()
-        outbox, engine = context.socket(zmq.PUSH), context.socket(zmq.PULL)
-        outbox.set_hwm(0)
-        outbox.bind(f"ipc://{tmp_path}/down")
-        engine.connect(f"ipc://{tmp_path}/down")
-        await outbox.send(b"first")
-        assert await engine.recv() == b"first"
-        await process._send(outbox, b"second")
-        engine.close(linger=0)
+        line = Line(str(tmp_path))
+        post = Post(str(tmp_path))
+        while not [*post.receive(1.0)]:  # the first may be sent before they are connected
+            line.send(Abort([1]))
+        post.close()
         with pytest.raises(EngineDead):
-            await asyncio.wait_for(send_for_ever(outbox), 10)
-        context.destroy(linger=0)
+            await asyncio.wait_for(send_for_ever(line), 10)
+        line.close()
 
     asyncio.run(scenario())
+
+
+def test_a_front_that_does_not_read_never_stops_the_engine(tmp_path: Path) -> None:
+    """And hears everything in order when it reads again, a bounded number of messages at a time."""
+
+    async def scenario() -> None:
+        line, post = Line(str(tmp_path)), Post(str(tmp_path))
+        total = 5000
+        for number in range(total):
+            post.send(Deltas([number], [0], []))
+        heard: list[int] = []
+        arrived = asyncio.Event()
+        with line.calling(arrived.set):
+            while len(heard) < total:
+                messages = line.receive()
+                assert len(messages) <= MOST_AT_ONCE
+                for message in messages:
+                    assert isinstance(message, Deltas)
+                    heard += message.ids
+                if not messages:
+                    await asyncio.wait_for(arrived.wait(), 10)
+                    arrived.clear()
+        assert heard == [*range(total)]
+        post.close()
+        line.close()
+
+    asyncio.run(scenario())
+
+
+def test_last_words_are_heard_after_the_end(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        line, post = Line(str(tmp_path)), Post(str(tmp_path))
+        ended: asyncio.Task[int] = asyncio.create_task(asyncio.sleep(0, 1))
+        await ended
+        asyncio.get_running_loop().call_later(0.05, post.send, process.Failed("no such model", True))
+        with pytest.raises(ValueError, match="no such model"):
+            await process._await_ready(line, ended)
+        post.close()
+        line.close()
+
+    asyncio.run(scenario())
+
+
+class FakePost:
+    """Messages that have arrived, and what was sent."""
+
+    def __init__(self) -> None:
+        self.arrived: list[ToEngine] = []
+        self.sent: list[FromEngine] = []
+        self.waits: list[float] = []
+
+    def send(self, message: FromEngine) -> None:
+        self.sent.append(message)
+
+    def receive(self, wait_seconds: float) -> Any:
+        self.waits.append(wait_seconds)
+        while self.arrived:
+            yield self.arrived.pop(0)
+
+
+class FakeLoop:
+    """An engine whose requests want `length` steps each; it notes what it was asked to do."""
+
+    def __init__(self, *, length: int = 2, pieces: int = 0) -> None:
+        self.done: list[str] = []
+        self.pieces = pieces
+        self._length = length
+        self._left: dict[int, int] = {}
+
+    @property
+    def idle(self) -> bool:
+        return not self._left
+
+    def submit(self, message: Submit) -> None:
+        self.done.append("submit")
+        self._left[message.id] = self._length
+
+    def abort(self, message: Abort) -> None:
+        for id in message.ids:
+            self._left.pop(id, None)
+
+    def control(self, what: str) -> dict[str, Any]:
+        return {"did": what}
+
+    def step(self) -> list[Deltas]:
+        self.done.append("step")
+        ids = [*self._left]
+        self._left = {id: left - 1 for id, left in self._left.items() if left > 1}
+        return [Deltas(ids, [7] * len(ids), [])]
+
+    def audit(self) -> int:
+        self.done.append("audit")
+        return 0
+
+    def tidy(self) -> bool:
+        self.done.append("tidy")
+        self.pieces -= 1
+        return self.pieces > 0
+
+    def stats(self) -> Stats:
+        return Stats(0, 0, {}, {}, [])
+
+
+def service_of(loop: FakeLoop, post: FakePost) -> Service:
+    return Service(loop, post, threading.Event())  # type: ignore[arg-type]
+
+
+def test_idle_time_is_used_piece_by_piece_and_then_waited() -> None:
+    loop, post = FakeLoop(pieces=3), FakePost()
+    service = service_of(loop, post)
+    for _ in range(5):
+        service.turn()
+    assert loop.done == ["tidy"] * 3
+    assert post.waits[:3] == [0, 0, 0] and all(post.waits[3:]), "waits for messages only when nothing is left to do"
+
+
+def test_a_request_goes_before_idle_work_and_the_audit_waits_for_rest() -> None:
+    loop, post = FakeLoop(pieces=5), FakePost()
+    service = service_of(loop, post)
+    service.turn()
+    post.arrived.append(Submit(1, [5], SamplingParams()))
+    service.turn()
+    service.turn()
+    assert loop.done == ["tidy", "submit", "step", "step"]
+    service.turn()
+    assert post.waits[-1] > 0, "somebody may follow at once"
+    service.turn()
+    assert loop.done[4:] == ["audit", "tidy"]
+    assert [message.ids for message in post.sent if isinstance(message, Deltas)] == [[1], [1]]
+
+
+def test_a_crowd_does_not_hold_up_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arrivals beyond the time for them wait for the next turn; none is lost and their order stays."""
+    now = [0.0]
+
+    def clock() -> float:
+        now[0] += process.INTAKE_SECONDS / 10
+        return now[0]
+
+    monkeypatch.setattr(process, "monotonic", clock)
+    loop, post = FakeLoop(length=10**6), FakePost()
+    service = service_of(loop, post)
+    post.arrived += [Submit(id, [5], SamplingParams()) for id in range(200)]
+    while post.arrived:
+        service.turn()
+    between = np.diff([-1, *np.flatnonzero(np.array(loop.done) == "step")]) - 1
+    assert between.max() <= 11 and between.sum() == 200
+    last = next(message for message in reversed(post.sent) if isinstance(message, Deltas))
+    assert last.ids == [*range(200)]
+
+
+def test_questions_are_answered_while_idle() -> None:
+    loop, post = FakeLoop(), FakePost()
+    post.arrived.append(Control(3, "status"))
+    service_of(loop, post).turn()
+    assert post.sent[0] == Reply(3, {"did": "status"})

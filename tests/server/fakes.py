@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from sapwood.base.errors import EngineDead, Overloaded
 from sapwood.base.plan import TokenLogprobs
 from sapwood.base.sampling import SamplingParams
 from sapwood.base.wire import Delta, Facts, Stats
-from sapwood.engine.client import check_request
+from sapwood.engine.client import Follower, Stream, check_request
 from sapwood.hub.files import ModelFiles
 from sapwood.text import TextModel
 
@@ -94,6 +94,7 @@ class FakeEngine:
         self.running = 0
         self.broken_off = 0
         self._changed = asyncio.Event()
+        self._speaking: dict[Stream, asyncio.Task[None]] = {}
 
     async def until_running(self, count: int) -> None:
         """Wait until so many generations run."""
@@ -101,27 +102,43 @@ class FakeEngine:
             self._changed.clear()
             await self._changed.wait()
 
-    async def generate(
-        self, tokens: list[int], params: SamplingParams, *, salt: str = "", adapter: str = "", priority: int = 0
-    ) -> AsyncGenerator[Delta]:
+    def submit(
+        self,
+        tokens: list[int],
+        params: SamplingParams,
+        follower: Follower,
+        *,
+        salt: str = "",
+        adapter: str = "",
+        priority: int = 0,
+    ) -> Stream:
         check_request(tokens, params, self.facts)
         if self.dead is not None:
             raise EngineDead(self.dead)
         self.asked.append(Asked(tokens, params, salt, priority))
         self.running += 1
         self._changed.set()
-        finished = False
+        stream = Stream(len(self.asked), follower, self._leave)
+        self._speaking[stream] = asyncio.create_task(self._speak(stream, tokens, params))
+        return stream
+
+    def _leave(self, stream: Stream) -> None:
+        self._speaking.pop(stream).cancel()
+        self.running -= 1
+        self._changed.set()
+        self.broken_off += not stream.finished
+
+    async def _speak(self, stream: Stream, tokens: list[int], params: SamplingParams) -> None:
         try:
             for delta in self._deltas(tokens, params):
                 await asyncio.sleep(self.delay)
-                finished = delta.finish is not None
-                yield delta
+                stream.put(delta)
+                stream.follower.wake()
                 if self.hold is not None:
                     await self.hold.wait()
-        finally:
-            self.running -= 1
-            self._changed.set()
-            self.broken_off += not finished
+        except Exception as error:
+            stream.fail(error)
+            stream.follower.wake()
 
     def _deltas(self, prompt: list[int], params: SamplingParams) -> Iterator[Delta]:
         output = self.answer(prompt, params)

@@ -18,7 +18,7 @@ from sapwood.server.front import Front
 from sapwood.server.generation import Choice, News, Prompt, choices_of, complete
 from sapwood.server.openai.protocol import ChatRequest
 from sapwood.server.openai.replies import (
-    events,
+    Framer,
     finite,
     json_response,
     new_reply,
@@ -85,7 +85,9 @@ def routes(front: Front) -> list[Route]:
         choices = choices_of([(prompt, params)])
         if body.stream:
             reply = new_reply(front, "chat.completion.chunk", "chatcmpl")
-            return EventStream(front, events(front, choices, reply, body.stream_options, _shaper(front, body)))
+            plain = None if body.logprobs or body.return_token_ids else _plain
+            framer = Framer(choices, reply, body.stream_options, shape=_shaper(front, body), plain=plain)
+            return EventStream(front, choices, framer, framer.last)
         await front.attended(request.receive, complete(front, choices))
         reply = new_reply(front, "chat.completion", "chatcmpl")
         reply.choices = [_choice(front, body, choice) for choice in choices]
@@ -152,6 +154,11 @@ def _shaper(front: Front, body: ChatRequest) -> Callable[[News], Iterator[ChatCh
         yield entry
 
     return shape
+
+
+def _plain(index: int, text: str) -> ChatChunkChoice:
+    """The entry of text alone."""
+    return ChatChunkChoice(index=index, delta=AnswerDelta(content=text))
 
 
 def _logprobs(text: TextModel, entries: Sequence[TokenLogprobs]) -> Logprobs:

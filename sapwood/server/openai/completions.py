@@ -19,8 +19,8 @@ from sapwood.server.front import MAX_CHOICES, Front
 from sapwood.server.generation import Choice, News, Prompt, choices_of, complete, params_for
 from sapwood.server.openai.protocol import CompletionRequest
 from sapwood.server.openai.replies import (
+    Framer,
     RankedToken,
-    events,
     finite,
     json_response,
     new_reply,
@@ -70,7 +70,9 @@ def routes(front: Front) -> list[Route]:
         reply = new_reply(front, "text_completion", "cmpl")
         shape = _shaper(front, body, echoes)
         if body.stream:
-            return EventStream(front, events(front, choices, reply, body.stream_options, shape))
+            plain = None if body.logprobs is not None or body.return_token_ids else _plain
+            framer = Framer(choices, reply, body.stream_options, shape=shape, plain=plain)
+            return EventStream(front, choices, framer, framer.last)
         await front.attended(request.receive, complete(front, choices))
         reply.choices = [entry for choice in choices for entry in shape(_whole(choice))]
         reply.usage = usage_of(choices)
@@ -133,6 +135,11 @@ async def _echoes(front: Front, body: CompletionRequest, prompts: Sequence[Promp
         return dict(zip(prompts, cast(list[str], texts), strict=True))
     skip = body.skip_special_tokens is not False
     return {prompt: await front.decode(prompt.tokens, skip_special=skip) for prompt in prompts}
+
+
+def _plain(index: int, text: str) -> CompletionChoice:
+    """The entry of text alone."""
+    return CompletionChoice(index=index, text=text)
 
 
 def _whole(choice: Choice) -> News:

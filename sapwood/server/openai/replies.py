@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -14,9 +13,9 @@ from starlette.responses import Response
 
 from sapwood.base.plan import TokenLogprobs
 from sapwood.server.front import Front
-from sapwood.server.generation import Choice, News, generate
+from sapwood.server.generation import Choice, News
 from sapwood.server.openai.protocol import StreamOptions
-from sapwood.server.sse import frame
+from sapwood.server.sse import cut, frame, quoted
 from sapwood.text import TextModel
 
 _LEAST = -9999.0  # JSON has no -inf
@@ -88,32 +87,58 @@ def finite(logprob: float) -> float:
     return max(logprob, _LEAST)
 
 
-async def events(
-    front: Front,
-    choices: Sequence[Choice],
-    reply: Reply,
-    options: StreamOptions | None,
-    shape: Callable[[News], Iterable[msgspec.Struct]],
-) -> AsyncGenerator[bytes]:
-    """The frames of a stream. `shape` makes the `choices` entries of some news; each becomes a chunk like `reply`."""
-    with_usage = options is not None and bool(options.include_usage)
-    running_usage = with_usage and options is not None and bool(options.continuous_usage_stats)
-    if with_usage:
-        reply.usage = None
-    async with aclosing(generate(front, choices)) as batches:
-        async for batch in batches:
-            frames = []
-            for news in batch:
-                for entry in shape(news):
-                    reply.choices = [entry]
-                    if running_usage:
-                        reply.usage = usage_of(choices)
-                    frames.append(frame(reply))
-            if frames:
-                yield b"".join(frames)
-    if with_usage:
-        reply.choices, reply.usage = [], usage_of(choices)
-        yield frame(reply)
+class Framer:
+    """Makes the frames of a stream from news.
+
+    `shape` makes the `choices` entries of some news; each becomes a chunk like `reply`. `plain` makes the entry of
+    text alone, given a choice's index and the text; None where entries hold more than that. Nearly all chunks are
+    plain and differ in their text only, so the rest of them is encoded once per choice.
+    """
+
+    def __init__(
+        self,
+        choices: Sequence[Choice],
+        reply: Reply,
+        options: StreamOptions | None,
+        *,
+        shape: Callable[[News], Iterable[msgspec.Struct]],
+        plain: Callable[[int, str], msgspec.Struct] | None,
+    ) -> None:
+        self._choices = choices
+        self._reply = reply
+        self._shape = shape
+        self._with_usage = options is not None and bool(options.include_usage)
+        self._running_usage = self._with_usage and options is not None and bool(options.continuous_usage_stats)
+        if self._with_usage:
+            reply.usage = None
+        self._moulds: list[tuple[bytes, bytes]] = []
+        if plain is not None and not self._running_usage:
+            mark = uuid.uuid4().hex
+            for choice in choices:
+                reply.choices = [plain(choice.index, mark)]
+                self._moulds.append(cut(reply, mark))
+
+    def __call__(self, batch: Sequence[News]) -> bytes:
+        parts: list[bytes] = []
+        for news in batch:
+            if self._moulds and not news.first and news.choice.finish is None:
+                if news.text:
+                    before, after = self._moulds[news.choice.index]
+                    parts += before, quoted(news.text), after
+                continue
+            for entry in self._shape(news):
+                self._reply.choices = [entry]
+                if self._running_usage:
+                    self._reply.usage = usage_of(self._choices)
+                parts.append(frame(self._reply))
+        return b"".join(parts)
+
+    def last(self) -> bytes:
+        """What follows the last chunk of the last choice: the usage, if it was asked for."""
+        if not self._with_usage:
+            return b""
+        self._reply.choices, self._reply.usage = [], usage_of(self._choices)
+        return frame(self._reply)
 
 
 def prompt_logprobs(text: TextModel, entries: Sequence[TokenLogprobs]) -> list[dict[str, RankedToken] | None]:
