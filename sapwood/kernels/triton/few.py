@@ -39,7 +39,20 @@ class Setting(NamedTuple):
     stages: int
 
 
-_SETTINGS: dict[tuple[int, int], dict[int, Setting]] = {}
+_SETTINGS: dict[tuple[int, int], dict[int, Setting]] = {
+    # llama-8b: qkv, out, gate and up, down, head
+    (6144, 4096): {1: Setting(False, 8, 1024, 8, 1), 16: Setting(True, 64, 128, 4, 5)},
+    (4096, 4096): {1: Setting(False, 8, 1024, 8, 1), 16: Setting(True, 64, 128, 4, 5)},
+    (28672, 4096): {16: Setting(True, 64, 128, 4, 5)},
+    (4096, 14336): {1: Setting(False, 16, 256, 4, 4), 16: Setting(True, 32, 256, 4, 5)},
+    (128256, 4096): {1: Setting(False, 8, 512, 4, 1), 16: Setting(True, 64, 128, 4, 3)},
+    # qwen3-0.6b: the same
+    (4096, 1024): {1: Setting(False, 8, 512, 4, 3), 16: Setting(True, 64, 128, 4, 5)},
+    (1024, 2048): {1: Setting(False, 8, 512, 4, 1), 16: Setting(True, 64, 128, 4, 5)},
+    (6144, 1024): {1: Setting(False, 16, 256, 4, 4), 16: Setting(True, 64, 128, 4, 5)},
+    (1024, 3072): {1: Setting(False, 8, 1024, 8, 1), 16: Setting(True, 64, 128, 4, 5)},
+    (151936, 1024): {16: Setting(True, 64, 128, 4, 5)},
+}
 """The best settings found by `bench/linear.py --sweep` on an H100: {(rows, columns of the weight): {up to so many
 tokens: setting}}."""
 
@@ -49,12 +62,10 @@ def setting(shape: tuple[int, int], outputs: int, num_tokens: int) -> Setting:
     for most, found in _SETTINGS.get(shape, {}).items():
         if num_tokens <= most:
             return found
-    if num_tokens == 1:
-        return Setting(False, 4, min(1024, triton.next_power_of_2(shape[1])), 4, 3)
-    # Enough programs for every multiprocessor to have one or more.
-    if outputs >= 1 << 13:
-        return Setting(True, 64, 128, 4, 3)
-    return Setting(True, 32 if outputs >= 1 << 12 else 16, 256, 4, 4)
+    # What was best, or nearly, for all shapes above.
+    if num_tokens == 1 and outputs <= 1 << 14:
+        return Setting(False, 8, min(512, triton.next_power_of_2(shape[1])), 4, 3)
+    return Setting(True, 64, 128, 4, 5)
 
 
 @triton.jit(do_not_specialize=["T"])
@@ -205,7 +216,7 @@ def product(
     sum_TI = x_TI if residual_TI is None else torch.empty_like(x_TI, memory_format=torch.contiguous_format)
     gain_I, eps = (None, 0.0) if norm is None else norm
     # Up to 32 KiB for each program, in rows of whole chunks.
-    fits = min(max(1, _MOST_CHUNKS // cut.rows), inputs * weight_OI.itemsize // _CHUNK)
+    fits = min(_MOST_CHUNKS // cut.rows, inputs * weight_OI.itemsize // _CHUNK)
     chunks = 1 << fits.bit_length() - 1 if fits and inputs * weight_OI.itemsize % 16 == 0 else 0
     num_programs = triton.cdiv(outputs, cut.rows)
     _product[(num_programs,)](
