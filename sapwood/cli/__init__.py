@@ -14,10 +14,18 @@ from typing import NoReturn
 
 from sapwood import __version__
 from sapwood.base.errors import SapwoodError, UserError
-from sapwood.cli import chat, doctor, explain, pull, run, serve
+from sapwood.cli import bench, chat, doctor, explain, pull, run, serve
 from sapwood.config import env
 
-COMMANDS = {"serve": serve, "chat": chat, "run": run, "pull": pull, "explain": explain, "doctor": doctor}
+COMMANDS = {
+    "serve": serve,
+    "chat": chat,
+    "run": run,
+    "bench": bench,
+    "pull": pull,
+    "explain": explain,
+    "doctor": doctor,
+}
 
 _FAILED, _MISUSED, _INTERRUPTED = 1, 2, 130
 

@@ -39,7 +39,7 @@ def test_public_names() -> None:
 
 
 def test_commands() -> None:
-    assert list(COMMANDS) == ["serve", "chat", "run", "pull", "explain", "doctor"]
+    assert list(COMMANDS) == ["serve", "chat", "run", "bench", "pull", "explain", "doctor"]
 
 
 def test_flags_of_serve() -> None:

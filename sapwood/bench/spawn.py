@@ -1,0 +1,80 @@
+"""A server of our own to send load to, for as long as that lasts."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from sapwood.base.errors import SapwoodError, UserError
+from sapwood.bench.offline import shape_options
+
+DRAIN_SECONDS = 40
+LAST_LINES = 20
+
+
+@contextmanager
+def serving(model: str, flags: Sequence[str]) -> Iterator[str]:
+    """`sapwood serve MODEL` on a free port; yields its URL. A shape's name serves random weights.
+
+    Raises UserError if it does not start for a reason that the user can mend, else SapwoodError.
+    """
+    with tempfile.TemporaryDirectory(prefix="sapwood-bench-") as folder:
+        words = ["--model", model]
+        if shape := shape_options(model):
+            words = ["--model", shape["model"], "--load-format", "dummy", "--served-model-name", model]
+            if not any(flag in flags for flag in ("--tokenizer", "--tokenizer-path")):
+                size = json.loads((Path(shape["model"]) / "config.json").read_text("utf-8"))["vocab_size"]
+                words += ["--tokenizer", str(write_tokenizer(Path(folder), size))]
+        command = [sys.executable, "-m", "sapwood", "serve", *words, "--port", "0", "--log-level", "warning", *flags]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+            try:
+                yield _url(server)
+            finally:
+                server.terminate()
+                try:
+                    server.wait(DRAIN_SECONDS)
+                except subprocess.TimeoutExpired:
+                    server.kill()
+
+
+def write_tokenizer(folder: Path, vocab_size: int) -> Path:
+    """A tokenizer for random weights: every id is a word. Returns its tokenizer.json."""
+    vocabulary = {f"w{id} ": id for id in range(vocab_size)}
+    tokenizer: dict[str, Any] = {
+        "version": "1.0",
+        "added_tokens": [],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "\\S+ "}, "behavior": "Isolated", "invert": False},
+        "post_processor": None,
+        "decoder": {"type": "Fuse"},
+        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "w0 "},
+    }
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps(tokenizer), encoding="utf-8")
+    return path
+
+
+def _url(server: subprocess.Popen[str]) -> str:
+    """Wait until the server is ready; what it prints later is read and dropped."""
+    assert server.stdout is not None
+    last: deque[str] = deque(maxlen=LAST_LINES)
+    for line in server.stdout:
+        last.append(line)
+        if line.startswith("ready at "):
+            threading.Thread(target=_drain, args=(server.stdout,), daemon=True).start()
+            return line.split()[2]
+    kind = UserError if (code := server.wait()) == 2 else SapwoodError
+    raise kind(f"the server ended with exit code {code} before it was ready; its own words are above.")
+
+
+def _drain(lines: IO[str]) -> None:
+    for _ in lines:
+        pass

@@ -1,0 +1,192 @@
+"""The offline workloads: prompts as token ids, output lengths, temperature.
+
+Token ids are uniform in [10, 10000); each workload starts from a generator seeded with 0, so any engine can replay it
+exactly and none depends on which ran before.
+
+A workload can be made smaller: at `scale` s it is about s times the tokens, numbers of requests and lengths each
+shrinking by the square root of s. At scale 1 it is the workload itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+import numpy as np
+
+from sapwood.base.errors import UserError
+
+FIRST_ID, LAST_ID = 10, 10_000
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one request adds to its session's history, and how many tokens it generates."""
+
+    tokens: list[int]
+    output_len: int
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Sessions that arrive together. Output lengths are exact (end-of-sequence is ignored).
+
+    A turn's prompt is all earlier turns of its session, their outputs, and its own tokens; it is sent when the one
+    before it has ended. Most sessions have one turn.
+    """
+
+    name: str
+    sessions: list[list[Turn]]
+    temperature: float
+
+    @property
+    def num_requests(self) -> int:
+        return sum(map(len, self.sessions))
+
+    @property
+    def num_output(self) -> int:
+        return sum(turn.output_len for session in self.sessions for turn in session)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest session, output included."""
+        return max(sum(len(turn.tokens) + turn.output_len for turn in session) for session in self.sessions)
+
+    def within(self, vocab_size: int) -> Workload:
+        """The same for a model of so few tokens that ids have to be folded into its vocabulary."""
+        if vocab_size >= LAST_ID:
+            return self
+        fold = [[replace(turn, tokens=[id % vocab_size for id in turn.tokens]) for turn in s] for s in self.sessions]
+        return replace(self, sessions=fold)
+
+
+def uniform(scale: float = 1.0) -> Workload:
+    """W1: 256 requests, 100 to 1024 tokens in and out, temperature 0.6."""
+    rng = np.random.default_rng(0)
+    count = _share(256, scale)
+    inputs, outputs = (rng.integers(100, 1025, count).tolist() for _ in range(2))
+    return Workload("W1 uniform", _requests(rng, inputs, outputs, scale), 0.6)
+
+
+def general(scale: float = 1.0) -> Workload:
+    """W2: 1000 requests with clipped lognormal lengths, as of ShareGPT, temperature 0."""
+    rng = np.random.default_rng(0)
+    inputs, outputs = general_lengths(rng, _share(1000, scale))
+    return Workload("W2 general", _requests(rng, inputs, outputs, scale), 0.0)
+
+
+def general_lengths(rng: np.random.Generator, count: int) -> tuple[Sequence[int], Sequence[int]]:
+    """Prompt and output lengths of W2: lognormal with medians 120 and 150, within 4 to 1024."""
+    inputs = np.clip(np.rint(rng.lognormal(np.log(120.0), 1.1, count)), 4, 1024).astype(int)
+    outputs = np.clip(np.rint(rng.lognormal(np.log(150.0), 0.9, count)), 4, 1024).astype(int)
+    return inputs.tolist(), outputs.tolist()
+
+
+def shared_prefix(scale: float = 1.0) -> Workload:
+    """W3: 32 groups of 16 requests, 2048 shared and 128 own tokens each, 128 out, shuffled, temperature 0."""
+    rng = np.random.default_rng(0)
+    num_groups, group_size = _share(32, scale, 0.25), _share(16, scale, 0.25)
+    shared, own = _share(2048, scale), _share(128, scale)
+    stems = [_tokens(rng, shared) for _ in range(num_groups)]
+    turns = [Turn(stems[group] + _tokens(rng, own), own) for group in range(num_groups) for _ in range(group_size)]
+    order = np.random.default_rng(0).permutation(len(turns))
+    return Workload("W3 shared prefix", [[turns[i]] for i in order], 0.0)
+
+
+def agent(scale: float = 1.0) -> Workload:
+    """W4: 64 sessions of 8 turns over one system prefix of 2048 tokens, 128 tokens in and out a turn, temperature 0."""
+    rng = np.random.default_rng(0)
+    num_sessions, num_turns = _share(64, scale, 0.25), _share(8, scale, 0.25)
+    shared, own = _share(2048, scale), _share(128, scale)
+    system = _tokens(rng, shared)
+    said = rng.integers(FIRST_ID, LAST_ID, (num_sessions, num_turns, own)).tolist()
+    sessions = [
+        [Turn(system + tokens if first == 0 else tokens, own) for first, tokens in enumerate(session)]
+        for session in said
+    ]
+    return Workload("W4 agent", sessions, 0.0)
+
+
+def decode(batch: int, input_len: int = 128, output_len: int = 256) -> Workload:
+    """W5: a fixed batch, temperature 0."""
+    rng = np.random.default_rng(0)
+    sessions = [[Turn(_tokens(rng, input_len), output_len)] for _ in range(batch)]
+    return Workload(f"W5 decode, batch {batch}", sessions, 0.0)
+
+
+def decodes(batches: Sequence[int] = (1, 32, 256), *, scale: float = 1.0) -> list[Workload]:
+    """W5 at each batch size, 128 tokens in and 256 out (512 for one request alone); `scale` shrinks the lengths."""
+    return [decode(n, _share(128, scale, 1.0), _share(512 if n == 1 else 256, scale, 1.0, least=4)) for n in batches]
+
+
+def prefill(scale: float = 1.0) -> Workload:
+    """W6: 16 prompts of 8192 tokens, one token out, temperature 0."""
+    rng = np.random.default_rng(0)
+    lengths = [8192] * _share(16, scale)
+    return Workload("W6 prefill", _requests(rng, lengths, [1] * len(lengths), scale), 0.0)
+
+
+def structured(batch: int, scale: float = 1.0) -> Workload:
+    """W8 without its grammar: 128 tokens in and out, temperature 0.8."""
+    rng = np.random.default_rng(0)
+    lengths = [128] * batch
+    return Workload(f"W8 free text, batch {batch}", _requests(rng, lengths, lengths, scale), 0.8)
+
+
+NAMED: Mapping[str, Callable[[float], list[Workload]]] = MappingProxyType(
+    {
+        "uniform": lambda scale: [uniform(scale)],
+        "general": lambda scale: [general(scale)],
+        "shared": lambda scale: [shared_prefix(scale)],
+        "agent": lambda scale: [agent(scale)],
+        "decode": lambda scale: decodes(scale=scale),
+        "prefill": lambda scale: [prefill(scale)],
+        "structured": lambda scale: [structured(batch, scale) for batch in (1, 8, 64, 256)],
+    }
+)
+"""Every workload by its name; some have several batch sizes."""
+
+NUMBERS: Mapping[str, str] = MappingProxyType(
+    {
+        "w1": "uniform",
+        "w2": "general",
+        "w3": "shared",
+        "w4": "agent",
+        "w5": "decode",
+        "w6": "prefill",
+        "w8": "structured",
+    }
+)
+
+
+def find_all(names: Sequence[str]) -> list[str]:
+    """Names as in NAMED for names or numbers, each once; UserError for one that is neither."""
+    found = []
+    for name in names:
+        plain = NUMBERS.get(name.lower(), name.lower())
+        if plain not in NAMED:
+            known = ", ".join(f"{number} ({word})" for number, word in NUMBERS.items())
+            raise UserError(f"--workloads: there is no {name!r}; there are {known}.")
+        found.append(plain)
+    return list(dict.fromkeys(found))
+
+
+def _requests(
+    rng: np.random.Generator, inputs: Sequence[int], outputs: Sequence[int], scale: float
+) -> list[list[Turn]]:
+    """Sessions of one turn, their lengths shrunk."""
+    return [
+        [Turn(_tokens(rng, _share(input_len, scale)), _share(output_len, scale))]
+        for input_len, output_len in zip(inputs, outputs, strict=True)
+    ]
+
+
+def _share(count: int, scale: float, power: float = 0.5, *, least: int = 1) -> int:
+    return max(least, round(count * math.pow(scale, power)))
+
+
+def _tokens(rng: np.random.Generator, count: int) -> list[int]:
+    tokens: list[int] = rng.integers(FIRST_ID, LAST_ID, count).tolist()
+    return tokens
