@@ -22,6 +22,7 @@ import mmap
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -218,7 +219,7 @@ class Reader(asyncio.Protocol):
 
 
 class Usage:
-    """CPU seconds that a process has used, user and system, and its memory."""
+    """CPU seconds that a process has used so far, user and system."""
 
     def __init__(self, pid: int) -> None:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -254,8 +255,7 @@ async def measure(url: str, pid: int, args: argparse.Namespace, board: Board) ->
     begin = monotonic()
     for reader in readers:
         reader.ask()
-    while min(reader.tokens for reader in readers) < args.tokens // 10:
-        await asyncio.sleep(0.01)
+    await until(lambda: min(reader.tokens for reader in readers) >= args.tokens // 10)
     print(f"start: {args.streams} requests at once, all streaming after {first_chunk(readers) - begin:.3f} s")
     gc.freeze()
     before, counted = Usage(pid), [(reader.tokens, reader.frames) for reader in readers]
@@ -264,8 +264,7 @@ async def measure(url: str, pid: int, args: argparse.Namespace, board: Board) ->
         begin = monotonic()
         for guest in guests:
             guest.ask()
-    while max(reader.tokens for reader in readers) < args.tokens * 9 // 10:
-        await asyncio.sleep(0.01)
+    await until(lambda: max(reader.tokens for reader in readers) >= args.tokens * 9 // 10)
     after = Usage(pid)
     seconds = after.at - before.at
     tokens = sum(reader.tokens - tokens for reader, (tokens, _) in zip(readers, counted, strict=True))
@@ -283,6 +282,11 @@ async def measure(url: str, pid: int, args: argparse.Namespace, board: Board) ->
         tell(f"first token of {args.burst} that came at once", waits)
     await asyncio.gather(*(reader.done for reader in readers))
     assert all(reader.tokens == args.tokens for reader in readers), "tokens are missing"
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110 - readers only count, which is all that they have time for
+        await asyncio.sleep(0.01)
 
 
 def first_chunk(readers: list[Reader]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from time import monotonic
 from typing import Any
 
@@ -54,8 +55,7 @@ class Text(msgspec.Struct):
 
 
 def routes(front: Front) -> list[Route]:
-    limit = front.config.server.max_body_bytes
-    read_tokenize, read_detokenize = Body(TokenizeRequest, limit=limit), Body(DetokenizeRequest, limit=limit)
+    read_tokenize, read_detokenize = Body(TokenizeRequest, front), Body(DetokenizeRequest, front)
     pulse = Pulse(limit=_HEARTBEAT_LIMIT, now=monotonic())
 
     async def health(request: Request) -> Response:
@@ -107,6 +107,16 @@ def routes(front: Front) -> list[Route]:
         Route("/detokenize", detokenize, methods=["POST"]),
         Route("/flush_cache", flush_cache, methods=["POST"]),
     ]
+
+
+def index(front: Front, routes: Sequence[Route]) -> Route:
+    """GET /: what this is, and where to go from here."""
+    paths = {route.path: sorted((route.methods or set()) - {"HEAD"}) for route in routes}
+
+    async def root(request: Request) -> Response:
+        return JSONResponse({"name": "sapwood", "version": __version__, "model": front.model_name, "routes": paths})
+
+    return Route("/", root, methods=["GET"])
 
 
 async def _ping(front: Front) -> str | None:

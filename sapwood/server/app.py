@@ -52,6 +52,7 @@ def create_app(
     front = Front(engine, text, config, model_name, metrics=metrics, defaults=defaults or {})
     routes = [room.routes(front) for room in (completions, chat, models, native, admin)]
     known = [route for room in routes for route in room]
+    known.append(admin.index(front, known))
     server = config.server
     middleware = [Middleware(Gate, front=front, paths=frozenset(route.path for route in known))]
     if server.cors_origins:
@@ -93,6 +94,8 @@ class Gate:
             await send(message)
 
         try:
+            if scope["method"] == "POST":
+                await self._front.turns()
             check_key(self._front.config.server.api_key, path, headers)
             await self._app(scope, receive, stamped)
         except Exception as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import re
 from typing import Any, Generic, TypeVar
 
@@ -14,6 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from sapwood.base.errors import RequestError
 from sapwood.server.errors import ClientGone
+from sapwood.server.front import Front
 
 T = TypeVar("T")
 
@@ -25,12 +27,16 @@ _PATH = re.compile(r" - at (?:`key` in )?`\$\.?(.*)`$")
 
 
 class Body(Generic[T]):
-    """Reads bodies of one type: `await body(request)`."""
+    """Reads bodies of one type: `await body(request)`.
 
-    def __init__(self, type: type[T], *, limit: int) -> None:
-        """`limit`: most bytes of a body, enforced while reading, whatever Content-Length says."""
+    The server's limit of bytes is enforced while reading, whatever Content-Length says. What the caller does next, up
+    to its next wait, is its turn.
+    """
+
+    def __init__(self, type: type[T], front: Front) -> None:
         self._decoder = msgspec.json.Decoder(type)
-        self._limit = limit
+        self._limit = front.config.server.max_body_bytes
+        self._turn = front.turns
 
     async def __call__(self, request: Request) -> T:
         kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
@@ -41,8 +47,11 @@ class Body(Generic[T]):
             )
         raw = await _read(request, self._limit)
         if len(raw) < _LARGE:
+            await self._turn()
             return self._decode(raw)
-        return await anyio.to_thread.run_sync(self._decode, raw)
+        body = await anyio.to_thread.run_sync(self._decode, raw)
+        await self._turn()
+        return body
 
     def _decode(self, raw: bytes) -> T:
         if not raw.strip():
@@ -55,7 +64,10 @@ class Body(Generic[T]):
         except msgspec.ValidationError as error:
             raise field_error(error) from None
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise RequestError(f"The body is not valid JSON: {error}.") from None
+            field = _unwritable(raw) if len(raw) <= _CHECKED_FOR_REPEATS else None
+            raise RequestError(
+                f"{field}: {error}." if field else f"The body is not valid JSON: {error}.", param=field
+            ) from None
         except RecursionError:
             raise RequestError("The body is nested too deeply.") from None
 
@@ -67,6 +79,32 @@ def field_error(error: msgspec.ValidationError, *, within: str = "") -> RequestE
     path = ".".join(filter(None, (within, found[1] if found else "")))
     message = text[: found.start()] if found else text
     return RequestError(f"{path}: {message}." if path else f"{message}.", param=path or None)
+
+
+def _unwritable(raw: bytes) -> str | None:
+    """The path of the first value that Python's lenient reader knows but JSON does not: NaN, a lone surrogate."""
+    try:
+        pending: list[tuple[str, Any]] = [("", json.loads(raw))]
+    except (ValueError, RecursionError):
+        return None
+    while pending:
+        path, value = pending.pop()
+        match value:
+            case dict():
+                if any(map(_surrogate, value)):
+                    return path or None
+                pending += reversed([(f"{path}.{key}" if path else key, inner) for key, inner in value.items()])
+            case list():
+                pending += reversed([(f"{path}[{index}]", inner) for index, inner in enumerate(value)])
+            case float() if not math.isfinite(value):
+                return path or None
+            case str() if _surrogate(value):
+                return path or None
+    return None
+
+
+def _surrogate(text: str) -> bool:
+    return any("\ud800" <= char <= "\udfff" for char in text)
 
 
 async def _read(request: Request, limit: int) -> bytes:

@@ -20,6 +20,7 @@ from sapwood.config import Config
 from sapwood.engine.client import Engine
 from sapwood.observe import Metrics
 from sapwood.server.errors import ClientGone, respelled, with_param
+from sapwood.server.turns import Turns
 from sapwood.text import TextModel
 
 T = TypeVar("T")
@@ -56,6 +57,7 @@ class Front:
             self.check(SamplingParams(**self.defaults), {})
         except (RequestError, TypeError) as error:
             raise ConfigError(f"The model's generation_config has a value that cannot be used: {error}") from error
+        self.turns = Turns()
         self._threads = anyio.CapacityLimiter(4)
         self._ends: set[asyncio.Future[None]] = set()
 

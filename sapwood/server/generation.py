@@ -226,9 +226,10 @@ class _Feed:
     def _resume(self, waited: asyncio.Task[None]) -> None:
         """The client has caught up."""
         self._waiting = None
-        if self.over.done() or waited.cancelled():
+        error = None if waited.cancelled() else waited.exception()
+        if self.over.done():
             return
-        if (error := waited.exception()) is not None:
+        if error is not None:
             self.over.set_exception(error)
         elif self._runs:
             self.wake()
@@ -236,6 +237,8 @@ class _Feed:
             self.over.set_result(None)
 
     def close(self) -> None:
+        if self.over.done() and not self.over.cancelled():
+            self.over.exception()  # seen, even if its request was cancelled first
         if self._waiting is not None:
             self._waiting.cancel()
         for run in self._runs:

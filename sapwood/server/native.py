@@ -125,7 +125,7 @@ class Wish(msgspec.Struct):
 
 
 def routes(front: Front) -> list[Route]:
-    read = Body(GenerateRequest, limit=front.config.server.max_body_bytes)
+    read = Body(GenerateRequest, front)
 
     async def generate_(request: Request) -> Response:
         begin = perf_counter()

@@ -64,6 +64,15 @@ async def test_version(http: httpx.AsyncClient) -> None:
     assert (await http.get("/version")).json() == {"version": sapwood.__version__}
 
 
+async def test_the_root_tells_what_is_here(http: httpx.AsyncClient) -> None:
+    told = (await http.get("/")).json()
+    assert (told["name"], told["version"], told["model"]) == ("sapwood", sapwood.__version__, MODEL)
+    assert told["routes"]["/v1/chat/completions"] == ["POST"]
+    for path, methods in told["routes"].items():
+        if "GET" in methods and "{" not in path:
+            assert (await http.get(path)).status_code == 200, path
+
+
 async def test_flush_cache(http: httpx.AsyncClient, engine: FakeEngine) -> None:
     assert (await http.post("/flush_cache")).json() == {"did": "flush_cache"}
     assert engine.controls == ["flush_cache"]

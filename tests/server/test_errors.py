@@ -198,6 +198,26 @@ async def test_bad_json(http: httpx.AsyncClient, path: str, raw: bytes) -> None:
     check_shape(reply, 400, reply.json()["error"]["param"])
 
 
+@pytest.mark.parametrize(
+    ("path", "raw", "param"),
+    [
+        (TEXT, b'{"prompt": "x", "temperature": NaN}', "temperature"),
+        (TEXT, b'{"prompt": "x", "temperature": -Infinity}', "temperature"),
+        (TEXT, b'{"prompt": "x", "logit_bias": {"5": 1, "6": NaN}}', "logit_bias.6"),
+        (TEXT, b'{"prompt": ["fine", "\\ud800"]}', "prompt[1]"),
+        (TEXT, b'{"prompt": "\\ud83d\\ude00", "top_p": NaN}', "top_p"),
+        (CHAT, b'{"messages": [{"role": "user", "content": "a \\udc00"}]}', "messages[0].content"),
+        (CHAT, b'{"messages": [], "\\ud800": 1}', None),
+    ],
+)
+async def test_values_that_are_not_json_are_named(
+    http: httpx.AsyncClient, path: str, raw: bytes, param: str | None
+) -> None:
+    reply = await http.post(path, content=raw, headers={"content-type": "application/json"})
+    error = check_shape(reply, 400, param)
+    assert error["message"].startswith(param or "The body is not valid JSON")
+
+
 async def test_unknown_model(http: httpx.AsyncClient) -> None:
     for path, body in ((TEXT, {"prompt": "x"}), (CHAT, {"messages": HELLO}), ("/tokenize", {"prompt": "x"})):
         error = check_shape(await http.post(path, json=body | {"model": "gpt-99"}), 404, "model")

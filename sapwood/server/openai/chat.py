@@ -13,20 +13,19 @@ from starlette.routing import Route
 from sapwood.base.errors import RequestError
 from sapwood.base.plan import TokenLogprobs
 from sapwood.base.sampling import SamplingParams
-from sapwood.server.body import Body
 from sapwood.server.front import Front
 from sapwood.server.generation import Choice, News, Prompt, choices_of, complete
 from sapwood.server.openai.protocol import ChatRequest
 from sapwood.server.openai.replies import (
-    Framer,
+    event_stream,
     finite,
     json_response,
     new_reply,
+    post,
     prompt_logprobs,
     stop_reason,
     usage_of,
 )
-from sapwood.server.sse import EventStream
 from sapwood.text import TextModel
 
 
@@ -75,19 +74,14 @@ class ChatChunkChoice(msgspec.Struct, kw_only=True):
 
 
 def routes(front: Front) -> list[Route]:
-    read = Body(ChatRequest, limit=front.config.server.max_body_bytes)
-
-    async def chat_completions(request: Request) -> Response:
-        body = await read(request)
-        body.check(front)
+    async def chat_completions(request: Request, body: ChatRequest) -> Response:
         params = _params(front, body)
         prompt = await _prompt(front, body)
         choices = choices_of([(prompt, params)])
         if body.stream:
             reply = new_reply(front, "chat.completion.chunk", "chatcmpl")
             plain = None if body.logprobs or body.return_token_ids else _plain
-            framer = Framer(choices, reply, body.stream_options, shape=_shaper(front, body), plain=plain)
-            return EventStream(front, choices, framer, framer.last)
+            return event_stream(front, choices, reply, body.stream_options, shape=_shaper(front, body), plain=plain)
         await front.attended(request.receive, complete(front, choices))
         reply = new_reply(front, "chat.completion", "chatcmpl")
         reply.choices = [_choice(front, body, choice) for choice in choices]
@@ -98,7 +92,7 @@ def routes(front: Front) -> list[Route]:
             reply.prompt_token_ids = prompt.tokens
         return json_response(reply)
 
-    return [Route("/v1/chat/completions", chat_completions, methods=["POST"])]
+    return [post(front, "/v1/chat/completions", ChatRequest, chat_completions)]
 
 
 def _params(front: Front, body: ChatRequest) -> SamplingParams:

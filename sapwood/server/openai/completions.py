@@ -14,21 +14,20 @@ from starlette.routing import Route
 from sapwood.base.errors import RequestError
 from sapwood.base.plan import TokenLogprobs
 from sapwood.base.sampling import SamplingParams
-from sapwood.server.body import Body
 from sapwood.server.front import MAX_CHOICES, Front
 from sapwood.server.generation import Choice, News, Prompt, choices_of, complete, params_for
 from sapwood.server.openai.protocol import CompletionRequest
 from sapwood.server.openai.replies import (
-    Framer,
     RankedToken,
+    event_stream,
     finite,
     json_response,
     new_reply,
+    post,
     prompt_logprobs,
     stop_reason,
     usage_of,
 )
-from sapwood.server.sse import EventStream
 from sapwood.text import TextModel
 
 _DEFAULT_MAX_TOKENS = 16  # OpenAI's
@@ -55,11 +54,7 @@ class CompletionChoice(msgspec.Struct, kw_only=True):
 
 
 def routes(front: Front) -> list[Route]:
-    read = Body(CompletionRequest, limit=front.config.server.max_body_bytes)
-
-    async def completions(request: Request) -> Response:
-        body = await read(request)
-        body.check(front)
+    async def completions(request: Request, body: CompletionRequest) -> Response:
         params = _params(front, body)
         prompts = await _prompts(front, body)
         echoes = await _echoes(front, body, prompts) if body.echo else {}
@@ -71,14 +66,13 @@ def routes(front: Front) -> list[Route]:
         shape = _shaper(front, body, echoes)
         if body.stream:
             plain = None if body.logprobs is not None or body.return_token_ids else _plain
-            framer = Framer(choices, reply, body.stream_options, shape=shape, plain=plain)
-            return EventStream(front, choices, framer, framer.last)
+            return event_stream(front, choices, reply, body.stream_options, shape=shape, plain=plain)
         await front.attended(request.receive, complete(front, choices))
         reply.choices = [entry for choice in choices for entry in shape(_whole(choice))]
         reply.usage = usage_of(choices)
         return json_response(reply)
 
-    return [Route("/v1/completions", completions, methods=["POST"])]
+    return [post(front, "/v1/completions", CompletionRequest, completions)]
 
 
 def _params(front: Front, body: CompletionRequest) -> SamplingParams:

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import UNSET, UnsetType
+from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 
 from sapwood.base.plan import TokenLogprobs
+from sapwood.server.body import Body
 from sapwood.server.front import Front
 from sapwood.server.generation import Choice, News
-from sapwood.server.openai.protocol import StreamOptions
-from sapwood.server.sse import cut, frame, quoted
+from sapwood.server.openai.protocol import Sampling, StreamOptions
+from sapwood.server.sse import EventStream, cut, frame, quoted
 from sapwood.text import TextModel
+
+S = TypeVar("S", bound=Sampling)
 
 _LEAST = -9999.0  # JSON has no -inf
 
@@ -65,6 +70,20 @@ def new_reply(front: Front, object: str, prefix: str) -> Reply:
     )
 
 
+def post(
+    front: Front, path: str, type: type[S], answer: Callable[[Request, S], Coroutine[Any, Any, Response]]
+) -> Route:
+    """A route whose bodies are of `type`; `answer` gets them with all checked that does not depend on the prompt."""
+    read = Body(type, front)
+
+    async def endpoint(request: Request) -> Response:
+        body = await read(request)
+        body.check(front)
+        return await answer(request, body)
+
+    return Route(path, endpoint, methods=["POST"])
+
+
 def json_response(body: msgspec.Struct) -> Response:
     return Response(msgspec.json.encode(body), headers={"content-type": "application/json"})
 
@@ -87,20 +106,31 @@ def finite(logprob: float) -> float:
     return max(logprob, _LEAST)
 
 
-class Framer:
-    """Makes the frames of a stream from news.
+def event_stream(
+    front: Front,
+    choices: Sequence[Choice],
+    reply: Reply,
+    options: StreamOptions | None,
+    *,
+    shape: Callable[[News], Iterable[msgspec.Struct]],
+    plain: Callable[[int, str], msgspec.Struct] | None,
+) -> EventStream:
+    """Stream the choices. `shape` makes the `choices` entries of some news; each becomes a chunk like `reply`.
 
-    `shape` makes the `choices` entries of some news; each becomes a chunk like `reply`. `plain` makes the entry of
-    text alone, given a choice's index and the text; None where entries hold more than that. Nearly all chunks are
-    plain and differ in their text only, so the rest of them is encoded once per choice.
+    `plain` makes the entry of text alone, given a choice's index and the text; None where entries hold more than that.
     """
+    framer = _Framer(choices, reply, options, shape, plain)
+    return EventStream(front, choices, framer, framer.last)
+
+
+class _Framer:
+    """Nearly all chunks are plain and differ in their text only, so the rest of them is encoded once per choice."""
 
     def __init__(
         self,
         choices: Sequence[Choice],
         reply: Reply,
         options: StreamOptions | None,
-        *,
         shape: Callable[[News], Iterable[msgspec.Struct]],
         plain: Callable[[int, str], msgspec.Struct] | None,
     ) -> None:
