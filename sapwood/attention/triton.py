@@ -1,10 +1,11 @@
-"""Attention on CUDA devices with the kernels of `sapwood.kernels.triton.paged`.
+"""Attention on CUDA devices with the kernels of `sapwood.kernels.triton`: `place`, `deal` and `paged`.
 
-Decode rows and longer spans are mixed freely; each kind is one launch, left out when the step has none. Launch sizes
-follow from the numbers of tokens, rows and longer spans alone, and `plan` fills tensors of those sizes on the device,
-so that a launch made for the worst case of a bucket serves every step that fits it.
+Rows of one token, longer spans and runs of shared pages are mixed freely; each kind is one launch, left out when the
+step has none. Launch sizes follow from the numbers of tokens, rows and tiles alone, and `plan` deals out the work on
+the device, so that a launch made for the worst case of a bucket serves every step that fits it.
 
-Suffix legend: T tokens of the step, R rows, S splits, H query heads, K KV heads, D head size, C cells or pages, I tiles.
+Suffix legend: T tokens of the step, R rows, J items, W words of an item, H query heads, K KV heads, G query heads per KV
+head, X = H + 2K heads side by side, D head size, M rows of a tile or memberships, C cells or pages.
 """
 
 from __future__ import annotations
@@ -15,46 +16,78 @@ from dataclasses import dataclass
 import torch
 import triton
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
-from sapwood.attention.base import Batch, turned
+from sapwood.attention.base import TILE_MEMBERS, Batch, Shared
 from sapwood.base.kv import KVGroup
-from sapwood.kernels import Turn, choose
-from sapwood.kernels.triton import paged
+from sapwood.base.plan import RUN_LEVELS
+from sapwood.kernels import Turn
+from sapwood.kernels.triton import deal, paged, pdl
+from sapwood.kernels.triton.place import place
 
-MOST_SPLITS = 64
-LEAST_SPLITS = 4
-"""Splits are how a long row among many is shared out, even when there are rows enough for all processors."""
+LEAST = 128
+"""Fewest positions of a part: fewer are not worth the merge."""
 
 
 @dataclass(frozen=True)
-class _Shape:
-    """How `attend` is compiled: rows of a tile (queries x heads), positions of a block, warps, pipeline stages."""
+class Shape:
+    """How `attend` is compiled: rows of a tile (queries x heads), positions of a block, warps, pipeline stages.
+
+    `programs` is how many of them a processor holds at once; so many parts fill the device.
+    """
 
     rows: int
     block: int
     warps: int
     stages: int
+    programs: int = 2
 
 
-def _decode_shape(repeat: int, head: int, itemsize: int) -> _Shape:
-    """Bound by memory: small tiles, many blocks in flight. A matrix product has at least 16 rows.
+@dataclass(frozen=True)
+class Shapes:
+    """`dense`: the keys and values of a span's own tokens are read where the projection left them, not from pages, and
+    with `tma` through descriptors."""
 
-    `head` is the padded head size. Float32 has no exact matrix unit: its products live in registers.
+    rows: Shape
+    spans: Shape
+    runs: Shape
+    dense: bool = True
+    tma: bool = True
+
+
+def shapes(repeat: int, head: int, itemsize: int) -> Shapes:
+    """For `repeat` query heads per KV head of padded size `head`, in the dtype that is computed in.
+
+    Rows of one token and shared runs are bound by memory: small tiles, many blocks in flight. Spans are bound by the
+    matrix units: tiles as large as registers and shared memory allow. A matrix product has at least 16 rows. Float32
+    has no exact matrix unit: its products live in registers.
     """
-    rows = max(16, triton.next_power_of_2(repeat))
+    least, members = triton.next_power_of_2(repeat), triton.next_power_of_2(TILE_MEMBERS * repeat)
     if itemsize == 4:
-        return _Shape(rows, 16, 4, 2)
-    return _Shape(rows, 64 if head <= 128 else 32, 4, 3)
-
-
-def _span_shape(repeat: int, head: int, itemsize: int) -> _Shape:
-    """Bound by the matrix units: tiles as large as registers and shared memory allow."""
-    least = triton.next_power_of_2(repeat)
-    if itemsize == 4:
-        return _Shape(max(32, least), 32, 8, 2)
+        return Shapes(
+            Shape(max(16, least), 16, 4, 2), Shape(max(32, least), 32, 8, 2, 1), Shape(members, 16, 8, 2), tma=False
+        )
     if head > 128:
-        return _Shape(max(64, least), 32, 4, 2)
-    return _Shape(max(128, least), 64, 4 if head <= 64 else 8, 3)
+        return Shapes(
+            Shape(max(16, least), 32, 4, 3), Shape(max(64, least), 32, 4, 2), Shape(members, 32, 8, 2), tma=False
+        )
+    return Shapes(
+        Shape(max(16, least), 64, 4, 3),
+        Shape(max(128, least), 64, 4 if head <= 64 else 8, 3, 1),
+        Shape(members, 64, 4 if members <= 64 else 8, 3),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Dealt:
+    """The items of one launch. `parts_JKMD` and `lse_JKM` are where parts are left, if a tile may have several."""
+
+    items_JW: Tensor
+    tile: int
+    parts_JKMD: Tensor | None = None
+    lse_JKM: Tensor | None = None
+    tokens_M: Tensor | None = None
+    places_M2: Tensor | None = None
 
 
 class Triton:
@@ -66,8 +99,12 @@ class Triton:
     def refuse(group: KVGroup, device: torch.device, dtype: torch.dtype) -> str | None:
         if device.type != "cuda":
             return f"its kernels run on CUDA devices, and the device is {device}"
-        if dtype not in (torch.float16, torch.bfloat16, torch.float32):
-            return f"it stores keys and values as float16, bfloat16 or float32, not {dtype}"
+        if dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float8_e4m3fn):
+            return f"it stores keys and values as float16, bfloat16, float32 or float8_e4m3fn, not {dtype}"
+        if dtype == torch.float8_e4m3fn and torch.cuda.is_available():
+            capability = torch.cuda.get_device_capability(device)
+            if capability < (8, 9):
+                return f"float8_e4m3fn needs compute capability 8.9, and {device} has {capability[0]}.{capability[1]}"
         if group.head_dim > 256:
             return f"its tiles hold heads of at most 256, and the model's have {group.head_dim}"
         if group.page_size & (group.page_size - 1):
@@ -77,14 +114,13 @@ class Triton:
     def __init__(self, group: KVGroup, index: int, device: torch.device, dtype: torch.dtype) -> None:
         self._group, self._index, self._device, self._dtype = group, index, device, dtype
         self._repeat = group.num_heads // group.num_kv_heads
-        self._kernels = choose(device)
-        # The interpreter, on a CPU, stands for a device of a few processors, so that tests see splits.
-        is_cuda = device.type == "cuda"
-        self._num_processors = torch.cuda.get_device_properties(device).multi_processor_count if is_cuda else 8
+        # The interpreter, on a CPU, stands for a device of a few processors, so that tests see parts.
+        cuda = device.type == "cuda"
+        self._num_processors = torch.cuda.get_device_properties(device).multi_processor_count if cuda else 4
+        self._tma = not cuda or torch.cuda.get_device_capability(device) >= (9, 0)
+        self._pdl = pdl.supported(device)
         self._head_pad = max(16, triton.next_power_of_2(group.head_dim))
-        facts = self._repeat, self._head_pad, dtype.itemsize
-        self._decode, self._span = _decode_shape(*facts), _span_shape(*facts)
-        self._tile_queries = self._span.rows // self._repeat
+        self.shapes = shapes(self._repeat, self._head_pad, max(2, dtype.itemsize))
 
     def allocate(self, num_pages: int) -> None:
         group = self._group
@@ -94,102 +130,154 @@ class Triton:
 
     def copy(self, sources_C: Tensor, targets_C: Tensor) -> None:
         for pages in (self._keys, self._values):
+            pages = pages.view(torch.uint8)  # not every operation knows every dtype that can be stored
             pages.index_copy_(1, targets_C, pages.index_select(1, sources_C))
 
     # ---- once per step
 
     def plan(self, batch: Batch) -> None:
         self._batch = batch
-        num_rows, num_tokens, num_spans = len(batch.counts_R), len(batch.ids_T), batch.limits.spans
-        self._has_decode = batch.limits.decodes > 0
-        self._tiles = None
-        if num_spans:
-            self._tiles = self._map_tiles(batch.counts_R, num_tokens // self._tile_queries + num_spans)
-        if self._has_decode:
-            self._plan_splits(num_rows)
+        self._shared = batch.shared if self._group.window is None and batch.limits.decodes else None
+        self._rows = self._deal_rows() if batch.limits.decodes else None
+        self._runs = None if self._shared is None else self._deal_runs(self._shared)
+        self._spans = self._deal_spans() if batch.limits.spans else None
 
-    def _map_tiles(self, counts_R: Tensor, num_tiles: int) -> tuple[Tensor, Tensor]:
-        """Row (-1 for none) and first query of each tile of the rows of several queries.
+    def _deal_rows(self) -> _Dealt:
+        batch, shape = self._batch, self.shapes.rows
+        num_rows = len(batch.counts_R)
+        most = max(self._fill(shape), num_rows // 2)  # a row among many is split if it is twice as long as the mean
+        dealt = self._room(num_rows + most, 1)
+        privates_R = None if self._shared is None else self._shared.privates_R
+        deal.deal_rows[(1,)](
+            batch.slots_R, batch.starts_R, batch.counts_R, batch.offsets_R1, privates_R, dealt.items_JW,
+            num_rows, len(dealt.items_JW), most, self._least(shape),
+            WINDOW=self._group.window or 0, SHARED=privates_R is not None, N=shape.block, ALIGN=self._align(shape),
+            PAD=_pad(num_rows), PDL=self._pdl, num_warps=_deal_warps(num_rows), launch_pdl=self._pdl,
+        )  # fmt: skip
+        return dealt
 
-        `num_tiles` bounds the sum over those rows of ceil(count / tile_queries).
-        """
-        tiles_R = (counts_R + (self._tile_queries - 1)).div(self._tile_queries, rounding_mode="floor")
-        tiles_R = tiles_R * (counts_R > 1)
-        ends_R = tiles_R.cumsum(0)
-        tile_I = torch.arange(num_tiles, device=self._device)
-        rows_I = torch.searchsorted(ends_R, tile_I, right=True)
-        known_I = rows_I.clamp(max=len(counts_R) - 1)
-        first_I = (tile_I - (ends_R - tiles_R)[known_I]) * self._tile_queries
-        return torch.where(rows_I < len(counts_R), rows_I, -1).int(), first_I.int()
+    def _deal_runs(self, shared: Shared) -> _Dealt:
+        batch, shape = self._batch, self.shapes.runs
+        num_tiles, num_members = len(shared.lows_I), len(shared.rows_M)
+        most = max(self._fill(shape), num_tiles // 2)
+        new = torch.empty(3 * num_members, dtype=torch.int32, device=self._device)
+        dealt = self._room(num_tiles + most, TILE_MEMBERS, new[:num_members], new[num_members:])
+        deal.deal_runs[(1,)](
+            shared.lows_I, shared.highs_I, shared.firsts_I, shared.sizes_I, shared.rows_M,
+            batch.slots_R, batch.offsets_R1, dealt.items_JW, dealt.tokens_M, dealt.places_M2,
+            num_tiles, len(dealt.items_JW), most, self._least(shape),
+            N=shape.block, MEMBERS=TILE_MEMBERS, PAD=_pad(num_tiles), PDL=self._pdl,
+            num_warps=_deal_warps(num_tiles), launch_pdl=self._pdl,
+        )  # fmt: skip
+        return dealt
 
-    def _plan_splits(self, num_rows: int) -> None:
-        """Enough programs to fill the device four times over; with rows enough, only long rows are split."""
-        group, programs = self._group, num_rows * self._group.num_kv_heads
-        wanted = triton.next_power_of_2(-(-4 * self._num_processors // programs))
-        self._num_splits = min(MOST_SPLITS, max(LEAST_SPLITS, wanted))
-        fills = programs >= 2 * self._num_processors
-        self._least_blocks = 1024 // self._decode.block if fills else 2
-        shape = (num_rows, group.num_heads, self._num_splits)
-        self._partial_RHSD = torch.empty((*shape, group.head_dim), dtype=torch.float32, device=self._device)
-        self._lse_RHS = torch.empty(shape, dtype=torch.float32, device=self._device)
+    def _deal_spans(self) -> _Dealt:
+        batch, shape = self._batch, self.shapes.spans
+        num_rows, tile = len(batch.counts_R), shape.rows // self._repeat
+        num_tiles = len(batch.ids_T) // tile + batch.limits.spans
+        most = max(0, self._fill(shape) - num_tiles)
+        if most:
+            dealt = self._room(num_tiles + most, tile)
+        else:
+            dealt = _Dealt(torch.empty((num_tiles, deal.ITEM), dtype=torch.int32, device=self._device), tile)
+        deal.deal_spans[(1,)](
+            batch.slots_R, batch.starts_R, batch.counts_R, batch.offsets_R1, dealt.items_JW,
+            num_rows, len(dealt.items_JW), most, self._least(shape),
+            WINDOW=self._group.window or 0, QUERIES=tile, N=shape.block, ALIGN=self._align(shape),
+            PAD=_pad(num_rows), PDL=self._pdl, num_warps=_deal_warps(num_rows), launch_pdl=self._pdl,
+        )  # fmt: skip
+        return dealt
+
+    def _fill(self, shape: Shape) -> int:
+        """Items that fill the device, each being a program per KV head."""
+        return max(1, self._num_processors * shape.programs // self._group.num_kv_heads)
+
+    def _least(self, shape: Shape) -> int:
+        return max(1, LEAST // shape.block) if self._device.type == "cuda" else 1
+
+    def _align(self, shape: Shape) -> int:
+        """A block starts at a multiple of this, and does not leave a page that is no smaller than it."""
+        return min(shape.block, self._group.page_size)
+
+    def _room(
+        self, num_items: int, tile: int, tokens_M: Tensor | None = None, places_M2: Tensor | None = None
+    ) -> _Dealt:
+        group = self._group
+        items_JW = torch.empty((num_items, deal.ITEM), dtype=torch.int32, device=self._device)
+        rows = (num_items, group.num_kv_heads, tile * self._repeat)
+        parts_JKMD = torch.empty((*rows, group.head_dim), dtype=torch.float32, device=self._device)
+        lse_JKM = torch.empty(rows, dtype=torch.float32, device=self._device)
+        return _Dealt(items_JW, tile, parts_JKMD, lse_JKM, tokens_M, places_M2)
 
     # ---- once per layer
 
     def run(self, layer: int, heads_TXD: Tensor, turn: Turn, scale: float) -> Tensor:
-        group = self._group
-        q_THD, k_TKD, v_TKD = (_token_rows(x) for x in turned(heads_TXD, turn, group, self._kernels))
-        out_THD = torch.empty(q_THD.shape, dtype=q_THD.dtype, device=q_THD.device)
-        size = group.num_kv_heads * group.head_dim
-        paged.write[(len(k_TKD),)](
-            k_TKD, v_TKD, k_TKD.stride(0), v_TKD.stride(0), self._batch.cells_GT[self._index],
-            self._keys[layer], self._values[layer],
-            K=group.num_kv_heads, D=group.head_dim, PAGE=group.page_size, BLOCK=triton.next_power_of_2(size),
-            num_warps=4 if size <= 2048 else 8,
+        group, shapes = self._group, self.shapes
+        # Float8 in cells and not in the tokens' own keys: what a query sees would depend on where chunks end.
+        dense = shapes.dense and self._dtype == heads_TXD.dtype
+        place(
+            heads_TXD, turn, self._batch.cells_GT[self._index], self._keys[layer], self._values[layer],
+            num_heads=group.num_heads, keep=dense and self._spans is not None,
         )  # fmt: skip
-        if self._has_decode:
-            self._attend_decode(layer, q_THD, out_THD, scale)
-        if self._tiles is not None:
-            self._attend(layer, q_THD, out_THD, scale, self._span, self._tile_queries, self._tiles)
+        out_THD = torch.empty(
+            (len(heads_TXD), group.num_heads, group.head_dim), dtype=heads_TXD.dtype, device=heads_TXD.device
+        )
+        if self._runs is not None:
+            self._attend(layer, heads_TXD, out_THD, scale, self._runs, shapes.runs, paged.RUNS)
+        if self._rows is not None:
+            self._attend(layer, heads_TXD, out_THD, scale, self._rows, shapes.rows, paged.ROWS)
+            self._merge(out_THD, self._rows, self._runs)
+        if self._spans is not None:
+            self._attend(layer, heads_TXD, out_THD, scale, self._spans, shapes.spans, paged.SPANS, dense=dense)
+            if self._spans.parts_JKMD is not None:
+                self._merge(out_THD, self._spans, None)
         return out_THD
-
-    def _attend_decode(self, layer: int, q_THD: Tensor, out_THD: Tensor, scale: float) -> None:
-        self._attend(layer, q_THD, out_THD, scale, self._decode, 1, None)
-        batch, group = self._batch, self._group
-        paged.merge[(len(batch.counts_R), group.num_heads)](
-            self._partial_RHSD, self._lse_RHS, out_THD, batch.starts_R, batch.counts_R, batch.offsets_R1,
-            self._num_splits, self._least_blocks,
-            D=group.head_dim, WINDOW=group.window or 0, N=self._decode.block,
-            S=triton.next_power_of_2(self._num_splits), D_PAD=self._head_pad, num_warps=2,
-        )  # fmt: skip
 
     def _attend(
         self,
         layer: int,
-        q_THD: Tensor,
+        heads_TXD: Tensor,
         out_THD: Tensor,
         scale: float,
-        shape: _Shape,
-        queries: int,
-        tiles: tuple[Tensor, Tensor] | None,
+        dealt: _Dealt,
+        shape: Shape,
+        kind: int,
+        *,
+        dense: bool = False,
     ) -> None:
-        """`tiles` None is decode: a tile per row, split."""
-        batch, group = self._batch, self._group
-        table_SP = batch.tables_GSP[self._index]
-        num_tiles, num_splits = (len(batch.counts_R), self._num_splits) if tiles is None else (len(tiles[0]), 1)
-        rows_I, queries_I = tiles or (None, None)
-        partial, lse = (self._partial_RHSD, self._lse_RHS) if tiles is None else (None, None)
-        grid = (num_tiles, group.num_kv_heads, num_splits)
-        paged.attend[grid](
-            q_THD, q_THD.stride(0), self._keys[layer], self._values[layer], out_THD, partial, lse,
-            rows_I, queries_I, batch.slots_R, batch.starts_R, batch.counts_R, batch.offsets_R1, table_SP, table_SP.stride(0),
-            scale * math.log2(math.e), self._least_blocks if tiles is None else 1,
+        group = self._group
+        table_SP = self._batch.tables_GSP[self._index]
+        tma = dense and self.shapes.tma and self._tma and self._head_pad == group.head_dim
+        kv_TX = None
+        if tma:
+            kv_TX = TensorDescriptor.from_tensor(heads_TXD.flatten(1), [shape.block, group.head_dim])
+        paged.attend[(len(dealt.items_JW), group.num_kv_heads)](
+            heads_TXD, heads_TXD.stride(0), kv_TX, self._keys[layer], self._values[layer], out_THD,
+            dealt.parts_JKMD, dealt.lse_JKM, dealt.items_JW, dealt.tokens_M, table_SP, table_SP.stride(0),
+            scale * math.log2(math.e),
             K=group.num_kv_heads, G=self._repeat, D=group.head_dim, PAGE=group.page_size, WINDOW=group.window or 0,
-            DECODE=tiles is None, QUERIES=queries, M=shape.rows, N=shape.block, D_PAD=self._head_pad,
-            num_warps=shape.warps, num_stages=shape.stages,
+            KIND=kind, DENSE=dense, TMA=tma, TILE=dealt.tile, M=shape.rows, N=shape.block, D_PAD=self._head_pad,
+            PDL=self._pdl, num_warps=shape.warps, num_stages=shape.stages, launch_pdl=self._pdl,
+        )  # fmt: skip
+
+    def _merge(self, out_THD: Tensor, dealt: _Dealt, runs: _Dealt | None) -> None:
+        group, shared = self._group, self._shared
+        few = len(dealt.items_JW) <= 2 * self._fill(self.shapes.rows)
+        heads = 1 if few else self._repeat
+        run_parts, run_lse, places_M2 = (None,) * 3 if runs is None else (runs.parts_JKMD, runs.lse_JKM, runs.places_M2)
+        paged.merge[(len(dealt.items_JW), group.num_heads // heads)](
+            dealt.parts_JKMD, dealt.lse_JKM, run_parts, run_lse, out_THD, dealt.items_JW,
+            None if runs is None or shared is None else shared.members_RL, places_M2,
+            K=group.num_kv_heads, G=self._repeat, D=group.head_dim, TILE=dealt.tile, MEMBERS=TILE_MEMBERS,
+            LEVELS=0 if runs is None else RUN_LEVELS, HEADS=heads, S=32 if few else 8, D_PAD=self._head_pad,
+            PDL=self._pdl, num_warps=4 if few else 2, launch_pdl=self._pdl,
         )  # fmt: skip
 
 
-def _token_rows(x_TXD: Tensor) -> Tensor:
-    """The tensor with each token's heads side by side in memory; tokens may lie apart."""
-    tight = x_TXD.stride(2) == 1 and x_TXD.stride(1) == x_TXD.shape[2]
-    return x_TXD if tight else x_TXD.contiguous()
+def _pad(count: int) -> int:
+    """Few sizes, since each is compiled."""
+    return max(64, triton.next_power_of_2(count))
+
+
+def _deal_warps(count: int) -> int:
+    return min(8, _pad(count) // 64)

@@ -1,0 +1,218 @@
+"""What the programs of attention shall do, dealt out on the device once per step, so that launches depend on no length.
+
+An item is a tile of queries (or of members of a shared run) over a part of the positions that they see. Its ITEM words:
+
+    first     its first token of the step; of a shared run, its first membership
+    count     queries or members; 0 where there is nothing to do
+    position  of its first query
+    slot      whose page table holds the positions
+    begin     first position of the part; a block may start there
+    end       the position after its last
+    parts     0: the item has all that its queries see, and writes the output. Otherwise it leaves a part to be merged,
+              and the first item of a tile says of how many, while the others say -1
+    origin    of rows of one token: the row; of longer ones: the position of the row's first token
+
+Rows share the device by their lengths: `most` parts beyond one for each tile are handed out so that all are of about the
+same size, none of them of fewer than `least` blocks. Each kernel is one program: a few microseconds, whatever the step.
+
+Suffix legend: R rows, I tiles of shared runs, J items, M memberships; W words of an item.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from sapwood.kernels.triton import pdl
+
+ITEM = 8
+"""Words of an item."""
+
+
+@triton.jit
+def _share_out(blocks, tiles, most, least):
+    """(parts of each tile, blocks of each part) for rows of `tiles` tiles over `blocks` blocks each."""
+    chunk = tl.maximum(tl.cdiv(tl.sum(blocks * tiles, axis=0), most), least)
+    # To the nearest number: a row hardly longer than a chunk is not worth a merge. No more than one part per tile
+    # comes on top of the `most`.
+    parts = tl.where(blocks * tiles > 0, tl.maximum((blocks + chunk // 2) // chunk, 1), 0)
+    return parts, tl.cdiv(blocks, tl.maximum(parts, 1))
+
+
+@triton.jit
+def _write(items_JW, item, first, count, position, slot, begin, end, parts, origin, mask):
+    place = items_JW + item * 8
+    tl.store(place, first, mask=mask)
+    tl.store(place + 1, count, mask=mask)
+    tl.store(place + 2, position, mask=mask)
+    tl.store(place + 3, slot, mask=mask)
+    tl.store(place + 4, begin, mask=mask)
+    tl.store(place + 5, end, mask=mask)
+    tl.store(place + 6, parts, mask=mask)
+    tl.store(place + 7, origin, mask=mask)
+
+
+@triton.jit
+def _clear(items_JW, used, num_items, PAD: tl.constexpr):
+    """The items from `used` on have nothing to do."""
+    for item in range(used, num_items, PAD):
+        item_J = item + tl.arange(0, PAD)
+        tl.store(items_JW + item_J * 8 + 1, 0, mask=item_J < num_items)
+
+
+@triton.jit(do_not_specialize=["num_rows", "num_items", "most", "least"])
+def deal_rows(
+    slots_R,
+    starts_R,
+    counts_R,
+    offsets_R1,
+    privates_R,
+    items_JW,
+    num_rows,
+    num_items,
+    most,
+    least,
+    WINDOW: tl.constexpr,
+    SHARED: tl.constexpr,
+    N: tl.constexpr,
+    ALIGN: tl.constexpr,
+    PAD: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Rows of one token. With SHARED they begin at `privates_R`. `num_items` is R + most at least. Grid (1,)."""
+    if PDL:
+        pdl.join()
+    row = tl.arange(0, PAD)
+    inside = row < num_rows
+    start = tl.load(starts_R + row, mask=inside, other=0)
+    count = tl.load(counts_R + row, mask=inside, other=0)
+    low = tl.zeros([PAD], tl.int32)
+    if WINDOW:
+        low = tl.maximum(start - WINDOW + 1, 0) // ALIGN * ALIGN
+    if SHARED:
+        low = tl.load(privates_R + row, mask=inside, other=0)
+    single = (count == 1).to(tl.int32)
+    parts, per_part = _share_out(tl.cdiv(start + 1 - low, N) * single, single, most, least)
+    ends = tl.cumsum(parts, axis=0)
+    item = ends - parts
+    first = tl.load(offsets_R1 + row, mask=inside, other=0)
+    slot = tl.load(slots_R + row, mask=inside, other=0)
+    merged = parts > 1
+    if SHARED:
+        merged = merged | (low > 0)
+    for part in range(0, tl.max(parts, axis=0)):
+        begin = low + part * per_part * N
+        end = tl.minimum(begin + per_part * N, start + 1)
+        role = tl.where(merged, tl.where(part == 0, parts, -1), 0)
+        _write(items_JW, item + part, first, single, start, slot, begin, end, role, row, part < parts)
+    _clear(items_JW, tl.max(ends, axis=0), num_items, PAD)
+
+
+@triton.jit(do_not_specialize=["num_rows", "num_items", "most", "least"])
+def deal_spans(
+    slots_R,
+    starts_R,
+    counts_R,
+    offsets_R1,
+    items_JW,
+    num_rows,
+    num_items,
+    most,
+    least,
+    WINDOW: tl.constexpr,
+    QUERIES: tl.constexpr,
+    N: tl.constexpr,
+    ALIGN: tl.constexpr,
+    PAD: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Rows of several tokens in tiles of QUERIES, those that see most first. Grid (1,).
+
+    `num_items` is their number of tiles plus `most` at least; with `most` 0 and `least` beyond any length, tiles stay
+    whole.
+    """
+    if PDL:
+        pdl.join()
+    row = tl.arange(0, PAD)
+    inside = row < num_rows
+    start = tl.load(starts_R + row, mask=inside, other=0)
+    count = tl.load(counts_R + row, mask=inside, other=0)
+    tiles = tl.where(count > 1, tl.cdiv(count, QUERIES), 0)
+    seen = start + count
+    if WINDOW:
+        seen = tl.minimum(seen, WINDOW + QUERIES + ALIGN)
+    blocks = tl.cdiv(seen, N)
+    parts, per_part = _share_out(blocks, tiles, tl.maximum(most, 1), least)
+    ends = tl.cumsum(tiles * parts, axis=0)
+    item = ends - tiles * parts
+    token = tl.load(offsets_R1 + row, mask=inside, other=0)
+    slot = tl.load(slots_R + row, mask=inside, other=0)
+    for number in range(0, tl.max(tiles * parts, axis=0)):
+        part = number % tl.maximum(parts, 1)
+        query = (tiles - 1 - number // tl.maximum(parts, 1)) * QUERIES
+        queries = tl.minimum(count - query, QUERIES)
+        position = start + query
+        low = tl.zeros([PAD], tl.int32)
+        if WINDOW:
+            low = tl.maximum(position - WINDOW + 1, 0) // ALIGN * ALIGN
+        begin = low + part * per_part * N
+        end = tl.minimum(begin + per_part * N, position + queries)  # a part of a tile that sees little may be empty
+        role = tl.where(parts > 1, tl.where(part == 0, parts, -1), 0)
+        there = number < tiles * parts
+        _write(items_JW, item + number, token + query, queries, position, slot, begin, end, role, start, there)
+    _clear(items_JW, tl.max(ends, axis=0), num_items, PAD)
+
+
+@triton.jit(do_not_specialize=["num_tiles", "num_items", "most", "least"])
+def deal_runs(
+    lows_I,
+    highs_I,
+    firsts_I,
+    sizes_I,
+    rows_M,
+    slots_R,
+    offsets_R1,
+    items_JW,
+    tokens_M,
+    places_M2,
+    num_tiles,
+    num_items,
+    most,
+    least,
+    N: tl.constexpr,
+    MEMBERS: tl.constexpr,
+    PAD: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Tiles of shared runs, of up to MEMBERS rows. Grid (1,).
+
+    Of each membership: `tokens_M` is its token, `places_M2` its tile's first item times MEMBERS plus its place in the
+    tile, and the tile's number of parts.
+    """
+    if PDL:
+        pdl.join()
+    tile = tl.arange(0, PAD)
+    inside = tile < num_tiles
+    size = tl.load(sizes_I + tile, mask=inside, other=0)
+    inside = size > 0
+    low = tl.load(lows_I + tile, mask=inside, other=0)
+    high = tl.load(highs_I + tile, mask=inside, other=0)
+    first = tl.load(firsts_I + tile, mask=inside, other=0)
+    parts, per_part = _share_out(tl.cdiv(high - low, N), inside.to(tl.int32), most, least)
+    ends = tl.cumsum(parts, axis=0)
+    item = ends - parts
+    slot = tl.load(slots_R + tl.load(rows_M + first, mask=inside, other=0), mask=inside, other=0)
+    for part in range(0, tl.max(parts, axis=0)):
+        begin = low + part * per_part * N
+        end = tl.minimum(begin + per_part * N, high)
+        _write(items_JW, item + part, first, size, high, slot, begin, end, parts, tile, part < parts)
+    _clear(items_JW, tl.max(ends, axis=0), num_items, PAD)
+    for number in range(0, MEMBERS):
+        there = number < size
+        member = first + number
+        row = tl.load(rows_M + member, mask=there, other=0)
+        tl.store(tokens_M + member, tl.load(offsets_R1 + row, mask=there, other=0), mask=there)
+        tl.store(places_M2 + member * 2, item * MEMBERS + number, mask=there)
+        tl.store(places_M2 + member * 2 + 1, parts, mask=there)

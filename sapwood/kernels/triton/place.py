@@ -1,0 +1,122 @@
+"""Queries and keys turned, keys and values written to their cells: all that happens between projection and attention.
+
+Suffix legend: T tokens, H query heads, K KV heads, N = H + K, X = N + K heads side by side, D head size, F half of the
+rotated dimensions of a head.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from sapwood.kernels import Turn
+from sapwood.kernels.triton import pdl
+
+HEADS = 8
+"""Heads of one program. A token of a small model is then still a few programs."""
+
+
+@triton.jit
+def _place(
+    heads_TXD,
+    token_stride,
+    norm_ND,
+    cos_TF,
+    sin_TF,
+    cells_T,
+    keys,
+    values,
+    eps,
+    H: tl.constexpr,
+    K: tl.constexpr,
+    D: tl.constexpr,
+    F: tl.constexpr,
+    PAGE: tl.constexpr,
+    NORM: tl.constexpr,
+    KEEP: tl.constexpr,
+    BLOCK: tl.constexpr,
+    F_PAD: tl.constexpr,
+    REST_PAD: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """BLOCK heads of one token. Grid (T, ceil(X / BLOCK)).
+
+    A head is [low half | high half | rest]; the rest is not turned. Keys and values go to their cells in the dtype that
+    is stored; queries are overwritten, and with KEEP keys as well.
+    """
+    token = tl.program_id(0).to(tl.int64)
+    n = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[:, None]
+    f = tl.arange(0, F_PAD)[None, :]
+    inside = (n < H + 2 * K) & (f < F)
+    turned = n < H + K
+    if NORM:
+        weight_low = tl.load(norm_ND + n * D + f, mask=inside & turned, other=0.0)
+        weight_high = tl.load(norm_ND + n * D + F + f, mask=inside & turned, other=0.0)
+    if PDL:
+        pdl.join()
+    cell = tl.load(cells_T + token)
+    place = heads_TXD + token * token_stride + n * D
+    dtype = heads_TXD.dtype.element_ty
+    low = tl.load(place + f, mask=inside, other=0.0).to(tl.float32)
+    high = tl.load(place + F + f, mask=inside, other=0.0).to(tl.float32)
+    if REST_PAD > 0:
+        d = 2 * F + tl.arange(0, REST_PAD)[None, :]
+        rest_inside = (n < H + 2 * K) & (d < D)
+        rest = tl.load(place + d, mask=rest_inside, other=0.0).to(tl.float32)
+    if NORM:
+        squares = tl.sum(low * low + high * high, axis=1)
+        if REST_PAD > 0:
+            squares += tl.sum(rest * rest, axis=1)
+        factor = tl.rsqrt(squares / D + eps)[:, None]
+        low = tl.where(turned, (low * factor * weight_low).to(dtype).to(tl.float32), low)
+        high = tl.where(turned, (high * factor * weight_high).to(dtype).to(tl.float32), high)
+        if REST_PAD > 0:
+            weight_rest = tl.load(norm_ND + n * D + d, mask=rest_inside & turned, other=0.0)
+            rest = tl.where(turned, (rest * factor * weight_rest).to(dtype).to(tl.float32), rest)
+    cos = tl.load(cos_TF + token * F + f, mask=f < F, other=0.0)
+    sin = tl.load(sin_TF + token * F + f, mask=f < F, other=0.0)
+    # Rounded to the activations' dtype first, so that a cell holds the same whatever else reads the turned keys.
+    new_low = tl.where(turned, low * cos - high * sin, low).to(dtype)
+    new_high = tl.where(turned, high * cos + low * sin, high).to(dtype)
+
+    kept = n < (H + K if KEEP else H)
+    tl.store(place + f, new_low, mask=inside & kept)
+    tl.store(place + F + f, new_high, mask=inside & kept)
+    is_key, is_value = (n >= H) & turned, n >= H + K
+    target = (cell // PAGE) * (K * PAGE * D) + ((n - H) % K) * (PAGE * D) + (cell % PAGE) * D
+    stored = keys.dtype.element_ty
+    tl.store(keys + target + f, new_low.to(stored), mask=inside & is_key)
+    tl.store(keys + target + F + f, new_high.to(stored), mask=inside & is_key)
+    tl.store(values + target + f, new_low.to(stored), mask=inside & is_value)
+    tl.store(values + target + F + f, new_high.to(stored), mask=inside & is_value)
+    if REST_PAD > 0:
+        new_rest = rest.to(dtype)
+        if NORM:
+            tl.store(place + d, new_rest, mask=rest_inside & kept)
+        tl.store(keys + target + d, new_rest.to(stored), mask=rest_inside & is_key)
+        tl.store(values + target + d, new_rest.to(stored), mask=rest_inside & is_value)
+
+
+def place(
+    heads_TXD: Tensor, turn: Turn, cells_T: Tensor, keys: Tensor, values: Tensor, *, num_heads: int, keep: bool
+) -> None:
+    """Turn the queries in place (with `keep` the keys as well), and write turned keys and values to their cells.
+
+    `keys` and `values` are one layer's [page, K, cell of the page, D] in any float dtype, contiguous; `cells_T` int64;
+    the last two axes of `heads_TXD` [T, H + 2K, D] are contiguous.
+    """
+    num_tokens, size, head_dim = heads_TXD.shape
+    _, num_kv_heads, page_size, _ = keys.shape
+    assert heads_TXD.stride(2) == 1 and heads_TXD.stride(1) == head_dim
+    half = turn.cos_TF.shape[-1]
+    rest = head_dim - 2 * half
+    join = pdl.supported(heads_TXD.device)
+    _place[(num_tokens, triton.cdiv(size, HEADS))](
+        heads_TXD, heads_TXD.stride(0), turn.norm_ND, turn.cos_TF, turn.sin_TF, cells_T, keys, values, turn.eps,
+        H=num_heads, K=num_kv_heads, D=head_dim, F=half, PAGE=page_size, NORM=turn.norm_ND is not None, KEEP=keep,
+        BLOCK=HEADS, F_PAD=triton.next_power_of_2(half), REST_PAD=triton.next_power_of_2(rest) if rest else 0,
+        PDL=join, num_warps=4, launch_pdl=join,
+    )  # fmt: skip
