@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -241,7 +242,7 @@ class Triton:
         scale: float,
         dealt: _Dealt,
         shape: Shape,
-        kind: int,
+        kind: tl.constexpr,
         *,
         dense: bool = False,
     ) -> None:
@@ -256,7 +257,7 @@ class Triton:
             dealt.parts_JKMD, dealt.lse_JKM, dealt.items_JW, dealt.tokens_M, table_SP, table_SP.stride(0),
             scale * math.log2(math.e),
             K=group.num_kv_heads, G=self._repeat, D=group.head_dim, PAGE=group.page_size, WINDOW=group.window or 0,
-            KIND=kind, DENSE=dense, TMA=tma, TILE=dealt.tile, M=shape.rows, N=shape.block, D_PAD=self._head_pad,
+            KIND=kind.value, DENSE=dense, TMA=tma, TILE=dealt.tile, M=shape.rows, N=shape.block, D_PAD=self._head_pad,
             PDL=self._pdl, num_warps=shape.warps, num_stages=shape.stages, launch_pdl=self._pdl,
         )  # fmt: skip
 

@@ -23,10 +23,20 @@ import triton.language as tl
 
 from sapwood.kernels.triton import pdl
 
-ROWS: tl.constexpr = 0
-SPANS: tl.constexpr = 1
-RUNS: tl.constexpr = 2
+ROWS, SPANS, RUNS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 """What the tiles of a launch are: rows of one token, longer spans, members of shared runs."""
+
+
+@triton.jit
+def _page(table_P, position, end, PAGE: tl.constexpr, N: tl.constexpr):
+    """The page of each position of a block; one for all of them where a block lies in one page. Page 0 beyond `end`.
+
+    Loaded a block ahead of its use, so that keys and values wait for no other load of their own turn of the loop, and
+    the compiler can have several blocks of them on their way.
+    """
+    if N > PAGE:
+        position += tl.arange(0, N)
+    return tl.load(table_P + position // PAGE, mask=position < end, other=0)
 
 
 @triton.jit
@@ -58,20 +68,14 @@ def _absorb(
     before `low` are not seen. What no query sees is not read: it may hold anything, and NaN times a weight of 0 is NaN.
     """
     d_D = tl.arange(0, D_PAD)
+    page = _page(table_P, begin, end, PAGE, N)
     for position in tl.range(begin, end, N):
         position_N = position + tl.arange(0, N)
         inside_N = position_N < end
         if WINDOW:
             inside_N = inside_N & (position_N >= low)
-        if N <= PAGE:  # a block lies in one page
-            page = tl.load(table_P + position // PAGE).to(tl.int64)
-            cell_N = page * (K * PAGE * D) + (position % PAGE + tl.arange(0, N)) * D
-        elif BOUNDED:
-            page_N = tl.load(table_P + position_N // PAGE, mask=inside_N, other=0)
-            cell_N = page_N.to(tl.int64) * (K * PAGE * D) + (position_N % PAGE) * D
-        else:
-            page_N = tl.load(table_P + position_N // PAGE)
-            cell_N = page_N.to(tl.int64) * (K * PAGE * D) + (position_N % PAGE) * D
+        cell_N = page.to(tl.int64) * (K * PAGE * D) + (position_N % PAGE) * D
+        page = _page(table_P, position + N, end, PAGE, N)
         k_place, v_place = keys + cell_N[:, None] + d_D[None, :], values + cell_N[:, None] + d_D[None, :]
         if BOUNDED or D != D_PAD:
             inside_ND = inside_N[:, None] & (d_D[None, :] < D)
