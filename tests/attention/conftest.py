@@ -18,9 +18,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from sapwood.attention.base import Backend, Batch, Limits
+from sapwood.attention.base import TILE_MEMBERS, Backend, Batch, Limits, Shared
 from sapwood.base.kv import KVGroup
+from sapwood.base.plan import RUN_LEVELS
 from sapwood.kernels import Turn
+
+
+@dataclass(frozen=True)
+class Run:
+    """Positions [low, high) that some slots share."""
+
+    low: int
+    high: int
+    slots: tuple[int, ...]
 
 
 @dataclass
@@ -55,7 +65,7 @@ class World:
             else torch.arange(1, self.num_pages)
         )
         deck = iter(order.tolist())
-        self.table_SP = torch.zeros(len(self.lengths), max(pages_per_slot) + 1, dtype=torch.int32)
+        self.table_SP = torch.zeros(len(self.lengths) + 1, max(pages_per_slot) + 1, dtype=torch.int32)  # and nobody's
         for slot, num_pages in enumerate(pages_per_slot):
             for index in range(num_pages):
                 common = index < self.shared // group.page_size and slot > 0
@@ -65,6 +75,15 @@ class World:
                 tensor[:, : self.shared] = tensors[0][:, : self.shared]
         self.fed = [0] + [self.shared] * (len(self.lengths) - 1)
         self.outputs = [torch.full_like(queries[0], math.nan) for queries in self.queries]
+
+    def share(self, run: Run) -> None:
+        """Give the run's slots the pages, keys and values that its first one has there."""
+        page_size, (first, *others) = self.group.page_size, run.slots
+        pages = slice(run.low // page_size, run.high // page_size)
+        for slot in others:
+            self.table_SP[slot, pages] = self.table_SP[first, pages]
+            for tensors in (self.keys, self.values):
+                tensors[slot][:, run.low : run.high] = tensors[first][:, run.low : run.high]
 
     def _draw(self, random: torch.Generator, length: int, num_heads: int) -> Tensor:
         """[layer, L, heads, D], rounded to the dtype under test and kept in float32."""
@@ -78,14 +97,19 @@ class World:
             cells.fill_(math.nan)
         return made
 
-    def batch(self, spans: Iterable[tuple[int, int]], *, padding: int = 0) -> Batch:
-        """Rows of (slot, count), each where the slot's last one ended, then `padding` tokens of no row on page 0."""
+    def batch(
+        self, spans: Iterable[tuple[int, int]], *, padding: int = 0, no_rows: int = 0, runs: Iterable[Run] = ()
+    ) -> Batch:
+        """Rows of (slot, count), each where the slot's last one ended, then `padding` tokens of no row on page 0 and
+        `no_rows` rows of no token. `runs` are said to be shared; there is room for more."""
         rows = [(slot, self.fed[slot], count) for slot, count in spans]
+        shared = self._shared([slot for slot, _, _ in rows], no_rows, list(runs)) if runs else None
+        rows += [(len(self.lengths), 0, 0)] * no_rows
         slots, starts, counts = (np.array(column, dtype=np.int32) for column in zip(*rows, strict=True))
         if self.group.window is not None:
             for slot, start, _ in rows:  # pages that no later query sees
                 self.table_SP[slot, : max(0, start - self.group.window + 1) // self.group.page_size] = 0
-        positions = torch.cat([torch.arange(start, start + count) for _, start, count in rows])
+        positions = torch.cat([torch.arange(start, start + count) for _, start, count in rows if count])
         tokens_slot = torch.from_numpy(np.repeat(slots, counts)).long()
         page_size = self.group.page_size
         cells = self.table_SP[tokens_slot, positions // page_size].long() * page_size + positions % page_size
@@ -104,11 +128,40 @@ class World:
             tables_GSP=(torch.zeros_like(table), table),
             cells_GT=(place(torch.zeros_like(cells)), place(cells)),
             limits=Limits(decodes=int((counts == 1).sum()), spans=int((counts > 1).sum())),
+            shared=shared,
         )
 
-    def step(self, backend: Backend, spans: list[tuple[int, int]], *, padding: int = 0) -> None:
+    def _shared(self, slots: list[int], no_rows: int, runs: list[Run]) -> Shared:
+        tiles: list[tuple[int, int, int, int]] = []
+        rows: list[int] = []
+        privates = [0] * (len(slots) + no_rows)
+        members: list[list[int]] = [[] for _ in privates]
+        for run in runs:
+            for place in range(0, len(run.slots), TILE_MEMBERS):
+                tile = run.slots[place : place + TILE_MEMBERS]
+                tiles.append((run.low, run.high, len(rows), len(tile)))
+                for slot in tile:
+                    row = slots.index(slot)
+                    members[row].append(len(rows))
+                    rows.append(row)
+                    privates[row] = max(privates[row], run.high)
+        tiles += [(0, 0, 0, 0)] * 3
+        rows += [0] * 5
+        columns = [torch.tensor(column, dtype=torch.int32) for column in (*zip(*tiles, strict=True), rows, privates)]
+        members_RL = torch.tensor([numbers + [-1] * (RUN_LEVELS - len(numbers)) for numbers in members])
+        return Shared(*(column.to(self.device) for column in (*columns, members_RL.int())))
+
+    def step(
+        self,
+        backend: Backend,
+        spans: list[tuple[int, int]],
+        *,
+        padding: int = 0,
+        no_rows: int = 0,
+        runs: Iterable[Run] = (),
+    ) -> None:
         """Feed the spans through every layer; the last layer's outputs are kept."""
-        backend.plan(self.batch(spans, padding=padding))
+        backend.plan(self.batch(spans, padding=padding, no_rows=no_rows, runs=runs))
         num_tokens, half = sum(count for _, count in spans) + padding, self.group.head_dim // 2
         ones, zeros = (torch.full((num_tokens, half), angle, device=self.device) for angle in (1.0, 0.0))
         for layer in range(self.group.num_layers):
@@ -169,3 +222,8 @@ def interpreter_loops(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def world() -> type[World]:
     return World
+
+
+@pytest.fixture
+def run() -> type[Run]:
+    return Run

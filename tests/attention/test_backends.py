@@ -131,6 +131,24 @@ def test_padding_tokens_harm_nobody(start: Start) -> None:
     world.check()
 
 
+def test_rows_of_no_token(start: Start) -> None:
+    """A batch padded in rows and tokens, as for a graph."""
+    world, backend = start(group(), (30, 30, 9))
+    world.step(backend, [(0, 26), (1, 1), (2, 3)], padding=3, no_rows=4)
+    world.step(backend, [(1, 1), (0, 1)], padding=2, no_rows=2)
+    world.step(backend, [(1, 6), (2, 5)], no_rows=1)
+    world.check()
+
+
+def test_few_queries_over_a_long_history(start: Start) -> None:
+    for window in (None, 100):
+        world, backend = start(group(window=window), (420, 30))
+        world.step(backend, [(0, 400), (1, 20)])
+        world.step(backend, [(0, 5), (1, 3)])
+        world.step(backend, [(0, 3), (1, 1)])
+        world.check()
+
+
 def test_copied_pages(start: Start) -> None:
     world, backend = start(group(num_layers=2), (24, 24), seed=3)
     for tensors in (world.keys, world.values):
