@@ -33,6 +33,8 @@ class Reference:
 
     @staticmethod
     def refuse(group: KVGroup, device: torch.device, dtype: torch.dtype) -> str | None:
+        if dtype.itemsize == 1:
+            return f"it stores keys and values in the dtypes that are computed in, not {dtype}"
         return None
 
     def __init__(self, group: KVGroup, index: int, device: torch.device, dtype: torch.dtype) -> None:

@@ -16,6 +16,11 @@ NAMES = ("triton", "cpu", "reference")
 """In the order in which `auto` tries them."""
 
 
+def stored(name: str, computed: torch.dtype) -> torch.dtype:
+    """The dtype of stored keys and values by the name of the option, where the model computes in `computed`."""
+    return {"auto": computed, "fp8_e4m3": torch.float8_e4m3fn}.get(name) or getattr(torch, name)
+
+
 def choose(group: KVGroup, device: torch.device, dtype: torch.dtype, name: str = "auto") -> type[Backend]:
     """The backend of that name, or for "auto" the fastest that does not refuse; `dtype` is that of the stored KV.
 
@@ -27,8 +32,15 @@ def choose(group: KVGroup, device: torch.device, dtype: torch.dtype, name: str =
             mend = choose(group, device, dtype).name
             raise ConfigError(f"--attention-backend {name} cannot be used: {found}. Use auto or {mend}.")
         return found
-    tried = [_find(candidate, group, device, dtype) for candidate in NAMES]
-    return next(found for found in tried if not isinstance(found, str))  # the reference never refuses
+    reasons = []
+    for candidate in NAMES:
+        found = _find(candidate, group, device, dtype)
+        if not isinstance(found, str):
+            return found
+        reasons.append(f"{candidate}: {found}")
+    raise ConfigError(
+        f"no attention backend can keep {dtype} on {device} ({'; '.join(reasons)}). Use another --kv-cache-dtype."
+    )
 
 
 def _find(name: str, group: KVGroup, device: torch.device, dtype: torch.dtype) -> type[Backend] | str:

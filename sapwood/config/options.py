@@ -86,7 +86,7 @@ class CacheConfig:
         "auto",
         "what keys and values are stored in",
         "--kv-cache-dtype",
-        choices=("auto", "float32", "bfloat16", "float16"),
+        choices=("auto", "float32", "bfloat16", "float16", "fp8_e4m3", "fp8"),
     )
 
 

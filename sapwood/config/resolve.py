@@ -16,10 +16,10 @@ from sapwood.config.facts import DeviceFacts, ModelShape
 from sapwood.config.flags import flag_of, replace
 from sapwood.config.options import Config
 
-ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
+ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8_e4m3": 1}
 _GIB = 1 << 30
 _ENDLESS = 1 << 31
-_OPEN = ("auto", "cuda")  # values that leave something to decide
+_OPEN = ("auto", "cuda", "fp8")  # values that leave something to decide
 
 _T = TypeVar("_T")
 _Rule = Callable[[Config, ModelShape, DeviceFacts], tuple[Any, str]]
@@ -91,6 +91,8 @@ def _dtype(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[str,
 
 
 def _kv_cache_dtype(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[str, str]:
+    if config.cache.kv_cache_dtype == "fp8":
+        return "fp8_e4m3", "keeps more of a value's digits than the other float8"
     return config.model.dtype, "as the activations"
 
 
@@ -289,6 +291,8 @@ def _check(config: Config, model: ModelShape, device: DeviceFacts) -> None:
 
 def _check_device(config: Config, device: DeviceFacts) -> None:
     for field, dtype in (("dtype", config.model.dtype), ("kv_cache_dtype", config.cache.kv_cache_dtype)):
+        if field == "kv_cache_dtype" and dtype == "fp8_e4m3" and device.kind == "cuda":
+            continue  # stored, not computed in; whether this device can convert it, the attention backend knows
         if dtype not in device.dtypes:
             have = ", ".join(device.dtypes)
             raise ConfigError(f"{flag_of(field)} {dtype}: {device.name} does not have it; take one of {have}.")

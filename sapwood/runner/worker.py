@@ -16,7 +16,7 @@ from sapwood import kernels
 from sapwood.arch.groups import kv_groups
 from sapwood.arch.parts import Decoder
 from sapwood.attention.base import Backend, Limits, Long, Shared
-from sapwood.attention.select import choose
+from sapwood.attention.select import choose, stored
 from sapwood.base.plan import Ints, Longs, Outcome, PageCopy, Plan
 from sapwood.config.options import Config
 from sapwood.hub.files import ModelFiles
@@ -132,8 +132,7 @@ class Worker:
             self._logits_NV = torch.empty(size, dtype=self.dtype, device=self.device)
 
     def _make_backends(self) -> Sequence[Backend]:
-        name = self.config.cache.kv_cache_dtype
-        dtype = self.dtype if name == "auto" else getattr(torch, name)
+        dtype = stored(self.config.cache.kv_cache_dtype, self.dtype)
         asked = self.config.device.attention_backend
         return [
             choose(group, self.device, dtype, asked)(group, index, self.device, dtype)

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from sapwood.attention.select import choose
+from sapwood.attention.select import choose, stored
 from sapwood.base.errors import ConfigError
 from sapwood.base.kv import KVGroup
 
@@ -36,6 +36,17 @@ def test_a_refusal_says_why_and_what_to_use() -> None:
     with pytest.raises(ConfigError, match=r"no backend of that name"):
         choose(GROUP, CPU, torch.float32, "flash")
     assert choose(GROUP, CPU, torch.float32, "reference").name == "reference"
+
+
+def test_float8_is_refused_where_it_is_not_stored() -> None:
+    with pytest.raises(
+        ConfigError, match=r"no attention backend .*float8_e4m3fn on cpu.*triton: .*CUDA.*kv-cache-dtype"
+    ):
+        choose(GROUP, CPU, torch.float8_e4m3fn)
+    with pytest.raises(ConfigError, match=r"computed in, not torch.float8_e4m3fn"):
+        choose(GROUP, CPU, torch.float8_e4m3fn, "reference")
+    assert stored("fp8_e4m3", torch.bfloat16) == torch.float8_e4m3fn
+    assert stored("auto", torch.bfloat16) == stored("bfloat16", torch.float32) == torch.bfloat16
 
 
 def test_triton_is_not_imported_where_it_cannot_run() -> None:

@@ -83,6 +83,18 @@ def test_on_a_gpu() -> None:
     assert (config.scheduler.depth, config.cache.kv_cache_memory, config.model.max_model_len) == (1, None, 131072)
 
 
+def test_float8_keys_and_values() -> None:
+    for name in ("fp8", "fp8_e4m3"):
+        assert resolved(LLAMA_8B, H100, kv_cache_dtype=name).cache.kv_cache_dtype == "fp8_e4m3"
+        with pytest.raises(ConfigError, match=r"--kv-cache-dtype fp8_e4m3: .* does not have it"):
+            resolved(SMALL, CPU, kv_cache_dtype=name)
+    tight = replace(H100, total_memory=24 * GIB, free_memory=24 * GIB)
+    halves, eighths = (resolved(LLAMA_8B, tight, kv_cache_dtype=name).model.max_model_len for name in ("auto", "fp8"))
+    assert halves is not None
+    assert eighths is not None
+    assert 1.9 * halves < eighths
+
+
 def test_the_checkpoint_decides_between_halves() -> None:
     assert resolved(replace(SMALL, dtype="float16"), H100).model.dtype == "float16"
     assert resolved(replace(SMALL, dtype="float32"), H100).model.dtype == "bfloat16"
