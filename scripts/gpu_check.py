@@ -1,119 +1,194 @@
-"""Everything that only a GPU can tell: the GPU tests, and throughput on random weights of real shapes.
+"""Everything that only a GPU can tell: the GPU tests, then the offline benchmarks on random weights of real shapes.
 
-python scripts/gpu_check.py                      tests, then all workloads on both shapes
-python scripts/gpu_check.py --no-tests --shapes qwen3-0.6b --workloads decode --json out.json
+python scripts/gpu_check.py                      tests, then all workloads on both shapes; about 8 minutes at most
+python scripts/gpu_check.py --no-tests --shapes qwen3-0.6b --workloads w5 w1 --json out.json
+python scripts/gpu_check.py --no-tests --engine max_num_seqs=512 depth=0 --compare before.json
+
+Each shape is measured in a process of its own, and in a new one after a failure, so that a workload that fails costs
+no other one. Rows are printed, and written to --json, as soon as they are there.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import contextlib
+import math
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
 from pathlib import Path
-from time import perf_counter
+from time import monotonic, time
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bench import workloads  # noqa: E402
-from sapwood.base.sampling import SamplingParams  # noqa: E402
-from sapwood.base.wire import Submit  # noqa: E402
-from sapwood.config.flags import from_options  # noqa: E402
-from sapwood.engine.launch import launch  # noqa: E402
-from sapwood.engine.loop import Engine  # noqa: E402
+from sapwood.base.errors import UserError  # noqa: E402
+from sapwood.bench import offline, report, workloads  # noqa: E402
+from sapwood.bench.options import engine_options  # noqa: E402
+from sapwood.bench.report import Report, Row  # noqa: E402
+from sapwood.bench.workloads import Unit  # noqa: E402
+from sapwood.cli.bench import print_tables  # noqa: E402
+from sapwood.cli.terminal import console  # noqa: E402
 
-WORKLOADS: dict[str, Callable[[], list[workloads.Workload]]] = {
-    "uniform": lambda: [workloads.uniform()],
-    "general": lambda: [workloads.general()],
-    "shared": lambda: [workloads.shared_prefix()],
-    "decode": lambda: [workloads.decode(1, 128, 256), workloads.decode(32, 128, 256), workloads.decode(256, 128, 256)],
-    "prefill": lambda: [workloads.prefill()],
-}
+MAX_MODEL_LEN = 8448
+START_SECONDS = 150
+"""How long a start, or a warm-up, may take before the process is taken for hung."""
+WORKLOADS = ("w5", "w1", "w2", "w3", "w4", "w6")
 
 
 def main() -> int:
+    args = parse()
+    began = monotonic()
+    try:
+        units = workloads.find_all(args.workloads)
+        engine_options(args.engine)
+        earlier = report.load(args.compare) if args.compare else None
+    except UserError as error:
+        print(f"gpu_check: {error}", file=sys.stderr)
+        return 2
+    if args.child:
+        try:
+            return measure(args.shapes[0], [unit for unit in units if _name(unit) in args.child], args)
+        except UserError as error:
+            print(f"gpu_check: {error}", file=sys.stderr)
+            return 2
+    failed = False
+    if not args.no_tests:
+        tests = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
+        failed = subprocess.run(tests, cwd=ROOT).returncode != 0
+    found = report.new_report({"engine": args.engine, "shapes": args.shapes, "scale": args.scale})
+    for shape in args.shapes:
+        bench(shape, units, args, found, until=began + args.budget)
+    out = console()
+    out.print()
+    print_tables(out, report.tables(found.rows))
+    if earlier is not None:
+        out.print()
+        print_tables(out, [report.change_table(report.compare(earlier, found))])
+    return int(failed or found.failed)
+
+
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--no-tests", action="store_true", help="skip pytest -m gpu")
-    parser.add_argument("--shapes", nargs="*", default=["qwen3-0.6b", "llama-8b"], help="folders of bench/shapes")
-    parser.add_argument("--workloads", nargs="*", default=["decode", "uniform", "shared", "prefill"], choices=WORKLOADS)
+    parser.add_argument("--shapes", nargs="+", default=["qwen3-0.6b", "llama-8b"], help="of sapwood/bench/shapes")
+    parser.add_argument("--workloads", nargs="+", default=WORKLOADS, help=f"names or numbers ({' '.join(WORKLOADS)})")
+    parser.add_argument("--engine", nargs="+", default=[], metavar="NAME=VALUE", help="options of the engine")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--depth", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="also write the rows here")
-    args = parser.parse_args()
-    failed = 0
-    if not args.no_tests:
-        failed = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"], cwd=ROOT
-        ).returncode
-    rows = []
-    for shape in args.shapes:
-        for row in measure(shape, args):
-            print("  ".join(f"{key}={value}" for key, value in row.items()), flush=True)
-            rows.append(row)
-            if args.json:
-                args.json.write_text(json.dumps(rows, indent=1))
-    return failed
+    parser.add_argument("--repeat", type=int, default=1, help="runs of each workload; medians are kept")
+    parser.add_argument("--scale", type=float, default=1.0, help="share of each workload's tokens")
+    parser.add_argument("--max-seconds", type=float, default=90, help="cut a workload off after this")
+    parser.add_argument("--budget", type=float, default=480, help="begin no workload after so many seconds")
+    parser.add_argument("--json", type=Path, help="also write the rows here, as `sapwood bench --json` does")
+    parser.add_argument("--compare", type=Path, help="show ratios to a file that --json has written")
+    parser.add_argument("--child", nargs="*", help=argparse.SUPPRESS)  # the units that this very process measures
+    parser.add_argument("--until", type=float, default=math.inf, help=argparse.SUPPRESS)
+    return parser.parse_args()
 
 
-def measure(shape: str, args: argparse.Namespace) -> list[dict[str, object]]:
-    """One row per workload of the shape, after a warm-up that every kernel of the workload has run in."""
-    began = perf_counter()
-    config = from_options(
-        {
-            "model": str(ROOT / "bench" / "shapes" / shape),
-            "load_format": "dummy",
-            "device": args.device,
-            "depth": args.depth,
-            "max_model_len": 8448,
-        }
-    )
-    engine, facts = launch(config)
-    print(
-        f"{shape}: ready in {perf_counter() - began:.1f} s {facts.seconds_to_ready}; {facts.decisions[-1]}", flush=True
-    )
-    run(engine, workloads.decode(8, 600, 8))
-    run(engine, workloads.decode(256, 40, 8))
-    rows = []
-    for name in args.workloads:
-        for workload in WORKLOADS[name]():
-            engine.scheduler.kv.flush()
-            rows.append({"model": shape, **run(engine, workload)})
-    engine.executor.shutdown()
-    return rows
+# -- the process that watches -----------------------------------------------------------------------------------------
 
 
-def run(engine: Engine, workload: workloads.Workload) -> dict[str, object]:
-    """Serve a workload to its end. `decode_ms` is the median time between steps in which every row only decodes."""
-    before = dict(engine.counters)
-    hosts = dict(engine.seconds)
-    began = perf_counter()
-    for id, (prompt, output_len) in enumerate(zip(workload.prompts, workload.output_lens, strict=True)):
-        params = SamplingParams(max_tokens=output_len, temperature=workload.temperature, ignore_eos=True, seed=id)
-        assert engine.submit(Submit(id, prompt, params)) is None
-    gaps = []
-    last, fed = perf_counter(), engine.counters["prompt_tokens"]
-    while not engine.idle:
-        for news in engine.step():
-            failed = [delta.error for delta in news.deltas if delta.finish == "error"]
-            assert not failed, failed[0]
-        now = perf_counter()
-        if engine.counters["prompt_tokens"] == fed:
-            gaps.append(now - last)
-        last, fed = now, engine.counters["prompt_tokens"]
-    seconds = perf_counter() - began
-    steps = engine.counters["steps"] - before["steps"]
-    return {
-        "workload": workload.name,
-        "seconds": round(seconds, 2),
-        "output_tok_s": round(workload.num_output / seconds),
-        "input_tok_s": round(workload.num_input / seconds),
-        "decode_ms": round(1e3 * sorted(gaps)[len(gaps) // 2], 2) if gaps else None,
-        "steps": steps,
-        "host_us_per_step": round(1e6 * (engine.seconds["host_seconds"] - hosts["host_seconds"]) / steps),
-        "cached_tokens": engine.counters["cached_tokens"] - before["cached_tokens"],
-    }
+def bench(shape: str, units: list[Unit], args: argparse.Namespace, found: Report, *, until: float) -> None:
+    """Measure a shape, in as many processes as it takes, into `found`."""
+    left = list(units)
+    while left:
+        if monotonic() > until:
+            _add(found, [_lost(shape, unit, "not run: time is up") for unit in left], args)
+            return
+        before = len(found.rows)
+        why = run_child(shape, left, args, found, until=until)
+        rows = found.rows[before:]
+        num_done = sum(row.kind != "start" for row in rows)
+        if not rows:
+            _add(found, [_lost(shape, None, f"did not start: {why}")], args)
+            return
+        if num_done < len(left) and why:
+            _add(found, [_lost(shape, left[num_done], why)], args)
+            num_done += 1
+        left = left[num_done:]
+
+
+def run_child(shape: str, units: list[Unit], args: argparse.Namespace, found: Report, *, until: float) -> str:
+    """Take over what one process finds. Returns why it ended early, if it did without saying so itself."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.json"
+        command = [sys.executable, __file__, "--shapes", shape, "--workloads", *args.workloads]
+        command += ["--device", args.device, "--repeat", str(args.repeat), "--scale", str(args.scale)]
+        command += ["--max-seconds", str(args.max_seconds), "--json", str(path)]
+        command += ["--until", str(time() + until - monotonic()), *(["--engine", *args.engine] if args.engine else [])]
+        first, seen = len(found.rows), 0
+        with subprocess.Popen([*command, "--child", *map(_name, units)]) as child:
+            heard, why = monotonic(), ""
+            while child.poll() is None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(0.5)
+                if path.exists() and (size := path.stat().st_mtime_ns) != seen:
+                    heard, seen = monotonic(), size
+                    _take(path, found, first, args)
+                elif monotonic() - heard > args.repeat * args.max_seconds + START_SECONDS:
+                    child.kill()
+                    why = "it hung and was ended"
+            if path.exists():
+                _take(path, found, first, args)
+            return why or (f"the process ended with exit code {child.returncode}" if child.returncode else "")
+
+
+def _take(path: Path, found: Report, first: int, args: argparse.Namespace) -> None:
+    new = report.load(path)
+    del found.rows[first:]
+    found.machine, found.versions = new.machine, new.versions
+    found.config |= new.config
+    _add(found, new.rows, args, quiet=True)
+
+
+def _add(found: Report, rows: list[Row], args: argparse.Namespace, *, quiet: bool = False) -> None:
+    found.rows += rows
+    if not quiet:
+        for row in rows:
+            print(report.line(row), flush=True)
+    if args.json:
+        report.save(found, args.json)
+
+
+def _lost(shape: str, unit: Unit | None, why: str) -> Row:
+    return Row(kind="throughput", name=_name(unit) if unit else "all", model=Path(shape).name, error=why)
+
+
+def _name(unit: Unit) -> str:
+    return f"{unit.name}:{unit.which}"
+
+
+# -- the process that measures ----------------------------------------------------------------------------------------
+
+
+def measure(shape: str, units: list[Unit], args: argparse.Namespace) -> int:
+    """Measure until all is done, the engine fails (3), or time is up; rows go to the standard output and to --json."""
+    options = {"model": shape, "load_format": "dummy", "device": args.device, "max_model_len": MAX_MODEL_LEN}
+    if args.scale != 1:
+        options["max_model_len"] = max(unit.make(args.scale).longest for unit in units) + offline.SPARE_LEN
+    opened = offline.open_engine(options | engine_options(args.engine), longest=MAX_MODEL_LEN)
+    found = report.new_report({f"decisions of {shape}": opened.facts.decisions})
+    settings = offline.Settings(scale=args.scale, repeat=args.repeat, max_seconds=args.max_seconds)
+
+    def add(row: Row) -> None:
+        print(report.line(row), flush=True)
+        found.rows.append(row)
+        partial = args.json.with_suffix(".partial")
+        report.save(found, partial)
+        partial.rename(args.json)  # whoever reads it meanwhile reads all of it
+
+    add(opened.row())
+    for unit in units:
+        if time() > args.until:
+            add(_lost(shape, unit, "not run: time is up"))
+            continue
+        for row in offline.throughput(opened, [unit], settings):
+            add(row)
+        if opened.broken:
+            return 3
+    opened.engine.executor.shutdown()
+    return 0
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import asyncio
 import ssl
 from collections.abc import Callable
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import msgspec
@@ -169,8 +169,7 @@ class _Connection(asyncio.Protocol):
     # -- asyncio's side ---------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
         self.open = True
 
     def connection_lost(self, error: Exception | None) -> None:

@@ -20,7 +20,7 @@ from sapwood.base.wire import Abort, Delta, Facts, Submit
 from sapwood.bench import workloads
 from sapwood.bench.report import Row
 from sapwood.bench.statistics import Figures, Step, decode_seconds, median_of, spread
-from sapwood.bench.workloads import Turn, Workload
+from sapwood.bench.workloads import Turn, Unit, Workload
 from sapwood.config.flags import flag_of, from_options, replace
 from sapwood.config.shape import shape_of
 from sapwood.engine.loop import Engine
@@ -51,14 +51,15 @@ def shape_options(model: str) -> dict[str, Any]:
     return {"model": str(resources.files("sapwood.bench") / "shapes" / model), "load_format": "dummy"}
 
 
-@dataclass(frozen=True)
+@dataclass
 class Opened:
-    """An engine that is ready. `seconds` from nothing to that, imports included."""
+    """An engine that is ready. `seconds` from nothing to that, imports included. `broken` once it has failed."""
 
     engine: Engine
     facts: Facts
     name: str
     seconds: float
+    broken: bool = False
 
     def row(self) -> Row:
         figures: Figures = {"ready_s": self.seconds}
@@ -85,10 +86,12 @@ def open_engine(options: Mapping[str, Any], *, longest: int) -> Opened:
 
 
 def warm_up(engine: Engine, facts: Facts, some: Sequence[Workload]) -> None:
-    """Run what compiles or allocates on first use: small versions of what is to come, and long and wide steps."""
-    cpu = facts.device == "cpu"
-    general = [workloads.decode(2, 16, 4)] if cpu else [workloads.decode(8, 600, 8), workloads.decode(256, 40, 8)]
-    for workload in (*general, *some):
+    """Run what compiles or allocates on first use: long and wide steps, and small versions of what is to come."""
+    if facts.device == "cpu":
+        some = [workloads.decode(2, 16, 4)]  # nothing is compiled there
+    else:
+        some = [workloads.decode(8, 600, 8), workloads.decode(256, 40, 8), *some]
+    for workload in some:
         if workload.longest <= facts.max_model_len:
             run(engine, workload.within(facts.vocab_size))
     while engine.tidy():  # as a server does while nobody asks
@@ -287,33 +290,26 @@ class Settings:
     max_seconds: float = math.inf
 
 
-def throughput(opened: Opened, names: Sequence[str], settings: Settings) -> Iterator[Row]:
-    """A row per workload of `names` (see workloads.NAMED); one that fails is a row with an error, and the last."""
-    for name in names:
-        for workload, small in zip(
-            workloads.NAMED[name](settings.scale), workloads.NAMED[name](WARM_UP_SCALE * settings.scale), strict=True
-        ):
-            load: dict[str, float | int | str] = {} if settings.scale == 1 else {"scale": settings.scale}
-            if name == "decode":
-                row = _decode_row(opened, workload, load, small, settings)
-            else:
-                row = Row(kind="throughput", name=workload.name, model=opened.name, load=load)
-                _measure(opened, workload, small, settings, row, Run.throughput)
+def throughput(opened: Opened, units: Sequence[Unit], settings: Settings) -> Iterator[Row]:
+    """A row per workload; one that fails is a row with an error, and if the engine failed so are all after it."""
+    load: dict[str, float | int | str] = {} if settings.scale == 1 else {"scale": settings.scale}
+    for unit in units:
+        workload, small = unit.make(settings.scale), unit.make(WARM_UP_SCALE * settings.scale)
+        if unit.name == "decode":
+            yield _decode_row(opened, workload, load, small, settings)
+        else:
+            row = Row(kind="throughput", name=workload.name, model=opened.name, load=load)
+            _measure(opened, workload, small, settings, row, Run.throughput)
             yield row
-            if row.error is not None:
-                return
 
 
 def latency(opened: Opened, some: Sequence[Workload], settings: Settings) -> Iterator[Row]:
-    """A row per batch, each one turn a session with the same lengths; one that fails is the last."""
+    """A row per batch, each one turn a session with the same lengths."""
     for workload in some:
         (turn,) = workload.sessions[0]
         load: dict[str, float | int | str] = {"input": len(turn.tokens), "output": turn.output_len}
         small = workloads.decode(len(workload.sessions), min(len(turn.tokens), 32), min(turn.output_len, 4))
-        row = _decode_row(opened, workload, load, small, settings)
-        yield row
-        if row.error is not None:
-            return
+        yield _decode_row(opened, workload, load, small, settings)
 
 
 def _decode_row(
@@ -338,6 +334,9 @@ def _measure(
     figures: Callable[[Run], Figures],
 ) -> None:
     """Serve it `repeat` times and fill in the row."""
+    if opened.broken:
+        row.error = "not run: the engine had failed"
+        return
     try:
         check_fits(workload, opened.facts)
         warm_up(opened.engine, opened.facts, [small])
@@ -348,10 +347,11 @@ def _measure(
             if not done.complete:
                 row.notes.append(f"cut off after {settings.max_seconds:g} s")
                 break
-    except SapwoodError as error:
+    except UserError as error:
         row.error = str(error)
-    except Exception as error:  # the engine's own failure: to be reported beside what the others found
+    except Exception as error:  # to be reported beside what the others found
         row.error = f"{type(error).__name__}: {error}"
+        opened.broken = True
     row.figures = median_of(row.runs)
 
 

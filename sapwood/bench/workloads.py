@@ -13,12 +13,14 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 
 from sapwood.base.errors import UserError
 
 FIRST_ID, LAST_ID = 10, 10_000
+_TINY = 1e-6  # a scale at which making a workload costs nothing
 
 
 @dataclass(frozen=True)
@@ -161,15 +163,25 @@ NUMBERS: Mapping[str, str] = MappingProxyType(
 )
 
 
-def find_all(names: Sequence[str]) -> list[str]:
-    """Names as in NAMED for names or numbers, each once; UserError for one that is neither."""
+class Unit(NamedTuple):
+    """One workload: the name it is under in NAMED, and which of those there."""
+
+    name: str
+    which: int = 0
+
+    def make(self, scale: float = 1.0) -> Workload:
+        return NAMED[self.name](scale)[self.which]
+
+
+def find_all(names: Sequence[str]) -> list[Unit]:
+    """Every workload of these names or numbers, each once; UserError for what is neither."""
     found = []
     for name in names:
         plain = NUMBERS.get(name.lower(), name.lower())
         if plain not in NAMED:
             known = ", ".join(f"{number} ({word})" for number, word in NUMBERS.items())
             raise UserError(f"--workloads: there is no {name!r}; there are {known}.")
-        found.append(plain)
+        found += [Unit(plain, which) for which in range(len(NAMED[plain](_TINY)))]
     return list(dict.fromkeys(found))
 
 

@@ -73,12 +73,12 @@ def _add_throughput(parser: argparse.ArgumentParser) -> None:
 def _throughput(args: argparse.Namespace, report: Report) -> Iterator[Row]:
     from sapwood.bench import offline, workloads
 
-    names = workloads.find_all(args.workloads)
+    units = workloads.find_all(args.workloads)
     settings = offline.Settings(scale=args.scale, repeat=args.repeat, max_seconds=args.max_seconds)
-    longest = max(workload.longest for name in names for workload in workloads.NAMED[name](args.scale))
+    longest = max(unit.make(args.scale).longest for unit in units)
     with _engine(args, report, longest) as opened:
         yield opened.row()
-        yield from offline.throughput(opened, names, settings)
+        yield from offline.throughput(opened, units, settings)
 
 
 def _add_latency(parser: argparse.ArgumentParser) -> None:
