@@ -285,11 +285,14 @@ def attend(
 
     # A part may hold nothing that some query sees; its weight in the merge is then 0.
     acc_MD = acc_MD / tl.where(total_M > 0.0, total_M, 1.0)[:, None]
-    if tl.load(record + 6) != 0:
-        place_M = (item.to(tl.int64) * K + kv_head) * (TILE * G) + m_M
-        tl.store(parts_JKMD + place_M[:, None] * D + d_D[None, :], acc_MD, mask=inside_MD)
-        tl.store(lse_JKM + place_M, best_M + tl.log2(total_M), mask=valid_M)
-    else:
+    apart = item * 0
+    if parts_JKMD is not None:
+        apart = tl.load(record + 6)
+        if apart != 0:
+            place_M = (item.to(tl.int64) * K + kv_head) * (TILE * G) + m_M
+            tl.store(parts_JKMD + place_M[:, None] * D + d_D[None, :], acc_MD, mask=inside_MD)
+            tl.store(lse_JKM + place_M, best_M + tl.log2(total_M), mask=valid_M)
+    if apart == 0:
         place_M = token_M * (K * G) + head_M
         tl.store(out_THD + place_M[:, None] * D + d_D[None, :], acc_MD.to(out_THD.dtype.element_ty), mask=inside_MD)
 
