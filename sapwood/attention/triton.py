@@ -11,7 +11,7 @@ head, X = H + 2K heads side by side, D head size, M rows of a tile or membership
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -26,15 +26,13 @@ from sapwood.kernels import Turn
 from sapwood.kernels.triton import deal, paged, pdl
 from sapwood.kernels.triton.place import place
 
-LEAST = 128
-"""Fewest positions of a part: fewer are not worth the merge."""
-
 
 @dataclass(frozen=True)
 class Shape:
     """How `attend` is compiled: rows of a tile (queries x heads), positions of a block, warps, pipeline stages.
 
-    `programs` is how many of them a processor holds at once; so many parts fill the device.
+    `programs` is how many of them a processor holds at once: so many parts fill the device. A part has `least` positions:
+    fewer are not worth the merge.
     """
 
     rows: int
@@ -42,6 +40,7 @@ class Shape:
     warps: int
     stages: int
     programs: int = 2
+    least: int = 128
 
 
 @dataclass(frozen=True)
@@ -72,10 +71,11 @@ def shapes(repeat: int, head: int, itemsize: int) -> Shapes:
         return Shapes(
             Shape(max(16, least), 32, 4, 3), Shape(max(64, least), 32, 4, 2), Shape(members, 32, 8, 2), tma=False
         )
+    runs = Shape(members, 64, 4, 3) if members < 64 else Shape(members, 32, 4, 4)
     return Shapes(
-        Shape(max(16, least), 64, 4, 3),
+        Shape(max(16, least), 64, 4, 3, 3),
         Shape(max(128, least), 64, 4 if head <= 64 else 8, 3, 1),
-        Shape(members, 64, 4 if members <= 64 else 8, 3),
+        runs if members <= 64 else Shape(members, 64, 8, 3, 1),
     )
 
 
@@ -115,13 +115,18 @@ class Triton:
     def __init__(self, group: KVGroup, index: int, device: torch.device, dtype: torch.dtype) -> None:
         self._group, self._index, self._device, self._dtype = group, index, device, dtype
         self._repeat = group.num_heads // group.num_kv_heads
-        # The interpreter, on a CPU, stands for a device of a few processors, so that tests see parts.
-        cuda = device.type == "cuda"
-        self._num_processors = torch.cuda.get_device_properties(device).multi_processor_count if cuda else 4
-        self._tma = not cuda or torch.cuda.get_device_capability(device) >= (9, 0)
-        self._pdl = pdl.supported(device)
         self._head_pad = max(16, triton.next_power_of_2(group.head_dim))
         self.shapes = shapes(self._repeat, self._head_pad, max(2, dtype.itemsize))
+        self._pdl, self._tma = pdl.supported(device), True
+        if device.type == "cuda":
+            self._num_processors = torch.cuda.get_device_properties(device).multi_processor_count
+            self._tma = torch.cuda.get_device_capability(device) >= (9, 0)
+        else:  # the interpreter, which stands for a small device, so that tests see parts
+            self._num_processors = 4
+            rows, spans, runs = (
+                replace(shape, least=0) for shape in (self.shapes.rows, self.shapes.spans, self.shapes.runs)
+            )
+            self.shapes = replace(self.shapes, rows=rows, spans=spans, runs=runs, tma=True)
 
     def allocate(self, num_pages: int) -> None:
         group = self._group
@@ -194,7 +199,8 @@ class Triton:
         return max(1, self._num_processors * shape.programs // self._group.num_kv_heads)
 
     def _least(self, shape: Shape) -> int:
-        return max(1, LEAST // shape.block) if self._device.type == "cuda" else 1
+        """In blocks."""
+        return max(1, shape.least // shape.block)
 
     def _align(self, shape: Shape) -> int:
         """A block starts at a multiple of this, and does not leave a page that is no smaller than it."""
