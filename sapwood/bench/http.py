@@ -131,10 +131,12 @@ class Client:
         if connection.open:
             self._idle.append(connection)
 
-    def close(self) -> None:
+    async def close(self) -> None:
+        """Close the connections that nobody uses."""
         for connection in self._idle:
             connection.close()
         self._idle.clear()
+        await asyncio.sleep(0)  # transports close in the loop's next turn
 
 
 class _Connection(asyncio.Protocol):

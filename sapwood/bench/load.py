@@ -120,7 +120,7 @@ async def send(
         else:
             await _closed_loop(sender, sessions, load)
     finally:
-        sender.client.close()
+        await sender.client.close()
     return sender.streams, sender.messages
 
 

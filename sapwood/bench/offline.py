@@ -170,8 +170,8 @@ class _Session:
     def next(self) -> tuple[list[int], int]:
         """The next turn's whole prompt, and its output length."""
         turn = self._turns.popleft()
-        self.history = self.history + turn.tokens
-        return self.history, turn.output_len
+        self.history += turn.tokens
+        return self.history.copy(), turn.output_len
 
 
 class _Service:

@@ -78,11 +78,12 @@ def _draw(axes: Axes, panel: Panel, rows: Sequence[Row]) -> None:
     if panel.over:
         for model in dict.fromkeys(row.model for row in rows):
             for name in panel.figures:
-                line = points(panel, [row for row in rows if row.model == model], name)
-                axes.plot(*zip(*line, strict=True), marker="o", label=f"{model} {title_of(name)}".strip())
+                if line := points(panel, [row for row in rows if row.model == model], name):
+                    axes.plot(*zip(*line, strict=True), marker="o", label=f"{model} {title_of(name)}".strip())
         over = next((name for row in rows for name in panel.over if name in row.load), panel.over[0])
         axes.set_xlabel({"rate": "sessions a second", "concurrency": "sessions at once"}.get(over, over))
         axes.set_ylim(bottom=0)
+        axes.margins(y=0.1)
     else:
         width = 0.8 / len(panel.figures)
         for index, name in enumerate(panel.figures):
@@ -91,4 +92,5 @@ def _draw(axes: Axes, panel: Panel, rows: Sequence[Row]) -> None:
         axes.set_xticks(range(len(rows)), [row.title for row in rows], rotation=30, ha="right", fontsize="small")
     axes.set_ylabel(panel.unit)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize="small")

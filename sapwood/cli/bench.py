@@ -338,16 +338,15 @@ def _show(args: argparse.Namespace, report: Report, earlier: Report | None) -> i
     if len(served) == 1:
         shown.append(reports.spreads(served[0]))
     if earlier is not None:
-        changes = reports.compare(earlier, report)
-        if not changes:
-            raise UserError(f"--compare {args.compare} has no measurement of the same name, model and load.")
-        shown.append(reports.change_table(changes))
+        shown.append(reports.change_table(reports.compare(earlier, report)))
     print_tables(out, shown)
     for row in report.rows:
         for note in row.notes:
             out.print(f"{row.title}: {note}", markup=False)
     if args.plot is not None:
         plot.draw(report.rows, args.plot)
+    if earlier is not None and not shown[-1].rows:
+        raise UserError(f"--compare {args.compare} has no measurement of the same name, model and load.")
     return _complain(report.rows)
 
 
