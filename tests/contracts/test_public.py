@@ -50,6 +50,28 @@ def test_flags_of_serve() -> None:
     assert len(options()) <= 40
 
 
+BENCH_FLAGS = {
+    "throughput": "--workloads --scale --max-seconds",
+    "latency": "--batch --input-len --output-len --max-seconds",
+    "serve": """--url --spawn --engine --model --api-key --rate --burstiness --concurrency --sweep --loop --num-requests
+        --max-seconds --warm-up --timeout --seed --slo --traffic --input-len --output-len --length-spread --prefix-len
+        --groups --turns --as-text --vocab-size --temperature --no-ignore-eos --extra-body""",
+    "host": "--sequences --steps --input-len --prefix-len --page-size --overlap-depth",
+}
+
+
+def test_flags_of_bench() -> None:
+    parser = argparse.ArgumentParser()
+    COMMANDS["bench"].add_arguments(parser)
+    (kinds,) = (action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    assert kinds.keys() == BENCH_FLAGS.keys()
+    for name, sub in kinds.items():
+        own = {flag for action in sub._actions for flag in action.option_strings if action.dest[:7] != "option_"}
+        assert own - {"-h", "--help", "--config"} == {
+            *BENCH_FLAGS[name].split(), "--json", "--compare", "--plot", "--repeat",
+        }  # fmt: skip
+
+
 def test_every_option_has_help_and_one_owner() -> None:
     names = [name for option in options() for name in option.names]
     assert len(names) == len(set(names))
