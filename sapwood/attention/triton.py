@@ -81,12 +81,12 @@ def shapes(repeat: int, head: int, itemsize: int) -> Shapes:
 
 @dataclass(frozen=True, eq=False)
 class _Dealt:
-    """The items of one launch. `parts_JKMD` and `lse_JKM` are where parts are left, if a tile may have several."""
+    """The items of one launch. `parts_JKMD` and `lse_JKM` are where parts are left, empty if every tile is whole."""
 
     items_JW: Tensor
     tile: int
-    parts_JKMD: Tensor | None = None
-    lse_JKM: Tensor | None = None
+    parts_JKMD: Tensor
+    lse_JKM: Tensor
     tokens_M: Tensor | None = None
     places_M2: Tensor | None = None
 
@@ -182,10 +182,7 @@ class Triton:
         num_rows, tile = len(batch.counts_R), shape.rows // self._repeat
         num_tiles = len(batch.ids_T) // tile + batch.limits.spans
         most = max(0, self._fill(shape) - num_tiles)
-        if most:
-            dealt = self._room(num_tiles + most, tile)
-        else:
-            dealt = _Dealt(torch.empty((num_tiles, deal.ITEM), dtype=torch.int32, device=self._device), tile)
+        dealt = self._room(num_tiles + most, tile, parts=most > 0)
         deal.deal_spans[(1,)](
             batch.slots_R, batch.starts_R, batch.counts_R, batch.offsets_R1, dealt.items_JW,
             num_rows, len(dealt.items_JW), most, self._least(shape),
@@ -207,11 +204,17 @@ class Triton:
         return min(shape.block, self._group.page_size)
 
     def _room(
-        self, num_items: int, tile: int, tokens_M: Tensor | None = None, places_M2: Tensor | None = None
+        self,
+        num_items: int,
+        tile: int,
+        tokens_M: Tensor | None = None,
+        places_M2: Tensor | None = None,
+        *,
+        parts: bool = True,
     ) -> _Dealt:
         group = self._group
         items_JW = torch.empty((num_items, deal.ITEM), dtype=torch.int32, device=self._device)
-        rows = (num_items, group.num_kv_heads, tile * self._repeat)
+        rows = (num_items if parts else 0, group.num_kv_heads, tile * self._repeat)
         parts_JKMD = torch.empty((*rows, group.head_dim), dtype=torch.float32, device=self._device)
         lse_JKM = torch.empty(rows, dtype=torch.float32, device=self._device)
         return _Dealt(items_JW, tile, parts_JKMD, lse_JKM, tokens_M, places_M2)
@@ -236,7 +239,7 @@ class Triton:
             self._merge(out_THD, self._rows, self._runs)
         if self._spans is not None:
             self._attend(layer, heads_TXD, out_THD, scale, self._spans, shapes.spans, paged.SPANS, dense=dense)
-            if self._spans.parts_JKMD is not None:
+            if len(self._spans.parts_JKMD):
                 self._merge(out_THD, self._spans, None)
         return out_THD
 

@@ -30,6 +30,11 @@ from sapwood.kernels.triton import pdl
 ITEM = 8
 """Words of an item."""
 
+_NUMBERS = ["num_rows", "num_tiles", "num_items", "most", "least"]
+_POINTERS = ["slots_R", "starts_R", "counts_R", "offsets_R1", "privates_R", "lows_I", "highs_I", "firsts_I", "sizes_I"]
+_POINTERS += ["rows_M", "places_M2"]
+"""What varies from step to step, the pointers by how they are aligned: no kernel is compiled again for that."""
+
 
 @triton.jit
 def _share_out(blocks, tiles, most, least):
@@ -62,7 +67,7 @@ def _clear(items_JW, used, num_items, PAD: tl.constexpr):
         tl.store(items_JW + item_J * 8 + 1, 0, mask=item_J < num_items)
 
 
-@triton.jit(do_not_specialize=["num_rows", "num_items", "most", "least"])
+@triton.jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=_POINTERS)
 def deal_rows(
     slots_R,
     starts_R,
@@ -110,7 +115,7 @@ def deal_rows(
     _clear(items_JW, tl.max(ends, axis=0), num_items, PAD)
 
 
-@triton.jit(do_not_specialize=["num_rows", "num_items", "most", "least"])
+@triton.jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=_POINTERS)
 def deal_spans(
     slots_R,
     starts_R,
@@ -165,7 +170,7 @@ def deal_spans(
     _clear(items_JW, tl.max(ends, axis=0), num_items, PAD)
 
 
-@triton.jit(do_not_specialize=["num_tiles", "num_items", "most", "least"])
+@triton.jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=_POINTERS)
 def deal_runs(
     lows_I,
     highs_I,

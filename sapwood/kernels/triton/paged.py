@@ -178,7 +178,7 @@ def _weigh(
     return better_M, total_M, acc_MD
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["tokens_of"])
 def attend(
     heads_TXD,
     stride,
@@ -316,7 +316,7 @@ def _join(best, total, acc_D, parts, lse, first, stride, count, D: tl.constexpr,
     return best, total, acc_D
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["members_RL", "places_M2"])
 def merge(
     parts_JKMD,
     lse_JKM,

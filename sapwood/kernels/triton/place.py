@@ -19,7 +19,7 @@ HEADS = 8
 """Heads of one program. A token of a small model is then still a few programs."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["cells_T"])
 def _place(
     heads_TXD,
     token_stride,
