@@ -26,6 +26,7 @@ from sapwood.server.auth import check_key
 from sapwood.server.errors import ClientGone, handle, problem
 from sapwood.server.front import Front
 from sapwood.server.openai import chat, completions, models
+from sapwood.server.sse import SEND
 from sapwood.text import TextModel
 
 log = logging.getLogger(__name__)
@@ -59,13 +60,21 @@ def create_app(
         origins = [origin.strip() for origin in server.cors_origins.split(",")]
         cors = Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
         middleware.insert(0, cors)
-    app = Starlette(
+    app = _Application(
         routes=known,
         middleware=middleware,
         exception_handlers={SapwoodError: handle, HTTPException: handle, ClientGone: handle},
     )
     app.state.front = front
     return app
+
+
+class _Application(Starlette):
+    """Leaves the server's own `send` in the scope, for those who send often; see `EventStream`."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope[SEND] = send
+        await super().__call__(scope, receive, send)
 
 
 class Gate:

@@ -16,6 +16,7 @@ from sapwood.server.generation import Choice, News, generate
 from sapwood.server.turns import begin
 
 DONE = b"data: [DONE]\n\n"
+SEND = "sapwood.send"  # key of a scope: the server's own `send`, without the layers around the routes
 
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -67,10 +68,12 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = False
+        # What lies between us and the server minds how a response begins, not its bodies.
+        send_body = scope.get(SEND, send)
 
         def write(body: bytes, *, more: bool = True) -> Coroutine[Any, Any, None]:
             message = {"type": "http.response.body", "body": body, "more_body": more}
-            return send(message) if started else start(message)  # type: ignore[return-value]
+            return send_body(message) if started else start(message)
 
         async def start(message: Message) -> None:
             nonlocal started
