@@ -1,6 +1,6 @@
 """The rows of a step whose tokens the general steps of sampling choose, and how each of them wants it.
 
-Suffix legend: N such rows, M random ones among them, R all rows, B pairs of row and token id.
+Suffix legend: N such rows, R all rows, B pairs of row and token id.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ from torch import Tensor
 from sapwood.base.plan import Ints, Longs, Plan
 from sapwood.runner.table import Table
 from sapwood.runner.transfer import upload
+from sapwood.sampling.fast import FAST
 from sapwood.sampling.sampler import Bias, Recipe, Stops
 from sapwood.sampling.settings import Need, Settings
-
-_AMONG_RANDOM = Need.TOP_K | Need.TOP_P | Need.MIN_P
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +64,6 @@ def find_special(plan: Plan, table: Table) -> Yields | None:
         rows={need: on_device.get(need) for need in parts},
         bias=Bias(on_device["bias_rows"], on_device["bias_ids"], on_device["values"]) if Need.BIAS in parts else None,
         stops=Stops(on_device["stop_rows"], on_device["stop_ids"]) if Need.MIN_LEN in parts else None,
-        max_k=max((admit.params.top_k for admit in admits), default=0),
         num_top=max(num_tops, default=0),
     )
     return Yields(
@@ -78,13 +76,11 @@ def find_special(plan: Plan, table: Table) -> Yields | None:
 
 
 def _parts(needs_N: Ints) -> dict[Need, Longs | None]:
-    """For each step that some row needs, the places of those that do; None is all."""
-    needs_M = needs_N[(needs_N & Need.RANDOM) != 0]
+    """For each need that some row has, the places of those that do; None is all."""
     parts: dict[Need, Longs | None] = {}
-    for need in Need(int(np.bitwise_or.reduce(needs_N, initial=0))):
-        among = needs_M if need & _AMONG_RANDOM else needs_N
-        places = np.flatnonzero(among & need)
-        parts[need] = places if len(places) < len(among) else None
+    for need in Need(int(np.bitwise_or.reduce(needs_N, initial=0)) & ~FAST):
+        places = np.flatnonzero(needs_N & need)
+        parts[need] = places if len(places) < len(needs_N) else None
     return parts
 
 

@@ -1,6 +1,7 @@
 """Which rows take part in which step, and the steps in their order.
 
-Suffix legend: N rows that yield a token, M of them at random, V vocabulary, S slots, L tokens of a slot, B pairs.
+Suffix legend: N rows that yield a token, V vocabulary, S slots, L tokens of a slot, B pairs, K words of a settings
+record.
 """
 
 from __future__ import annotations
@@ -8,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from sapwood.sampling import steps
+from sapwood.sampling.fast import draw
 from sapwood.sampling.logprobs import Logprobs, logprobs
-from sapwood.sampling.random import uniform
 from sapwood.sampling.settings import Need, Settings
 
 Rows = Mapping[Need, Tensor | None]
@@ -39,8 +41,8 @@ class Stops:
 class Recipe:
     """How N rows are sampled; the same for as long as they are the same rows.
 
-    `rows` holds, for each step that some row needs, which (int64; None is all): of the N rows, and for TOP_K, TOP_P
-    and MIN_P of the M random ones. `max_k` and `num_top` are the largest top_k and number of reported alternatives.
+    `rows` holds, for each need of which there is one, the rows that have it (int64; None is all). `num_top` is the
+    largest number of reported alternatives.
     """
 
     slots_N: Tensor
@@ -48,7 +50,6 @@ class Recipe:
     rows: Rows
     bias: Bias | None
     stops: Stops | None
-    max_k: int
     num_top: int
 
 
@@ -68,14 +69,13 @@ def sample(logits_NV: Tensor, recipe: Recipe, positions_N: Tensor, tokens_SL: Te
     `tokens_SL` is the token table, cut after the longest row.
     """
     rows = recipe.rows
-    if not rows:
-        tokens_N = logits_NV.argmax(-1)  # a NaN counts as the largest
-        return Sampled(tokens_N, logits_NV.gather(-1, tokens_N[:, None]).squeeze(-1).isfinite(), None)
     sound_N = logits_NV.amax(-1).isfinite()
     asking = rows.get(Need.LOGPROBS)
     raw = _pick(logits_NV, asking, copy=True) if Need.LOGPROBS in rows else None
     _edit(logits_NV, recipe, positions_N, tokens_SL)
     tokens_N = _decide(logits_NV, recipe, positions_N)
+    sound_N &= tokens_N >= 0
+    tokens_N.clamp_(min=0)
     found = None if raw is None else logprobs(raw, _pick(tokens_N, asking), num_top=recipe.num_top)
     return Sampled(tokens_N, sound_N, found)
 
@@ -101,26 +101,12 @@ def _edit(logits_NV: Tensor, recipe: Recipe, positions_N: Tensor, tokens_SL: Ten
 
 
 def _decide(logits_NV: Tensor, recipe: Recipe, positions_N: Tensor) -> Tensor:
-    """The likeliest token of greedy rows, a random one of the others."""
-    rows = recipe.rows
-    if Need.RANDOM not in rows:
-        return logits_NV.argmax(-1)
-    random = rows[Need.RANDOM]
-    settings = recipe.settings.pick(random)
-    weights_MV = steps.soften(_pick(logits_NV, random), settings["temperature"])
-    for need, step in (
-        (Need.TOP_K, lambda weights, mine: steps.top_k(weights, mine["top_k"], max_k=recipe.max_k)),
-        (Need.TOP_P, lambda weights, mine: steps.top_p(weights, mine["top_p"])),
-        (Need.MIN_P, lambda weights, mine: steps.min_p(weights, mine["min_p"])),
-    ):
-        if need in rows:
-            weights = _pick(weights_MV, rows[need])
-            step(weights, settings.pick(rows[need]))
-            _put(weights_MV, rows[need], weights)
-    drawn_M = steps.choose(weights_MV, uniform(settings["seed"], _pick(positions_N, random)))
-    if random is None:
-        return drawn_M
-    return logits_NV.argmax(-1).index_copy_(0, random, drawn_M)
+    """The likeliest token of greedy rows, a random one of the others, -1 where the edited logits are not finite."""
+    words_NK = recipe.settings.words_NK
+    places_N = torch.arange(len(words_NK), dtype=torch.int32, device=words_NK.device)
+    drawn_N = torch.empty_like(places_N)
+    draw(logits_NV, words_NK, places_N, positions_N.int(), drawn_N)
+    return drawn_N.long()
 
 
 def _pick(x_N: Tensor, rows: Tensor | None, *, copy: bool = False) -> Tensor:

@@ -97,12 +97,12 @@ class Settings:
     """Records on the device, read by column: `settings["top_p"]` is float32 [N]."""
 
     def __init__(self, words_NK: Tensor) -> None:
-        self._words_NK = words_NK
+        self.words_NK = words_NK
 
     def __getitem__(self, name: str) -> Tensor:
         dtype, index = _COLUMNS[name]
-        return self._words_NK.view(dtype)[:, index]
+        return self.words_NK.view(dtype)[:, index]
 
     def pick(self, rows: Tensor | None) -> Settings:
         """Those of some rows; None means all."""
-        return self if rows is None else Settings(self._words_NK.index_select(0, rows))
+        return self if rows is None else Settings(self.words_NK.index_select(0, rows))

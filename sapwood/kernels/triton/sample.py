@@ -77,7 +77,7 @@ def scan(
         join()
     block, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     record = settings_SK + tl.load(slots_N + row).to(tl.int64) * K
-    temperature, k, p, min_p, random, filtered = _wishes(record, V, TEMPERATURE, TOP_K, TOP_P, MIN_P)
+    temperature, _, _, _, random, filtered = _wishes(record, V, TEMPERATURE, TOP_K, TOP_P, MIN_P)
     strip_X = block * STRIPS + tl.arange(0, STRIPS)
     i_XY = strip_X[:, None] * STRIP + tl.arange(0, STRIP)[None, :]
     l_XY = tl.load(logits_NV + row * stride + i_XY, mask=i_XY < V, other=float("-inf")).to(tl.float32)
