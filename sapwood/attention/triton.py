@@ -26,6 +26,8 @@ from sapwood.kernels import Turn
 from sapwood.kernels.triton import deal, paged, pdl
 from sapwood.kernels.triton.place import place
 
+_JOINED = 8192  # elements of parts that a program reads at once: their loads are all on the way together
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -81,12 +83,14 @@ def shapes(repeat: int, head: int, itemsize: int) -> Shapes:
 
 @dataclass(frozen=True, eq=False)
 class _Dealt:
-    """The items of one launch. `parts_JKMD` and `lse_JKM` are where parts are left, empty if every tile is whole."""
+    """The items of one launch. `parts_JKMD` and `lse_JKM` are where parts are left, and `arrived_JK` counts those that
+    are to be joined; all are None if every tile is whole."""
 
     items_JW: Tensor
     tile: int
-    parts_JKMD: Tensor
-    lse_JKM: Tensor
+    parts_JKMD: Tensor | None
+    lse_JKM: Tensor | None
+    arrived_JK: Tensor | None
     tokens_M: Tensor | None = None
     places_M2: Tensor | None = None
 
@@ -156,9 +160,10 @@ class Triton:
         privates_R = None if self._shared is None else self._shared.privates_R
         deal.deal_rows[(1,)](
             batch.slots_R, batch.starts_R, batch.counts_R, batch.offsets_R1, privates_R, dealt.items_JW,
-            num_rows, len(dealt.items_JW), most, self._least(shape),
+            dealt.arrived_JK, num_rows, len(dealt.items_JW), most, self._least(shape),
             WINDOW=self._group.window or 0, SHARED=privates_R is not None, N=shape.block, ALIGN=self._align(shape),
-            PAD=_pad(num_rows), PDL=self._pdl, num_warps=_deal_warps(num_rows), launch_pdl=self._pdl,
+            K=self._group.num_kv_heads, PAD=(pad := self._pad(num_rows)), PDL=self._pdl, num_warps=_deal_warps(pad),
+            launch_pdl=self._pdl,
         )  # fmt: skip
         return dealt
 
@@ -167,13 +172,13 @@ class Triton:
         num_tiles, num_members = len(shared.lows_I), len(shared.rows_M)
         most = max(self._fill(shape), num_tiles // 2)
         new = torch.empty(3 * num_members, dtype=torch.int32, device=self._device)
-        dealt = self._room(num_tiles + most, TILE_MEMBERS, new[:num_members], new[num_members:])
+        dealt = self._room(num_tiles + most, TILE_MEMBERS, new[:num_members], new[num_members:], joined=False)
         deal.deal_runs[(1,)](
             shared.lows_I, shared.highs_I, shared.firsts_I, shared.sizes_I, shared.rows_M,
             batch.slots_R, batch.offsets_R1, dealt.items_JW, dealt.tokens_M, dealt.places_M2,
             num_tiles, len(dealt.items_JW), most, self._least(shape),
-            N=shape.block, MEMBERS=TILE_MEMBERS, PAD=_pad(num_tiles), PDL=self._pdl,
-            num_warps=_deal_warps(num_tiles), launch_pdl=self._pdl,
+            N=shape.block, MEMBERS=TILE_MEMBERS, PAD=(pad := self._pad(num_tiles)), PDL=self._pdl,
+            num_warps=_deal_warps(pad), launch_pdl=self._pdl,
         )  # fmt: skip
         return dealt
 
@@ -185,9 +190,10 @@ class Triton:
         dealt = self._room(num_tiles + most, tile, parts=most > 0)
         deal.deal_spans[(1,)](
             batch.slots_R, batch.starts_R, batch.counts_R, batch.offsets_R1, dealt.items_JW,
-            num_rows, len(dealt.items_JW), most, self._least(shape),
+            dealt.arrived_JK, num_rows, len(dealt.items_JW), most, self._least(shape),
             WINDOW=self._group.window or 0, QUERIES=tile, N=shape.block, ALIGN=self._align(shape),
-            PAD=_pad(num_rows), PDL=self._pdl, num_warps=_deal_warps(num_rows), launch_pdl=self._pdl,
+            K=self._group.num_kv_heads, PAD=(pad := self._pad(num_rows)), PDL=self._pdl, num_warps=_deal_warps(pad),
+            launch_pdl=self._pdl,
         )  # fmt: skip
         return dealt
 
@@ -203,6 +209,11 @@ class Triton:
         """A block starts at a multiple of this, and does not leave a page that is no smaller than it."""
         return min(shape.block, self._group.page_size)
 
+    def _pad(self, count: int) -> int:
+        """Two sizes for most steps, since each is compiled."""
+        most = len(self._batch.tables_GSP[self._index]) - 1  # rows that there can be
+        return 64 if count <= 64 else triton.next_power_of_2(max(count, most))
+
     def _room(
         self,
         num_items: int,
@@ -211,13 +222,17 @@ class Triton:
         places_M2: Tensor | None = None,
         *,
         parts: bool = True,
+        joined: bool = True,
     ) -> _Dealt:
-        group = self._group
-        items_JW = torch.empty((num_items, deal.ITEM), dtype=torch.int32, device=self._device)
-        rows = (num_items if parts else 0, group.num_kv_heads, tile * self._repeat)
-        parts_JKMD = torch.empty((*rows, group.head_dim), dtype=torch.float32, device=self._device)
-        lse_JKM = torch.empty(rows, dtype=torch.float32, device=self._device)
-        return _Dealt(items_JW, tile, parts_JKMD, lse_JKM, tokens_M, places_M2)
+        group, device = self._group, self._device
+        items_JW = torch.empty((num_items, deal.ITEM), dtype=torch.int32, device=device)
+        if not parts:
+            return _Dealt(items_JW, tile, None, None, None, tokens_M, places_M2)
+        rows = (num_items, group.num_kv_heads, tile * self._repeat)
+        parts_JKMD = torch.empty((*rows, group.head_dim), dtype=torch.float32, device=device)
+        lse_JKM = torch.empty(rows, dtype=torch.float32, device=device)
+        arrived_JK = torch.empty(rows[:2], dtype=torch.int32, device=device) if joined else None
+        return _Dealt(items_JW, tile, parts_JKMD, lse_JKM, arrived_JK, tokens_M, places_M2)
 
     # ---- once per layer
 
@@ -235,12 +250,9 @@ class Triton:
         if self._runs is not None:
             self._attend(layer, heads_TXD, out_THD, scale, self._runs, shapes.runs, paged.RUNS)
         if self._rows is not None:
-            self._attend(layer, heads_TXD, out_THD, scale, self._rows, shapes.rows, paged.ROWS)
-            self._merge(out_THD, self._rows, self._runs)
+            self._attend(layer, heads_TXD, out_THD, scale, self._rows, shapes.rows, paged.ROWS, runs=self._runs)
         if self._spans is not None:
             self._attend(layer, heads_TXD, out_THD, scale, self._spans, shapes.spans, paged.SPANS, dense=dense)
-            if len(self._spans.parts_JKMD):
-                self._merge(out_THD, self._spans, None)
         return out_THD
 
     def _attend(
@@ -254,8 +266,15 @@ class Triton:
         kind: tl.constexpr,
         *,
         dense: bool = False,
+        runs: _Dealt | None = None,
     ) -> None:
-        group = self._group
+        group, members_RL = self._group, None
+        run_parts, run_lse, places_M2 = None, None, None
+        if runs is not None:
+            assert self._shared is not None
+            run_parts, run_lse, places_M2 = runs.parts_JKMD, runs.lse_JKM, runs.places_M2
+            members_RL = self._shared.members_RL
+        part = triton.next_power_of_2(dealt.tile * self._repeat)
         table_SP = self._batch.tables_GSP[self._index]
         tma = dense and self.shapes.tma and self._tma and self._head_pad == group.head_dim
         kv_TX = None
@@ -263,31 +282,15 @@ class Triton:
             kv_TX = TensorDescriptor.from_tensor(heads_TXD.flatten(1), [shape.block, group.head_dim])
         paged.attend[(len(dealt.items_JW), group.num_kv_heads)](
             heads_TXD, heads_TXD.stride(0), kv_TX, self._keys[layer], self._values[layer], out_THD,
-            dealt.parts_JKMD, dealt.lse_JKM, dealt.items_JW, dealt.tokens_M, table_SP, table_SP.stride(0),
-            scale * math.log2(math.e),
+            dealt.parts_JKMD, dealt.lse_JKM, dealt.arrived_JK, run_parts, run_lse, members_RL, places_M2,
+            dealt.items_JW, dealt.tokens_M, table_SP, table_SP.stride(0), scale * math.log2(math.e),
             K=group.num_kv_heads, G=self._repeat, D=group.head_dim, PAGE=group.page_size, WINDOW=group.window or 0,
-            KIND=kind.value, DENSE=dense, TMA=tma, TILE=dealt.tile, M=shape.rows, N=shape.block, D_PAD=self._head_pad,
-            PDL=self._pdl, num_warps=shape.warps, num_stages=shape.stages, launch_pdl=self._pdl,
-        )  # fmt: skip
-
-    def _merge(self, out_THD: Tensor, dealt: _Dealt, runs: _Dealt | None) -> None:
-        group, shared = self._group, self._shared
-        few = len(dealt.items_JW) <= 2 * self._fill(self.shapes.rows)
-        heads = 1 if few else self._repeat
-        run_parts, run_lse, places_M2 = (None,) * 3 if runs is None else (runs.parts_JKMD, runs.lse_JKM, runs.places_M2)
-        paged.merge[(len(dealt.items_JW), group.num_heads // heads)](
-            dealt.parts_JKMD, dealt.lse_JKM, run_parts, run_lse, out_THD, dealt.items_JW,
-            None if runs is None or shared is None else shared.members_RL, places_M2,
-            K=group.num_kv_heads, G=self._repeat, D=group.head_dim, TILE=dealt.tile, MEMBERS=TILE_MEMBERS,
-            LEVELS=0 if runs is None else RUN_LEVELS, HEADS=heads, S=32 if few else 8, D_PAD=self._head_pad,
-            PDL=self._pdl, num_warps=4 if few else 2, launch_pdl=self._pdl,
+            KIND=kind.value, DENSE=dense, TMA=tma, TILE=dealt.tile, MEMBERS=TILE_MEMBERS,
+            LEVELS=0 if runs is None else RUN_LEVELS, M=shape.rows, N=shape.block,
+            S=max(1, _JOINED // (part * self._head_pad)), R=part, D_PAD=self._head_pad, PDL=self._pdl,
+            num_warps=shape.warps, num_stages=shape.stages, launch_pdl=self._pdl,
         )  # fmt: skip
 
 
-def _pad(count: int) -> int:
-    """Few sizes, since each is compiled."""
-    return max(64, triton.next_power_of_2(count))
-
-
-def _deal_warps(count: int) -> int:
-    return min(8, _pad(count) // 64)
+def _deal_warps(pad: int) -> int:
+    return min(8, pad // 64)

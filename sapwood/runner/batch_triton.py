@@ -30,7 +30,9 @@ def fill(
     slots_R, told_R, counts_R, places_R, kinds_R, entries_C, pages_C = frame.columns()
     tables_GSP, tokens_SL = table.tables_GSP, table.tokens_SL
     num_groups, num_slots, num_pages = tables_GSP.shape
-    block = max(64, triton.next_power_of_2(frame.num_rows))
+    # Of the table's size and not of the step's: each size is compiled.
+    most_rows = num_slots - 1
+    block = max(64, triton.next_power_of_2(most_rows))
     step.take_rows[(1 + triton.cdiv(len(entries_C), block),)](
         slots_R, told_R, counts_R, places_R, kinds_R, entries_C, pages_C, table.fed_S, tables_GSP,
         starts_R, offsets_R1, heads.last_N, heads.slots_N, heads.draws_N, heads.ends_N,
@@ -41,7 +43,7 @@ def fill(
     step.take_tokens[(triton.cdiv(num_tokens, _TOKENS),)](
         slots_R, starts_R, counts_R, offsets_R1, tokens_SL, tokens_SL.shape[1], tables_GSP, page_sizes_G,
         tokens[0], tokens[1], tokens[2:], frame.num_rows, num_tokens, num_slots, num_pages,
-        G=num_groups, SINGLE=single, LOG_ROWS=frame.num_rows.bit_length(), BLOCK=_TOKENS, num_warps=4,
+        G=num_groups, SINGLE=single, LOG_ROWS=most_rows.bit_length(), BLOCK=_TOKENS, num_warps=4,
     )  # fmt: skip
 
 

@@ -26,6 +26,7 @@ T = TypeVar("T")
 Compute = Callable[[Frame, int, Limits, Shared | None], T]
 
 _LEAST_TILES = 8
+_MIXED_ROWS = (64, 256)
 _MIXED_CHANGES = 4096  # pages that a step with prompt chunks may turn; those of cached prefixes are among them
 
 
@@ -54,7 +55,7 @@ def token_steps(most: int) -> list[int]:
 
 def mixed_rows(num_rows: int, num_tokens: int, most: int) -> int:
     """Rows of a mixed step: few choices, since they cost no more than logits that nobody reads."""
-    return min(num_tokens, most, next(rows for rows in (16, 64, 256, 512, most) if rows >= min(num_rows, most)))
+    return min(num_tokens, most, next(rows for rows in (*_MIXED_ROWS, most) if rows >= min(num_rows, most)))
 
 
 def _steps(first: list[int], strides: list[tuple[int, int]], most: int) -> list[int]:
@@ -148,7 +149,7 @@ class Graphs(Generic[T]):
         """Sizes worth having before they are asked for, in the order in which to take them from the end."""
         decode = [Size(rows, rows, False, False) for rows in self._row_steps.tolist()]
         tokens = [tokens for tokens in self._token_steps.tolist() if tokens <= self._max_tokens]
-        mixed = [self._mixed(count, rows) for rows in (1, 17, 65) if rows <= self._max_rows for count in tokens]
+        mixed = [self._mixed(count, rows) for rows in (*_MIXED_ROWS, self._max_rows) for count in tokens]
         sharing = [size._replace(shared=True) for size in decode if size.rows > 1]
         return list(dict.fromkeys([*sharing[::-1], *mixed[::-1], *decode[::-1]]))
 

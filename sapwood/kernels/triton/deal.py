@@ -9,13 +9,14 @@ An item is a tile of queries (or of members of a shared run) over a part of the 
     begin     first position of the part; a block may start there
     end       the position after its last
     parts     0: the item has all that its queries see, and writes the output. Otherwise it leaves a part to be merged,
-              and the first item of a tile says of how many, while the others say -1
+              and the first item of a tile says of how many, while the others say minus how far after the first they are
     origin    of rows of one token: the row; of longer ones: the position of the row's first token
 
 Rows share the device by their lengths: `most` parts beyond one for each tile are handed out so that all are of about the
 same size, none of them of fewer than `least` blocks. Each kernel is one program: a few microseconds, whatever the step.
 
-Suffix legend: R rows, I tiles of shared runs, J items, M memberships; W words of an item.
+Suffix legend: R rows, I tiles of shared runs, J items, M memberships, K KV heads; W words of an item. `arrived_JK` are
+what `paged.attend` counts arrived parts with; None where nothing is ever merged.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -60,11 +61,15 @@ def _write(items_JW, item, first, count, position, slot, begin, end, parts, orig
 
 
 @triton.jit
-def _clear(items_JW, used, num_items, PAD: tl.constexpr):
-    """The items from `used` on have nothing to do."""
+def _clear(items_JW, arrived_JK, used, num_items, K: tl.constexpr, PAD: tl.constexpr):
+    """The items from `used` on have nothing to do, and of no tile has a part arrived."""
     for item in range(used, num_items, PAD):
         item_J = item + tl.arange(0, PAD)
         tl.store(items_JW + item_J * 8 + 1, 0, mask=item_J < num_items)
+    if arrived_JK is not None:
+        for place in range(0, used * K, PAD):
+            place_X = place + tl.arange(0, PAD)
+            tl.store(arrived_JK + place_X, 0, mask=place_X < used * K)
 
 
 @triton.jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=_POINTERS)
@@ -75,6 +80,7 @@ def deal_rows(
     offsets_R1,
     privates_R,
     items_JW,
+    arrived_JK,
     num_rows,
     num_items,
     most,
@@ -83,6 +89,7 @@ def deal_rows(
     SHARED: tl.constexpr,
     N: tl.constexpr,
     ALIGN: tl.constexpr,
+    K: tl.constexpr,
     PAD: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -110,9 +117,9 @@ def deal_rows(
     for part in range(0, tl.max(parts, axis=0)):
         begin = low + part * per_part * N
         end = tl.minimum(begin + per_part * N, start + 1)
-        role = tl.where(merged, tl.where(part == 0, parts, -1), 0)
+        role = tl.where(merged, tl.where(part == 0, parts, -part), 0)
         _write(items_JW, item + part, first, single, start, slot, begin, end, role, row, part < parts)
-    _clear(items_JW, tl.max(ends, axis=0), num_items, PAD)
+    _clear(items_JW, arrived_JK, tl.max(ends, axis=0), num_items, K, PAD)
 
 
 @triton.jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=_POINTERS)
@@ -122,6 +129,7 @@ def deal_spans(
     counts_R,
     offsets_R1,
     items_JW,
+    arrived_JK,
     num_rows,
     num_items,
     most,
@@ -130,6 +138,7 @@ def deal_spans(
     QUERIES: tl.constexpr,
     N: tl.constexpr,
     ALIGN: tl.constexpr,
+    K: tl.constexpr,
     PAD: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -164,10 +173,10 @@ def deal_spans(
             low = tl.maximum(position - WINDOW + 1, 0) // ALIGN * ALIGN
         begin = low + part * per_part * N
         end = tl.minimum(begin + per_part * N, position + queries)  # a part of a tile that sees little may be empty
-        role = tl.where(parts > 1, tl.where(part == 0, parts, -1), 0)
+        role = tl.where(parts > 1, tl.where(part == 0, parts, -part), 0)
         there = number < tiles * parts
         _write(items_JW, item + number, token + query, queries, position, slot, begin, end, role, start, there)
-    _clear(items_JW, tl.max(ends, axis=0), num_items, PAD)
+    _clear(items_JW, arrived_JK, tl.max(ends, axis=0), num_items, K, PAD)
 
 
 @triton.jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=_POINTERS)
@@ -213,7 +222,7 @@ def deal_runs(
         begin = low + part * per_part * N
         end = tl.minimum(begin + per_part * N, high)
         _write(items_JW, item + part, first, size, high, slot, begin, end, parts, tile, part < parts)
-    _clear(items_JW, tl.max(ends, axis=0), num_items, PAD)
+    _clear(items_JW, None, tl.max(ends, axis=0), num_items, 1, PAD)
     for number in range(0, MEMBERS):
         there = number < size
         member = first + number

@@ -5,13 +5,16 @@ Keys and values of a layer lie as [page, KV head, cell of the page, D]: a head's
 `attend` is the only attention kernel. Its unit is an item (`sapwood.kernels.triton.deal`): a tile of queries, with the G
 query heads of one KV head folded in, over a part of the positions, so that keys and values are read once for all of
 them. It is launched at most three times: over rows of one token, over longer spans, and over runs of positions that
-several rows share. `merge` joins the parts of a tile, and of the runs that its row shares. Grids depend only on sizes
-that a host knows without the lengths; programs that find nothing to do leave at once.
+several rows share. Where a tile has several parts, the program that leaves the last of them joins all, and the parts of
+the runs that a row shares with them: a launch of its own would take longer than that. Whichever program it is, it reads
+the parts in the same order, so that results do not depend on it. Grids depend only on sizes that a host knows without
+the lengths; programs that find nothing to do leave at once.
 
 Scores are kept in base 2: `scale`, which is positive, comes multiplied by log2(e).
 
 Suffix legend: T tokens, H query heads, K KV heads, X = H + 2K heads side by side, D head size, J items, W words of an
-item, M rows of a tile (queries x heads), N positions of a block, S parts read at once, L levels of shared runs.
+item, M rows of a tile (queries x heads), N positions of a block, S parts read at once, R rows of a tile as parts hold
+them, L levels of shared runs.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -178,7 +181,45 @@ def _weigh(
     return better_M, total_M, acc_MD
 
 
-@triton.jit(do_not_specialize_on_alignment=["tokens_of"])
+@triton.jit
+def _join(
+    best_R,
+    total_R,
+    acc_RD,
+    valid_R,
+    parts,
+    lse,
+    first,
+    stride,
+    count,
+    D: tl.constexpr,
+    S: tl.constexpr,
+    R: tl.constexpr,
+    D_PAD: tl.constexpr,
+):
+    """Absorb `count` parts of R rows, the first row of the first at place `first`, of the others `stride` places apart.
+
+    Past the first level of caches: other processors wrote them while this one may have read what was there before.
+    """
+    d_D = tl.arange(0, D_PAD)
+    for number in range(0, count, S):
+        number_S = number + tl.arange(0, S)
+        place_SR = first + number_S[:, None] * stride + tl.arange(0, R)[None, :]
+        inside_SR = (number_S[:, None] < count) & valid_R[None, :]
+        lse_SR = tl.load(lse + place_SR, mask=inside_SR, other=float("-inf"), cache_modifier=".cg")
+        inside_SRD = inside_SR[:, :, None] & (d_D[None, None, :] < D)
+        place_SRD = place_SR[:, :, None] * D + d_D[None, None, :]
+        part_SRD = tl.load(parts + place_SRD, mask=inside_SRD, other=0.0, cache_modifier=".cg")
+        better_R = tl.maximum(best_R, tl.max(lse_SR, axis=0))
+        pivot_R = tl.where(better_R == float("-inf"), 0.0, better_R)
+        share_SR, shrink_R = tl.exp2(lse_SR - pivot_R[None, :]), tl.exp2(best_R - pivot_R)
+        total_R = total_R * shrink_R + tl.sum(share_SR, axis=0)
+        acc_RD = acc_RD * shrink_R[:, None] + tl.sum(part_SRD * share_SR[:, :, None], axis=0)
+        best_R = better_R
+    return best_R, total_R, acc_RD
+
+
+@triton.jit(do_not_specialize_on_alignment=["tokens_of", "members_RL", "places_M2"])
 def attend(
     heads_TXD,
     stride,
@@ -188,6 +229,11 @@ def attend(
     out_THD,
     parts_JKMD,
     lse_JKM,
+    arrived_JK,
+    run_parts_JKMD,
+    run_lse_JKM,
+    members_RL,
+    places_M2,
     items_JW,
     tokens_of,
     tables_SP,
@@ -202,8 +248,12 @@ def attend(
     DENSE: tl.constexpr,
     TMA: tl.constexpr,
     TILE: tl.constexpr,
+    MEMBERS: tl.constexpr,
+    LEVELS: tl.constexpr,
     M: tl.constexpr,
     N: tl.constexpr,
+    S: tl.constexpr,
+    R: tl.constexpr,
     D_PAD: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -212,6 +262,9 @@ def attend(
     A tile is up to TILE queries, or members (RUNS), of which `tokens_of` names the tokens. DENSE (SPANS): keys and
     values of a span's own tokens are read from `heads_TXD`, and only those before it from pages. An item that is not
     all of its tile leaves its weighted mean and the log2 of its sum of exponentials at [item, KV head, row of the tile].
+    `arrived_JK` (0 before and after) counts the parts of a tile at its first item; without it nobody joins them. With
+    LEVELS, tiles are rows of one token, and the parts of the runs that a row is a member of join as well. R is TILE * G
+    or more, a power of two.
     """
     item, kv_head = tl.program_id(0), tl.program_id(1)
     if PDL:
@@ -285,88 +338,38 @@ def attend(
 
     # A part may hold nothing that some query sees; its weight in the merge is then 0.
     acc_MD = acc_MD / tl.where(total_M > 0.0, total_M, 1.0)[:, None]
-    apart = item * 0
-    if parts_JKMD is not None:
-        apart = tl.load(record + 6)
-        if apart != 0:
-            place_M = (item.to(tl.int64) * K + kv_head) * (TILE * G) + m_M
-            tl.store(parts_JKMD + place_M[:, None] * D + d_D[None, :], acc_MD, mask=inside_MD)
-            tl.store(lse_JKM + place_M, best_M + tl.log2(total_M), mask=valid_M)
+    apart = tl.load(record + 6)
     if apart == 0:
         place_M = token_M * (K * G) + head_M
         tl.store(out_THD + place_M[:, None] * D + d_D[None, :], acc_MD.to(out_THD.dtype.element_ty), mask=inside_MD)
-
-
-@triton.jit
-def _join(best, total, acc_D, parts, lse, first, stride, count, D: tl.constexpr, S: tl.constexpr, D_PAD: tl.constexpr):
-    """Absorb `count` parts, the first at place `first` and the others `stride` places apart."""
-    d_D = tl.arange(0, D_PAD)
-    for number in range(0, count, S):
-        number_S = number + tl.arange(0, S)
-        place_S = first + number_S * stride
-        lse_S = tl.load(lse + place_S, mask=number_S < count, other=float("-inf"))
-        inside_SD = (number_S[:, None] < count) & (d_D[None, :] < D)
-        part_SD = tl.load(parts + place_S[:, None] * D + d_D[None, :], mask=inside_SD, other=0.0)
-        better = tl.maximum(best, tl.max(lse_S, axis=0))
-        pivot = tl.where(better == float("-inf"), 0.0, better)
-        share_S, shrink = tl.exp2(lse_S - pivot), tl.exp2(best - pivot)
-        total = total * shrink + tl.sum(share_S, axis=0)
-        acc_D = acc_D * shrink + tl.sum(part_SD * share_S[:, None], axis=0)
-        best = better
-    return best, total, acc_D
-
-
-@triton.jit(do_not_specialize_on_alignment=["members_RL", "places_M2"])
-def merge(
-    parts_JKMD,
-    lse_JKM,
-    run_parts_JKMD,
-    run_lse_JKM,
-    out_THD,
-    items_JW,
-    members_RL,
-    places_M2,
-    K: tl.constexpr,
-    G: tl.constexpr,
-    D: tl.constexpr,
-    TILE: tl.constexpr,
-    MEMBERS: tl.constexpr,
-    LEVELS: tl.constexpr,
-    HEADS: tl.constexpr,
-    S: tl.constexpr,
-    D_PAD: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    """Join the parts of one tile, HEADS heads of it, by their shares of the softmax's sum. Grid (items, H / HEADS).
-
-    With LEVELS, tiles are rows of one token, and the parts of the runs that the row is a member of join as well.
-    """
-    item = tl.program_id(0)
-    if PDL:
-        pdl.join()
-    record = items_JW + item * 8
-    count, parts = tl.load(record + 1), tl.load(record + 6)
-    if (count == 0) | (parts <= 0):
-        return
-    token, row = tl.load(record).to(tl.int64), tl.load(record + 7)
-    d_D = tl.arange(0, D_PAD)
-    for query in range(0, count):
-        for number in tl.static_range(HEADS):
-            head = tl.program_id(1) * HEADS + number
-            kv_head, folded = head // G, head % G
-            first = (item.to(tl.int64) * K + kv_head) * (TILE * G) + query * G + folded
-            best, total, acc_D = _join(
-                tl.full([], float("-inf"), tl.float32), tl.full([], 0.0, tl.float32), tl.zeros([D_PAD], tl.float32),
-                parts_JKMD, lse_JKM, first, K * TILE * G, parts, D, S, D_PAD,
-            )  # fmt: skip
-            for level in tl.static_range(LEVELS):
-                member = tl.load(members_RL + row * LEVELS + level)
-                if member >= 0:
-                    place, run_parts = tl.load(places_M2 + member * 2), tl.load(places_M2 + member * 2 + 1)
-                    in_tile = place % MEMBERS * G + folded
-                    first = ((place // MEMBERS).to(tl.int64) * K + kv_head) * (MEMBERS * G) + in_tile
-                    best, total, acc_D = _join(
-                        best, total, acc_D, run_parts_JKMD, run_lse_JKM, first, K * MEMBERS * G, run_parts, D, S, D_PAD
-                    )
-            out = ((token + query) * (K * G) + head) * D
-            tl.store(out_THD + out + d_D, (acc_D / total).to(out_THD.dtype.element_ty), mask=d_D < D)
+    elif parts_JKMD is not None:
+        place_M = (item.to(tl.int64) * K + kv_head) * (TILE * G) + m_M
+        tl.store(parts_JKMD + place_M[:, None] * D + d_D[None, :], acc_MD, mask=inside_MD)
+        tl.store(lse_JKM + place_M, best_M + tl.log2(total_M), mask=valid_M)
+        if arrived_JK is not None:
+            tl.debug_barrier()  # the whole part is there before it is counted
+            lead = item + tl.minimum(apart, 0)
+            parts = tl.load(items_JW + lead * 8 + 6)
+            arrived = arrived_JK + lead * K + kv_head
+            if tl.atomic_add(arrived, 1, sem="acq_rel") == parts - 1:
+                tl.store(arrived, 0)  # for the next layer
+                r_R = tl.arange(0, R)
+                valid_R = r_R // G < count
+                best_R, total_R, acc_RD = _join(
+                    tl.full([R], float("-inf"), tl.float32), tl.zeros([R], tl.float32),
+                    tl.zeros([R, D_PAD], tl.float32), valid_R, parts_JKMD, lse_JKM,
+                    (lead.to(tl.int64) * K + kv_head) * (TILE * G), K * TILE * G, parts, D, S, R, D_PAD,
+                )  # fmt: skip
+                for level in tl.static_range(LEVELS):
+                    member = tl.load(members_RL + tl.load(record + 7) * LEVELS + level)
+                    if member >= 0:
+                        place, run_parts = tl.load(places_M2 + member * 2), tl.load(places_M2 + member * 2 + 1)
+                        run = ((place // MEMBERS).to(tl.int64) * K + kv_head) * (MEMBERS * G) + place % MEMBERS * G
+                        best_R, total_R, acc_RD = _join(
+                            best_R, total_R, acc_RD, valid_R, run_parts_JKMD, run_lse_JKM,
+                            run, K * MEMBERS * G, run_parts, D, S, R, D_PAD,
+                        )  # fmt: skip
+                place_R = (first + r_R // G).to(tl.int64) * (K * G) + kv_head * G + r_R % G
+                whole_RD = (acc_RD / tl.where(total_R > 0.0, total_R, 1.0)[:, None]).to(out_THD.dtype.element_ty)
+                there_RD = valid_R[:, None] & (d_D[None, :] < D)
+                tl.store(out_THD + place_R[:, None] * D + d_D[None, :], whole_RD, mask=there_RD)
