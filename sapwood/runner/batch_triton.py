@@ -30,8 +30,8 @@ def fill(
     slots_R, told_R, counts_R, places_R, kinds_R, entries_C, pages_C = frame.columns()
     tables_GSP, tokens_SL = table.tables_GSP, table.tokens_SL
     num_groups, num_slots, num_pages = tables_GSP.shape
-    # Of the table's size and not of the step's: each size is compiled.
-    most_rows = num_slots - 1
+    # Of the table's size, not of the step's (unless padding goes beyond it): each size is compiled.
+    most_rows = max(num_slots - 1, frame.num_rows)
     block = max(64, triton.next_power_of_2(most_rows))
     step.take_rows[(1 + triton.cdiv(len(entries_C), block),)](
         slots_R, told_R, counts_R, places_R, kinds_R, entries_C, pages_C, table.fed_S, tables_GSP,
