@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sapwood.attention.base import TILE_MEMBERS, Batch, Limits, Shared
+from sapwood.attention.base import Batch, Limits, Shared, tile_members
 from sapwood.attention.triton import Shape as Tile
 from sapwood.attention.triton import Shapes, Triton
 from sapwood.base.kv import KVGroup
@@ -120,22 +120,22 @@ def batch(num_rows: int, start: int, count: int, page: int) -> Batch:
     )
 
 
-def sharing(step: Batch, work: Decode, page: int) -> Batch:
+def sharing(step: Batch, work: Decode, page: int, tile: int) -> Batch:
     """The batch with the runs that its groups of rows share, said or not."""
     size = work.rows // work.groups
     table_SP = step.tables_GSP[0]
     firsts_R = torch.arange(work.rows, device=DEVICE) // size * size
     table_SP[:, : work.common // page] = table_SP[firsts_R, : work.common // page]
     tiles = [
-        (0, work.common, first, min(TILE_MEMBERS, group + size - first))
+        (0, work.common, first, min(tile, group + size - first))
         for group in range(0, work.rows, size)
-        for first in range(group, group + size, TILE_MEMBERS)
+        for first in range(group, group + size, tile)
     ]
     rows_M = torch.arange(work.rows, dtype=torch.int32, device=DEVICE)
     members_RL = torch.full((work.rows, RUN_LEVELS), -1, dtype=torch.int32, device=DEVICE)
     members_RL[:, 0] = rows_M
     columns = (torch.tensor(column, dtype=torch.int32, device=DEVICE) for column in zip(*tiles, strict=True))
-    return replace(step, shared=Shared(*columns, rows_M, torch.full_like(rows_M, work.common), members_RL))
+    return replace(step, shared=Shared(*columns, rows_M, torch.full_like(rows_M, work.common), members_RL, tile))
 
 
 def measure(backend: Triton, shape: Shape, step: Batch) -> float:
@@ -173,7 +173,7 @@ def decode_rate(backend: Triton, shape: Shape, work: Decode) -> tuple[float, flo
     step = batch(work.rows, work.length - 1, 1, page)
     positions = work.rows * (work.length - work.common) + work.groups * work.common
     if work.groups:
-        step = sharing(step, work, page)
+        step = sharing(step, work, page, tile_members([backend._group]))
     time = measure(backend, shape, step)
     itemsize = backend._dtype.itemsize
     return time, 2 * positions * shape.num_kv_heads * shape.head_dim * itemsize / time / 1e9

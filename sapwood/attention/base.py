@@ -17,8 +17,8 @@ from torch import Tensor
 from sapwood.base.kv import KVGroup
 from sapwood.kernels import Kernels, Turn
 
-TILE_MEMBERS = 16
-"""Most rows of a tile of a shared run."""
+_TILE = 128
+"""Queries x heads of a tile of a shared run: so many that keys and values are read seldom, and matrix units are fed."""
 
 LONG = 1024
 """Spans of so many tokens or more are named in `Batch.long`."""
@@ -43,7 +43,7 @@ class Long:
 
 @dataclass(frozen=True, eq=False)
 class Shared:
-    """Runs of positions that several rows of one token share, cut into tiles of at most TILE_MEMBERS members.
+    """Runs of positions that several rows of one token share, cut into tiles of at most `tile` members.
 
     Device tensors, int32. Tile i is positions [lows_I, highs_I) and memberships [firsts_I, firsts_I + sizes_I); of size
     0 it is padding. `rows_M` is the row of each membership. A row's runs cover [0, privates_R) once each; what is from
@@ -57,6 +57,13 @@ class Shared:
     rows_M: Tensor
     privates_R: Tensor
     members_RL: Tensor
+    tile: int
+
+
+def tile_members(groups: Sequence[KVGroup]) -> int:
+    """Most members of a tile of a shared run, for a model with these groups: a power of two, 64 at most."""
+    repeat = max(group.num_heads // group.num_kv_heads for group in groups)
+    return min(64, max(1, _TILE >> (repeat - 1).bit_length()))
 
 
 @dataclass(frozen=True, eq=False)

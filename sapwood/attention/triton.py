@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from sapwood.attention.base import TILE_MEMBERS, Batch, Shared
+from sapwood.attention.base import Batch, Shared, tile_members
 from sapwood.base.kv import KVGroup
 from sapwood.base.plan import RUN_LEVELS
 from sapwood.kernels import Turn
@@ -57,14 +57,15 @@ class Shapes:
     tma: bool = True
 
 
-def shapes(repeat: int, head: int, itemsize: int) -> Shapes:
-    """For `repeat` query heads per KV head of padded size `head`, in the dtype that is computed in.
+def shapes(repeat: int, tile: int, head: int, itemsize: int) -> Shapes:
+    """For `repeat` query heads per KV head of padded size `head` and shared runs in tiles of `tile` members, in the dtype
+    that is computed in.
 
-    Rows of one token and shared runs are bound by memory: small tiles, many blocks in flight. Spans are bound by the
-    matrix units: tiles as large as registers and shared memory allow. A matrix product has at least 16 rows. Float32
-    has no exact matrix unit: its products live in registers.
+    Rows of one token are bound by memory: small tiles, many blocks in flight. Spans, and runs that many share, are bound
+    by the matrix units: tiles as large as registers and shared memory allow. A matrix product has at least 16 rows.
+    Float32 has no exact matrix unit: its products live in registers.
     """
-    least, members = triton.next_power_of_2(repeat), triton.next_power_of_2(TILE_MEMBERS * repeat)
+    least, members = triton.next_power_of_2(repeat), max(16, triton.next_power_of_2(tile * repeat))
     if itemsize == 4:
         return Shapes(
             Shape(max(16, least), 16, 4, 2), Shape(max(32, least), 32, 8, 2, 1), Shape(members, 16, 8, 2), tma=False
@@ -120,7 +121,7 @@ class Triton:
         self._group, self._index, self._device, self._dtype = group, index, device, dtype
         self._repeat = group.num_heads // group.num_kv_heads
         self._head_pad = max(16, triton.next_power_of_2(group.head_dim))
-        self.shapes = shapes(self._repeat, self._head_pad, max(2, dtype.itemsize))
+        self.shapes = shapes(self._repeat, tile_members([group]), self._head_pad, max(2, dtype.itemsize))
         self._pdl, self._tma = pdl.supported(device), True
         if device.type == "cuda":
             self._num_processors = torch.cuda.get_device_properties(device).multi_processor_count
@@ -172,12 +173,12 @@ class Triton:
         num_tiles, num_members = len(shared.lows_I), len(shared.rows_M)
         most = max(self._fill(shape), num_tiles // 2)
         new = torch.empty(3 * num_members, dtype=torch.int32, device=self._device)
-        dealt = self._room(num_tiles + most, TILE_MEMBERS, new[:num_members], new[num_members:], joined=False)
-        deal.deal_runs[(1,)](
+        dealt = self._room(num_tiles + most, shared.tile, new[:num_members], new[num_members:], joined=False)
+        deal.deal_runs[(num_tiles,)](
             shared.lows_I, shared.highs_I, shared.firsts_I, shared.sizes_I, shared.rows_M,
             batch.slots_R, batch.offsets_R1, dealt.items_JW, dealt.tokens_M, dealt.places_M2,
             num_tiles, len(dealt.items_JW), most, self._least(shape),
-            N=shape.block, MEMBERS=TILE_MEMBERS, PAD=(pad := self._pad(num_tiles)), PDL=self._pdl,
+            N=shape.block, MEMBERS=shared.tile, PAD=(pad := self._pad(num_tiles)), PDL=self._pdl,
             num_warps=_deal_warps(pad), launch_pdl=self._pdl,
         )  # fmt: skip
         return dealt
@@ -269,11 +270,11 @@ class Triton:
         runs: _Dealt | None = None,
     ) -> None:
         group, members_RL = self._group, None
-        run_parts, run_lse, places_M2 = None, None, None
+        run_parts, run_lse, places_M2, members = None, None, None, 1
         if runs is not None:
             assert self._shared is not None
             run_parts, run_lse, places_M2 = runs.parts_JKMD, runs.lse_JKM, runs.places_M2
-            members_RL = self._shared.members_RL
+            members_RL, members = self._shared.members_RL, self._shared.tile
         part = triton.next_power_of_2(dealt.tile * self._repeat)
         table_SP = self._batch.tables_GSP[self._index]
         tma = dense and self.shapes.tma and self._tma and self._head_pad == group.head_dim
@@ -285,7 +286,7 @@ class Triton:
             dealt.parts_JKMD, dealt.lse_JKM, dealt.arrived_JK, run_parts, run_lse, members_RL, places_M2,
             dealt.items_JW, dealt.tokens_M, table_SP, table_SP.stride(0), scale * math.log2(math.e),
             K=group.num_kv_heads, G=self._repeat, D=group.head_dim, PAGE=group.page_size, WINDOW=group.window or 0,
-            KIND=kind.value, DENSE=dense, TMA=tma, TILE=dealt.tile, MEMBERS=TILE_MEMBERS,
+            KIND=kind.value, DENSE=dense, TMA=tma, TILE=dealt.tile, MEMBERS=members,
             LEVELS=0 if runs is None else RUN_LEVELS, M=shape.rows, N=shape.block,
             S=max(1, _JOINED // (part * self._head_pad)), R=part, D_PAD=self._head_pad, PDL=self._pdl,
             num_warps=shape.warps, num_stages=shape.stages, launch_pdl=self._pdl,

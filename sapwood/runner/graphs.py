@@ -31,7 +31,10 @@ _MIXED_CHANGES = 4096  # pages that a step with prompt chunks may turn; those of
 
 
 class Size(NamedTuple):
-    """What a step is padded to. `mixed`: rows may be of any length; else each is one token that yields another."""
+    """What a step is padded to. `mixed`: rows may be of any length; else each is one token that yields another.
+
+    `shared`: there is room for shared runs. A mixed step always has it, since a launch that finds none is cheaper than twice as many graphs.
+    """
 
     tokens: int
     rows: int
@@ -69,14 +72,15 @@ class Graphs(Generic[T]):
     """The graphs of one model, made for steps of up to `max_tokens` tokens and `max_rows` rows.
 
     `compute` launches a step given its frame, padded tokens, limits and shared runs, and returns what it leaves on the
-    device; it must do so in the same way each time, without waiting for the device. Without `capture` steps are padded
+    device; it must do so in the same way each time, without waiting for the device. `tile` is the most members of a tile
+    of a shared run. Without `capture` steps are padded
     alike and launched kernel by kernel.
     """
 
     def __init__(
-        self, compute: Compute[T], table: Table, *, max_rows: int, max_tokens: int, capture: bool = True
+        self, compute: Compute[T], table: Table, *, max_rows: int, max_tokens: int, tile: int, capture: bool = True
     ) -> None:
-        self._compute, self._table = compute, table
+        self._compute, self._table, self._tile = compute, table, tile
         self._max_rows, self._max_tokens = max_rows, max_tokens
         self._row_steps = np.array(row_steps(max_rows))
         self._token_steps = np.array(token_steps(max(max_tokens, max_rows)))
@@ -99,7 +103,7 @@ class Graphs(Generic[T]):
             return None
         step = self._captured.get(size)
         if step is None:
-            step = self._captured[size] = _Captured(size, self._table)
+            step = self._captured[size] = _Captured(size, self._room(size), self._table)
         if not step.tell(plan):
             return None
         if step.graph is None:
@@ -126,7 +130,7 @@ class Graphs(Generic[T]):
 
     def _make(self, size: Size) -> None:
         assert self._camera is not None
-        step = self._captured[size] = _Captured(size, self._table)
+        step = self._captured[size] = _Captured(size, self._room(size), self._table)
         step.launch(self._compute)  # of nobody's rows: kernels are compiled and libraries initialised by it
         step.capture(self._compute, self._camera)
 
@@ -139,11 +143,17 @@ class Graphs(Generic[T]):
             size = Size(rows, rows, False, False)
         else:
             size = self._mixed(num_tokens, plan.num_rows)
-        return size if plan.runs is None else size._replace(shared=shared.num_tiles(plan.runs) <= _room(size).tiles)
+        return size._replace(shared=size.mixed or self._shares(size, plan))
+
+    def _shares(self, size: Size, plan: Plan) -> bool:
+        return plan.runs is not None and shared.num_tiles(plan.runs, self._tile) <= self._room(size).tiles
+
+    def _room(self, size: Size) -> shared.Size:
+        return shared.Size(max(_LEAST_TILES, size.rows // 4), size.rows, self._tile)
 
     def _mixed(self, num_tokens: int, num_rows: int) -> Size:
         tokens = int(self._token_steps[np.searchsorted(self._token_steps, num_tokens)])
-        return Size(tokens, mixed_rows(num_rows, tokens, self._max_rows), True, False)
+        return Size(tokens, mixed_rows(num_rows, tokens, self._max_rows), True, True)
 
     def _likely(self) -> list[Size]:
         """Sizes worth having before they are asked for, in the order in which to take them from the end."""
@@ -157,11 +167,10 @@ class Graphs(Generic[T]):
 class _Captured(Generic[T]):
     """One size: its inputs, which stay where they are, and once it is captured its graph and what that leaves."""
 
-    def __init__(self, size: Size, table: Table) -> None:
-        self.size, self._table = size, table
+    def __init__(self, size: Size, room: shared.Size, table: Table) -> None:
+        self.size, self._room, self._table = size, room, table
         self._num_changes = _MIXED_CHANGES if size.mixed else max(size.rows, 16)
         self._frame = Frame.blank(size.rows, self._num_changes, table.nobody, table.device)
-        self._room = _room(size)
         nothing = shared.words(None, _NO_SLOTS, self._room)
         self._words = torch.from_numpy(nothing).to(table.device) if size.shared else None
         self._steady: Ints | None = None
@@ -191,10 +200,13 @@ class _Captured(Generic[T]):
             send(vector, words[len(words) - len(vector) :])
         self._steady = plan.steady if plan.num_rows == plan.num_steady else None
         if self._words is not None:
-            assert plan.runs is not None
-            if self._runs is None or self._runs[0] is not plan.runs or self._runs[1] is not plan.steady:
-                send(shared.words(plan.runs, plan.steady, self._room), self._words)
-                self._runs = plan.runs, plan.steady
+            runs = plan.runs
+            if runs is not None and shared.num_tiles(runs, self._room.tile) > self._room.tiles:
+                runs = None
+            told = None if runs is None else (runs, plan.steady)
+            if not _same(told, self._runs):
+                send(shared.words(runs, plan.steady, self._room), self._words)
+                self._runs = told
         return True
 
     def launch(self, compute: Compute[T]) -> T:
@@ -230,8 +242,10 @@ class _Camera:
 _NO_SLOTS: Ints = np.zeros(0, np.int32)
 
 
-def _room(size: Size) -> shared.Size:
-    return shared.Size(max(_LEAST_TILES, size.rows // 2), size.rows)
+def _same(told: tuple[Runs, Ints] | None, before: tuple[Runs, Ints] | None) -> bool:
+    if told is None or before is None:
+        return told is before
+    return told[0] is before[0] and told[1] is before[1]
 
 
 def memory_of(make: Callable[[], object], device: torch.device) -> int:

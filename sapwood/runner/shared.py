@@ -12,28 +12,26 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from sapwood.attention.base import TILE_MEMBERS, Shared
+from sapwood.attention.base import Shared
 from sapwood.base.plan import RUN_LEVELS, Ints, Runs
 
 _NONE = -1
 
 
 class Size(NamedTuple):
-    """Room for so many tiles and rows; every tile may have all its members."""
+    """Room for so many tiles, of `tile` members at most, and rows, each with all the memberships that it may have."""
 
     tiles: int
     rows: int
-
-    @property
-    def members(self) -> int:
-        return self.tiles * TILE_MEMBERS
+    tile: int
 
     def lengths(self) -> tuple[int, ...]:
-        return (*[self.tiles] * 4, self.members, self.rows, self.rows * RUN_LEVELS)
+        return (*[self.tiles] * 4, self.rows * RUN_LEVELS, self.rows, self.rows * RUN_LEVELS)
 
 
-def num_tiles(runs: Runs) -> int:
-    return int((-(-np.diff(runs.offsets_U1) // TILE_MEMBERS)).sum())
+def num_tiles(runs: Runs, tile: int) -> int:
+    """Tiles of at most `tile` members that the runs make."""
+    return int((-(-np.diff(runs.offsets_U1) // tile)).sum())
 
 
 def words(runs: Runs | None, steady: Ints, size: Size) -> Ints:
@@ -46,13 +44,13 @@ def words(runs: Runs | None, steady: Ints, size: Size) -> Ints:
     if runs is None:
         return vector
     members_U = np.diff(runs.offsets_U1)
-    tiles_U = -(-members_U // TILE_MEMBERS)
+    tiles_U = -(-members_U // size.tile)
     runs_I = np.repeat(np.arange(len(tiles_U)), tiles_U)
     used = len(runs_I)
     index_I = np.arange(used) - np.repeat(np.cumsum(tiles_U) - tiles_U, tiles_U)  # of the tile in its run
     lows_I[:used], highs_I[:used] = runs.lows_U[runs_I], runs.highs_U[runs_I]
-    firsts_I[:used] = runs.offsets_U1[runs_I] + index_I * TILE_MEMBERS
-    sizes_I[:used] = np.minimum(TILE_MEMBERS, runs.offsets_U1[runs_I + 1] - firsts_I[:used])
+    firsts_I[:used] = runs.offsets_U1[runs_I] + index_I * size.tile
+    sizes_I[:used] = np.minimum(size.tile, runs.offsets_U1[runs_I + 1] - firsts_I[:used])
 
     row_of = np.zeros(int(steady.max()) + 1, dtype=np.int32)
     row_of[steady] = np.arange(len(steady), dtype=np.int32)
@@ -70,4 +68,4 @@ def words(runs: Runs | None, steady: Ints, size: Size) -> Ints:
 def shared(vector: Tensor, size: Size) -> Shared:
     """Views of the vector on the device."""
     lows_I, highs_I, firsts_I, sizes_I, rows_M, privates_R, members = vector.split(size.lengths())
-    return Shared(lows_I, highs_I, firsts_I, sizes_I, rows_M, privates_R, members.view(size.rows, RUN_LEVELS))
+    return Shared(lows_I, highs_I, firsts_I, sizes_I, rows_M, privates_R, members.view(size.rows, RUN_LEVELS), size.tile)

@@ -15,7 +15,7 @@ from torch import Tensor
 from sapwood import kernels
 from sapwood.arch.groups import kv_groups
 from sapwood.arch.parts import Decoder
-from sapwood.attention.base import Backend, Limits, Long, Shared
+from sapwood.attention.base import Backend, Limits, Long, Shared, tile_members
 from sapwood.attention.select import choose, stored
 from sapwood.base.plan import Ints, Longs, Outcome, PageCopy, Plan
 from sapwood.config.options import Config
@@ -97,6 +97,7 @@ class Worker:
         self.dtype: torch.dtype = getattr(torch, config.model.dtype)
         self.groups = kv_groups(decoder, config.cache.page_size)
         self._files = None if config.model.load_format == "dummy" else files
+        self._tile = tile_members(self.groups)
         self._max_len = config.model.max_model_len
         self._max_rows = config.scheduler.max_num_seqs
         self._max_tokens = config.scheduler.max_num_batched_tokens
@@ -173,7 +174,13 @@ class Worker:
     def _make_graphs(self) -> Graphs[Pass] | None:
         if self.device.type != "cuda" or self._graph_tokens is None:
             return None
-        return Graphs(self._compute_for_graph, self.table, max_rows=self._max_rows, max_tokens=self._graph_tokens)
+        return Graphs(
+            self._compute_for_graph,
+            self.table,
+            max_rows=self._max_rows,
+            max_tokens=self._graph_tokens,
+            tile=self._tile,
+        )
 
     @torch.inference_mode()
     def allocate(self, num_pages: Sequence[int]) -> None:
@@ -211,7 +218,7 @@ class Worker:
 
     def _upload_runs(self, plan: Plan) -> Shared:
         assert plan.runs is not None
-        size = shared.Size(shared.num_tiles(plan.runs), plan.num_rows)
+        size = shared.Size(shared.num_tiles(plan.runs, self._tile), plan.num_rows, self._tile)
         return shared.shared(upload([shared.words(plan.runs, plan.steady, size)], self.device)[0], size)
 
     def _compute(

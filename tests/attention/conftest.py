@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sapwood.attention.base import TILE_MEMBERS, Backend, Batch, Limits, Shared
+from sapwood.attention.base import Backend, Batch, Limits, Shared, tile_members
 from sapwood.base.kv import KVGroup
 from sapwood.base.plan import RUN_LEVELS
 from sapwood.kernels import Turn
@@ -132,13 +132,14 @@ class World:
         )
 
     def _shared(self, slots: list[int], no_rows: int, runs: list[Run]) -> Shared:
+        most = tile_members([self.group])
         tiles: list[tuple[int, int, int, int]] = []
         rows: list[int] = []
         privates = [0] * (len(slots) + no_rows)
         members: list[list[int]] = [[] for _ in privates]
         for run in runs:
-            for place in range(0, len(run.slots), TILE_MEMBERS):
-                tile = run.slots[place : place + TILE_MEMBERS]
+            for place in range(0, len(run.slots), most):
+                tile = run.slots[place : place + most]
                 tiles.append((run.low, run.high, len(rows), len(tile)))
                 for slot in tile:
                     row = slots.index(slot)
@@ -149,7 +150,7 @@ class World:
         rows += [0] * 5
         columns = [torch.tensor(column, dtype=torch.int32) for column in (*zip(*tiles, strict=True), rows, privates)]
         members_RL = torch.tensor([numbers + [-1] * (RUN_LEVELS - len(numbers)) for numbers in members])
-        return Shared(*(column.to(self.device) for column in (*columns, members_RL.int())))
+        return Shared(*(column.to(self.device) for column in (*columns, members_RL.int())), tile=most)
 
     def step(
         self,

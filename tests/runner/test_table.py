@@ -213,8 +213,8 @@ def test_runs_are_cut_into_tiles() -> None:
         offsets_U1=ints([0, 18, 20, 23]),
         slots_M=ints([slot for some in members for slot in some]),
     )
-    assert shared.num_tiles(runs) == 4
-    for size in (shared.Size(4, 21), shared.Size(9, 40)):
+    assert shared.num_tiles(runs, 16) == 4
+    for size in (shared.Size(4, 21, 16), shared.Size(9, 40, 16)):
         found = shared.shared(torch.from_numpy(shared.words(runs, steady, size)), size)
         padding = [0] * (size.tiles - 4)
         assert found.lows_I.tolist() == [0, 0, 16, 0, *padding]

@@ -200,7 +200,8 @@ def deal_runs(
     PAD: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Tiles of shared runs, of up to MEMBERS rows. Grid (1,).
+    """Tiles of shared runs, of up to MEMBERS rows. Grid (tiles,): the first program writes the items, each the
+    memberships of its tile.
 
     Of each membership: `tokens_M` is its token, `places_M2` its tile's first item times MEMBERS plus its place in the
     tile, and the tile's number of parts.
@@ -217,16 +218,18 @@ def deal_runs(
     parts, per_part = _share_out(tl.cdiv(high - low, N), inside.to(tl.int32), most, least)
     ends = tl.cumsum(parts, axis=0)
     item = ends - parts
-    slot = tl.load(slots_R + tl.load(rows_M + first, mask=inside, other=0), mask=inside, other=0)
-    for part in range(0, tl.max(parts, axis=0)):
-        begin = low + part * per_part * N
-        end = tl.minimum(begin + per_part * N, high)
-        _write(items_JW, item + part, first, size, high, slot, begin, end, parts, tile, part < parts)
-    _clear(items_JW, None, tl.max(ends, axis=0), num_items, 1, PAD)
-    for number in range(0, MEMBERS):
-        there = number < size
-        member = first + number
-        row = tl.load(rows_M + member, mask=there, other=0)
-        tl.store(tokens_M + member, tl.load(offsets_R1 + row, mask=there, other=0), mask=there)
-        tl.store(places_M2 + member * 2, item * MEMBERS + number, mask=there)
-        tl.store(places_M2 + member * 2 + 1, parts, mask=there)
+    if tl.program_id(0) == 0:
+        slot = tl.load(slots_R + tl.load(rows_M + first, mask=inside, other=0), mask=inside, other=0)
+        for part in range(0, tl.max(parts, axis=0)):
+            begin = low + part * per_part * N
+            end = tl.minimum(begin + per_part * N, high)
+            _write(items_JW, item + part, first, size, high, slot, begin, end, parts, tile, part < parts)
+        _clear(items_JW, None, tl.max(ends, axis=0), num_items, 1, PAD)
+    mine = tile == tl.program_id(0)
+    number = tl.arange(0, MEMBERS)
+    there = number < tl.sum(tl.where(mine, size, 0), axis=0)
+    member = tl.sum(tl.where(mine, first, 0), axis=0) + number
+    row = tl.load(rows_M + member, mask=there, other=0)
+    tl.store(tokens_M + member, tl.load(offsets_R1 + row, mask=there, other=0), mask=there)
+    tl.store(places_M2 + member * 2, tl.sum(tl.where(mine, item, 0), axis=0) * MEMBERS + number, mask=there)
+    tl.store(places_M2 + member * 2 + 1, number * 0 + tl.sum(tl.where(mine, parts, 0), axis=0), mask=there)

@@ -298,6 +298,14 @@ def attend(
     keys += kv_head * (PAGE * D)
     values += kv_head * (PAGE * D)
     if KIND != SPANS:
+        if KIND == RUNS:
+            # Whole blocks of a run are seen by all its members. Of a row there are too few to be worth a second loop.
+            clear = begin + tl.maximum(end - begin, 0) // N * N
+            best_M, total_M, acc_MD = _absorb(
+                best_M, total_M, acc_MD, q_MD, position_M, begin, clear, low, table_P, keys, values, scale,
+                K, D, PAGE, WINDOW, False, False, N, D_PAD,
+            )  # fmt: skip
+            begin = clear
         best_M, total_M, acc_MD = _absorb(
             best_M, total_M, acc_MD, q_MD, position_M, begin, end, low, table_P, keys, values, scale,
             K, D, PAGE, WINDOW, True, False, N, D_PAD,
