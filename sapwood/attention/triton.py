@@ -94,6 +94,7 @@ class _Dealt:
     arrived_JK: Tensor | None
     tokens_M: Tensor | None = None
     places_M2: Tensor | None = None
+    used_1: Tensor | None = None
 
 
 class Triton:
@@ -172,12 +173,14 @@ class Triton:
         batch, shape = self._batch, self.shapes.runs
         num_tiles, num_members = len(shared.lows_I), len(shared.rows_M)
         most = max(self._fill(shape), num_tiles // 2)
-        new = torch.empty(3 * num_members, dtype=torch.int32, device=self._device)
-        dealt = self._room(num_tiles + most, shared.tile, new[:num_members], new[num_members:], joined=False)
+        new = torch.empty(1 + 3 * num_members, dtype=torch.int32, device=self._device)
+        used_1, tokens_M, places_M2 = new.split((1, num_members, 2 * num_members))
+        dealt = self._room(num_tiles + most, shared.tile, joined=False)
+        dealt = replace(dealt, used_1=used_1, tokens_M=tokens_M, places_M2=places_M2)
         deal.deal_runs[(num_tiles,)](
             shared.lows_I, shared.highs_I, shared.firsts_I, shared.sizes_I, shared.rows_M,
-            batch.slots_R, batch.offsets_R1, dealt.items_JW, dealt.tokens_M, dealt.places_M2,
-            num_tiles, len(dealt.items_JW), most, self._least(shape),
+            batch.slots_R, batch.offsets_R1, dealt.items_JW, tokens_M, places_M2, used_1,
+            num_tiles, most, self._least(shape),
             N=shape.block, MEMBERS=shared.tile, PAD=(pad := self._pad(num_tiles)), PDL=self._pdl,
             num_warps=_deal_warps(pad), launch_pdl=self._pdl,
         )  # fmt: skip
@@ -219,8 +222,6 @@ class Triton:
         self,
         num_items: int,
         tile: int,
-        tokens_M: Tensor | None = None,
-        places_M2: Tensor | None = None,
         *,
         parts: bool = True,
         joined: bool = True,
@@ -228,12 +229,12 @@ class Triton:
         group, device = self._group, self._device
         items_JW = torch.empty((num_items, deal.ITEM), dtype=torch.int32, device=device)
         if not parts:
-            return _Dealt(items_JW, tile, None, None, None, tokens_M, places_M2)
+            return _Dealt(items_JW, tile, None, None, None)
         rows = (num_items, group.num_kv_heads, tile * self._repeat)
         parts_JKMD = torch.empty((*rows, group.head_dim), dtype=torch.float32, device=device)
         lse_JKM = torch.empty(rows, dtype=torch.float32, device=device)
         arrived_JK = torch.empty(rows[:2], dtype=torch.int32, device=device) if joined else None
-        return _Dealt(items_JW, tile, parts_JKMD, lse_JKM, arrived_JK, tokens_M, places_M2)
+        return _Dealt(items_JW, tile, parts_JKMD, lse_JKM, arrived_JK)
 
     # ---- once per layer
 
@@ -281,10 +282,13 @@ class Triton:
         kv_TX = None
         if tma:
             kv_TX = TensorDescriptor.from_tensor(heads_TXD.flatten(1), [shape.block, group.head_dim])
-        paged.attend[(len(dealt.items_JW), group.num_kv_heads)](
+        num_items, grid = len(dealt.items_JW), (group.num_kv_heads, len(dealt.items_JW))
+        if kind == paged.RUNS:
+            grid = (min(num_items * group.num_kv_heads, self._num_processors * shape.programs), 1)
+        paged.attend[grid](
             heads_TXD, heads_TXD.stride(0), kv_TX, self._keys[layer], self._values[layer], out_THD,
             dealt.parts_JKMD, dealt.lse_JKM, dealt.arrived_JK, run_parts, run_lse, members_RL, places_M2,
-            dealt.items_JW, dealt.tokens_M, table_SP, table_SP.stride(0), scale * math.log2(math.e),
+            dealt.items_JW, dealt.tokens_M, dealt.used_1, table_SP, table_SP.stride(0), scale * math.log2(math.e),
             K=group.num_kv_heads, G=self._repeat, D=group.head_dim, PAGE=group.page_size, WINDOW=group.window or 0,
             KIND=kind.value, DENSE=dense, TMA=tma, TILE=dealt.tile, MEMBERS=members,
             LEVELS=0 if runs is None else RUN_LEVELS, M=shape.rows, N=shape.block,

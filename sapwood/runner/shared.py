@@ -68,4 +68,6 @@ def words(runs: Runs | None, steady: Ints, size: Size) -> Ints:
 def shared(vector: Tensor, size: Size) -> Shared:
     """Views of the vector on the device."""
     lows_I, highs_I, firsts_I, sizes_I, rows_M, privates_R, members = vector.split(size.lengths())
-    return Shared(lows_I, highs_I, firsts_I, sizes_I, rows_M, privates_R, members.view(size.rows, RUN_LEVELS), size.tile)
+    return Shared(
+        lows_I, highs_I, firsts_I, sizes_I, rows_M, privates_R, members.view(size.rows, RUN_LEVELS), size.tile
+    )

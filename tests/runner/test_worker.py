@@ -69,7 +69,12 @@ class Padded(Subject):
         worker = self.worker
         worker._logits_NV = torch.empty(8, self.vocab_size, device=worker.device)
         worker._graphs = Graphs(
-            worker._compute_for_graph, worker.table, max_rows=8, max_tokens=64, tile=worker._tile, capture=device != "cpu"
+            worker._compute_for_graph,
+            worker.table,
+            max_rows=8,
+            max_tokens=64,
+            tile=worker._tile,
+            capture=device != "cpu",
         )
 
     def desk(self, seed: int = 0) -> Desk:

@@ -33,7 +33,7 @@ ITEM = 8
 
 _NUMBERS = ["num_rows", "num_tiles", "num_items", "most", "least"]
 _POINTERS = ["slots_R", "starts_R", "counts_R", "offsets_R1", "privates_R", "lows_I", "highs_I", "firsts_I", "sizes_I"]
-_POINTERS += ["rows_M", "places_M2"]
+_POINTERS += ["rows_M", "places_M2", "used_1"]
 """What varies from step to step, the pointers by how they are aligned: no kernel is compiled again for that."""
 
 
@@ -191,8 +191,8 @@ def deal_runs(
     items_JW,
     tokens_M,
     places_M2,
+    used_1,
     num_tiles,
-    num_items,
     most,
     least,
     N: tl.constexpr,
@@ -203,7 +203,7 @@ def deal_runs(
     """Tiles of shared runs, of up to MEMBERS rows. Grid (tiles,): the first program writes the items, each the
     memberships of its tile.
 
-    Of each membership: `tokens_M` is its token, `places_M2` its tile's first item times MEMBERS plus its place in the
+    The first `used_1` items have something to do. Of each membership: `tokens_M` is its token, `places_M2` its tile's first item times MEMBERS plus its place in the
     tile, and the tile's number of parts.
     """
     if PDL:
@@ -224,7 +224,7 @@ def deal_runs(
             begin = low + part * per_part * N
             end = tl.minimum(begin + per_part * N, high)
             _write(items_JW, item + part, first, size, high, slot, begin, end, parts, tile, part < parts)
-        _clear(items_JW, None, tl.max(ends, axis=0), num_items, 1, PAD)
+        tl.store(used_1, tl.max(ends, axis=0))
     mine = tile == tl.program_id(0)
     number = tl.arange(0, MEMBERS)
     there = number < tl.sum(tl.where(mine, size, 0), axis=0)

@@ -219,8 +219,10 @@ def _join(
     return best_R, total_R, acc_RD
 
 
-@triton.jit(do_not_specialize_on_alignment=["tokens_of", "members_RL", "places_M2"])
-def attend(
+@triton.jit
+def _item(
+    item,
+    kv_head,
     heads_TXD,
     stride,
     kv_TX,
@@ -257,22 +259,9 @@ def attend(
     D_PAD: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Attention of one item and one KV head. Grid (items, K).
-
-    A tile is up to TILE queries, or members (RUNS), of which `tokens_of` names the tokens. DENSE (SPANS): keys and
-    values of a span's own tokens are read from `heads_TXD`, and only those before it from pages. An item that is not
-    all of its tile leaves its weighted mean and the log2 of its sum of exponentials at [item, KV head, row of the tile].
-    `arrived_JK` (0 before and after) counts the parts of a tile at its first item; without it nobody joins them. With
-    LEVELS, tiles are rows of one token, and the parts of the runs that a row is a member of join as well. R is TILE * G
-    or more, a power of two.
-    """
-    item, kv_head = tl.program_id(0), tl.program_id(1)
-    if PDL:
-        pdl.join()
+    """Attention of one item and one KV head."""
     record = items_JW + item * 8
     count = tl.load(record + 1)
-    if count == 0:
-        return
     first, position, slot = tl.load(record), tl.load(record + 2), tl.load(record + 3)
     begin, end = tl.load(record + 4), tl.load(record + 5)
 
@@ -344,6 +333,8 @@ def attend(
             K, D, PAGE, WINDOW, True, True, N, D_PAD,
         )  # fmt: skip
 
+    if PDL and LEVELS > 0:
+        pdl.catch_up()
     # A part may hold nothing that some query sees; its weight in the merge is then 0.
     acc_MD = acc_MD / tl.where(total_M > 0.0, total_M, 1.0)[:, None]
     apart = tl.load(record + 6)
@@ -381,3 +372,79 @@ def attend(
                 whole_RD = (acc_RD / tl.where(total_R > 0.0, total_R, 1.0)[:, None]).to(out_THD.dtype.element_ty)
                 there_RD = valid_R[:, None] & (d_D[None, :] < D)
                 tl.store(out_THD + place_R[:, None] * D + d_D[None, :], whole_RD, mask=there_RD)
+
+
+@triton.jit(do_not_specialize_on_alignment=["tokens_of", "used_1", "members_RL", "places_M2"])
+def attend(
+    heads_TXD,
+    stride,
+    kv_TX,
+    keys,
+    values,
+    out_THD,
+    parts_JKMD,
+    lse_JKM,
+    arrived_JK,
+    run_parts_JKMD,
+    run_lse_JKM,
+    members_RL,
+    places_M2,
+    items_JW,
+    tokens_of,
+    used_1,
+    tables_SP,
+    table_stride,
+    scale,
+    K: tl.constexpr,
+    G: tl.constexpr,
+    D: tl.constexpr,
+    PAGE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    KIND: tl.constexpr,
+    DENSE: tl.constexpr,
+    TMA: tl.constexpr,
+    TILE: tl.constexpr,
+    MEMBERS: tl.constexpr,
+    LEVELS: tl.constexpr,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    S: tl.constexpr,
+    R: tl.constexpr,
+    D_PAD: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Attention of all items. Grid (K, items), or for RUNS, of which there are few, as many programs as the device holds:
+    they share the first `used_1` items.
+
+    A tile is up to TILE queries, or members (RUNS), of which `tokens_of` names the tokens. DENSE (SPANS): keys and
+    values of a span's own tokens are read from `heads_TXD`, and only those before it from pages. An item that is not
+    all of its tile leaves its weighted mean and the log2 of its sum of exponentials at [item, KV head, row of the tile].
+    `arrived_JK` (0 before and after) counts the parts of a tile at its first item; without it nobody joins them. With
+    LEVELS, tiles are rows of one token, and the parts of the runs that a row is a member of join as well; the launch over
+    the runs is the one before, and both are at work at the same time. R is TILE * G or more, a power of two.
+    """
+    if KIND == RUNS:
+        if PDL:
+            pdl.lead()
+        zero = tl.program_id(1)  # in the interpreter, what is added to it becomes a tensor
+        for number in range(tl.program_id(0), tl.load(used_1) * K, tl.num_programs(0)):
+            _item(
+                zero + number // K, zero + number % K, heads_TXD, stride, kv_TX, keys, values, out_THD, parts_JKMD, lse_JKM, arrived_JK,
+                run_parts_JKMD, run_lse_JKM, members_RL, places_M2, items_JW, tokens_of, tables_SP, table_stride, scale,
+                K, G, D, PAGE, WINDOW, KIND, DENSE, TMA, TILE, MEMBERS, LEVELS, M, N, S, R, D_PAD, PDL,
+            )  # fmt: skip
+    else:
+        if PDL:
+            if LEVELS:
+                pdl.follow()
+            else:
+                pdl.join()
+        if tl.load(items_JW + tl.program_id(1) * 8 + 1) > 0:
+            _item(
+                tl.program_id(1), tl.program_id(0), heads_TXD, stride, kv_TX, keys, values, out_THD, parts_JKMD, lse_JKM,
+                arrived_JK, run_parts_JKMD, run_lse_JKM, members_RL, places_M2, items_JW, tokens_of, tables_SP,
+                table_stride, scale,
+                K, G, D, PAGE, WINDOW, KIND, DENSE, TMA, TILE, MEMBERS, LEVELS, M, N, S, R, D_PAD, PDL,
+            )  # fmt: skip
+        elif PDL and LEVELS > 0:
+            pdl.catch_up()

@@ -2,7 +2,7 @@
 
 A kernel that is launched so (`launch_pdl=True`, from compute capability 9.0 on) may do at once what depends on no other
 kernel, such as reading weights. Before it reads or writes anything that another kernel of the step touches, it calls
-`join`; every kernel launched so must, since "the kernel before has ended" then means that all before it have.
+`join` (or what follows here); every kernel launched so must, since "the kernel before has ended" then means that all before it have.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -20,6 +20,25 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 def supported(device: torch.device) -> bool:
     """Whether kernels on this device may be launched so; never in Triton's interpreter."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+@triton.jit
+def lead():
+    """Wait as `join` does, and only then let the next kernel's blocks start: it may `follow`."""
+    gdc_wait()
+    gdc_launch_dependents()
+
+
+@triton.jit
+def follow():
+    """After a kernel that leads: what the kernels before that one wrote may be read at once, and what the leading one
+    writes after `catch_up`, which every program must call before it ends."""
+    gdc_launch_dependents()
+
+
+@triton.jit
+def catch_up():
+    gdc_wait()
 
 
 @triton.jit
