@@ -292,7 +292,8 @@ class Triton:
             K=group.num_kv_heads, G=self._repeat, D=group.head_dim, PAGE=group.page_size, WINDOW=group.window or 0,
             KIND=kind.value, DENSE=dense, TMA=tma, TILE=dealt.tile, MEMBERS=members,
             LEVELS=0 if runs is None else RUN_LEVELS, M=shape.rows, N=shape.block,
-            S=max(1, _JOINED // (part * self._head_pad)), R=part, D_PAD=self._head_pad, PDL=self._pdl,
+            S=max(1, _JOINED // (part * self._head_pad)), R=part,
+            ALONE=max(1, _JOINED // (2 * shape.rows * self._head_pad)), D_PAD=self._head_pad, PDL=self._pdl,
             num_warps=shape.warps, num_stages=shape.stages, launch_pdl=self._pdl,
         )  # fmt: skip
 

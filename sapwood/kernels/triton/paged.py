@@ -13,8 +13,8 @@ the lengths; programs that find nothing to do leave at once.
 Scores are kept in base 2: `scale`, which is positive, comes multiplied by log2(e).
 
 Suffix legend: T tokens, H query heads, K KV heads, X = H + 2K heads side by side, D head size, J items, W words of an
-item, M rows of a tile (queries x heads), N positions of a block, S parts read at once, R rows of a tile as parts hold
-them, L levels of shared runs.
+item, M rows of a tile (queries x heads), N positions of a block, S parts read at once (ALONE where no part of the
+tile's own is left), R rows of a tile as parts hold them, L levels of shared runs.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -220,6 +220,11 @@ def _join(
 
 
 @triton.jit
+def _pick(x_L, l_L, level: tl.constexpr):
+    return tl.sum(tl.where(l_L == level, x_L, 0), axis=0)
+
+
+@triton.jit
 def _item(
     item,
     kv_head,
@@ -256,6 +261,7 @@ def _item(
     N: tl.constexpr,
     S: tl.constexpr,
     R: tl.constexpr,
+    ALONE: tl.constexpr,
     D_PAD: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -273,6 +279,12 @@ def _item(
         token_M = tl.load(tokens_of + first + query_M, mask=valid_M, other=0).to(tl.int64)
     else:
         token_M = (first + query_M).to(tl.int64)
+    if LEVELS:
+        # Where the row's parts of runs are; known before the launch that leaves them has ended.
+        l_L = tl.arange(0, LEVELS)
+        member_L = tl.load(members_RL + tl.load(record + 7) * LEVELS + l_L)
+        place_L = tl.load(places_M2 + member_L * 2, mask=member_L >= 0, other=0)
+        run_parts_L = tl.load(places_M2 + member_L * 2 + 1, mask=member_L >= 0, other=0)
     d_D = tl.arange(0, D_PAD)
     inside_MD = valid_M[:, None] & (d_D[None, :] < D)
     q_place = token_M[:, None] * stride + head_M[:, None] * D + d_D[None, :]
@@ -335,9 +347,20 @@ def _item(
 
     if PDL and LEVELS > 0:
         pdl.catch_up()
+    apart = tl.load(record + 6)
+    if LEVELS:  # noqa: SIM102
+        # The item is all of the row that no run holds: the runs' parts join it here, and nothing is left for others.
+        if apart == 1:
+            for level in tl.static_range(LEVELS):
+                place, run_parts = _pick(place_L, l_L, level), _pick(run_parts_L, l_L, level)
+                run = ((place // MEMBERS).to(tl.int64) * K + kv_head) * (MEMBERS * G) + place % MEMBERS * G
+                best_M, total_M, acc_MD = _join(
+                    best_M, total_M, acc_MD, valid_M, run_parts_JKMD, run_lse_JKM,
+                    run, K * MEMBERS * G, run_parts, D, ALONE, M, D_PAD,
+                )  # fmt: skip
+            apart = 0
     # A part may hold nothing that some query sees; its weight in the merge is then 0.
     acc_MD = acc_MD / tl.where(total_M > 0.0, total_M, 1.0)[:, None]
-    apart = tl.load(record + 6)
     if apart == 0:
         place_M = token_M * (K * G) + head_M
         tl.store(out_THD + place_M[:, None] * D + d_D[None, :], acc_MD.to(out_THD.dtype.element_ty), mask=inside_MD)
@@ -360,14 +383,12 @@ def _item(
                     (lead.to(tl.int64) * K + kv_head) * (TILE * G), K * TILE * G, parts, D, S, R, D_PAD,
                 )  # fmt: skip
                 for level in tl.static_range(LEVELS):
-                    member = tl.load(members_RL + tl.load(record + 7) * LEVELS + level)
-                    if member >= 0:
-                        place, run_parts = tl.load(places_M2 + member * 2), tl.load(places_M2 + member * 2 + 1)
-                        run = ((place // MEMBERS).to(tl.int64) * K + kv_head) * (MEMBERS * G) + place % MEMBERS * G
-                        best_R, total_R, acc_RD = _join(
-                            best_R, total_R, acc_RD, valid_R, run_parts_JKMD, run_lse_JKM,
-                            run, K * MEMBERS * G, run_parts, D, S, R, D_PAD,
-                        )  # fmt: skip
+                    place, run_parts = _pick(place_L, l_L, level), _pick(run_parts_L, l_L, level)
+                    run = ((place // MEMBERS).to(tl.int64) * K + kv_head) * (MEMBERS * G) + place % MEMBERS * G
+                    best_R, total_R, acc_RD = _join(
+                        best_R, total_R, acc_RD, valid_R, run_parts_JKMD, run_lse_JKM,
+                        run, K * MEMBERS * G, run_parts, D, S, R, D_PAD,
+                    )  # fmt: skip
                 place_R = (first + r_R // G).to(tl.int64) * (K * G) + kv_head * G + r_R % G
                 whole_RD = (acc_RD / tl.where(total_R > 0.0, total_R, 1.0)[:, None]).to(out_THD.dtype.element_ty)
                 there_RD = valid_R[:, None] & (d_D[None, :] < D)
@@ -410,6 +431,7 @@ def attend(
     N: tl.constexpr,
     S: tl.constexpr,
     R: tl.constexpr,
+    ALONE: tl.constexpr,
     D_PAD: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -431,7 +453,7 @@ def attend(
             _item(
                 zero + number // K, zero + number % K, heads_TXD, stride, kv_TX, keys, values, out_THD, parts_JKMD, lse_JKM, arrived_JK,
                 run_parts_JKMD, run_lse_JKM, members_RL, places_M2, items_JW, tokens_of, tables_SP, table_stride, scale,
-                K, G, D, PAGE, WINDOW, KIND, DENSE, TMA, TILE, MEMBERS, LEVELS, M, N, S, R, D_PAD, PDL,
+                K, G, D, PAGE, WINDOW, KIND, DENSE, TMA, TILE, MEMBERS, LEVELS, M, N, S, R, ALONE, D_PAD, PDL,
             )  # fmt: skip
     else:
         if PDL:
@@ -444,7 +466,7 @@ def attend(
                 tl.program_id(1), tl.program_id(0), heads_TXD, stride, kv_TX, keys, values, out_THD, parts_JKMD, lse_JKM,
                 arrived_JK, run_parts_JKMD, run_lse_JKM, members_RL, places_M2, items_JW, tokens_of, tables_SP,
                 table_stride, scale,
-                K, G, D, PAGE, WINDOW, KIND, DENSE, TMA, TILE, MEMBERS, LEVELS, M, N, S, R, D_PAD, PDL,
+                K, G, D, PAGE, WINDOW, KIND, DENSE, TMA, TILE, MEMBERS, LEVELS, M, N, S, R, ALONE, D_PAD, PDL,
             )  # fmt: skip
         elif PDL and LEVELS > 0:
             pdl.catch_up()
