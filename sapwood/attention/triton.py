@@ -74,11 +74,11 @@ def shapes(repeat: int, tile: int, head: int, itemsize: int) -> Shapes:
         return Shapes(
             Shape(max(16, least), 32, 4, 3), Shape(max(64, least), 32, 4, 2), Shape(members, 32, 8, 2), tma=False
         )
-    runs = Shape(members, 64, 4, 3) if members < 64 else Shape(members, 32, 4, 4)
     return Shapes(
         Shape(max(16, least), 64, 4, 3, 3),
         Shape(max(128, least), 64, 4 if head <= 64 else 8, 3, 1),
-        runs if members <= 64 else Shape(members, 64, 8, 3, 1),
+        # In few parts, for every one is read again by each of the members.
+        Shape(members, 64, 8, 3, 1, 512) if members > 64 else Shape(members, 64, 4, 3, 2, 512),
     )
 
 

@@ -30,6 +30,10 @@ ROWS, SPANS, RUNS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 """What the tiles of a launch are: rows of one token, longer spans, members of shared runs."""
 
 
+FEW = tl.constexpr(2)
+"""Parts of runs that a row joins to its own while that is in registers."""
+
+
 @triton.jit
 def _page(table_P, position, end, PAGE: tl.constexpr, N: tl.constexpr):
     """The page of each position of a block; one for all of them where a block lies in one page. Page 0 beyond `end`.
@@ -349,8 +353,9 @@ def _item(
         pdl.catch_up()
     apart = tl.load(record + 6)
     if LEVELS:  # noqa: SIM102
-        # The item is all of the row that no run holds: the runs' parts join it here, and nothing is left for others.
-        if apart == 1:
+        # The item is all of the row that no run holds. A few parts of runs join it here, and none of its own is left;
+        # many are read faster all at once, below.
+        if (apart == 1) & (tl.sum(run_parts_L, axis=0) <= FEW):
             for level in tl.static_range(LEVELS):
                 place, run_parts = _pick(place_L, l_L, level), _pick(run_parts_L, l_L, level)
                 run = ((place // MEMBERS).to(tl.int64) * K + kv_head) * (MEMBERS * G) + place % MEMBERS * G
