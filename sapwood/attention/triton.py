@@ -294,6 +294,7 @@ class Triton:
             LEVELS=0 if runs is None else RUN_LEVELS, M=shape.rows, N=shape.block,
             S=max(1, _JOINED // (part * self._head_pad)), R=part,
             ALONE=max(1, _JOINED // (2 * shape.rows * self._head_pad)), D_PAD=self._head_pad, PDL=self._pdl,
+            PAIRS=self._dtype.itemsize == 1 and heads_TXD.dtype.itemsize == 2, CVT=self._device.type == "cuda",
             num_warps=shape.warps, num_stages=shape.stages, launch_pdl=self._pdl,
         )  # fmt: skip
 

@@ -98,6 +98,91 @@ def _absorb(
 
 
 @triton.jit
+def _widen(pairs_NH, CVT: tl.constexpr):
+    """The even and the odd ones of float8_e4m3fn that lie in pairs, as float16, which holds all of them exactly."""
+    if CVT:
+        return tl.inline_asm_elementwise(
+            """
+            {
+            .reg .b16 low, high;
+            .reg .b32 first, second;
+            mov.b32 {low, high}, $2;
+            cvt.rn.f16x2.e4m3x2 first, low;
+            cvt.rn.f16x2.e4m3x2 second, high;
+            prmt.b32 $0, first, second, 0x5410;
+            prmt.b32 $1, first, second, 0x7632;
+            }
+            """,
+            "=r,=r,r", [pairs_NH], dtype=(tl.float16, tl.float16), is_pure=True, pack=2,
+        )  # fmt: skip
+    even_NH = (pairs_NH & 0xFF).to(tl.uint8).to(tl.float8e4nv, bitcast=True)
+    odd_NH = ((pairs_NH >> 8) & 0xFF).to(tl.uint8).to(tl.float8e4nv, bitcast=True)
+    return even_NH.to(tl.float16), odd_NH.to(tl.float16)
+
+
+@triton.jit
+def _absorb_pairs(
+    best_M,
+    total_M,
+    acc_MD,
+    q_MD,
+    begin,
+    end,
+    low,
+    table_P,
+    keys,
+    values,
+    scale,
+    K: tl.constexpr,
+    D: tl.constexpr,
+    PAGE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    BOUNDED: tl.constexpr,
+    CVT: tl.constexpr,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    D_PAD: tl.constexpr,
+):
+    """`_absorb` without CAUSAL where cells are float8_e4m3fn and queries of 16 bits.
+
+    Cells are read as pairs, and even and odd dimensions go through products of their own: matrix units take operands of
+    16 bits, which shared memory hands over transposed where it must, as it does not with single bytes. Products are in
+    float16, to which e4m3 widens in one instruction; queries are cut to its range.
+    """
+    h_H = tl.arange(0, D_PAD // 2)
+    keys, values = keys.to(tl.pointer_type(tl.int16)), values.to(tl.pointer_type(tl.int16))
+    q_MD = tl.minimum(tl.maximum(q_MD.to(tl.float32), -65504.0), 65504.0).to(tl.float16)
+    even_MH, odd_MH = tl.split(tl.reshape(q_MD, [M, D_PAD // 2, 2]))
+    even_acc_MH, odd_acc_MH = tl.split(tl.reshape(acc_MD, [M, D_PAD // 2, 2]))
+    page = _page(table_P, begin, end, PAGE, N)
+    for position in tl.range(begin, end, N):
+        position_N = position + tl.arange(0, N)
+        inside_N = position_N < end
+        if WINDOW:
+            inside_N = inside_N & (position_N >= low)
+        cell_N = page.to(tl.int64) * (K * PAGE * (D // 2)) + (position_N % PAGE) * (D // 2)
+        page = _page(table_P, position + N, end, PAGE, N)
+        k_place, v_place = keys + cell_N[:, None] + h_H[None, :], values + cell_N[:, None] + h_H[None, :]
+        if BOUNDED or D != D_PAD:
+            inside_NH = inside_N[:, None] & (h_H[None, :] < D // 2)
+            k_NH = tl.load(k_place, mask=inside_NH, other=0)
+            v_NH = tl.load(v_place, mask=inside_NH, other=0)
+        else:
+            k_NH = tl.load(k_place)
+            v_NH = tl.load(v_place)
+        even_NH, odd_NH = _widen(k_NH, CVT)
+        score_MN = tl.dot(odd_MH, tl.trans(odd_NH), tl.dot(even_MH, tl.trans(even_NH)))
+        if BOUNDED:
+            score_MN = tl.where(inside_N[None, :], score_MN, float("-inf"))
+        best_M, total_M, shrink_M, weight_MN = _soften(best_M, total_M, score_MN, scale, BOUNDED)
+        weight_MN = weight_MN.to(tl.float16)
+        even_NH, odd_NH = _widen(v_NH, CVT)
+        even_acc_MH = tl.dot(weight_MN, even_NH, even_acc_MH * shrink_M[:, None])
+        odd_acc_MH = tl.dot(weight_MN, odd_NH, odd_acc_MH * shrink_M[:, None])
+    return best_M, total_M, tl.interleave(even_acc_MH, odd_acc_MH)
+
+
+@triton.jit
 def _absorb_dense(
     best_M,
     total_M,
@@ -173,16 +258,22 @@ def _weigh(
             score_MN = tl.where(seen_MN, score_MN, float("-inf"))
         else:
             score_MN = tl.where(inside_N[None, :], score_MN, float("-inf"))
+    best_M, total_M, shrink_M, weight_MN = _soften(best_M, total_M, score_MN, scale, BOUNDED)
+    acc_MD = acc_MD * shrink_M[:, None]
+    acc_MD = tl.dot(weight_MN.to(v_ND.dtype), v_ND, acc_MD, input_precision="ieee")
+    return best_M, total_M, acc_MD
+
+
+@triton.jit
+def _soften(best_M, total_M, score_MN, scale, BOUNDED: tl.constexpr):
+    """Weights of a block, and by what earlier ones shrink, as the best score of a query grows."""
     better_M = tl.maximum(best_M, tl.max(score_MN, axis=1) * scale)
     pivot_M = better_M
     if BOUNDED:  # a query that has seen nothing yet has best -inf, and -inf - -inf would be NaN
         pivot_M = tl.where(better_M == float("-inf"), 0.0, better_M)
     weight_MN = tl.exp2(score_MN * scale - pivot_M[:, None])
     shrink_M = tl.exp2(best_M - pivot_M)
-    total_M = total_M * shrink_M + tl.sum(weight_MN, axis=1)
-    acc_MD = acc_MD * shrink_M[:, None]
-    acc_MD = tl.dot(weight_MN.to(v_ND.dtype), v_ND, acc_MD, input_precision="ieee")
-    return better_M, total_M, acc_MD
+    return better_M, total_M * shrink_M + tl.sum(weight_MN, axis=1), shrink_M, weight_MN
 
 
 @triton.jit
@@ -268,6 +359,8 @@ def _item(
     ALONE: tl.constexpr,
     D_PAD: tl.constexpr,
     PDL: tl.constexpr,
+    PAIRS: tl.constexpr,
+    CVT: tl.constexpr,
 ):
     """Attention of one item and one KV head."""
     record = items_JW + item * 8
@@ -302,7 +395,19 @@ def _item(
     table_P = tables_SP + slot.to(tl.int64) * table_stride
     keys += kv_head * (PAGE * D)
     values += kv_head * (PAGE * D)
-    if KIND != SPANS:
+    if KIND != SPANS and PAIRS:
+        if KIND == RUNS:
+            clear = begin + tl.maximum(end - begin, 0) // N * N
+            best_M, total_M, acc_MD = _absorb_pairs(
+                best_M, total_M, acc_MD, q_MD, begin, clear, low, table_P, keys, values, scale,
+                K, D, PAGE, WINDOW, False, CVT, M, N, D_PAD,
+            )  # fmt: skip
+            begin = clear
+        best_M, total_M, acc_MD = _absorb_pairs(
+            best_M, total_M, acc_MD, q_MD, begin, end, low, table_P, keys, values, scale,
+            K, D, PAGE, WINDOW, True, CVT, M, N, D_PAD,
+        )  # fmt: skip
+    elif KIND != SPANS:
         if KIND == RUNS:
             # Whole blocks of a run are seen by all its members. Of a row there are too few to be worth a second loop.
             clear = begin + tl.maximum(end - begin, 0) // N * N
@@ -439,6 +544,8 @@ def attend(
     ALONE: tl.constexpr,
     D_PAD: tl.constexpr,
     PDL: tl.constexpr,
+    PAIRS: tl.constexpr,
+    CVT: tl.constexpr,
 ):
     """Attention of all items. Grid (K, items), or for RUNS, of which there are few, as many programs as the device holds:
     they share the first `used_1` items.
@@ -458,7 +565,7 @@ def attend(
             _item(
                 zero + number // K, zero + number % K, heads_TXD, stride, kv_TX, keys, values, out_THD, parts_JKMD, lse_JKM, arrived_JK,
                 run_parts_JKMD, run_lse_JKM, members_RL, places_M2, items_JW, tokens_of, tables_SP, table_stride, scale,
-                K, G, D, PAGE, WINDOW, KIND, DENSE, TMA, TILE, MEMBERS, LEVELS, M, N, S, R, ALONE, D_PAD, PDL,
+                K, G, D, PAGE, WINDOW, KIND, DENSE, TMA, TILE, MEMBERS, LEVELS, M, N, S, R, ALONE, D_PAD, PDL, PAIRS, CVT,
             )  # fmt: skip
     else:
         if PDL:
@@ -471,7 +578,7 @@ def attend(
                 tl.program_id(1), tl.program_id(0), heads_TXD, stride, kv_TX, keys, values, out_THD, parts_JKMD, lse_JKM,
                 arrived_JK, run_parts_JKMD, run_lse_JKM, members_RL, places_M2, items_JW, tokens_of, tables_SP,
                 table_stride, scale,
-                K, G, D, PAGE, WINDOW, KIND, DENSE, TMA, TILE, MEMBERS, LEVELS, M, N, S, R, ALONE, D_PAD, PDL,
+                K, G, D, PAGE, WINDOW, KIND, DENSE, TMA, TILE, MEMBERS, LEVELS, M, N, S, R, ALONE, D_PAD, PDL, PAIRS, CVT,
             )  # fmt: skip
         elif PDL and LEVELS > 0:
             pdl.catch_up()
