@@ -20,9 +20,6 @@ from sapwood.kernels import Kernels, Turn
 _TILE = 128
 """Queries x heads of a tile of a shared run: so many that keys and values are read seldom, and matrix units are fed."""
 
-LONG = 1024
-"""Spans of so many tokens or more are named in `Batch.long`."""
-
 
 class Limits(NamedTuple):
     """What a host knows of a batch's rows: at most so many of one token, and of more."""
@@ -32,13 +29,14 @@ class Limits(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Long:
-    """A span of LONG tokens or more, exactly: its row, its first token of the step and that token's position."""
+class Spans:
+    """The last `number` rows of a batch, from `first` on, which may have more than one token; `tokens` are theirs in all,
+    `longest` those of one at most."""
 
-    row: int
     first: int
-    start: int
-    count: int
+    number: int
+    tokens: int
+    longest: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,8 +74,8 @@ class Batch:
 
     All of them may be padded: rows beyond the step's have count 0, the slot of nobody and the last offset again; tokens
     beyond the step's belong to no row and have id, position and cell 0. `limits` are then those of the padded batch.
-    `shared` are runs that a group with a window does not heed. `long` may be empty whatever the spans, and is where
-    the host may not know them: inside a graph.
+    `shared` are runs that a group with a window does not heed. `spans` is None where the host may not know them: inside a
+    graph.
     """
 
     ids_T: Tensor
@@ -90,7 +88,7 @@ class Batch:
     cells_GT: Sequence[Tensor]
     limits: Limits
     shared: Shared | None = None
-    long: tuple[Long, ...] = ()
+    spans: Spans | None = None
 
 
 class Backend(Protocol):

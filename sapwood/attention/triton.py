@@ -1,7 +1,7 @@
 """Attention on CUDA devices with the kernels of `sapwood.kernels.triton`: `place`, `deal` and `paged`.
 
 Rows of one token, longer spans and runs of shared pages are mixed freely; each kind is one launch, left out when the
-step has none. Launch sizes follow from the numbers of tokens, rows and tiles alone, and `plan` deals out the work on
+step has none. Long prompt chunks are left to cuDNN (`sapwood.attention.cudnn`) where it is at hand. Launch sizes follow from the numbers of tokens, rows and tiles alone, and `plan` deals out the work on
 the device, so that a launch made for the worst case of a bucket serves every step that fits it.
 
 Suffix legend: T tokens of the step, R rows, J items, W words of an item, H query heads, K KV heads, G query heads per KV
@@ -20,6 +20,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from sapwood.attention.base import Batch, Shared, tile_members
+from sapwood.attention.cudnn import Cudnn
 from sapwood.base.kv import KVGroup
 from sapwood.base.plan import RUN_LEVELS
 from sapwood.kernels import Turn
@@ -124,6 +125,7 @@ class Triton:
         self._head_pad = max(16, triton.next_power_of_2(group.head_dim))
         self.shapes = shapes(self._repeat, tile_members([group]), self._head_pad, max(2, dtype.itemsize))
         self._pdl, self._tma = pdl.supported(device), True
+        self._cudnn = Cudnn.make(group, device, dtype)
         if device.type == "cuda":
             self._num_processors = torch.cuda.get_device_properties(device).multi_processor_count
             self._tma = torch.cuda.get_device_capability(device) >= (9, 0)
@@ -139,6 +141,8 @@ class Triton:
         shape = (group.num_layers, num_pages, group.num_kv_heads, group.page_size, group.head_dim)
         self._keys = torch.zeros(shape, dtype=self._dtype, device=self._device)
         self._values = torch.zeros_like(self._keys)
+        if self._cudnn is not None:
+            self._cudnn.allocate(num_pages)
 
     def copy(self, sources_C: Tensor, targets_C: Tensor) -> None:
         for pages in (self._keys, self._values):
@@ -152,7 +156,12 @@ class Triton:
         self._shared = batch.shared if self._group.window is None and batch.limits.decodes else None
         self._rows = self._deal_rows() if batch.limits.decodes else None
         self._runs = None if self._shared is None else self._deal_runs(self._shared)
-        self._spans = self._deal_spans() if batch.limits.spans else None
+        self._by_cudnn = (
+            batch.limits.spans > 0
+            and self._cudnn is not None
+            and self._cudnn.plan(batch, batch.tables_GSP[self._index], self._values)
+        )
+        self._spans = self._deal_spans() if batch.limits.spans and not self._by_cudnn else None
 
     def _deal_rows(self) -> _Dealt:
         batch, shape = self._batch, self.shapes.rows
@@ -244,7 +253,7 @@ class Triton:
         dense = shapes.dense and self._dtype == heads_TXD.dtype
         place(
             heads_TXD, turn, self._batch.cells_GT[self._index], self._keys[layer], self._values[layer],
-            num_heads=group.num_heads, keep=dense and self._spans is not None,
+            num_heads=group.num_heads, keep=dense and self._batch.limits.spans > 0,
         )  # fmt: skip
         out_THD = torch.empty(
             (len(heads_TXD), group.num_heads, group.head_dim), dtype=heads_TXD.dtype, device=heads_TXD.device
@@ -253,6 +262,11 @@ class Triton:
             self._attend(layer, heads_TXD, out_THD, scale, self._runs, shapes.runs, paged.RUNS)
         if self._rows is not None:
             self._attend(layer, heads_TXD, out_THD, scale, self._rows, shapes.rows, paged.ROWS, runs=self._runs)
+        if self._by_cudnn:
+            assert self._cudnn is not None
+            self._by_cudnn = self._cudnn.run(heads_TXD, self._keys[layer], self._values[layer], out_THD, scale)
+            if not self._by_cudnn:
+                self._spans = self._deal_spans()
         if self._spans is not None:
             self._attend(layer, heads_TXD, out_THD, scale, self._spans, shapes.spans, paged.SPANS, dense=dense)
         return out_THD

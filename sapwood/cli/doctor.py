@@ -20,6 +20,7 @@ _OPTIONAL = {
     "uvloop": "a faster event loop",
     "httptools": "a faster HTTP parser",
     "triton": "kernels for CUDA devices",
+    "nvidia-cudnn-frontend": "faster long prompts on Hopper GPUs and later",
 }
 
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from sapwood.attention.base import LONG, Batch, Limits, Long, Shared
+from sapwood.attention.base import Batch, Limits, Shared, Spans
 from sapwood.base.kv import KVGroup
 from sapwood.base.plan import Plan
 from sapwood.runner.frame import Frame, Kind
@@ -33,15 +32,12 @@ class Heads:
     ends_N: Tensor
 
 
-def long_spans(plan: Plan) -> tuple[Long, ...]:
-    """The spans that attention may want to treat by themselves."""
-    rows = np.flatnonzero(plan.counts_R[plan.num_steady :] >= LONG) + plan.num_steady
-    if not len(rows):
-        return ()
-    firsts_R = np.cumsum(plan.counts_R) - plan.counts_R
-    return tuple(
-        Long(row, int(firsts_R[row]), int(plan.starts_R[row]), int(plan.counts_R[row])) for row in rows.tolist()
-    )
+def spans_of(plan: Plan) -> Spans | None:
+    """What the host knows of the rows after the steady ones; None if there are none."""
+    counts = plan.counts_R[plan.num_steady :]
+    if not len(counts):
+        return None
+    return Spans(plan.num_steady, len(counts), int(counts.sum()), int(counts.max()))
 
 
 class Batcher:
@@ -62,7 +58,13 @@ class Batcher:
             self._fill, self._put = fill, put
 
     def make(
-        self, frame: Frame, num_tokens: int, *, limits: Limits, shared: Shared | None = None, long: Sequence[Long] = ()
+        self,
+        frame: Frame,
+        num_tokens: int,
+        *,
+        limits: Limits,
+        shared: Shared | None = None,
+        spans: Spans | None = None,
     ) -> tuple[Batch, Heads]:
         """The batch of a frame, padded to `num_tokens`."""
         table, device, groups = self._table, self._table.device, len(self._tables)
@@ -90,7 +92,7 @@ class Batcher:
             cells_GT=tokens[2:].unbind(0),
             limits=limits,
             shared=shared,
-            long=tuple(long),
+            spans=spans,
         )
         return batch, heads
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from sapwood import kernels
 from sapwood.arch.groups import kv_groups
 from sapwood.arch.parts import Decoder
-from sapwood.attention.base import Backend, Limits, Long, Shared, tile_members
+from sapwood.attention.base import Backend, Limits, Shared, Spans, tile_members
 from sapwood.attention.select import choose, stored
 from sapwood.base.plan import Ints, Longs, Outcome, PageCopy, Plan
 from sapwood.config.options import Config
@@ -23,7 +23,7 @@ from sapwood.hub.files import ModelFiles
 from sapwood.nn.build import Build, build
 from sapwood.nn.load import dummy_weights, load_weights
 from sapwood.runner import frame, shared
-from sapwood.runner.batch import Batcher, Heads, long_spans
+from sapwood.runner.batch import Batcher, Heads, spans_of
 from sapwood.runner.frame import Frame
 from sapwood.runner.graphs import Graphs, memory_of
 from sapwood.runner.profile import heaviest_plan
@@ -214,7 +214,7 @@ class Worker:
         spans = plan.counts_R[plan.num_steady :] > 1
         limits = Limits(decodes=plan.num_rows - int(spans.sum()), spans=int(spans.sum()))
         runs = self._upload_runs(plan) if plan.runs is not None and self.device.type == "cuda" else None
-        return self._compute(frame.exact(plan, self.table), plan.num_tokens, limits, runs, long_spans(plan))
+        return self._compute(frame.exact(plan, self.table), plan.num_tokens, limits, runs, spans_of(plan))
 
     def _upload_runs(self, plan: Plan) -> Shared:
         assert plan.runs is not None
@@ -227,10 +227,10 @@ class Worker:
         num_tokens: int,
         limits: Limits,
         runs: Shared | None,
-        long: Sequence[Long] = (),
+        spans: Spans | None = None,
     ) -> Pass:
         """The whole of a step that no host needs to know more about; may be captured."""
-        batch, heads = self._batcher.make(frame, num_tokens, limits=limits, shared=runs, long=long)
+        batch, heads = self._batcher.make(frame, num_tokens, limits=limits, shared=runs, spans=spans)
         for backend in self.backends:
             backend.plan(batch)
         hidden_TD = self.model(batch)

@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sapwood.attention.base import Backend, Batch, Limits, Shared, tile_members
+from sapwood.attention.base import Backend, Batch, Limits, Shared, Spans, tile_members
 from sapwood.base.kv import KVGroup
 from sapwood.base.plan import RUN_LEVELS
 from sapwood.kernels import Turn
@@ -98,10 +98,17 @@ class World:
         return made
 
     def batch(
-        self, spans: Iterable[tuple[int, int]], *, padding: int = 0, no_rows: int = 0, runs: Iterable[Run] = ()
+        self,
+        spans: Iterable[tuple[int, int]],
+        *,
+        padding: int = 0,
+        no_rows: int = 0,
+        runs: Iterable[Run] = (),
+        known: bool = False,
     ) -> Batch:
         """Rows of (slot, count), each where the slot's last one ended, then `padding` tokens of no row on page 0 and
-        `no_rows` rows of no token. `runs` are said to be shared; there is room for more."""
+        `no_rows` rows of no token. `runs` are said to be shared; there is room for more. With `known` the batch tells
+        of its spans, as it does outside graphs."""
         rows = [(slot, self.fed[slot], count) for slot, count in spans]
         shared = self._shared([slot for slot, _, _ in rows], no_rows, list(runs)) if runs else None
         rows += [(len(self.lengths), 0, 0)] * no_rows
@@ -129,7 +136,14 @@ class World:
             cells_GT=(place(torch.zeros_like(cells)), place(cells)),
             limits=Limits(decodes=int((counts == 1).sum()), spans=int((counts > 1).sum())),
             shared=shared,
+            spans=self._spans(counts) if known else None,
         )
+
+    def _spans(self, counts: np.ndarray) -> Spans:
+        """Rows from the first of several tokens on."""
+        first = int(np.argmax(counts > 1))
+        later = counts[first:]
+        return Spans(first, len(later), int(later.sum()), int(later.max()))
 
     def _shared(self, slots: list[int], no_rows: int, runs: list[Run]) -> Shared:
         most = tile_members([self.group])
@@ -160,9 +174,10 @@ class World:
         padding: int = 0,
         no_rows: int = 0,
         runs: Iterable[Run] = (),
+        known: bool = False,
     ) -> None:
         """Feed the spans through every layer; the last layer's outputs are kept."""
-        backend.plan(self.batch(spans, padding=padding, no_rows=no_rows, runs=runs))
+        backend.plan(self.batch(spans, padding=padding, no_rows=no_rows, runs=runs, known=known))
         num_tokens, half = sum(count for _, count in spans) + padding, self.group.head_dim // 2
         ones, zeros = (torch.full((num_tokens, half), angle, device=self.device) for angle in (1.0, 0.0))
         for layer in range(self.group.num_layers):
