@@ -9,6 +9,7 @@ Suffix legend: R rows, T tokens.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Generic, NamedTuple, TypeVar
 
@@ -21,6 +22,8 @@ from sapwood.runner import frame, shared
 from sapwood.runner.frame import Frame
 from sapwood.runner.table import Table
 from sapwood.runner.transfer import send
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Compute = Callable[[Frame, int, Limits, Shared | None], T]
@@ -73,8 +76,7 @@ class Graphs(Generic[T]):
 
     `compute` launches a step given its frame, padded tokens, limits and shared runs, and returns what it leaves on the
     device; it must do so in the same way each time, without waiting for the device. `tile` is the most members of a tile
-    of a shared run. Without `capture` steps are padded
-    alike and launched kernel by kernel.
+    of a shared run. Without `capture`, and once it has failed, steps are padded alike and launched kernel by kernel.
     """
 
     def __init__(
@@ -108,8 +110,7 @@ class Graphs(Generic[T]):
             return None
         if step.graph is None:
             left = step.launch(self._compute)
-            if self._camera is not None:
-                step.capture(self._compute, self._camera)
+            self._capture(step)
             return left
         step.graph.replay()
         return step.left
@@ -129,10 +130,20 @@ class Graphs(Generic[T]):
         return False
 
     def _make(self, size: Size) -> None:
-        assert self._camera is not None
         step = self._captured[size] = _Captured(size, self._room(size), self._table)
         step.launch(self._compute)  # of nobody's rows: kernels are compiled and libraries initialised by it
-        step.capture(self._compute, self._camera)
+        self._capture(step)
+
+    def _capture(self, step: _Captured[T]) -> None:
+        """A step that cannot be captured, mostly for want of memory, is launched kernel by kernel and harms nobody."""
+        if self._camera is None:
+            return
+        try:
+            step.capture(self._compute, self._camera)
+        except RuntimeError as error:
+            log.warning("no more CUDA graphs are captured, since that failed: %s", error)
+            self._camera = None
+            self._ahead.clear()
 
     def _fit(self, plan: Plan) -> Size | None:
         num_tokens = plan.num_tokens

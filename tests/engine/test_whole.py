@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from sapwood.bench import workloads
 from tests import models
-from tests.engine.whole import MAX_TOKENS, greedy, prompts_that_share
+from tests.engine.whole import MAX_TOKENS, greedy, prompts_that_share, replay
 
 
 def likeliest(family: str, prompt: list[int], output: list[int]) -> list[int]:
@@ -39,3 +40,16 @@ def test_memory_pressure_changes_nothing(family: str, depth: int, tmp_path: Path
     tight, engine = greedy(model, prompts, max_total_tokens=208, page_size=4, depth=depth, max_num_batched_tokens=32)
     assert tight == roomy
     assert engine.scheduler.kv.tree.num_evicted > 0
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("name", ["uniform", "general", "shared", "agent"])
+def test_workloads_say_what_the_plain_path_says(name: str, device: str, tmp_path: Path) -> None:
+    """Lengths and sharing of the benchmarks, shrunk: everything on, against one request at a time without a cache."""
+    model = models.save("llama", tmp_path)
+    (workload,) = workloads.NAMED[name](0.005 if device == "cuda" else 0.001)
+    plain = {"attention_backend": "reference", "depth": 0, "max_num_seqs": 1, "prefix_caching": False}
+    expected, _ = replay(model, workload, device="cpu", **plain)
+    found, engine = replay(model, workload, device=device, max_num_batched_tokens=128)
+    assert found == expected
+    assert name in ("uniform", "general") or engine.counters["cached_tokens"] > 0

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from sapwood.base.sampling import SamplingParams
+from sapwood.base.wire import Submit
+from sapwood.config.flags import from_options
+from sapwood.engine.launch import launch
 from tests.engine.whole import greedy, prompts_that_share
 from tests.models import save
 
@@ -21,6 +27,34 @@ def test_greedy_tokens_equal_the_cpus(family: str, tmp_path: Path) -> None:
     for depth in (0, 1, 2):
         gpu, _ = greedy(model, prompts, device="cuda", depth=depth, max_num_batched_tokens=48)
         assert gpu == cpu
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3"])
+def test_logprobs_of_long_prompts_are_near_the_cpus(family: str, tmp_path: Path) -> None:
+    """bfloat16, in steps large enough for cuDNN, against float32 by the reference."""
+    model = save(family, tmp_path)
+    rng = random.Random(1)
+    prompts = [[rng.randrange(3, 190) for _ in range(rng.randint(150, 240))] for _ in range(6)]
+    expected = prompt_logprobs(model, prompts, device="cpu", dtype="float32", attention_backend="reference")
+    found = prompt_logprobs(model, prompts, device="cuda", dtype="bfloat16")
+    errors = torch.tensor(found) - torch.tensor(expected)
+    assert errors.abs().mean() < 0.02
+    assert errors.abs().max() < 0.15
+
+
+def prompt_logprobs(model: Path, prompts: list[list[int]], **options: Any) -> list[float]:
+    """Log probabilities of all prompts' tokens, one prompt after another."""
+    engine, _ = launch(from_options({"model": str(model), "max_total_tokens": 4096, "prefix_caching": False} | options))
+    params = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0)
+    for id, prompt in enumerate(prompts):
+        assert engine.submit(Submit(id, prompt, params)) is None
+    scored: dict[int, list[float]] = {id: [] for id in range(len(prompts))}
+    while not engine.idle:
+        for news in engine.step():
+            for delta in news.deltas:
+                scored[delta.id] += [found.logprob for found in delta.prompt_logprobs or []]
+    engine.executor.shutdown()
+    return [logprob for id in range(len(prompts)) for logprob in scored[id]]
 
 
 def test_smollm2_speaks(smollm2: Path) -> None:

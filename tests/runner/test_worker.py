@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from sapwood.base.sampling import SamplingParams
 from sapwood.config.options import CacheConfig, Config, DeviceConfig, ModelConfig, SchedulerConfig
 from sapwood.executor.local import LocalExecutor
 from sapwood.hub.files import open_files
+from sapwood.runner import graphs
 from sapwood.runner import worker as worker_module
 from sapwood.runner.graphs import Graphs
 from sapwood.runner.worker import Worker
@@ -460,3 +462,33 @@ def test_the_budget_of_a_gpu_is_what_the_heaviest_step_leaves(tmp_path: Path) ->
     desk.admit(0, [1, 2, 3])
     assert len(desk.generate(0, 4)) == 4
     worker.shutdown()
+
+
+def test_a_graph_that_cannot_be_captured_harms_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tried = []
+
+    class Blind:
+        def __init__(self, device: torch.device) -> None:
+            pass
+
+        def capture(self, launch: Any) -> Any:
+            tried.append(launch)
+            raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(graphs, "_Camera", Blind)
+    made = Subject("llama", tmp_path, "cpu")
+    worker = made.worker
+    worker._logits_NV = torch.empty(8, made.vocab_size)
+    desk = made.desk()
+    worker._graphs = Graphs(worker._compute_for_graph, worker.table, max_rows=8, max_tokens=64, tile=worker._tile)
+    tokens = made.tokens(9)
+    desk.admit(0, tokens, params=SamplingParams(temperature=0))
+    desk.step({0: 9})
+    for _ in range(3):
+        desk.step({}, steady=[0])
+    assert desk.seats[0].tokens[9:] == made.greedy(tokens, 4)
+    assert len(tried) == 1
+    assert not worker.tidy()
+    assert "no room" in caplog.text
