@@ -1,0 +1,297 @@
+"""The CPU path beside llama.cpp's, on this machine, in one run, with the small real model.
+
+    python bench/cpu.py                                   Q4_1 as shipped, Q8_0 and Q4_0, medians of 5
+    python bench/cpu.py --weights Q4_1 --only c1 c5 --runs 3
+    python bench/cpu.py --engines sapwood                 without the peer
+    python bench/cpu.py --json found.json
+
+The peer is built here from the sources that the package llama-cpp-python carries (cmake, ninja and a C++ compiler are
+needed, and a quarter of an hour the first time), for this very processor. Both are asked over HTTP by the client of
+`sapwood bench serve`, one server at a time, with the same token ids; lengths are exact.
+
+    c1  one stream, 128 tokens in and out: tokens a second once the first is there, and the time to that one
+    c2  8 streams of that at once, c3 32: output tokens a second over the whole time
+    c4  16 requests over one prefix of 1024 tokens, 32 of their own, 32 out: seconds, cold and once more
+    c5  a prompt of 1024 tokens: prompt tokens a second until the first token
+    c6  peak resident memory of all processes of the server, MiB
+    c7  seconds from the start of the process to the first token of a short prompt
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic, sleep
+from urllib.error import URLError
+from urllib.request import Request, urlopen
+
+from sapwood.bench.load import Load, Server, send
+from sapwood.bench.statistics import Stream
+from sapwood.bench.traffic import Traffic
+
+PEER = "llama-cpp-python==0.3.36"
+WEIGHTS = ("Q4_1", "Q8_0", "Q4_0")
+CASES = ("c1", "c2", "c3", "c4", "c5", "c6", "c7")
+SLOTS, SLOT_LEN = 32, 1280
+START_SECONDS = 120
+MORE_IS_BETTER = {"c1 decode tok/s", "c2 tok/s", "c3 tok/s", "c5 prompt tok/s"}
+
+Figures = dict[str, list[float]]
+
+
+def main() -> int:
+    args = parse()
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
+    folder = Path(args.cache).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    shipped = model()
+    engines = {"sapwood": sapwood}
+    tools = None
+    if "llama.cpp" in args.engines or set(args.weights) - {"Q4_1"}:
+        tools = build(folder)
+        engines["llama.cpp"] = lambda path, port, threads: llama(tools, path, port, threads)
+    found: dict[str, dict[str, Figures]] = {}
+    for weights in args.weights:
+        path = shipped if weights == "Q4_1" else requantised(tools, shipped, weights, folder)
+        found[weights] = {name: {} for name in args.engines}
+        for _ in range(args.runs):  # in turns, since the machine is not equally fast at all times
+            for name in args.engines:
+                run = measure(engines[name], path, args)
+                for figure, value in run.items():
+                    found[weights][name].setdefault(figure, []).append(value)
+                print(weights, name, {figure: round(value, 2) for figure, value in run.items()}, flush=True)
+                if args.json:
+                    args.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    show(found)
+    return 0
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--engines", nargs="+", choices=("sapwood", "llama.cpp"), default=["sapwood", "llama.cpp"])
+    parser.add_argument("--weights", nargs="+", choices=WEIGHTS, default=WEIGHTS)
+    parser.add_argument("--only", nargs="+", choices=CASES, default=CASES)
+    parser.add_argument("--runs", type=int, default=5, help="of each, in turns; medians are shown")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of either engine")
+    parser.add_argument("--options", nargs="*", default=[], help="further options of `sapwood serve`")
+    parser.add_argument("--cache", default="~/.cache/sapwood/bench", help="where the peer is built")
+    parser.add_argument("--json", type=Path, help="write what was found here")
+    return parser.parse_args()
+
+
+# -- who is measured ---------------------------------------------------------------------------------------------------
+
+
+def model() -> Path:
+    """The real small model, pulled if need be."""
+    from sapwood.hub.cache import Cache
+
+    subprocess.run([sys.executable, "-m", "sapwood", "pull", "smollm2-135m"], check=True, stdout=subprocess.DEVNULL)
+    (path,) = (path for path in Cache.default().root.rglob("*.gguf") if "SmolLM2-135M" in path.name)
+    return path
+
+
+def build(folder: Path) -> Path:
+    """Where llama-server and llama-quantize are, built for this machine."""
+    built = folder / PEER.replace("==", "-") / "bin"
+    if (built / "llama-server").exists():
+        return built
+    for tool in ("cmake", "ninja", "c++"):
+        if shutil.which(tool) is None:
+            raise SystemExit(f"cpu: {tool} is needed to build the peer; on Debian: apt install cmake ninja-build g++")
+    with tempfile.TemporaryDirectory() as temporary:
+        fetch = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:", PEER]
+        subprocess.run([*fetch, "-d", temporary], check=True)
+        (archive,) = Path(temporary).glob("*.tar.gz")
+        with tarfile.open(archive) as source:
+            source.extractall(temporary, filter="data")
+        (tree,) = Path(temporary).glob("*/vendor/llama.cpp")
+        made = folder / f"build-{os.getpid()}"
+        switches = ["GGML_NATIVE=ON", "LLAMA_BUILD_TESTS=OFF", "LLAMA_BUILD_EXAMPLES=OFF", "LLAMA_CURL=OFF"]
+        switches += ["LLAMA_OPENSSL=OFF", "CMAKE_BUILD_TYPE=Release", "BUILD_SHARED_LIBS=OFF"]
+        subprocess.run(["cmake", "-S", tree, "-B", made, "-G", "Ninja", *(f"-D{s}" for s in switches)], check=True)
+        subprocess.run(["cmake", "--build", made, "--target", "llama-server", "llama-quantize"], check=True)
+    built.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(made / "bin", built)
+    shutil.rmtree(made)
+    return built
+
+
+def requantised(tools: Path | None, shipped: Path, weights: str, folder: Path) -> Path:
+    """The same weights in another type: what was lost on the way to Q4_1 stays lost, which matters to no figure here."""
+    assert tools is not None
+    path = folder / f"{shipped.stem}.{weights}.gguf"
+    if not path.exists():
+        partial = path.with_suffix(".partial")
+        command = [str(tools / "llama-quantize"), "--allow-requantize", str(shipped), str(partial), weights]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        partial.rename(path)
+    return path
+
+
+def sapwood(path: Path, port: int, threads: int) -> list[str]:
+    words = ["-m", "sapwood", "serve", "--model", str(path), "--port", str(port), "--threads", str(threads)]
+    limits = ["--max-num-seqs", str(SLOTS), "--max-model-len", str(SLOT_LEN), "--log-level", "warning"]
+    return [sys.executable, *words, "--served-model-name", "m", "--device", "cpu", *limits]
+
+
+def llama(tools: Path, path: Path, port: int, threads: int) -> list[str]:
+    words = ["-m", str(path), "--port", str(port), "-t", str(threads), "-tb", str(threads), "-a", "m", "--no-webui"]
+    return [str(tools / "llama-server"), *words, "-np", str(SLOTS), "-c", str(SLOTS * SLOT_LEN), "--log-disable"]
+
+
+# -- what is measured --------------------------------------------------------------------------------------------------
+
+
+def measure(engine, path: Path, args: argparse.Namespace) -> dict[str, float]:  # type: ignore[no-untyped-def]
+    """All cases on one server."""
+    found: dict[str, float] = {}
+    port = free_port()
+    command = engine(path, port, args.threads)
+    if engine is sapwood:
+        command += args.options
+    with serving(command, port) as (server, seconds, memory):
+        if "c7" in args.only:
+            found["c7 s"] = seconds
+        short = Traffic("random", 128, 128)
+        load(server, Traffic("random", 16, 8), 2, seed=99)  # warm
+        if "c1" in args.only:
+            (stream,) = load(server, short, 1, seed=1)
+            found["c1 decode tok/s"] = (stream.num_output - 1) / (stream.times[-1] - stream.times[0])
+            found["c1 TTFT ms"] = 1e3 * stream.ttft
+        for case, count in (("c2", 8), ("c3", 32)):
+            if case in args.only:
+                streams = load(server, short, count, seed=count)
+                found[f"{case} tok/s"] = sum(s.num_output for s in streams) / elapsed(streams)
+        if "c4" in args.only:
+            shared = Traffic("shared-prefix", 32, 32, prefix_len=1024, groups=1)
+            found["c4 cold s"] = elapsed(load(server, shared, 16, seed=4))
+            found["c4 warm s"] = elapsed(load(server, shared, 16, seed=4))
+        if "c5" in args.only:
+            (stream,) = load(server, Traffic("random", 1024, 1), 1, seed=5)
+            found["c5 prompt tok/s"] = 1024 / stream.ttft
+        if "c6" in args.only:
+            found["c6 MiB"] = memory.peak() / 2**20
+    return found
+
+
+def load(server: Server, traffic: Traffic, count: int, *, seed: int) -> list[Stream]:
+    streams, messages = asyncio.run(send(server, traffic, Load("closed", count, count), seed=seed))
+    if messages:
+        raise SystemExit(f"cpu: {server.url} answered with errors: {messages}")
+    return streams
+
+
+def elapsed(streams: Sequence[Stream]) -> float:
+    return max(s.ended for s in streams) - min(s.sent for s in streams)
+
+
+@contextmanager
+def serving(command: list[str], port: int) -> Iterator[tuple[Server, float, Memory]]:
+    """A server, the seconds it took to its first token, and what it takes of memory."""
+    url = f"http://127.0.0.1:{port}"
+    began = monotonic()
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        memory = Memory(process.pid)
+        try:
+            while not said_something(url):
+                if process.poll() is not None or monotonic() - began > START_SECONDS:
+                    raise SystemExit(f"cpu: no first token from {' '.join(command)}")
+                sleep(0.01)
+            yield Server(url=url, model="m"), monotonic() - began, memory
+        finally:
+            memory.stop()
+            process.terminate()
+            process.wait(60)
+
+
+def said_something(url: str) -> bool:
+    body = json.dumps({"model": "m", "prompt": [5, 6, 7, 8], "max_tokens": 1}).encode()
+    try:
+        with urlopen(
+            Request(f"{url}/v1/completions", body, {"Content-Type": "application/json"}), timeout=60
+        ) as answer:
+            return bool(answer.status == 200)
+    except (URLError, OSError):
+        return False
+
+
+@dataclass
+class Memory:
+    """The highest sum of resident memory over a process and its children, looked at ten times a second."""
+
+    pid: int
+
+    def __post_init__(self) -> None:
+        self._highest, self._over = 0, threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def peak(self) -> int:
+        return self._highest
+
+    def stop(self) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.1):
+            self._highest = max(self._highest, sum(map(resident, family(self.pid))))
+
+
+def family(pid: int) -> list[int]:
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return []
+    return [pid, *(member for child in children for member in family(int(child)))]
+
+
+def resident(pid: int) -> int:
+    """Bytes, a page that several processes map shared out among them."""
+    try:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 0
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port: int = one.getsockname()[1]
+    return port
+
+
+def show(found: dict[str, dict[str, Figures]]) -> None:
+    """Medians, and ours over the peer's so that more than 1 is always better."""
+    for weights, engines in found.items():
+        names = list(engines)
+        print(f"\n{weights:18}" + "".join(f"{name:>14}" for name in names) + ("       ratio" if len(names) > 1 else ""))
+        for figure in dict.fromkeys(figure for figures in engines.values() for figure in figures):
+            medians = [statistics.median(engines[name][figure]) for name in names]
+            line = f"{figure:18}" + "".join(f"{value:14,.2f}" for value in medians)
+            if len(medians) > 1:
+                ratio = medians[0] / medians[1]
+                line += f"{ratio if figure in MORE_IS_BETTER else 1 / ratio:12.2f}"
+            print(line)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
