@@ -120,7 +120,8 @@ class Cudnn:
         ends_N[: spans.number] = batch.starts_R[rows] + batch.counts_R[rows]
         rows_N = real_N1[:-1].clamp_(max=spans.number - 1)
         table_NP = table_SP.index_select(0, batch.slots_R[spans.first :].index_select(0, rows_N))
-        table_NP = self._clean(values, table_NP, ends_N)
+        self._clean(values, table_NP[: spans.number], ends_N[: spans.number])
+        table_NP = self._whole(table_NP, ends_N)
         tensors = queries_at, out_at, counts_N, ends_N, table_NP
         names = _QUERIES_AT, _OUT_AT, _COUNTS, _ENDS, _KEY_TABLE
         pointers = {name: tensor.data_ptr() for name, tensor in zip(names, tensors, strict=True)}
@@ -130,21 +131,25 @@ class Cudnn:
         self._step = _Step(number, longest, table_NP.shape[1], pointers, tensors)
         return True
 
-    def _clean(self, values: Tensor, table_NP: Tensor, ends_N: Tensor) -> Tensor:
-        """See to it that only numbers stand behind the end of a span, as far as cuDNN's last block reaches: it multiplies
-        them by zero, and NaN that a broken request has left there would become the span's.
+    def _clean(self, values: Tensor, table_NP: Tensor, ends_N: Tensor) -> None:
+        """Zero the values behind the ends of spans, up to the ends of their pages.
 
-        Returns the tables with whole blocks, and a page of the same slot where there is none.
+        cuDNN reads whole blocks and multiplies what it should not see by zero: NaN that a broken request has left there
+        would become the span's.
         """
-        page, (number, num_pages) = self._group.page_size, table_NP.shape
-        behind_N, cells_C = ends_N % page, torch.arange(page, device=self._device)
+        page, num_pages = self._group.page_size, table_NP.shape[1]
+        behind_N1, cells_C = (ends_N % page)[:, None], torch.arange(page, device=values.device)
         last_N1 = (ends_N // page).clamp(max=num_pages - 1).long()[:, None]
-        behind_NC = (behind_N > 0)[:, None] & (cells_C >= behind_N[:, None])
+        behind_NC = (behind_N1 > 0) & (cells_C >= behind_N1)
         pages_NC = torch.where(behind_NC, table_NP.gather(1, last_N1), 0).long()  # page 0 is nobody's
-        values[:, pages_NC, :, cells_C.expand(number, -1)] = 0.0
+        values[:, pages_NC, :, cells_C.expand_as(pages_NC)] = 0.0
+
+    def _whole(self, table_NP: Tensor, ends_N: Tensor) -> Tensor:
+        """Page tables of whole blocks, with the slot's first page wherever it has none."""
+        page, num_pages = self._group.page_size, table_NP.shape[1]
         blocks = _BLOCK // min(page, _BLOCK)
         whole_NP = table_NP[:, :1].repeat(1, -(-num_pages // blocks) * blocks)
-        used_NP = torch.arange(num_pages, device=self._device) * page < ends_N[:, None]
+        used_NP = torch.arange(num_pages, device=table_NP.device) * page < ends_N[:, None]
         whole_NP[:, :num_pages] = torch.where(used_NP, table_NP, table_NP[:, :1])
         return whole_NP
 

@@ -109,10 +109,26 @@ def test_groups_that_it_does_not_serve(
     library = types.SimpleNamespace(create_handle=lambda: 1)
     monkeypatch.setattr(cudnn, "load", lambda device: library)
     device = torch.device("cpu")
-    facts = {"num_layers": 1, "num_heads": 8, "num_kv_heads": 2, "head_dim": 64, "window": None, "page_size": 16}
+    facts: dict[str, Any] = {"num_layers": 1, "num_heads": 8, "num_kv_heads": 2, "head_dim": 64}
+    facts |= {"window": None, "page_size": 16}
     assert cudnn.Cudnn.make(KVGroup(**facts), device, torch.bfloat16) is not None
     assert cudnn.Cudnn.make(KVGroup(**(facts | changes)), device, dtype) is None
 
 
 def test_it_is_for_gpus(world: Any) -> None:
     assert cudnn.load(torch.device("cpu")) is None
+
+
+def test_what_stands_behind_spans_is_zeroed_and_tables_are_whole() -> None:
+    """Pages of 16, so that a block of 128 is eight of them; slots end within a page, at its end, and with the table."""
+    made = cudnn.Cudnn(types.SimpleNamespace(create_handle=lambda: 1), GROUP, torch.device("cpu"), torch.bfloat16)  # type: ignore[arg-type]
+    table_NP = torch.tensor([[3, 4, 9], [5, 9, 9], [6, 7, 8]], dtype=torch.int32)
+    ends_N = torch.tensor([20, 16, 47], dtype=torch.int32)
+    values = torch.full((2, 10, 2, 16, 4), torch.nan)
+    made._clean(values, table_NP, ends_N)
+    zeroed = (values == 0).all(-1).all(2).all(0)  # [page, cell]
+    assert zeroed[4].tolist() == [False] * 4 + [True] * 12
+    assert zeroed[8].tolist() == [False] * 15 + [True]
+    assert not zeroed[[3, 5, 6, 7, 9]].any()
+    whole_NP = made._whole(table_NP, ends_N)
+    assert whole_NP.tolist() == [[3, 4] + [3] * 6, [5] * 8, [6, 7, 8] + [6] * 5]
