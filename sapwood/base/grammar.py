@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import msgspec
 
@@ -23,3 +25,31 @@ class Grammar(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     kind: Kind
     text: str
     after: str = ""
+
+    @staticmethod
+    def json(schema: Mapping[str, Any] | bool | str | type | None = None) -> Grammar:
+        """JSON that a schema accepts, any JSON object without one. A class with `model_json_schema` (pydantic's) will do."""
+        if schema is None:
+            schema = {"type": "object"}
+        made = getattr(schema, "model_json_schema", None)
+        text = schema if isinstance(schema, str) else _dumped(schema if made is None else made())
+        return Grammar(kind="json_schema", text=text)
+
+    @staticmethod
+    def regex(pattern: str) -> Grammar:
+        """Text that a regular expression matches as a whole."""
+        return Grammar(kind="regex", text=pattern)
+
+    @staticmethod
+    def choice(texts: Sequence[str]) -> Grammar:
+        """One of some texts."""
+        return Grammar(kind="choice", text=_dumped(list(texts)))
+
+    @staticmethod
+    def rules(text: str) -> Grammar:
+        """A context-free grammar: GBNF/EBNF if there is a `::=` in it, else Lark."""
+        return Grammar(kind="gbnf" if "::=" in text else "lark", text=text)
+
+
+def _dumped(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)

@@ -27,11 +27,14 @@ class Request:
         passed: How many later arrivals were admitted before it.
         cached_tokens: Prompt tokens found in the cache when first admitted; -1 before.
         hold: What it has of the KV cache; the cache's business alone.
+        constraint: Where it is in its grammar, None without one; the grammar room's business alone. It stays with the
+            request when that is preempted.
     """
 
     __slots__ = (
         "arrival",
         "cached_tokens",
+        "constraint",
         "hold",
         "id",
         "limit",
@@ -79,6 +82,7 @@ class Request:
         self.prompt_logprobs: list[TokenLogprobs] = []
         self.scored = params.prompt_logprobs is None  # prompt logprobs are complete (or were not asked for)
         self.hold: Any = None
+        self.constraint: Any = None
 
     @property
     def running(self) -> bool:
