@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -87,3 +87,12 @@ class Request:
     @property
     def running(self) -> bool:
         return self.slot >= 0
+
+
+class Landed(NamedTuple):
+    """A token of a restricted row that has just become known; `flying` more are on their way to its request."""
+
+    row: int
+    request: Request
+    token: int
+    flying: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sapwood.base.plan import Outcome, Plan
+from sapwood.executor.base import Bits
 from sapwood.runner.worker import Work, Worker
 
 
@@ -15,8 +16,11 @@ class LocalExecutor:
     def forward(self, plan: Plan) -> Work:
         return self.worker.forward(plan)
 
-    def sample(self, work: Work) -> None:
-        self.worker.sample(work)
+    def room(self, num_rows: int) -> Bits:
+        return self.worker.room(num_rows)
+
+    def sample(self, work: Work, bits_MW: Bits | None = None) -> None:
+        self.worker.sample(work, bits_MW)
 
     def result(self, work: Work) -> Outcome:
         return self.worker.result(work)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from sapwood.base.errors import GrammarError
 from sapwood.base.plan import Ruling
-from sapwood.base.request import Request
+from sapwood.base.request import Landed, Request
 from sapwood.grammar.compiler import Compiled, Compiler
 from sapwood.grammar.constraint import ALL, Constraint
 
@@ -40,19 +40,6 @@ class Follows(Protocol):
     def forced(self) -> list[int]: ...
     def begin(self, bits_W: Bits) -> llguidance.LLMatcher | None: ...
     def finish(self, bits_W: Bits) -> None: ...
-
-
-class Landed(Protocol):
-    """A token of a constrained row that has become known: `flying` more are on their way to its request."""
-
-    @property
-    def row(self) -> int: ...
-    @property
-    def request(self) -> Request: ...
-    @property
-    def token(self) -> int: ...
-    @property
-    def flying(self) -> int: ...
 
 
 class Constraints:

@@ -13,6 +13,7 @@ from sapwood.base.wire import Abort, Delta, Submit
 from sapwood.cache import KVCache
 from sapwood.engine.intake import Intake
 from sapwood.engine.loop import DeviceLost, Engine
+from sapwood.executor.base import Bits
 from sapwood.executor.fake import FakeExecutor
 from sapwood.scheduler import Scheduler
 from tests.sim.world import expected, group
@@ -34,9 +35,9 @@ class Recorder(FakeExecutor):
             raise RuntimeError("out of luck")
         return super().forward(plan)
 
-    def sample(self, work: Plan) -> None:
+    def sample(self, work: Plan, bits_MW: Bits | None = None) -> None:
         self.calls.append(("sample", work.number))
-        super().sample(work)
+        super().sample(work, bits_MW)
 
     def result(self, work: Plan) -> Outcome:
         self.calls.append(("result", work.number))
