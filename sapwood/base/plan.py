@@ -26,6 +26,8 @@ from sapwood.base.sampling import SamplingParams
 Ints = NDArray[np.int32]
 Longs = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+Bits = NDArray[np.int32]
+"""Masks: bit v % 32 of word v // 32 of a row tells whether it may yield token v."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

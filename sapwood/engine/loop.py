@@ -14,10 +14,10 @@ from collections import deque
 from time import perf_counter
 from typing import Any
 
-from sapwood.base.plan import Plan
+from sapwood.base.plan import Bits, Plan
 from sapwood.base.wire import Abort, Delta, Deltas, Stats, Submit
 from sapwood.engine.intake import Intake
-from sapwood.executor.base import Bits, Executor
+from sapwood.executor.base import Executor
 from sapwood.grammar import Constraints
 from sapwood.scheduler import Scheduler
 

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-from sapwood.base.plan import Outcome, Plan
-
-Bits = NDArray[np.int32]
+from sapwood.base.plan import Bits, Outcome, Plan
 
 
 class Executor(Protocol):
@@ -24,9 +19,12 @@ class Executor(Protocol):
         """Start the step's forward and return a handle; does not wait for the device."""
         ...
 
-    def room(self, num_rows: int) -> Bits:
-        """Memory for the masks of so many rows ([M, W] int32), from which the device reads fast. It is the caller's to
-        fill until the next `sample`."""
+    def room(self, num_rows: int, width: int | None = None) -> Bits:
+        """Memory for the masks of so many rows ([M, W] int32), from which the device reads fast.
+
+        The caller fills it before the next `sample`. `width` is W, as many words as the vocabulary needs where it is
+        not given.
+        """
         ...
 
     def sample(self, work: Any, bits_MW: Bits | None = None) -> None:

@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sapwood.base.kv import KVGroup
-from sapwood.base.plan import Admit, Ints, Outcome, Plan, TokenLogprobs
-from sapwood.executor.base import Bits
+from sapwood.base.plan import Admit, Bits, Ints, Outcome, Plan, TokenLogprobs
 
 Hashes = NDArray[np.uint64]
 MULTIPLIER = 6364136223846793005
@@ -83,8 +82,8 @@ class FakeExecutor:
             self.fed[slot] = start + count
         return plan
 
-    def room(self, num_rows: int) -> Bits:
-        return np.empty((num_rows, -(-self.vocab_size // 32)), np.int32)
+    def room(self, num_rows: int, width: int | None = None) -> Bits:
+        return np.empty((num_rows, width or -(-self.vocab_size // 32)), np.int32)
 
     def sample(self, work: Plan, bits_MW: Bits | None = None) -> None:
         assert (bits_MW is None) == (work.masked is None), "masks for the rows that are masked, and for these alone"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sapwood.base.plan import Outcome, Plan
-from sapwood.executor.base import Bits
+from sapwood.base.plan import Bits, Outcome, Plan
 
 
 class NullExecutor:
@@ -21,8 +20,8 @@ class NullExecutor:
     def forward(self, plan: Plan) -> Plan:
         return plan
 
-    def room(self, num_rows: int) -> Bits:
-        return np.empty((num_rows, self._width), np.int32)
+    def room(self, num_rows: int, width: int | None = None) -> Bits:
+        return np.empty((num_rows, width or self._width), np.int32)
 
     def sample(self, work: Plan, bits_MW: Bits | None = None) -> None:
         pass

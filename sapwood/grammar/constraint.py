@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 import llguidance
 import numpy as np
-from numpy.typing import NDArray
 
+from sapwood.base.plan import Bits
 from sapwood.grammar.compiler import Compiled
 
-Bits = NDArray[np.int32]
 ALL = np.int32(-1)
 
 
@@ -46,6 +45,11 @@ class Constraint:
         self._early = [id for id in stop_ids if id < 32 * compiled.vocabulary.width]
         # The tokenizer's ends of sequence that do not end this output: the grammar would be over, but not the text.
         self._shut = [id for id in compiled.vocabulary.eos_ids if id not in stop_ids]
+
+    @property
+    def width(self) -> int:
+        """int32 words of a mask."""
+        return self.compiled.vocabulary.width
 
     def accept(self, token: int) -> bool:
         """Take the next token; False if the grammar does not allow it, or cannot say (`error`)."""

@@ -11,16 +11,12 @@ from time import perf_counter, thread_time
 from typing import Protocol
 
 import llguidance
-import numpy as np
-from numpy.typing import NDArray
 
 from sapwood.base.errors import GrammarError
-from sapwood.base.plan import Ruling
+from sapwood.base.plan import Bits, Ruling
 from sapwood.base.request import Landed, Request
 from sapwood.grammar.compiler import Compiled, Compiler
 from sapwood.grammar.constraint import ALL, Constraint
-
-Bits = NDArray[np.int32]
 
 SLOW_SECONDS = 0.02  # of this thread, for one token of one grammar: the whole batch waits for it
 MOST_STRIKES = 3
@@ -36,6 +32,9 @@ class Follows(Protocol):
     error: str
     strikes: int
 
+    @property
+    def width(self) -> int: ...
+
     def accept(self, token: int) -> bool: ...
     def forced(self) -> list[int]: ...
     def begin(self, bits_W: Bits) -> llguidance.LLMatcher | None: ...
@@ -43,7 +42,7 @@ class Follows(Protocol):
 
 
 class Constraints:
-    """Lives with the engine's loop, in its thread. `room` gives memory for the masks of so many rows ([M, W]).
+    """Lives with the engine's loop, in its thread. `room(M, W)` gives memory for masks; without W, of the usual width.
 
     With `jump` tokens that a grammar forces are not drawn one by one, except for requests that want logprobs.
 
@@ -53,7 +52,12 @@ class Constraints:
     """
 
     def __init__(
-        self, compiler: Compiler, room: Callable[[int], Bits], *, jump: bool = True, threads: int | None = None
+        self,
+        compiler: Compiler,
+        room: Callable[[int, int | None], Bits],
+        *,
+        jump: bool = True,
+        threads: int | None = None,
     ) -> None:
         self.compiler = compiler
         self.counters = {"constrained": 0, "masks": 0, "forced_tokens": 0}
@@ -130,15 +134,17 @@ class Constraints:
         All are allowed where it does not matter any more: the request is gone, or that token is known already.
         """
         began = perf_counter()
-        bits_MW = self._room(len(tenants))
-        live: list[tuple[int, Follows]] = []
+        live: list[tuple[int, Follows]] = [
+            (place, request.constraint)
+            for place, (request, position) in enumerate(tenants)
+            if request is not None and request.constraint.position == position
+        ]
+        bits_MW = self._room(len(tenants), live[0][1].width if live else None)
+        if len(live) < len(tenants):
+            bits_MW.fill(ALL)
         jobs: list[tuple[llguidance.LLMatcher, int]] = []
-        for place, (request, position) in enumerate(tenants):
-            if request is None or request.constraint.position != position:
-                bits_MW[place] = ALL
-                continue
-            live.append((place, request.constraint))
-            matcher = request.constraint.begin(bits_MW[place])
+        for place, constraint in live:
+            matcher = constraint.begin(bits_MW[place])
             if matcher is not None:
                 jobs.append((matcher, place))
         if self._watching:

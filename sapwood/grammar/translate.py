@@ -21,6 +21,7 @@ WHITESPACE = r"[ ]?|\n[ ]{0,32}|\n\t{0,8}"
 """What may stand between two tokens of JSON unless a request says otherwise: without a bound, a model that is not sure
 how to go on writes spaces until it is cut off."""
 
+_ASCII = "dw"  # \d and \w mean what they mean in JSON schemas, not any script's digits and letters
 _META = re.compile(r"[\\.+*?()|\[\]{}^$#&\-~/]")
 
 
@@ -53,16 +54,20 @@ def translate(grammar: Grammar, *, compact_json: bool = False) -> str:
         case "json_schema":
             return _json(_parsed(text, "JSON schema"), compact=compact_json)
         case "regex":
-            return llguidance.LLMatcher.grammar_from_regex(text)
+            return _lark(f"start: /{llguidance.regex_to_lark(text, _ASCII)}/")
         case "choice":
             return llguidance.LLMatcher.grammar_from_regex("|".join(map(_literal, _choices(text))))
         case "lark":
-            return llguidance.LLMatcher.grammar_from_lark(text)
+            return _lark(text)
         case "gbnf":
-            return llguidance.LLMatcher.grammar_from_lark(_lark_of(text))
+            return _lark(_lark_of(text))
         case "structural_tag":
             tag = _structural_tag(text)
-            return llguidance.LLMatcher.grammar_from_lark("\n".join(_tagged(tag, compact=compact_json)))
+            return _lark("\n".join(_tagged(tag, compact=compact_json)))
+
+
+def _lark(text: str) -> str:
+    return llguidance.LLMatcher.grammar_from_lark(text)
 
 
 def _parsed(text: str, what: str) -> Any:

@@ -4,11 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
-from numpy.typing import NDArray
-
-Bits = NDArray[np.int32]
-
 
 class Trigger:
     """Finds the first occurrence of a text in tokens, byte by byte; a state is how much of it has been read.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Protocol
 
 import llguidance
 import msgspec
@@ -18,6 +19,20 @@ class VocabularySpec(msgspec.Struct, frozen=True):
     tokenizer: str
     eos_ids: tuple[int, ...]
     vocab_size: int
+
+
+class TextSide(Protocol):
+    """What is needed of a model's text side."""
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]: ...
+
+    def tokenizer_json(self) -> str: ...
+
+
+def spec_of(text: TextSide, vocab_size: int) -> VocabularySpec:
+    """The vocabulary of a model with so many logits."""
+    return VocabularySpec(text.tokenizer_json(), tuple(text.eos_ids), vocab_size)
 
 
 class Vocabulary:

@@ -6,14 +6,13 @@ from typing import Any
 
 import pytest
 
-from sapwood.base.plan import Outcome, Plan
+from sapwood.base.plan import Bits, Outcome, Plan
 from sapwood.base.request import Request
 from sapwood.base.sampling import SamplingParams
 from sapwood.base.wire import Abort, Delta, Submit
 from sapwood.cache import KVCache
 from sapwood.engine.intake import Intake
 from sapwood.engine.loop import DeviceLost, Engine
-from sapwood.executor.base import Bits
 from sapwood.executor.fake import FakeExecutor
 from sapwood.scheduler import Scheduler
 from tests.sim.world import expected, group

@@ -155,7 +155,7 @@ def test_other_kinds(begin: Begin) -> None:
     assert say(begin(Grammar.rules('root ::= "a" [0-9]+')), "a12")
     assert not say(begin(Grammar.rules('root ::= "a" [0-9]+')), "ab")
     assert say(begin(Grammar.rules('start: "a" B\nB: /[0-9]+/')), "a12")
-    assert say(begin(Grammar.regex(r"^\d{2}-x$")), "12-x")
+    assert say(begin(Grammar.regex(r"^\d{2}-x/$")), "12-x/") and not say(begin(Grammar.regex(r"\d")), "٣")
     structure = {"begin": "<f>", "schema": {"type": "integer"}, "end": "</f>"}
     tag = Grammar(kind="structural_tag", text=json.dumps({"structures": [structure], "triggers": ["<f"]}))
     assert say(begin(tag), "one <f>12</f> two <f>3</f>") and say(begin(tag), "none")

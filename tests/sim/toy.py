@@ -6,8 +6,8 @@ import random
 from collections.abc import Sequence
 
 from sapwood.base.grammar import Grammar
+from sapwood.base.plan import Bits
 from sapwood.base.sampling import SamplingParams
-from sapwood.grammar.constraint import Bits
 from sapwood.grammar.constraint import _forbid as forbid
 
 TOY = Grammar(kind="regex", text="toy")
@@ -24,6 +24,10 @@ class Toy:
         self._state = seed
         self._vocab_size = vocab_size
         self._stop_ids = stop_ids
+
+    @property
+    def width(self) -> int:
+        return -(-self._vocab_size // 32)
 
     def allowed(self) -> list[int]:
         chance = random.Random(self._state)

@@ -1,0 +1,41 @@
+"""Logits of the tokens that a grammar allows; the others become impossible.
+
+Bit v % 32 of word v // 32 of a mask's row is token v's. A mask may be wider than the vocabulary.
+
+Suffix legend: N rows, M masked ones, V vocabulary, W int32 words of a mask.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def restrict(logits_NV: Tensor, places_M: Tensor, bits_MW: Tensor) -> None:
+    """Make impossible, in place, what the masks of the rows at `places_M` (int64) do not allow."""
+    if logits_NV.is_cuda:
+        from sapwood.kernels.triton.mask import launch
+
+        launch(logits_NV, places_M, bits_MW, logits_NV, gather=False)
+    else:
+        logits_NV.index_copy_(0, places_M, restricted(logits_NV, places_M, bits_MW))
+
+
+def restricted(logits_NV: Tensor, places_M: Tensor, bits_MW: Tensor) -> Tensor:
+    """The same for a copy of those rows: [M, V]."""
+    if logits_NV.is_cuda:
+        from sapwood.kernels.triton.mask import launch
+
+        out_MV = logits_NV.new_empty(len(places_M), logits_NV.shape[1])
+        launch(logits_NV, places_M, bits_MW, out_MV, gather=True)
+        return out_MV
+    some_MV = logits_NV.index_select(0, places_M)
+    return some_MV.masked_fill_(~allowed(bits_MW, some_MV.shape[1]), -torch.inf)
+
+
+def allowed(bits_MW: Tensor, vocab_size: int) -> Tensor:
+    """The bits as bool [M, V]."""
+    bytes_MB = bits_MW.view(torch.uint8)
+    shifts_8 = torch.arange(8, dtype=torch.uint8, device=bits_MW.device)
+    flags_MB8 = (bytes_MB[:, :, None] >> shifts_8) & 1
+    return flags_MB8.flatten(1)[:, :vocab_size].bool()
