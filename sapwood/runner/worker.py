@@ -32,7 +32,7 @@ from sapwood.runner.transfer import download, upload
 from sapwood.runner.yields import Yields, find_special
 from sapwood.sampling.fast import draw
 from sapwood.sampling.logprobs import Logprobs, as_rows, logprobs
-from sapwood.sampling.masks import restricted
+from sapwood.sampling.masks import restricted, warm
 from sapwood.sampling.sampler import sample
 
 _NOT_FINITE = "the model computed logits that are not finite for this request"
@@ -193,10 +193,16 @@ class Worker:
 
     @torch.inference_mode()
     def capture(self) -> None:
-        """Capture the graphs that take the most memory. Steps before this are launched kernel by kernel."""
+        """Capture the graphs that take the most memory, and compile what no graph holds.
+
+        Steps before this are launched kernel by kernel.
+        """
         self._graphs = self._make_graphs()
         if self._graphs is not None:
             self._graphs.capture_largest()
+        if self.device.type == "cuda":
+            for dtype in (self.dtype, torch.float32):
+                warm(torch.zeros(1, self.decoder.vocab_size, dtype=dtype, device=self.device))
 
     @torch.inference_mode()
     def tidy(self) -> bool:

@@ -39,3 +39,10 @@ def allowed(bits_MW: Tensor, vocab_size: int) -> Tensor:
     shifts_8 = torch.arange(8, dtype=torch.uint8, device=bits_MW.device)
     flags_MB8 = (bytes_MB[:, :, None] >> shifts_8) & 1
     return flags_MB8.flatten(1)[:, :vocab_size].bool()
+
+
+def warm(logits_NV: Tensor) -> None:
+    """Compile what there is to compile for logits like these."""
+    places_M = torch.zeros(1, dtype=torch.int64, device=logits_NV.device)
+    bits_MW = torch.zeros(1, -(-logits_NV.shape[1] // 32), dtype=torch.int32, device=logits_NV.device)
+    restrict(restricted(logits_NV, places_M, bits_MW), places_M, bits_MW)
