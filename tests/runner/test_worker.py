@@ -513,7 +513,7 @@ def test_neither_forward_nor_sample_waits_for_the_gpu(tmp_path: Path, family: st
             steady=steady,
             masked=[2],
             known=[Known(2, len(prompts[2]) + i, ints([5]))],
-        )  # fmt: skip
+        )
         for i in range(3)
     ]
     for quiet in (False, True):  # the first time kernels are compiled
