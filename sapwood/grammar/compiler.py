@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as TooLate
+from queue import SimpleQueue
 from time import perf_counter
+from typing import Any, TypeVar
 
 import llguidance
 
@@ -16,6 +19,8 @@ from sapwood.base.grammar import Grammar
 from sapwood.grammar.translate import translate
 from sapwood.grammar.trigger import Trigger
 from sapwood.grammar.vocabulary import Vocabulary
+
+T = TypeVar("T")
 
 COMPILE_SECONDS = 2.0
 CACHE_BYTES = 256 << 20
@@ -77,7 +82,8 @@ class Compiler:
         self.seconds = 0.0
         self._compact_json = compact_json
         self._cache_bytes = cache_bytes
-        self._threads = ThreadPoolExecutor(threads, "grammar")
+        self._threads = _Threads(threads)
+        weakref.finalize(self, self._threads.close)
         self._lock = threading.Lock()
         self._kept: OrderedDict[Grammar, Compiled] = OrderedDict()
         self._num_bytes = 0
@@ -107,7 +113,8 @@ class Compiler:
             raise GrammarError(f"it takes more than {seconds:g} s to compile") from None
 
     def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        """Let the threads end when they have done what they are doing."""
+        self._threads.close()
 
     def _compile(self, grammar: Grammar) -> Compiled:
         try:
@@ -129,6 +136,37 @@ class Compiler:
         while self._num_bytes > self._cache_bytes and len(self._kept) > 1:
             _, oldest = self._kept.popitem(last=False)
             self._num_bytes -= oldest.num_bytes
+
+
+class _Threads:
+    """A pool that no interpreter waits for at its end: a compilation cannot be stopped, and need not be finished."""
+
+    def __init__(self, count: int) -> None:
+        self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._count = count
+        for number in range(count):
+            threading.Thread(target=self._run, name=f"grammar-{number}", daemon=True).start()
+
+    def submit(self, work: Callable[..., T], *args: Any) -> Future[T]:
+        future: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(work(*args))
+            except BaseException as error:
+                future.set_exception(error)
+
+        self._work.put(run)
+        return future
+
+    def _run(self) -> None:
+        while (work := self._work.get()) is not None:
+            work()
+            del work  # and with it whatever it refers to, while there is nothing to do
+
+    def close(self) -> None:
+        for _ in range(self._count):
+            self._work.put(None)
 
 
 def _reason(error: str) -> str:

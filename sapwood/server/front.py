@@ -20,10 +20,10 @@ from sapwood.base.wire import Facts
 from sapwood.config import Config
 from sapwood.engine.client import Engine
 from sapwood.grammar import Checker
+from sapwood.grammar.spellings import Asked
 from sapwood.grammar.vocabulary import spec_of
 from sapwood.observe import Metrics
 from sapwood.server.errors import ClientGone, respelled, with_param
-from sapwood.server.structured import Asked
 from sapwood.server.turns import Turns
 from sapwood.text import TextModel
 

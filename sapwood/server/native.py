@@ -16,13 +16,13 @@ from starlette.routing import Route
 from sapwood.base.errors import RequestError
 from sapwood.base.plan import TokenLogprobs
 from sapwood.base.sampling import SamplingParams
-from sapwood.server import structured
+from sapwood.grammar import spellings
+from sapwood.grammar.spellings import Asked, Schema, one_of
 from sapwood.server.body import Body, field_error
 from sapwood.server.front import MAX_CHOICES, Front
 from sapwood.server.generation import Choice, News, Prompt, choices_of, complete, params_for
 from sapwood.server.openai.protocol import Int, Priority
 from sapwood.server.sse import EventStream, frame
-from sapwood.server.structured import Asked, Schema, one_of
 
 _DEFAULT_MAX_TOKENS = 128  # SGLang's
 _NAMES = {
@@ -266,7 +266,7 @@ def _params(front: Front, native: NativeSampling, wish: Wish) -> SamplingParams:
 
 
 def _asked(sampling: NativeSampling) -> Asked | None:
-    return one_of(structured.native(*(getattr(sampling, name) for name in _STRUCTURED)))
+    return one_of(spellings.native(*(getattr(sampling, name) for name in _STRUCTURED)))
 
 
 class _Answer:

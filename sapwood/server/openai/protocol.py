@@ -14,8 +14,8 @@ from msgspec import Meta
 
 from sapwood.base.errors import RequestError
 from sapwood.base.sampling import SamplingParams
+from sapwood.grammar.spellings import Structured
 from sapwood.server.front import Front
-from sapwood.server.structured import Structured
 
 Int = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Priority = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
