@@ -155,7 +155,7 @@ class Engine:
         landed = perf_counter()
         rulings = None
         if plan.masked is not None and self.constraints is not None:
-            rulings = self.constraints.accept(self.scheduler.landed(plan, outcome))
+            rulings = self.constraints.accept(self.scheduler.landed(plan, outcome), crowd=self.scheduler.num_running)
         deltas = self.scheduler.commit(plan, outcome, rulings)
         self.seconds["wait_seconds"] += landed - began
         self.seconds["host_seconds"] += perf_counter() - landed

@@ -21,6 +21,7 @@ from sapwood.grammar.constraint import ALL, Constraint
 SLOW_SECONDS = 0.02  # of this thread, for one token of one grammar: the whole batch waits for it
 MOST_STRIKES = 3
 _WATCH_STEPS = 16  # after a slow step, so many are timed grammar by grammar
+_CROWD_PER_TOKEN = 8  # requests that may be held up a little for each draw that is saved
 _FEW = 4  # masks that are filled sooner than other threads wake up
 
 
@@ -93,40 +94,49 @@ class Constraints:
         """Forget a request that waits for its grammar; False if there is none."""
         return self._opening.pop(id, None) is not None
 
-    def accept(self, landed: Sequence[Landed]) -> dict[int, Ruling]:
-        """Take in tokens; what follows from them, by row, where anything does."""
+    def accept(self, landed: Sequence[Landed], *, crowd: int = 0) -> dict[int, Ruling]:
+        """Take in tokens; what follows from them, by row, where anything does.
+
+        A step that feeds forced tokens has another shape than one in which every row advances by one, and all who run
+        pay for that: of `crowd` requests tokens are forced only if that saves enough of them a draw.
+        """
         began = perf_counter()
-        rulings = {one.row: ruling for one in landed if (ruling := self._accept(one)) is not None}
+        found = {one.row: self._take(one) for one in landed}
+        saved = sum(max(len(found[one.row]) - one.flying, 0) for one in landed)
+        worth = saved * _CROWD_PER_TOKEN >= crowd
+        rulings = {}
+        for one in landed:
+            forced = found[one.row] if worth and len(found[one.row]) > one.flying else []
+            ruling = self._rule(one.request.constraint, forced)
+            if ruling is not None:
+                rulings[one.row] = ruling
         took = perf_counter() - began
         self.seconds["accept_seconds"] += took
         self._note(took, len(landed))
         return rulings
 
-    def _accept(self, landed: Landed) -> Ruling | None:
+    def _take(self, landed: Landed) -> list[int]:
+        """Take a token in; those that are forced behind it, and might be known at once."""
         constraint: Follows = landed.request.constraint
         began = thread_time() if self._watching else 0.0
         constraint.accept(landed.token)
-        forced = self._forced(constraint, landed) if self._jump and not constraint.error else []
+        wanted = self._jump and not constraint.error and landed.request.params.logprobs is None
+        forced = constraint.forced() if wanted else []
         if self._watching:
             self._time(constraint, thread_time() - began)
+        return forced
+
+    def _rule(self, constraint: Follows, forced: list[int]) -> Ruling | None:
+        """Take in the forced tokens that are to be known."""
         if constraint.error:
             return Ruling(error=constraint.error)
-        if forced or constraint.done:
-            self.counters["forced_tokens"] += len(forced)
-            return Ruling(forced=tuple(forced), done=constraint.done)
-        return None
-
-    def _forced(self, constraint: Follows, landed: Landed) -> list[int]:
-        """Tokens that need not be drawn, taken in as well; none where steps in flight will yield them anyway."""
-        if landed.request.params.logprobs is not None:
-            return []
-        forced = constraint.forced()
-        if len(forced) <= landed.flying:
-            return []
-        for count, token in enumerate(forced):
+        known = []
+        for token in forced:
             if constraint.done or not constraint.accept(token):
-                return forced[:count]
-        return forced
+                break
+            known.append(token)
+        self.counters["forced_tokens"] += len(known)
+        return Ruling(forced=tuple(known), done=constraint.done) if known or constraint.done else None
 
     def masks(self, tenants: Sequence[tuple[Request | None, int]]) -> Bits:
         """Which tokens each row may yield: of a request, and of the position at which the token will stand.
