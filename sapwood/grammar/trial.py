@@ -28,6 +28,7 @@ from sapwood.grammar.vocabulary import Vocabulary
 
 NICENESS = 5
 AT_ONCE = 16  # more than processors, so that a few that take long leave room for those that do not
+_PATIENCE = 30  # how much longer than its processor time a trial may last, on a machine that has other work
 _STDIN, _STDOUT = 0, 1
 
 
@@ -75,6 +76,8 @@ class Trials:
         return bool(data)
 
     def _start(self, question: Question) -> None:
+        if question.grammar.after:
+            _ = self._vocabulary.pieces  # made once here rather than in each child
         reading, writing = os.pipe()
         pid = os.fork()
         if pid == 0:
@@ -108,6 +111,8 @@ class Trials:
             resource.setrlimit(resource.RLIMIT_AS, (most, most))
         signal.signal(signal.SIGPROF, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_PROF, self._setup.seconds)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, _PATIENCE * self._setup.seconds)
 
     def _end(self, child: _Child) -> None:
         self._selector.unregister(child.pipe)
@@ -116,7 +121,7 @@ class Trials:
         _, status = os.waitpid(child.pid, 0)
         if said:
             problem = said[1:].decode("utf-8", "replace") or None
-        elif os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGPROF:
+        elif os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGPROF, signal.SIGALRM):
             problem = f"it takes more than {self._setup.seconds:g} s to compile"
         else:
             problem = f"it takes more than {self._setup.memory >> 20} MiB of memory to compile"

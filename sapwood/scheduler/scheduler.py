@@ -369,16 +369,14 @@ class Scheduler:
 
     def landed(self, plan: Plan, outcome: Outcome) -> list[Landed]:
         """The new tokens of masked rows, as `commit` will take them. Call it before."""
-        flying = self.slots.flying
-        return (
-            [
-                Landed(row, request, int(outcome.tokens_R[row]), int(flying[request.slot]) - 1)
-                for row, (request, end) in zip(plan.masked.tolist(), self.tenants(plan), strict=True)
-                if request is not None and end >= self.slots.known[request.slot] and row not in outcome.errors
-            ]
-            if plan.masked is not None
-            else []
-        )
+        if plan.masked is None:
+            return []
+        s = self.slots
+        return [
+            Landed(row, request, int(outcome.tokens_R[row]), int(s.flying[request.slot]) - 1)
+            for row, (request, end) in zip(plan.masked.tolist(), self.tenants(plan), strict=True)
+            if request is not None and end >= s.known[request.slot] and row not in outcome.errors
+        ]
 
     def commit(self, plan: Plan, outcome: Outcome, rulings: Mapping[int, Ruling] | None = None) -> Deltas:
         """Take in a step's tokens; return the news for the fronts. `rulings` are what grammars say to some of them."""
