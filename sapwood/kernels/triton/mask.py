@@ -26,7 +26,7 @@ def mask_rows(
     # Each word is read by 32 neighbours, from the cache nearest to them.
     word = tl.load(bits_MW + row * W + token // 32, mask=inside, other=0)
     allowed = ((word >> (token % 32)) & 1) != 0
-    logit = tl.load(logits_NV + place * stride + token, mask=inside & allowed, other=-float("inf"))
+    logit = tl.load(logits_NV + place * stride + token, mask=inside & allowed, other=float("-inf"))
     target = row if GATHER else place
     tl.store(out_MV + target * out_stride + token, logit, mask=inside)
 
