@@ -29,16 +29,15 @@ def restricted(logits_NV: Tensor, places_M: Tensor, bits_MW: Tensor) -> Tensor:
         out_MV = logits_NV.new_empty(len(places_M), logits_NV.shape[1])
         launch(logits_NV, places_M, bits_MW, out_MV, gather=True)
         return out_MV
-    some_MV = logits_NV.index_select(0, places_M)
-    return some_MV.masked_fill_(~allowed(bits_MW, some_MV.shape[1]), -torch.inf)
+    return logits_NV.index_select(0, places_M).add_(_addends(bits_MW, logits_NV))
 
 
-def allowed(bits_MW: Tensor, vocab_size: int) -> Tensor:
-    """The bits as bool [M, V]."""
-    bytes_MB = bits_MW.view(torch.uint8)
-    shifts_8 = torch.arange(8, dtype=torch.uint8, device=bits_MW.device)
-    flags_MB8 = (bytes_MB[:, :, None] >> shifts_8) & 1
-    return flags_MB8.flatten(1)[:, :vocab_size].bool()
+def _addends(bits_MW: Tensor, logits_NV: Tensor) -> Tensor:
+    """[M, V]: 0 where a token is allowed, else -inf; eight at a time from a table, faster than any choice by condition."""
+    values = torch.arange(256)
+    flags_VB = ((values[:, None] >> torch.arange(8)) & 1).bool()
+    table_VB = torch.zeros(256, 8, dtype=logits_NV.dtype).masked_fill_(~flags_VB, -torch.inf)
+    return table_VB[bits_MW.view(torch.uint8).long()].flatten(1)[:, : logits_NV.shape[1]]
 
 
 def warm(logits_NV: Tensor) -> None:
