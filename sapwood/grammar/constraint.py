@@ -119,10 +119,11 @@ class Constraint:
         if self.matcher is not None and self.matcher.is_error() and not self.error:
             self.error = "its grammar cannot be followed any further: " + " ".join(self.matcher.get_error().split())
             bits_W.fill(ALL)
-        ends = self._early if self.position < self._min_len else []
-        if self.matcher is not None:
-            ends = ends + self._shut
-        if ends:
+        ends = self._shut if self.matcher is not None else []
+        if self.position < self._min_len:
+            ends = ends + self._early
+        # A look at single words first: this runs for every row of every step, and mostly no end is allowed anyhow.
+        if any(bits_W.item(token >> 5) >> (token & 31) & 1 for token in ends):
             kept = bits_W.copy()
             _forbid(bits_W, ends)
             if not bits_W.any():

@@ -22,6 +22,7 @@ SLOW_SECONDS = 0.02  # of this thread, for one token of one grammar: the whole b
 MOST_STRIKES = 3
 _WATCH_STEPS = 16  # after a slow step, so many are timed grammar by grammar
 _CROWD_PER_TOKEN = 8  # requests that may be held up a little for each draw that is saved
+_CROWD = 128  # of more requests than this, too many would have to be forced at once: they are not even asked
 _FEW = 4  # masks that are filled sooner than other threads wake up
 
 
@@ -101,7 +102,8 @@ class Constraints:
         pay for that: of `crowd` requests tokens are forced only if that saves enough of them a draw.
         """
         began = perf_counter()
-        found = {one.row: self._take(one) for one in landed}
+        jump = self._jump and crowd <= _CROWD
+        found = {one.row: self._take(one, jump) for one in landed}
         saved = sum(max(len(found[one.row]) - one.flying, 0) for one in landed)
         worth = saved * _CROWD_PER_TOKEN >= crowd
         rulings = {}
@@ -115,12 +117,12 @@ class Constraints:
         self._note(took, len(landed))
         return rulings
 
-    def _take(self, landed: Landed) -> list[int]:
+    def _take(self, landed: Landed, jump: bool) -> list[int]:
         """Take a token in; those that are forced behind it, and might be known at once."""
         constraint: Follows = landed.request.constraint
         began = thread_time() if self._watching else 0.0
         constraint.accept(landed.token)
-        wanted = self._jump and not constraint.error and landed.request.params.logprobs is None
+        wanted = jump and not constraint.error and landed.request.params.logprobs is None
         forced = constraint.forced() if wanted else []
         if self._watching:
             self._time(constraint, thread_time() - began)
@@ -145,16 +147,17 @@ class Constraints:
         """
         began = perf_counter()
         live: list[tuple[int, Follows]] = [
-            (place, request.constraint)
+            (place, constraint)
             for place, (request, position) in enumerate(tenants)
-            if request is not None and request.constraint.position == position
+            if request is not None and (constraint := request.constraint).position == position
         ]
         bits_MW = self._room(len(tenants), live[0][1].width if live else None)
         if len(live) < len(tenants):
             bits_MW.fill(ALL)
+        rows = list(bits_MW)
         jobs: list[tuple[llguidance.LLMatcher, int]] = []
         for place, constraint in live:
-            matcher = constraint.begin(bits_MW[place])
+            matcher = constraint.begin(rows[place])
             if matcher is not None:
                 jobs.append((matcher, place))
         if self._watching:
@@ -162,7 +165,7 @@ class Constraints:
         else:
             self._fill(jobs, bits_MW)
         for place, constraint in live:
-            constraint.finish(bits_MW[place])
+            constraint.finish(rows[place])
         took = perf_counter() - began
         self.counters["masks"] += len(live)
         self.seconds["mask_seconds"] += took
