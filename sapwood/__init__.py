@@ -18,6 +18,7 @@ _HOME = {
     "Generation": "sapwood.llm",
     "Output": "sapwood.llm",
     "SamplingParams": "sapwood.base.sampling",
+    "Grammar": "sapwood.base.grammar",
     "Config": "sapwood.config",
     "SapwoodError": "sapwood.base.errors",
     "UserError": "sapwood.base.errors",
@@ -38,6 +39,7 @@ __all__ = [
     "EngineDead",
     "Generation",
     "GenerationFailed",
+    "Grammar",
     "ModelError",
     "Output",
     "Overloaded",
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
         SapwoodError,
         UserError,
     )
+    from sapwood.base.grammar import Grammar
     from sapwood.base.sampling import SamplingParams
     from sapwood.config import Config
     from sapwood.llm import LLM, AsyncLLM, Chunk, Generation, Output

@@ -8,13 +8,16 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
-from sapwood.base.errors import GenerationFailed, RequestError
+from sapwood.base.errors import GenerationFailed, GrammarError, RequestError
+from sapwood.base.grammar import Grammar
 from sapwood.base.plan import TokenLogprobs
 from sapwood.base.sampling import SamplingParams
 from sapwood.base.wire import Abort, Delta, Facts, Submit
 from sapwood.config import Config
 from sapwood.config.flags import from_options
 from sapwood.engine.client import AsyncEngine, check_request, copies
+from sapwood.grammar import Checker
+from sapwood.grammar.vocabulary import spec_of
 from sapwood.hub.files import ModelFiles, find
 from sapwood.text import TextModel, TextStream
 
@@ -87,7 +90,7 @@ class LLM:
         self.config = from_options({"model": model, **options})
         files = _find(self.config)
         self.text = _load_text(self.config, files)
-        self._engine, facts = launch(self.config, files)
+        self._engine, facts = launch(self.config, files, self.text)
         self.facts = _with_eos(facts, self.text)
         self._numbers = 0
 
@@ -123,6 +126,8 @@ class LLM:
             raise RequestError(f"{len(prompts)} prompts but {len(params)} params.", param="params")
         for tokens, one in zip(prompts, params, strict=True):
             check_request(tokens, one, self.facts)
+        for grammar in dict.fromkeys(one.grammar for one in params if one.grammar is not None):
+            self._check(grammar)
         generations = [Generation(tokens, []) for tokens in prompts]
         live: dict[int, _Sink] = {}
         try:
@@ -136,6 +141,13 @@ class LLM:
             while not self._engine.idle:  # steps in flight, after an interrupt
                 self._engine.step()
         return generations
+
+    def _check(self, grammar: Grammar) -> None:
+        assert self._engine.constraints is not None, "launch makes them"
+        try:
+            self._engine.constraints.compiler.check(grammar, seconds=self.config.grammar.compile_seconds)
+        except GrammarError as error:
+            raise RequestError(f"grammar: {error}.", param="grammar") from None
 
     def _submit(self, generation: Generation, params: SamplingParams, live: dict[int, _Sink]) -> None:
         self._numbers += 1
@@ -201,6 +213,7 @@ class AsyncLLM:
         self._stack = AsyncExitStack()
         self.engine: AsyncEngine
         self.text: TextModel
+        self._grammars: Checker
 
     async def __aenter__(self) -> Self:
         from sapwood.engine.process import start
@@ -209,6 +222,12 @@ class AsyncLLM:
         self.text = _load_text(self.config, files)  # first: what fails here must leave no process behind
         self.engine = await self._stack.enter_async_context(start(self.config))
         self.engine.end_at(self.text.eos_ids)
+        self._grammars = Checker(
+            lambda: spec_of(self.text, self.engine.facts.vocab_size),
+            compact_json=self.config.grammar.compact_json,
+            seconds=self.config.grammar.compile_seconds,
+        )
+        self._stack.push_async_callback(self._grammars.close)
         return self
 
     async def __aexit__(
@@ -227,6 +246,11 @@ class AsyncLLM:
         if params.n != 1:
             raise RequestError("stream follows one output; ask for n in separate calls.", param="n")
         tokens = self._tokens(prompt)
+        if params.grammar is not None:
+            try:
+                await self._grammars.check(params.grammar)
+            except GrammarError as error:
+                raise RequestError(f"grammar: {error}.", param="grammar") from None
         stream = self.text.stream(params)
         cached = 0
         async with aclosing(self.engine.generate(tokens, params)) as deltas:

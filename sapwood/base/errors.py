@@ -3,6 +3,7 @@
     SapwoodError
     ├── UserError (also a ValueError)     what a person typed or sent is wrong: HTTP 4xx, exit code 2
     │   ├── RequestError                  one request: names the field
+    │   ├── GrammarError                  what an output is to match cannot be used; says why, not in which field
     │   ├── ConfigError                   an option or a pair of options
     │   └── ModelError                    a model file or config that cannot be used
     ├── GenerationFailed                  one request failed inside; the others go on
@@ -35,6 +36,10 @@ class RequestError(UserError):
         self.param = param
         self.status = status
         self.code = code
+
+
+class GrammarError(UserError):
+    """A schema, an expression or a grammar that is wrong, not supported, or too much work."""
 
 
 class ConfigError(UserError):

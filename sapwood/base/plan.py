@@ -26,6 +26,8 @@ from sapwood.base.sampling import SamplingParams
 Ints = NDArray[np.int32]
 Longs = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+Bits = NDArray[np.int32]
+"""Masks: bit v % 32 of word v // 32 of a row tells whether it may yield token v."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,6 +48,15 @@ class Admit:
     seed: int
     stop_ids: tuple[int, ...]
     params: SamplingParams
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Known:
+    """Tokens that stand at `start` and behind it in a slot, though no step has drawn them all."""
+
+    slot: int
+    start: int
+    tokens: Ints
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,7 +103,9 @@ class Plan:
     tokens are dropped at commit. `yields_R` tells which rows sample a token at the end of their span. Where a span
     starts, `starts_R` decides (a prompt may move on without computing what another request has computed since); where a
     steady row starts, the device does, and `starts_R` is the host's upper bound. `runs` are those of the steady rows, the
-    same object for as long as they are the same.
+    same object for as long as they are the same. `masked` are the yielding rows, ascending, whose tokens a grammar
+    restricts: the same object while the steady rows are, None where there are none. `known` are tokens that the host
+    came to know by other means than the device; they are in their places before the forward.
     """
 
     number: int
@@ -106,6 +119,8 @@ class Plan:
     pages: tuple[PageChange, ...]
     copies: tuple[PageCopy, ...]
     runs: Runs | None = None
+    masked: Longs | None = None
+    known: tuple[Known, ...] = ()
 
     @property
     def num_steady(self) -> int:
@@ -118,6 +133,19 @@ class Plan:
     @property
     def num_tokens(self) -> int:
         return int(self.counts_R.sum())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ruling:
+    """What a row's grammar says to its new token.
+
+    `forced` are the tokens that follow in any case, and are known with it. `done`: nothing may follow these. With an
+    `error` the request ends instead.
+    """
+
+    forced: tuple[int, ...] = ()
+    done: bool = False
+    error: str = ""
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,11 +27,14 @@ class Request:
         passed: How many later arrivals were admitted before it.
         cached_tokens: Prompt tokens found in the cache when first admitted; -1 before.
         hold: What it has of the KV cache; the cache's business alone.
+        constraint: Where it is in its grammar, None without one; the grammar room's business alone. It stays with the
+            request when that is preempted.
     """
 
     __slots__ = (
         "arrival",
         "cached_tokens",
+        "constraint",
         "hold",
         "id",
         "limit",
@@ -79,7 +82,17 @@ class Request:
         self.prompt_logprobs: list[TokenLogprobs] = []
         self.scored = params.prompt_logprobs is None  # prompt logprobs are complete (or were not asked for)
         self.hold: Any = None
+        self.constraint: Any = None
 
     @property
     def running(self) -> bool:
         return self.slot >= 0
+
+
+class Landed(NamedTuple):
+    """A token of a restricted row that has just become known; `flying` more are on their way to its request."""
+
+    row: int
+    request: Request
+    token: int
+    flying: int

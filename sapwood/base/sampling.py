@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from sapwood.base.errors import RequestError
+from sapwood.base.grammar import Grammar
 
 MAX_LOGPROBS = 64
 MAX_STOPS = 64
@@ -39,6 +40,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         n: How many independent outputs; they share the prompt's pages.
         logprobs: How many alternatives to report per output token; 0 reports the chosen token only.
         prompt_logprobs: The same for every prompt token but the first.
+        grammar: What the text has to match; None leaves it free.
     """
 
     max_tokens: int | None = None
@@ -60,6 +62,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     n: int = 1
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    grammar: Grammar | None = None
 
     @property
     def greedy(self) -> bool:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
 import numpy as np
 
 from sapwood.base.kv import KVGroup
-from sapwood.base.plan import Outcome, Plan
+from sapwood.base.plan import Outcome, Plan, Ruling
 from sapwood.base.sampling import SamplingParams
 from sapwood.base.wire import Deltas, Submit
 from sapwood.bench.report import Row
@@ -51,9 +51,9 @@ class _Timed(Scheduler):
         self.plan_seconds.append(perf_counter() - began)
         return plan
 
-    def commit(self, plan: Plan, outcome: Outcome) -> Deltas:
+    def commit(self, plan: Plan, outcome: Outcome, rulings: Mapping[int, Ruling] | None = None) -> Deltas:
         began = perf_counter()
-        deltas = super().commit(plan, outcome)
+        deltas = super().commit(plan, outcome, rulings)
         self.commit_seconds.append(perf_counter() - began)
         return deltas
 

@@ -179,7 +179,7 @@ class _Service:
 
     def __init__(self, engine: Engine, workload: Workload) -> None:
         self.engine = engine
-        self.temperature = workload.temperature
+        self.temperature, self.grammar = workload.temperature, workload.grammar
         self.num_prompt = self.num_output = 0
         self.first_tokens: list[float] = []
         self.steps: list[Step] = []
@@ -227,7 +227,9 @@ class _Service:
         self._sent[id] = perf_counter()
         if not session.over:
             self._going_on[id] = session
-        params = SamplingParams(max_tokens=output_len, temperature=self.temperature, ignore_eos=True, seed=id)
+        params = SamplingParams(
+            max_tokens=output_len, temperature=self.temperature, ignore_eos=True, seed=id, grammar=self.grammar
+        )
         refused = self.engine.submit(Submit(id, prompt, params))
         if refused is not None:
             raise WorkloadFailed(refused.error or "a request was refused")

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sapwood.base.errors import UserError
+from sapwood.base.grammar import Grammar
 
 FIRST_ID, LAST_ID = 10, 10_000
 _TINY = 1e-6  # a scale at which making a workload costs nothing
@@ -33,7 +34,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Workload:
-    """Sessions that arrive together. Output lengths are exact (end-of-sequence is ignored).
+    """Sessions that arrive together. Output lengths are exact (end-of-sequence is ignored); with a grammar, at most.
 
     A turn's prompt is all earlier turns of its session, their outputs, and its own tokens; it is sent when the one
     before it has ended. Most sessions have one turn.
@@ -42,6 +43,7 @@ class Workload:
     name: str
     sessions: list[list[Turn]]
     temperature: float
+    grammar: Grammar | None = None
 
     @property
     def num_requests(self) -> int:
@@ -130,11 +132,26 @@ def prefill(scale: float = 1.0) -> Workload:
     return Workload("W6 prefill", _requests(rng, lengths, [1] * len(lengths), scale), 0.0)
 
 
-def structured(batch: int, scale: float = 1.0) -> Workload:
-    """W8 without its grammar: 128 tokens in and out, temperature 0.8."""
+SCHEMA = Grammar.json(
+    {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string"},
+            "age": {"type": "integer"},
+            "tags": {"type": "array", "items": {"type": "string"}},
+        },
+        "required": ["name", "age", "tags"],
+    }
+)
+"""What W8's outputs have to match. It needs the tokenizer of the model, or `--tokenizer` for a shape."""
+
+
+def structured(batch: int, scale: float = 1.0, *, grammar: Grammar | None = SCHEMA) -> Workload:
+    """W8: 128 tokens in and out, temperature 0.8, with a JSON schema; without one it is what that is compared with."""
     rng = np.random.default_rng(0)
     lengths = [128] * batch
-    return Workload(f"W8 free text, batch {batch}", _requests(rng, lengths, lengths, scale), 0.8)
+    what = "free" if grammar is None else "JSON"
+    return Workload(f"W8 {what}, batch {batch}", _requests(rng, lengths, lengths, scale), 0.8, grammar)
 
 
 NAMED: Mapping[str, Callable[[float], list[Workload]]] = MappingProxyType(
@@ -145,7 +162,9 @@ NAMED: Mapping[str, Callable[[float], list[Workload]]] = MappingProxyType(
         "agent": lambda scale: [agent(scale)],
         "decode": lambda scale: decodes(scale=scale),
         "prefill": lambda scale: [prefill(scale)],
-        "structured": lambda scale: [structured(batch, scale) for batch in (1, 8, 64, 256)],
+        "structured": lambda scale: [
+            structured(batch, scale, grammar=grammar) for batch in (1, 8, 64, 256) for grammar in (None, SCHEMA)
+        ],
     }
 )
 """Every workload by its name; some have several batch sizes."""

@@ -78,7 +78,10 @@ async def _serve_on(sock: socket.socket, config: Config) -> None:
                     on_ready=lambda url: _announce(url, name, engine.facts, began, config.server.api_key),
                 )
             )
-            await _until_over(serving, engine)
+            try:
+                await _until_over(serving, engine)
+            finally:
+                await app.state.front.close()
     finally:
         loading.cancel()
 

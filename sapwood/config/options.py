@@ -149,6 +149,27 @@ class DeviceConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GrammarConfig:
+    """Outputs that have to match something."""
+
+    compact_json: bool = option(
+        False, "JSON of constrained outputs has no whitespace", "--constrained-json-disable-any-whitespace"
+    )
+    compile_seconds: float = option(
+        2.0,
+        "processor time after which a request's schema or grammar is refused",
+        "--grammar-compile-seconds",
+        metavar="SECONDS",
+    )
+    jump_forward: bool = option(
+        True,
+        "tokens that a grammar forces are not drawn one by one",
+        "--jump-forward",
+        off=("--disable-jump-forward",),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServerConfig:
     """The HTTP front."""
 
@@ -176,4 +197,5 @@ class Config:
     cache: CacheConfig = field(default_factory=CacheConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     device: DeviceConfig = field(default_factory=DeviceConfig)
+    grammar: GrammarConfig = field(default_factory=GrammarConfig)
     server: ServerConfig = field(default_factory=ServerConfig)

@@ -252,6 +252,8 @@ def _check_ranges(config: Config) -> None:
     _range("seed", config.device.seed, 0, 2**63 - 1)
     if config.server.drain_seconds < 0:
         raise ConfigError(f"{flag_of('drain_seconds')} must not be negative, got {config.server.drain_seconds}.")
+    if config.grammar.compile_seconds <= 0:
+        raise ConfigError(f"{flag_of('compile_seconds')} must be more than 0, got {config.grammar.compile_seconds}.")
     page = config.cache.page_size
     if page is not None and (page & (page - 1) or page > 256):
         raise ConfigError(f"{flag_of('page_size')} must be a power of two up to 256, got {page}.")

@@ -7,7 +7,7 @@ from time import perf_counter
 from typing import TypeVar
 
 from sapwood.arch.families import declare
-from sapwood.base.errors import ConfigError
+from sapwood.base.errors import ConfigError, GrammarError, ModelError
 from sapwood.base.kv import KVGroup
 from sapwood.base.wire import Facts
 from sapwood.cache import KVCache, split_pages
@@ -18,16 +18,22 @@ from sapwood.config.shape import shape_of
 from sapwood.engine.intake import Intake
 from sapwood.engine.loop import Engine
 from sapwood.executor.local import LocalExecutor
+from sapwood.grammar import Compiler, Constraints, Vocabulary
+from sapwood.grammar.vocabulary import spec_of
 from sapwood.hub.files import ModelFiles, find
 from sapwood.runner.device import probe
 from sapwood.runner.worker import Worker
 from sapwood.scheduler import Scheduler
+from sapwood.text import TextModel
 
 T = TypeVar("T")
 
 
-def launch(config: Config, files: ModelFiles | None = None) -> tuple[Engine, Facts]:
-    """Load the model and make the engine. Raises UserError for what the user can mend."""
+def launch(config: Config, files: ModelFiles | None = None, text: TextModel | None = None) -> tuple[Engine, Facts]:
+    """Load the model and make the engine. Raises UserError for what the user can mend.
+
+    `text` is the model's text side, where it has been loaded already; grammars need it.
+    """
     clock = _Clock()
     dummy = config.model.load_format == "dummy"
     files = files or find(config.model.model, revision=config.model.revision, weights=not dummy)
@@ -43,7 +49,8 @@ def launch(config: Config, files: ModelFiles | None = None) -> tuple[Engine, Fac
     clock.lap("kv_cache")
     worker.capture()
     clock.lap("graphs")
-    engine = _engine(config, worker, num_pages, vocab_size=decoder.vocab_size, longest=longest)
+    compiler = _compiler(config, files, text, vocab_size=decoder.vocab_size)
+    engine = _engine(config, worker, compiler, num_pages, vocab_size=decoder.vocab_size, longest=longest)
     decisions = (*decisions, _pool_decision(worker.groups, num_pages))
     facts = Facts(
         max_model_len=longest,
@@ -61,7 +68,22 @@ def launch(config: Config, files: ModelFiles | None = None) -> tuple[Engine, Fac
     return engine, facts
 
 
-def _engine(config: Config, worker: Worker, num_pages: list[int], *, vocab_size: int, longest: int) -> Engine:
+def _compiler(config: Config, files: ModelFiles, text: TextModel | None, *, vocab_size: int) -> Compiler:
+    """Its threads load the vocabulary; a model without a tokenizer is an error of the requests that have a grammar."""
+
+    def vocabulary() -> Vocabulary:
+        try:
+            mine = text or TextModel.load(files, tokenizer=config.model.tokenizer)
+        except (ConfigError, ModelError) as error:
+            raise GrammarError(f"the model's tokenizer cannot be read: {error}") from error
+        return Vocabulary(spec_of(mine, vocab_size))
+
+    return Compiler(vocabulary, compact_json=config.grammar.compact_json)
+
+
+def _engine(
+    config: Config, worker: Worker, compiler: Compiler, num_pages: list[int], *, vocab_size: int, longest: int
+) -> Engine:
     options = config.scheduler
     scheduler = Scheduler(
         KVCache(worker.groups, num_pages, reuse=config.cache.prefix_caching),
@@ -72,7 +94,9 @@ def _engine(config: Config, worker: Worker, num_pages: list[int], *, vocab_size:
         policy=options.policy,
     )
     intake = Intake(longest=longest, vocab_size=vocab_size, seed=config.device.seed)
-    return Engine(scheduler, LocalExecutor(worker), intake, depth=_set(options.depth))
+    executor = LocalExecutor(worker)
+    constraints = Constraints(compiler, executor.room, jump=config.grammar.jump_forward)
+    return Engine(scheduler, executor, intake, depth=_set(options.depth), constraints=constraints)
 
 
 def _pages(config: Config, worker: Worker) -> tuple[list[int], int]:

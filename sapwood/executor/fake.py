@@ -2,7 +2,8 @@
 
 Every KV cell holds a hash of the tokens up to its position. A row writes its cells, then every row checks each cell
 that its queries would read. The next token is a function of the whole prefix, so a request yields the same tokens
-whatever ran beside it, however it was chunked, preempted or overlapped.
+whatever ran beside it, however it was chunked, preempted or overlapped. Where a mask leaves some tokens, it is one of
+these.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sapwood.base.kv import KVGroup
-from sapwood.base.plan import Admit, Ints, Outcome, Plan, TokenLogprobs
+from sapwood.base.plan import Admit, Bits, Ints, Outcome, Plan, TokenLogprobs
 
 Hashes = NDArray[np.uint64]
 MULTIPLIER = 6364136223846793005
@@ -24,8 +25,10 @@ def next_hash(prefix: int, token: int) -> int:
     return ((prefix ^ (token + 1)) * MULTIPLIER + 1442695040888963407) & MASK
 
 
-def next_token(prefix: int, vocab_size: int) -> int:
-    return (prefix >> 33) % vocab_size
+def next_token(prefix: int, vocab_size: int, allowed: Sequence[int] | None = None) -> int:
+    """One of the `allowed` tokens, of all without them."""
+    number = prefix >> 33
+    return number % vocab_size if allowed is None else allowed[number % len(allowed)]
 
 
 class FakeExecutor:
@@ -62,6 +65,9 @@ class FakeExecutor:
             self._admit(admit)
         for table, change in zip(self.tables, plan.pages, strict=True):
             table[change.slots_A, change.indices_A] = change.pages_A
+        for known in plan.known:
+            for position, token in enumerate(known.tokens.tolist(), known.start):
+                self._set_token(known.slot, position, token)
         self._copy(plan)
         rows = list(zip(plan.slots_R.tolist(), plan.starts_R.tolist(), plan.counts_R.tolist(), strict=True))
         for i, (slot, start, count) in enumerate(rows):
@@ -76,11 +82,19 @@ class FakeExecutor:
             self.fed[slot] = start + count
         return plan
 
-    def sample(self, work: Plan) -> None:
-        ends = work.starts_R + work.counts_R
-        for slot, end in zip(work.slots_R[work.yields_R].tolist(), ends[work.yields_R].tolist(), strict=True):
+    def room(self, num_rows: int, width: int | None = None) -> Bits:
+        return np.empty((num_rows, width or -(-self.vocab_size // 32)), np.int32)
+
+    def sample(self, work: Plan, bits_MW: Bits | None = None) -> None:
+        assert (bits_MW is None) == (work.masked is None), "masks for the rows that are masked, and for these alone"
+        allowed: dict[int, list[int]] = {}
+        if bits_MW is not None and work.masked is not None:
+            flags = np.unpackbits(bits_MW.view(np.uint8), axis=1, bitorder="little")[:, : self.vocab_size]
+            allowed = {row: np.flatnonzero(one).tolist() for row, one in zip(work.masked.tolist(), flags, strict=True)}
+        for row in np.flatnonzero(work.yields_R).tolist():
+            slot, end = int(work.slots_R[row]), int(work.starts_R[row] + work.counts_R[row])
             prefix = int(self.hashes[slot, end - 1])
-            self._set_token(slot, end, next_token(prefix, self.vocab_size))
+            self._set_token(slot, end, next_token(prefix, self.vocab_size, allowed.get(row)))
 
     def result(self, work: Plan) -> Outcome:
         ends = work.starts_R + work.counts_R

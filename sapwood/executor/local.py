@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sapwood.base.plan import Outcome, Plan
+from sapwood.base.plan import Bits, Outcome, Plan
 from sapwood.runner.worker import Work, Worker
 
 
@@ -15,8 +15,11 @@ class LocalExecutor:
     def forward(self, plan: Plan) -> Work:
         return self.worker.forward(plan)
 
-    def sample(self, work: Work) -> None:
-        self.worker.sample(work)
+    def room(self, num_rows: int, width: int | None = None) -> Bits:
+        return self.worker.room(num_rows, width)
+
+    def sample(self, work: Work, bits_MW: Bits | None = None) -> None:
+        self.worker.sample(work, bits_MW)
 
     def result(self, work: Work) -> Outcome:
         return self.worker.result(work)

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import numpy as np
 
-from sapwood.base.plan import Outcome, Plan
+from sapwood.base.plan import Bits, Outcome, Plan
 
 
 class NullExecutor:
-    """Every row that yields yields `token`. Nothing is stored and nothing is checked; FakeExecutor does that."""
+    """Every row that yields yields `token`. Nothing is stored and nothing is checked; FakeExecutor does that.
 
-    def __init__(self, token: int = 0) -> None:
+    Masks of `vocab_size` tokens are taken and ignored.
+    """
+
+    def __init__(self, token: int = 0, *, vocab_size: int = 1000) -> None:
         self.token = token
+        self._width = -(-vocab_size // 32)
 
     def forward(self, plan: Plan) -> Plan:
         return plan
 
-    def sample(self, work: Plan) -> None:
+    def room(self, num_rows: int, width: int | None = None) -> Bits:
+        return np.empty((num_rows, width or self._width), np.int32)
+
+    def sample(self, work: Plan, bits_MW: Bits | None = None) -> None:
         pass
 
     def result(self, work: Plan) -> Outcome:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from sapwood.base.kv import KVGroup
-from sapwood.base.plan import Admit
+from sapwood.base.plan import Admit, Known
 from sapwood.runner.transfer import upload
 from sapwood.sampling.fast import FAST
 from sapwood.sampling.settings import RECORD_WORDS, needs, records
@@ -77,4 +77,14 @@ class Table:
         )
         self.fed_S[slots_A] = fed_A
         self.settings_SK[slots_A] = settings_AK
+        self.tokens_SL[rows_N, columns_N] = tokens_N
+
+    def write(self, known: Sequence[Known]) -> None:
+        """Write tokens that the host knows and no step has drawn, with one transfer."""
+        if not known:
+            return
+        slots = [np.full(len(one.tokens), one.slot, dtype=np.int32) for one in known]
+        columns = [np.arange(one.start, one.start + len(one.tokens), dtype=np.int32) for one in known]
+        parts = [np.concatenate(part) for part in (slots, columns, [one.tokens for one in known])]
+        rows_N, columns_N, tokens_N = upload(parts, self.device)
         self.tokens_SL[rows_N, columns_N] = tokens_N

@@ -17,7 +17,7 @@ from sapwood.arch.groups import kv_groups
 from sapwood.arch.parts import Decoder
 from sapwood.attention.base import Backend, Limits, Shared, Spans, tile_members
 from sapwood.attention.select import choose, stored
-from sapwood.base.plan import Ints, Longs, Outcome, PageCopy, Plan
+from sapwood.base.plan import Bits, Ints, Longs, Outcome, PageCopy, Plan
 from sapwood.config.options import Config
 from sapwood.hub.files import ModelFiles
 from sapwood.nn.build import Build, build
@@ -32,6 +32,7 @@ from sapwood.runner.transfer import download, upload
 from sapwood.runner.yields import Yields, find_special
 from sapwood.sampling.fast import draw
 from sapwood.sampling.logprobs import Logprobs, as_rows, logprobs
+from sapwood.sampling.masks import restricted, warm
 from sapwood.sampling.sampler import sample
 
 _NOT_FINITE = "the model computed logits that are not finite for this request"
@@ -105,6 +106,7 @@ class Worker:
         self._steady: tuple[Ints, Yields | None] | None = None
         self._graphs: Graphs[Pass] | None = None
         self._logits_NV: Tensor | None = None
+        self._room_MW: Tensor | None = None
 
     @torch.inference_mode()
     def load(self) -> None:
@@ -191,10 +193,16 @@ class Worker:
 
     @torch.inference_mode()
     def capture(self) -> None:
-        """Capture the graphs that take the most memory. Steps before this are launched kernel by kernel."""
+        """Capture the graphs that take the most memory, and compile what no graph holds.
+
+        Steps before this are launched kernel by kernel.
+        """
         self._graphs = self._make_graphs()
         if self._graphs is not None:
             self._graphs.capture_largest()
+        if self.device.type == "cuda":
+            for dtype in (self.dtype, torch.float32):
+                warm(torch.zeros(1, self.decoder.vocab_size, dtype=dtype, device=self.device))
 
     @torch.inference_mode()
     def tidy(self) -> bool:
@@ -205,6 +213,7 @@ class Worker:
     def forward(self, plan: Plan) -> Work:
         """Start a step, up to the tokens that are drawn at once."""
         self.table.take(plan.admits)
+        self.table.write(plan.known)
         self._copy(plan.copies)
         left = None if self._graphs is None else self._graphs.run(plan)
         return Work(plan, left or self._launch(plan), np.flatnonzero(plan.yields_R))
@@ -256,20 +265,51 @@ class Worker:
                 both = [pages.sources_C.astype(np.int64), pages.targets_C.astype(np.int64)]
                 backend.copy(*upload(both, self.device))
 
+    def room(self, num_rows: int, width: int | None = None) -> Bits:
+        """Pinned memory for the masks of so many rows, new each time: the last may still be on its way to the device."""
+        width = width or -(-self.decoder.vocab_size // 32)
+        pinned = self.device.type == "cuda"
+        self._room_MW = torch.empty(num_rows, width, dtype=torch.int32, pin_memory=pinned)
+        return self._room_MW.numpy()
+
     @torch.inference_mode()
-    def sample(self, work: Work) -> None:
-        """Choose the tokens that were not drawn at once, and start the way of all to the host."""
+    def sample(self, work: Work, bits_MW: Bits | None = None) -> None:
+        """Choose the tokens that were not drawn at once, and start the way of all to the host.
+
+        `bits_MW` are the masks of the plan's masked rows, in the memory that `room` gave last.
+        """
+        assert (bits_MW is None) == (work.plan.masked is None)
         work.scored = self._score(work)
         left = work.left
         if len(work.rows):
             assert left.drawn_N is not None
             work.special = special = self._special(work.plan)
-            if special is not None:
+            if special is not None and special.only_masked:
+                self._sample_masked(work, special)
+            elif special is not None:
                 self._sample_special(work, special)
             work.tokens_N = download(left.drawn_N[: len(work.rows)])
         if self.device.type == "cuda":
             work.done = torch.cuda.Event()
             work.done.record()
+
+    def _masks(self, work: Work) -> Tensor | None:
+        """The masks on the device, in the order of the masked rows, which is theirs among the special ones too."""
+        if work.plan.masked is None:
+            return None
+        assert self._room_MW is not None and len(self._room_MW) == len(work.plan.masked)
+        return self._room_MW.to(self.device, non_blocking=True)
+
+    def _sample_masked(self, work: Work, special: Yields) -> None:
+        """Rows of which nothing is edited but what their grammars forbid: as they would have been drawn at once."""
+        left, bits_MW, table = work.left, self._masks(work), self.table
+        assert left.drawn_N is not None and left.logits_NV is not None and bits_MW is not None
+        logits_MV = restricted(left.logits_NV, special.places_N, bits_MW)
+        ends_M = left.heads.ends_N.index_select(0, special.places_N)
+        drawn_M = torch.empty_like(ends_M)
+        draw(logits_MV, table.settings_SK, special.recipe.slots_N.int(), ends_M, drawn_M)
+        table.tokens_SL[special.recipe.slots_N, ends_M.long()] = drawn_M.clamp(min=0)
+        left.drawn_N[special.places_N] = drawn_M
 
     def _sample_special(self, work: Work, special: Yields) -> None:
         left, tokens_SL = work.left, self.table.tokens_SL
@@ -277,7 +317,7 @@ class Worker:
         positions_N = left.heads.ends_N.index_select(0, special.places_N).long()
         longest = int((work.plan.starts_R + work.plan.counts_R).max())
         logits_NV = left.logits_NV.index_select(0, special.places_N).float()
-        sampled = sample(logits_NV, special.recipe, positions_N, tokens_SL[:, :longest])
+        sampled = sample(logits_NV, special.recipe, positions_N, tokens_SL[:, :longest], self._masks(work))
         tokens_N = sampled.tokens_N.int()
         tokens_SL[special.recipe.slots_N, positions_N] = tokens_N
         left.drawn_N[special.places_N] = tokens_N.masked_fill(~sampled.sound_N, -1)
@@ -337,7 +377,7 @@ class Worker:
 
     def shutdown(self) -> None:
         """Give the device's memory back."""
-        self._steady = self._graphs = self._logits_NV = None
+        self._steady = self._graphs = self._logits_NV = self._room_MW = None
         del self.model, self.backends, self.table, self._batcher
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

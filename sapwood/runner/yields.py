@@ -25,7 +25,7 @@ from sapwood.sampling.settings import Need, Settings
 class Yields:
     """Host: the `places` of such rows among all that yield, which of them want logprobs, and each of these how many.
 
-    Device (int64): the same places.
+    Device (int64): the same places. `only_masked`: a mask is all that any of them needs beyond what is drawn at once.
     """
 
     places: Longs
@@ -33,6 +33,7 @@ class Yields:
     num_tops: list[int]
     places_N: Tensor
     recipe: Recipe
+    only_masked: bool
 
 
 def find_special(plan: Plan, table: Table) -> Yields | None:
@@ -72,6 +73,7 @@ def find_special(plan: Plan, table: Table) -> Yields | None:
         num_tops=num_tops,
         places_N=on_device["places"],
         recipe=recipe,
+        only_masked=parts == {Need.MASK: None},
     )
 
 

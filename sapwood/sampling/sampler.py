@@ -15,6 +15,7 @@ from torch import Tensor
 from sapwood.sampling import steps
 from sapwood.sampling.fast import draw
 from sapwood.sampling.logprobs import Logprobs, logprobs
+from sapwood.sampling.masks import restrict
 from sapwood.sampling.settings import Need, Settings
 
 Rows = Mapping[Need, Tensor | None]
@@ -63,15 +64,22 @@ class Sampled:
     logprobs: Logprobs | None
 
 
-def sample(logits_NV: Tensor, recipe: Recipe, positions_N: Tensor, tokens_SL: Tensor) -> Sampled:
+def sample(
+    logits_NV: Tensor, recipe: Recipe, positions_N: Tensor, tokens_SL: Tensor, bits_MW: Tensor | None = None
+) -> Sampled:
     """Choose the tokens that come to stand at `positions_N` (int64). Float32 logits are used up.
 
-    `tokens_SL` is the token table, cut after the longest row.
+    `tokens_SL` is the token table, cut after the longest row; `bits_MW` the masks of the rows of Need.MASK.
     """
     rows = recipe.rows
     sound_N = logits_NV.amax(-1).isfinite()
     asking = rows.get(Need.LOGPROBS)
     raw = _pick(logits_NV, asking, copy=True) if Need.LOGPROBS in rows else None
+    if Need.MASK in rows:
+        assert bits_MW is not None
+        masked = rows[Need.MASK]
+        places_M = torch.arange(len(logits_NV), device=logits_NV.device) if masked is None else masked
+        restrict(logits_NV, places_M, bits_MW)
     _edit(logits_NV, recipe, positions_N, tokens_SL)
     tokens_N = _decide(logits_NV, recipe, positions_N)
     sound_N &= tokens_N >= 0

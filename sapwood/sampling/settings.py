@@ -52,6 +52,7 @@ class Need(IntFlag):
     TOP_P = 32
     MIN_P = 64
     LOGPROBS = 128
+    MASK = 256
 
 
 def needs(params: SamplingParams, *, stop_ids: tuple[int, ...], min_len: int, prompt_len: int) -> int:
@@ -60,12 +61,14 @@ def needs(params: SamplingParams, *, stop_ids: tuple[int, ...], min_len: int, pr
     wanted = (
         (Need.BIAS, bool(params.logit_bias)),
         (Need.PENALTY, params.penalised),
-        (Need.MIN_LEN, bool(stop_ids) and min_len > prompt_len),
+        # With a grammar the mask sees to it: an end that comes too soon is better than no token at all.
+        (Need.MIN_LEN, bool(stop_ids) and min_len > prompt_len and params.grammar is None),
         (Need.RANDOM, random),
         (Need.TOP_K, random and params.top_k > 1),
         (Need.TOP_P, random and params.top_p < 1.0),
         (Need.MIN_P, random and params.min_p > 0.0),
         (Need.LOGPROBS, params.logprobs is not None),
+        (Need.MASK, params.grammar is not None),
     )
     return sum(need for need, is_wanted in wanted if is_wanted)
 

@@ -14,11 +14,13 @@ The scheduler knows counts, slots and, once `commit` brings them, token values. 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
-from sapwood.base.plan import Admit, Bools, Ints, Longs, Outcome, Plan
-from sapwood.base.request import Request
-from sapwood.base.wire import Delta, Deltas
+from sapwood.base.plan import Admit, Bools, Ints, Known, Longs, Outcome, Plan, Ruling
+from sapwood.base.request import Landed, Request
+from sapwood.base.wire import Delta, Deltas, FinishReason
 from sapwood.cache.kv import KVCache
 from sapwood.scheduler.slots import Slots
 from sapwood.scheduler.waiting import Waiting
@@ -56,6 +58,8 @@ class Scheduler:
         self._prompts: list[Request] = []  # running, prompt not wholly fed, by rank
         self._joining: list[int] = []  # slots that are steady from the next plan on
         self._changed = False  # a steady slot was released
+        self._known: list[tuple[int, Known]] = []  # with the owner; what the device does not know yet
+        self._masked: tuple[Ints, Longs | None] | None = None  # the steady rows that are restricted
         self._foresight = FORESIGHT
         self._blocked: tuple[int, int, int] | None = None  # what was the case when memory was too short for a start
 
@@ -135,13 +139,33 @@ class Scheduler:
             pages=changes,
             copies=copies,
             runs=self.kv.runs(steady, s.requests),
+            masked=self._restricted(steady, slots, yields) if s.num_masked else None,
+            known=self._take_known(),
         )
+
+    def _restricted(self, steady: Ints, slots: Ints, yields: Bools) -> Longs | None:
+        """The yielding rows whose requests have a grammar."""
+        if len(slots) > len(steady):
+            rows = np.flatnonzero(self.slots.masked[slots] & yields)
+            return rows if len(rows) else None
+        if self._masked is None or self._masked[0] is not steady:
+            rows = np.flatnonzero(self.slots.masked[steady])
+            self._masked = steady, rows if len(rows) else None
+        return self._masked[1]
+
+    def _take_known(self) -> tuple[Known, ...]:
+        """What to tell the device of those that still hold their slots; who starts anew brings all tokens along."""
+        if not self._known:
+            return ()
+        known = tuple(known for owner, known in self._known if self.slots.owner[known.slot] == owner)
+        self._known.clear()
+        return known
 
     def _advance_steady(self, number: int) -> Ints:
         """Slots that advance by one, with a page for it; the same array as last time if nothing changed."""
         s = self.slots
         if self._joining or self._changed:
-            stay = self._steady[s.owner[self._steady] > 0] if self._changed else self._steady
+            stay = self._staying() if self._changed else self._steady
             self._steady = np.concatenate([stay, np.array(self._joining, dtype=np.int32)])
             self._joining.clear()
             self._changed = False
@@ -153,9 +177,14 @@ class Scheduler:
         if len(due):
             self._turn_pages(due, number)
         if self._changed:
-            self._steady = self._steady[s.owner[self._steady] > 0]
+            self._steady = self._staying()
             self._changed = False
         return self._steady
+
+    def _staying(self) -> Ints:
+        """The steady slots that still are."""
+        s = self.slots
+        return self._steady[(s.owner[self._steady] > 0) & ~s.apart[self._steady]]
 
     def _turn_pages(self, due: Ints, number: int) -> None:
         """A page more for each of these slots, which are at the end of theirs."""
@@ -223,6 +252,7 @@ class Scheduler:
         spans.append((slot, start, count))
         if end == known:
             self._joining.append(slot)
+            s.apart[slot] = False
             self._prompts.remove(request)
         return count
 
@@ -324,13 +354,41 @@ class Scheduler:
 
     # -- applying results ------------------------------------------------------------------------------------------
 
-    def commit(self, plan: Plan, outcome: Outcome) -> Deltas:
-        """Take in a step's tokens; return the news for the fronts."""
+    def tenants(self, plan: Plan) -> list[tuple[Request | None, int]]:
+        """Of each masked row: its request, None if that is gone, and the position at which its token will stand."""
+        if plan.masked is None:
+            return []
+        s, rows = self.slots, plan.masked
+        slots = plan.slots_R[rows]
+        alive = s.owner[slots] == plan.owners_R[rows]
+        ends = (plan.starts_R[rows] + plan.counts_R[rows]).tolist()
+        return [
+            (s.requests[slot] if live else None, end)
+            for slot, live, end in zip(slots.tolist(), alive.tolist(), ends, strict=True)
+        ]
+
+    def landed(self, plan: Plan, outcome: Outcome) -> list[Landed]:
+        """The new tokens of masked rows, as `commit` will take them. Call it before."""
+        if plan.masked is None:
+            return []
+        s = self.slots
+        return [
+            Landed(row, request, int(outcome.tokens_R[row]), int(s.flying[request.slot]) - 1)
+            for row, (request, end) in zip(plan.masked.tolist(), self.tenants(plan), strict=True)
+            if request is not None and end >= s.known[request.slot] and row not in outcome.errors
+        ]
+
+    def commit(self, plan: Plan, outcome: Outcome, rulings: Mapping[int, Ruling] | None = None) -> Deltas:
+        """Take in a step's tokens; return the news for the fronts. `rulings` are what grammars say to some of them."""
         s = self.slots
         alive = s.owner[plan.slots_R] == plan.owners_R
         deltas = self._take_errors(plan, outcome, alive)
         self._take_prompt_logprobs(plan, outcome, alive)
-        rows = np.flatnonzero(plan.yields_R & alive)
+        fresh = plan.yields_R & alive
+        if plan.masked is not None:
+            # A token that a grammar forced was known before the step that yields it had landed.
+            fresh &= plan.starts_R + plan.counts_R >= s.known[plan.slots_R]
+        rows = np.flatnonzero(fresh)
         slots, tokens = plan.slots_R[rows], outcome.tokens_R[rows]
         places = s.known[slots]
         s.history[slots, places] = tokens
@@ -339,18 +397,67 @@ class Scheduler:
         stopped = s.stopped(slots, tokens) & (places >= s.min_len[slots])
         ended = stopped | (places + 1 >= s.limit[slots])
         special = ended | s.verbose[slots]
+        if rulings:
+            special |= np.isin(rows, list(rulings))
         for i in np.flatnonzero(special).tolist():
-            request = s.of(int(slots[i]))
-            finish = None if not ended[i] else "stop" if stopped[i] else "length"
-            deltas.append(self._delta(request, int(tokens[i]), finish, outcome, int(rows[i])))
-            if finish:
-                del self._by_id[request.id]
-                self._leave(request)
+            request, row, token = s.of(int(slots[i])), int(rows[i]), int(tokens[i])
+            ruling = rulings.get(row) if rulings else None
+            stop = token if stopped[i] else None
+            finish: FinishReason | None = None if not ended[i] else "stop" if stopped[i] else "length"
+            new = [token]
+            if ruling is not None and stop is None:
+                if ruling.error:
+                    deltas.append(self._end(request, Delta(request.id, [], finish="error", error=ruling.error)))
+                    continue
+                forced, finish = self._force(request, ruling)
+                new += forced
+            delta = self._delta(request, new, finish, stop, outcome, row)
+            deltas.append(self._end(request, delta) if finish else delta)
         plain = ~special
         return Deltas(s.ids[slots[plain]].tolist(), tokens[plain].tolist(), deltas)
 
-    def _delta(self, request: Request, token: int, finish: str | None, outcome: Outcome, row: int) -> Delta:
-        first = self.slots.known[request.slot] == request.prompt_len + 1
+    def _force(self, request: Request, ruling: Ruling) -> tuple[list[int], FinishReason | None]:
+        """Make the tokens known that a grammar forces behind the new one; those that fit, and how the request ends.
+
+        The request goes on as one with a prompt to feed. A step in flight that yields the first of them is not waited
+        for: `commit` will know its token already.
+        """
+        s, slot = self.slots, request.slot
+        known, limit = int(s.known[slot]), int(s.limit[slot])
+        tokens = list(ruling.forced[: limit - known])
+        end = known + len(tokens)
+        s.history[slot, known:end] = tokens
+        s.known[slot] = end
+        if ruling.done and len(tokens) == len(ruling.forced):
+            return tokens, "stop"
+        if end >= limit:
+            return tokens, "length"
+        if tokens:
+            self._known.append((int(s.owner[slot]), Known(slot, known, np.array(tokens, np.int32))))
+            s.flying[slot] = 0
+            if slot in self._joining:
+                self._joining.remove(slot)
+            else:
+                s.apart[slot] = self._changed = True
+            self._prompts.append(request)
+            self._prompts.sort(key=self.waiting.rank)
+        return tokens, None
+
+    def _end(self, request: Request, delta: Delta) -> Delta:
+        del self._by_id[request.id]
+        self._leave(request)
+        return delta
+
+    def _delta(
+        self,
+        request: Request,
+        tokens: list[int],
+        finish: FinishReason | None,
+        stop: int | None,
+        outcome: Outcome,
+        row: int,
+    ) -> Delta:
+        first = self.slots.known[request.slot] == request.prompt_len + len(tokens)
         wants_logprobs = request.params.logprobs is not None
         self.slots.verbose[request.slot] = wants_logprobs
         prompt_logprobs = None
@@ -359,10 +466,10 @@ class Scheduler:
             prompt_logprobs = request.prompt_logprobs
         return Delta(
             request.id,
-            [token],
-            finish=finish,  # type: ignore[arg-type]
+            tokens,
+            finish=finish,
             cached_tokens=request.cached_tokens if first else -1,
-            stop=token if finish == "stop" else None,
+            stop=stop,
             logprobs=[outcome.logprobs[row]] if wants_logprobs else None,
             prompt_logprobs=prompt_logprobs,
         )
@@ -394,6 +501,7 @@ class Scheduler:
         # A plan that was cut off may have left a request in two places, and changes that nobody has taken.
         self.waiting.clear()
         self.kv.take_changes()
+        self._known.clear()
         self._by_id.clear()
         return [Delta(id, [], finish="error", error=text) for id in lost]
 

@@ -36,6 +36,9 @@ class Slots:
         self.owner: Longs = np.zeros(num_slots, np.int64)
         self.rank: Longs = np.zeros((num_slots, 2), np.int64)
         self.verbose: Bools = np.zeros(num_slots, np.bool_)
+        self.masked: Bools = np.zeros(num_slots, np.bool_)
+        self.apart: Bools = np.zeros(num_slots, np.bool_)
+        self.num_masked = 0
         self.stops: Ints = np.full((1, num_slots), NO_TOKEN, np.int32)
         # Zeroed lazily by the operating system: only what is used takes memory.
         self.history: Ints = np.zeros((num_slots, max_model_len + 1), np.int32)
@@ -77,6 +80,9 @@ class Slots:
         self.limit[slot] = request.limit
         self.min_len[slot] = request.min_len
         self.verbose[slot] = True
+        self.apart[slot] = False
+        self.masked[slot] = request.params.grammar is not None
+        self.num_masked += int(self.masked[slot])
         self._set_stops(slot, request.stop_ids)
         return slot
 
@@ -85,6 +91,7 @@ class Slots:
         slot = request.slot
         self.requests[slot] = None
         self.owner[slot] = 0
+        self.num_masked -= int(self.masked[slot])
         self._freed.append(slot)
         request.slot = -1
 

@@ -10,14 +10,18 @@ from typing import Any, TypeVar
 
 import anyio
 import anyio.to_thread
+import msgspec
 from starlette.types import Receive
 
 from sapwood import __version__
-from sapwood.base.errors import ConfigError, RequestError
+from sapwood.base.errors import ConfigError, GrammarError, RequestError
 from sapwood.base.sampling import SamplingParams
 from sapwood.base.wire import Facts
 from sapwood.config import Config
 from sapwood.engine.client import Engine
+from sapwood.grammar import Checker
+from sapwood.grammar.spellings import Asked
+from sapwood.grammar.vocabulary import spec_of
 from sapwood.observe import Metrics
 from sapwood.server.errors import ClientGone, respelled, with_param
 from sapwood.server.turns import Turns
@@ -58,6 +62,11 @@ class Front:
         except (RequestError, TypeError) as error:
             raise ConfigError(f"The model's generation_config has a value that cannot be used: {error}") from error
         self.turns = Turns()
+        self._grammars = Checker(
+            lambda: spec_of(self.text, self.facts.vocab_size),
+            compact_json=config.grammar.compact_json,
+            seconds=config.grammar.compile_seconds,
+        )
         self._threads = anyio.CapacityLimiter(4)
         self._ends: set[asyncio.Future[None]] = set()
 
@@ -81,6 +90,20 @@ class Front:
             return params.check(vocab_size=self.facts.vocab_size, max_n=MAX_CHOICES)
         except RequestError as error:
             raise respelled(error, names) from None
+
+    async def restrict(self, params: SamplingParams, asked: Asked | None) -> SamplingParams:
+        """The parameters with the grammar that a request asks for. Raises RequestError if it cannot be used."""
+        if asked is None:
+            return params
+        try:
+            await self._grammars.check(asked.grammar)
+        except GrammarError as error:
+            raise RequestError(f"{asked.param}: {error}.", param=asked.param) from None
+        return msgspec.structs.replace(params, grammar=asked.grammar)
+
+    async def close(self) -> None:
+        """End what was started beside the engine."""
+        await self._grammars.close()
 
     def check_tokens(self, tokens: Sequence[int], param: str) -> None:
         """Raise RequestError unless there are tokens and all are in the vocabulary."""

@@ -16,6 +16,8 @@ from starlette.routing import Route
 from sapwood.base.errors import RequestError
 from sapwood.base.plan import TokenLogprobs
 from sapwood.base.sampling import SamplingParams
+from sapwood.grammar import spellings
+from sapwood.grammar.spellings import Asked, Schema, one_of
 from sapwood.server.body import Body, field_error
 from sapwood.server.front import MAX_CHOICES, Front
 from sapwood.server.generation import Choice, News, Prompt, choices_of, complete, params_for
@@ -29,12 +31,13 @@ _NAMES = {
     "seed": "sampling_seed",
     "include_stop": "no_stop_trim",
 }
-_UNSUPPORTED = ("json_schema", "regex", "ebnf", "structural_tag", "stop_regex", "custom_params")
+_UNSUPPORTED = ("stop_regex", "custom_params")
+_STRUCTURED = ("json_schema", "regex", "ebnf", "structural_tag")
 _PLACES = {"logprobs": "top_logprobs_num", "prompt_logprobs": "top_logprobs_num"}
 
 
 class NativeSampling(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """SGLang's sampling_params. The last six are understood and refused."""
+    """SGLang's sampling_params. The last two are understood and refused."""
 
     max_new_tokens: Int | None = None
     min_new_tokens: Int | None = None
@@ -54,10 +57,10 @@ class NativeSampling(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     skip_special_tokens: bool | None = None
     spaces_between_special_tokens: bool | None = None
     no_stop_trim: bool | None = None
-    json_schema: Any = None
-    regex: Any = None
-    ebnf: Any = None
-    structural_tag: Any = None
+    json_schema: Schema | None = None
+    regex: str | None = None
+    ebnf: str | None = None
+    structural_tag: dict[str, Any] | str | None = None
     stop_regex: Any = None
     custom_params: Any = None
 
@@ -144,7 +147,10 @@ def routes(front: Front) -> list[Route]:
             for tokens, sampling in zip(given, samplings, strict=True)
         ]
         wishes = _wishes(body, prompts)
-        params = [_params(front, sampling, wish) for sampling, wish in zip(samplings, wishes, strict=True)]
+        params = [
+            await front.restrict(_params(front, sampling, wish), _asked(sampling))
+            for sampling, wish in zip(samplings, wishes, strict=True)
+        ]
         limit = front.facts.max_model_len
         pairs = [
             (prompt, params_for(prompt, one, limit, default=_DEFAULT_MAX_TOKENS))
@@ -243,7 +249,7 @@ def _converted(given: dict[str, Any]) -> NativeSampling:
 
 def _params(front: Front, native: NativeSampling, wish: Wish) -> SamplingParams:
     ours = {theirs: name for name, theirs in _NAMES.items()}
-    skipped = {"spaces_between_special_tokens", *_UNSUPPORTED}
+    skipped = {"spaces_between_special_tokens", *_UNSUPPORTED, *_STRUCTURED}
     fields = {
         ours.get(name, name): value
         for name in NativeSampling.__struct_fields__
@@ -257,6 +263,10 @@ def _params(front: Front, native: NativeSampling, wish: Wish) -> SamplingParams:
     fields["logprobs"] = wish.logprobs
     fields["prompt_logprobs"] = wish.logprobs if wish.start >= 0 else None
     return front.check(SamplingParams(**(front.defaults | fields)), _NAMES | _PLACES)
+
+
+def _asked(sampling: NativeSampling) -> Asked | None:
+    return one_of(spellings.native(*(getattr(sampling, name) for name in _STRUCTURED)))
 
 
 class _Answer:

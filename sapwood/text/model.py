@@ -116,6 +116,10 @@ class TextModel:
     def has_template(self) -> bool:
         return self._template is not None
 
+    def tokenizer_json(self) -> str:
+        """The tokenizer as tokenizer.json has it, with what its configuration adds."""
+        return str(self._tokenizer.to_str())
+
     def encode(self, text: str, *, add_special: bool = True) -> list[int]:
         """Tokens of a text. Raises RequestError for a text that is not valid Unicode.
 

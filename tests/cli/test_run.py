@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 from collections.abc import AsyncIterator
@@ -11,9 +12,11 @@ from typing import Any
 
 import pytest
 
-from sapwood.base.errors import RequestError
+from sapwood.base.errors import RequestError, UserError
+from sapwood.base.grammar import Grammar
 from sapwood.base.sampling import SamplingParams
 from sapwood.cli.run import Line, _answers, _output, answered, read_lines, read_request
+from sapwood.cli.sampling import add_sampling, params_of, sampling_fields
 
 
 def test_lines(tmp_path: Path) -> None:
@@ -53,6 +56,31 @@ def test_requests() -> None:
         {"prompt": [1, 2], "logit_bias": {"5": 1}, "custom_id": 1, "model": "m"}, {}, "be kind"
     )
     assert (prompt, params.logit_bias) == ([1, 2], {5: 1.0})
+
+
+def test_what_an_answer_has_to_match(tmp_path: Path) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    (tmp_path / "schema.json").write_text(json.dumps(schema))
+
+    def grammar(*flags: str, **own: Any) -> Grammar | None:
+        parser = argparse.ArgumentParser()
+        add_sampling(parser)
+        return params_of(own, **sampling_fields(parser.parse_args(flags))).grammar
+
+    assert grammar() is None
+    assert grammar("--json") == Grammar.json()
+    assert grammar("--json-schema", json.dumps(schema)) == grammar("--json-schema", str(tmp_path / "schema.json"))
+    assert grammar("--json-schema", str(tmp_path / "schema.json")) == Grammar.json(schema)
+    assert grammar("--regex", "a+") == Grammar.regex("a+")
+    assert grammar("--choice", "yes", "--choice", "no") == Grammar.choice(["yes", "no"])
+    assert grammar("--json", guided_regex="a") == Grammar.regex("a"), "what a line says itself comes first"
+    assert grammar(response_format={"type": "json_object"}) == Grammar.json()
+    with pytest.raises(RequestError, match="exclude"):
+        grammar(guided_regex="a", ebnf="root ::= [a]")
+    with pytest.raises(UserError, match="No such file"):
+        grammar("--json-schema", "nowhere.json")
+    with pytest.raises(UserError, match="not JSON"):
+        grammar("--json-schema", "{")
 
 
 def test_the_system_message_is_for_conversations_without_one() -> None:

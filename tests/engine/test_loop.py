@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sapwood.base.plan import Outcome, Plan
+from sapwood.base.plan import Bits, Outcome, Plan
 from sapwood.base.request import Request
 from sapwood.base.sampling import SamplingParams
 from sapwood.base.wire import Abort, Delta, Submit
@@ -34,9 +34,9 @@ class Recorder(FakeExecutor):
             raise RuntimeError("out of luck")
         return super().forward(plan)
 
-    def sample(self, work: Plan) -> None:
+    def sample(self, work: Plan, bits_MW: Bits | None = None) -> None:
         self.calls.append(("sample", work.number))
-        super().sample(work)
+        super().sample(work, bits_MW)
 
     def result(self, work: Plan) -> Outcome:
         self.calls.append(("result", work.number))

@@ -57,6 +57,24 @@ def prompt_logprobs(model: Path, prompts: list[list[int]], **options: Any) -> li
     return [logprob for id in range(len(prompts)) for logprob in scored[id]]
 
 
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_restricted_tokens_equal_the_cpus(tiny_model: Path, depth: int) -> None:
+    from sapwood import LLM, Grammar
+    from tests.grammar.schemas import SCHEMAS
+
+    names = ["flat", "nested", "function call", "enum of anything", "pattern"]
+    params = [SamplingParams(max_tokens=200, temperature=0, grammar=Grammar.json(SCHEMAS[name])) for name in names]
+    params += [SamplingParams(max_tokens=40, temperature=0, logprobs=1, grammar=Grammar.regex("[a-z ]{9,30}"))]
+    params += [SamplingParams(max_tokens=60, temperature=0)]
+    options = {"dtype": "float32", "max_model_len": 512, "max_num_seqs": 8, "max_total_tokens": 8192}
+    texts = []
+    for more in ({"device": "cpu"}, {"device": "cuda", "depth": depth}):
+        llm = LLM(str(tiny_model), constrained_json_disable_any_whitespace=True, **options, **more)
+        texts.append([one.token_ids for one in llm.chat([[{"role": "user", "content": "Hello!"}]] * 7, params)])
+        assert llm._engine.stats().counters["forced_tokens"] > 0
+    assert texts[0] == texts[1]
+
+
 def test_smollm2_speaks(smollm2: Path) -> None:
     from sapwood import LLM
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sapwood.base.plan import Admit, Outcome
+from sapwood.base.plan import Admit, Known, Outcome, Plan
 from sapwood.base.sampling import SamplingParams
 from sapwood.runner.worker import Work, Worker
 from tests.runner.plans import admit, ints, make_plan
@@ -58,6 +58,7 @@ class Desk:
         self._admits = []
         self._pages = [{} for _ in self.worker.groups]
         self._copies = [{} for _ in self.worker.groups]
+        self._known: list[Known] = []
 
     def admit(
         self,
@@ -88,8 +89,21 @@ class Desk:
             self._copies[group][source] = pages[index]
             self._pages[group].setdefault(slot, {})[index] = pages[index]
 
-    def step(self, spans: Mapping[int, int], *, steady: Iterable[int] = ()) -> Step:
-        """Feed one token of each steady slot, then so many of each other; those that reach their end yield a token."""
+    def tell(self, slot: int, tokens: Sequence[int]) -> None:
+        """Make tokens known that no step has drawn."""
+        seat = self.seats[slot]
+        self._known.append(Known(slot, len(seat.tokens), ints(tokens)))
+        seat.tokens += tokens
+
+    def step(
+        self,
+        spans: Mapping[int, int],
+        *,
+        steady: Iterable[int] = (),
+        allowed: Mapping[int, Sequence[int]] | None = None,
+    ) -> Step:
+        """Feed one token of each steady slot, then so many of each other; those that reach their end yield a token, one
+        of those that are `allowed`."""
         if list(self._steady) != list(steady):
             self._steady = ints(list(steady))
         counts = dict.fromkeys(steady, 1) | dict(spans)
@@ -99,12 +113,13 @@ class Desk:
         for slot, count in counts.items():
             seat = self.seats[slot]
             rows.append((slot, seat.fed, count, seat.fed + count == len(seat.tokens)))
-        plan = make_plan(rows, admits=self._admits, pages=self._pages, copies=self._copies, steady=self._steady)
+        plan = make_plan(rows, admits=self._admits, pages=self._pages, copies=self._copies, steady=self._steady,
+                         masked=list(allowed or ()), known=self._known)  # fmt: skip
         self._clear()
 
         work = self.worker.forward(plan)
         logits = self._logits(work, counts)
-        self.worker.sample(work)
+        self.worker.sample(work, self._masks(plan, allowed or {}))
         step = Step(self.worker.result(work), list(counts), logits)
         for slot, _, count, yields in rows:
             self.seats[slot].fed += count
@@ -123,6 +138,16 @@ class Desk:
             return {}
         assert work.left.logits_NV is not None
         return dict(zip(yielding, work.left.logits_NV.float().cpu()[: len(yielding), None], strict=False))
+
+    def _masks(self, plan: Plan, allowed: Mapping[int, Sequence[int]]) -> Any:
+        if plan.masked is None:
+            return None
+        bits = self.worker.room(len(plan.masked))
+        bits.fill(0)
+        for place, slot in enumerate(plan.slots_R[plan.masked].tolist()):
+            for token in allowed[slot]:
+                bits.view(np.uint32)[place, token // 32] |= np.uint32(1 << token % 32)
+        return bits
 
     def generate(self, slot: int, num_tokens: int) -> list[int]:
         """Feed what is known in one span, then token by token."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sapwood.base.plan import Admit, PageChange, PageCopy, Plan
+from sapwood.base.plan import Admit, Known, PageChange, PageCopy, Plan
 from sapwood.base.sampling import SamplingParams
 
 
@@ -47,8 +47,10 @@ def make_plan(
     pages: Sequence[Mapping[int, Mapping[int, int]]] = ({},),
     copies: Sequence[Mapping[int, int]] | None = None,
     steady: Any = None,
+    masked: Sequence[int] = (),
+    known: Sequence[Known] = (),
 ) -> Plan:
-    """A plan of rows (slot, start, count, yields), the steady ones first.
+    """A plan of rows (slot, start, count, yields), the steady ones first. The slots `masked` are restricted.
 
     `pages` has, for each group, slot -> index -> page; `copies`, for each group, source -> target.
     """
@@ -65,4 +67,6 @@ def make_plan(
         admits=tuple(admits),
         pages=tuple(PageChange(*(ints([change[i] for change in group]) for i in range(3))) for group in changes),
         copies=tuple(PageCopy(ints(list(g)), ints(list(g.values()))) for g in copies or [{} for _ in pages]),
+        masked=np.array([row for row, slot in enumerate(slots) if slot in masked and yields[row]]) if masked else None,
+        known=tuple(known),
     )

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from sapwood.arch.families import declare
+from sapwood.base.grammar import Grammar
+from sapwood.base.plan import Known
 from sapwood.base.sampling import SamplingParams
 from sapwood.config.options import CacheConfig, Config, DeviceConfig, ModelConfig, SchedulerConfig
 from sapwood.executor.local import LocalExecutor
@@ -400,6 +402,85 @@ def test_a_step_that_yields_nothing(subject: Callable[[str], Subject]) -> None:
     assert desk.worker.table.fed_S[0] == 6
 
 
+ANY = Grammar.regex(".*")  # the worker only has to know that there is one; which tokens it allows, the host says
+
+
+@two_families
+@pytest.mark.parametrize("special", [False, True])
+def test_masked_rows_beside_free_ones(subject: Callable[[str], Subject], family: str, special: bool) -> None:
+    """Greedy among the allowed tokens, in spans and steady rows, with and without other edits in the same step."""
+    model = subject(family)
+    desk, chance = model.desk(), np.random.default_rng(3)
+    prompts = {slot: model.tokens(5 + 3 * slot, seed=slot) for slot in range(4)}
+    restricted = {1: SamplingParams(temperature=0, grammar=ANY), 3: SamplingParams(temperature=0, grammar=ANY)}
+    if special:
+        restricted[3] = SamplingParams(temperature=0, grammar=ANY, logit_bias={5: 3.0}, logprobs=2)
+    for slot, prompt in prompts.items():
+        desk.admit(slot, prompt, params=restricted.get(slot))
+    for number in range(6):
+        # Slot 3 starts later: other rows are masked by then, and it comes as a span among steady ones.
+        allowed = {slot: chance.choice(model.vocab_size, 4, replace=False).tolist() for slot in restricted}
+        allowed |= {1: [7]} if number == 2 else {}
+        if number == 0:
+            step = desk.step({slot: len(prompts[slot]) for slot in (0, 1, 2)}, allowed=allowed)
+        elif number == 1:
+            step = desk.step({3: len(prompts[3])}, steady=[0, 1, 2], allowed=allowed)
+        else:
+            step = desk.step({}, steady=[0, 1, 2, 3], allowed=allowed)
+        for slot in step.slots:
+            logits = model.logits(desk.seats[slot].tokens[:-1])[-1].clone()
+            raw = logits.log_softmax(-1)
+            if slot in restricted:
+                if special and slot == 3:
+                    logits[5] += 3.0
+                    found = step.outcome.logprobs[step.slots.index(3)]
+                    assert found.logprob == pytest.approx(float(raw[found.token]), abs=1e-3), (
+                        "raw logits, not masked ones"
+                    )
+                forbidden = torch.ones(model.vocab_size, dtype=torch.bool)
+                forbidden[allowed[slot]] = False
+                logits[forbidden] = -torch.inf
+            assert step.token(slot) == int(logits.argmax())
+    assert not step.outcome.errors
+
+
+def test_random_tokens_are_the_same_whether_masked_rows_are_special(subject: Callable[[str], Subject]) -> None:
+    model = subject("llama")
+    outputs = []
+    for logprobs in (None, 1):
+        desk = model.desk()
+        params = SamplingParams(temperature=1.5, top_p=0.9, grammar=ANY, logprobs=logprobs)
+        desk.admit(2, model.tokens(9), params=params, seed=77)
+        allowed = {2: list(range(3, model.vocab_size, 2))}
+        tokens = [desk.step({2: 9}, allowed=allowed).token(2)]
+        tokens += [desk.step({}, steady=[2], allowed=allowed).token(2) for _ in range(10)]
+        assert all(token in allowed[2] for token in tokens)
+        outputs.append(tokens)
+    assert outputs[0] == outputs[1] and len(set(outputs[0])) > 1
+
+
+def test_a_row_that_may_yield_nothing_is_an_error_of_its_own(subject: Callable[[str], Subject]) -> None:
+    model = subject("llama")
+    desk = model.desk()
+    desk.admit(0, model.tokens(5), params=SamplingParams(grammar=ANY))
+    desk.admit(1, model.tokens(5))
+    step = desk.step({0: 5, 1: 5}, allowed={0: []})
+    assert list(step.outcome.errors) == [0]
+
+
+@two_families
+def test_tokens_that_the_host_tells_are_fed_like_a_prompt(subject: Callable[[str], Subject], family: str) -> None:
+    model = subject(family)
+    desk, prompt = model.desk(), model.tokens(10)
+    desk.admit(1, prompt)
+    desk.admit(2, model.tokens(4, seed=5))
+    desk.step({1: 10, 2: 4})
+    desk.step({}, steady=[1, 2])
+    desk.tell(1, model.tokens(6, seed=9))
+    near(desk.step({1: 7}, steady=[2]).logits[1], model.logits(desk.seats[1].tokens[:-1])[-7:])
+    near(desk.step({}, steady=[1, 2]).logits[1], model.logits(desk.seats[1].tokens[:-1])[-1:])
+
+
 def test_the_configured_memory_is_the_budget(subject: Callable[[str], Subject]) -> None:
     assert subject("llama").worker.kv_budget() == 1 << 20
 
@@ -414,18 +495,27 @@ def test_neither_forward_nor_sample_waits_for_the_gpu(tmp_path: Path, family: st
     )
     executor = LocalExecutor(model.worker)
     prompts = {slot: model.tokens(9 + slot, seed=slot) for slot in range(3)}
+    restricted = SamplingParams(grammar=ANY)
+    several = {1: params, 2: restricted} if family == "llama" else {2: restricted}  # both ways to sample masked rows
     admits = [
-        admit(slot, tokens, params=params if slot else None, stop_ids=(2,), min_len=20)
+        admit(slot, tokens, params=several.get(slot), stop_ids=(2,), min_len=20 if slot in several else 0)
         for slot, tokens in prompts.items()
     ]
     tables = [{slot: {i: 10 * slot + i + 1 for i in range(6)} for slot in prompts} for _ in model.worker.groups]
     copies = [{1: 90, 11: 91} for _ in model.worker.groups]
     steady = ints(list(prompts))
     spans = make_plan(
-        [(slot, 0, len(tokens), True) for slot, tokens in prompts.items()], admits=admits, pages=tables, copies=copies
-    )
+        [(slot, 0, len(tokens), True) for slot, tokens in prompts.items()],
+        admits=admits, pages=tables, copies=copies, masked=[2],
+    )  # fmt: skip
     decode = [
-        make_plan([(slot, len(tokens) + i, 1, True) for slot, tokens in prompts.items()], pages=tables, steady=steady)
+        make_plan(
+            [(slot, len(tokens) + i, 1, True) for slot, tokens in prompts.items()],
+            pages=tables,
+            steady=steady,
+            masked=[2],
+            known=[Known(2, len(prompts[2]) + i, ints([5]))],
+        )
         for i in range(3)
     ]
     for quiet in (False, True):  # the first time kernels are compiled
@@ -434,7 +524,9 @@ def test_neither_forward_nor_sample_waits_for_the_gpu(tmp_path: Path, family: st
         try:
             for plan in (spans, *decode):
                 works.append(executor.forward(plan))
-                executor.sample(works[-1])
+                bits = executor.room(1)
+                bits.fill(-1)
+                executor.sample(works[-1], bits)
         finally:
             torch.cuda.set_sync_debug_mode("default")
         assert all(not executor.result(work).errors for work in works)

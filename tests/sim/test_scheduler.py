@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from sapwood.base.sampling import SamplingParams
+from tests.sim.toy import toy_params
 from tests.sim.world import World
 
 SHAPES: list[dict[str, Any]] = [
@@ -27,7 +28,9 @@ SHAPES: list[dict[str, Any]] = [
 ]
 
 
-def workload(world: World, rng: random.Random, *, num_requests: int, longest: int, poison: int | None) -> None:
+def workload(
+    world: World, rng: random.Random, *, num_requests: int, longest: int, poison: int | None, toys: float = 0.0
+) -> None:
     """Requests with shared beginnings arrive, run and are aborted at random."""
     stems = [[rng.randrange(8, 12) for _ in range(longest)] for _ in range(3)]
     alive: list[int] = []
@@ -41,6 +44,8 @@ def workload(world: World, rng: random.Random, *, num_requests: int, longest: in
                 prompt.append(poison)
             room = longest - len(prompt)
             params = SamplingParams(prompt_logprobs=0 if rng.random() < 0.1 else None)
+            if rng.random() < toys:
+                params = toy_params(logprobs=0 if rng.random() < 0.2 else None)
             alive.append(
                 world.add(
                     prompt,
@@ -55,6 +60,35 @@ def workload(world: World, rng: random.Random, *, num_requests: int, longest: in
             world.abort(rng.choice(alive))
         world.step()
         alive = [id for id in alive if id not in world.finish]
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, {"jump": False, "num_pages": 24, "max_model_len": 64}], ids=str)
+def test_constrained_requests_beside_free_ones(shape: dict[str, Any]) -> None:
+    """Forced tokens, late masks and ends that only the grammar knows change nothing in what anybody gets."""
+    forced = 0
+    for seed in range(80):
+        rng = random.Random(seed)
+        world = World(**shape)
+        longest = min(shape.get("max_model_len", 128), 60)
+        poison = shape.get("poison")
+        workload(world, rng, num_requests=rng.randint(1, 24), longest=longest, poison=poison, toys=rng.choice((1, 0.5)))
+        world.run()
+        world.check_outputs()
+        world.check_rest()
+        forced += world.constraints.counters["forced_tokens"]
+    assert (forced > 100) == shape.get("jump", True)
+
+
+def test_forced_tokens_save_steps() -> None:
+    steps = []
+    for jump in (True, False):
+        world = World(jump=jump, max_model_len=256, num_pages=80, depth=1)
+        for number in range(20):
+            world.add([number + 8, 9], 100, params=toy_params())
+        world.run()
+        world.check_outputs()
+        steps.append(world.device.num_steps)
+    assert steps[0] < 0.9 * steps[1]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

@@ -16,22 +16,26 @@ from sapwood.base.wire import Delta
 from sapwood.cache import KVCache
 from sapwood.cache.tree import ABSENT
 from sapwood.executor.fake import FakeExecutor, next_hash, next_token
+from sapwood.grammar import Constraints
 from sapwood.scheduler import Scheduler
+from tests.sim.toy import Toy
 
 
 def group(window: int | None = None, page_size: int = 4) -> KVGroup:
     return KVGroup(num_layers=1, num_heads=1, num_kv_heads=1, head_dim=1, window=window, page_size=page_size)
 
 
-def expected(prompt: Sequence[int], limit: int, stop_ids: Sequence[int], vocab_size: int) -> list[int]:
-    """What the fake model says to a prompt when it is alone in the world."""
+def expected(
+    prompt: Sequence[int], limit: int, stop_ids: Sequence[int], vocab_size: int, toy: Toy | None = None
+) -> list[int]:
+    """What the fake model says to a prompt when it is alone in the world, token by token."""
     prefix = 0
     for token in prompt:
         prefix = next_hash(prefix, token)
     out: list[int] = []
     while len(prompt) + len(out) < limit:
-        out.append(next_token(prefix, vocab_size))
-        if out[-1] in stop_ids:
+        out.append(next_token(prefix, vocab_size, None if toy is None else toy.allowed()))
+        if out[-1] in stop_ids or (toy is not None and toy.accept(out[-1]) and toy.done):
             break
         prefix = next_hash(prefix, out[-1])
     return out
@@ -51,6 +55,7 @@ class World:
         vocab_size: int = 50,
         reuse: bool = True,
         poison: int | None = None,
+        jump: bool = True,
         **options: Any,
     ) -> None:
         self.groups = [group(window, page_size) for window in windows]
@@ -72,6 +77,7 @@ class World:
             vocab_size=vocab_size,
             poison=poison,
         )
+        self.constraints = Constraints(None, self.device.room, jump=jump)  # type: ignore[arg-type]
         self.depth = depth
         self.flying: deque[tuple[Plan, Plan]] = deque()
         self.requests: dict[int, Request] = {}
@@ -93,10 +99,15 @@ class World:
             arrival=self._next,
             **options,
         )
+        if params.grammar is not None:
+            request.constraint = self.toy(request)
         self.requests[request.id] = request
         self.output[request.id] = []
         self.scheduler.add(request)
         return request.id
+
+    def toy(self, request: Request) -> Toy:
+        return Toy(request.id, request.prompt_len, self.vocab_size, request.stop_ids)
 
     def abort(self, id: int) -> None:
         delta = self.scheduler.abort(id)
@@ -112,8 +123,11 @@ class World:
             self.check_plan(plan)
             self.plans.append(plan)
             work = self.device.forward(plan)
+            while self.flying and plan.masked is not None:
+                self.land()
+            masks = None if plan.masked is None else self.constraints.masks(self.scheduler.tenants(plan))
             # The device samples in order: the earlier step's tokens are written before this step reads them.
-            self.device.sample(work)
+            self.device.sample(work, masks)
             self.flying.append((plan, work))
         while self.flying and (plan is None or len(self.flying) > self.depth):
             self.land()
@@ -122,7 +136,9 @@ class World:
 
     def land(self) -> None:
         plan, work = self.flying.popleft()
-        deltas = self.scheduler.commit(plan, self.device.result(work))
+        outcome = self.device.result(work)
+        rulings = self.constraints.accept(self.scheduler.landed(plan, outcome))
+        deltas = self.scheduler.commit(plan, outcome, rulings)
         for id, token in zip(deltas.ids, deltas.tokens, strict=True):
             self._news(Delta(id, [token]))
         for delta in deltas.deltas:
@@ -181,10 +197,12 @@ class World:
     def check_outputs(self) -> None:
         for id, request in self.requests.items():
             prompt = request.tokens[: request.prompt_len].tolist()
-            want = expected(prompt, request.limit, request.stop_ids, self.vocab_size)
+            toy = None if request.constraint is None else self.toy(request)
+            want = expected(prompt, request.limit, request.stop_ids, self.vocab_size, toy)
             if self.finish[id] in ("stop", "length"):
                 assert self.output[id] == want
-                assert (self.finish[id] == "stop") == (want[-1] in request.stop_ids)
+                complete = want[-1] in request.stop_ids or (toy is not None and toy.done)
+                assert (self.finish[id] == "stop") == complete
             else:
                 assert self.output[id] == want[: len(self.output[id])]
 

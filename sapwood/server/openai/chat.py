@@ -75,7 +75,7 @@ class ChatChunkChoice(msgspec.Struct, kw_only=True):
 
 def routes(front: Front) -> list[Route]:
     async def chat_completions(request: Request, body: ChatRequest) -> Response:
-        params = _params(front, body)
+        params = await front.restrict(_params(front, body), body.asked())
         prompt = await _prompt(front, body)
         choices = choices_of([(prompt, params)])
         if body.stream:

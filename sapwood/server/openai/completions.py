@@ -55,7 +55,7 @@ class CompletionChoice(msgspec.Struct, kw_only=True):
 
 def routes(front: Front) -> list[Route]:
     async def completions(request: Request, body: CompletionRequest) -> Response:
-        params = _params(front, body)
+        params = await front.restrict(_params(front, body), body.asked())
         prompts = await _prompts(front, body)
         echoes = await _echoes(front, body, prompts) if body.echo else {}
         limit = front.facts.max_model_len

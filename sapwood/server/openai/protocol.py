@@ -14,6 +14,7 @@ from msgspec import Meta
 
 from sapwood.base.errors import RequestError
 from sapwood.base.sampling import SamplingParams
+from sapwood.grammar.spellings import Structured
 from sapwood.server.front import Front
 
 Int = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
@@ -25,28 +26,17 @@ _AS_THEY_ARE = (
 )  # fmt: skip
 _HARMLESS: Mapping[str, Any] = {
     "tool_choice": ("none", "auto"),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
 }
 
 
-class Refusals(msgspec.Struct, kw_only=True):
+class Refusals(Structured, kw_only=True):
     """What is understood and cannot be done yet."""
 
     tools: Any = None
     tool_choice: Any = None
     functions: Any = None
     function_call: Any = None
-    response_format: Any = None
-    structured_outputs: Any = None
-    guided_json: Any = None
-    guided_regex: Any = None
-    guided_choice: Any = None
-    guided_grammar: Any = None
-    json_schema: Any = None
-    regex: Any = None
-    ebnf: Any = None
-    structural_tag: Any = None
     audio: Any = None
     modalities: Any = None
     web_search_options: Any = None
@@ -66,6 +56,8 @@ class Refusals(msgspec.Struct, kw_only=True):
     def refuse(self) -> None:
         """Raise RequestError for the first of these fields that asks for something."""
         for name in Refusals.__struct_fields__:
+            if name in Structured.__struct_fields__:
+                continue
             value = getattr(self, name)
             if value and value not in _HARMLESS.get(name, ()):
                 raise RequestError(

@@ -1,0 +1,159 @@
+"""Finding out whether a grammar can be used before anything is done with it, at a bounded cost to everybody else."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import sys
+from collections import OrderedDict
+from collections.abc import Callable
+
+import msgspec
+
+from sapwood.base.errors import GrammarError
+from sapwood.base.grammar import Grammar
+from sapwood.grammar.compiler import COMPILE_SECONDS
+from sapwood.grammar.translate import MAX_BYTES
+from sapwood.grammar.vocabulary import VocabularySpec
+
+MEMORY = 512 << 20
+_KEPT_BYTES = 32 << 20
+_COMMAND = (sys.executable, "-m", "sapwood.grammar.trial")
+
+Fate = asyncio.Future[str | None]
+
+
+class Setup(msgspec.Struct, frozen=True):
+    """What all trials have in common. `seconds` are of processor time, `memory` bytes beyond what is there."""
+
+    vocabulary: VocabularySpec
+    compact_json: bool
+    seconds: float
+    memory: int
+
+
+class Question(msgspec.Struct, frozen=True, array_like=True):
+    id: int
+    grammar: Grammar
+
+
+class Verdict(msgspec.Struct, frozen=True, array_like=True):
+    """`problem` is None for a grammar that can be used."""
+
+    id: int
+    problem: str | None
+
+
+class Checker:
+    """Has grammars tried out by another process (`trial`), which is started when the first one comes.
+
+    What was found is kept, refusals as well, for the latest grammars. `vocabulary` is called once.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Callable[[], VocabularySpec],
+        *,
+        compact_json: bool = False,
+        seconds: float = COMPILE_SECONDS,
+        memory: int = MEMORY,
+    ) -> None:
+        self._setup = lambda: Setup(vocabulary(), compact_json, seconds, memory)
+        self._process: asyncio.subprocess.Process | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._starting = asyncio.Lock()
+        self._numbers = itertools.count()
+        self._asked: dict[int, Fate] = {}
+        self._kept: OrderedDict[Grammar, Fate] = OrderedDict()
+        self._num_bytes = 0
+
+    async def check(self, grammar: Grammar) -> None:
+        """Raise GrammarError, saying why, for a grammar that cannot be used."""
+        if len(grammar.text) > MAX_BYTES:
+            raise GrammarError(f"it has {len(grammar.text)} characters; at most {MAX_BYTES} are compiled")
+        fate = self._kept.get(grammar)
+        if fate is None:
+            fate = self._keep(grammar)
+            await self._ask(grammar, fate)
+        else:
+            self._kept.move_to_end(grammar)
+        problem = await asyncio.shield(fate)
+        if problem is not None:
+            raise GrammarError(problem)
+
+    def _keep(self, grammar: Grammar) -> Fate:
+        fate = self._kept[grammar] = asyncio.get_running_loop().create_future()
+        self._num_bytes += len(grammar.text)
+        while self._num_bytes > _KEPT_BYTES and len(self._kept) > 1:
+            oldest, _ = self._kept.popitem(last=False)
+            self._num_bytes -= len(oldest.text)
+        return fate
+
+    async def _ask(self, grammar: Grammar, fate: Fate) -> None:
+        number = next(self._numbers)
+        self._asked[number] = fate
+        try:
+            stdin = await self._stdin()
+            stdin.write(_frame(Question(number, grammar)))
+            await stdin.drain()
+        except BaseException as error:
+            # Whoever else waits for this grammar must not wait for ever, and the next request asks again.
+            self._forget(grammar)
+            self._asked.pop(number, None)
+            if not fate.done():
+                fate.set_exception(error if isinstance(error, Exception) else ConnectionError("the check was cut off"))
+                fate.exception()
+            raise
+
+    def _forget(self, grammar: Grammar) -> None:
+        if self._kept.pop(grammar, None) is not None:
+            self._num_bytes -= len(grammar.text)
+
+    async def _stdin(self) -> asyncio.StreamWriter:
+        async with self._starting:
+            if self._process is None:
+                setup = await asyncio.to_thread(self._setup)
+                pipe = asyncio.subprocess.PIPE
+                self._process = await asyncio.create_subprocess_exec(*_COMMAND, stdin=pipe, stdout=pipe)
+                self._reading = asyncio.create_task(self._read(self._process))
+                assert self._process.stdin is not None
+                self._process.stdin.write(_frame(setup))
+            assert self._process.stdin is not None
+            return self._process.stdin
+
+    async def _read(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdout is not None
+        try:
+            while True:
+                size = int.from_bytes(await process.stdout.readexactly(4), "big")
+                verdict = msgspec.msgpack.decode(await process.stdout.readexactly(size), type=Verdict)
+                fate = self._asked.pop(verdict.id, None)
+                if fate is not None and not fate.done():
+                    fate.set_result(verdict.problem)
+        except asyncio.IncompleteReadError:
+            pass
+        finally:
+            self._process = None  # the next grammar starts another
+            lost, self._asked = set(self._asked.values()), {}
+            for grammar in [grammar for grammar, fate in self._kept.items() if fate in lost]:
+                self._forget(grammar)
+            for fate in lost:
+                if not fate.done():
+                    fate.set_exception(ConnectionError("the process that checks grammars is gone"))
+                    fate.exception()
+
+    async def close(self) -> None:
+        """End the process; those who wait get an error."""
+        process, reading = self._process, self._reading
+        if process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+        if reading is not None:
+            await asyncio.wait([reading])
+
+
+def _frame(message: msgspec.Struct) -> bytes:
+    data = msgspec.msgpack.encode(message)
+    return len(data).to_bytes(4, "big") + data

@@ -1,0 +1,175 @@
+"""Grammars compiled beside the engine's loop, and kept."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as TooLate
+from queue import SimpleQueue
+from time import perf_counter
+from typing import Any, TypeVar
+
+import llguidance
+
+from sapwood.base.errors import GrammarError
+from sapwood.base.grammar import Grammar
+from sapwood.grammar.translate import translate
+from sapwood.grammar.trigger import Trigger
+from sapwood.grammar.vocabulary import Vocabulary
+
+T = TypeVar("T")
+
+COMPILE_SECONDS = 2.0
+CACHE_BYTES = 256 << 20
+THREADS = 2
+
+_BASE_BYTES = 64 << 10  # of a compiled grammar, roughly, and so much more per byte of its text
+_BYTES_PER_BYTE = 64
+_REASON_CHARS = 400
+
+
+def limits() -> llguidance.LLParserLimits:
+    """What one grammar may take. A mask that needs more than about ten milliseconds ends its request, nobody else's."""
+    return llguidance.LLParserLimits(
+        initial_lexer_fuel=1_000_000,
+        step_lexer_fuel=100_000,
+        step_max_items=30_000,
+        max_lexer_states=50_000,
+        max_grammar_size=200_000,
+        verbose_errors=False,
+    )
+
+
+class Compiled:
+    """A grammar ready for any number of outputs: `matcher` is at its beginning and stays there; copy it."""
+
+    def __init__(self, vocabulary: Vocabulary, grammar: Grammar, *, compact_json: bool) -> None:
+        """Raises GrammarError for what is wrong, not supported or beyond the limits."""
+        self.vocabulary = vocabulary
+        text = translate(grammar, compact_json=compact_json)
+        self.matcher = llguidance.LLMatcher(vocabulary.tokenizer, text, limits=limits(), log_level=0)
+        if self.matcher.is_error():
+            raise GrammarError(_reason(self.matcher.get_error()))
+        self.trigger = Trigger(grammar.after.encode(), vocabulary.pieces, self._allows) if grammar.after else None
+        self.num_bytes = _BASE_BYTES + _BYTES_PER_BYTE * len(grammar.text)
+
+    def _allows(self, rest: bytes) -> bool:
+        tokens = self.vocabulary.tokenizer.tokenize_bytes(rest)
+        return bool(self.matcher.deep_copy().try_consume_tokens(tokens) == len(tokens))
+
+
+class Compiler:
+    """Compiles grammars in threads, which do not hold the interpreter's lock, and keeps the latest ones.
+
+    `vocabulary` is called once, in a thread, and may raise GrammarError. All methods may be called from any thread.
+
+    Attributes:
+        num_compiled: How many grammars were compiled; seconds: what that took altogether.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Callable[[], Vocabulary],
+        *,
+        compact_json: bool = False,
+        cache_bytes: int = CACHE_BYTES,
+        threads: int = THREADS,
+    ) -> None:
+        self.num_compiled = 0
+        self.seconds = 0.0
+        self._compact_json = compact_json
+        self._cache_bytes = cache_bytes
+        self._threads = _Threads(threads)
+        weakref.finalize(self, self._threads.close)
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[Grammar, Compiled] = OrderedDict()
+        self._num_bytes = 0
+        self._running: dict[Grammar, Future[Compiled]] = {}
+        self._vocabulary: Future[Vocabulary] = self._threads.submit(vocabulary)
+
+    def compile(self, grammar: Grammar) -> Future[Compiled]:
+        """The compiled grammar, at once where it is kept. The future raises GrammarError."""
+        with self._lock:
+            kept = self._kept.get(grammar)
+            if kept is not None:
+                self._kept.move_to_end(grammar)
+                done: Future[Compiled] = Future()
+                done.set_result(kept)
+                return done
+            running = self._running.get(grammar)
+            if running is None:
+                running = self._running[grammar] = self._threads.submit(self._compile, grammar)
+            return running
+
+    def check(self, grammar: Grammar, *, seconds: float = COMPILE_SECONDS) -> None:
+        """Raise GrammarError for a grammar that cannot be used; waits until that is known, or for so long."""
+        self._vocabulary.result()
+        try:
+            self.compile(grammar).result(seconds)
+        except TooLate:
+            raise GrammarError(f"it takes more than {seconds:g} s to compile") from None
+
+    def close(self) -> None:
+        """Let the threads end when they have done what they are doing."""
+        self._threads.close()
+
+    def _compile(self, grammar: Grammar) -> Compiled:
+        try:
+            vocabulary = self._vocabulary.result()
+            began = perf_counter()
+            compiled = Compiled(vocabulary, grammar, compact_json=self._compact_json)
+            with self._lock:
+                self.num_compiled += 1
+                self.seconds += perf_counter() - began
+                self._keep(grammar, compiled)
+            return compiled
+        finally:
+            with self._lock:
+                self._running.pop(grammar, None)
+
+    def _keep(self, grammar: Grammar, compiled: Compiled) -> None:
+        self._kept[grammar] = compiled
+        self._num_bytes += compiled.num_bytes
+        while self._num_bytes > self._cache_bytes and len(self._kept) > 1:
+            _, oldest = self._kept.popitem(last=False)
+            self._num_bytes -= oldest.num_bytes
+
+
+class _Threads:
+    """A pool that no interpreter waits for at its end: a compilation cannot be stopped, and need not be finished."""
+
+    def __init__(self, count: int) -> None:
+        self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._count = count
+        for number in range(count):
+            threading.Thread(target=self._run, name=f"grammar-{number}", daemon=True).start()
+
+    def submit(self, work: Callable[..., T], *args: Any) -> Future[T]:
+        future: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(work(*args))
+            except BaseException as error:
+                future.set_exception(error)
+
+        self._work.put(run)
+        return future
+
+    def _run(self) -> None:
+        while (work := self._work.get()) is not None:
+            work()
+            del work  # and with it whatever it refers to, while there is nothing to do
+
+    def close(self) -> None:
+        for _ in range(self._count):
+            self._work.put(None)
+
+
+def _reason(error: str) -> str:
+    """llguidance's message in one line."""
+    text = " ".join(error.replace("<non-verbose/>", "").split())
+    return text if len(text) <= _REASON_CHARS else f"{text[:_REASON_CHARS]} ..."

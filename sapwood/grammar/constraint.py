@@ -1,0 +1,136 @@
+"""One output on its way through its grammar."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import llguidance
+import numpy as np
+
+from sapwood.base.plan import Bits
+from sapwood.grammar.compiler import Compiled
+
+ALL = np.int32(-1)
+
+
+class Constraint:
+    """Follows the tokens of one sequence, and knows which may come next.
+
+    Args:
+        compiled: The grammar.
+        position: The length of the sequence before its output, which is the position of the first token.
+        min_len: The length before which `stop_ids` are not allowed, unless nothing else is.
+        stop_ids: The tokens that end this output.
+
+    Attributes:
+        position: Where the next token will stand.
+        done: The text is complete and nothing may follow.
+        error: Why the grammar cannot be followed any further; nothing is restricted then.
+        strikes: How often it took too long; the caller counts.
+    """
+
+    __slots__ = ("_early", "_min_len", "_shut", "_state", "_trail", "compiled", "done", "error", "matcher", "position",
+                 "strikes")  # fmt: skip
+
+    def __init__(self, compiled: Compiled, *, position: int, min_len: int = 0, stop_ids: Sequence[int] = ()) -> None:
+        self.compiled = compiled
+        self.position = position
+        self.done = False
+        self.error = ""
+        self.strikes = 0
+        self.matcher: llguidance.LLMatcher | None = None if compiled.trigger else compiled.matcher.deep_copy()
+        self._state = 0
+        self._trail: list[tuple[int, int]] = []  # per token: the trigger's state before, tokens of the matcher
+        self._min_len = min_len
+        self._early = [id for id in stop_ids if id < 32 * compiled.vocabulary.width]
+        # The tokenizer's ends of sequence that do not end this output: the grammar would be over, but not the text.
+        self._shut = [id for id in compiled.vocabulary.eos_ids if id not in stop_ids]
+
+    @property
+    def width(self) -> int:
+        """int32 words of a mask."""
+        return self.compiled.vocabulary.width
+
+    def accept(self, token: int) -> bool:
+        """Take the next token; False if the grammar does not allow it, or cannot say (`error`)."""
+        before = self._state
+        if self.matcher is None:
+            taken = self._read(token)
+        else:
+            taken = [token]
+        if taken and not self._consume(taken):
+            return False
+        self._trail.append((before, len(taken)))
+        self.position += 1
+        return True
+
+    def _read(self, token: int) -> list[int]:
+        """Take a token of the free text; the grammar's first tokens, where it ends with this one."""
+        trigger, vocabulary = self.compiled.trigger, self.compiled.vocabulary
+        assert trigger is not None
+        self._state, rest = trigger.read(self._state, vocabulary.pieces[token])
+        if rest is None:
+            return []
+        self.matcher = self.compiled.matcher.deep_copy()
+        return list(vocabulary.tokenizer.tokenize_bytes(rest)) if rest else []
+
+    def _consume(self, tokens: list[int]) -> bool:
+        assert self.matcher is not None
+        if not self.matcher.consume_tokens(tokens):
+            self.error = "its grammar cannot be followed any further: " + " ".join(self.matcher.get_error().split())
+            return False
+        self.done = self.matcher.is_stopped()
+        return True
+
+    def rollback(self, count: int) -> None:
+        """Forget the last `count` tokens."""
+        for _ in range(count):
+            self._state, taken = self._trail.pop()
+            self.position -= 1
+            if taken and self.matcher is not None:
+                self.matcher.rollback(taken)
+            if self.compiled.trigger is not None and self._state < len(self.compiled.trigger.after):
+                self.matcher = None
+        self.done = self.matcher is not None and self.matcher.is_stopped()
+
+    def forced(self) -> list[int]:
+        """The tokens that follow whatever is drawn, as the tokenizer would write them; empty where there is a choice.
+
+        Bytes that are certain while their tokens are not, because what follows might be merged with them, wait.
+        """
+        if self.matcher is None or self.done or self.position < self._min_len:
+            return []
+        tokens: list[int] = self.matcher.compute_ff_tokens()
+        ends = {*self._early, *self._shut, *self.compiled.vocabulary.eos_ids}
+        cut = next((at for at, token in enumerate(tokens) if token in ends), len(tokens))
+        return tokens[:cut]
+
+    def begin(self, bits_W: Bits) -> llguidance.LLMatcher | None:
+        """Start to write which tokens may come next; the matcher that has to fill the row, if one has to."""
+        if self.matcher is not None and not self.error:
+            return self.matcher
+        bits_W.fill(ALL)
+        if self.matcher is None and self.compiled.trigger is not None:
+            _forbid(bits_W, self.compiled.trigger.closed.get(self._state, ()))
+        return None
+
+    def finish(self, bits_W: Bits) -> None:
+        """Take out of a filled row the ends that would come too soon, as long as anything else is left."""
+        if self.matcher is not None and self.matcher.is_error() and not self.error:
+            self.error = "its grammar cannot be followed any further: " + " ".join(self.matcher.get_error().split())
+            bits_W.fill(ALL)
+        ends = self._shut if self.matcher is not None else []
+        if self.position < self._min_len:
+            ends = ends + self._early
+        # A look at single words first: this runs for every row of every step, and mostly no end is allowed anyhow.
+        if any(bits_W.item(token >> 5) >> (token & 31) & 1 for token in ends):
+            kept = bits_W.copy()
+            _forbid(bits_W, ends)
+            if not bits_W.any():
+                bits_W[:] = kept
+
+
+def _forbid(bits_W: Bits, tokens: Sequence[int]) -> None:
+    words = bits_W.view(np.uint32)
+    for token in tokens:
+        words[token >> 5] &= ~np.uint32(1 << (token & 31))

@@ -1,0 +1,157 @@
+"""From what a request gives to what llguidance compiles."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import llguidance
+import msgspec
+from llguidance.gbnf_to_lark import GbnfToLarkError, any_to_lark
+
+from sapwood.base.errors import GrammarError
+from sapwood.base.grammar import Grammar
+
+MAX_BYTES = 512 << 10  # of a grammar's text
+_MAX_RULES_BYTES = 64 << 10  # of one that Python has to read character by character
+
+WHITESPACE = r"[ ]?|\n[ ]{0,32}|\n\t{0,8}"
+"""What may stand between two tokens of JSON unless a request says otherwise: without a bound, a model that is not sure
+how to go on writes spaces until it is cut off."""
+
+_ASCII = "dw"  # \d and \w mean what they mean in JSON schemas, not any script's digits and letters
+_META = re.compile(r"[\\.+*?()|\[\]{}^$#&\-~/]")
+
+
+class Structure(msgspec.Struct):
+    """A stretch that follows `begin` and is followed by `end`; between them JSON of the schema."""
+
+    begin: str
+    end: str = ""
+    schema: dict[str, Any] | bool = True
+
+
+class StructuralTag(msgspec.Struct):
+    """Free text in which each occurrence of a trigger has to go on as one of the structures that begin with it."""
+
+    structures: list[Structure]
+    triggers: list[str]
+
+
+def translate(grammar: Grammar, *, compact_json: bool = False) -> str:
+    """llguidance's form of a grammar, which may still be refused when it is compiled.
+
+    `compact_json` allows no whitespace in JSON. A schema's own "x-guidance" goes before. Raises GrammarError.
+    """
+    text = grammar.text
+    size = len(text.encode("utf-8", "surrogatepass"))
+    limit = _MAX_RULES_BYTES if grammar.kind == "gbnf" else MAX_BYTES
+    if size > limit:
+        raise GrammarError(f"it has {size} bytes; at most {limit} are compiled")
+    match grammar.kind:
+        case "json_schema":
+            return _json(_parsed(text, "JSON schema"), compact=compact_json)
+        case "regex":
+            return _lark(f"start: /{llguidance.regex_to_lark(text, _ASCII)}/")
+        case "choice":
+            return llguidance.LLMatcher.grammar_from_regex("|".join(map(_literal, _choices(text))))
+        case "lark":
+            return _lark(text)
+        case "gbnf":
+            return _lark(_lark_of(text))
+        case "structural_tag":
+            tag = _structural_tag(text)
+            return _lark("\n".join(_tagged(tag, compact=compact_json)))
+
+
+def _lark(text: str) -> str:
+    return llguidance.LLMatcher.grammar_from_lark(text)
+
+
+def _parsed(text: str, what: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise GrammarError(f"it is not a {what}: {error}") from None
+
+
+def _json(schema: Any, *, compact: bool) -> str:
+    if not isinstance(schema, dict | bool):
+        raise GrammarError("a JSON schema is an object or a boolean")
+    try:
+        return llguidance.LLMatcher.grammar_from_json_schema(json.dumps(_with_whitespace(schema, compact=compact)))
+    except ValueError as error:
+        raise GrammarError(str(error)) from None
+
+
+def _with_whitespace(schema: dict[str, Any] | bool, *, compact: bool) -> dict[str, Any]:
+    """The schema, told which whitespace to allow where it does not say so itself."""
+    whole = {"allOf": [schema]} if isinstance(schema, bool) else schema
+    asked = whole.get("x-guidance")
+    if asked is not None and not isinstance(asked, dict):
+        raise GrammarError("x-guidance must be an object")
+    asked = dict(asked or {})
+    if "whitespace_flexible" not in asked and "whitespace_pattern" not in asked:
+        asked |= {"whitespace_flexible": False} if compact else {"whitespace_pattern": WHITESPACE}
+    return {**whole, "x-guidance": asked}
+
+
+def _choices(text: str) -> list[str]:
+    try:
+        choices = msgspec.json.decode(text, type=list[str])
+    except msgspec.MsgspecError as error:
+        raise GrammarError(f"a choice is a list of strings: {error}") from None
+    if not choices:
+        raise GrammarError("there is nothing to choose from")
+    return choices
+
+
+def _literal(text: str) -> str:
+    return _META.sub(lambda char: "\\" + char[0], text)
+
+
+def _lark_of(text: str) -> str:
+    try:
+        return str(any_to_lark(text))
+    except (GbnfToLarkError, ValueError, LookupError, RecursionError) as error:
+        raise GrammarError(f"it is not a GBNF grammar: {error}") from None
+
+
+def _structural_tag(text: str) -> StructuralTag:
+    try:
+        tag = msgspec.json.decode(text, type=StructuralTag)
+    except msgspec.MsgspecError as error:
+        raise GrammarError(f"a structural tag has structures (begin, schema, end) and triggers: {error}") from None
+    if not tag.structures or not tag.triggers or not all(tag.triggers):
+        raise GrammarError("a structural tag needs at least one structure and one trigger, none of them empty")
+    for structure in tag.structures:
+        if not any(structure.begin.startswith(trigger) for trigger in tag.triggers):
+            raise GrammarError(f"structure {structure.begin!r} begins with none of the triggers")
+    for trigger in tag.triggers:
+        if not any(structure.begin.startswith(trigger) for structure in tag.structures):
+            raise GrammarError(f"no structure begins with trigger {trigger!r}")
+    return tag
+
+
+def _tagged(tag: StructuralTag, *, compact: bool) -> Iterator[str]:
+    """Text ends each time with a trigger, or with the output."""
+    triggers = sorted(set(tag.triggers), key=len, reverse=True)
+    yield "%llguidance {}"
+    yield f"start: ({' | '.join(f'tag_{index}' for index in range(len(triggers)))})* text"
+    yield "text: TEXT"
+    yield r"TEXT: /(.|\n)*/"
+    bodies: dict[str, list[str]] = {trigger: [] for trigger in triggers}
+    for structure in tag.structures:
+        trigger = next(trigger for trigger in triggers if structure.begin.startswith(trigger))
+        schema = json.dumps(_with_whitespace(structure.schema, compact=compact))
+        parts = [_quoted(structure.begin[len(trigger) :]), f"%json {schema}", _quoted(structure.end)]
+        bodies[trigger].append(" ".join(filter(None, parts)))
+    for index, trigger in enumerate(triggers):
+        yield f"head_{index}[lazy]: TEXT {_quoted(trigger)}"
+        yield f"tag_{index}: head_{index} ({' | '.join(bodies[trigger])})"
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False) if text else ""

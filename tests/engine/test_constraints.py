@@ -1,0 +1,134 @@
+"""Restricted requests through the loop: their grammars are compiled beside it, and what goes wrong harms only them."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from sapwood.base.errors import GrammarError
+from sapwood.base.grammar import Grammar
+from sapwood.base.sampling import SamplingParams
+from sapwood.base.wire import Abort, Delta, Submit
+from sapwood.cache import KVCache
+from sapwood.engine.intake import Intake
+from sapwood.engine.loop import Engine
+from sapwood.executor.fake import FakeExecutor
+from sapwood.grammar import Compiler, Constraints, Vocabulary, constraints
+from sapwood.scheduler import Scheduler
+from tests.engine.test_loop import drain, tokens
+from tests.grammar.conftest import EOS, spec
+from tests.sim.world import group
+
+VOCAB = 300
+PHONE = Grammar.regex(r"\d{3}-\d{4}")
+
+
+@pytest.fixture(scope="module")
+def vocabulary() -> Vocabulary:
+    return Vocabulary(spec())
+
+
+def make(vocabulary: Callable[[], Vocabulary], *, depth: int = 1, jump: bool = True) -> Engine:
+    groups = [group(None, 4)]
+    sizes: dict[str, int] = {"max_num_seqs": 4, "max_model_len": 128}
+    device = FakeExecutor(groups, [128], vocab_size=VOCAB, **sizes)
+    scheduler = Scheduler(KVCache(groups, [128]), max_num_batched_tokens=32, **sizes)
+    restrictions = Constraints(Compiler(vocabulary), device.room, jump=jump)
+    intake = Intake(longest=128, vocab_size=VOCAB, seed=0)
+    return Engine(scheduler, device, intake, depth=depth, constraints=restrictions)
+
+
+def submit(engine: Engine, id: int, grammar: Grammar | None = PHONE, **more: object) -> None:
+    params = SamplingParams(**({"max_tokens": 60, "grammar": grammar} | more))  # type: ignore[arg-type]
+    assert engine.submit(Submit(id, [id + 5, 9], params, [EOS])) is None
+
+
+def text(vocabulary: Vocabulary, news: list[Delta]) -> str:
+    said = tokens(news)
+    return b"".join(vocabulary.pieces[token] for token in said if token != EOS).decode()
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+@pytest.mark.parametrize("jump", [True, False])
+def test_outputs_match(vocabulary: Vocabulary, depth: int, jump: bool) -> None:
+    engine = make(lambda: vocabulary, depth=depth, jump=jump)
+    schema = {"type": "object", "properties": {"name": {"enum": ["true", "false"]}}, "required": ["name"]}
+    closed = schema | {"additionalProperties": False, "x-guidance": {"whitespace_flexible": False}}
+    for id in range(1, 7):
+        submit(engine, id, PHONE if id % 3 else Grammar.json(closed))
+    submit(engine, 7, None)
+    news = drain(engine)
+    for id in range(1, 7):
+        assert news[id][-1].finish == "stop", "complete, without an end of sequence"
+        said = text(vocabulary, news[id])
+        if id % 3:
+            assert re.fullmatch(r"[0-9]{3}-[0-9]{4}", said)
+        else:
+            assert json.loads(said)["name"] in ("true", "false")
+    assert news[7][-1].finish in ("length", "stop")
+    stats = engine.stats()
+    assert stats.counters["constrained"] == 6 and stats.counters["compiled_grammars"] == 2
+    assert (stats.counters["forced_tokens"] > 0) == jump
+
+
+def test_a_grammar_is_compiled_while_others_run(vocabulary: Vocabulary) -> None:
+    may = threading.Event()
+
+    def slow() -> Vocabulary:
+        assert may.wait(30)
+        return vocabulary
+
+    engine = make(slow)
+    submit(engine, 1)
+    submit(engine, 2)
+    submit(engine, 3, None)
+    done: list[Delta] = []
+    while not any(delta.id == 3 and delta.finish for delta in done):
+        done += [delta for news in engine.step() for delta in news.deltas]
+    assert not engine.idle and engine.stats().waiting == 2 and engine.stats().running == 0
+    assert engine.abort(Abort([2])) == [Delta(2, [], finish="abort")]
+    assert all(not news.ids and not news.deltas for news in engine.step()), "nothing to do, but not idle"
+    may.set()
+    news = drain(engine)
+    assert list(news) == [1] and re.fullmatch("[0-9]{3}-[0-9]{4}", text(vocabulary, news[1]))
+
+
+def test_what_cannot_be_compiled_ends_with_the_reason(vocabulary: Vocabulary) -> None:
+    engine = make(lambda: vocabulary)
+    submit(engine, 1, Grammar.regex("(a"))
+    submit(engine, 2)
+    news = drain(engine)
+    assert news[1][-1].finish == "error" and "unclosed" in str(news[1][-1].error)
+    assert news[2][-1].finish == "stop" and engine.counters["errors"] == 1
+
+
+def test_without_a_tokenizer_only_restricted_requests_fail() -> None:
+    def none() -> Vocabulary:
+        raise GrammarError("the model's tokenizer cannot be read")
+
+    engine = make(none)
+    submit(engine, 1)
+    submit(engine, 2, None)
+    news = drain(engine)
+    assert "tokenizer" in str(news[1][-1].error) and news[2][-1].finish in ("length", "stop")
+
+
+def test_a_grammar_that_takes_too_long_ends_alone(vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constraints, "SLOW_SECONDS", -1.0)
+    engine = make(lambda: vocabulary)
+    submit(engine, 1)
+    submit(engine, 2, None)
+    news = drain(engine)
+    assert news[1][-1].finish == "error" and "takes too long" in str(news[1][-1].error)
+    assert news[2][-1].finish in ("length", "stop")
+
+
+def test_an_engine_without_grammars_says_so() -> None:
+    engine = make(lambda: Vocabulary(spec()))
+    engine.constraints = None
+    refused = engine.submit(Submit(1, [5], SamplingParams(grammar=PHONE)))
+    assert refused is not None and "no grammars" in str(refused.error)
