@@ -1,21 +1,29 @@
 """What the host decides for one step (Plan) and what comes back (Outcome).
 
 Both are values: made once, never changed. Integers travel as numpy arrays so that a step costs the same few numpy
-calls for four rows and for four thousand. Suffix legend: R rows, A changes of a page table, C page copies.
+calls for four rows and for four thousand. Suffix legend: R rows, N heads (in a plan) or tokens (in an outcome), A changes
+of a page table, C page copies, M masked heads, W words of a mask.
 
-A row feeds the span [start, start + count) of one slot's tokens. A prompt chunk, one decode token and the resumption
-after preemption are the same row with other numbers. Rows come in two parts:
+A row feeds the span [start, start + count) of one slot's tokens. A prompt chunk, one decode token, a token with drafts
+behind it and the resumption after preemption are the same row with other numbers. Rows come in two parts:
 
-    slots = [ steady rows, count 1, each yields one token | spans, any count, in any order ]
-              0 .............................. num_steady   num_steady ............... R
+    slots = [ steady rows: all of their tokens are heads | spans, any count, in any order ]
+              0 .............................. num_steady   num_steady ................. R
 
-`steady` is the same array object from step to step for as long as no row joins or leaves, so a runner may keep what
-it derived from it.
+The last `heads` positions of a row's span want logits: none of a prompt chunk that goes on, one of a row that yields
+a token, k + 1 of a row that feeds k drafts. At each of them a token is drawn, and what the row yields are those draws
+up to and including the first that differs from the draft fed behind it. A choice depends on seed and position alone,
+so these are the tokens that the row would have yielded one by one.
+
+What else a step has to be told are *parts*: values, each of a type of its own, drafted by whoever has a stake in the
+step. A part that cannot be made before the last step's tokens are known is *late*: it is filled between a step's
+forward and its sampling.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -35,7 +43,7 @@ class Admit:
     """A request takes a slot. Everything the device has to know of it, once.
 
     `tokens` are all known tokens (prompt, then outputs of an earlier stay); the first `fed` of them are in the KV
-    cache already, in the pages that the same plan's `pages` name. `prompt_len` of them are the prompt. `limit` is the
+    cache already, in the pages that the same plan's `Pages` name. `prompt_len` of them are the prompt. `limit` is the
     most tokens the slot will ever hold, `min_len` the length before which `stop_ids` are impossible.
     """
 
@@ -51,8 +59,8 @@ class Admit:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Known:
-    """Tokens that stand at `start` and behind it in a slot, though no step has drawn them all."""
+class Stretch:
+    """Tokens that stand at `start` and behind it in a slot."""
 
     slot: int
     start: int
@@ -76,6 +84,47 @@ class PageCopy:
     targets_C: Ints
 
 
+# -- parts --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Admissions:
+    """Requests that take slots, one of each slot at most."""
+
+    admits: tuple[Admit, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Known:
+    """Tokens that the host came to know by other means than the device; they are in their places before the forward."""
+
+    stretches: tuple[Stretch, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Drafts:
+    """Tokens that may turn out to follow in their slots. What a slot holds at positions that it has reached stays.
+
+    As a part of a plan they are in their places before its forward; filled late, behind what its step yields.
+    """
+
+    stretches: tuple[Stretch, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pages:
+    """What changes in the page tables, per KV group."""
+
+    changes: tuple[PageChange, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Copies:
+    """Pages to copy, per KV group."""
+
+    copies: tuple[PageCopy, ...]
+
+
 RUN_LEVELS = 4
 """Most runs of shared pages that one slot is a member of."""
 
@@ -87,8 +136,10 @@ class Runs:
     Run u is positions [lows_U[u], highs_U[u]), multiples of the page size; its members, two at least, are the slots
     `slots_M[offsets_U1[u] : offsets_U1[u + 1]]`, which have the same pages there in every KV group without a window.
     The runs of one slot, at most RUN_LEVELS, cover [0, x) without gap or overlap, x at most where its row starts.
+    While `version` is the same, so are they.
     """
 
+    version: int
     lows_U: Ints
     highs_U: Ints
     offsets_U1: Ints
@@ -96,35 +147,42 @@ class Runs:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Plan:
-    """One step. `pages` and `copies` have one entry per KV group.
+class Masked:
+    """The heads whose tokens are restricted, by their places among all heads of the step, ascending. `Masks` follow."""
 
-    `owners_R` is the tenancy number of each row's slot; a slot that has changed hands since then has another, and its
-    tokens are dropped at commit. `yields_R` tells which rows sample a token at the end of their span. Where a span
+    heads_M: Longs
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Masks:
+    """Late: what each masked head may yield, int32 [M, W], in memory that the executor's `room` gave last."""
+
+    bits_MW: Bits
+
+
+Part = Admissions | Known | Drafts | Pages | Copies | Runs | Masked
+LatePart = Masks | Drafts
+P = TypeVar("P")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rows:
+    """The rows of one step.
+
+    `version` belongs to the steady rows: while it is the same, so are they, in the same order, and whoever derived
+    something from them may keep it. `owners_R` is the tenancy number of each row's slot; a slot that has changed hands
+    since then, or whose row is no longer valid, has another, and its tokens are dropped when they land. Where a span
     starts, `starts_R` decides (a prompt may move on without computing what another request has computed since); where a
-    steady row starts, the device does, and `starts_R` is the host's upper bound. `runs` are those of the steady rows, the
-    same object for as long as they are the same. `masked` are the yielding rows, ascending, whose tokens a grammar
-    restricts: the same object while the steady rows are, None where there are none. `known` are tokens that the host
-    came to know by other means than the device; they are in their places before the forward.
+    steady row starts, the device does, and `starts_R` is the host's upper bound.
     """
 
-    number: int
-    steady: Ints
+    num_steady: int
+    version: int
     slots_R: Ints
     starts_R: Ints
     counts_R: Ints
-    yields_R: Bools
+    heads_R: Ints
     owners_R: Longs
-    admits: tuple[Admit, ...]
-    pages: tuple[PageChange, ...]
-    copies: tuple[PageCopy, ...]
-    runs: Runs | None = None
-    masked: Longs | None = None
-    known: tuple[Known, ...] = ()
-
-    @property
-    def num_steady(self) -> int:
-        return len(self.steady)
 
     @property
     def num_rows(self) -> int:
@@ -134,18 +192,35 @@ class Plan:
     def num_tokens(self) -> int:
         return int(self.counts_R.sum())
 
+    @property
+    def num_heads(self) -> int:
+        return int(self.heads_R.sum())
+
+    @property
+    def steady(self) -> Ints:
+        """The slots of the steady rows."""
+        return self.slots_R[: self.num_steady]
+
+    @property
+    def plain(self) -> bool:
+        """Whether all rows are steady, with one token each: mostly what a step is."""
+        return self.num_steady == len(self.slots_R) == self.num_tokens
+
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Ruling:
-    """What a row's grammar says to its new token.
+class Plan(Rows):
+    """One step. `parts` has one of each type at most. A `late` plan is sampled when all steps before it have landed."""
 
-    `forced` are the tokens that follow in any case, and are known with it. `done`: nothing may follow these. With an
-    `error` the request ends instead.
-    """
+    number: int
+    parts: tuple[Part, ...] = ()
+    late: bool = False
 
-    forced: tuple[int, ...] = ()
-    done: bool = False
-    error: str = ""
+    def part(self, kind: type[P]) -> P | None:
+        """The part of that type, if there is one."""
+        for part in self.parts:
+            if isinstance(part, kind):
+                return part
+        return None
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
@@ -160,14 +235,15 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outcome:
-    """What a step yielded. `tokens_R[i]` counts only where the plan's `yields_R[i]`.
+    """What a step yielded: `yielded_R` tokens of each row, one at least of each row with heads, row after row in `tokens_N`.
 
-    `logprobs` maps a row to its new token's, `prompt_logprobs` a row to those of the prompt tokens that the row's span
+    `logprobs` maps a row to those of its tokens, `prompt_logprobs` a row to those of the prompt tokens that the row's span
     predicts: positions start + 1 .. start + count, cut at the prompt's end. `errors` maps a row to what went wrong in
     it alone (NaN logits, say); the request ends with that text.
     """
 
-    tokens_R: Ints
-    logprobs: dict[int, TokenLogprobs]
+    tokens_N: Ints
+    yielded_R: Ints
+    logprobs: dict[int, list[TokenLogprobs]]
     prompt_logprobs: dict[int, list[TokenLogprobs]]
     errors: dict[int, str]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sapwood.base.plan import Ints, TokenLogprobs
 from sapwood.base.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from sapwood.base.stake import Stake
 
 
 class Request:
@@ -29,6 +32,7 @@ class Request:
         hold: What it has of the KV cache; the cache's business alone.
         constraint: Where it is in its grammar, None without one; the grammar room's business alone. It stays with the
             request when that is preempted.
+        stakes: Those that it concerns, in the scheduler's order.
     """
 
     __slots__ = (
@@ -48,6 +52,7 @@ class Request:
         "scored",
         "seed",
         "slot",
+        "stakes",
         "stop_ids",
         "tokens",
     )
@@ -83,16 +88,8 @@ class Request:
         self.scored = params.prompt_logprobs is None  # prompt logprobs are complete (or were not asked for)
         self.hold: Any = None
         self.constraint: Any = None
+        self.stakes: tuple[Stake, ...] = ()
 
     @property
     def running(self) -> bool:
         return self.slot >= 0
-
-
-class Landed(NamedTuple):
-    """A token of a restricted row that has just become known; `flying` more are on their way to its request."""
-
-    row: int
-    request: Request
-    token: int
-    flying: int

@@ -6,14 +6,13 @@ Requests are numbered by the front that sends them. Tokens cross once per step f
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
+from sapwood.base.news import FinishReason, Landing, News
 from sapwood.base.plan import TokenLogprobs
 from sapwood.base.sampling import SamplingParams
-
-FinishReason = Literal["stop", "length", "abort", "error"]
 
 
 class Submit(msgspec.Struct, frozen=True, tag="submit", array_like=True):
@@ -62,11 +61,31 @@ class Delta(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Deltas(msgspec.Struct, frozen=True, tag="deltas", array_like=True):
-    """News of one step. Requests with just one more token are in `ids` and `tokens` (parallel); the rest in `deltas`."""
+    """News of one step. Tokens of requests that just go on are in `ids` and `tokens` (parallel; a request with several
+    tokens stands there as often, in their order); the rest in `deltas`."""
 
     ids: list[int]
     tokens: list[int]
     deltas: list[Delta]
+
+
+def worded(news: News) -> Delta:
+    """News of a request, as a message says it."""
+    return Delta(
+        news.id,
+        news.tokens,
+        finish=news.finish,
+        cached_tokens=news.cached_tokens,
+        stop=news.stop,
+        error=news.error,
+        logprobs=news.logprobs,
+        prompt_logprobs=news.prompt_logprobs,
+    )
+
+
+def worded_step(landing: Landing) -> Deltas:
+    """A step's news, as a message says them."""
+    return Deltas(landing.ids, landing.tokens, [worded(news) for news in landing.news])
 
 
 class Facts(msgspec.Struct, frozen=True):

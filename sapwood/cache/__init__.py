@@ -2,5 +2,6 @@
 
 from sapwood.cache.kv import KVCache
 from sapwood.cache.layout import split_pages
+from sapwood.cache.stake import KVStake
 
-__all__ = ["KVCache", "split_pages"]
+__all__ = ["KVCache", "KVStake", "split_pages"]

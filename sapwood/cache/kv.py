@@ -20,6 +20,7 @@ import numpy as np
 from sapwood.base.kv import KVGroup
 from sapwood.base.plan import Ints, PageChange, PageCopy, Runs
 from sapwood.base.request import Request
+from sapwood.cache.audit import audit
 from sapwood.cache.hold import Hold
 from sapwood.cache.pool import PagePool
 from sapwood.cache.runs import RunCost, SharedRuns
@@ -155,10 +156,13 @@ class KVCache:
             self.relief += 1
         return len(hold.nodes) * self.page_size
 
-    def clamp(self, request: Request, start: int, count: int) -> int:
-        """How many of `count` positions from `start` on there are pages for, free or to be had by eviction."""
+    def clamp(self, request: Request, start: int, count: int, *, seen: int) -> int:
+        """How many of `count` positions from `start` on there are pages for, free or to be had by eviction.
+
+        No query before position `seen` will come any more: windows move on.
+        """
         hold: Hold = request.hold
-        self._slide(hold, start)
+        self._slide(hold, seen)
         pages = hold.num_pages + min(self.num_available(g) for g in range(len(self.groups)))
         return min(count, pages * self.page_size - start)
 
@@ -287,29 +291,32 @@ class KVCache:
                 if node.parent is not None:  # else it went with its last child
                     tree.remove(node)
 
-    def take_changes(self) -> tuple[tuple[PageChange, ...], tuple[PageCopy, ...]]:
-        """What changed in page tables since the last call, and the copies to make, per group."""
-        changes = tuple(_page_change(group) for group in self._changes)
-        copies = tuple(PageCopy(*(np.array(column, dtype=np.int32) for column in group)) for group in self._copies)
-        for entries in self._changes:
-            entries.clear()
-        for columns in self._copies:
-            for column in columns:
-                column.clear()
-        for node in self._pinned:
-            self._unpin(node)
-        self._pinned.clear()
+    def take_changes(self) -> tuple[tuple[PageChange, ...] | None, tuple[PageCopy, ...] | None]:
+        """What changed in page tables since the last call, and the copies to make, per group; None where there are none."""
+        changes = copies = None
+        if any(self._changes):
+            changes = tuple(_page_change(group) for group in self._changes)
+            for entries in self._changes:
+                entries.clear()
+        if self._pinned:
+            copies = tuple(PageCopy(*(np.array(column, dtype=np.int32) for column in group)) for group in self._copies)
+            for columns in self._copies:
+                for column in columns:
+                    column.clear()
+            for node in self._pinned:
+                self._unpin(node)
+            self._pinned.clear()
         return changes, copies
 
-    def runs(self, steady: Ints, requests: Sequence[Request | None]) -> Runs | None:
-        """The runs of pages that the steady rows share, worth being read once; the same object while nothing changes.
+    def runs(self, steady: Ints, version: int, requests: Sequence[Request | None]) -> Runs | None:
+        """The runs of pages that the steady rows share, worth being read once.
 
-        `steady` are slots, the same array object for as long as they are the same; `requests` are by slot.
+        `steady` are slots, the same ones for as long as their `version` is; `requests` are by slot.
         """
         if self._windows_only or not self.tree.num_shared:
             self._shared_runs.nothing()
             return None
-        return self._shared_runs.find(steady, requests)
+        return self._shared_runs.find(steady, version, requests)
 
     def num_available(self, group: int) -> int:
         """Pages of the group that are free or could be at once."""
@@ -324,12 +331,8 @@ class KVCache:
         return sum(len(pool.free) for pool in self.pools) - before
 
     def audit(self, running: Sequence[Request]) -> int:
-        """Compare the books with what tree and running requests really have; mend them; return how many were wrong."""
-        wrong = 0
-        for g, pool in enumerate(self.pools):
-            used = [node.pages[g] for node in self.tree.nodes() if node.pages[g] != ABSENT]
-            used += [own[g] for request in running for own in request.hold.own]
-            wrong += pool.reset_free(used)
+        """Compare the books with what running requests really have; mend them; return how many entries were wrong."""
+        wrong = audit(self.tree, [request.hold for request in running])
         self.relief += wrong
         return wrong
 

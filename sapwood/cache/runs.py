@@ -44,28 +44,31 @@ class SharedRuns:
         self.page_size = page_size
         self.cost = cost
         self.exchanged = 0  # pages that became shared, since the last search, by rows that were running already
-        self._steady: Ints | None = None
+        self._version: int | None = None  # of the steady rows looked at last
         self._runs: Runs | None = None
+        self._number = 0
 
-    def find(self, steady: Ints, requests: Sequence[Request | None]) -> Runs | None:
-        """The runs of the slots in `steady`; the same object for as long as they are the same.
+    def find(self, steady: Ints, version: int, requests: Sequence[Request | None]) -> Runs | None:
+        """The runs of the slots in `steady`, which are the same for as long as their `version` is.
 
         Paths of rows that stay only grow. They grow together when two compute the same and exchange pages, which is
         passed over until it may save as much as a run has to.
         """
         grown = self.exchanged and self.exchanged * self.page_size >= self.cost.run
-        if steady is self._steady and not grown:
+        if version == self._version and not grown:
             return self._runs
-        self._steady = steady
+        self._version = version
         self.exchanged = 0
-        runs = find_runs(((slot, _hold(requests[slot])) for slot in steady.tolist()), self.page_size, self.cost)
+        rows = ((slot, _hold(requests[slot])) for slot in steady.tolist())
+        runs = find_runs(rows, self.page_size, self.cost, version=self._number + 1)
         if runs is None or self._runs is None or not _same(runs, self._runs):
             self._runs = runs
+            self._number += 1
         return self._runs
 
     def nothing(self) -> None:
         """No page has two users."""
-        self._steady = self._runs = None
+        self._version = self._runs = None
         self.exchanged = 0
 
 
@@ -122,7 +125,9 @@ class _Bundle(NamedTuple):
     slots: list[int]
 
 
-def find_runs(rows: Iterable[tuple[int, Hold]], page_size: int, cost: RunCost) -> Runs | None:
+def find_runs(
+    rows: Iterable[tuple[int, Hold]], page_size: int, cost: RunCost, *, version: int = 0
+) -> Runs | None:
     """The runs worth sharing among the rows, each given by its slot and what it holds; None if there are none."""
     bundles = _bundle(rows)
     segments = _segments(bundles.values())
@@ -136,7 +141,7 @@ def find_runs(rows: Iterable[tuple[int, Hold]], page_size: int, cost: RunCost) -
         for segment in segments[node].chain():
             segment.slots.extend(bundle.slots)
     kept = [segment for segment in segments.values() if segment.slots]
-    return _pack(kept, page_size) if kept else None
+    return _pack(kept, page_size, version) if kept else None
 
 
 def _bundle(rows: Iterable[tuple[int, Hold]]) -> dict[Node, _Bundle]:
@@ -214,9 +219,10 @@ def _dissolve_cheap(segments: list[_Segment], page_size: int, cost: RunCost) -> 
             heappush(heap, (now, i))
 
 
-def _pack(segments: list[_Segment], page_size: int) -> Runs:
+def _pack(segments: list[_Segment], page_size: int, version: int) -> Runs:
     sizes = [0, *(len(segment.slots) for segment in segments)]
     return Runs(
+        version=version,
         lows_U=np.array([segment.low * page_size for segment in segments], np.int32),
         highs_U=np.array([segment.high * page_size for segment in segments], np.int32),
         offsets_U1=np.cumsum(sizes, dtype=np.int32),

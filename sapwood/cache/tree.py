@@ -265,6 +265,28 @@ class RadixTree:
             else:
                 self._leaf(parent)
 
+    def recount(self) -> int:
+        """Make right what is counted over all nodes, after these are right themselves; how many totals were wrong."""
+        nodes = list(self.nodes())
+        before = self._totals()
+        self.num_nodes = len(nodes)
+        self.num_sheltered = sum(node.shelters > 0 for node in nodes)
+        self.num_shared = sum(node.users > 1 for node in nodes)
+        for g in self.windowed:
+            self.num_present[g] = sum(node.pages[g] != ABSENT for node in nodes)
+            self.num_held[g] = sum(node.holds[g] > 0 for node in nodes)
+            slack = [node for node in nodes if node.pages[g] != ABSENT and not node.holds[g]]
+            self._slack[g] = [(node.touched[g], next(self._order), node) for node in slack]
+            heapq.heapify(self._slack[g])
+        leaves = [node for node in nodes if not node.children and not node.shelters]
+        self._leaves = [(node.used, next(self._order), node) for node in leaves]
+        heapq.heapify(self._leaves)
+        self.roots = {name: root for name, root in self.roots.items() if root.children or root.shelters}
+        return sum(was != now for was, now in zip(before, self._totals(), strict=True))
+
+    def _totals(self) -> list[int]:
+        return [self.num_nodes, self.num_sheltered, self.num_shared, *self.num_present, *self.num_held]
+
     def nodes(self) -> Iterator[Node]:
         """Every node but the roots."""
         stack = [child for root in self.roots.values() for child in root.children.values()]

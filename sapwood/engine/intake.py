@@ -13,10 +13,12 @@ SEED_MASK = 2**63 - 1
 
 
 class Intake:
-    """Numbers arrivals, draws seeds, sets limits. `longest` is the most tokens that one sequence may have."""
+    """Numbers arrivals, draws seeds, sets limits. `longest` is the most tokens that one sequence may have; without
+    `grammars` requests that are restricted are refused."""
 
-    def __init__(self, *, longest: int, vocab_size: int, seed: int) -> None:
+    def __init__(self, *, longest: int, vocab_size: int, seed: int, grammars: bool = False) -> None:
         self.longest = longest
+        self.grammars = grammars
         self.vocab_size = vocab_size
         self._random = random.Random(seed)
         self._arrivals = 0
@@ -28,8 +30,10 @@ class Intake:
             return _refused(message, f"a prompt must have 1 to {self.longest - 1} tokens, this one has {len(tokens)}")
         if tokens.min() < 0 or tokens.max() >= self.vocab_size:
             return _refused(message, f"a token id is outside the vocabulary [0, {self.vocab_size})")
-        self._arrivals += 1
         params = message.params
+        if params.restricted and not self.grammars:
+            return _refused(message, "this engine has no grammars")
+        self._arrivals += 1
         most = self.longest - len(tokens)
         seed = self._random.getrandbits(63) if params.seed is None else params.seed & SEED_MASK
         return Request(

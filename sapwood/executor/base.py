@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from sapwood.base.plan import Bits, Outcome, Plan
+from sapwood.base.plan import Bits, LatePart, Outcome, Plan
 
 
 class Executor(Protocol):
     """Runs plans in the order in which they are given.
 
     For each plan the engine calls `forward`, then `sample`, then `result`, once each. Plan N + 1 may be forwarded
-    before the result of N is asked for; if it has masked rows, it is sampled after that. Everything a plan writes
-    happens after everything earlier plans read or write, so pages and slots may change hands from one plan to the next.
+    before the result of N is asked for; if it is late, it is sampled after that. Everything a plan writes happens after
+    everything earlier plans read or write, so pages and slots may change hands from one plan to the next.
     """
 
     def forward(self, plan: Plan) -> Any:
@@ -27,11 +27,10 @@ class Executor(Protocol):
         """
         ...
 
-    def sample(self, work: Any, bits_MW: Bits | None = None) -> None:
-        """Choose the tokens of the rows that yield; does not wait for the device.
+    def sample(self, work: Any, late: tuple[LatePart, ...] = ()) -> None:
+        """Choose the tokens of the rows with heads; does not wait for the device.
 
-        `bits_MW` is what `room` gave, filled, if the plan has masked rows: bit v % 32 of word v // 32 of its row says
-        whether a row may yield token v.
+        `late` are parts that could not be made before: `Masks` if the plan has a `Masked`.
         """
         ...
 

@@ -9,12 +9,29 @@ these.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sapwood.base.kv import KVGroup
-from sapwood.base.plan import Admit, Bits, Ints, Outcome, Plan, TokenLogprobs
+from sapwood.base.plan import (
+    Admissions,
+    Admit,
+    Bits,
+    Copies,
+    Drafts,
+    Ints,
+    Known,
+    LatePart,
+    Masked,
+    Masks,
+    Outcome,
+    PageCopy,
+    Pages,
+    Plan,
+    TokenLogprobs,
+)
 
 Hashes = NDArray[np.uint64]
 MULTIPLIER = 6364136223846793005
@@ -29,6 +46,15 @@ def next_token(prefix: int, vocab_size: int, allowed: Sequence[int] | None = Non
     """One of the `allowed` tokens, of all without them."""
     number = prefix >> 33
     return number % vocab_size if allowed is None else allowed[number % len(allowed)]
+
+
+@dataclass(eq=False)
+class Work:
+    """A step, where its rows really start, and once it is sampled what each of them yields."""
+
+    plan: Plan
+    starts: Ints
+    runs: list[list[int]] = field(default_factory=list)
 
 
 class FakeExecutor:
@@ -58,63 +84,87 @@ class FakeExecutor:
         self.num_steps = 0
         self.num_fed = 0
 
-    def forward(self, plan: Plan) -> Plan:
+    def forward(self, plan: Plan) -> Work:
+        """Everything at once: nothing here runs beside anything else."""
+        if (admissions := plan.part(Admissions)) is not None:
+            for admit in admissions.admits:
+                self._admit(admit)
+        if (known := plan.part(Known)) is not None:
+            for stretch in known.stretches:
+                for position, token in enumerate(stretch.tokens.tolist(), stretch.start):
+                    self._set_token(stretch.slot, position, token)
+        if (drafts := plan.part(Drafts)) is not None:
+            self._draft(drafts)
+        if (pages := plan.part(Pages)) is not None:
+            for table, change in zip(self.tables, pages.changes, strict=True):
+                table[change.slots_A, change.indices_A] = change.pages_A
+        if (copies := plan.part(Copies)) is not None:
+            self._copy(copies.copies)
+        starts = plan.starts_R.copy()
+        starts[: plan.num_steady] = self.fed[plan.steady]
+        assert (starts <= plan.starts_R).all(), "a row starts no later than the host thinks"
+        spans = list(zip(plan.slots_R.tolist(), starts.tolist(), (starts + plan.counts_R).tolist(), strict=True))
+        for row, (slot, start, end) in enumerate(spans):
+            if row < plan.num_steady:
+                for position in range(start + 1, end):  # drafts, behind a token that may have been another
+                    self._set_token(slot, position, int(self.tokens[slot, position]))
+            self._write(slot, start, end)
+            self.fed[slot] = end
+        for slot, start, end in spans:
+            self._check(slot, start, end)
         self.num_steps += 1
         self.num_fed += plan.num_tokens
-        for admit in plan.admits:
-            self._admit(admit)
-        for table, change in zip(self.tables, plan.pages, strict=True):
-            table[change.slots_A, change.indices_A] = change.pages_A
-        for known in plan.known:
-            for position, token in enumerate(known.tokens.tolist(), known.start):
-                self._set_token(known.slot, position, token)
-        self._copy(plan)
-        rows = list(zip(plan.slots_R.tolist(), plan.starts_R.tolist(), plan.counts_R.tolist(), strict=True))
-        for i, (slot, start, count) in enumerate(rows):
-            if i >= plan.num_steady:
-                self.fed[slot] = start
-            assert self.fed[slot] == start, (
-                f"slot {slot}: the plan starts at {start}, the device is at {self.fed[slot]}"
-            )
-            self._write(slot, start, start + count)
-        for slot, start, count in rows:
-            self._check(slot, start, start + count)
-            self.fed[slot] = start + count
-        return plan
+        return Work(plan, starts)
 
     def room(self, num_rows: int, width: int | None = None) -> Bits:
         return np.empty((num_rows, width or -(-self.vocab_size // 32)), np.int32)
 
-    def sample(self, work: Plan, bits_MW: Bits | None = None) -> None:
-        assert (bits_MW is None) == (work.masked is None), "masks for the rows that are masked, and for these alone"
-        allowed: dict[int, list[int]] = {}
-        if bits_MW is not None and work.masked is not None:
-            flags = np.unpackbits(bits_MW.view(np.uint8), axis=1, bitorder="little")[:, : self.vocab_size]
-            allowed = {row: np.flatnonzero(one).tolist() for row, one in zip(work.masked.tolist(), flags, strict=True)}
-        for row in np.flatnonzero(work.yields_R).tolist():
-            slot, end = int(work.slots_R[row]), int(work.starts_R[row] + work.counts_R[row])
-            prefix = int(self.hashes[slot, end - 1])
-            self._set_token(slot, end, next_token(prefix, self.vocab_size, allowed.get(row)))
+    def sample(self, work: Work, late: tuple[LatePart, ...] = ()) -> None:
+        plan = work.plan
+        allowed = self._allowed(plan.part(Masked), next((part for part in late if isinstance(part, Masks)), None))
+        head = 0
+        for row, heads in enumerate(plan.heads_R.tolist()):
+            slot, end = int(plan.slots_R[row]), int(work.starts[row] + plan.counts_R[row])
+            run: list[int] = []
+            for place, position in enumerate(range(end - heads + 1, end + 1), start=head):
+                run.append(next_token(int(self.hashes[slot, position - 1]), self.vocab_size, allowed.get(place)))
+                if position == end or run[-1] != self.tokens[slot, position]:
+                    break
+            for position, token in enumerate(run, start=end - heads + 1):
+                self._set_token(slot, position, token)
+            self.fed[slot] -= heads - len(run)
+            head += heads
+            work.runs.append(run)
+        for part in late:
+            if isinstance(part, Drafts):
+                self._draft(part)
 
-    def result(self, work: Plan) -> Outcome:
-        ends = work.starts_R + work.counts_R
-        # Read what this step wrote, even if the slot has changed hands since: later steps write behind it only for the
-        # same tenant, and the commit drops another's.
-        tokens: Ints = np.where(work.yields_R, self.tokens[work.slots_R, ends], 0).astype(np.int32)
+    def _allowed(self, masked: Masked | None, masks: Masks | None) -> dict[int, list[int]]:
+        """The tokens that each masked head may draw."""
+        assert (masks is None) == (masked is None), "masks for the heads that are masked, and for these alone"
+        if masks is None or masked is None:
+            return {}
+        flags = np.unpackbits(masks.bits_MW.view(np.uint8), axis=1, bitorder="little")[:, : self.vocab_size]
+        return {head: np.flatnonzero(one).tolist() for head, one in zip(masked.heads_M.tolist(), flags, strict=True)}
+
+    def result(self, work: Work) -> Outcome:
+        plan = work.plan
         errors: dict[int, str] = {}
-        logprobs: dict[int, TokenLogprobs] = {}
+        logprobs: dict[int, list[TokenLogprobs]] = {}
         prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
-        for row, slot in enumerate(work.slots_R.tolist()):
+        for row, slot in enumerate(plan.slots_R.tolist()):
             admit = self.admits[slot]
             if self.poison is not None and (admit.tokens[: admit.prompt_len] == self.poison).any():
                 errors[row] = "poisoned"
-            if work.yields_R[row] and admit.params.logprobs is not None:
-                logprobs[row] = self._logprob(int(tokens[row]))
+            if plan.heads_R[row] and admit.params.logprobs is not None:
+                logprobs[row] = [self._logprob(token) for token in work.runs[row]]
             if admit.params.prompt_logprobs is not None:
-                first = int(work.starts_R[row]) + 1
-                last = min(int(ends[row]), admit.prompt_len - 1)
+                first = int(work.starts[row]) + 1
+                last = min(int(work.starts[row] + plan.counts_R[row]), admit.prompt_len - 1)
                 prompt_logprobs[row] = [self._logprob(int(self.tokens[slot, p])) for p in range(first, last + 1)]
-        return Outcome(tokens, logprobs, prompt_logprobs, errors)
+        tokens = np.array([token for run in work.runs for token in run], np.int32)
+        yielded = np.array([len(run) for run in work.runs], np.int32)
+        return Outcome(tokens, yielded, logprobs, prompt_logprobs, errors)
 
     def tidy(self) -> bool:
         return False
@@ -132,14 +182,21 @@ class FakeExecutor:
         for position, token in enumerate(admit.tokens.tolist()):
             self._set_token(admit.slot, position, token)
 
+    def _draft(self, drafts: Drafts) -> None:
+        """Behind what is fed: a step in flight may have reached further than whoever sent them knew."""
+        for stretch in drafts.stretches:
+            for position, token in enumerate(stretch.tokens.tolist(), start=stretch.start):
+                if position > self.fed[stretch.slot]:
+                    self._set_token(stretch.slot, position, token)
+
     def _set_token(self, slot: int, position: int, token: int) -> None:
         before = int(self.hashes[slot, position - 1]) if position else 0
         self.tokens[slot, position] = token
         self.hashes[slot, position] = next_hash(before, token)
 
-    def _copy(self, plan: Plan) -> None:
+    def _copy(self, copies: Sequence[PageCopy]) -> None:
         span = np.arange(self.page_size)
-        for cells, copy in zip(self.cells, plan.copies, strict=True):
+        for cells, copy in zip(self.cells, copies, strict=True):
             assert not set(copy.sources_C.tolist()) & set(copy.targets_C.tolist())
             assert len(set(copy.targets_C.tolist())) == len(copy.targets_C)
             sources = copy.sources_C[:, None] * self.page_size + span

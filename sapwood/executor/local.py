@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sapwood.base.plan import Bits, Outcome, Plan
+from sapwood.base.plan import Bits, LatePart, Outcome, Plan
 from sapwood.runner.worker import Work, Worker
 
 
@@ -18,8 +18,8 @@ class LocalExecutor:
     def room(self, num_rows: int, width: int | None = None) -> Bits:
         return self.worker.room(num_rows, width)
 
-    def sample(self, work: Work, bits_MW: Bits | None = None) -> None:
-        self.worker.sample(work, bits_MW)
+    def sample(self, work: Work, late: tuple[LatePart, ...] = ()) -> None:
+        self.worker.sample(work, late)
 
     def result(self, work: Work) -> Outcome:
         return self.worker.result(work)

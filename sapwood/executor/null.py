@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from sapwood.base.plan import Bits, Outcome, Plan
+from sapwood.base.plan import Bits, LatePart, Outcome, Plan
 
 
 class NullExecutor:
-    """Every row that yields yields `token`. Nothing is stored and nothing is checked; FakeExecutor does that.
+    """Every head draws `token`, and every draft was right. Nothing is stored and nothing is checked; FakeExecutor does that.
 
     Masks of `vocab_size` tokens are taken and ignored.
     """
@@ -23,11 +23,11 @@ class NullExecutor:
     def room(self, num_rows: int, width: int | None = None) -> Bits:
         return np.empty((num_rows, width or self._width), np.int32)
 
-    def sample(self, work: Plan, bits_MW: Bits | None = None) -> None:
+    def sample(self, work: Plan, late: tuple[LatePart, ...] = ()) -> None:
         pass
 
     def result(self, work: Plan) -> Outcome:
-        return Outcome(np.full(work.num_rows, self.token, np.int32), {}, {}, {})
+        return Outcome(np.full(work.num_heads, self.token, np.int32), work.heads_R, {}, {}, {})
 
     def tidy(self) -> bool:
         return False

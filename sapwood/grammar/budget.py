@@ -28,6 +28,7 @@ class Budget:
         "_pieces",
         "_state",
         "_thinking",
+        "_trail",
         "_width",
         "position",
         "strikes",
@@ -49,6 +50,7 @@ class Budget:
         self._left = thinking.budget
         self._leaving = list(thinking.leave) if thinking.open and not self._left else []
         self._error, self.strikes = "", 0
+        self._trail: list[tuple[bool, int, int, list[int]]] = []  # per token, what was the case before it
 
     @property
     def width(self) -> int:
@@ -73,8 +75,9 @@ class Budget:
         if self._inner is not None and not self._inner.accept(token):
             return False
         self.position += 1
+        self._trail.append((self._open, self._state, self._left, self._leaving))
         if self._leaving:
-            self._leaving.pop(0)
+            self._leaving = self._leaving[1:]
         else:
             self._left -= self._open
         rest: bytes | None = self._pieces[token]
@@ -86,6 +89,14 @@ class Budget:
         if self._open and self._left <= 0 and not self._leaving:
             self._leaving = list(self._thinking.leave)
         return True
+
+    def rollback(self, count: int) -> None:
+        """Forget the last `count` tokens."""
+        for _ in range(count):
+            self._open, self._state, self._left, self._leaving = self._trail.pop()
+        self.position -= count
+        if self._inner is not None:
+            self._inner.rollback(count)
 
     def forced(self) -> list[int]:
         """The tokens that follow whatever is drawn."""

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from time import perf_counter, thread_time
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import llguidance
 
 from sapwood.base.errors import GrammarError
-from sapwood.base.plan import Bits, Ruling
-from sapwood.base.request import Landed, Request
+from sapwood.base.plan import Bits
+from sapwood.base.request import Request
+from sapwood.base.stake import Landed, Ruling
 from sapwood.grammar.budget import Budget
 from sapwood.grammar.compiler import Compiled, Compiler
 from sapwood.grammar.constraint import ALL, Constraint
@@ -40,9 +41,18 @@ class Follows(Protocol):
     def width(self) -> int: ...
 
     def accept(self, token: int) -> bool: ...
+    def rollback(self, count: int) -> None: ...
     def forced(self) -> list[int]: ...
     def begin(self, bits_W: Bits) -> llguidance.LLMatcher | None: ...
     def finish(self, bits_W: Bits) -> None: ...
+
+
+class Head(NamedTuple):
+    """A row that draws at `position`, and behind each of its `drafts` that turns out to be right."""
+
+    request: Request
+    position: int
+    drafts: list[int]
 
 
 class Constraints:
@@ -70,34 +80,32 @@ class Constraints:
         self._jump = jump
         self._threads = threads
         self._executor: llguidance.LLExecutor | None = None
-        self._opening: dict[int, tuple[Request, Future[Compiled] | Future[Vocabulary]]] = {}
+        self._opening: dict[int, Future[Compiled] | Future[Vocabulary]] = {}
         self._watching = 0  # steps for which each grammar is timed by itself
 
-    @property
-    def num_opening(self) -> int:
-        """Requests that wait for their grammar to be compiled."""
-        return len(self._opening)
+    def begin(self, request: Request) -> str | None:
+        """Have a request's grammar compiled and give it its constraint: None while that takes, then what is wrong, if
+        anything is."""
+        if request.id not in self._opening:
+            grammar = request.params.grammar
+            self.counters["constrained"] += grammar is not None
+            self._opening[request.id] = (
+                self.compiler.vocabulary if grammar is None else self.compiler.compile(grammar)
+            )
+        compiling = self._opening[request.id]
+        if not compiling.done():
+            return None
+        del self._opening[request.id]
+        return _begin(request, compiling) or ""
 
-    def open(self, request: Request) -> None:
-        """Have a request's grammar compiled; `opened` returns the request when it may run."""
-        grammar = request.params.grammar
-        self.counters["constrained"] += grammar is not None
-        ready = self.compiler.vocabulary if grammar is None else self.compiler.compile(grammar)
-        self._opening[request.id] = request, ready
+    def wait(self, seconds: float) -> None:
+        """Return once a grammar is compiled, or after that time."""
+        futures: list[Future[Any]] = list(self._opening.values())
+        wait(futures, seconds, return_when="FIRST_COMPLETED")
 
-    def opened(self, *, wait_seconds: float = 0.0) -> list[tuple[Request, str | None]]:
-        """The requests whose grammar is compiled, or what is wrong with it. Waits if there is none."""
-        if wait_seconds and not any(future.done() for _, future in self._opening.values()):
-            futures: list[Future[Any]] = [future for _, future in self._opening.values()]
-            wait(futures, wait_seconds, return_when="FIRST_COMPLETED")
-        ready = [(request, future) for request, future in self._opening.values() if future.done()]
-        for request, _ in ready:
-            del self._opening[request.id]
-        return [(request, _begin(request, future)) for request, future in ready]
-
-    def abort(self, id: int) -> bool:
-        """Forget a request that waits for its grammar; False if there is none."""
-        return self._opening.pop(id, None) is not None
+    def forget(self, request: Request) -> None:
+        """A request that waits for its grammar is gone."""
+        self._opening.pop(request.id, None)
 
     def accept(self, landed: Sequence[Landed], *, crowd: int = 0) -> dict[int, Ruling]:
         """Take in tokens; what follows from them, by row, where anything does.
@@ -107,13 +115,14 @@ class Constraints:
         """
         began = perf_counter()
         jump = self._jump and crowd <= _CROWD
+        begins = [one.request.constraint.position for one in landed]
         found = {one.row: self._take(one, jump) for one in landed}
         saved = sum(max(len(found[one.row]) - one.flying, 0) for one in landed)
         worth = saved * _CROWD_PER_TOKEN >= crowd
         rulings = {}
-        for one in landed:
+        for one, begin in zip(landed, begins, strict=True):
             forced = found[one.row] if worth and len(found[one.row]) > one.flying else []
-            ruling = self._rule(one.request.constraint, forced)
+            ruling = self._rule(one.request.constraint, forced, taken=one.request.constraint.position - begin)
             if ruling is not None:
                 rulings[one.row] = ruling
         took = perf_counter() - began
@@ -122,18 +131,20 @@ class Constraints:
         return rulings
 
     def _take(self, landed: Landed, jump: bool) -> list[int]:
-        """Take a token in; those that are forced behind it, and might be known at once."""
+        """Take a row's tokens in; those that are forced behind them, and might be known at once."""
         constraint: Follows = landed.request.constraint
         began = thread_time() if self._watching else 0.0
-        constraint.accept(landed.token)
-        wanted = jump and not constraint.error and landed.request.params.logprobs is None
+        for token in landed.tokens:
+            if constraint.done or not constraint.accept(token):
+                break
+        wanted = jump and not (landed.ended or constraint.error) and landed.request.params.logprobs is None
         forced = constraint.forced() if wanted else []
         if self._watching:
             self._time(constraint, thread_time() - began)
         return forced
 
-    def _rule(self, constraint: Follows, forced: list[int]) -> Ruling | None:
-        """Take in the forced tokens that are to be known."""
+    def _rule(self, constraint: Follows, forced: list[int], *, taken: int) -> Ruling | None:
+        """Take in the forced tokens that are to be known, behind `taken` that were drawn."""
         if constraint.error:
             return Ruling(error=constraint.error)
         known = []
@@ -142,39 +153,51 @@ class Constraints:
                 break
             known.append(token)
         self.counters["forced_tokens"] += len(known)
-        return Ruling(forced=tuple(known), done=constraint.done) if known or constraint.done else None
+        if not known and not constraint.done:
+            return None
+        return Ruling(taken=taken, forced=tuple(known), done=constraint.done)
 
-    def masks(self, tenants: Sequence[tuple[Request | None, int]]) -> Bits:
-        """Which tokens each row may yield: of a request, and of the position at which the token will stand.
+    def masks(self, heads: Sequence[Head | None]) -> Bits:
+        """Which tokens may be drawn where: one row of bits for each of the `heads`, and one for each of their drafts.
 
-        All are allowed where it does not matter any more: the request is gone, or that token is known already.
+        All are allowed where it does not matter any more, which None stands for, and behind a draft that cannot be right.
         """
         began = perf_counter()
-        live: list[tuple[int, Follows]] = [
-            (place, constraint)
-            for place, (request, position) in enumerate(tenants)
-            if request is not None and (constraint := request.constraint).position == position
-        ]
-        bits_MW = self._room(len(tenants), live[0][1].width if live else None)
-        if len(live) < len(tenants):
+        live = [head for head in heads if head is not None]
+        num_rows = len(heads) + sum(len(head.drafts) for head in live)
+        bits_MW = self._room(num_rows, live[0].request.constraint.width if live else None)
+        if num_rows > len(live):
             bits_MW.fill(ALL)
-        rows = list(bits_MW)
-        jobs: list[tuple[llguidance.LLMatcher, int]] = []
-        for place, constraint in live:
-            matcher = constraint.begin(rows[place])
-            if matcher is not None:
-                jobs.append((matcher, place))
-        if self._watching:
-            self._fill_watched(jobs, bits_MW, dict(live))
-        else:
-            self._fill(jobs, bits_MW)
-        for place, constraint in live:
-            constraint.finish(rows[place])
+        plain: dict[int, Follows] = {}
+        place = 0
+        for head in heads:
+            if head is not None and head.request.constraint.position == head.position:
+                if head.drafts:
+                    _fill_run(head.request.constraint, bits_MW[place : place + 1 + len(head.drafts)], head.drafts)
+                else:
+                    plain[place] = head.request.constraint
+            place += 1 if head is None else 1 + len(head.drafts)
+        self._fill_plain(plain, bits_MW)
         took = perf_counter() - began
         self.counters["masks"] += len(live)
         self.seconds["mask_seconds"] += took
         self._note(took, len(live))
         return bits_MW
+
+    def _fill_plain(self, plain: dict[int, Follows], bits_MW: Bits) -> None:
+        """Rows by their places, each with a single mask: all at once."""
+        rows = list(bits_MW)
+        jobs: list[tuple[llguidance.LLMatcher, int]] = []
+        for place, constraint in plain.items():
+            matcher = constraint.begin(rows[place])
+            if matcher is not None:
+                jobs.append((matcher, place))
+        if self._watching:
+            self._fill_watched(jobs, bits_MW, plain)
+        else:
+            self._fill(jobs, bits_MW)
+        for place, constraint in plain.items():
+            constraint.finish(rows[place])
 
     def _fill(self, jobs: list[tuple[llguidance.LLMatcher, int]], bits_MW: Bits) -> None:
         num_rows, width = bits_MW.shape
@@ -211,6 +234,27 @@ class Constraints:
 
     def close(self) -> None:
         self.compiler.close()
+
+
+def _fill_run(constraint: Follows, bits_MW: Bits, drafts: Sequence[int]) -> None:
+    """Masks of one row: behind nothing, then behind one draft more each, as long as the drafts are allowed."""
+    taken = 0
+    for bits_W, draft in zip(bits_MW, (*drafts, None), strict=True):
+        matcher = constraint.begin(bits_W)
+        if matcher is not None:
+            matcher.unsafe_compute_mask_ptr(bits_W.ctypes.data, 4 * len(bits_W))
+        constraint.finish(bits_W)
+        if draft is None or constraint.error or not _allows(bits_W, draft):
+            break
+        constraint.accept(draft)
+        taken += 1
+        if constraint.done:
+            break
+    constraint.rollback(taken)
+
+
+def _allows(bits_W: Bits, token: int) -> bool:
+    return bool(bits_W.item(token >> 5) >> (token & 31) & 1)
 
 
 def _begin(request: Request, compiling: Future[Compiled] | Future[Vocabulary]) -> str | None:

@@ -21,7 +21,7 @@ def test_prompts_and_decodes_mix_under_one_budget() -> None:
     world.add(range(20, 50), 4)
     world.step()
     plan = world.plans[-1]
-    assert plan.counts_R.tolist() == [1, 7] and plan.yields_R.tolist() == [True, False]
+    assert plan.counts_R.tolist() == [1, 7] and plan.heads_R.tolist() == [1, 0]
 
 
 def test_a_long_prompt_never_stalls_running_answers() -> None:
@@ -164,13 +164,13 @@ def test_many_stop_ids() -> None:
     assert world.finish[id] == "stop"
 
 
-def test_steady_rows_keep_their_array() -> None:
+def test_steady_rows_keep_their_version() -> None:
     world = World(max_num_seqs=3)
     for i in range(3):
         world.add([10 + i] * 3, 30)
     for _ in range(20):
         world.step()
-    assert world.plans[-1].steady is world.plans[-5].steady
+    assert world.plans[-1].version == world.plans[-5].version and world.plans[-1].plain
 
 
 def test_prompt_logprobs_compute_the_whole_prompt() -> None:

@@ -22,6 +22,7 @@ class Toy:
         self.error = ""
         self.strikes = 0
         self._state = seed
+        self._trail: list[tuple[int, bool]] = []
         self._vocab_size = vocab_size
         self._stop_ids = stop_ids
 
@@ -36,10 +37,16 @@ class Toy:
 
     def accept(self, token: int) -> bool:
         assert not self.done and token in self.allowed(), "a token that the mask forbids"
+        self._trail.append((self._state, self.done))
         self._state = hash((self._state, token))
         self.position += 1
         self.done = random.Random(self._state).random() < 0.06
         return True
+
+    def rollback(self, count: int) -> None:
+        self.position -= count
+        for _ in range(count):
+            self._state, self.done = self._trail.pop()
 
     def forced(self) -> list[int]:
         ahead = Toy(self._state, self.position, self._vocab_size)

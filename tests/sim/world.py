@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from sapwood.base.kv import KVGroup
 from sapwood.base.plan import Plan
+from sapwood.base.news import News
 from sapwood.base.request import Request
 from sapwood.base.sampling import SamplingParams
-from sapwood.base.wire import Delta
-from sapwood.cache import KVCache
+from sapwood.base.slots import Slots
+from sapwood.base.stake import Stake
+from sapwood.cache import KVCache, KVStake
 from sapwood.cache.tree import ABSENT
-from sapwood.executor.fake import FakeExecutor, next_hash, next_token
-from sapwood.grammar import Constraints
+from sapwood.executor.fake import FakeExecutor, Work, next_hash, next_token
+from sapwood.grammar import Constraints, GrammarStake
 from sapwood.scheduler import Scheduler
 from tests.sim.toy import Toy
 
@@ -56,19 +58,14 @@ class World:
         reuse: bool = True,
         poison: int | None = None,
         jump: bool = True,
+        stakes: Callable[[Slots], Sequence[Stake]] = lambda slots: (),
         **options: Any,
     ) -> None:
         self.groups = [group(window, page_size) for window in windows]
         pages = [num_pages] * len(windows) if isinstance(num_pages, int) else list(num_pages)
         self.kv = KVCache(self.groups, pages, reuse=reuse)
         self.vocab_size = vocab_size
-        self.scheduler = Scheduler(
-            self.kv,
-            max_num_seqs=max_num_seqs,
-            max_num_batched_tokens=max_num_batched_tokens,
-            max_model_len=max_model_len,
-            **options,
-        )
+        self.slots = Slots(max_num_seqs, max_model_len)
         self.device = FakeExecutor(
             self.groups,
             pages,
@@ -78,8 +75,14 @@ class World:
             poison=poison,
         )
         self.constraints = Constraints(None, self.device.room, jump=jump)  # type: ignore[arg-type]
+        mine = (KVStake(self.kv, self.slots), GrammarStake(self.constraints, self.slots), *stakes(self.slots))
+        self.scheduler = Scheduler(
+            self.slots, mine, max_num_batched_tokens=max_num_batched_tokens, peek=self.kv.peek, **options
+        )
+        self.max_tokens = max_num_batched_tokens
+        self.max_mixed = options.get("chunked_prefill_size") or max_num_batched_tokens
         self.depth = depth
-        self.flying: deque[tuple[Plan, Plan]] = deque()
+        self.flying: deque[tuple[Plan, Work]] = deque()
         self.requests: dict[int, Request] = {}
         self.output: dict[int, list[int]] = {}
         self.finish: dict[int, str] = {}
@@ -110,12 +113,14 @@ class World:
         return Toy(request.id, request.prompt_len, self.vocab_size, request.stop_ids)
 
     def abort(self, id: int) -> None:
-        delta = self.scheduler.abort(id)
-        if delta is not None:
-            self._news(delta)
+        news = self.scheduler.abort(id)
+        if news is not None:
+            self._news(news)
 
     def step(self) -> bool:
         """One turn of the loop; False when there was nothing to do."""
+        for news in self.scheduler.usher():
+            self._news(news)
         plan = self.scheduler.plan()
         if plan is None and not self.flying:
             return False
@@ -123,11 +128,10 @@ class World:
             self.check_plan(plan)
             self.plans.append(plan)
             work = self.device.forward(plan)
-            while self.flying and plan.masked is not None:
+            while self.flying and plan.late:
                 self.land()
-            masks = None if plan.masked is None else self.constraints.masks(self.scheduler.tenants(plan))
             # The device samples in order: the earlier step's tokens are written before this step reads them.
-            self.device.sample(work, masks)
+            self.device.sample(work, self.scheduler.fill(plan))
             self.flying.append((plan, work))
         while self.flying and (plan is None or len(self.flying) > self.depth):
             self.land()
@@ -136,13 +140,11 @@ class World:
 
     def land(self) -> None:
         plan, work = self.flying.popleft()
-        outcome = self.device.result(work)
-        rulings = self.constraints.accept(self.scheduler.landed(plan, outcome))
-        deltas = self.scheduler.commit(plan, outcome, rulings)
-        for id, token in zip(deltas.ids, deltas.tokens, strict=True):
-            self._news(Delta(id, [token]))
-        for delta in deltas.deltas:
-            self._news(delta)
+        landing = self.scheduler.commit(plan, self.device.result(work))
+        for id, token in zip(landing.ids, landing.tokens, strict=True):
+            self._news(News(id, [token]))
+        for news in landing.news:
+            self._news(news)
 
     def run(self, most: int = 100_000) -> None:
         for _ in range(most):
@@ -151,30 +153,36 @@ class World:
                 return
         raise AssertionError("the world does not come to rest")
 
-    def _news(self, delta: Delta) -> None:
-        assert delta.id not in self.finish, "news after the end"
-        self.output[delta.id] += delta.tokens
-        if delta.cached_tokens >= 0:
-            assert delta.id not in self.cached
-            self.cached[delta.id] = delta.cached_tokens
-        if delta.finish:
-            self.finish[delta.id] = delta.finish
+    def _news(self, news: News) -> None:
+        assert news.id not in self.finish, "news after the end"
+        self.output[news.id] += news.tokens
+        if news.cached_tokens >= 0:
+            assert news.id not in self.cached
+            self.cached[news.id] = news.cached_tokens
+        if news.finish:
+            self.finish[news.id] = news.finish
 
     # -- what must always hold ----------------------------------------------------------------------------------------
 
     def check_plan(self, plan: Plan) -> None:
-        assert 0 < plan.num_tokens <= self.scheduler.max_tokens
+        assert 0 < plan.num_tokens <= self.max_tokens
         assert len(set(plan.slots_R.tolist())) == plan.num_rows, "a slot twice in one plan"
-        assert (plan.counts_R > 0).all() and plan.yields_R[: plan.num_steady].all()
+        steady = slice(0, plan.num_steady)
+        assert (plan.counts_R > 0).all() and (plan.heads_R[steady] == plan.counts_R[steady]).all()
+        assert (plan.heads_R[plan.num_steady :] <= 1).all()
+        assert (plan.starts_R + plan.counts_R < self.slots.limit[plan.slots_R]).all(), "a last token is never fed"
         if plan.num_steady:
-            assert plan.num_tokens - plan.num_steady <= self.scheduler.max_mixed
+            assert plan.counts_R[plan.num_steady :].sum() <= self.max_mixed
 
     def check(self) -> None:
         tree, running = self.kv.tree, self.scheduler.running()
-        slots = self.scheduler.slots
+        slots = self.slots
         for request in running:
             wanted = slots.known[request.slot] + slots.flying[request.slot] - slots.fed[request.slot]
             assert 1 <= wanted <= slots.limit[request.slot]
+            assert 0 <= slots.slack[request.slot] <= slots.flying[request.slot]
+        if not self.flying:
+            assert not slots.slack[[request.slot for request in running]].any()
         nodes = list(tree.nodes())
         assert len(nodes) == tree.num_nodes
         assert sum(node.shelters > 0 for node in nodes) == tree.num_sheltered

@@ -8,26 +8,29 @@ from sapwood.base.plan import Bools, Ints, Longs
 from sapwood.base.request import Request
 
 NO_TOKEN = -1
+_FEW_STOPS = 4
 
 
 class Slots:
     """One entry per slot. A request wants `known + flying - fed` more tokens computed, within its limit.
 
     Attributes:
-        fed: Positions whose KV earlier plans compute.
-        known: Tokens whose values the host knows; they stand in `history`.
+        fed: Positions whose KV earlier plans compute, at most: of drafts in flight all are counted in.
+        slack: How many of these may turn out to be rejected drafts.
+        known: Tokens whose values the host knows; they stand in `history`, and behind them what was last drafted.
         flying: Most tokens that steps in flight may still yield.
         limit: Length at which the request ends. The last token is never fed, so `fed` stays below.
-        until: Position up to which pages are reserved: at `fed == until` the cache must be asked again.
+        until: The request's horizon: beyond it the stakes must be asked again.
         owner: Tenancy number, 0 for a free slot; a plan's rows carry it so that late tokens find nobody.
         rank: The request's rank, first what counts most; lower goes first.
         ids: The request's id. verbose: its news need more than a token. min_len: length before which it cannot end by
-            a stop token. stops: those tokens, [any, slot], NO_TOKEN where there are fewer.
+            a stop token. apart: it is no steady row.
     """
 
     def __init__(self, num_slots: int, max_model_len: int) -> None:
         self.fed: Ints = np.zeros(num_slots, np.int32)
         self.known: Ints = np.zeros(num_slots, np.int32)
+        self.slack: Ints = np.zeros(num_slots, np.int32)
         self.flying: Ints = np.zeros(num_slots, np.int32)
         self.limit: Ints = np.zeros(num_slots, np.int32)
         self.until: Ints = np.zeros(num_slots, np.int32)
@@ -36,10 +39,10 @@ class Slots:
         self.owner: Longs = np.zeros(num_slots, np.int64)
         self.rank: Longs = np.zeros((num_slots, 2), np.int64)
         self.verbose: Bools = np.zeros(num_slots, np.bool_)
-        self.masked: Bools = np.zeros(num_slots, np.bool_)
         self.apart: Bools = np.zeros(num_slots, np.bool_)
-        self.num_masked = 0
-        self.stops: Ints = np.full((1, num_slots), NO_TOKEN, np.int32)
+        # Of nearly all requests; those with more stop tokens are looked up one by one, at no cost to the others.
+        self._stops: Ints = np.full((_FEW_STOPS, num_slots), NO_TOKEN, np.int32)
+        self._many_stops: dict[int, frozenset[int]] = {}
         # Zeroed lazily by the operating system: only what is used takes memory.
         self.history: Ints = np.zeros((num_slots, max_model_len + 1), np.int32)
         self.requests: list[Request | None] = [None] * num_slots
@@ -68,30 +71,32 @@ class Slots:
     def assign(self, request: Request, rank: tuple[int, int]) -> int:
         slot = self.free.pop()
         count = len(request.tokens)
-        self._tenancies += 1
         request.slot = slot
         self.requests[slot] = request
-        self.owner[slot] = self._tenancies
+        self.renew(slot)
         self.rank[slot] = rank
         self.ids[slot] = request.id
         self.history[slot, :count] = request.tokens
         self.known[slot] = count
-        self.fed[slot] = self.flying[slot] = 0
+        self.fed[slot] = self.flying[slot] = self.slack[slot] = 0
         self.limit[slot] = request.limit
         self.min_len[slot] = request.min_len
         self.verbose[slot] = True
         self.apart[slot] = False
-        self.masked[slot] = request.params.restricted
-        self.num_masked += int(self.masked[slot])
         self._set_stops(slot, request.stop_ids)
         return slot
+
+    def renew(self, slot: int) -> None:
+        """Give the slot another tenancy number: what rows in flight yield for it counts no more."""
+        self._tenancies += 1
+        self.owner[slot] = self._tenancies
 
     def release(self, request: Request) -> None:
         """Free the slot from the next plan on: within one plan a slot has one tenant."""
         slot = request.slot
         self.requests[slot] = None
         self.owner[slot] = 0
-        self.num_masked -= int(self.masked[slot])
+        self._many_stops.pop(slot, None)
         self._freed.append(slot)
         request.slot = -1
 
@@ -105,14 +110,16 @@ class Slots:
 
     def stopped(self, slots: Ints, tokens: Ints) -> Bools:
         """Whether each slot's token is one of its stop tokens."""
-        found: Bools = self.stops[0, slots] == tokens
-        for stops in self.stops[1:]:
+        found: Bools = self._stops[0, slots] == tokens
+        for stops in self._stops[1:]:
             found |= stops[slots] == tokens
+        for slot, many in self._many_stops.items():
+            for i in np.flatnonzero(slots == slot).tolist():
+                found[i] = int(tokens[i]) in many
         return found
 
     def _set_stops(self, slot: int, stop_ids: tuple[int, ...]) -> None:
-        missing = len(stop_ids) - len(self.stops)
-        if missing > 0:
-            self.stops = np.pad(self.stops, ((0, missing), (0, 0)), constant_values=NO_TOKEN)
-        self.stops[:, slot] = NO_TOKEN
-        self.stops[: len(stop_ids), slot] = stop_ids
+        few = stop_ids if len(stop_ids) <= _FEW_STOPS else ()
+        self._stops[:, slot] = (*few, *[NO_TOKEN] * (_FEW_STOPS - len(few)))
+        if stop_ids and not few:
+            self._many_stops[slot] = frozenset(stop_ids)
