@@ -75,7 +75,7 @@ class Batch:
     All of them may be padded: rows beyond the step's have count 0, the slot of nobody and the last offset again; tokens
     beyond the step's belong to no row and have id, position and cell 0. `limits` are then those of the padded batch.
     `shared` are runs that a group with a window does not heed. `spans` is None where the host may not know them: inside a
-    graph.
+    graph. `heads_R` (int32) is how many of a row's last tokens yield another, None where no row has several.
     """
 
     ids_T: Tensor
@@ -89,6 +89,7 @@ class Batch:
     limits: Limits
     shared: Shared | None = None
     spans: Spans | None = None
+    heads_R: Tensor | None = None
 
 
 class Backend(Protocol):

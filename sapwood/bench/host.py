@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
 import numpy as np
 
 from sapwood.base.kv import KVGroup
-from sapwood.base.plan import Outcome, Plan, Ruling
+from sapwood.base.news import Landing
+from sapwood.base.plan import Outcome, Plan
 from sapwood.base.sampling import SamplingParams
-from sapwood.base.wire import Deltas, Submit
+from sapwood.base.slots import Slots
+from sapwood.base.wire import Submit
 from sapwood.bench.report import Row
 from sapwood.bench.statistics import Figures, median_of, spread
-from sapwood.cache import KVCache
+from sapwood.cache import KVCache, KVStake
 from sapwood.engine.intake import Intake
 from sapwood.engine.loop import Engine
 from sapwood.executor.null import NullExecutor
@@ -51,11 +53,11 @@ class _Timed(Scheduler):
         self.plan_seconds.append(perf_counter() - began)
         return plan
 
-    def commit(self, plan: Plan, outcome: Outcome, rulings: Mapping[int, Ruling] | None = None) -> Deltas:
+    def commit(self, plan: Plan, outcome: Outcome) -> Landing:
         began = perf_counter()
-        deltas = super().commit(plan, outcome, rulings)
+        landing = super().commit(plan, outcome)
         self.commit_seconds.append(perf_counter() - began)
-        return deltas
+        return landing
 
 
 def measure(batches: Sequence[int], settings: Settings) -> Iterator[Row]:
@@ -107,12 +109,9 @@ def _engine(batch: int, settings: Settings) -> tuple[Engine, _Timed]:
     longest = settings.prefix_len + own
     pages = 2 + -(-settings.prefix_len // settings.page_size) + batch * (-(-own // settings.page_size) + 1)
     group = KVGroup(num_layers=1, num_heads=1, num_kv_heads=1, head_dim=1, window=None, page_size=settings.page_size)
-    scheduler = _Timed(
-        KVCache([group], [pages]),
-        max_num_seqs=batch,
-        max_num_batched_tokens=batch + STEP_TOKENS,
-        max_model_len=longest,
-    )
+    slots = Slots(batch, longest)
+    stakes = [KVStake(KVCache([group], [pages]), slots)]
+    scheduler = _Timed(slots, stakes, max_num_batched_tokens=batch + STEP_TOKENS)
     scheduler.reset()
     intake = Intake(longest=longest, vocab_size=VOCAB_SIZE, seed=0)
     return Engine(scheduler, NullExecutor(token=1), intake, depth=settings.depth), scheduler

@@ -96,7 +96,7 @@ def warm_up(engine: Engine, facts: Facts, some: Sequence[Workload]) -> None:
             run(engine, workload.within(facts.vocab_size))
     while engine.tidy():  # as a server does while nobody asks
         pass
-    engine.scheduler.kv.flush()
+    engine.control("flush_cache")
 
 
 # -- one workload ---------------------------------------------------------------------------------------------------------
@@ -343,7 +343,7 @@ def _measure(
         check_fits(workload, opened.facts)
         warm_up(opened.engine, opened.facts, [small])
         for _ in range(settings.repeat):
-            opened.engine.scheduler.kv.flush()
+            opened.engine.control("flush_cache")
             done = run(opened.engine, workload.within(opened.facts.vocab_size), max_seconds=settings.max_seconds)
             row.runs.append(figures(done))
             if not done.complete:

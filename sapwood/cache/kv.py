@@ -336,6 +336,14 @@ class KVCache:
         self.relief += wrong
         return wrong
 
+    def gauges(self) -> tuple[dict[str, int], dict[str, float]]:
+        """What was evicted and copied since the start."""
+        return {"evicted_pages": self.tree.num_evicted, "copied_pages": self.num_copied}, {}
+
+    def pages(self) -> list[list[int]]:
+        """Per group: pages in all, free ones, and those that could be evicted."""
+        return [[pool.capacity, len(pool.free), self.tree.num_evictable(g)] for g, pool in enumerate(self.pools)]
+
     def _max_match(self, request: Request) -> int:
         return (len(request.tokens) - 1) // self.page_size if request.scored else 0
 

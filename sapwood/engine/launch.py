@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, TypeVar
 from sapwood.arch.families import declare
 from sapwood.base.errors import ConfigError, GrammarError, ModelError
 from sapwood.base.kv import KVGroup
+from sapwood.base.slots import Slots
 from sapwood.base.wire import Facts
-from sapwood.cache import KVCache, split_pages
+from sapwood.cache import KVCache, KVStake, split_pages
 from sapwood.cache.layout import longest_sequence
 from sapwood.config import Config
 from sapwood.config.resolve import ITEMSIZE, KV_SCALE_BYTES, Decision, resolve
@@ -19,7 +20,7 @@ from sapwood.engine import preload
 from sapwood.engine.intake import Intake
 from sapwood.engine.loop import Engine
 from sapwood.executor.local import LocalExecutor
-from sapwood.grammar import Compiler, Constraints, Vocabulary
+from sapwood.grammar import Compiler, Constraints, GrammarStake, Vocabulary
 from sapwood.grammar.vocabulary import spec_of
 from sapwood.hub.files import ModelFiles, find
 from sapwood.runner.device import probe
@@ -93,18 +94,27 @@ def _engine(
     config: Config, worker: Worker, compiler: Compiler, num_pages: list[int], *, vocab_size: int, longest: int
 ) -> Engine:
     options = config.scheduler
-    scheduler = Scheduler(
-        KVCache(worker.groups, num_pages, reuse=config.cache.prefix_caching),
-        max_num_seqs=_set(options.max_num_seqs),
-        max_num_batched_tokens=_set(options.max_num_batched_tokens),
-        max_model_len=longest,
-        chunked_prefill_size=options.chunked_prefill_size,
-        policy=options.policy,
-    )
-    intake = Intake(longest=longest, vocab_size=vocab_size, seed=config.device.seed)
+    slots = Slots(_set(options.max_num_seqs), longest)
+    kv = KVCache(worker.groups, num_pages, reuse=config.cache.prefix_caching)
     executor = LocalExecutor(worker)
     constraints = Constraints(compiler, executor.room, jump=config.grammar.jump_forward)
-    return Engine(scheduler, executor, intake, depth=_set(options.depth), constraints=constraints)
+    scheduler = Scheduler(
+        slots,
+        (KVStake(kv, slots), GrammarStake(constraints, slots)),
+        max_num_batched_tokens=_set(options.max_num_batched_tokens),
+        chunked_prefill_size=options.chunked_prefill_size,
+        policy=options.policy,
+        peek=kv.peek,
+    )
+    return Engine(
+        scheduler,
+        executor,
+        Intake(longest=longest, vocab_size=vocab_size, seed=config.device.seed, grammars=True),
+        depth=_set(options.depth),
+        gauges=(kv.gauges, constraints.gauges),
+        pages=kv.pages,
+        commands={"flush_cache": lambda: {"freed_pages": kv.flush()}},
+    )
 
 
 def _pages(config: Config, worker: Worker) -> tuple[list[int], int]:

@@ -232,6 +232,12 @@ class Constraints:
                     f"{constraint.strikes} times"
                 )
 
+    def gauges(self) -> tuple[dict[str, int], dict[str, float]]:
+        """What was compiled, masked and forced since the start, and how long that took."""
+        compiler = self.compiler
+        counters = self.counters | {"compiled_grammars": compiler.num_compiled}
+        return counters, self.seconds | {"compile_seconds": compiler.seconds}
+
     def close(self) -> None:
         self.compiler.close()
 

@@ -1,6 +1,6 @@
 """From a frame and the table to what one forward reads.
 
-Suffix legend: T tokens, R rows, N heads (rows whose logits are wanted), S slots, G KV groups, P pages of a slot.
+Suffix legend: T tokens, R rows, N heads (positions whose logits are wanted), S slots, G KV groups, P pages of a slot.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from sapwood.attention.base import Batch, Limits, Shared, Spans
 from sapwood.base.kv import KVGroup
 from sapwood.base.plan import Plan
 from sapwood.runner import batch_cpu
-from sapwood.runner.frame import Frame, Kind
+from sapwood.runner.frame import REJECTED, Frame, Kind
 from sapwood.runner.table import Table
 
 
 @dataclass(frozen=True, eq=False)
 class Heads:
-    """The rows whose logits are wanted. int32 but `last_N`.
+    """The positions whose logits are wanted. int32 but `last_N`.
 
-    `last_N` (int64) is the last token of each in the step, `slots_N` its slot, `ends_N` where its next token will stand,
-    `draws_N` the slot by whose settings it is drawn at once, that of nobody where it is not.
+    `last_N` (int64) is the token of each in the step, `slots_N` its slot, `ends_N` where the token drawn from it will
+    stand, `draws_N` the slot by whose settings it is drawn at once, that of nobody where it is not.
     """
 
     last_N: Tensor
@@ -54,9 +54,9 @@ class Batcher:
         if table.device.type == "cuda":
             from sapwood.runner import batch_triton
 
-            self._fill, self._put = batch_triton.fill, batch_triton.put
+            self._fill, self._settle = batch_triton.fill, batch_triton.settle
         else:
-            self._fill, self._put = batch_cpu.fill, batch_cpu.put
+            self._fill, self._settle = batch_cpu.fill, batch_cpu.settle
 
     def make(
         self,
@@ -81,13 +81,14 @@ class Batcher:
         tokens = torch.empty(2 + groups, num_tokens, dtype=torch.int64, device=device)
         single = limits.spans == 0
         self._fill(table, self._page_sizes_G, frame, starts_R, offsets_R1, heads, tokens, single)
-        slots_R, _, counts_R, *_ = frame.columns()
+        rows = frame.columns()
         batch = Batch(
             ids_T=tokens[0],
             positions_T=tokens[1],
-            slots_R=slots_R,
+            slots_R=rows.slots_R,
             starts_R=starts_R,
-            counts_R=counts_R,
+            counts_R=rows.counts_R,
+            heads_R=rows.heads_R if frame.drafted else None,
             offsets_R1=offsets_R1,
             tables_GSP=self._tables,
             cells_GT=tokens[2:].unbind(0),
@@ -97,9 +98,13 @@ class Batcher:
         )
         return batch, heads
 
-    def put(self, drawn_N: Tensor, heads: Heads) -> None:
-        """Write the tokens that were drawn at once (int32, -1 for none) to the table."""
-        self._put(self._table, drawn_N, heads)
+    def settle(self, frame: Frame, heads: Heads, drawn_N: Tensor, kind: Kind) -> None:
+        """Find what the rows of that kind yield of the tokens that were drawn at their heads (int32, -1 for none).
+
+        These are written to the table, and `fed` becomes true where it had counted drafts that turn out to be wrong;
+        the draws behind the first wrong draft become REJECTED.
+        """
+        self._settle(self._table, frame, heads, drawn_N, kind)
 
 
 def fill(
@@ -113,7 +118,8 @@ def fill(
     single: bool,
 ) -> None:
     """The twin of `kernels.triton.step` and of `batch_cpu`, without padding's tricks: any device, plainly."""
-    slots_R, told_R, counts_R, places_R, kinds_R, entries_C, pages_C = frame.columns()
+    slots_R, told_R, counts_R, heads_R, places_R, kinds_R = frame.columns()
+    entries_C, pages_C = frame.changes()
     turned = entries_C >= 0
     table.tables_GSP.view(-1)[entries_C[turned].long()] = pages_C[turned]
     entries_C.fill_(-1)
@@ -124,17 +130,19 @@ def fill(
     offsets_R1[0] = 0
     torch.cumsum(counts_R, 0, dtype=torch.int32, out=offsets_R1[1:])
 
-    heading = places_R >= 0
-    yields = kinds_R > 0
-    places = places_R[heading].long()
-    nobody = torch.full_like(slots_R, table.nobody)
-    for column, values in (
-        (heads.last_N, torch.where(yields, offsets_R1[1:] - 1, 0).long()),
-        (heads.slots_N, torch.where(yields, slots_R, nobody)),
-        (heads.draws_N, torch.where(kinds_R == Kind.DRAWN, slots_R, nobody)),
-        (heads.ends_N, torch.where(yields, ends_R, 0)),
-    ):
-        column[places] = values[heading]
+    heads.last_N.zero_()
+    heads.ends_N.zero_()
+    for slots_N in (heads.slots_N, heads.draws_N):
+        slots_N.fill_(table.nobody)
+    for row in (heads_R > 0).nonzero().flatten().tolist():
+        count, place = int(heads_R[row]), int(places_R[row])
+        mine = slice(place, place + count)
+        within = torch.arange(count, device=table.device)
+        heads.last_N[mine] = offsets_R1[row + 1] - count + within
+        heads.ends_N[mine] = (ends_R[row] - count + 1 + within).int()
+        heads.slots_N[mine] = slots_R[row]
+        if kinds_R[row] == Kind.DRAWN:
+            heads.draws_N[mine] = slots_R[row]
 
     ids_T, positions_T, cells_GT = tokens[0], tokens[1], tokens[2:]
     tokens.zero_()
@@ -149,6 +157,18 @@ def fill(
         cells_T[:known] = pages_T * size + positions_T[:known] % size
 
 
-def put(table: Table, drawn_N: Tensor, heads: Heads) -> None:
-    wanted = heads.draws_N != table.nobody
-    table.tokens_SL[heads.draws_N[wanted].long(), heads.ends_N[wanted].long()] = drawn_N[wanted].clamp(min=0)
+def settle(table: Table, frame: Frame, heads: Heads, drawn_N: Tensor, kind: Kind) -> None:
+    """The twin of `kernels.triton.step` and of `batch_cpu`: any device, row by row."""
+    rows = frame.columns()
+    for row in (rows.kinds_R == kind).nonzero().flatten().tolist():
+        count, place, slot = int(rows.heads_R[row]), int(rows.places_R[row]), int(rows.slots_R[row])
+        yielded = 0
+        for head in range(place, place + count):
+            drawn, end = drawn_N[head].clone(), int(heads.ends_N[head])
+            yielded += 1
+            right = bool(table.tokens_SL[slot, end] == drawn)
+            table.tokens_SL[slot, end] = drawn.clamp(min=0)
+            if not right:
+                break
+        drawn_N[place + yielded : place + count] = REJECTED
+        table.fed_S[slot] -= count - yielded

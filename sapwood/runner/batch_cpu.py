@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from sapwood.runner.frame import Frame, Kind
+from sapwood.runner.frame import REJECTED, Frame, Kind
 from sapwood.runner.table import Table
 
 if TYPE_CHECKING:
@@ -27,9 +27,9 @@ def fill(
     tokens: Tensor,
     single: bool,
 ) -> None:
-    words, num_rows = frame.words.numpy(), frame.num_rows
-    slots, told, counts, places, kinds = words[: 5 * num_rows].reshape(5, num_rows)
-    entries, pages = words[5 * num_rows :].reshape(2, -1)
+    slots, told, counts, counts_of_heads, places, kinds = (column.numpy() for column in frame.columns())
+    num_rows = frame.num_rows
+    entries, pages = (column.numpy() for column in frame.changes())
     tables, fed, page_sizes = table.tables_GSP.numpy(), table.fed_S.numpy(), page_sizes_G.numpy()
     if len(entries):
         turned = entries >= 0
@@ -53,15 +53,13 @@ def fill(
         last[:], owners[:], at[:] = offsets[:-1], slots, ends
         draws[:] = np.where(kinds == Kind.DRAWN, slots, table.nobody)
     else:
-        heading, yields = places >= 0, kinds > 0
-        to = places[heading]
-        for column, values in (
-            (last, np.where(yields, offsets[1:] - 1, 0)),
-            (owners, np.where(yields, slots, table.nobody)),
-            (draws, np.where(kinds == Kind.DRAWN, slots, table.nobody)),
-            (at, np.where(yields, ends, 0)),
-        ):
-            column[to] = values[heading]
+        last.fill(0), at.fill(0), owners.fill(table.nobody), draws.fill(table.nobody)
+        rows_N = np.repeat(np.arange(num_rows), counts_of_heads)
+        # From the last head of its row back, for each.
+        back_N = np.cumsum(counts_of_heads)[rows_N] - 1 - np.arange(len(rows_N))
+        to = places[rows_N] + counts_of_heads[rows_N] - 1 - back_N
+        last[to], at[to], owners[to] = offsets[1:][rows_N] - 1 - back_N, ends[rows_N] - back_N, slots[rows_N]
+        draws[to] = np.where(kinds == Kind.DRAWN, slots, table.nobody)[rows_N]
 
     ids_T, positions_T, *cells_GT = tokens.numpy()
     if each_one:
@@ -80,7 +78,21 @@ def fill(
         tokens.numpy()[:, num_tokens:] = 0
 
 
-def put(table: Table, drawn_N: Tensor, heads: Heads) -> None:
-    slots, drawn = heads.draws_N.numpy(), drawn_N.numpy()
-    wanted = slots != table.nobody
-    table.tokens_SL.numpy()[slots[wanted], heads.ends_N.numpy()[wanted]] = np.maximum(drawn[wanted], 0)
+def settle(table: Table, frame: Frame, heads: Heads, drawn_N: Tensor, kind: Kind) -> None:
+    rows = frame.columns()
+    tokens, drawn, ends = table.tokens_SL.numpy(), drawn_N.numpy(), heads.ends_N.numpy()
+    mine = np.flatnonzero(rows.kinds_R.numpy() == kind)
+    slots, places = rows.slots_R.numpy()[mine], rows.places_R.numpy()[mine]
+    if frame.drafted:
+        counts = rows.heads_R.numpy()[mine]
+        rows_N = np.repeat(np.arange(len(mine)), counts)
+        within_N = np.arange(len(rows_N)) - np.repeat(np.cumsum(counts) - counts, counts)
+        at = places[rows_N] + within_N
+        wrong = (tokens[slots[rows_N], ends[at]] != drawn[at]) | (within_N == counts[rows_N] - 1)
+        yielded = counts.copy()
+        np.minimum.at(yielded, rows_N[wrong], within_N[wrong].astype(np.int32) + 1)
+        table.fed_S.numpy()[slots] -= counts - yielded
+        kept = within_N < yielded[rows_N]
+        drawn[at[~kept]] = REJECTED
+        slots, places = slots[rows_N[kept]], at[kept]
+    tokens[slots, ends[places]] = np.maximum(drawn[places], 0)

@@ -8,13 +8,13 @@ import triton
 from torch import Tensor
 
 from sapwood.kernels.triton import step
-from sapwood.runner.frame import Frame
+from sapwood.runner.frame import REJECTED, Frame, Kind
 from sapwood.runner.table import Table
 
 if TYPE_CHECKING:
     from sapwood.runner.batch import Heads
 
-_TOKENS = 128  # of one program
+_TOKENS = _ROWS = 128  # of one program
 
 
 def fill(
@@ -27,19 +27,26 @@ def fill(
     tokens: Tensor,
     single: bool,
 ) -> None:
-    slots_R, told_R, counts_R, places_R, kinds_R, entries_C, pages_C = frame.columns()
+    rows = frame.columns()
+    entries_C, pages_C = frame.changes()
     tables_GSP, tokens_SL = table.tables_GSP, table.tokens_SL
     num_groups, num_slots, num_pages = tables_GSP.shape
     # Of the table's size, not of the step's (unless padding goes beyond it): each size is compiled.
     most_rows = max(num_slots - 1, frame.num_rows)
     block = max(64, triton.next_power_of_2(most_rows))
+    if frame.drafted:  # else each head belongs to a row, be it one of padding
+        heads.last_N.zero_()
+        heads.ends_N.zero_()
+        heads.slots_N.fill_(table.nobody)
+        heads.draws_N.fill_(table.nobody)
     step.take_rows[(1 + triton.cdiv(len(entries_C), block),)](
-        slots_R, told_R, counts_R, places_R, kinds_R, entries_C, pages_C, table.fed_S, tables_GSP,
+        *rows, entries_C, pages_C, table.fed_S, tables_GSP,
         starts_R, offsets_R1, heads.last_N, heads.slots_N, heads.draws_N, heads.ends_N,
         frame.num_rows, len(entries_C), table.nobody,
         BLOCK=block, num_warps=max(2, min(16, block // 128)),
     )  # fmt: skip
     num_tokens = tokens.shape[1]
+    slots_R, counts_R = rows.slots_R, rows.counts_R
     step.take_tokens[(triton.cdiv(num_tokens, _TOKENS),)](
         slots_R, starts_R, counts_R, offsets_R1, tokens_SL, tokens_SL.shape[1], tables_GSP, page_sizes_G,
         tokens[0], tokens[1], tokens[2:], frame.num_rows, num_tokens, num_slots, num_pages,
@@ -47,9 +54,9 @@ def fill(
     )  # fmt: skip
 
 
-def put(table: Table, drawn_N: Tensor, heads: Heads) -> None:
-    tokens_SL, num_heads = table.tokens_SL, len(drawn_N)
-    step.put_tokens[(triton.cdiv(num_heads, _TOKENS),)](
-        drawn_N, heads.draws_N, heads.ends_N, tokens_SL, tokens_SL.shape[1], num_heads, table.nobody,
-        BLOCK=_TOKENS, num_warps=4,
+def settle(table: Table, frame: Frame, heads: Heads, drawn_N: Tensor, kind: Kind) -> None:
+    rows, tokens_SL = frame.columns(), table.tokens_SL
+    step.settle_rows[(triton.cdiv(frame.num_rows, _ROWS),)](
+        rows.slots_R, rows.heads_R, rows.places_R, rows.kinds_R, heads.ends_N, drawn_N, tokens_SL, tokens_SL.shape[1],
+        table.fed_S, frame.num_rows, int(kind), REJECTED=REJECTED, BLOCK=_ROWS, num_warps=4,
     )  # fmt: skip

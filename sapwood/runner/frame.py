@@ -1,102 +1,126 @@
 """What the host tells the device of one step: one int32 vector, so one transfer, or none where nothing has changed.
 
-    [ slots_R | told_R | counts_R | places_R | kinds_R | entries_C | pages_C ]
+    [ slots_R | told_R | counts_R | heads_R | places_R | kinds_R | entries_C | pages_C ]
 
-Told is where a row starts, or -1 where only the device knows. A row that yields has a place among the N heads, the
-rows whose logits are wanted, in the order of the rows. Entries are flat places in the page tables of all groups, -1
-for none. A frame may be larger than its step: padding rows belong to the slot of nobody and have no tokens.
+Told is where a row starts, or -1 where only the device knows. A row's heads, the last `heads` of its positions, stand
+side by side from its place on among the N heads of the step, in the order of the rows. Entries are flat places in the
+page tables of all groups, -1 for none. A frame may be larger than its step: padding rows belong to the slot of nobody and
+have no tokens.
 
 Suffix legend: R rows, N heads, C changes of page tables.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sapwood.base.plan import Ints, PageChange, Plan
+from sapwood.base.plan import Ints, Pages, Plan
 from sapwood.runner.table import Table
 from sapwood.runner.transfer import upload
 
-_COLUMNS = 5
 TOLD_BY_DEVICE = -1
 NO_ENTRY = -1
+REJECTED = -2
+"""Stands for a draw behind a draft that was wrong."""
 
 
 class Kind(IntEnum):
-    """How a row's next token is chosen."""
+    """How a row's next tokens are chosen."""
 
-    NONE = 0  # it does not yield
+    NONE = 0  # it has no heads
     DRAWN = 1  # by `sampling.fast`, at once
     SPECIAL = 2  # by the general steps, later
 
 
+class Columns(NamedTuple):
+    """What a frame says of each row, in this order."""
+
+    slots_R: Tensor
+    told_R: Tensor
+    counts_R: Tensor
+    heads_R: Tensor
+    places_R: Tensor
+    kinds_R: Tensor
+
+
+_COLUMNS = len(Columns._fields)
+
+
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """Views of the vector on the device. `num_heads` is how many heads the step computes, padding included."""
+    """Views of the vector on the device. `num_heads` is how many heads the step computes, padding included; `drafted`:
+    a row may have several."""
 
     words: Tensor
     num_rows: int
     num_heads: int
+    drafted: bool
 
-    def columns(self) -> tuple[Tensor, ...]:
-        """slots_R, told_R, counts_R, places_R, kinds_R, entries_C, pages_C."""
-        rows = self.words[: _COLUMNS * self.num_rows].view(_COLUMNS, self.num_rows)
-        changes = self.words[_COLUMNS * self.num_rows :].view(2, -1)
-        return (*rows.unbind(0), *changes.unbind(0))
+    def columns(self) -> Columns:
+        return Columns(*self.words[: _COLUMNS * self.num_rows].view(_COLUMNS, self.num_rows).unbind(0))
+
+    def changes(self) -> tuple[Tensor, Tensor]:
+        """entries_C, pages_C."""
+        entries_C, pages_C = self.words[_COLUMNS * self.num_rows :].view(2, -1).unbind(0)
+        return entries_C, pages_C
 
     @staticmethod
-    def blank(num_rows: int, num_changes: int, nobody: int, device: torch.device) -> Frame:
-        """A frame of padding alone, whose vector stays where it is."""
+    def blank(num_rows: int, num_heads: int, num_changes: int, nobody: int, device: torch.device) -> Frame:
+        """A frame of padding alone, whose vector stays where it is; drafted if there are more heads than rows."""
         words = np.concatenate([_padding(num_rows, nobody, pad_heads=True), np.full(2 * num_changes, NO_ENTRY)])
-        return Frame(torch.from_numpy(words.astype(np.int32)).to(device), num_rows, num_rows)
+        return Frame(torch.from_numpy(words.astype(np.int32)).to(device), num_rows, num_heads, num_heads > num_rows)
 
 
 def exact(plan: Plan, table: Table) -> Frame:
     """The frame of a plan and nothing more, on its way to the device."""
-    entries, pages = changes(plan.pages, table)
+    entries, pages = changes(plan.part(Pages), table)
     words = np.concatenate([rows(plan, table, plan.num_rows, pad_heads=False), entries, pages])
-    return Frame(upload([words], table.device)[0], plan.num_rows, int(plan.yields_R.sum()))
+    drafted = bool((plan.heads_R > 1).any())
+    return Frame(upload([words], table.device)[0], plan.num_rows, plan.num_heads, drafted)
 
 
 def rows(plan: Plan, table: Table, num_rows: int, *, pad_heads: bool) -> Ints:
-    """The first part of a frame of `num_rows` rows. With `pad_heads` every row is a head, those that yield first."""
+    """The first part of a frame of `num_rows` rows. With `pad_heads` there is a head for every row at least, and all of
+    the first `num_rows` belong to some row."""
     words = _padding(num_rows, table.nobody, pad_heads=pad_heads)
-    slots, told, counts, places, kinds = words.reshape(_COLUMNS, num_rows)
-    used = plan.num_rows
+    slots, told, counts, heads, places, kinds = words.reshape(_COLUMNS, num_rows)
+    used, yields = plan.num_rows, plan.heads_R > 0
     slots[:used] = plan.slots_R
     told[: plan.num_steady] = TOLD_BY_DEVICE
     told[plan.num_steady : used] = plan.starts_R[plan.num_steady :]
     counts[:used] = plan.counts_R
-    kinds[:used] = np.where(plan.yields_R, np.where(table.special_S[plan.slots_R], Kind.SPECIAL, Kind.DRAWN), Kind.NONE)
-    if not plan.yields_R.all():
-        yielding = np.cumsum(plan.yields_R)
-        places[:used] = np.where(plan.yields_R, yielding - 1, NO_ENTRY)
+    heads[:used] = plan.heads_R
+    kinds[:used] = np.where(yields, np.where(table.special_S[plan.slots_R], Kind.SPECIAL, Kind.DRAWN), Kind.NONE)
+    if not plan.plain:
+        ends = np.cumsum(plan.heads_R)
+        places[:used] = np.where(yields, ends - plan.heads_R, NO_ENTRY)
         if pad_heads:
-            # The others share out the places that are left, so that every head is written to.
-            quiet = np.flatnonzero(~plan.yields_R)
-            places[quiet] = np.arange(yielding[-1], used)
+            # Rows without heads share out the places that are left, so that every head is written to.
+            quiet = np.concatenate([np.flatnonzero(~yields), np.arange(used, num_rows)])
+            left = np.arange(ends[-1], num_rows)[: len(quiet)]
+            places[quiet] = NO_ENTRY
+            places[quiet[: len(left)]] = left
     elif not pad_heads:
         places[:used] = np.arange(used)
     return words
 
 
-def changes(pages: Sequence[PageChange], table: Table) -> tuple[Ints, Ints]:
+def changes(pages: Pages | None, table: Table) -> tuple[Ints, Ints]:
     """Flat places in the page tables of all groups, and what comes to stand there."""
+    if pages is None:
+        return _NOTHING, _NOTHING
     _, num_slots, num_pages = table.tables_GSP.shape
     entries = [
         (group * num_slots + change.slots_A) * num_pages + change.indices_A
-        for group, change in enumerate(pages)
-        if len(change.slots_A)
+        for group, change in enumerate(pages.changes)
     ]
-    if not entries:
-        return _NOTHING, _NOTHING
-    return np.concatenate(entries), np.concatenate([change.pages_A for change in pages])
+    return np.concatenate(entries), np.concatenate([change.pages_A for change in pages.changes])
 
 
 _NOTHING: Ints = np.zeros(0, np.int32)
@@ -105,5 +129,5 @@ _NOTHING: Ints = np.zeros(0, np.int32)
 def _padding(num_rows: int, nobody: int, *, pad_heads: bool) -> Ints:
     words = np.zeros((_COLUMNS, num_rows), dtype=np.int32)
     words[0] = nobody
-    words[3] = np.arange(num_rows) if pad_heads else NO_ENTRY
+    words[Columns._fields.index("places_R")] = np.arange(num_rows) if pad_heads else NO_ENTRY
     return words.reshape(-1)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from sapwood.attention.base import Limits, Shared
-from sapwood.base.plan import Ints, Plan, Runs
+from sapwood.base.plan import Ints, Pages, Plan, Runs
 from sapwood.runner import frame, shared
 from sapwood.runner.frame import Frame
 from sapwood.runner.table import Table
@@ -34,7 +34,8 @@ _MIXED_CHANGES = 4096  # pages that a step with prompt chunks may turn; those of
 
 
 class Size(NamedTuple):
-    """What a step is padded to. `mixed`: rows may be of any length; else each is one token that yields another.
+    """What a step is padded to. `mixed`: rows may be of any length; else each is one token that yields another. `drafted`: every
+    token may be a head; else every row may be one.
 
     `shared`: there is room for shared runs. A mixed step always has it, since a launch that finds none is cheaper than twice as many graphs.
     """
@@ -43,6 +44,11 @@ class Size(NamedTuple):
     rows: int
     mixed: bool
     shared: bool
+    drafted: bool = False
+
+    @property
+    def heads(self) -> int:
+        return self.tokens if self.drafted else self.rows
 
     @property
     def limits(self) -> Limits:
@@ -76,13 +82,22 @@ class Graphs(Generic[T]):
 
     `compute` launches a step given its frame, padded tokens, limits and shared runs, and returns what it leaves on the
     device; it must do so in the same way each time, without waiting for the device. `tile` is the most members of a tile
-    of a shared run. Without `capture`, and once it has failed, steps are padded alike and launched kernel by kernel.
+    of a shared run; without `drafts` steps with drafts fit no graph. Without `capture`, and once it has failed, steps are
+    padded alike and launched kernel by kernel.
     """
 
     def __init__(
-        self, compute: Compute[T], table: Table, *, max_rows: int, max_tokens: int, tile: int, capture: bool = True
+        self,
+        compute: Compute[T],
+        table: Table,
+        *,
+        max_rows: int,
+        max_tokens: int,
+        tile: int,
+        drafts: bool = False,
+        capture: bool = True,
     ) -> None:
-        self._compute, self._table, self._tile = compute, table, tile
+        self._compute, self._table, self._tile, self._drafts = compute, table, tile, drafts
         self._max_rows, self._max_tokens = max_rows, max_tokens
         self._row_steps = np.array(row_steps(max_rows))
         self._token_steps = np.array(token_steps(max(max_tokens, max_rows)))
@@ -117,7 +132,8 @@ class Graphs(Generic[T]):
 
     def capture_largest(self) -> None:
         """Capture what takes the most memory, so that the others fit into what it took."""
-        for size in (self._mixed(self._max_tokens, self._max_rows), Size(self._max_rows, self._max_rows, False, True)):
+        mixed = self._mixed(self._max_tokens, self._max_rows)
+        for size in (mixed._replace(drafted=self._drafts), Size(self._max_rows, self._max_rows, False, True)):
             self._make(size)
 
     def capture_next(self) -> bool:
@@ -149,15 +165,19 @@ class Graphs(Generic[T]):
         num_tokens = plan.num_tokens
         if num_tokens > self._max_tokens or self._table.scored_S[plan.slots_R[plan.num_steady :]].any():
             return None
-        if num_tokens == plan.num_rows and plan.yields_R.all():
+        drafted = plan.num_heads > plan.num_rows or bool((plan.heads_R > 1).any())
+        if drafted and not self._drafts:
+            return None
+        if num_tokens == plan.num_rows == plan.num_heads:
             rows = int(self._row_steps[np.searchsorted(self._row_steps, num_tokens)])
             size = Size(rows, rows, False, False)
         else:
-            size = self._mixed(num_tokens, plan.num_rows)
+            size = self._mixed(num_tokens, plan.num_rows)._replace(drafted=drafted)
         return size._replace(shared=size.mixed or self._shares(size, plan))
 
     def _shares(self, size: Size, plan: Plan) -> bool:
-        return plan.runs is not None and shared.num_tiles(plan.runs, self._tile) <= self._room(size).tiles
+        runs = plan.part(Runs)
+        return runs is not None and shared.num_tiles(runs, self._tile) <= self._room(size).tiles
 
     def _room(self, size: Size) -> shared.Size:
         return shared.Size(max(_LEAST_TILES, size.rows // 4), size.rows, self._tile)
@@ -181,21 +201,21 @@ class _Captured(Generic[T]):
     def __init__(self, size: Size, room: shared.Size, table: Table) -> None:
         self.size, self._room, self._table = size, room, table
         self._num_changes = _MIXED_CHANGES if size.mixed else max(size.rows, 16)
-        self._frame = Frame.blank(size.rows, self._num_changes, table.nobody, table.device)
+        self._frame = Frame.blank(size.rows, size.heads, self._num_changes, table.nobody, table.device)
         nothing = shared.words(None, _NO_SLOTS, self._room)
         self._words = torch.from_numpy(nothing).to(table.device) if size.shared else None
-        self._steady: Ints | None = None
-        self._runs: tuple[Runs, Ints] | None = None
+        self._version: int | None = None  # of the rows that the frame holds, if all of them are steady
+        self._runs: tuple[int, int] | None = None  # the versions of runs and steady rows that it holds
         self.graph: torch.cuda.CUDAGraph | None = None
         self.left: T | None = None
 
     def tell(self, plan: Plan) -> bool:
         """Send what has changed since the last step of this size; False, and nothing is sent, if it does not fit."""
-        entries, pages = frame.changes(plan.pages, self._table)
+        entries, pages = frame.changes(plan.part(Pages), self._table)
         count, words = len(entries), self._frame.words
         if count > self._num_changes:
             return False
-        if plan.num_rows > plan.num_steady or self._steady is not plan.steady:
+        if not plan.plain or self._version != plan.version:
             vector = np.full(len(words), frame.NO_ENTRY, dtype=np.int32)
             rows = frame.rows(plan, self._table, self.size.rows, pad_heads=True)
             vector[: len(rows)] = rows
@@ -209,13 +229,13 @@ class _Captured(Generic[T]):
             vector[first : first + count] = entries
             vector[first + self._num_changes : first + self._num_changes + count] = pages
             send(vector, words[len(words) - len(vector) :])
-        self._steady = plan.steady if plan.num_rows == plan.num_steady else None
+        self._version = plan.version if plan.plain else None
         if self._words is not None:
-            runs = plan.runs
+            runs = plan.part(Runs)
             if runs is not None and shared.num_tiles(runs, self._room.tile) > self._room.tiles:
                 runs = None
-            told = None if runs is None else (runs, plan.steady)
-            if not _same(told, self._runs):
+            told = None if runs is None else (runs.version, plan.version)
+            if told != self._runs:
                 send(shared.words(runs, plan.steady, self._room), self._words)
                 self._runs = told
         return True
@@ -251,12 +271,6 @@ class _Camera:
 
 
 _NO_SLOTS: Ints = np.zeros(0, np.int32)
-
-
-def _same(told: tuple[Runs, Ints] | None, before: tuple[Runs, Ints] | None) -> bool:
-    if told is None or before is None:
-        return told is before
-    return told[0] is before[0] and told[1] is before[1]
 
 
 def memory_of(make: Callable[[], object], device: torch.device) -> int:

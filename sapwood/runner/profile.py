@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sapwood.base.plan import Admit, Ints, PageChange, PageCopy, Plan
+from sapwood.base.plan import Admissions, Admit, Plan
 from sapwood.base.sampling import SamplingParams
 
 _EVERYTHING = SamplingParams(
@@ -12,25 +12,24 @@ _EVERYTHING = SamplingParams(
 )
 
 
-def heaviest_plan(max_rows: int, max_tokens: int, max_len: int, num_groups: int) -> Plan:
+def heaviest_plan(max_rows: int, max_tokens: int, max_len: int) -> Plan:
     """As many rows and tokens as a step may have, each row sampled with everything. All pages are page 0."""
     num_rows = min(max_rows, max_tokens)
     counts = np.ones(num_rows, dtype=np.int32)
     for row in range(num_rows):
         counts[row] += min(max_tokens - int(counts.sum()), max_len - 2)
     slots = np.arange(num_rows, dtype=np.int32)
-    nothing: Ints = np.zeros(0, dtype=np.int32)
+    admits = tuple(_admit(slot, count, max_len) for slot, count in enumerate(counts.tolist()))
     return Plan(
-        number=0,
-        steady=nothing,
+        num_steady=0,
+        version=0,
         slots_R=slots,
         starts_R=np.zeros_like(slots),
         counts_R=counts,
-        yields_R=np.ones(num_rows, dtype=np.bool_),
+        heads_R=np.ones_like(slots),
         owners_R=np.zeros(num_rows, dtype=np.int64),
-        admits=tuple(_admit(slot, count, max_len) for slot, count in enumerate(counts.tolist())),
-        pages=(PageChange(nothing, nothing, nothing),) * num_groups,
-        copies=(PageCopy(nothing, nothing),) * num_groups,
+        number=0,
+        parts=(Admissions(admits),),
     )
 
 

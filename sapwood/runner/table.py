@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from sapwood.base.kv import KVGroup
-from sapwood.base.plan import Admit, Known
+from sapwood.base.plan import Admit, Drafts, Ints, Known, Stretch
 from sapwood.runner.transfer import upload
 from sapwood.sampling.fast import FAST
 from sapwood.sampling.settings import RECORD_WORDS, needs, records
@@ -53,8 +53,6 @@ class Table:
 
     def take(self, admits: Sequence[Admit]) -> None:
         """Write what requests that take slots bring, with one transfer."""
-        if not admits:
-            return
         for admit in admits:
             self._admits[admit.slot] = admit
             wanted = needs(admit.params, stop_ids=admit.stop_ids, min_len=admit.min_len, prompt_len=admit.prompt_len)
@@ -79,12 +77,20 @@ class Table:
         self.settings_SK[slots_A] = settings_AK
         self.tokens_SL[rows_N, columns_N] = tokens_N
 
-    def write(self, known: Sequence[Known]) -> None:
+    def write(self, known: Known) -> None:
         """Write tokens that the host knows and no step has drawn, with one transfer."""
-        if not known:
-            return
-        slots = [np.full(len(one.tokens), one.slot, dtype=np.int32) for one in known]
-        columns = [np.arange(one.start, one.start + len(one.tokens), dtype=np.int32) for one in known]
-        parts = [np.concatenate(part) for part in (slots, columns, [one.tokens for one in known])]
-        rows_N, columns_N, tokens_N = upload(parts, self.device)
+        rows_N, columns_N, tokens_N = upload(_cells(known.stretches), self.device)
         self.tokens_SL[rows_N, columns_N] = tokens_N
+
+    def draft(self, drafts: Drafts) -> None:
+        """The same, but only behind the last token of each slot: steps may have got further than the host knew."""
+        rows_N, columns_N, tokens_N = upload(_cells(drafts.stretches), self.device)
+        free_N = columns_N > self.fed_S[rows_N]
+        self.tokens_SL[rows_N, columns_N] = torch.where(free_N, tokens_N, self.tokens_SL[rows_N, columns_N])
+
+
+def _cells(stretches: Sequence[Stretch]) -> list[Ints]:
+    """Slot, position and token of each."""
+    slots = [np.full(len(one.tokens), one.slot, dtype=np.int32) for one in stretches]
+    columns = [np.arange(one.start, one.start + len(one.tokens), dtype=np.int32) for one in stretches]
+    return [np.concatenate(part) for part in (slots, columns, [one.tokens for one in stretches])]

@@ -1,6 +1,6 @@
-"""The rows of a step whose tokens the general steps of sampling choose, and how each of them wants it.
+"""The heads of a step whose tokens the general steps of sampling choose, and how each of them wants it.
 
-Suffix legend: N such rows, R all rows, B pairs of row and token id.
+Suffix legend: N such heads, B pairs of head and token id.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sapwood.sampling.settings import Need, Settings
 
 @dataclass(frozen=True, eq=False)
 class Yields:
-    """Host: the `places` of such rows among all that yield, which of them want logprobs, and each of these how many.
+    """Host: the `places` of such heads among all, which of them want logprobs, and each of these how many.
 
     Device (int64): the same places. `only_masked`: a mask is all that any of them needs beyond what is drawn at once.
     """
@@ -38,11 +38,11 @@ class Yields:
 
 def find_special(plan: Plan, table: Table) -> Yields | None:
     """Depends on which rows there are and not on where they stand, so it holds for as long as they are the same."""
-    yielding = plan.slots_R[plan.yields_R]
-    places = np.flatnonzero(table.special_S[yielding])
+    heads = np.repeat(plan.slots_R, plan.heads_R)
+    places = np.flatnonzero(table.special_S[heads])
     if not len(places):
         return None
-    slots = yielding[places].astype(np.int64)
+    slots = heads[places].astype(np.int64)
     needs_N = table.needs_S[slots]
     parts = _parts(needs_N)
     admits = [table.admit(slot) for slot in slots.tolist()] if parts else []

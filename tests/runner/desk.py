@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sapwood.base.plan import Admit, Known, Outcome, Plan
+from sapwood.base.plan import Admit, Masked, Masks, Outcome, Plan, Stretch
 from sapwood.base.sampling import SamplingParams
 from sapwood.runner.worker import Work, Worker
 from tests.runner.plans import admit, ints, make_plan
@@ -36,8 +36,16 @@ class Step:
     slots: list[int]
     logits: dict[int, Tensor] = field(default_factory=dict)
 
+    def tokens(self, slot: int) -> list[int]:
+        """What the slot's row yields."""
+        ends = np.cumsum(self.outcome.yielded_R)
+        row = self.slots.index(slot)
+        found: list[int] = self.outcome.tokens_N[ends[row] - self.outcome.yielded_R[row] : ends[row]].tolist()
+        return found
+
     def token(self, slot: int) -> int:
-        return int(self.outcome.tokens_R[self.slots.index(slot)])
+        (token,) = self.tokens(slot)
+        return token
 
 
 class Desk:
@@ -51,14 +59,16 @@ class Desk:
         self._admits: list[Admit] = []
         self._pages: list[dict[int, dict[int, int]]] = []
         self._copies: list[dict[int, int]] = []
-        self._steady: Any = ints([])
+        self._steady: list[int] = []
+        self._version = 0
         self._clear()
 
     def _clear(self) -> None:
         self._admits = []
         self._pages = [{} for _ in self.worker.groups]
         self._copies = [{} for _ in self.worker.groups]
-        self._known: list[Known] = []
+        self._known: list[Stretch] = []
+        self._drafts: list[Stretch] = []
 
     def admit(
         self,
@@ -92,8 +102,12 @@ class Desk:
     def tell(self, slot: int, tokens: Sequence[int]) -> None:
         """Make tokens known that no step has drawn."""
         seat = self.seats[slot]
-        self._known.append(Known(slot, len(seat.tokens), ints(tokens)))
+        self._known.append(Stretch(slot, len(seat.tokens), ints(tokens)))
         seat.tokens += tokens
+
+    def draft(self, slot: int, tokens: Sequence[int]) -> None:
+        """Propose what may follow what the slot knows; the next step feeds it if the slot is steady then."""
+        self._drafts.append(Stretch(slot, len(self.seats[slot].tokens), ints(tokens)))
 
     def step(
         self,
@@ -102,29 +116,33 @@ class Desk:
         steady: Iterable[int] = (),
         allowed: Mapping[int, Sequence[int]] | None = None,
     ) -> Step:
-        """Feed one token of each steady slot, then so many of each other; those that reach their end yield a token, one
-        of those that are `allowed`."""
-        if list(self._steady) != list(steady):
-            self._steady = ints(list(steady))
-        counts = dict.fromkeys(steady, 1) | dict(spans)
+        """Feed one token of each steady slot, and its drafts, then so many of each other; those that reach their end
+        yield tokens, of those that are `allowed`."""
+        steady = list(steady)
+        if self._steady != steady:
+            self._steady = steady
+            self._version += 1
+        drafted = {one.slot: len(one.tokens) for one in self._drafts}
+        counts = {slot: 1 + drafted.get(slot, 0) for slot in steady} | dict(spans)
         for slot, count in counts.items():
             self._take_pages(slot, count)
         rows = []
         for slot, count in counts.items():
             seat = self.seats[slot]
-            rows.append((slot, seat.fed, count, seat.fed + count == len(seat.tokens)))
-        plan = make_plan(rows, admits=self._admits, pages=self._pages, copies=self._copies, steady=self._steady,
-                         masked=list(allowed or ()), known=self._known)  # fmt: skip
+            rows.append((slot, seat.fed, count, count if slot in steady else seat.fed + count == len(seat.tokens)))
+        plan = make_plan(rows, admits=self._admits, pages=self._pages, copies=self._copies, num_steady=len(steady),
+                         version=self._version, masked=list(allowed or ()), known=self._known,
+                         drafts=self._drafts)  # fmt: skip
         self._clear()
 
         work = self.worker.forward(plan)
         logits = self._logits(work, counts)
         self.worker.sample(work, self._masks(plan, allowed or {}))
         step = Step(self.worker.result(work), list(counts), logits)
-        for slot, _, count, yields in rows:
-            self.seats[slot].fed += count
-            if yields:
-                self.seats[slot].tokens.append(step.token(slot))
+        for slot, _, count, heads in rows:
+            yielded = step.tokens(slot)
+            self.seats[slot].fed += count - (heads - len(yielded))
+            self.seats[slot].tokens += yielded
         return step
 
     @torch.inference_mode()
@@ -133,21 +151,22 @@ class Desk:
         if work.left.hidden_TD is not None:
             logits_TV = self.worker.model.logits(work.left.hidden_TD).cpu()
             return dict(zip(counts, logits_TV.split(list(counts.values())), strict=True))
-        yielding = [slot for slot, yields in zip(counts, work.plan.yields_R, strict=True) if yields]
-        if not yielding:
+        yielding = [slot for slot, heads in zip(counts, work.plan.heads_R, strict=True) if heads]
+        if not yielding or work.plan.num_heads > len(yielding):
             return {}
         assert work.left.logits_NV is not None
         return dict(zip(yielding, work.left.logits_NV.float().cpu()[: len(yielding), None], strict=False))
 
-    def _masks(self, plan: Plan, allowed: Mapping[int, Sequence[int]]) -> Any:
-        if plan.masked is None:
-            return None
-        bits = self.worker.room(len(plan.masked))
+    def _masks(self, plan: Plan, allowed: Mapping[int, Sequence[int]]) -> tuple[Masks, ...]:
+        masked = plan.part(Masked)
+        if masked is None:
+            return ()
+        bits = self.worker.room(len(masked.heads_M))
         bits.fill(0)
-        for place, slot in enumerate(plan.slots_R[plan.masked].tolist()):
+        for place, slot in enumerate(np.repeat(plan.slots_R, plan.heads_R)[masked.heads_M].tolist()):
             for token in allowed[slot]:
                 bits.view(np.uint32)[place, token // 32] |= np.uint32(1 << token % 32)
-        return bits
+        return (Masks(bits),)
 
     def generate(self, slot: int, num_tokens: int) -> list[int]:
         """Feed what is known in one span, then token by token."""

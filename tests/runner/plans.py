@@ -7,7 +7,21 @@ from typing import Any
 
 import numpy as np
 
-from sapwood.base.plan import Admit, Known, PageChange, PageCopy, Plan
+from sapwood.base.plan import (
+    Admissions,
+    Admit,
+    Copies,
+    Drafts,
+    Known,
+    Masked,
+    PageChange,
+    PageCopy,
+    Pages,
+    Part,
+    Plan,
+    Runs,
+    Stretch,
+)
 from sapwood.base.sampling import SamplingParams
 
 
@@ -41,32 +55,43 @@ def admit(
 
 
 def make_plan(
-    rows: Sequence[tuple[int, int, int, bool]],
+    rows: Sequence[tuple[int, int, int, int]],
     *,
     admits: Sequence[Admit] = (),
     pages: Sequence[Mapping[int, Mapping[int, int]]] = ({},),
     copies: Sequence[Mapping[int, int]] | None = None,
-    steady: Any = None,
+    num_steady: int = 0,
+    version: int = 0,
     masked: Sequence[int] = (),
-    known: Sequence[Known] = (),
+    known: Sequence[Stretch] = (),
+    drafts: Sequence[Stretch] = (),
+    runs: Runs | None = None,
 ) -> Plan:
-    """A plan of rows (slot, start, count, yields), the steady ones first. The slots `masked` are restricted.
+    """A plan of rows (slot, start, count, heads), the steady ones first. The slots `masked` are restricted.
 
     `pages` has, for each group, slot -> index -> page; `copies`, for each group, source -> target.
     """
-    slots, starts, counts, yields = zip(*rows, strict=True)
+    slots, starts, counts, heads = (ints(column) for column in zip(*rows, strict=True))
     changes = [[(s, i, p) for s, table in group.items() for i, p in table.items()] for group in pages]
+    heads_M = np.flatnonzero(np.isin(np.repeat(slots, heads), list(masked)))
+    parts: list[Part] = [
+        Admissions(tuple(admits)),
+        Pages(tuple(PageChange(*(ints([change[i] for change in group]) for i in range(3))) for group in changes)),
+        Copies(tuple(PageCopy(ints(list(g)), ints(list(g.values()))) for g in copies or [{} for _ in pages])),
+        *([Known(tuple(known))] if known else []),
+        *([Drafts(tuple(drafts))] if drafts else []),
+        *([Masked(heads_M)] if len(heads_M) else []),
+        *([runs] if runs is not None else []),
+    ]
     return Plan(
-        number=0,
-        steady=ints([]) if steady is None else steady,
-        slots_R=ints(slots),
-        starts_R=ints(starts),
-        counts_R=ints(counts),
-        yields_R=np.array(yields, dtype=np.bool_),
+        num_steady=num_steady,
+        version=version,
+        slots_R=slots,
+        starts_R=starts,
+        counts_R=counts,
+        heads_R=heads,
         owners_R=np.zeros(len(rows), dtype=np.int64),
-        admits=tuple(admits),
-        pages=tuple(PageChange(*(ints([change[i] for change in group]) for i in range(3))) for group in changes),
-        copies=tuple(PageCopy(ints(list(g)), ints(list(g.values()))) for g in copies or [{} for _ in pages]),
-        masked=np.array([row for row, slot in enumerate(slots) if slot in masked and yields[row]]) if masked else None,
-        known=tuple(known),
+        number=0,
+        parts=tuple(parts if admits else parts[1:]),
+        late=bool(len(heads_M)),
     )

@@ -11,12 +11,12 @@ import torch
 
 from sapwood.attention.base import Limits
 from sapwood.base.kv import KVGroup
-from sapwood.base.plan import Plan, Runs
+from sapwood.base.plan import Drafts, Pages, Plan, Runs, Stretch
 from sapwood.base.sampling import SamplingParams
 from sapwood.runner import frame as frames
 from sapwood.runner import shared
-from sapwood.runner.batch import Batcher, Heads, fill, put
-from sapwood.runner.frame import Frame
+from sapwood.runner.batch import Batcher, Heads, fill, settle
+from sapwood.runner.frame import REJECTED, Frame, Kind
 from sapwood.runner.table import Table
 from sapwood.sampling.settings import Need, Settings
 from tests.runner.plans import admit, ints, make_plan
@@ -97,7 +97,7 @@ def scene(device: torch.device = CPU) -> Scene:
     penalised = SamplingParams(temperature=0, presence_penalty=1)
     admits = [admit(slot, known[slot], fed=fed[slot], params=penalised if slot == 1 else None) for slot in range(6)]
     table.take(admits)
-    return Scene(table, make_plan(rows, admits=admits, pages=pages, steady=ints([5, 2])), known, pages, rows)
+    return Scene(table, make_plan(rows, admits=admits, pages=pages, num_steady=2), known, pages, rows)
 
 
 def test_a_batch_says_of_every_token_where_it_is() -> None:
@@ -123,7 +123,7 @@ def test_a_batch_says_of_every_token_where_it_is() -> None:
 
     drawn_N = torch.tensor([70, -1, 72, 73], dtype=torch.int32)
     before = made.table.tokens_SL.clone()
-    put(made.table, drawn_N, heads)
+    settle(made.table, frames.exact(made.plan, made.table), heads, drawn_N, Kind.DRAWN)
     changed = (before != made.table.tokens_SL).nonzero().tolist()
     ends = {slot: start + count for slot, start, count, _ in yielding}
     assert sorted(changed) == sorted([slot, ends[slot]] for slot in (5, 2, 3))
@@ -135,11 +135,11 @@ KERNELS = ["plain", "numpy", "triton-interpreted", pytest.param("triton-gpu", ma
 
 def choose(batcher: Batcher, kernels: str) -> None:
     if kernels == "plain":
-        batcher._fill, batcher._put = fill, put
+        batcher._fill, batcher._settle = fill, settle
     elif kernels != "numpy":
         from sapwood.runner import batch_triton
 
-        batcher._fill, batcher._put = batch_triton.fill, batch_triton.put
+        batcher._fill, batcher._settle = batch_triton.fill, batch_triton.settle
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
@@ -153,10 +153,11 @@ def test_padding_changes_nothing_and_runs_again(kernels: str, num_rows: int) -> 
     words = np.concatenate(
         [
             frames.rows(made.plan, made.table, num_rows, pad_heads=True),
-            *(np.pad(part, (0, 130 - len(part)), constant_values=-1) for part in frames.changes(made.plan.pages, made.table)),
+            *(np.pad(part, (0, 130 - len(part)), constant_values=-1)
+              for part in frames.changes(made.plan.part(Pages), made.table)),
         ]
     )  # fmt: skip
-    frame = Frame(torch.from_numpy(words).to(device), num_rows, num_rows)
+    frame = Frame(torch.from_numpy(words).to(device), num_rows, num_rows, False)
     batcher = Batcher(made.table, GROUPS)
     choose(batcher, kernels)
     limits = Limits(decodes=num_rows, spans=num_rows)
@@ -176,8 +177,8 @@ def test_padding_changes_nothing_and_runs_again(kernels: str, num_rows: int) -> 
     assert set(heads.last_N[4:].tolist()) | set(heads.ends_N[4:].tolist()) == {0}
 
     drawn_N = torch.arange(70, 70 + num_rows, dtype=torch.int32, device=device)
-    batcher.put(drawn_N, heads)
-    put(exact.table, drawn_N.cpu()[:4], wanted_heads)
+    batcher.settle(frame, heads, drawn_N, Kind.DRAWN)
+    settle(exact.table, frames.exact(exact.plan, exact.table), wanted_heads, drawn_N.cpu()[:4], Kind.DRAWN)
     assert (made.table.tokens_SL.cpu()[:6] == exact.table.tokens_SL[:6]).all()
 
     # The same frame again: pages have been turned once and for all, steady rows move on by themselves.
@@ -197,41 +198,86 @@ def test_rows_of_one_token_are_found_without_a_search(kernels: str) -> None:
     made = scene(device)
     table = made.table
     batch(make_plan([(0, 0, 1, False)], pages=made.pages), table)
-    steady = ints([4, 1, 3])
-    plan = make_plan([(slot, 0, 1, True) for slot in steady], pages=[{}, {}], steady=steady)
+    steady = [4, 1, 3]
+    plan = make_plan([(slot, 0, 1, True) for slot in steady], pages=[{}, {}], num_steady=3)
     starts = table.fed_S[[4, 1, 3]].tolist()
     words = np.concatenate([frames.rows(plan, table, 8, pad_heads=True), np.full(32, -1, np.int32)])
     batcher = Batcher(table, GROUPS)
     choose(batcher, kernels)
-    found, heads = batcher.make(Frame(torch.from_numpy(words).to(device), 8, 8), 8, limits=Limits(decodes=8, spans=0))
+    found, heads = batcher.make(Frame(torch.from_numpy(words).to(device), 8, 8, False), 8, limits=Limits(decodes=8, spans=0))
     assert found.positions_T.tolist() == [*starts, 0, 0, 0, 0, 0]
-    assert found.ids_T[:3].tolist() == [made.known[s][p] for s, p in zip(steady.tolist(), starts, strict=True)]
+    assert found.ids_T[:3].tolist() == [made.known[s][p] for s, p in zip(steady, starts, strict=True)]
     assert heads.last_N.tolist() == [0, 1, 2, 0, 0, 0, 0, 0]
     assert heads.draws_N.tolist() == [4, table.nobody, 3] + [table.nobody] * 5
 
 
 def test_numpy_does_as_the_plain_functions_when_every_row_yields() -> None:
     """With nothing padded, which is how steps come on a CPU."""
-    steady = ints([4, 1, 3])
+    steady = [4, 1, 3]
     found = []
     for kernels in ("plain", "numpy"):
         made = scene()
         batch(make_plan([(0, 0, 1, False)], pages=made.pages), made.table)
-        plan = make_plan([(slot, 0, 1, True) for slot in steady], pages=[{}, {}], steady=steady)
+        plan = make_plan([(slot, 0, 1, True) for slot in steady], pages=[{}, {}], num_steady=3)
         batcher = Batcher(made.table, GROUPS)
         choose(batcher, kernels)
-        new, heads = batcher.make(frames.exact(plan, made.table), 3, limits=Limits(decodes=3, spans=0))
-        batcher.put(torch.tensor([70, -1, 72], dtype=torch.int32), heads)
+        frame = frames.exact(plan, made.table)
+        new, heads = batcher.make(frame, 3, limits=Limits(decodes=3, spans=0))
+        batcher.settle(frame, heads, torch.tensor([70, -1, 72], dtype=torch.int32), Kind.DRAWN)
         parts = [new.ids_T, new.positions_T, new.starts_R, new.offsets_R1, *new.cells_GT, made.table.fed_S]
         parts += [heads.last_N, heads.slots_N, heads.draws_N, heads.ends_N, made.table.tokens_SL]
         found.append([part.tolist() for part in parts])
     assert found[0] == found[1]
 
 
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("padding", [0, 3])
+def test_rows_with_drafts_yield_up_to_the_first_wrong_one(kernels: str, padding: int) -> None:
+    """A row of four heads, one of two, a plain one and one of kind SPECIAL, beside a prompt chunk."""
+    if kernels == "triton-interpreted" and torch.cuda.is_available():
+        pytest.skip("compiled on this machine")
+    made = scene(device := torch.device("cuda" if kernels == "triton-gpu" else "cpu"))
+    table, fed = made.table, {slot: start for slot, start, *_ in made.rows} | {4: int(made.table.fed_S[4])}
+    table.draft(Drafts((Stretch(5, fed[5] + 1, ints([60, 61, 62])), Stretch(1, fed[1] + 1, ints([63])))))
+    # Nothing is drafted at or before a slot's last token.
+    table.draft(Drafts((Stretch(2, fed[2] - 1, ints([90, 91])), Stretch(3, fed[3], ints([92, 64])))))
+    rows = [(5, 99, 4, 4), (2, 99, 1, 1), (3, 99, 2, 2), (1, 99, 2, 2), (0, fed[0], 7, 0), (4, fed[4], 2, 1)]
+    plan = make_plan(rows, pages=made.pages, num_steady=4)
+    words = frames.rows(plan, table, len(rows) + padding, pad_heads=padding > 0)
+    entries = frames.changes(plan.part(Pages), table)
+    frame = Frame(torch.from_numpy(np.concatenate([words, *entries])).to(device), 6 + padding, 10 + padding, True)
+    batcher = Batcher(table, GROUPS)
+    choose(batcher, kernels)
+    found, heads = batcher.make(frame, 18 + padding, limits=Limits(decodes=6 + padding, spans=6))
+    places = [fed[5] + i for i in range(4)] + [fed[2]] + [fed[3], fed[3] + 1] + [fed[1], fed[1] + 1]
+    assert found.positions_T[:9].tolist() == places
+    assert found.ids_T[1:4].tolist() == [60, 61, 62] and found.ids_T[6] == 64 and found.ids_T[8] == 63
+    assert found.ids_T[4] == made.known[2][fed[2]] and found.ids_T[5] == made.known[3][fed[3]]
+    assert found.heads_R is not None and found.heads_R[:6].tolist() == [4, 1, 2, 2, 0, 1]
+    assert heads.last_N[:10].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 17]
+    assert heads.ends_N[:10].tolist() == [place + 1 for place in places] + [fed[4] + 2]
+    assert heads.draws_N[:10].tolist() == [5] * 4 + [2] + [3] * 2 + [table.nobody] * 2 + [4]
+    assert set(heads.draws_N[10:].tolist()) <= {table.nobody}
+
+    drawn_N = torch.tensor([60, 61, 70, 71, 72, 64, 73, 63, 74, 75, *range(padding)], dtype=torch.int32, device=device)
+    batcher.settle(frame, heads, drawn_N, Kind.DRAWN)
+    assert drawn_N[:10].tolist() == [60, 61, 70, REJECTED, 72, 64, 73, 63, 74, 75]
+    assert table.tokens_SL[5, fed[5] + 1 : fed[5] + 4].tolist() == [60, 61, 70]
+    assert table.tokens_SL[3, fed[3] + 1 : fed[3] + 3].tolist() == [64, 73]
+    assert table.tokens_SL[4, fed[4] + 2] == 75
+    assert table.fed_S[[5, 2, 3, 0, 4]].tolist() == [fed[5] + 3, fed[2] + 1, fed[3] + 2, fed[0] + 7, fed[4] + 2]
+    # The other kind, later.
+    drawn_N[7] = 80
+    batcher.settle(frame, heads, drawn_N, Kind.SPECIAL)
+    assert drawn_N[7:9].tolist() == [80, REJECTED]
+    assert table.fed_S[1] == fed[1] + 1 and table.tokens_SL[1, fed[1] + 1] == 80
+
+
 def test_runs_are_cut_into_tiles() -> None:
     steady = ints([9, 4, 30, *range(10, 28)])
     members = [range(10, 28), [9, 4], [4, 9, 30]]
     runs = Runs(
+        version=0,
         lows_U=ints([0, 16, 0]),
         highs_U=ints([32, 48, 16]),
         offsets_U1=ints([0, 18, 20, 23]),

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from sapwood.arch.families import declare
 from sapwood.base.grammar import Grammar
-from sapwood.base.plan import Known
+from sapwood.base.plan import Masks, Stretch
 from sapwood.base.sampling import SamplingParams
 from sapwood.config.options import CacheConfig, Config, DeviceConfig, ModelConfig, SchedulerConfig
 from sapwood.executor.local import LocalExecutor
 from sapwood.hub.files import open_files
 from sapwood.runner import graphs
-from sapwood.runner import worker as worker_module
+from sapwood.runner import choose
 from sapwood.runner.graphs import Graphs
 from sapwood.runner.worker import Worker
 from tests import models
@@ -70,14 +70,15 @@ class Padded(Subject):
 
     def __init__(self, family: str, path: Path, device: str) -> None:
         super().__init__(family, path, device)
-        worker = self.worker
-        worker._logits_NV = torch.empty(8, self.vocab_size, device=worker.device)
-        worker._graphs = Graphs(
-            worker._compute_for_graph,
-            worker.table,
+        step = self.worker._step
+        step._logits_NV = torch.empty(64, self.vocab_size, device=self.worker.device)
+        step.graphs = Graphs(
+            step.compute_for_graph,
+            self.worker.table,
             max_rows=8,
             max_tokens=64,
-            tile=worker._tile,
+            tile=step.tile,
+            drafts=True,
             capture=device != "cpu",
         )
 
@@ -321,7 +322,7 @@ def test_prompt_logprobs(
     subject: Callable[[str], Subject], sizes: list[int], at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = subject("llama")
-    monkeypatch.setattr(worker_module, "_SCORED_ELEMENTS", at_once * model.vocab_size)
+    monkeypatch.setattr(choose, "_SCORED_ELEMENTS", at_once * model.vocab_size)
     prompt = model.tokens(20, seed=14)
     desk = model.desk()
     desk.admit(4, prompt, params=SamplingParams(temperature=0.0, prompt_logprobs=2, logprobs=1))
@@ -338,7 +339,7 @@ def test_prompt_logprobs(
         assert entry.logprob == pytest.approx(logprobs[entry.token].item(), abs=1e-4)
         assert entry.rank == int((logprobs > logprobs[entry.token]).sum()) + 1
         assert entry.top_ids == logprobs.topk(2).indices.tolist()
-    last = outcome.logprobs[1]
+    (last,) = outcome.logprobs[1]
     assert last.token == last.top_ids[0] == desk.seats[4].tokens[20]
     assert last.rank == 1
     assert last.logprob == pytest.approx(wanted[-1].max().item(), abs=1e-4)
@@ -383,11 +384,11 @@ def test_a_step_is_read_after_the_next_has_begun(subject: Callable[[str], Subjec
     second = executor.forward(make_plan([(0, 0, 4, True)], admits=[admit(0, other)], pages=[{0: {0: 2}}]))
     outcome = executor.result(first)
     executor.sample(second)
-    assert outcome.tokens_R.tolist() == model.greedy(prompt, 1)
-    assert len(outcome.logprobs[0].top_ids) == 3
+    assert outcome.tokens_N.tolist() == model.greedy(prompt, 1)
+    assert len(outcome.logprobs[0][0].top_ids) == 3
     assert [entry.token for entry in outcome.prompt_logprobs[0]] == prompt[1:]
     later = executor.result(second)
-    assert later.tokens_R.tolist() == model.greedy(other, 1)
+    assert later.tokens_N.tolist() == model.greedy(other, 1)
     assert not later.logprobs
     assert not later.prompt_logprobs
 
@@ -398,7 +399,7 @@ def test_a_step_that_yields_nothing(subject: Callable[[str], Subject]) -> None:
     outcome = desk.step({0: 6}).outcome
     assert not outcome.logprobs
     assert not outcome.errors
-    assert outcome.tokens_R.tolist() == [0]
+    assert not len(outcome.tokens_N) and outcome.yielded_R.tolist() == [0]
     assert desk.worker.table.fed_S[0] == 6
 
 
@@ -433,7 +434,7 @@ def test_masked_rows_beside_free_ones(subject: Callable[[str], Subject], family:
             if slot in restricted:
                 if special and slot == 3:
                     logits[5] += 3.0
-                    found = step.outcome.logprobs[step.slots.index(3)]
+                    (found,) = step.outcome.logprobs[step.slots.index(3)]
                     assert found.logprob == pytest.approx(float(raw[found.token]), abs=1e-3), (
                         "raw logits, not masked ones"
                     )
@@ -481,6 +482,43 @@ def test_tokens_that_the_host_tells_are_fed_like_a_prompt(subject: Callable[[str
     near(desk.step({}, steady=[1, 2]).logits[1], model.logits(desk.seats[1].tokens[:-1])[-1:])
 
 
+@two_families
+def test_rows_yield_what_they_would_without_drafts(subject: Callable[[str], Subject], family: str) -> None:
+    """Right, half right and wrong drafts, beside rows without and a prompt; greedy, random, penalised, with logprobs."""
+    model = subject(family)
+    kinds = {
+        0: SamplingParams(temperature=0),
+        1: SamplingParams(temperature=0.8, top_k=20),
+        2: SamplingParams(temperature=0, repetition_penalty=1.3, logprobs=2),
+        3: SamplingParams(temperature=0),
+    }
+    prompts = {slot: model.tokens(5 + 3 * slot, seed=slot) for slot in kinds}
+    plain = model.desk()
+    for slot, params in kinds.items():
+        plain.admit(slot, prompts[slot], params=params, seed=slot)
+        plain.generate(slot, 16)
+    desk = model.desk()
+    for slot, params in kinds.items():
+        desk.admit(slot, prompts[slot], params=params, seed=slot)
+    desk.step({slot: len(prompts[slot]) for slot in (0, 1, 2)})
+    draw = np.random.default_rng(0)
+    spans = {3: len(prompts[3])}
+    while len(desk.seats[0].tokens) < len(prompts[0]) + 10:
+        for slot in (0, 1, 2):
+            known = desk.seats[slot].tokens
+            future = plain.seats[slot].tokens[len(known) : len(known) + 4]
+            right = int(draw.integers(0, 5))
+            wrong = [(token + 1) % model.vocab_size for token in future[right:]]
+            desk.draft(slot, (future[:right] + wrong)[: int(draw.integers(0, 5))])
+        steady = [0, 1, 2] if spans else [0, 1, 2, 3]
+        outcome = desk.step(spans, steady=steady).outcome
+        assert [len(outcome.logprobs.get(row, ())) for row in range(3)] == [0, 0, outcome.yielded_R[2]]
+        spans = {}
+    for slot in kinds:
+        known = desk.seats[slot].tokens
+        assert known == plain.seats[slot].tokens[: len(known)]
+
+
 def test_the_configured_memory_is_the_budget(subject: Callable[[str], Subject]) -> None:
     assert subject("llama").worker.kv_budget() == 1 << 20
 
@@ -503,7 +541,6 @@ def test_neither_forward_nor_sample_waits_for_the_gpu(tmp_path: Path, family: st
     ]
     tables = [{slot: {i: 10 * slot + i + 1 for i in range(6)} for slot in prompts} for _ in model.worker.groups]
     copies = [{1: 90, 11: 91} for _ in model.worker.groups]
-    steady = ints(list(prompts))
     spans = make_plan(
         [(slot, 0, len(tokens), True) for slot, tokens in prompts.items()],
         admits=admits, pages=tables, copies=copies, masked=[2],
@@ -512,9 +549,10 @@ def test_neither_forward_nor_sample_waits_for_the_gpu(tmp_path: Path, family: st
         make_plan(
             [(slot, len(tokens) + i, 1, True) for slot, tokens in prompts.items()],
             pages=tables,
-            steady=steady,
+            num_steady=len(prompts),
+            version=1,
             masked=[2],
-            known=[Known(2, len(prompts[2]) + i, ints([5]))],
+            known=[Stretch(2, len(prompts[2]) + i, ints([5]))],
         )
         for i in range(3)
     ]
@@ -526,7 +564,7 @@ def test_neither_forward_nor_sample_waits_for_the_gpu(tmp_path: Path, family: st
                 works.append(executor.forward(plan))
                 bits = executor.room(1)
                 bits.fill(-1)
-                executor.sample(works[-1], bits)
+                executor.sample(works[-1], (Masks(bits),))
         finally:
             torch.cuda.set_sync_debug_mode("default")
         assert all(not executor.result(work).errors for work in works)
@@ -571,10 +609,10 @@ def test_a_graph_that_cannot_be_captured_harms_nobody(
 
     monkeypatch.setattr(graphs, "_Camera", Blind)
     made = Subject("llama", tmp_path, "cpu")
-    worker = made.worker
-    worker._logits_NV = torch.empty(8, made.vocab_size)
+    worker, step = made.worker, made.worker._step
+    step._logits_NV = torch.empty(8, made.vocab_size)
     desk = made.desk()
-    worker._graphs = Graphs(worker._compute_for_graph, worker.table, max_rows=8, max_tokens=64, tile=worker._tile)
+    step.graphs = Graphs(step.compute_for_graph, worker.table, max_rows=8, max_tokens=64, tile=step.tile)
     tokens = made.tokens(9)
     desk.admit(0, tokens, params=SamplingParams(temperature=0))
     desk.step({0: 9})

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 _NUMBERS = ["num_rows", "num_changes", "num_tokens", "num_heads", "num_slots", "num_pages", "nobody", "length"]
-_POINTERS = ["slots_R", "told_R", "counts_R", "places_R", "kinds_R", "entries_C", "pages_C", "starts_R", "offsets_R1"]
+_POINTERS = ["slots_R", "told_R", "counts_R", "heads_R", "places_R", "kinds_R", "entries_C", "pages_C", "starts_R", "offsets_R1"]
 _POINTERS += ["last_N", "slots_N", "draws_N", "ends_N", "drawn_N", "ids_T", "positions_T", "cells_GT"]
 """What varies from step to step, the pointers by how they are aligned: no kernel is compiled again for that."""
 
@@ -20,6 +20,7 @@ def take_rows(
     slots_R,
     told_R,
     counts_R,
+    heads_R,
     places_R,
     kinds_R,
     entries_C,
@@ -37,7 +38,7 @@ def take_rows(
     nobody,
     BLOCK: tl.constexpr,
 ):
-    """Turn pages, find where rows start and end, and what the rows that yield need.
+    """Turn pages, find where rows start and end, and what their heads need.
 
     Grid (1 + ceil(C / BLOCK),): the first program does all rows (BLOCK is enough for them), the others the changes. A
     change is used up: its entry becomes -1, so that a frame may be run again.
@@ -62,13 +63,17 @@ def take_rows(
     tl.store(starts_R + i, start, mask=inside)
     tl.store(offsets_R1 + i, offset - count, mask=inside)
     tl.store(offsets_R1 + 1 + i, offset, mask=i == num_rows - 1)
+    heads = tl.load(heads_R + i, mask=inside, other=0)
     place = tl.load(places_R + i, mask=inside, other=-1)
     kind = tl.load(kinds_R + i, mask=inside, other=0)
-    heads = inside & (place >= 0)
-    tl.store(last_N + place, tl.where(kind > 0, offset - 1, 0).to(tl.int64), mask=heads)
-    tl.store(slots_N + place, tl.where(kind > 0, slot, nobody), mask=heads)
-    tl.store(draws_N + place, tl.where(kind == 1, slot, nobody), mask=heads)
-    tl.store(ends_N + place, tl.where(kind > 0, end, 0), mask=heads)
+    # A row without heads may have the place of one of padding.
+    for number in range(0, tl.maximum(tl.max(heads, axis=0), 1)):
+        there = inside & (place >= 0) & (number < tl.maximum(heads, 1))
+        back = heads - 1 - number  # from the row's last head
+        tl.store(last_N + place + number, tl.where(kind > 0, offset - 1 - back, 0).to(tl.int64), mask=there)
+        tl.store(slots_N + place + number, tl.where(kind > 0, slot, nobody), mask=there)
+        tl.store(draws_N + place + number, tl.where(kind == 1, slot, nobody), mask=there)
+        tl.store(ends_N + place + number, tl.where(kind > 0, end - back, 0), mask=there)
 
 
 @triton.jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=_POINTERS)
@@ -123,15 +128,44 @@ def take_tokens(
         tl.store(cells_GT + g * num_tokens.to(tl.int64) + token, cell, mask=inside)
 
 
-@triton.jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=_POINTERS)
-def put_tokens(
-    drawn_N, draws_N, ends_N, tokens_SL, length, num_heads, nobody, BLOCK: tl.constexpr
+@triton.jit(do_not_specialize=[*_NUMBERS, "kind"], do_not_specialize_on_alignment=_POINTERS)
+def settle_rows(
+    slots_R,
+    heads_R,
+    places_R,
+    kinds_R,
+    ends_N,
+    drawn_N,
+    tokens_SL,
+    length,
+    fed_S,
+    num_rows,
+    kind,
+    REJECTED: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Write drawn tokens to their places in the table. Grid (ceil(N / BLOCK),)."""
+    """What rows of `kind` yield of the tokens drawn at their heads, up to the first that differs from the draft fed there.
+
+    Yielded tokens are written to the table, the other draws become REJECTED, and `fed_S` becomes true. Grid
+    (ceil(R / BLOCK),).
+    """
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = i < num_heads
-    slot = tl.load(draws_N + i, mask=inside, other=nobody)
-    wanted = inside & (slot != nobody)
-    end = tl.load(ends_N + i, mask=wanted, other=0)
-    token = tl.load(drawn_N + i, mask=wanted, other=0)
-    tl.store(tokens_SL + slot.to(tl.int64) * length + end, tl.maximum(token, 0), mask=wanted)
+    inside = i < num_rows
+    mine = inside & (tl.load(kinds_R + i, mask=inside, other=0) == kind)
+    slot = tl.load(slots_R + i, mask=mine, other=0).to(tl.int64)
+    heads = tl.load(heads_R + i, mask=mine, other=0)
+    place = tl.load(places_R + i, mask=mine, other=0)
+    going = mine
+    yielded = heads * 0
+    for number in range(0, tl.max(heads, axis=0)):
+        there = mine & (number < heads)
+        now = there & going
+        end = tl.load(ends_N + place + number, mask=now, other=0)
+        drawn = tl.load(drawn_N + place + number, mask=now, other=0)
+        draft = tl.load(tokens_SL + slot * length + end, mask=now, other=0)
+        tl.store(tokens_SL + slot * length + end, tl.maximum(drawn, 0), mask=now)
+        tl.store(drawn_N + place + number, REJECTED, mask=there & (going == 0))
+        yielded += now.to(tl.int32)
+        going = now & (draft == drawn)
+    fed = tl.load(fed_S + slot, mask=mine, other=0)
+    tl.store(fed_S + slot, fed - (heads - yielded), mask=mine & (yielded < heads))

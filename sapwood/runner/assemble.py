@@ -1,0 +1,110 @@
+"""Putting one rank together: a model with its weights, and attention backends for its KV groups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from sapwood import kernels
+from sapwood.arch.groups import kv_groups
+from sapwood.arch.parts import Decoder
+from sapwood.attention.base import Backend
+from sapwood.attention.native import Native
+from sapwood.attention.select import choose, stored
+from sapwood.base.errors import ConfigError
+from sapwood.base.kv import KVGroup
+from sapwood.config.options import Config
+from sapwood.hub.files import ModelFiles
+from sapwood.kernels.cpu.library import Machine, find
+from sapwood.nn.build import Build, build
+from sapwood.nn.load import dummy_weights, load_weights
+from sapwood.nn.model import Model
+from sapwood.nn.native import NativeModel
+from sapwood.quant.packed import Rounded
+
+
+@dataclass(frozen=True, eq=False)
+class Rank:
+    """What computes: a model on a device, and what keeps its keys and values, a backend per KV group."""
+
+    device: torch.device
+    dtype: torch.dtype
+    groups: tuple[KVGroup, ...]
+    backends: Sequence[Backend]
+    model: Model | NativeModel
+
+
+@torch.inference_mode()
+def assemble(config: Config, decoder: Decoder, files: ModelFiles | None) -> Rank:
+    """Build the model and give it its weights, random ones without `files`. Raises ModelError if they do not fit."""
+    assert config.cache.page_size is not None, "a resolved configuration"
+    device, dtype = torch.device(config.device.device), getattr(torch, config.model.dtype)
+    if config.device.threads is not None:
+        torch.set_num_threads(config.device.threads)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    machine = _machine(config, device, dtype)
+    groups = kv_groups(decoder, config.cache.page_size)
+    backends = _backends(config, groups, device, dtype, machine)
+    model = _model(config, decoder, device, dtype, backends, machine)
+    if files is None:
+        dummy_weights(model, config.device.seed)
+    else:
+        load_weights(model, files)
+    return Rank(device, dtype, groups, backends, model)
+
+
+def _machine(config: Config, device: torch.device, dtype: torch.dtype) -> Machine | str:
+    """What the CPU's own kernels run on, or why they are not used."""
+    if device.type != "cpu":
+        return f"they run on CPUs, and the device is {device}"
+    if dtype != torch.float32:
+        return f"they compute in float32, and --dtype is {config.model.dtype}"
+    found = find(config.device.cpu_kernels)
+    if isinstance(found, str):
+        if config.device.cpu_kernels not in ("auto", "off"):
+            raise ConfigError(f"--cpu-kernels {config.device.cpu_kernels} cannot be used: {found}.")
+        return f"the CPU kernels are not used: {found}"
+    threads = config.device.threads or torch.get_num_threads()
+    return Machine(found, threads, fine=config.device.cpu_activations == "int12")
+
+
+def _backends(
+    config: Config, groups: Sequence[KVGroup], device: torch.device, dtype: torch.dtype, machine: Machine | str
+) -> Sequence[Backend]:
+    kept = stored(config.cache.kv_cache_dtype, dtype)
+    asked = config.device.attention_backend
+    return [
+        choose(group, device, kept, asked, machine)(group, index, device, kept) for index, group in enumerate(groups)
+    ]
+
+
+def _model(
+    config: Config,
+    decoder: Decoder,
+    device: torch.device,
+    dtype: torch.dtype,
+    backends: Sequence[Backend],
+    machine: Machine | str,
+) -> Model | NativeModel:
+    """The whole decoder by the CPU's own kernels where all of its attention is theirs, else modules of PyTorch's."""
+    assert config.model.max_model_len is not None, "a resolved configuration"
+    native = [backend for backend in backends if isinstance(backend, Native)]
+    if not isinstance(machine, str) and len(native) == len(backends):
+        # PyTorch's own threads would still be waiting for work, busily, when the kernels' are to begin.
+        torch.set_num_threads(1)
+        rounded: Rounded | None = config.model.quantization  # type: ignore[assignment]
+        return NativeModel(decoder, native, machine, max_positions=config.model.max_model_len, rounded=rounded)
+    if config.model.quantization is not None:
+        why = machine if isinstance(machine, str) else "--attention-backend is not native"
+        raise ConfigError(f"--quantization {config.model.quantization} needs the CPU kernels: {why}.")
+    how = Build(
+        device=device,
+        dtype=dtype,
+        backends=backends,
+        kernels=kernels.choose(device),
+        max_positions=config.model.max_model_len,
+    )
+    return build(decoder, how)

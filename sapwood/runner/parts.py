@@ -1,0 +1,60 @@
+"""What the parts of a plan do on the device, found by their types.
+
+Pages and shared runs are none of these: they are read by the step itself (`frame`, `shared`), and masks by what chooses
+tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import singledispatch
+
+import numpy as np
+
+from sapwood.attention.base import Backend
+from sapwood.base.plan import Admissions, Copies, Drafts, Known
+from sapwood.runner.table import Table
+from sapwood.runner.transfer import upload
+
+
+@dataclass(frozen=True, eq=False)
+class Memory:
+    """What a device keeps from step to step: a table of slots, and keys and values per KV group."""
+
+    table: Table
+    backends: Sequence[Backend]
+
+
+@singledispatch
+def before(part: object, memory: Memory) -> None:
+    """Before the step's forward; most parts have nothing to do then."""
+
+
+@singledispatch
+def after(part: object, memory: Memory) -> None:
+    """Behind all that the step writes."""
+
+
+@before.register
+def _(part: Admissions, memory: Memory) -> None:
+    memory.table.take(part.admits)
+
+
+@before.register
+def _(part: Known, memory: Memory) -> None:
+    memory.table.write(part)
+
+
+@before.register
+@after.register
+def _(part: Drafts, memory: Memory) -> None:
+    memory.table.draft(part)
+
+
+@before.register
+def _(part: Copies, memory: Memory) -> None:
+    for backend, pages in zip(memory.backends, part.copies, strict=True):
+        if len(pages.sources_C):
+            both = [pages.sources_C.astype(np.int64), pages.targets_C.astype(np.int64)]
+            backend.copy(*upload(both, memory.table.device))

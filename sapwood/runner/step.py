@@ -1,0 +1,91 @@
+"""One step's forward: from a plan to logits and the tokens that are drawn at once, as a graph where there is one.
+
+Suffix legend: T tokens of the step, R rows, N heads, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sapwood.attention.base import Limits, Shared, Spans, tile_members
+from sapwood.base.plan import Plan, Runs
+from sapwood.runner import frame, shared
+from sapwood.runner.assemble import Rank
+from sapwood.runner.batch import Batcher, Heads, spans_of
+from sapwood.runner.frame import Frame, Kind
+from sapwood.runner.graphs import Graphs
+from sapwood.runner.table import Table
+from sapwood.runner.transfer import upload
+from sapwood.sampling.fast import draw
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """What a step's forward leaves on the device. `logits_NV` and `drawn_N` (int32) are None where there are no heads.
+
+    `drawn_N` are -1 at heads without finite logits, REJECTED behind drafts that were wrong, and mean nothing in rows of
+    Kind.SPECIAL. `hidden_TD` is None where nobody will ask for it. All may be overwritten by the next step's.
+    """
+
+    frame: Frame
+    heads: Heads
+    hidden_TD: Tensor | None
+    logits_NV: Tensor | None
+    drawn_N: Tensor | None
+
+
+class Step:
+    """Computes plans on a rank. `vocab_size` logits in `rank.dtype` of `max_heads` heads outlive a graph's launch."""
+
+    def __init__(self, rank: Rank, table: Table, *, vocab_size: int, max_heads: int | None = None) -> None:
+        self.batcher = Batcher(table, rank.groups)
+        self.tile = tile_members(rank.groups)
+        self.graphs: Graphs[Pass] | None = None
+        self._rank, self._table = rank, table
+        self._logits_NV: Tensor | None = None
+        if max_heads is not None:
+            self._logits_NV = torch.empty(max_heads, vocab_size, dtype=rank.dtype, device=rank.device)
+
+    def forward(self, plan: Plan) -> Pass:
+        left = None if self.graphs is None else self.graphs.run(plan)
+        return left or self._launch(plan)
+
+    def _launch(self, plan: Plan) -> Pass:
+        """A step kernel by kernel, of its own size."""
+        num_spans = int((plan.counts_R > 1).sum())
+        limits = Limits(decodes=plan.num_rows - num_spans, spans=num_spans)
+        runs = plan.part(Runs)
+        given = None if runs is None else self._upload(runs, plan)
+        return self._compute(frame.exact(plan, self._table), plan.num_tokens, limits, given, spans_of(plan))
+
+    def _upload(self, runs: Runs, plan: Plan) -> Shared:
+        size = shared.Size(shared.num_tiles(runs, self.tile), plan.num_rows, self.tile)
+        return shared.shared(upload([shared.words(runs, plan.steady, size)], self._rank.device)[0], size)
+
+    def _compute(
+        self, frame: Frame, num_tokens: int, limits: Limits, runs: Shared | None, spans: Spans | None = None
+    ) -> Pass:
+        """The whole of a step that no host needs to know more about; may be captured."""
+        batch, heads = self.batcher.make(frame, num_tokens, limits=limits, shared=runs, spans=spans)
+        for backend in self._rank.backends:
+            backend.plan(batch)
+        model = self._rank.model
+        hidden_TD = model(batch)
+        if not frame.num_heads:
+            return Pass(frame, heads, hidden_TD, None, None)
+        logits_NV = model.logits(hidden_TD.index_select(0, heads.last_N), raw=True)
+        drawn_N = torch.empty_like(heads.draws_N)
+        draw(logits_NV, self._table.settings_SK, heads.draws_N, heads.ends_N, drawn_N)
+        self.batcher.settle(frame, heads, drawn_N, Kind.DRAWN)
+        return Pass(frame, heads, hidden_TD, logits_NV, drawn_N)
+
+    def compute_for_graph(self, frame: Frame, num_tokens: int, limits: Limits, runs: Shared | None) -> Pass:
+        """The same; what outlives the launch is small, or lies in memory that all graphs share."""
+        left = self._compute(frame, num_tokens, limits, runs)
+        assert left.logits_NV is not None and self._logits_NV is not None
+        logits_NV = self._logits_NV[: frame.num_heads]
+        logits_NV.copy_(left.logits_NV)
+        return Pass(frame, left.heads, None, logits_NV, left.drawn_N)
