@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--top-p", type=float, default=1.0)
     args = parser.parse_args(argv)
     for num_rows in args.rows:
-        engine, _ = launch(from_options({"model": args.model, "device": "cpu"}))
+        engine, *_ = launch(from_options({"model": args.model, "device": "cpu"}))
         show(num_rows, measure(engine, num_rows, args))
         engine.executor.shutdown()
     return 0

@@ -95,7 +95,7 @@ class LLM:
         self.config = from_options({"model": model, **options})
         files = _find(self.config)
         self.text = _load_text(self.config, files)
-        self._engine, facts = launch(self.config, files, self.text)
+        self._engine, facts, self._compiler = launch(self.config, files, self.text)
         self.facts = _with_eos(facts, self.text)
         self._numbers = 0
 
@@ -160,9 +160,8 @@ class LLM:
         return generations
 
     def _check(self, grammar: Grammar) -> None:
-        assert self._engine.constraints is not None, "launch makes them"
         try:
-            self._engine.constraints.compiler.check(grammar, seconds=self.config.grammar.compile_seconds)
+            self._compiler.check(grammar, seconds=self.config.grammar.compile_seconds)
         except GrammarError as error:
             raise RequestError(f"grammar: {error}.", param="grammar") from None
 

@@ -80,7 +80,7 @@ def open_engine(options: Mapping[str, Any], *, longest: int) -> Opened:
     if config.model.max_model_len is None:
         most = shape_of(declare(files.config), name=files.name).max_positions
         config = replace(config, "model", max_model_len=min(longest + SPARE_LEN, most))
-    engine, facts = launch(config, files)
+    engine, facts, _ = launch(config, files)
     name = config.model.served_model_name or Path(config.model.model).name
     return Opened(engine, facts, name, perf_counter() - began)
 

@@ -125,9 +125,7 @@ class _Bundle(NamedTuple):
     slots: list[int]
 
 
-def find_runs(
-    rows: Iterable[tuple[int, Hold]], page_size: int, cost: RunCost, *, version: int = 0
-) -> Runs | None:
+def find_runs(rows: Iterable[tuple[int, Hold]], page_size: int, cost: RunCost, *, version: int = 0) -> Runs | None:
     """The runs worth sharing among the rows, each given by its slot and what it holds; None if there are none."""
     bundles = _bundle(rows)
     segments = _segments(bundles.values())

@@ -148,6 +148,7 @@ class KVStake(Stake):
 
     def reset(self) -> None:
         self.kv.take_changes()
+        self.kv.audit([])  # who had entered, and has no slot to be found in, leases nothing any more
         self.kv.flush()
 
     def audit(self, running: Sequence[Request]) -> int:

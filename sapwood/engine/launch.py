@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import perf_counter
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from sapwood.arch.families import declare
 from sapwood.base.errors import ConfigError, GrammarError, ModelError
 from sapwood.base.kv import KVGroup
 from sapwood.base.slots import Slots
+from sapwood.base.stake import Stake
 from sapwood.base.wire import Facts
 from sapwood.cache import KVCache, KVStake, split_pages
 from sapwood.cache.layout import longest_sequence
@@ -33,10 +34,30 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def launch(config: Config, files: ModelFiles | None = None, text: TextModel | None = None) -> tuple[Engine, Facts]:
+class Launched(NamedTuple):
+    """An engine that is ready, what fronts have to know of it, and what compiles its grammars."""
+
+    engine: Engine
+    facts: Facts
+    compiler: Compiler
+
+
+def no_more(slots: Slots) -> Sequence[Stake]:
+    return ()
+
+
+def launch(
+    config: Config,
+    files: ModelFiles | None = None,
+    text: TextModel | None = None,
+    *,
+    stakes: Callable[[Slots], Sequence[Stake]] = no_more,
+    max_drafts: int = 0,
+) -> Launched:
     """Load the model and make the engine. Raises UserError for what the user can mend.
 
-    `text` is the model's text side, where it has been loaded already; grammars need it.
+    `text` is the model's text side, where it has been loaded already; grammars need it. `stakes` join those that every
+    engine has; `max_drafts` is how many drafts they may have one row feed.
     """
     clock = _Clock()
     dummy = config.model.load_format == "dummy"
@@ -47,7 +68,7 @@ def launch(config: Config, files: ModelFiles | None = None, text: TextModel | No
     shape = shape_of(decoder, name=files.name, stored_bytes=files.stored_bytes)
     config, decisions = resolve(config, shape, probe(config.device.device))
     clock.lap("configure")
-    worker = Worker(config, decoder, files)
+    worker = Worker(config, decoder, files, max_drafts=max_drafts)
     worker.load()
     clock.lap("weights")
     num_pages, longest = _pages(config, worker)
@@ -56,7 +77,19 @@ def launch(config: Config, files: ModelFiles | None = None, text: TextModel | No
     worker.capture()
     clock.lap("graphs")
     compiler = _compiler(config, files, text, vocab_size=decoder.vocab_size)
-    engine = _engine(config, worker, compiler, num_pages, vocab_size=decoder.vocab_size, longest=longest)
+    slots = Slots(_set(config.scheduler.max_num_seqs), longest)
+    kv = KVCache(worker.groups, num_pages, reuse=config.cache.prefix_caching)
+    constraints = Constraints(compiler, worker.room, jump=config.grammar.jump_forward)
+    mine = (KVStake(kv, slots), GrammarStake(constraints, slots), *stakes(slots))
+    engine = Engine(
+        _scheduler(config, slots, mine, kv),
+        LocalExecutor(worker),
+        Intake(longest=longest, vocab_size=decoder.vocab_size, seed=config.device.seed, grammars=True),
+        depth=_set(config.scheduler.depth),
+        gauges=(kv.gauges, constraints.gauges),
+        pages=kv.pages,
+        commands={"flush_cache": lambda: {"freed_pages": kv.flush()}},
+    )
     decisions = (*decisions, _pool_decision(worker.groups, num_pages))
     facts = Facts(
         max_model_len=longest,
@@ -71,7 +104,7 @@ def launch(config: Config, files: ModelFiles | None = None, text: TextModel | No
         seconds_to_ready=clock.laps,
         decisions=[str(decision) for decision in decisions],
     )
-    return engine, facts
+    return Launched(engine, facts, compiler)
 
 
 def _compiler(config: Config, files: ModelFiles, text: TextModel | None, *, vocab_size: int) -> Compiler:
@@ -90,30 +123,15 @@ def _compiler(config: Config, files: ModelFiles, text: TextModel | None, *, voca
     return Compiler(vocabulary, compact_json=config.grammar.compact_json, at_once=config.device.device != "cpu")
 
 
-def _engine(
-    config: Config, worker: Worker, compiler: Compiler, num_pages: list[int], *, vocab_size: int, longest: int
-) -> Engine:
+def _scheduler(config: Config, slots: Slots, stakes: Sequence[Stake], kv: KVCache) -> Scheduler:
     options = config.scheduler
-    slots = Slots(_set(options.max_num_seqs), longest)
-    kv = KVCache(worker.groups, num_pages, reuse=config.cache.prefix_caching)
-    executor = LocalExecutor(worker)
-    constraints = Constraints(compiler, executor.room, jump=config.grammar.jump_forward)
-    scheduler = Scheduler(
+    return Scheduler(
         slots,
-        (KVStake(kv, slots), GrammarStake(constraints, slots)),
+        stakes,
         max_num_batched_tokens=_set(options.max_num_batched_tokens),
         chunked_prefill_size=options.chunked_prefill_size,
         policy=options.policy,
         peek=kv.peek,
-    )
-    return Engine(
-        scheduler,
-        executor,
-        Intake(longest=longest, vocab_size=vocab_size, seed=config.device.seed, grammars=True),
-        depth=_set(options.depth),
-        gauges=(kv.gauges, constraints.gauges),
-        pages=kv.pages,
-        commands={"flush_cache": lambda: {"freed_pages": kv.flush()}},
     )
 
 

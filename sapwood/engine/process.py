@@ -22,17 +22,21 @@ import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from time import monotonic
+from typing import TYPE_CHECKING
 
 import msgspec
 import zmq
 
 from sapwood.base.errors import EngineDead, UserError
-from sapwood.base.wire import Abort, Control, Deltas, Facts, Failed, FromEngine, Ready, Reply, Submit, ToEngine
+from sapwood.base.wire import Abort, Control, Deltas, Failed, FromEngine, Ready, Reply, Submit, ToEngine
 from sapwood.config import Config
 from sapwood.engine import settle
 from sapwood.engine.client import AsyncEngine
 from sapwood.engine.loop import Engine
 from sapwood.engine.spawn import Child, spawn
+
+if TYPE_CHECKING:
+    from sapwood.engine.launch import Launched
 
 log = logging.getLogger(__name__)
 
@@ -332,7 +336,7 @@ def main() -> None:
     threading.Thread(target=_watch_front, args=(serving, orphaned), daemon=True).start()
     post = Post(told.folder)
     try:
-        engine, facts = launch(told.config)
+        engine, facts, _ = launch(told.config)
         settle.settle()
         serving.set()
         post.send(Ready(facts))
@@ -348,7 +352,7 @@ def main() -> None:
         post.close()
 
 
-def _launcher() -> Callable[[Config], tuple[Engine, Facts]]:
+def _launcher() -> Callable[[Config], Launched]:
     """`launch`, which imports torch: before the front has said what is to be launched, if it takes its time.
 
     If it cannot be imported, calling it raises why, when there is a front to be told of it.
@@ -358,7 +362,7 @@ def _launcher() -> Callable[[Config], tuple[Engine, Facts]]:
     except Exception as error:
         problem = error
 
-        def fail(config: Config) -> tuple[Engine, Facts]:
+        def fail(config: Config) -> Launched:
             raise problem
 
         return fail

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from sapwood.base.plan import Bits, LatePart, Outcome, Plan
-from sapwood.runner.worker import Work, Worker
+from sapwood.runner.choose import Work
+from sapwood.runner.worker import Worker
 
 
 class LocalExecutor:

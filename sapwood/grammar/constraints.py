@@ -89,9 +89,7 @@ class Constraints:
         if request.id not in self._opening:
             grammar = request.params.grammar
             self.counters["constrained"] += grammar is not None
-            self._opening[request.id] = (
-                self.compiler.vocabulary if grammar is None else self.compiler.compile(grammar)
-            )
+            self._opening[request.id] = self.compiler.vocabulary if grammar is None else self.compiler.compile(grammar)
         compiling = self._opening[request.id]
         if not compiling.done():
             return None

@@ -101,5 +101,3 @@ class GrammarStake(Stake):
 
 def _masked(heads: Longs) -> Masked | None:
     return Masked(heads) if len(heads) else None
-
-

@@ -53,7 +53,8 @@ def fill(
         last[:], owners[:], at[:] = offsets[:-1], slots, ends
         draws[:] = np.where(kinds == Kind.DRAWN, slots, table.nobody)
     else:
-        last.fill(0), at.fill(0), owners.fill(table.nobody), draws.fill(table.nobody)
+        last[:] = at[:] = 0
+        owners[:] = draws[:] = table.nobody
         rows_N = np.repeat(np.arange(num_rows), counts_of_heads)
         # From the last head of its row back, for each.
         back_N = np.cumsum(counts_of_heads)[rows_N] - 1 - np.arange(len(rows_N))

@@ -75,7 +75,9 @@ class Chooser:
         """Choose the tokens that were not drawn at once, and start the way of all to the host."""
         plan, left = work.plan, work.left
         masks = next((part for part in late if isinstance(part, Masks)), None)
-        assert (masks is None) == (plan.part(Masked) is None), "masks for the heads that are masked, and for these alone"
+        assert (masks is None) == (plan.part(Masked) is None), (
+            "masks for the heads that are masked, and for these alone"
+        )
         work.scored = self._score(work)
         if not plan.num_heads:
             return

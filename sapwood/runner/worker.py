@@ -46,9 +46,7 @@ class Worker:
         self.rank = rank = assemble(self.config, self.decoder, self._files)
         self.groups, self.device, self.backends, self.model = rank.groups, rank.device, rank.backends, rank.model
         with torch.inference_mode():
-            self.table = Table(
-                num_slots=self._max_rows, max_len=self._max_len, groups=rank.groups, device=rank.device
-            )
+            self.table = Table(num_slots=self._max_rows, max_len=self._max_len, groups=rank.groups, device=rank.device)
             self._memory = Memory(self.table, rank.backends)
             vocab_size, heads = self.decoder.vocab_size, None
             if self._graph_tokens:

@@ -48,9 +48,7 @@ class Commit:
         ends = np.cumsum(outcome.yielded_R)
         return outcome.tokens_N, (ends - outcome.yielded_R)[rows]
 
-    def _take_tokens(
-        self, slots: Ints, yielded: Ints, tokens: Ints, starts: Longs
-    ) -> tuple[Ints, Bools, Bools]:
+    def _take_tokens(self, slots: Ints, yielded: Ints, tokens: Ints, starts: Longs) -> tuple[Ints, Bools, Bools]:
         """Make tokens known, up to the one that ends its request. Per row: how many, whether the last of them stops it,
         and whether it ends it."""
         s = self._slots

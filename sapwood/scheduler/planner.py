@@ -27,7 +27,7 @@ from sapwood.scheduler.waiting import Peek
 class Span(NamedTuple):
     slot: int
     start: int
-    count: int
+    length: int
 
 
 class Planner:
@@ -86,7 +86,7 @@ class Planner:
             # To those that still hold their slots; who starts anew brings all tokens along.
             valid = tuple(stretch for owner, stretch in roster.known if self._slots.owner[stretch.slot] == owner)
             roster.known.clear()
-            parts.append(Known(valid))
+            parts += [Known(valid)] if valid else []
         late = False
         for stake in roster.stakes:
             parts.extend(stake.parts(rows))
@@ -134,7 +134,8 @@ class Planner:
             drafts = stake.drafts(self._steady, lengths, most)
             if drafts is not None:
                 # The last token of a request is never fed.
-                return np.minimum(drafts, self._slots.limit[self._steady] - 1 - lengths)
+                most_each: Ints = self._slots.limit[self._steady] - 1 - lengths
+                return np.minimum(drafts, most_each)
         return None
 
     def _regroup(self) -> None:
@@ -181,12 +182,11 @@ class Planner:
                 roster.preempt(victim)
                 if victim is request:
                     break
-            if not request.running:
-                continue
-            if no is None:
-                self._reserve(request, fed, fed + 1, number)
             else:
-                roster.call_apart(request)
+                if no is None:
+                    self._reserve(request, fed, fed + 1, number)
+                else:
+                    roster.call_apart(request)
 
     def _victim(self, safe: Bools) -> Request | None:
         """The worst-ranked running request that is not `safe` (by slot) and still has something to compute."""
@@ -208,7 +208,7 @@ class Planner:
                 roster.preempt(roster.chunked[-1])
                 no = self._chunk(request, budget, spans, number)
             if no is None and spans and spans[-1].slot == request.slot:
-                budget -= spans[-1].count
+                budget -= spans[-1].length
         return spans, budget
 
     def _chunk(self, request: Request, budget: int, spans: list[Span], number: int) -> Stake | None:
@@ -259,7 +259,7 @@ class Planner:
             started.append(request)
             planned = len(spans)
             self._chunk(request, budget, spans, number)
-            budget -= sum(span.count for span in spans[planned:])
+            budget -= sum(span.length for span in spans[planned:])
         if started:
             roster.waiting.started(started)
             roster.chunked.sort(key=roster.waiting.rank)

@@ -12,9 +12,9 @@ from sapwood.base.plan import LatePart, Outcome, Plan
 from sapwood.base.request import Request
 from sapwood.base.slots import Slots
 from sapwood.base.stake import Stake
-from sapwood.scheduler.roster import Roster
 from sapwood.scheduler.commit import Commit
 from sapwood.scheduler.planner import Planner
+from sapwood.scheduler.roster import Roster
 from sapwood.scheduler.waiting import Peek, Waiting
 
 
@@ -103,5 +103,3 @@ class Scheduler:
         """Have every stake check its books against who is running; how many entries were wrong, and are mended."""
         running = self.running()
         return sum(stake.audit(running) for stake in self._roster.stakes)
-
-

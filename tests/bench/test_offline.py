@@ -10,11 +10,12 @@ import pytest
 from sapwood.base.errors import UserError
 from sapwood.base.kv import KVGroup
 from sapwood.base.plan import Outcome, Plan
+from sapwood.base.slots import Slots
 from sapwood.base.wire import Delta, Facts, Submit
 from sapwood.bench import offline, workloads
 from sapwood.bench.offline import Opened, Settings, WorkloadFailed
 from sapwood.bench.workloads import Turn, Unit, Workload
-from sapwood.cache import KVCache
+from sapwood.cache import KVCache, KVStake
 from sapwood.engine.intake import Intake
 from sapwood.engine.loop import Engine
 from sapwood.executor.null import NullExecutor
@@ -50,9 +51,11 @@ class Recording(Engine):
 def engine(executor: Any = None, *, depth: int = 1, max_num_seqs: int = 8, num_pages: int = 400) -> Recording:
     group = KVGroup(num_layers=1, num_heads=1, num_kv_heads=1, head_dim=1, window=None, page_size=4)
     cache = KVCache([group], [num_pages])
-    scheduler = Scheduler(cache, max_num_seqs=max_num_seqs, max_num_batched_tokens=64, max_model_len=LONGEST)
+    slots = Slots(max_num_seqs, LONGEST)
+    scheduler = Scheduler(slots, [KVStake(cache, slots)], max_num_batched_tokens=64)
     intake = Intake(longest=LONGEST, vocab_size=VOCAB_SIZE, seed=0)
-    made = Recording(scheduler, executor or NullExecutor(TOKEN), intake, depth=depth)
+    flush = {"flush_cache": lambda: {"freed_pages": cache.flush()}}
+    made = Recording(scheduler, executor or NullExecutor(TOKEN), intake, depth=depth, pages=cache.pages, commands=flush)
     made.prompts = []
     return made
 

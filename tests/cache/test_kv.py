@@ -145,11 +145,11 @@ def test_the_source_of_a_copy_stays_until_the_plan_is_made() -> None:
     world.add(range(10, 20), 1)
     world.run()
     world.add([*range(10, 18), 18, 1, 2], 1)
-    request = world.scheduler.waiting.candidates(world.kv.peek)[0]
+    request = world.requests[2]
     world.kv.enter(request)
-    world.scheduler.slots.assign(request, (0, request.arrival))
+    world.slots.assign(request, (0, request.arrival))
     available = world.kv.num_available(1)
-    assert world.kv.install(request, number=world.scheduler.number + 1) == 9
+    assert world.kv.install(request, number=world.plans[-1].number + 1) == 9
     assert world.kv.num_available(1) == available - 2, "the copy and its source"
     world.kv.take_changes()
     assert world.kv.num_available(1) == available - 1

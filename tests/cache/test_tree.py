@@ -81,7 +81,7 @@ class CacheMachine(RuleBasedStateMachine):
         start = len(fed)
         known = fed + more if extend else more
         self.number += 1
-        count = self.kv.clamp(request, start, len(known) - start)
+        count = self.kv.clamp(request, start, len(known) - start, seen=start)
         if count <= 0:
             return
         assert self.kv.take(request, start + count)
@@ -100,10 +100,11 @@ class CacheMachine(RuleBasedStateMachine):
     def _settle(self) -> None:
         """What the device does with the changes of a plan."""
         changes, copies = self.kv.take_changes()
-        for g in (0, 1):
+        for g in (0, 1) if changes is not None else ():
             for slot, index, page in zip(changes[g].slots_A, changes[g].indices_A, changes[g].pages_A, strict=True):
                 if int(slot) in self.tables:
                     self.tables[int(slot)][g][int(index)] = int(page)
+        for g in (0, 1) if copies is not None else ():
             for source, target in zip(copies[g].sources_C, copies[g].targets_C, strict=True):
                 self.contents[g][int(target)] = list(self.contents[g][int(source)])
 

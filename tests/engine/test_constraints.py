@@ -12,12 +12,13 @@ import pytest
 from sapwood.base.errors import GrammarError
 from sapwood.base.grammar import Grammar
 from sapwood.base.sampling import SamplingParams
+from sapwood.base.slots import Slots
 from sapwood.base.wire import Abort, Delta, Submit
-from sapwood.cache import KVCache
+from sapwood.cache import KVCache, KVStake
 from sapwood.engine.intake import Intake
 from sapwood.engine.loop import Engine
 from sapwood.executor.fake import FakeExecutor
-from sapwood.grammar import Compiler, Constraints, Vocabulary, constraints
+from sapwood.grammar import Compiler, Constraints, GrammarStake, Vocabulary, constraints
 from sapwood.scheduler import Scheduler
 from tests.engine.test_loop import drain, tokens
 from tests.grammar.conftest import EOS, spec
@@ -34,12 +35,13 @@ def vocabulary() -> Vocabulary:
 
 def make(vocabulary: Callable[[], Vocabulary], *, depth: int = 1, jump: bool = True) -> Engine:
     groups = [group(None, 4)]
-    sizes: dict[str, int] = {"max_num_seqs": 4, "max_model_len": 128}
-    device = FakeExecutor(groups, [128], vocab_size=VOCAB, **sizes)
-    scheduler = Scheduler(KVCache(groups, [128]), max_num_batched_tokens=32, **sizes)
+    device = FakeExecutor(groups, [128], vocab_size=VOCAB, max_num_seqs=4, max_model_len=128)
     restrictions = Constraints(Compiler(vocabulary), device.room, jump=jump)
-    intake = Intake(longest=128, vocab_size=VOCAB, seed=0)
-    return Engine(scheduler, device, intake, depth=depth, constraints=restrictions)
+    slots = Slots(4, 128)
+    stakes = [KVStake(KVCache(groups, [128]), slots), GrammarStake(restrictions, slots)]
+    scheduler = Scheduler(slots, stakes, max_num_batched_tokens=32)
+    intake = Intake(longest=128, vocab_size=VOCAB, seed=0, grammars=True)
+    return Engine(scheduler, device, intake, depth=depth, gauges=(restrictions.gauges,))
 
 
 def submit(engine: Engine, id: int, grammar: Grammar | None = PHONE, **more: object) -> None:
@@ -145,6 +147,6 @@ def test_a_grammar_that_takes_too_long_ends_alone(vocabulary: Vocabulary, monkey
 
 def test_an_engine_without_grammars_says_so() -> None:
     engine = make(lambda: Vocabulary(spec()))
-    engine.constraints = None
+    engine.intake.grammars = False
     refused = engine.submit(Submit(1, [5], SamplingParams(grammar=PHONE)))
     assert refused is not None and "no grammars" in str(refused.error)

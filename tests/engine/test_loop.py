@@ -6,14 +6,15 @@ from typing import Any
 
 import pytest
 
-from sapwood.base.plan import Bits, Outcome, Plan
+from sapwood.base.plan import LatePart, Outcome, Plan
 from sapwood.base.request import Request
 from sapwood.base.sampling import SamplingParams
+from sapwood.base.slots import Slots
 from sapwood.base.wire import Abort, Delta, Submit
-from sapwood.cache import KVCache
+from sapwood.cache import KVCache, KVStake
 from sapwood.engine.intake import Intake
 from sapwood.engine.loop import DeviceLost, Engine
-from sapwood.executor.fake import FakeExecutor
+from sapwood.executor.fake import FakeExecutor, Work
 from sapwood.scheduler import Scheduler
 from tests.sim.world import expected, group
 
@@ -26,29 +27,35 @@ class Recorder(FakeExecutor):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.calls: list[tuple[str, int]] = []
-        self.broken: set[int] = set()
+        self.broken: set[tuple[str, int]] = set()
 
-    def forward(self, plan: Plan) -> Plan:
-        self.calls.append(("forward", plan.number))
-        if plan.number in self.broken:
+    def _call(self, what: str, plan: Plan) -> None:
+        self.calls.append((what, plan.number))
+        if (what, plan.number) in self.broken:
             raise RuntimeError("out of luck")
+
+    def forward(self, plan: Plan) -> Work:
+        self._call("forward", plan)
         return super().forward(plan)
 
-    def sample(self, work: Plan, bits_MW: Bits | None = None) -> None:
-        self.calls.append(("sample", work.number))
-        super().sample(work, bits_MW)
+    def sample(self, work: Work, late: tuple[LatePart, ...] = ()) -> None:
+        self._call("sample", work.plan)
+        super().sample(work, late)
 
-    def result(self, work: Plan) -> Outcome:
-        self.calls.append(("result", work.number))
+    def result(self, work: Work) -> Outcome:
+        self._call("result", work.plan)
         return super().result(work)
 
 
 def make(depth: int = 1) -> tuple[Engine, Recorder]:
     groups = [group(None, 4)]
-    sizes: dict[str, int] = {"max_num_seqs": 4, "max_model_len": 64}
-    device = Recorder(groups, [64], vocab_size=VOCAB, **sizes)
-    scheduler = Scheduler(KVCache(groups, [64]), max_num_batched_tokens=32, **sizes)
-    return Engine(scheduler, device, Intake(longest=64, vocab_size=VOCAB, seed=0), depth=depth), device
+    device = Recorder(groups, [64], vocab_size=VOCAB, max_num_seqs=4, max_model_len=64)
+    slots, kv = Slots(4, 64), KVCache(groups, [64])
+    scheduler = Scheduler(slots, [KVStake(kv, slots)], max_num_batched_tokens=32)
+    intake = Intake(longest=64, vocab_size=VOCAB, seed=0)
+    flush = {"flush_cache": lambda: {"freed_pages": kv.flush()}}
+    engine = Engine(scheduler, device, intake, depth=depth, gauges=(kv.gauges,), pages=kv.pages, commands=flush)
+    return engine, device
 
 
 def drain(engine: Engine) -> dict[int, list[Delta]]:
@@ -76,9 +83,10 @@ def test_a_step_is_launched_before_as_many_earlier_ones_are_read(depth: int) -> 
         assert device.calls.index(("result", n)) < device.calls.index(("forward", n + depth + 1))
 
 
-def test_a_failed_step_ends_its_requests_and_the_engine_goes_on() -> None:
+@pytest.mark.parametrize("call", ["forward", "sample", "result"])
+def test_a_failed_step_ends_its_requests_and_the_engine_goes_on(call: str) -> None:
     engine, device = make()
-    device.broken = {4}
+    device.broken = {(call, 4)}
     for id in (1, 2):
         engine.submit(Submit(id, [5, 6, 7], SamplingParams(max_tokens=8)))
     news = drain(engine)
@@ -92,13 +100,32 @@ def test_a_failed_step_ends_its_requests_and_the_engine_goes_on() -> None:
 
 def test_a_device_that_keeps_failing_is_given_up() -> None:
     engine, device = make()
-    device.broken = set(range(100))
+    device.broken = {("forward", number) for number in range(100)}
     for id in range(2):
         engine.submit(Submit(id, [5], SamplingParams(max_tokens=8)))
         engine.step()
     engine.submit(Submit(2, [5], SamplingParams(max_tokens=8)))
     with pytest.raises(DeviceLost, match="3 steps in a row"):
         engine.step()
+
+
+@pytest.mark.parametrize("call", ["forward", "sample"])
+@pytest.mark.parametrize("depth", [1, 2])
+def test_what_had_landed_when_a_step_failed_is_told(call: str, depth: int) -> None:
+    """A request that ends in the very turn in which a later step fails: it has ended well, and nobody waits for it."""
+    for length in range(1, 9):
+        engine, device = make(depth)
+        engine.submit(Submit(1, [5, 6, 7], SamplingParams(max_tokens=length)))
+        engine.submit(Submit(2, [8, 9], SamplingParams(max_tokens=20)))
+        # The turn that samples this plan lands the one with the first request's last token before it.
+        device.broken = {(call, length + depth)}
+        news = drain(engine)
+        finishes = [news[id][-1].finish for id in (1, 2)]
+        assert finishes[1] == "error"
+        if call == "sample":
+            assert finishes[0] == "length"
+            assert tokens(news[1]) == expected([5, 6, 7], 3 + length, (), VOCAB)
+        assert engine.audit() == 0
 
 
 @pytest.mark.parametrize("bad", [[], [5] * 64, [VOCAB], [-1]])
@@ -156,12 +183,14 @@ def test_two_engines_in_one_process_do_not_meet() -> None:
     assert sorted(found[2]) == sorted(expected([8, 9], 11, (), VOCAB))
 
 
-def test_a_failed_plan_leaves_nothing_behind() -> None:
+@pytest.mark.parametrize("assigned", [False, True])
+def test_a_failed_plan_leaves_nothing_behind(assigned: bool) -> None:
     engine, _ = make()
     fits = engine.scheduler.slots.assign
 
-    def assign(request: Request) -> int:
-        fits(request)
+    def assign(request: Request, rank: tuple[int, int]) -> int:
+        if assigned:
+            fits(request, rank)
         raise RuntimeError("out of luck")
 
     engine.scheduler.slots.assign = assign  # type: ignore[method-assign]

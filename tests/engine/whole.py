@@ -28,7 +28,7 @@ def prompts_that_share(count: int) -> list[list[int]]:
 def greedy(model: Path, prompts: list[list[int]], **options: Any) -> tuple[list[list[int]], Engine]:
     """Greedy tokens of prompts that arrive together, and the engine that made them, for its counters."""
     base = {"model": str(model), "dtype": "float32", "max_model_len": 200, "max_total_tokens": 4096, "max_num_seqs": 8}
-    engine, _ = launch(from_options(base | options))
+    engine, *_ = launch(from_options(base | options))
     found: dict[int, list[int]] = {id: [] for id in range(len(prompts))}
     for id, prompt in enumerate(prompts):
         assert engine.submit(Submit(id, prompt, SamplingParams(max_tokens=MAX_TOKENS, temperature=0))) is None
@@ -56,7 +56,7 @@ def replay(model: Path, workload: Workload, **options: Any) -> tuple[list[list[i
         "max_total_tokens": 16384,
         "max_num_seqs": 64,
     }
-    engine, facts = launch(from_options(base | options))
+    engine, facts, _ = launch(from_options(base | options))
     sessions = workload.within(facts.vocab_size).sessions
     said: list[list[int]] = [[] for _ in sessions]
     histories: list[list[int]] = [[] for _ in sessions]

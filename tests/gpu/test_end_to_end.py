@@ -44,7 +44,9 @@ def test_logprobs_of_long_prompts_are_near_the_cpus(family: str, tmp_path: Path)
 
 def prompt_logprobs(model: Path, prompts: list[list[int]], **options: Any) -> list[float]:
     """Log probabilities of all prompts' tokens, one prompt after another."""
-    engine, _ = launch(from_options({"model": str(model), "max_total_tokens": 4096, "prefix_caching": False} | options))
+    engine, *_ = launch(
+        from_options({"model": str(model), "max_total_tokens": 4096, "prefix_caching": False} | options)
+    )
     params = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0)
     for id, prompt in enumerate(prompts):
         assert engine.submit(Submit(id, prompt, params)) is None

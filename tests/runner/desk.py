@@ -5,6 +5,7 @@ Suffix legend: T tokens of the step, V vocabulary.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,8 @@ from sapwood.base.plan import Admit, Masked, Masks, Outcome, Plan, Stretch
 from sapwood.base.sampling import SamplingParams
 from sapwood.runner.worker import Work, Worker
 from tests.runner.plans import admit, ints, make_plan
+
+_VERSIONS = itertools.count(1)  # of the steady rows of all desks: one worker may serve several, one after the other
 
 
 @dataclass
@@ -121,7 +124,7 @@ class Desk:
         steady = list(steady)
         if self._steady != steady:
             self._steady = steady
-            self._version += 1
+            self._version = next(_VERSIONS)
         drafted = {one.slot: len(one.tokens) for one in self._drafts}
         counts = {slot: 1 + drafted.get(slot, 0) for slot in steady} | dict(spans)
         for slot, count in counts.items():

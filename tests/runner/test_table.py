@@ -204,7 +204,9 @@ def test_rows_of_one_token_are_found_without_a_search(kernels: str) -> None:
     words = np.concatenate([frames.rows(plan, table, 8, pad_heads=True), np.full(32, -1, np.int32)])
     batcher = Batcher(table, GROUPS)
     choose(batcher, kernels)
-    found, heads = batcher.make(Frame(torch.from_numpy(words).to(device), 8, 8, False), 8, limits=Limits(decodes=8, spans=0))
+    found, heads = batcher.make(
+        Frame(torch.from_numpy(words).to(device), 8, 8, False), 8, limits=Limits(decodes=8, spans=0)
+    )
     assert found.positions_T.tolist() == [*starts, 0, 0, 0, 0, 0]
     assert found.ids_T[:3].tolist() == [made.known[s][p] for s, p in zip(steady, starts, strict=True)]
     assert heads.last_N.tolist() == [0, 1, 2, 0, 0, 0, 0, 0]

@@ -18,8 +18,7 @@ from sapwood.base.sampling import SamplingParams
 from sapwood.config.options import CacheConfig, Config, DeviceConfig, ModelConfig, SchedulerConfig
 from sapwood.executor.local import LocalExecutor
 from sapwood.hub.files import open_files
-from sapwood.runner import graphs
-from sapwood.runner import choose
+from sapwood.runner import choose, graphs
 from sapwood.runner.graphs import Graphs
 from sapwood.runner.worker import Worker
 from tests import models

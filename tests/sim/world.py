@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from sapwood.base.kv import KVGroup
-from sapwood.base.plan import Plan
 from sapwood.base.news import News
+from sapwood.base.plan import Plan
 from sapwood.base.request import Request
 from sapwood.base.sampling import SamplingParams
 from sapwood.base.slots import Slots

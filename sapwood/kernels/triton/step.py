@@ -10,7 +10,18 @@ import triton
 import triton.language as tl
 
 _NUMBERS = ["num_rows", "num_changes", "num_tokens", "num_heads", "num_slots", "num_pages", "nobody", "length"]
-_POINTERS = ["slots_R", "told_R", "counts_R", "heads_R", "places_R", "kinds_R", "entries_C", "pages_C", "starts_R", "offsets_R1"]
+_POINTERS = [
+    "slots_R",
+    "told_R",
+    "counts_R",
+    "heads_R",
+    "places_R",
+    "kinds_R",
+    "entries_C",
+    "pages_C",
+    "starts_R",
+    "offsets_R1",
+]
 _POINTERS += ["last_N", "slots_N", "draws_N", "ends_N", "drawn_N", "ids_T", "positions_T", "cells_GT"]
 """What varies from step to step, the pointers by how they are aligned: no kernel is compiled again for that."""
 
