@@ -1,8 +1,8 @@
 """What attention backends share: the batch they read and the protocol they keep.
 
-Suffix legend: T tokens of the step, R rows, S slots of the table, P pages per slot, H query heads, K KV heads,
-X = H + 2K heads side by side, D head size, F half of its rotated dimensions, I tiles of shared runs, M memberships,
-L = RUN_LEVELS.
+Suffix legend: T tokens of the step, R rows, Q queries of rows that only yield, S slots of the table, P pages per slot,
+H query heads, K KV heads, X = H + 2K heads side by side, D head size, F half of its rotated dimensions, I tiles of shared
+runs, M memberships, L = RUN_LEVELS.
 """
 
 from __future__ import annotations
@@ -41,20 +41,23 @@ class Spans:
 
 @dataclass(frozen=True, eq=False)
 class Shared:
-    """Runs of positions that several rows of one token share, cut into tiles of at most `tile` members.
+    """Runs of positions that several queries share, cut into tiles of at most `tile` members.
 
-    Device tensors, int32. Tile i is positions [lows_I, highs_I) and memberships [firsts_I, firsts_I + sizes_I); of size
-    0 it is padding. `rows_M` is the row of each membership. A row's runs cover [0, privates_R) once each; what is from
-    there on is its own. `members_RL` are a row's memberships, -1 where it has fewer than RUN_LEVELS.
+    Device tensors, int32. Queries are the first tokens of the step: those of rows all of whose tokens are heads, mostly
+    one each. Tile i is positions [lows_I, highs_I) of the slots_I-th page table and memberships [firsts_I, firsts_I +
+    sizes_I); of size 0 it is padding. `tokens_M` is the query of each membership. A query's runs cover [0, privates_Q)
+    once each; what is from there on is its row's own. `members_QL` are a query's memberships, -1 where it has fewer than
+    RUN_LEVELS.
     """
 
     lows_I: Tensor
     highs_I: Tensor
     firsts_I: Tensor
     sizes_I: Tensor
-    rows_M: Tensor
-    privates_R: Tensor
-    members_RL: Tensor
+    slots_I: Tensor
+    tokens_M: Tensor
+    privates_Q: Tensor
+    members_QL: Tensor
     tile: int
 
 

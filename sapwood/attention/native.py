@@ -138,5 +138,5 @@ def step_of(batch: Batch, groups: Sequence[int]) -> tuple[Step, tuple[Any, ...]]
         step.num_runs = len(shared.lows_I)
         step.run_lows, step.run_highs = address(shared.lows_I), address(shared.highs_I)
         step.run_firsts, step.run_sizes = address(shared.firsts_I), address(shared.sizes_I)
-        step.run_rows = address(shared.rows_M)
+        step.run_slots, step.run_tokens = address(shared.slots_I), address(shared.tokens_M)
     return step, arrays

@@ -4,7 +4,7 @@ Rows of one token, longer spans and runs of shared pages are mixed freely; each 
 step has none. Long prompt chunks are left to cuDNN (`sapwood.attention.cudnn`) where it is at hand. Launch sizes follow from the numbers of tokens, rows and tiles alone, and `plan` deals out the work on
 the device, so that a launch made for the worst case of a bucket serves every step that fits it.
 
-Suffix legend: T tokens of the step, R rows, J items, W words of an item, H query heads, K KV heads, G query heads per KV
+Suffix legend: T tokens of the step, R rows, Q tokens attended to one by one, J items, W words of an item, H query heads, K KV heads, G query heads per KV
 head, X = H + 2K heads side by side, D head size, M rows of a tile or memberships, C cells or pages.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 import triton
@@ -153,6 +154,7 @@ class Triton:
 
     def plan(self, batch: Batch) -> None:
         self._batch = batch
+        self._singles, self._longer_R = _single_out(batch)
         self._shared = batch.shared if self._group.window is None and batch.limits.decodes else None
         self._rows = self._deal_rows() if batch.limits.decodes else None
         self._runs = None if self._shared is None else self._deal_runs(self._shared)
@@ -164,31 +166,28 @@ class Triton:
         self._spans = self._deal_spans() if batch.limits.spans and not self._by_cudnn else None
 
     def _deal_rows(self) -> _Dealt:
-        batch, shape = self._batch, self.shapes.rows
-        num_rows = len(batch.counts_R)
+        shape, num_rows = self.shapes.rows, len(self._singles.counts_Q)
         most = max(self._fill(shape), num_rows // 2)  # a row among many is split if it is twice as long as the mean
         dealt = self._room(num_rows + most, 1)
-        privates_R = None if self._shared is None else self._shared.privates_R
+        privates_Q = None if self._shared is None else self._shared.privates_Q
         deal.deal_rows[(1,)](
-            batch.slots_R, batch.starts_R, batch.counts_R, batch.offsets_R1, privates_R, dealt.items_JW,
+            *self._singles, privates_Q, dealt.items_JW,
             dealt.arrived_JK, num_rows, len(dealt.items_JW), most, self._least(shape),
-            WINDOW=self._group.window or 0, SHARED=privates_R is not None, N=shape.block, ALIGN=self._align(shape),
+            WINDOW=self._group.window or 0, SHARED=privates_Q is not None, N=shape.block, ALIGN=self._align(shape),
             K=self._group.num_kv_heads, PAD=(pad := self._pad(num_rows)), PDL=self._pdl, num_warps=_deal_warps(pad),
             launch_pdl=self._pdl,
         )  # fmt: skip
         return dealt
 
     def _deal_runs(self, shared: Shared) -> _Dealt:
-        batch, shape = self._batch, self.shapes.runs
-        num_tiles, num_members = len(shared.lows_I), len(shared.rows_M)
+        shape, num_tiles, num_members = self.shapes.runs, len(shared.lows_I), len(shared.tokens_M)
         most = max(self._fill(shape), num_tiles // 2)
-        new = torch.empty(1 + 3 * num_members, dtype=torch.int32, device=self._device)
-        used_1, tokens_M, places_M2 = new.split((1, num_members, 2 * num_members))
+        new = torch.empty(1 + 2 * num_members, dtype=torch.int32, device=self._device)
+        used_1, places_M2 = new.split((1, 2 * num_members))
         dealt = self._room(num_tiles + most, shared.tile, joined=False)
-        dealt = replace(dealt, used_1=used_1, tokens_M=tokens_M, places_M2=places_M2)
+        dealt = replace(dealt, used_1=used_1, tokens_M=shared.tokens_M, places_M2=places_M2)
         deal.deal_runs[(num_tiles,)](
-            shared.lows_I, shared.highs_I, shared.firsts_I, shared.sizes_I, shared.rows_M,
-            batch.slots_R, batch.offsets_R1, dealt.items_JW, tokens_M, places_M2, used_1,
+            shared.lows_I, shared.highs_I, shared.firsts_I, shared.sizes_I, shared.slots_I, dealt.items_JW, places_M2, used_1,
             num_tiles, most, self._least(shape),
             N=shape.block, MEMBERS=shared.tile, PAD=(pad := self._pad(num_tiles)), PDL=self._pdl,
             num_warps=_deal_warps(pad), launch_pdl=self._pdl,
@@ -202,7 +201,7 @@ class Triton:
         most = max(0, self._fill(shape) - num_tiles)
         dealt = self._room(num_tiles + most, tile, parts=most > 0)
         deal.deal_spans[(1,)](
-            batch.slots_R, batch.starts_R, batch.counts_R, batch.offsets_R1, dealt.items_JW,
+            batch.slots_R, batch.starts_R, self._longer_R, batch.offsets_R1, dealt.items_JW,
             dealt.arrived_JK, num_rows, len(dealt.items_JW), most, self._least(shape),
             WINDOW=self._group.window or 0, QUERIES=tile, N=shape.block, ALIGN=self._align(shape),
             K=self._group.num_kv_heads, PAD=(pad := self._pad(num_rows)), PDL=self._pdl, num_warps=_deal_warps(pad),
@@ -289,7 +288,7 @@ class Triton:
         if runs is not None:
             assert self._shared is not None
             run_parts, run_lse, places_M2 = runs.parts_JKMD, runs.lse_JKM, runs.places_M2
-            members_RL, members = self._shared.members_RL, self._shared.tile
+            members_RL, members = self._shared.members_QL, self._shared.tile
         part = triton.next_power_of_2(dealt.tile * self._repeat)
         table_SP = self._batch.tables_GSP[self._index]
         tma = dense and self.shapes.tma and self._tma and self._head_pad == group.head_dim
@@ -311,6 +310,32 @@ class Triton:
             PAIRS=self._dtype.itemsize == 1 and heads_TXD.dtype.itemsize == 2, CVT=self._device.type == "cuda",
             num_warps=shape.warps, num_stages=shape.stages, launch_pdl=self._pdl,
         )  # fmt: skip
+
+
+class _Singles(NamedTuple):
+    """What is attended to token by token: the slot of each, its position, 1 or 0 for none, its place in the step."""
+
+    slots_Q: Tensor
+    starts_Q: Tensor
+    counts_Q: Tensor
+    offsets_Q: Tensor
+
+
+def _single_out(batch: Batch) -> tuple[_Singles, Tensor]:
+    """Rows of one token, and how long the others are.
+
+    Each token of a row with drafts counts as a row of its own: its own positions are read once for each of them, mostly
+    from the cache of the device, but it shares runs and is split like any other row.
+    """
+    if batch.heads_R is None:
+        return _Singles(batch.slots_R, batch.starts_R, batch.counts_R, batch.offsets_R1), batch.counts_R
+    single_R = (batch.counts_R == 1) | ((batch.heads_R == batch.counts_R) & (batch.counts_R > 0))
+    tokens_Q = torch.arange(len(batch.ids_T) + 1, dtype=torch.int32, device=batch.ids_T.device)
+    rows_Q = torch.searchsorted(batch.offsets_R1[1:], tokens_Q[:-1], right=True).clamp_(max=len(single_R) - 1)
+    inside_Q = tokens_Q[:-1] < batch.offsets_R1[-1]
+    counts_Q = (single_R[rows_Q] & inside_Q).int()
+    singles = _Singles(batch.slots_R[rows_Q], batch.positions_T.int(), counts_Q, tokens_Q)
+    return singles, batch.counts_R.masked_fill(single_R, 0)
 
 
 def _deal_warps(pad: int) -> int:

@@ -102,6 +102,7 @@ class Graphs(Generic[T]):
         self._row_steps = np.array(row_steps(max_rows))
         self._token_steps = np.array(token_steps(max(max_tokens, max_rows)))
         self._captured: dict[Size, _Captured[T]] = {}
+        self._known_members: tuple[tuple[int, int], shared.Members] | None = None
         self._camera = _Camera(table.device) if capture else None
         self._ahead = self._likely()
 
@@ -121,7 +122,7 @@ class Graphs(Generic[T]):
         step = self._captured.get(size)
         if step is None:
             step = self._captured[size] = _Captured(size, self._room(size), self._table)
-        if not step.tell(plan):
+        if not step.tell(plan, self._members(plan) if size.shared else None):
             return None
         if step.graph is None:
             left = step.launch(self._compute)
@@ -176,11 +177,21 @@ class Graphs(Generic[T]):
         return size._replace(shared=size.mixed or self._shares(size, plan))
 
     def _shares(self, size: Size, plan: Plan) -> bool:
+        members = self._members(plan)
+        return members is not None and self._room(size).holds(members)
+
+    def _members(self, plan: Plan) -> shared.Members | None:
+        """Who is a member of the plan's runs; found anew only where that may have changed."""
         runs = plan.part(Runs)
-        return runs is not None and shared.num_tiles(runs, self._tile) <= self._room(size).tiles
+        if runs is None:
+            return None
+        key = (runs.version, plan.version)
+        if not plan.plain or self._known_members is None or self._known_members[0] != key:
+            self._known_members = key, shared.members(runs, plan)
+        return self._known_members[1]
 
     def _room(self, size: Size) -> shared.Size:
-        return shared.Size(max(_LEAST_TILES, size.rows // 4), size.rows, self._tile)
+        return shared.Size(max(_LEAST_TILES, size.heads // 4), size.heads, self._tile)
 
     def _mixed(self, num_tokens: int, num_rows: int) -> Size:
         tokens = int(self._token_steps[np.searchsorted(self._token_steps, num_tokens)])
@@ -202,14 +213,14 @@ class _Captured(Generic[T]):
         self.size, self._room, self._table = size, room, table
         self._num_changes = _MIXED_CHANGES if size.mixed else max(size.rows, 16)
         self._frame = Frame.blank(size.rows, size.heads, self._num_changes, table.nobody, table.device)
-        nothing = shared.words(None, _NO_SLOTS, self._room)
+        nothing = shared.words(None, None, self._room)
         self._words = torch.from_numpy(nothing).to(table.device) if size.shared else None
         self._version: int | None = None  # of the rows that the frame holds, if all of them are steady
-        self._runs: tuple[int, int] | None = None  # the versions of runs and steady rows that it holds
+        self._runs: tuple[int, ...] | None = None  # the versions of runs and steady rows that it holds
         self.graph: torch.cuda.CUDAGraph | None = None
         self.left: T | None = None
 
-    def tell(self, plan: Plan) -> bool:
+    def tell(self, plan: Plan, members: shared.Members | None) -> bool:
         """Send what has changed since the last step of this size; False, and nothing is sent, if it does not fit."""
         entries, pages = frame.changes(plan.part(Pages), self._table)
         count, words = len(entries), self._frame.words
@@ -231,14 +242,19 @@ class _Captured(Generic[T]):
             send(vector, words[len(words) - len(vector) :])
         self._version = plan.version if plan.plain else None
         if self._words is not None:
-            runs = plan.part(Runs)
-            if runs is not None and shared.num_tiles(runs, self._room.tile) > self._room.tiles:
-                runs = None
-            told = None if runs is None else (runs.version, plan.version)
-            if told != self._runs:
-                send(shared.words(runs, plan.steady, self._room), self._words)
-                self._runs = told
+            self._tell_runs(plan, members, self._words)
         return True
+
+    def _tell_runs(self, plan: Plan, members: shared.Members | None, words: torch.Tensor) -> None:
+        runs = plan.part(Runs)
+        # Where drafts are fed, queries are other tokens each time.
+        told = None if runs is None else (runs.version, plan.version, plan.number if self.size.drafted else 0)
+        if told == self._runs:
+            return
+        if members is not None and not self._room.holds(members):
+            members = None
+        send(shared.words(runs, members, self._room), words)
+        self._runs = told
 
     def launch(self, compute: Compute[T]) -> T:
         runs = None if self._words is None else shared.shared(self._words, self._room)

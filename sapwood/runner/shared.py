@@ -1,8 +1,10 @@
 """Runs of shared pages as attention reads them: cut into tiles of few members, in one int32 vector.
 
-    [ lows_I | highs_I | firsts_I | sizes_I | rows_M | privates_R | members_RL ]
+    [ lows_I | highs_I | firsts_I | sizes_I | slots_I | tokens_M | privates_Q | members_QL ]
 
-Suffix legend: U runs, I tiles, M memberships, R rows, L = RUN_LEVELS.
+A member is a query: a token of a steady row. These come first in a step, so the host knows which tokens they are.
+
+Suffix legend: U runs, I tiles, M memberships, Q queries, L = RUN_LEVELS.
 """
 
 from __future__ import annotations
@@ -13,61 +15,84 @@ import numpy as np
 from torch import Tensor
 
 from sapwood.attention.base import Shared
-from sapwood.base.plan import RUN_LEVELS, Ints, Runs
+from sapwood.base.plan import RUN_LEVELS, Ints, Rows, Runs
 
 _NONE = -1
 
 
 class Size(NamedTuple):
-    """Room for so many tiles, of `tile` members at most, and rows, each with all the memberships that it may have."""
+    """Room for so many tiles, of `tile` members at most, and queries, each with all the memberships that it may have."""
 
     tiles: int
-    rows: int
+    queries: int
     tile: int
 
     def lengths(self) -> tuple[int, ...]:
-        return (*[self.tiles] * 4, self.rows * RUN_LEVELS, self.rows, self.rows * RUN_LEVELS)
+        return (*[self.tiles] * 5, self.queries * RUN_LEVELS, self.queries, self.queries * RUN_LEVELS)
+
+    def holds(self, members: Members) -> bool:
+        return num_tiles(members, self.tile) <= self.tiles
 
 
-def num_tiles(runs: Runs, tile: int) -> int:
+class Members(NamedTuple):
+    """The tokens of a step that are members, run after run, and how many each run has."""
+
+    tokens_M: Ints
+    sizes_U: Ints
+
+
+def members(runs: Runs, rows: Rows) -> Members:
+    """Who is a member of the runs in a step with these rows."""
+    steady, counts = rows.steady, rows.counts_R[: rows.num_steady]
+    row_of = np.zeros(int(steady.max()) + 1, dtype=np.int32)
+    row_of[steady] = np.arange(len(steady), dtype=np.int32)
+    mine = row_of[runs.slots_M]
+    sizes_U = np.diff(runs.offsets_U1)
+    if int(counts.sum()) == len(counts):
+        return Members(mine, sizes_U)
+    firsts = np.cumsum(counts) - counts
+    number = counts[mine]
+    ends = np.cumsum(number)
+    tokens_M = np.repeat(firsts[mine] - (ends - number), number) + np.arange(ends[-1])
+    return Members(tokens_M.astype(np.int32), np.add.reduceat(number, runs.offsets_U1[:-1]).astype(np.int32))
+
+
+def num_tiles(members: Members, tile: int) -> int:
     """Tiles of at most `tile` members that the runs make."""
-    return int((-(-np.diff(runs.offsets_U1) // tile)).sum())
+    return int((-(-members.sizes_U // tile)).sum())
 
 
-def words(runs: Runs | None, steady: Ints, size: Size) -> Ints:
-    """The vector for rows whose first ones are the `steady` slots; no runs are padding alone."""
+def words(runs: Runs | None, members: Members | None, size: Size) -> Ints:
+    """The vector; no runs are padding alone."""
     vector = np.zeros(sum(size.lengths()), dtype=np.int32)
-    lows_I, highs_I, firsts_I, sizes_I, rows_M, privates_R, members_RL = np.split(
+    lows_I, highs_I, firsts_I, sizes_I, slots_I, tokens_M, privates_Q, members_QL = np.split(
         vector, np.cumsum(size.lengths())[:-1]
     )
-    members_RL[:] = _NONE
-    if runs is None:
+    members_QL[:] = _NONE
+    if runs is None or members is None:
         return vector
-    members_U = np.diff(runs.offsets_U1)
-    tiles_U = -(-members_U // size.tile)
+    sizes_U, tokens = members.sizes_U, members.tokens_M
+    tiles_U = -(-sizes_U // size.tile)
     runs_I = np.repeat(np.arange(len(tiles_U)), tiles_U)
     used = len(runs_I)
     index_I = np.arange(used) - np.repeat(np.cumsum(tiles_U) - tiles_U, tiles_U)  # of the tile in its run
+    offsets_U = np.cumsum(sizes_U) - sizes_U
     lows_I[:used], highs_I[:used] = runs.lows_U[runs_I], runs.highs_U[runs_I]
-    firsts_I[:used] = runs.offsets_U1[runs_I] + index_I * size.tile
-    sizes_I[:used] = np.minimum(size.tile, runs.offsets_U1[runs_I + 1] - firsts_I[:used])
+    firsts_I[:used] = offsets_U[runs_I] + index_I * size.tile
+    sizes_I[:used] = np.minimum(size.tile, (offsets_U + sizes_U)[runs_I] - firsts_I[:used])
+    slots_I[:used] = runs.slots_M[runs.offsets_U1[:-1]][runs_I]
 
-    row_of = np.zeros(int(steady.max()) + 1, dtype=np.int32)
-    row_of[steady] = np.arange(len(steady), dtype=np.int32)
-    rows = row_of[runs.slots_M]
-    rows_M[: len(rows)] = rows
-    np.maximum.at(privates_R, rows, np.repeat(runs.highs_U, members_U))
-    # The memberships of a row side by side: sorted by row, numbered from the first of that row on.
-    order = np.argsort(rows, kind="stable")
-    sorted_rows = rows[order]
-    level = np.arange(len(rows)) - np.searchsorted(sorted_rows, sorted_rows)
-    members_RL.reshape(size.rows, RUN_LEVELS)[sorted_rows, level] = order
+    tokens_M[: len(tokens)] = tokens
+    np.maximum.at(privates_Q, tokens, np.repeat(runs.highs_U, sizes_U))
+    # The memberships of a query side by side: sorted by query, numbered from its first on.
+    order = np.argsort(tokens, kind="stable")
+    ordered = tokens[order]
+    level = np.arange(len(tokens)) - np.searchsorted(ordered, ordered)
+    members_QL.reshape(size.queries, RUN_LEVELS)[ordered, level] = order
     return vector
 
 
 def shared(vector: Tensor, size: Size) -> Shared:
     """Views of the vector on the device."""
-    lows_I, highs_I, firsts_I, sizes_I, rows_M, privates_R, members = vector.split(size.lengths())
-    return Shared(
-        lows_I, highs_I, firsts_I, sizes_I, rows_M, privates_R, members.view(size.rows, RUN_LEVELS), size.tile
-    )
+    *tiles, tokens_M, privates_Q, members_QL = vector.split(size.lengths())
+    return Shared(*tiles, tokens_M, privates_Q, members_QL.view(size.queries, RUN_LEVELS), size.tile)

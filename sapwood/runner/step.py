@@ -62,8 +62,9 @@ class Step:
         return self._compute(frame.exact(plan, self._table), plan.num_tokens, limits, given, spans_of(plan))
 
     def _upload(self, runs: Runs, plan: Plan) -> Shared:
-        size = shared.Size(shared.num_tiles(runs, self.tile), plan.num_rows, self.tile)
-        return shared.shared(upload([shared.words(runs, plan.steady, size)], self._rank.device)[0], size)
+        members = shared.members(runs, plan)
+        size = shared.Size(shared.num_tiles(members, self.tile), plan.num_tokens, self.tile)
+        return shared.shared(upload([shared.words(runs, members, size)], self._rank.device)[0], size)
 
     def _compute(
         self, frame: Frame, num_tokens: int, limits: Limits, runs: Shared | None, spans: Spans | None = None

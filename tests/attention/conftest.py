@@ -105,12 +105,18 @@ class World:
         no_rows: int = 0,
         runs: Iterable[Run] = (),
         known: bool = False,
+        drafted: int = 0,
     ) -> Batch:
         """Rows of (slot, count), each where the slot's last one ended, then `padding` tokens of no row on page 0 and
         `no_rows` rows of no token. `runs` are said to be shared; there is room for more. With `known` the batch tells
-        of its spans, as it does outside graphs."""
+        of its spans, as it does outside graphs. The tokens of the first `drafted` rows are all heads."""
         rows = [(slot, self.fed[slot], count) for slot, count in spans]
-        shared = self._shared([slot for slot, _, _ in rows], no_rows, list(runs)) if runs else None
+        shared = None
+        if runs:
+            members = rows[:drafted] if drafted else [row for row in rows if row[2] == 1]
+            shared = self._shared(
+                [row[0] for row in members], [row[2] for row in members], len(rows) + no_rows, list(runs)
+            )
         rows += [(len(self.lengths), 0, 0)] * no_rows
         slots, starts, counts = (np.array(column, dtype=np.int32) for column in zip(*rows, strict=True))
         if self.group.window is not None:
@@ -137,6 +143,7 @@ class World:
             limits=Limits(decodes=int((counts == 1).sum()), spans=int((counts > 1).sum())),
             shared=shared,
             spans=self._spans(counts) if known else None,
+            heads_R=place(torch.from_numpy(np.where(np.arange(len(counts)) < drafted, counts, 0))) if drafted else None,
         )
 
     def _spans(self, counts: np.ndarray) -> Spans:
@@ -145,26 +152,27 @@ class World:
         later = counts[first:]
         return Spans(first, len(later), int(later.sum()), int(later.max()))
 
-    def _shared(self, slots: list[int], no_rows: int, runs: list[Run]) -> Shared:
+    def _shared(self, slots: list[int], counts: list[int], no_rows: int, runs: list[Run]) -> Shared:
         most = tile_members([self.group])
         tiles: list[tuple[int, int, int, int]] = []
-        rows: list[int] = []
-        privates = [0] * (len(slots) + no_rows)
+        tokens: list[int] = []
+        firsts = np.cumsum([0, *counts]).tolist()
+        privates = [0] * (firsts[-1] + no_rows)
         members: list[list[int]] = [[] for _ in privates]
         for run in runs:
-            for place in range(0, len(run.slots), most):
-                tile = run.slots[place : place + most]
-                tiles.append((run.low, run.high, len(rows), len(tile)))
-                for slot in tile:
-                    row = slots.index(slot)
-                    members[row].append(len(rows))
-                    rows.append(row)
-                    privates[row] = max(privates[row], run.high)
-        tiles += [(0, 0, 0, 0)] * 3
-        rows += [0] * 5
-        columns = [torch.tensor(column, dtype=torch.int32) for column in (*zip(*tiles, strict=True), rows, privates)]
-        members_RL = torch.tensor([numbers + [-1] * (RUN_LEVELS - len(numbers)) for numbers in members])
-        return Shared(*(column.to(self.device) for column in (*columns, members_RL.int())), tile=most)
+            queries = [token for slot in run.slots for token in range(*firsts[slots.index(slot) :][:2])]
+            for place in range(0, len(queries), most):
+                tile = queries[place : place + most]
+                tiles.append((run.low, run.high, len(tokens), len(tile), run.slots[0]))
+                for token in tile:
+                    members[token].append(len(tokens))
+                    tokens.append(token)
+                    privates[token] = max(privates[token], run.high)
+        tiles += [(0, 0, 0, 0, 0)] * 3
+        tokens += [0] * 5
+        columns = [torch.tensor(column, dtype=torch.int32) for column in (*zip(*tiles, strict=True), tokens, privates)]
+        members_QL = torch.tensor([numbers + [-1] * (RUN_LEVELS - len(numbers)) for numbers in members])
+        return Shared(*(column.to(self.device) for column in (*columns, members_QL.int())), tile=most)
 
     def step(
         self,
@@ -175,9 +183,10 @@ class World:
         no_rows: int = 0,
         runs: Iterable[Run] = (),
         known: bool = False,
+        drafted: int = 0,
     ) -> None:
         """Feed the spans through every layer; the last layer's outputs are kept."""
-        backend.plan(self.batch(spans, padding=padding, no_rows=no_rows, runs=runs, known=known))
+        backend.plan(self.batch(spans, padding=padding, no_rows=no_rows, runs=runs, known=known, drafted=drafted))
         num_tokens, half = sum(count for _, count in spans) + padding, self.group.head_dim // 2
         ones, zeros = (torch.full((num_tokens, half), angle, device=self.device) for angle in (1.0, 0.0))
         for layer in range(self.group.num_layers):

@@ -150,3 +150,21 @@ def _grow(chance: random.Random, run: Any, runs: list[Any], slots: list[int], lo
     cut = chance.randint(1, len(slots))
     for part in (slots[:cut], slots[cut:]):
         _grow(chance, run, runs, part, high, levels - 1)
+
+
+@pytest.mark.parametrize("padding", [0, 3])
+def test_rows_with_drafts_stay_on_their_runs(start: Start, run: Any, padding: int) -> None:
+    """Rows of one to four tokens on two levels of runs, one in no run, a longer span behind them."""
+    runs = [run(0, 2 * PAGE, (0, 1, 2, 3)), run(2 * PAGE, 4 * PAGE, (2, 0))]
+    world, backend = start((44, 26, 40, 30, 9, 40), runs, num_heads=4, num_kv_heads=2)
+    for slot in range(6):
+        world.fed[slot] -= 2 if slot < 5 else 18
+    rows = [(2, 4), (0, 1), (1, 3), (4, 2), (3, 4), (5, 12)]
+    world.step(backend, rows, runs=runs, drafted=5, padding=padding, no_rows=padding)
+    world.check()
+
+
+def test_rows_with_drafts_and_a_window(start: Start, run: Any) -> None:
+    world, backend = start((34, 30), [], window=11)
+    world.step(backend, [(0, 2), (1, 1)], drafted=2)
+    world.check()

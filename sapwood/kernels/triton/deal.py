@@ -33,7 +33,7 @@ ITEM = 8
 
 _NUMBERS = ["num_rows", "num_tiles", "num_items", "most", "least"]
 _POINTERS = ["slots_R", "starts_R", "counts_R", "offsets_R1", "privates_R", "lows_I", "highs_I", "firsts_I", "sizes_I"]
-_POINTERS += ["rows_M", "places_M2", "used_1"]
+_POINTERS += ["slots_I", "places_M2", "used_1"]
 """What varies from step to step, the pointers by how they are aligned: no kernel is compiled again for that."""
 
 
@@ -185,11 +185,8 @@ def deal_runs(
     highs_I,
     firsts_I,
     sizes_I,
-    rows_M,
-    slots_R,
-    offsets_R1,
+    slots_I,
     items_JW,
-    tokens_M,
     places_M2,
     used_1,
     num_tiles,
@@ -200,11 +197,11 @@ def deal_runs(
     PAD: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Tiles of shared runs, of up to MEMBERS rows. Grid (tiles,): the first program writes the items, each the
+    """Tiles of shared runs, of up to MEMBERS queries. Grid (tiles,): the first program writes the items, each the
     memberships of its tile.
 
-    The first `used_1` items have something to do. Of each membership: `tokens_M` is its token, `places_M2` its tile's first item times MEMBERS plus its place in the
-    tile, and the tile's number of parts.
+    The first `used_1` items have something to do. Of each membership `places_M2` is its tile's first item times MEMBERS
+    plus its place in the tile, and the tile's number of parts.
     """
     if PDL:
         pdl.join()
@@ -219,7 +216,7 @@ def deal_runs(
     ends = tl.cumsum(parts, axis=0)
     item = ends - parts
     if tl.program_id(0) == 0:
-        slot = tl.load(slots_R + tl.load(rows_M + first, mask=inside, other=0), mask=inside, other=0)
+        slot = tl.load(slots_I + tile, mask=inside, other=0)
         for part in range(0, tl.max(parts, axis=0)):
             begin = low + part * per_part * N
             end = tl.minimum(begin + per_part * N, high)
@@ -229,7 +226,5 @@ def deal_runs(
     number = tl.arange(0, MEMBERS)
     there = number < tl.sum(tl.where(mine, size, 0), axis=0)
     member = tl.sum(tl.where(mine, first, 0), axis=0) + number
-    row = tl.load(rows_M + member, mask=there, other=0)
-    tl.store(tokens_M + member, tl.load(offsets_R1 + row, mask=there, other=0), mask=there)
     tl.store(places_M2 + member * 2, tl.sum(tl.where(mine, item, 0), axis=0) * MEMBERS + number, mask=there)
     tl.store(places_M2 + member * 2 + 1, number * 0 + tl.sum(tl.where(mine, parts, 0), axis=0), mask=there)
