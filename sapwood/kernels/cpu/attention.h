@@ -216,8 +216,9 @@ INLINE void in_bunches(int queries, Work&& work) {
     for (; n < queries; n++) work(std::integral_constant<int, 1>(), n);
 }
 
-constexpr int AT_ONCE = W == 16 ? 6 : 4;  // queries whose sums stay in registers
-constexpr int WIDE = W == 16 ? 4 : 2;     // vectors of dimensions likewise
+constexpr int SCORED = W == 16 ? 8 : 6;  // queries whose scores stay in registers
+constexpr int ADDED = W == 16 ? 6 : 4;   // queries whose sums do
+constexpr int WIDE = W == 16 ? 4 : 2;    // vectors of dimensions likewise
 
 template <Store STORE, int N>
 INLINE void add_all_values(const Cells& kv, const size_t* cells, int count, const float* scores, const Weigh* by, float* states) {
@@ -289,7 +290,7 @@ void attend(const Cells& kv, int layer, int head, const Item& item, const Attend
                 size_t cell = size_t(table[tile / kv.page]) * kv.page + tile % kv.page;
                 size_t at = kv.place(layer, head, cell);
                 for (int i = 0; i < TILE; i++) cells[tile - begin + i] = at + i;
-                in_bunches<8>(queries, [&](auto N, int n) {
+                in_bunches<SCORED>(queries, [&](auto N, int n) {
                     score_tile<STORE, N>(kv.keys, at * width, kv.dim, q + n * width, width, scores + n * SPAN + tile - begin);
                 });
             }
@@ -304,7 +305,7 @@ void attend(const Cells& kv, int layer, int head, const Item& item, const Attend
                 if constexpr (STORE == KEEP_I8)
                     for (int c = skipped; c < count; c++) s[c] *= kv.value_scales[cells[c]];
             }
-            in_bunches<AT_ONCE>(queries, [&](auto N, int n) {
+            in_bunches<ADDED>(queries, [&](auto N, int n) {
                 add_all_values<STORE, N>(kv, cells + skipped, count - skipped, scores + n * SPAN + skipped, by + n, stretches + n * state);
             });
             if (begin + SPAN < last && end < high) continue;

@@ -37,7 +37,7 @@ typedef vb vb_loose __attribute__((aligned(1), may_alias));
 
 INLINE vf load(const float* p) { return *reinterpret_cast<const vf_loose*>(p); }
 INLINE void store(float* p, vf v) { *reinterpret_cast<vf_loose*>(p) = v; }
-INLINE vf splat(float x) { return vf{} + x; }
+INLINE vf splat(float x) { return x - vf{}; }  // which is x for every x; a sum would not be for -0
 INLINE vf vmax(vf a, vf b) { return a > b ? a : b; }
 INLINE vf vmin(vf a, vf b) { return a < b ? a : b; }
 INLINE vf vabs(vf a) { return reinterpret_cast<vf>(reinterpret_cast<vi>(a) & 0x7fffffff); }
