@@ -70,7 +70,10 @@ async def check(args: argparse.Namespace) -> int:
             differ = [index for index in range(len(wanted)) if alone[index] != crowd[index]]
             tokens = [index for index in differ if alone[index][0] != crowd[index][0]]
             took = f"{perf_counter() - start:.0f} s"
-            print(f"round {number + 1}, {took}: {len(differ)} differ, {len(tokens)} of them in tokens: {differ}", flush=True)
+            print(
+                f"round {number + 1}, {took}: {len(differ)} differ, {len(tokens)} of them in tokens: {differ}",
+                flush=True,
+            )
             worst = max(worst, len(differ))
     return int(worst > 0)
 
