@@ -1,6 +1,7 @@
 """Attention by the CPU's own kernels: pages of float32, float16 or int8, and runs that rows share read once for all.
 
-Keys of 16 positions lie transposed; int8 keys and values have a float32 scale for each position and head.
+Keys of 16 positions lie transposed; a run is read in whole blocks of 64 positions, so that sums have one order; int8 keys
+and values have a float32 scale for each position and head.
 
 Suffix legend: T tokens, R rows, S slots, P pages of a slot, H query heads, K KV heads, D head size, F half of the
 rotated dimensions, C copies.

@@ -31,7 +31,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         presence_penalty: Subtracted once from logits of tokens in the output; in [-2, 2].
         frequency_penalty: Subtracted per occurrence in the output; in [-2, 2].
         logit_bias: Token id to a value in [-100, 100] that is added to its logit.
-        seed: Same request, same seed, same tokens, whatever else is in the batch. None draws one.
+        seed: Same request, same seed, same tokens, whatever else is in the batch: to the last bit by the CPU kernels,
+            elsewhere but for rounding. None draws one.
         stop: Strings that end the output and are not part of it.
         stop_token_ids: Tokens that end the output.
         include_stop: Keep the matched stop string in the text.

@@ -8,9 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from sapwood.base.plan import TokenLogprobs
+from sapwood.sampling.rows import likeliest
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,13 +33,26 @@ def logprobs(logits_NV: Tensor, tokens_N: Tensor, *, num_top: int) -> Logprobs:
     """Of `tokens_N` (int64) under float32 logits, and of the `num_top` likeliest tokens."""
     total_N1 = logits_NV.logsumexp(-1, keepdim=True)
     logit_N1 = logits_NV.gather(-1, tokens_N[:, None])
-    top = logits_NV.topk(num_top)
+    ids_NK = _likeliest(logits_NV, num_top)
     return Logprobs(
         chosen_N=(logit_N1 - total_N1).squeeze(-1),
         rank_N=(logits_NV > logit_N1).sum(-1).add_(1),
-        top_ids_NK=top.indices,
-        top_NK=top.values - total_N1,
+        top_ids_NK=ids_NK,
+        top_NK=logits_NV.gather(-1, ids_NK) - total_N1,
     )
+
+
+def _likeliest(logits_NV: Tensor, num_top: int) -> Tensor:
+    """Ids of the largest logits (int64), largest first. On CPUs those with lower ids come first among equal ones, whatever
+    else is asked for; topk's choice among them depends on `num_top`, which is that of the whole batch."""
+    if logits_NV.device.type != "cpu" or not 0 < num_top < logits_NV.shape[-1]:
+        return logits_NV.topk(num_top).indices
+    ids_NK = np.tile(np.arange(num_top), (len(logits_NV), 1))
+    for logits_V, ids_K in zip(logits_NV.numpy(), ids_NK, strict=True):
+        if not np.isnan(logits_V.max()):  # such a row ends in an error anyhow
+            kept = likeliest(logits_V, num_top)
+            ids_K[:] = kept[np.argsort(-logits_V[kept], kind="stable")]
+    return torch.from_numpy(ids_NK)
 
 
 def as_rows(tokens: Sequence[int], found: Logprobs, num_tops: Sequence[int]) -> list[TokenLogprobs]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -52,6 +54,53 @@ def test_a_long_row_is_split_among_threads(make: Any, world: Any, window: int | 
     for _ in range(10):
         made.step(backend, [(0, 1)])
     made.check()
+
+
+def cut(number: int, sizes: Iterable[int]) -> list[int]:
+    """The sizes, over and over, until they make `number`."""
+    pieces: list[int] = []
+    for size in itertools.cycle(sizes):
+        if not number:
+            return pieces
+        pieces.append(min(size, number))
+        number -= pieces[-1]
+    return pieces
+
+
+@pytest.mark.parametrize("window", [None, 600])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int8])
+def test_a_row_has_the_same_bits_in_any_company(
+    make: Any, world: Any, run: Any, dtype: torch.dtype, window: int | None
+) -> None:
+    """Alone and split among threads, in runs that end within blocks, and in chunks of any size."""
+    lengths, single = (1100, 1185, 1160, 700), 4
+    runs = [run(0, 37 * PAGE, (0, 1, 2, 3)), run(37 * PAGE, 65 * PAGE, (0, 1, 2))]
+
+    def start() -> tuple[Any, Any]:
+        made = world(group(num_layers=1, num_heads=3, num_kv_heads=1, head_dim=24, window=window), lengths)
+        for one in runs:
+            made.share(one)
+        made.fed = [0] * len(lengths)
+        backend = make(made.group, 1, made.device, dtype)
+        backend.allocate(made.num_pages)
+        return made, backend
+
+    alone, backend = start()
+    for slot, length in enumerate(lengths):
+        for count in [length - single] + [1] * single:
+            alone.step(backend, [(slot, count)])
+    together, backend = start()
+    together.step(backend, [(slot, length - single) for slot, length in enumerate(lengths)])
+    for _ in range(single):
+        together.step(backend, [(slot, 1) for slot in range(len(lengths))], runs=runs)
+    chunked, backend = start()
+    chunks = [cut(length, sizes) for length, sizes in zip(lengths, ([1100], [77, 1], [512], [64, 3, 250]), strict=True)]
+    for counts in itertools.zip_longest(*chunks):
+        chunked.step(backend, [(slot, count) for slot, count in enumerate(counts) if count])
+    for slot in range(len(lengths)):
+        assert alone.outputs[slot].isfinite().all()
+        assert torch.equal(alone.outputs[slot], together.outputs[slot])
+        assert torch.equal(alone.outputs[slot], chunked.outputs[slot])
 
 
 @pytest.mark.parametrize("window", [None, 33])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -70,6 +71,17 @@ def test_a_row_does_not_depend_on_the_batch(tmp_path: Path) -> None:
         mixed = [model(native.batch(model, rows))[55:85]]
         mixed.append(model(native.batch(model, [(2, 3, TOKENS[9:10]), (0, 30, TOKENS[30:31])]))[1:])
     assert all(torch.equal(one, other) for one, other in zip(alone, mixed, strict=True))
+
+
+@pytest.mark.parametrize("build", BUILDS)
+@pytest.mark.parametrize("kind", ["F16", "Q4_0", "Q4_1", "Q8_0"])
+def test_a_token_does_not_depend_on_how_a_prompt_is_cut(kind: str, build: str, tmp_path: Path) -> None:
+    """At once, in pieces, and some tokens by themselves as if they had been decoded: the same logits to the last bit."""
+    path = ggufs.write("llama-tied", tmp_path / "model.gguf", kind=gguf.GGMLQuantizationType[kind])
+    for fine in (True, False):
+        model = native.load(path, native.machine(build, fine=fine), dtype=torch.float16)
+        whole = native.logits(model, TOKENS)
+        assert torch.equal(whole, native.logits(model, TOKENS, [1, 2, 20, 21, 29, 64, 65, 69]))
 
 
 @pytest.mark.parametrize(("rounded", "tolerance"), [("int8", 0.03), ("int4", 0.3)])
@@ -160,20 +172,29 @@ def test_perplexity_of_the_real_model_is_its_twins(both: tuple[LLM, LLM]) -> Non
     assert abs(found[0] / found[1] - 1) < 3e-3
 
 
-def test_runs_that_requests_share_change_no_token(smollm2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eight rows behind one prefix that is long enough for a run, against each reading its own pages."""
+def test_requests_repeat_bit_by_bit_in_a_crowd(smollm2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Greedy and sampled, behind one prefix that is long enough for a run: alone, together with others that end sooner,
+    and each reading its own pages."""
     native.machine()
     random = np.random.default_rng(0)
-    prefix = random.integers(10, 10000, 1024).tolist()
-    prompts = [prefix + random.integers(10, 10000, 20 + row).tolist() for row in range(8)]
-    params = SamplingParams(max_tokens=8, temperature=0, ignore_eos=True)
+    prefix = random.integers(10, 10000, 700).tolist()
+    prompts = [prefix + random.integers(10, 10000, 20 + 9 * row).tolist() for row in range(8)]
+    ways: list[dict[str, Any]] = [{"temperature": 0}, {"top_p": 0.9}, {"top_k": 40, "repetition_penalty": 1.1}, {}]
+    params = [
+        SamplingParams(max_tokens=4 + row, ignore_eos=True, seed=row, logprobs=row % 3, **ways[row % len(ways)])
+        for row in range(len(prompts))
+    ]
     runs: list[int] = []
     upload = Worker._upload_runs
     monkeypatch.setattr(Worker, "_upload_runs", lambda self, plan: runs.append(plan.number) or upload(self, plan))
     found = []
     for sharing in (True, False):
         llm = LLM(str(smollm2), max_model_len=1280, max_num_seqs=8, prefix_caching=sharing)
-        found.append([output.token_ids for output in llm.generate(prompts, params)])
+        found.append(llm.generate(prompts, params))
         assert bool(runs) is sharing
         runs.clear()
-    assert found[0] == found[1]
+        if sharing:
+            found += [[llm.generate([prompt], one)[0] for prompt, one in zip(prompts, params, strict=True)]]
+    together, *others = ([(one.token_ids, one.outputs[0].logprobs) for one in every] for every in found)
+    assert all(logprobs for _, logprobs in together)
+    assert all(other == together for other in others)

@@ -70,6 +70,19 @@ def test_eight_bits_of_activations(machine: Machine, form: Form) -> None:
         assert error < (2e-6 if form in (Form.F32, Form.F16, Form.BF16) else 0.02)
 
 
+@pytest.mark.parametrize("form", list(Form))
+@pytest.mark.parametrize("fine", [False, True])
+def test_a_row_has_the_same_bits_beside_any_number_of_others(machine: Machine, form: Form, fine: bool) -> None:
+    rows, _ = rows_of(form)
+    machine = Machine(machine.library, 2, fine=fine)
+    weights = PackedWeights(machine, packing(form, NUM_INPUTS, None), NUM_OUTPUTS, NUM_INPUTS)
+    weights.put(rows, 0, NUM_OUTPUTS)
+    product, x_TI = Product(weights), torch.randn(67, NUM_INPUTS, generator=torch.Generator().manual_seed(4))
+    alone = torch.cat([product(x_TI[row : row + 1]) for row in range(17)])
+    for number in (*range(2, 17), 67):
+        assert torch.equal(product(x_TI[:number])[:17], alone[:number])
+
+
 @pytest.mark.parametrize("form", [Form.Q4_0, Form.Q4_1, Form.Q5_1, Form.Q8_0, Form.Q6_K])
 @pytest.mark.parametrize(("fine", "most"), [(False, 127), (True, 2039)])
 def test_products_are_exact_but_for_the_rounding_of_activations(

@@ -9,6 +9,7 @@ import torch
 from sapwood.base.sampling import SamplingParams
 from sapwood.sampling import random, rows
 from sapwood.sampling.fast import draw_by_steps
+from sapwood.sampling.logprobs import logprobs
 from sapwood.sampling.settings import RECORD_WORDS, records
 
 PARAMS = [
@@ -79,3 +80,18 @@ def test_a_row_is_drawn_the_same_beside_others_and_alone() -> None:
         one = slice(row, row + 1)
         rows.draw_by_rows(logits[one], words, slots[one], slots[one], alone[one])
     assert together.tolist() == alone.tolist()
+
+
+@pytest.mark.parametrize("num_top", [1, 5, 63])
+def test_reported_alternatives_do_not_depend_on_what_others_ask_for(num_top: int) -> None:
+    """Of equal logits, of which there are many, the first ids; the sum of all is that of a row by itself."""
+    logits = (torch.randn(4, 1000, generator=torch.Generator().manual_seed(0)) * 4).round()
+    logits[2, 7] = float("nan")
+    tokens = torch.tensor([5, 0, 7, 999])
+    together, most = (logprobs(logits, tokens, num_top=num) for num in (num_top, 64))
+    for row in (0, 1, 3):
+        alone = logprobs(logits[row : row + 1], tokens[row : row + 1], num_top=num_top)
+        order = np.argsort(-logits[row].numpy(), kind="stable")
+        assert together.top_ids_NK[row].tolist() == order[:num_top].tolist() == most.top_ids_NK[row, :num_top].tolist()
+        assert torch.equal(together.top_NK[row], alone.top_NK[0])
+        assert torch.equal(together.chosen_N[row], alone.chosen_N[0])

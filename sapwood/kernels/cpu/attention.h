@@ -1,136 +1,53 @@
 // Attention over pages of keys and values, for rows of any lengths together.
 //
-// Keys of 16 consecutive positions lie transposed, [dimension][position], so that the scores of 16 positions are one
-// vector and no sum goes across lanes; values lie [position][dimension]. Softmax is computed block by block (Milakov and
+// The scores of 16 positions are one vector, so no sum goes across lanes. Softmax is computed block by block (Milakov and
 // Gimelshein, 2018; Dao et al., FlashAttention, 2022). The work is items: queries, times a run of positions of one slot. A run
-// that several rows share is one item for all of them; a row with more than one item has its partial results merged by
-// log-sum-exp.
+// that several rows share is one item for all of them; a row with more than one item has its partial results joined.
+//
+// A query's sums are added in one order, however the work is cut: positions are cut into blocks, and blocks into stretches, both
+// counted from position 0. A block is added up by itself, a stretch is its blocks joined from the left, the result is the
+// stretches joined from the left. Items begin where blocks do, and what they leave to be joined are stretches, beginnings of
+// stretches, or single blocks. What a query does not see adds zeros, which change nothing.
 #pragma once
 
-#include "product.h"
+#include "cells.h"
 
-enum Store : int { KEEP_F32, KEEP_F16, KEEP_I8 };
-
-constexpr int SPAN = 64;      // positions that are scored at once
+constexpr int SPAN = 64;      // positions of a block, which are scored at once
 constexpr int QUERIES = 64;   // most queries of an item's piece, and so most query heads of a KV head
-constexpr int SPLIT = 512;    // positions of a part of a long row, when there are fewer rows than threads
-
-// Keys and values of one group of layers.
-struct Cells {
-    Store store;
-    int layers, heads, kv_heads, dim, width;  // width: dim rounded up to whole vectors
-    int window;                               // 0: none
-    int page;                                 // positions of a page, a multiple of 16
-    size_t cells;
-    uint8_t *keys, *values;
-    float *key_scales, *value_scales;  // of KEEP_I8: [layer, kv_head, cell]
-
-    Cells(Store store, int layers, int heads, int kv_heads, int dim, int window, int page)
-        : store(store), layers(layers), heads(heads), kv_heads(kv_heads), dim(dim), width((dim + TILE - 1) / TILE * TILE),
-          window(window), page(page), cells(0), keys(nullptr), values(nullptr), key_scales(nullptr), value_scales(nullptr) {}
-
-    ~Cells() { free(); }
-
-    size_t item() const { return store == KEEP_F32 ? 4 : store == KEEP_F16 ? 2 : 1; }
-    size_t bytes() const { return size_t(layers) * kv_heads * cells * width * item(); }
-    size_t scale_bytes() const { return store == KEEP_I8 ? size_t(layers) * kv_heads * cells * 4 : 0; }
-
-    bool allocate(size_t pages) {
-        free();
-        cells = pages * page;
-        keys = static_cast<uint8_t*>(Weights::take(bytes(), false)), values = static_cast<uint8_t*>(Weights::take(bytes(), false));
-        if (scale_bytes()) {
-            key_scales = static_cast<float*>(Weights::take(scale_bytes(), false));
-            value_scales = static_cast<float*>(Weights::take(scale_bytes(), false));
-        }
-        if (keys && values && (!scale_bytes() || (key_scales && value_scales))) return true;
-        free();
-        return false;
-    }
-
-    void free() {
-        Weights::give(keys, bytes()), Weights::give(values, bytes());
-        Weights::give(key_scales, scale_bytes()), Weights::give(value_scales, scale_bytes());
-        keys = values = nullptr, key_scales = value_scales = nullptr, cells = 0;
-    }
-
-    size_t place(int layer, int head, size_t cell) const { return (size_t(layer) * kv_heads + head) * cells + cell; }
-
-    void copy(size_t from, size_t to) {
-        for (int layer = 0; layer < layers; layer++)
-            for (int head = 0; head < kv_heads; head++) {
-                size_t source = place(layer, head, from * page), target = place(layer, head, to * page);
-                std::memcpy(keys + target * width * item(), keys + source * width * item(), page * width * item());
-                std::memcpy(values + target * width * item(), values + source * width * item(), page * width * item());
-                if (store == KEEP_I8) {
-                    std::memcpy(key_scales + target, key_scales + source, page * 4);
-                    std::memcpy(value_scales + target, value_scales + source, page * 4);
-                }
-            }
-    }
-
-    // One position's key and value of one head.
-    void write(int layer, int head, size_t cell, const float* key, const float* value) {
-        size_t at = place(layer, head, cell), lane = at % TILE;
-        size_t tile = (at - lane) * width;  // of keys, in elements
-        switch (store) {
-            case KEEP_F32: {
-                float* k = reinterpret_cast<float*>(keys) + tile + lane;
-                float* v = reinterpret_cast<float*>(values) + at * width;
-                for (int d = 0; d < dim; d++) k[d * TILE] = key[d], v[d] = value[d];
-                break;
-            }
-            case KEEP_F16: {
-                uint16_t* k = reinterpret_cast<uint16_t*>(keys) + tile + lane;
-                uint16_t* v = reinterpret_cast<uint16_t*>(values) + at * width;
-                for (int d = 0; d < dim; d++) k[d * TILE] = clipped(key[d]), v[d] = clipped(value[d]);
-                break;
-            }
-            case KEEP_I8: {
-                int8_t* k = reinterpret_cast<int8_t*>(keys) + tile + lane;
-                int8_t* v = reinterpret_cast<int8_t*>(values) + at * width;
-                float k_most = 0, v_most = 0;
-                for (int d = 0; d < dim; d++) k_most = std::max(k_most, std::fabs(key[d])), v_most = std::max(v_most, std::fabs(value[d]));
-                // What is not finite must be found out by whoever samples, not turned into numbers.
-                float k_scale = k_most / 127, v_scale = v_most / 127;
-                float k_inverse = k_scale > LEAST ? 1 / k_scale : 0, v_inverse = v_scale > LEAST ? 1 / v_scale : 0;
-                bool sound = true;
-                for (int d = 0; d < dim; d++) {
-                    sound &= std::isfinite(key[d]) && std::isfinite(value[d]);
-                    k[d * TILE] = sound ? int8_t(std::lrint(key[d] * k_inverse)) : 0;
-                    v[d] = sound ? int8_t(std::lrint(value[d] * v_inverse)) : 0;
-                }
-                key_scales[at] = sound ? k_scale : NAN, value_scales[at] = sound ? v_scale : NAN;
-                break;
-            }
-        }
-    }
-
-private:
-    static uint16_t clipped(float x) {  // a value beyond float16 would become infinite, and then not a number
-        if (!std::isfinite(x)) return to_half(x);
-        return to_half(x > 65504.0f ? 65504.0f : x < -65504.0f ? -65504.0f : x);
-    }
-};
+constexpr int STRETCH = 512;  // positions of a stretch; a long row is cut into them when there are fewer rows than threads
 
 // ---- what a step has to attend to
 
 struct Item {
-    int slot, low, high;      // positions [low, high) of the slot
+    int slot, low, high;      // positions [low, high) of the slot; low is where a block begins, but for a window's
     int first, number;        // tokens[first .. first + number)
-    int part;                 // of its first token: where the partial result goes; -1 if there is only this
+    int part;                 // where the partial results of its first token go; -1 if there is only this item
+    int parts;                // how many those are
     bool causal;              // a token sees up to its own position, and its window
+};
+
+// Where the partial result ends that holds position `at` of an item from `low` on: with the stretch, or with the block in a stretch
+// that began before.
+inline int part_end(int low, int at) {
+    int size = low % STRETCH && at / STRETCH == low / STRETCH ? SPAN : STRETCH;
+    return (at / size + 1) * size;
+}
+
+// A partial result to be joined.
+struct Part {
+    int index;
+    bool opens;  // a stretch
 };
 
 struct Attend {
     std::vector<Item> items;
-    std::vector<int> tokens;            // of the items
+    std::vector<int> tokens;             // of the items
     std::vector<int> part_of, parts_of;  // per token of the step: first entry in `merges`, and how many
-    std::vector<int> merges;            // parts
+    std::vector<Part> merges;
     int num_parts = 0;
-    std::vector<float> partial;  // [part][head][width + 2]: the sums, the maximum, the denominator
+    std::vector<float> partial;  // [part][head][state]
 
-    // Several rows' run of positions [0, high) of `slot`: rows are given as tokens.
+    // Several rows' run of positions [low, high) of `slot`: rows are given as tokens.
     struct Run {
         int slot, low, high, first, number;
     };
@@ -142,68 +59,109 @@ struct Attend {
         num_parts = 0;
         int total = rows ? offsets[rows] : 0;
         part_of.assign(total, 0), parts_of.assign(total, 0);
-        std::vector<std::vector<int>> shared;  // parts of each row
-        std::vector<int> own(rows, 0);         // where each row's own positions begin
-        bool windowed = kv.window > 0;
-        if (num_runs && !windowed) {
-            shared.resize(rows);
-            for (int i = 0; i < num_runs; i++) {
-                const Run& run = runs[i];
-                Item item{run.slot, run.low, run.high, int(tokens.size()), run.number, num_parts, false};
-                for (int m = 0; m < run.number; m++) {
-                    int row = members[run.first + m];
-                    tokens.push_back(offsets[row]);
-                    shared[row].push_back(num_parts + m);
-                    own[row] = std::max(own[row], run.high);
-                }
-                num_parts += run.number;
-                items.push_back(item);
-            }
-        }
+        std::vector<std::vector<Part>> shared(rows);  // parts of each row
+        std::vector<int> own(rows, 0);                // where each row's own positions begin
+        if (!kv.window) plan_runs(std::vector<Run>(runs, runs + num_runs), members, offsets, shared, own);
         int repeat = kv.heads / kv.kv_heads;
         int most = std::max(1, QUERIES / repeat);
         bool few = rows * kv.kv_heads < 2 * threads;
         for (int r = 0; r < rows; r++) {
             for (int done = 0; done < counts[r]; done += most) {
-                int number = std::min(most, counts[r] - done);
-                int newest = starts[r] + done + number - 1, oldest = starts[r] + done;
-                int low = windowed ? std::max(0, oldest - kv.window + 1) : own[r];
-                int high = newest + 1;
-                int pieces = few && counts[r] == 1 ? std::max(1, std::min((high - low) / SPLIT, 4 * threads)) : 1;
-                int step = (high - low + pieces - 1) / pieces + TILE;
-                bool partial = pieces > 1 || (!shared.empty() && !shared[r].empty());
-                int begin = low;
-                do {
-                    int end = pieces == 1 ? high : std::min(high, (begin + step) / TILE * TILE);  // whole tiles, but for the ends
-                    Item item{slots[r], begin, end, int(tokens.size()), number, partial ? num_parts : -1, true};
-                    for (int t = 0; t < number; t++) tokens.push_back(offsets[r] + done + t);
-                    if (partial) {
-                        int token = offsets[r] + done;
-                        if (begin == low) {
-                            part_of[token] = int(merges.size());
-                            if (!shared.empty()) merges.insert(merges.end(), shared[r].begin(), shared[r].end());
-                        }
-                        merges.push_back(num_parts++);
-                        parts_of[token] = int(merges.size()) - part_of[token];
-                    }
+                int number = std::min(most, counts[r] - done), token = offsets[r] + done;
+                int high = starts[r] + done + number;
+                int low = kv.window ? std::max(0, starts[r] + done - kv.window + 1) : own[r];
+                int pieces = few && counts[r] == 1 ? std::max(1, std::min((high - low) / STRETCH, 4 * threads)) : 1;
+                int step = (high - low) / pieces / STRETCH * STRETCH;
+                bool partial = pieces > 1 || !shared[r].empty();
+                part_of[token] = int(merges.size());
+                merges.insert(merges.end(), shared[r].begin(), shared[r].end());
+                for (int begin = low, end; begin < high; begin = end) {
+                    end = pieces == 1 ? high : std::min(high, (begin + step) / STRETCH * STRETCH);
+                    Item item{slots[r], begin, end, int(tokens.size()), number, -1, 0, true};
+                    for (int t = 0; t < number; t++) tokens.push_back(token + t);
+                    if (partial) give_parts(item, merges);
                     items.push_back(item);
-                    begin = end;
-                } while (begin < high);
+                }
+                parts_of[token] = int(merges.size()) - part_of[token];
             }
         }
         std::stable_sort(items.begin(), items.end(), [](const Item& a, const Item& b) {
             return int64_t(a.high - a.low) * a.number > int64_t(b.high - b.low) * b.number;
         });
-        partial.resize(size_t(num_parts) * kv.heads * (kv.width + 2));
+        partial.resize(size_t(num_parts) * kv.heads * kv.state());
+    }
+
+private:
+    // Whole blocks of runs: what is left of them is the rows' own.
+    void plan_runs(std::vector<Run> runs, const int32_t* members, const int32_t* offsets, std::vector<std::vector<Part>>& shared,
+                   std::vector<int>& own) {
+        std::stable_sort(runs.begin(), runs.end(), [](const Run& a, const Run& b) { return a.low < b.low; });
+        for (Run& run : runs) {
+            run.low = run.low / SPAN * SPAN, run.high = run.high / SPAN * SPAN;
+            if (run.low >= run.high) continue;
+            Item item{run.slot, run.low, run.high, int(tokens.size()), run.number, -1, 0, false};
+            std::vector<Part> parts;
+            give_parts(item, parts);
+            for (int m = 0; m < run.number; m++) {
+                int row = members[run.first + m];
+                tokens.push_back(offsets[row]);
+                for (const Part& part : parts) shared[row].push_back({part.index + m * item.parts, part.opens});
+                own[row] = run.high;
+            }
+            items.push_back(item);
+        }
+    }
+
+    // Room for the item's partial results, and those of its first token.
+    void give_parts(Item& item, std::vector<Part>& parts) {
+        item.part = num_parts;
+        for (int at = item.low; at < item.high; at = part_end(item.low, at))
+            parts.push_back({item.part + item.parts++, at % STRETCH == 0});
+        num_parts += item.parts * item.number;
     }
 };
 
-// One thread's room.
+// A state is what is known of a query after some of its positions: [width] weighted sums of values, then the greatest score, by
+// which the weights are made, and their sum.
+
+inline void clear(float* state, int width) {
+    std::memset(state, 0, size_t(width) * 4);
+    state[width] = -INFINITY, state[width + 1] = 0;
+}
+
+// What two states are multiplied with when they are joined, of which one is 1.
+struct Weigh {
+    float mine, other;
+};
+
+inline Weigh weigh(float& greatest, float other) {
+    if (other > greatest) {
+        float mine = greatest > -INFINITY ? std::exp(greatest - other) : 0.0f;
+        greatest = other;
+        return {mine, 1};
+    }
+    return {1, other > -INFINITY ? std::exp(other - greatest) : 0.0f};
+}
+
+// Adds to `state` one of positions behind it.
+inline void join(float* state, const float* other, int width) {
+    Weigh by = weigh(state[width], other[width]);
+    for (int d = 0; d < width; d += W) store(state + d, fused(load(state + d), splat(by.mine), load(other + d) * by.other));
+    state[width + 1] = state[width + 1] * by.mine + other[width + 1] * by.other;
+}
+
+inline void finish(const float* state, int width, int dim, float* out) {
+    float inverse = 1 / state[width + 1];
+    for (int d = 0; d < dim; d++) out[d] = state[d] * inverse;
+}
+
+// One thread's room, of so many queries: themselves, the scores of a block, the states of the stretch and of all before it.
 struct AttendRoom {
-    std::vector<float> queries, scores, sums;
-    void reserve(int width) {
-        if (queries.size() < size_t(QUERIES) * width) {
-            queries.resize(size_t(QUERIES) * width), sums.resize(size_t(QUERIES) * width);
+    std::vector<float> queries, scores, stretches, wholes;
+    void reserve(const Cells& kv) {
+        size_t states = size_t(QUERIES) * kv.state();
+        if (stretches.size() < states) {
+            queries.resize(states), stretches.resize(states), wholes.resize(states);
             scores.resize(size_t(QUERIES) * SPAN);
         }
     }
@@ -225,55 +183,90 @@ INLINE void score_tile(const uint8_t* keys, size_t tile, int dim, const float* q
         for (int part = 0; part < PARTS; part++) k[part] = load_cells<STORE>(keys, tile + d * TILE + part * W);
 #pragma GCC unroll 8
         for (int n = 0; n < N; n++)
-            for (int part = 0; part < PARTS; part++) totals[n][part] += k[part] * queries[n * width + d];
+            for (int part = 0; part < PARTS; part++) totals[n][part] = fused(k[part], splat(queries[n * width + d]), totals[n][part]);
     }
     for (int n = 0; n < N; n++)
         for (int part = 0; part < PARTS; part++) store(scores + n * SPAN + part * W, totals[n][part]);
 }
 
-// Adds the values of up to SPAN positions, weighted, to N queries' sums; V vectors of the dimensions at a time.
+// Joins the values of a block's positions, weighted, to N queries' states; V vectors of the dimensions at a time.
 template <Store STORE, int N, int V>
-INLINE void add_values(const uint8_t* values, const size_t* cells, int count, int column, const float* scores, int width, float* sums) {
-    vf totals[N][V];
-    for (int n = 0; n < N; n++)
-        for (int v = 0; v < V; v++) totals[n][v] = load(sums + n * width + column + v * W);
+INLINE void add_values(const Cells& kv, const size_t* cells, int count, int column, const float* scores, const Weigh* by, float* states) {
+    vf totals[N][V] = {};
     for (int c = 0; c < count; c++) {
         vf x[V];
-        for (int v = 0; v < V; v++) x[v] = load_cells<STORE>(values, cells[c] * width + column + v * W);
+        for (int v = 0; v < V; v++) x[v] = load_cells<STORE>(kv.values, cells[c] * kv.width + column + v * W);
 #pragma GCC unroll 8
         for (int n = 0; n < N; n++)
-            for (int v = 0; v < V; v++) totals[n][v] += x[v] * scores[n * SPAN + c];
+            for (int v = 0; v < V; v++) totals[n][v] = fused(x[v], splat(scores[n * SPAN + c]), totals[n][v]);
     }
     for (int n = 0; n < N; n++)
-        for (int v = 0; v < V; v++) store(sums + n * width + column + v * W, totals[n][v]);
+        for (int v = 0; v < V; v++) {
+            float* at = states + n * kv.state() + column + v * W;
+            store(at, fused(load(at), splat(by[n].mine), totals[n][v] * by[n].other));
+        }
 }
 
-constexpr int AT_ONCE = W == 16 ? 6 : 4;  // queries whose sums stay in registers
-constexpr int WIDE = W == 16 ? 4 : 2;     // vectors of dimensions likewise
+// Calls work(N, n) for queries [n, n + N), most of them MOST at once.
+template <int MOST, class Work>
+INLINE void in_bunches(int queries, Work&& work) {
+    int n = 0;
+    for (; n + MOST <= queries; n += MOST) work(std::integral_constant<int, MOST>(), n);
+    for (; n + 3 <= queries; n += 3) work(std::integral_constant<int, 3>(), n);
+    for (; n < queries; n++) work(std::integral_constant<int, 1>(), n);
+}
+
+constexpr int SCORED = W == 16 ? 8 : 6;  // queries whose scores stay in registers
+constexpr int ADDED = W == 16 ? 6 : 4;   // queries whose sums do
+constexpr int WIDE = W == 16 ? 4 : 2;    // vectors of dimensions likewise
 
 template <Store STORE, int N>
-INLINE void add_all_values(const uint8_t* values, const size_t* cells, int count, const float* scores, int width, float* sums) {
+INLINE void add_all_values(const Cells& kv, const size_t* cells, int count, const float* scores, const Weigh* by, float* states) {
     int column = 0;
-    for (; column + WIDE * W <= width; column += WIDE * W)
-        add_values<STORE, N, WIDE>(values, cells, count, column, scores, width, sums);
-    for (; column < width; column += W) add_values<STORE, N, 1>(values, cells, count, column, scores, width, sums);
+    for (; column + WIDE * W <= kv.width; column += WIDE * W)
+        add_values<STORE, N, WIDE>(kv, cells, count, column, scores, by, states);
+    for (; column < kv.width; column += W) add_values<STORE, N, 1>(kv, cells, count, column, scores, by, states);
+}
+
+// One query's scores of a block become weights; its state takes all but the values.
+INLINE Weigh soften(float* scores, int filled, float* state, int width) {
+    vf peak = splat(-INFINITY), broken{}, totals{};
+    for (int c = 0; c < filled; c += W) {
+        vf v = load(scores + c);
+        peak = vmax(v, peak);
+        broken += v < splat(INFINITY) ? vf{} : splat(NAN);
+    }
+    float top = greatest(peak);
+    if (top > -INFINITY) {
+        for (int c = 0; c < filled; c += W) {
+            vf e = vexp(load(scores + c) - top);
+            totals += e;
+            store(scores + c, e);
+        }
+    } else {
+        std::memset(scores, 0, filled * 4);
+    }
+    Weigh by = weigh(state[width], top);
+    float total = sum(totals) + sum(broken);  // a score that is not a number makes the row so
+    state[width + 1] = state[width + 1] * by.mine + total * by.other;
+    return by;
 }
 
 // One head's share of an item: `heads` is [token][query heads | key heads | value heads][dim], the queries turned.
 template <Store STORE>
 void attend(const Cells& kv, int layer, int head, const Item& item, const Attend& plan, const int32_t* table, const int64_t* positions,
             const float* heads, float scale, float* out, float* partial, AttendRoom& room) {
-    const int repeat = kv.heads / kv.kv_heads, width = kv.width, all = kv.heads + 2 * kv.kv_heads;
-    room.reserve(width);
+    const int repeat = kv.heads / kv.kv_heads, width = kv.width, all = kv.heads + 2 * kv.kv_heads, state = kv.state();
     // Members of a shared run may be more than one piece of queries.
     const int at_once = std::max(1, QUERIES / repeat);
     for (int first = 0; first < item.number; first += at_once) {
         const int number = std::min(at_once, item.number - first), queries = number * repeat;
         const int* tokens = plan.tokens.data() + item.first + first;
         float* q = room.queries.data();
-        float* sums = room.sums.data();
+        float* stretches = room.stretches.data();
+        float* wholes = room.wholes.data();
         float* scores = room.scores.data();
-        float most[QUERIES], denominators[QUERIES];
+        Weigh by[QUERIES];
         int lows[QUERIES], highs[QUERIES];
         for (int t = 0; t < number; t++) {
             int position = int(positions[tokens[t]]);
@@ -282,87 +275,57 @@ void attend(const Cells& kv, int layer, int head, const Item& item, const Attend
                 const float* source = heads + (size_t(tokens[t]) * all + head * repeat + g) * kv.dim;
                 for (int d = 0; d < kv.dim; d++) q[n * width + d] = source[d] * scale;
                 for (int d = kv.dim; d < width; d++) q[n * width + d] = 0;
-                most[n] = -INFINITY, denominators[n] = 0;
+                clear(stretches + n * state, width), clear(wholes + n * state, width);
                 highs[n] = item.causal ? std::min(item.high, position + 1) : item.high;
                 lows[n] = item.causal && kv.window ? std::max(item.low, position - kv.window + 1) : item.low;
             }
         }
-        std::memset(sums, 0, size_t(queries) * width * 4);
         int low = *std::min_element(lows, lows + queries), high = *std::max_element(highs, highs + queries);
-        for (int begin = low / TILE * TILE; begin < high; begin += SPAN) {
+        int done = 0, last = part_end(item.low, low);  // partial results, and the end of the present one
+        for (int begin = low / SPAN * SPAN; begin < high; begin += SPAN) {
             const int end = std::min(begin + SPAN, high);
+            const int skipped = std::max(0, low - begin);  // positions that nobody sees are never multiplied
             size_t cells[SPAN];
-            for (int tile = begin; tile < end; tile += TILE) {
+            for (int tile = begin + skipped / TILE * TILE; tile < end; tile += TILE) {
                 size_t cell = size_t(table[tile / kv.page]) * kv.page + tile % kv.page;
                 size_t at = kv.place(layer, head, cell);
                 for (int i = 0; i < TILE; i++) cells[tile - begin + i] = at + i;
-                int n = 0;
-                for (; n + 8 <= queries; n += 8)
-                    score_tile<STORE, 8>(kv.keys, at * width, kv.dim, q + n * width, width, scores + n * SPAN + tile - begin);
-                for (; n + 3 <= queries; n += 3)
-                    score_tile<STORE, 3>(kv.keys, at * width, kv.dim, q + n * width, width, scores + n * SPAN + tile - begin);
-                for (; n < queries; n++)
-                    score_tile<STORE, 1>(kv.keys, at * width, kv.dim, q + n * width, width, scores + n * SPAN + tile - begin);
+                in_bunches<SCORED>(queries, [&](auto N, int n) {
+                    score_tile<STORE, N>(kv.keys, at * width, kv.dim, q + n * width, width, scores + n * SPAN + tile - begin);
+                });
             }
             const int count = end - begin, filled = (count + TILE - 1) / TILE * TILE;
-            const int skipped = std::max(0, low - begin);  // positions that nobody sees are never multiplied
             for (int n = 0; n < queries; n++) {
                 float* s = scores + n * SPAN;
                 if constexpr (STORE == KEEP_I8)
-                    for (int c = 0; c < count; c++) s[c] *= kv.key_scales[cells[c]];
+                    for (int c = skipped; c < count; c++) s[c] *= kv.key_scales[cells[c]];
                 for (int c = 0; c < std::min(filled, lows[n] - begin); c++) s[c] = -INFINITY;
                 for (int c = std::max(0, highs[n] - begin); c < filled; c++) s[c] = -INFINITY;
-                vf peak = splat(-INFINITY), broken{};
-                for (int c = 0; c < filled; c += W) {
-                    vf v = load(s + c);
-                    peak = vmax(v, peak);
-                    broken += v < splat(INFINITY) ? vf{} : splat(NAN);
-                }
-                float top = std::max(most[n], greatest(peak));
-                float total = 0;
-                if (top > -INFINITY) {
-                    float fade = most[n] > -INFINITY ? std::exp(most[n] - top) : 0.0f;
-                    if (top != most[n]) {
-                        denominators[n] *= fade;
-                        for (int d = 0; d < width; d += W) store(sums + n * width + d, load(sums + n * width + d) * fade);
-                        most[n] = top;
-                    }
-                    vf totals{};
-                    for (int c = 0; c < filled; c += W) {
-                        vf e = vexp(load(s + c) - top);
-                        totals += e;
-                        store(s + c, e);
-                    }
-                    total = sum(totals);
-                } else {
-                    std::memset(s, 0, filled * 4);
-                }
-                denominators[n] += total + sum(broken);  // a score that is not a number makes the row so
+                by[n] = soften(s, filled, stretches + n * state, width);
                 if constexpr (STORE == KEEP_I8)
                     for (int c = skipped; c < count; c++) s[c] *= kv.value_scales[cells[c]];
             }
-            int n = 0;
-            const float* from = scores + skipped;
-            for (; n + AT_ONCE <= queries; n += AT_ONCE)
-                add_all_values<STORE, AT_ONCE>(kv.values, cells + skipped, count - skipped, from + n * SPAN, width, sums + n * width);
-            for (; n + 3 <= queries; n += 3)
-                add_all_values<STORE, 3>(kv.values, cells + skipped, count - skipped, from + n * SPAN, width, sums + n * width);
-            for (; n < queries; n++)
-                add_all_values<STORE, 1>(kv.values, cells + skipped, count - skipped, from + n * SPAN, width, sums + n * width);
-        }
-        for (int t = 0; t < number; t++)
-            for (int g = 0; g < repeat; g++) {
-                int n = t * repeat + g, query = head * repeat + g;
+            in_bunches<ADDED>(queries, [&](auto N, int n) {
+                add_all_values<STORE, N>(kv, cells + skipped, count - skipped, scores + n * SPAN + skipped, by + n, stretches + n * state);
+            });
+            if (begin + SPAN < last && end < high) continue;
+            for (int n = 0; n < queries; n++) {
+                float* stretch = stretches + n * state;
                 if (item.part < 0) {
-                    float* target = out + (size_t(tokens[t]) * kv.heads + query) * kv.dim;
-                    float inverse = 1 / denominators[n];
-                    for (int d = 0; d < kv.dim; d++) target[d] = sums[n * width + d] * inverse;
+                    join(wholes + n * state, stretch, width);
                 } else {
-                    float* target = partial + (size_t(item.part + first + t) * kv.heads + query) * (width + 2);
-                    std::memcpy(target, sums + n * width, width * 4);
-                    target[width] = most[n], target[width + 1] = denominators[n];
+                    size_t part = item.part + size_t(first + n / repeat) * item.parts + done;
+                    std::memcpy(partial + (part * kv.heads + head * repeat + n % repeat) * state, stretch, (width + 2) * 4);
                 }
+                clear(stretch, width);
             }
+            done++, last = part_end(item.low, end);
+        }
+        if (item.part >= 0) continue;
+        for (int n = 0; n < queries; n++) {
+            float* target = out + (size_t(tokens[n / repeat]) * kv.heads + head * repeat + n % repeat) * kv.dim;
+            finish(wholes + n * state, width, kv.dim, target);
+        }
     }
 }
 
@@ -376,21 +339,16 @@ inline void attend_any(const Cells& kv, int layer, int head, const Item& item, c
 }
 
 // One token's result from its parts; `out` is [heads][dim].
-inline void merge(const Cells& kv, const Attend& plan, int token, const float* partial, float* out) {
-    const int* parts = plan.merges.data() + plan.part_of[token];
-    const int number = plan.parts_of[token];
+inline void merge(const Cells& kv, const Attend& plan, int token, const float* partial, AttendRoom& room, float* out) {
+    const Part* parts = plan.merges.data() + plan.part_of[token];
+    float *stretch = room.stretches.data(), *whole = room.wholes.data();
     for (int head = 0; head < kv.heads; head++) {
-        auto part = [&](int i) { return partial + (size_t(parts[i]) * kv.heads + head) * (kv.width + 2); };
-        float most = -INFINITY, denominator = 0;
-        for (int i = 0; i < number; i++) most = std::max(most, part(i)[kv.width]);
-        float* target = out + head * kv.dim;
-        for (int d = 0; d < kv.dim; d++) target[d] = 0;
-        for (int i = 0; i < number; i++) {
-            const float* p = part(i);
-            float weight = std::exp(p[kv.width] - most);
-            denominator += weight * p[kv.width + 1];
-            for (int d = 0; d < kv.dim; d++) target[d] += weight * p[d];
+        clear(stretch, kv.width), clear(whole, kv.width);
+        for (int i = 0; i < plan.parts_of[token]; i++) {
+            if (parts[i].opens) join(whole, stretch, kv.width), clear(stretch, kv.width);
+            join(stretch, partial + (size_t(parts[i].index) * kv.heads + head) * kv.state(), kv.width);
         }
-        for (int d = 0; d < kv.dim; d++) target[d] /= denominator;
+        join(whole, stretch, kv.width);
+        finish(whole, kv.width, kv.dim, out + head * kv.dim);
     }
 }

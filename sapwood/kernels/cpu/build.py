@@ -25,8 +25,8 @@ TARGETS: Mapping[str, Mapping[str, str]] = {"x86_64": _X86, "amd64": _X86, "aarc
 """Compiler flags by machine and by kind of processor."""
 
 _FLAGS = (
-    "-std=c++17 -O3 -fno-math-errno -fno-trapping-math -fvisibility=hidden -fPIC -shared -pthread -Wno-psabi "
-    "-Wno-maybe-uninitialized"
+    "-std=c++17 -O3 -fno-math-errno -fno-trapping-math -ffp-contract=off "
+    "-fvisibility=hidden -fPIC -shared -pthread -Wno-psabi -Wno-maybe-uninitialized"
 )
 
 

@@ -278,8 +278,8 @@ void quantised_rows(const Weights& w, const uint8_t* tile, const Rows& x, int fi
             vf dots[PARTS]{};
             block.template dot<FINE>(bytes, zero, dots);
             for (int part = 0; part < PARTS; part++) {
-                totals[row][part] += dots[part] * (scales[part] * s.scale);
-                if constexpr (MINIMA && GROUP == 32) totals[row][part] += minima[part] * s.sum;
+                totals[row][part] = fused(dots[part], scales[part] * s.scale, totals[row][part]);
+                if constexpr (MINIMA && GROUP == 32) totals[row][part] = fused(minima[part], splat(s.sum), totals[row][part]);
             }
         }
     }
@@ -306,7 +306,7 @@ void float_rows(const Weights& w, const uint8_t* tile, const Rows& x, int first,
         for (int part = 0; part < PARTS; part++) values[part] = load_floats<KIND>(tile + part * W * ITEM);
 #pragma GCC unroll 8
         for (int row = 0; row < ROWS; row++)
-            for (int part = 0; part < PARTS; part++) totals[row][part] += values[part] * rows[row][i];
+            for (int part = 0; part < PARTS; part++) totals[row][part] = fused(values[part], splat(rows[row][i]), totals[row][part]);
     }
     for (int row = 0; row < ROWS; row++)
         for (int part = 0; part < PARTS; part++) store(out + row * stride + part * W, totals[row][part]);

@@ -171,7 +171,8 @@ API int cells_attend(Machine* machine, Cells* cells, const Heads* how, const Ste
         machine->pool.run([&](int id) {
             machine->attend(id, *cells, plan, *how, *step, heads, out);
             machine->pool.share(step->num_tokens, [&](int t) {
-                if (plan.parts_of[t]) merge(*cells, plan, t, plan.partial.data(), out + size_t(t) * cells->heads * cells->dim);
+                if (plan.parts_of[t])
+                    merge(*cells, plan, t, plan.partial.data(), machine->rooms[id], out + size_t(t) * cells->heads * cells->dim);
             });
         });
     });

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
 #if defined(__x86_64__)
@@ -36,10 +37,24 @@ typedef vb vb_loose __attribute__((aligned(1), may_alias));
 
 INLINE vf load(const float* p) { return *reinterpret_cast<const vf_loose*>(p); }
 INLINE void store(float* p, vf v) { *reinterpret_cast<vf_loose*>(p) = v; }
-INLINE vf splat(float x) { return vf{} + x; }
+INLINE vf splat(float x) { return x - vf{}; }  // which is x for every x; a sum would not be for -0
 INLINE vf vmax(vf a, vf b) { return a > b ? a : b; }
 INLINE vf vmin(vf a, vf b) { return a < b ? a : b; }
 INLINE vf vabs(vf a) { return reinterpret_cast<vf>(reinterpret_cast<vi>(a) & 0x7fffffff); }
+
+// a * b + c, rounded once where the processor can. The compiler itself is told to fuse nothing: it would do so in one copy of a
+// loop and not in another, and a row's result would depend on how many rows are computed together.
+INLINE vf fused(vf a, vf b, vf c) {
+#if defined(__AVX512F__)
+    return reinterpret_cast<vf>(_mm512_fmadd_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b), reinterpret_cast<__m512>(c)));
+#elif defined(__FMA__)
+    return reinterpret_cast<vf>(_mm256_fmadd_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b), reinterpret_cast<__m256>(c)));
+#elif defined(__aarch64__)
+    return vfmaq_f32(c, a, b);
+#else
+    return a * b + c;
+#endif
+}
 
 INLINE float sum(vf v) {
     float total = 0;
@@ -136,15 +151,15 @@ INLINE vf vexp(vf x) {
     vf clipped = vmin(vmax(x, splat(-87.3f)), splat(88.3f));
     vf turns = clipped * 1.44269504088896341f;
     vf whole = (turns + 12582912.0f) - 12582912.0f;  // rounded to the nearest
-    vf rest = clipped - whole * 0.693359375f;
-    rest = rest + whole * 2.12194440e-4f;
+    vf rest = fused(whole, splat(-0.693359375f), clipped);
+    rest = fused(whole, splat(2.12194440e-4f), rest);
     vf y = splat(1.9875691500e-4f);
-    y = y * rest + 1.3981999507e-3f;
-    y = y * rest + 8.3334519073e-3f;
-    y = y * rest + 4.1665795894e-2f;
-    y = y * rest + 1.6666665459e-1f;
-    y = y * rest + 5.0000001201e-1f;
-    y = y * rest * rest + rest + 1.0f;
+    y = fused(y, rest, splat(1.3981999507e-3f));
+    y = fused(y, rest, splat(8.3334519073e-3f));
+    y = fused(y, rest, splat(4.1665795894e-2f));
+    y = fused(y, rest, splat(1.6666665459e-1f));
+    y = fused(y, rest, splat(5.0000001201e-1f));
+    y = fused(y * rest, rest, rest) + 1.0f;
     vi power = (__builtin_convertvector(whole, vi) + 127) << 23;
     vf result = y * reinterpret_cast<vf>(power);
     return x < splat(-87.3f) ? vf{} : result;

@@ -221,7 +221,7 @@ struct Machine {
     void plan(const Step& step, const std::vector<Cells*>& groups) {
         plans.resize(groups.size());
         for (const Cells* kv : groups)
-            for (auto& room : rooms) room.reserve(kv->width);
+            for (auto& room : rooms) room.reserve(*kv);
         std::vector<Attend::Run> runs;
         for (int i = 0; i < step.num_runs; i++) {
             int first = step.run_firsts[i], number = step.run_sizes[i];
@@ -348,7 +348,7 @@ private:
             Attend& plan = m.plans[layer.heads.group];
             m.attend(id, kv, plan, layer.heads, step, heads, attended);
             Rows x = m.rows_for(id, *layer.out, tokens, m.wide, false, [&](int t, float* out) {
-                if (plan.parts_of[t]) merge(kv, plan, t, plan.partial.data(), out);
+                if (plan.parts_of[t]) merge(kv, plan, t, plan.partial.data(), m.rooms[id], out);
                 else std::memcpy(out, attended + size_t(t) * layer.out->ins, layer.out->ins * 4);
             });
             leave(*layer.out, x, layer.after_attention);
