@@ -275,28 +275,52 @@ def test_rows_with_drafts_yield_up_to_the_first_wrong_one(kernels: str, padding:
     assert table.fed_S[1] == fed[1] + 1 and table.tokens_SL[1, fed[1] + 1] == 80
 
 
-def test_runs_are_cut_into_tiles() -> None:
-    steady = ints([9, 4, 30, *range(10, 28)])
-    members = [range(10, 28), [9, 4], [4, 9, 30]]
-    runs = Runs(
+def runs_of(members: list[Any]) -> Runs:
+    return Runs(
         version=0,
         lows_U=ints([0, 16, 0]),
         highs_U=ints([32, 48, 16]),
-        offsets_U1=ints([0, 18, 20, 23]),
+        offsets_U1=ints([0, *np.cumsum([len(some) for some in members])]),
         slots_M=ints([slot for some in members for slot in some]),
     )
-    assert shared.num_tiles(runs, 16) == 4
+
+
+def test_runs_are_cut_into_tiles() -> None:
+    steady = [9, 4, 30, *range(10, 28)]
+    runs = runs_of([range(10, 28), [9, 4], [4, 9, 30]])
+    plan = make_plan([(slot, 99, 1, 1) for slot in steady], num_steady=len(steady))
+    members = shared.members(runs, plan)
+    assert shared.num_tiles(members, 16) == 4
     for size in (shared.Size(4, 21, 16), shared.Size(9, 40, 16)):
-        found = shared.shared(torch.from_numpy(shared.words(runs, steady, size)), size)
+        assert size.holds(members) and not size._replace(tiles=3).holds(members)
+        found = shared.shared(torch.from_numpy(shared.words(runs, members, size)), size)
         padding = [0] * (size.tiles - 4)
         assert found.lows_I.tolist() == [0, 0, 16, 0, *padding]
         assert found.highs_I.tolist() == [32, 32, 48, 16, *padding]
         assert found.firsts_I.tolist() == [0, 16, 18, 20, *padding]
         assert found.sizes_I.tolist() == [16, 2, 2, 3, *padding]
-        assert found.rows_M[:23].tolist() == [*range(3, 21), 0, 1, 1, 0, 2]
-        assert found.privates_R[:21].tolist() == [48, 48, 16, *[32] * 18]
-        assert not found.privates_R[21:].any()
-        assert [sorted(row) for row in found.members_RL[:4].tolist()] == [
+        assert found.slots_I.tolist() == [10, 10, 9, 4, *padding]
+        assert found.tokens_M[:23].tolist() == [*range(3, 21), 0, 1, 1, 0, 2]
+        assert found.privates_Q[:21].tolist() == [48, 48, 16, *[32] * 18]
+        assert not found.privates_Q[21:].any()
+        assert [sorted(row) for row in found.members_QL[:4].tolist()] == [
             [-1, -1, 18, 21], [-1, -1, 19, 20], [-1, -1, -1, 22], [-1, -1, -1, 0]
         ]  # fmt: skip
-        assert (found.members_RL[21:] == -1).all()
+        assert (found.members_QL[21:] == -1).all()
+
+
+def test_drafts_are_members_like_the_tokens_before_them() -> None:
+    counts = {9: 3, 4: 1, 30: 2, 7: 1}
+    rows = [(slot, 99, count, count) for slot, count in counts.items()]
+    runs = runs_of([[7, 9], [9, 4], [4, 9, 30]])
+    plan = make_plan([*rows, (1, 0, 5, 0)], num_steady=4)
+    members = shared.members(runs, plan)
+    size = shared.Size(8, plan.num_tokens, 4)
+    found = shared.shared(torch.from_numpy(shared.words(runs, members, size)), size)
+    # Tokens 0 1 2 are those of slot 9, 3 that of slot 4, 4 5 those of slot 30, 6 that of slot 7.
+    assert found.tokens_M[:14].tolist() == [6, 0, 1, 2, 0, 1, 2, 3, 3, 0, 1, 2, 4, 5]
+    assert found.sizes_I.tolist() == [4, 4, 4, 2, 0, 0, 0, 0]
+    assert found.firsts_I[:4].tolist() == [0, 4, 8, 12]
+    assert found.slots_I[:4].tolist() == [7, 9, 4, 4]
+    assert found.privates_Q.tolist() == [48, 48, 48, 48, 16, 16, 32, 0, 0, 0, 0, 0]
+    assert sorted(found.members_QL[1].tolist()) == [-1, 2, 5, 10]

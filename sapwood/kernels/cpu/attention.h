@@ -47,7 +47,7 @@ struct Attend {
     int num_parts = 0;
     std::vector<float> partial;  // [part][head][state]
 
-    // Several rows' run of positions [low, high) of `slot`: rows are given as tokens.
+    // A run of positions [low, high) of `slot`, and the tokens that share it: members[first .. first + number).
     struct Run {
         int slot, low, high, first, number;
     };
@@ -59,22 +59,24 @@ struct Attend {
         num_parts = 0;
         int total = rows ? offsets[rows] : 0;
         part_of.assign(total, 0), parts_of.assign(total, 0);
-        std::vector<std::vector<Part>> shared(rows);  // parts of each row
-        std::vector<int> own(rows, 0);                // where each row's own positions begin
-        if (!kv.window) plan_runs(std::vector<Run>(runs, runs + num_runs), members, offsets, shared, own);
+        std::vector<std::vector<Part>> shared(total);  // parts of each token
+        std::vector<int> own(total, 0);                // where each token's own positions begin
+        if (!kv.window) plan_runs(std::vector<Run>(runs, runs + num_runs), members, shared, own);
         int repeat = kv.heads / kv.kv_heads;
         int most = std::max(1, QUERIES / repeat);
         bool few = rows * kv.kv_heads < 2 * threads;
         for (int r = 0; r < rows; r++) {
-            for (int done = 0; done < counts[r]; done += most) {
-                int number = std::min(most, counts[r] - done), token = offsets[r] + done;
+            for (int done = 0, number; done < counts[r]; done += number) {
+                int token = offsets[r] + done;
+                // A token that shares runs is joined by itself, drafts too.
+                number = shared[token].empty() ? std::min(most, counts[r] - done) : 1;
                 int high = starts[r] + done + number;
-                int low = kv.window ? std::max(0, starts[r] + done - kv.window + 1) : own[r];
+                int low = kv.window ? std::max(0, starts[r] + done - kv.window + 1) : own[token];
                 int pieces = few && counts[r] == 1 ? std::max(1, std::min((high - low) / STRETCH, 4 * threads)) : 1;
                 int step = (high - low) / pieces / STRETCH * STRETCH;
-                bool partial = pieces > 1 || !shared[r].empty();
+                bool partial = pieces > 1 || !shared[token].empty();
                 part_of[token] = int(merges.size());
-                merges.insert(merges.end(), shared[r].begin(), shared[r].end());
+                merges.insert(merges.end(), shared[token].begin(), shared[token].end());
                 for (int begin = low, end; begin < high; begin = end) {
                     end = pieces == 1 ? high : std::min(high, (begin + step) / STRETCH * STRETCH);
                     Item item{slots[r], begin, end, int(tokens.size()), number, -1, 0, true};
@@ -92,9 +94,8 @@ struct Attend {
     }
 
 private:
-    // Whole blocks of runs: what is left of them is the rows' own.
-    void plan_runs(std::vector<Run> runs, const int32_t* members, const int32_t* offsets, std::vector<std::vector<Part>>& shared,
-                   std::vector<int>& own) {
+    // Whole blocks of runs: what is left of them is the tokens' own.
+    void plan_runs(std::vector<Run> runs, const int32_t* members, std::vector<std::vector<Part>>& shared, std::vector<int>& own) {
         std::stable_sort(runs.begin(), runs.end(), [](const Run& a, const Run& b) { return a.low < b.low; });
         for (Run& run : runs) {
             run.low = run.low / SPAN * SPAN, run.high = run.high / SPAN * SPAN;
@@ -103,10 +104,10 @@ private:
             std::vector<Part> parts;
             give_parts(item, parts);
             for (int m = 0; m < run.number; m++) {
-                int row = members[run.first + m];
-                tokens.push_back(offsets[row]);
-                for (const Part& part : parts) shared[row].push_back({part.index + m * item.parts, part.opens});
-                own[row] = run.high;
+                int token = members[run.first + m];
+                tokens.push_back(token);
+                for (const Part& part : parts) shared[token].push_back({part.index + m * item.parts, part.opens});
+                own[token] = run.high;
             }
             items.push_back(item);
         }

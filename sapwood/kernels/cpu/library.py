@@ -64,7 +64,8 @@ class Step(Structure):
         ("run_highs", c_void_p),
         ("run_firsts", c_void_p),
         ("run_sizes", c_void_p),
-        ("run_rows", c_void_p),
+        ("run_slots", c_void_p),
+        ("run_tokens", c_void_p),
     ]
 
 

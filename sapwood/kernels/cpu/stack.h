@@ -51,7 +51,7 @@ struct Step {
     const int64_t* strides;        // per group: pages of a slot's row
     const int64_t* const* cells;   // per group, per token
     int num_runs;
-    const int32_t *run_lows, *run_highs, *run_firsts, *run_sizes, *run_rows;  // runs of positions that several rows share
+    const int32_t *run_lows, *run_highs, *run_firsts, *run_sizes, *run_slots, *run_tokens;  // runs of positions that several tokens share
 };
 
 constexpr int CHUNK = 32;    // outputs that a thread takes at a time: a group of the next product's input
@@ -225,11 +225,11 @@ struct Machine {
         std::vector<Attend::Run> runs;
         for (int i = 0; i < step.num_runs; i++) {
             int first = step.run_firsts[i], number = step.run_sizes[i];
-            if (number) runs.push_back({step.slots[step.run_rows[first]], step.run_lows[i], step.run_highs[i], first, number});
+            if (number) runs.push_back({step.run_slots[i], step.run_lows[i], step.run_highs[i], first, number});
         }
         for (size_t g = 0; g < groups.size(); g++)
             plans[g].plan(*groups[g], step.num_rows, step.slots, step.starts, step.counts, step.offsets, int(runs.size()),
-                          runs.data(), step.run_rows, pool.size);
+                          runs.data(), step.run_tokens, pool.size);
     }
 
     // Turns heads, writes keys and values, attends. To be called by all threads between barriers, and ends with one.
