@@ -13,7 +13,7 @@ import sapwood
 
 ROOT = Path(__file__).parents[2]
 HOST_ROOMS = (
-    "base", "config", "arch", "scheduler", "cache", "grammar", "hub", "text", "engine", "server", "observe", "cli", "executor.base",
+    "base", "config", "arch", "scheduler", "cache", "draft", "grammar", "hub", "text", "engine", "server", "observe", "cli", "executor.base",
     "executor.fake", "executor.null", "bench", "llm",
 )  # fmt: skip
 COMPOSITION_ROOT = "sapwood.engine.launch"
