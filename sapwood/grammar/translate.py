@@ -45,7 +45,7 @@ class Translated(NamedTuple):
     """llguidance's form of a grammar, which may still be refused when it is compiled.
 
     `unchecked` names the keywords of JSON schemas that it leaves out: a text that it accepts may be wrong by them, and has
-    to be checked when it is complete (`finish.Finish`).
+    to be checked when it is complete (`end_check.EndCheck`).
     """
 
     text: str

@@ -93,7 +93,9 @@ class Trials:
         unchecked: tuple[str, ...] = ()
         try:
             self._restrain()
-            unchecked = Compiled(self._vocabulary, grammar, compact_json=self._setup.compact_json).unchecked[:MOST_NAMED]
+            unchecked = Compiled(self._vocabulary, grammar, compact_json=self._setup.compact_json).unchecked[
+                :MOST_NAMED
+            ]
             problem = None
         except GrammarError as error:
             problem = str(error)

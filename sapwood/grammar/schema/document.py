@@ -17,7 +17,21 @@ _ONE = ("additionalProperties", "unevaluatedProperties", "propertyNames", "items
         "contains", "not", "if", "then", "else")  # fmt: skip
 _SEVERAL = ("allOf", "anyOf", "oneOf", "prefixItems")
 _NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
-_COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties", "minContains", "maxContains")
+_COUNTS = (
+    "minLength",
+    "maxLength",
+    "minItems",
+    "maxItems",
+    "minProperties",
+    "maxProperties",
+    "minContains",
+    "maxContains",
+)
+ANNOTATIONS = frozenset(
+    "title description default examples deprecated readOnly writeOnly $comment $schema $id id $anchor $dynamicAnchor $defs "
+    "definitions format contentEncoding contentMediaType contentSchema then else minContains maxContains x-guidance "
+    "$vocabulary".split()
+)
 _OLD = ("draft-03", "draft-04", "draft-06", "draft-07")  # in them nothing stands beside a $ref
 
 
@@ -31,6 +45,7 @@ class Document:
         self._anchors: dict[tuple[str, str], Schema] = {}
         self._dynamic: dict[str, dict[str, Schema]] = {}  # by name, then by resource
         self._keywords: dict[int, tuple[dict[str, Any], Keywords]] = {}  # with the schema, which keeps its identity
+        self._reached: dict[int, set[int]] = {}
         self._old = isinstance(root, dict) and any(name in str(root.get("$schema", "")) for name in _OLD)
         self._resources[""] = root
         self._index(root, "", "the schema")
@@ -76,6 +91,31 @@ class Document:
             self._index(target, base, pointer)  # a place that is no schema's of its own
         return target
 
+    def reach(self, target: Schema) -> set[int]:
+        """All schemas that one consists of, references followed."""
+        if isinstance(target, bool):
+            return set()
+        if id(target) not in self._reached:
+            found: set[int] = set()
+            waiting: list[Schema] = [target]
+            while waiting:
+                one = waiting.pop()
+                if isinstance(one, dict) and id(one) not in found:
+                    found.add(id(one))
+                    waiting += [inner for _, inner in subschemas(one)]
+                    waiting += [self.resolve(one)] if "$ref" in one else []
+            self._reached[id(target)] = found
+        return self._reached[id(target)]
+
+    def followed_up(self, schema: Schema) -> Schema:
+        """What a schema refers to, where it is nothing but a reference."""
+        while isinstance(schema, dict) and self.keywords(schema).keys() - ANNOTATIONS == {"$ref"}:
+            target = self.resolve(schema)
+            if target is schema:
+                break
+            schema = target
+        return schema
+
     def _outermost(self, target: Schema, name: str) -> Schema:
         """What a dynamic reference stands for: the anchor of that name in the outermost resource, which is often the root's."""
         if not isinstance(target, dict) or target.get("$dynamicAnchor") != name:
@@ -85,7 +125,9 @@ class Document:
             return target
         if self._home in anchors:
             return anchors[self._home]
-        raise GrammarError(f"what $dynamicRef {name!r} stands for depends on the value; such references are not followed")
+        raise GrammarError(
+            f"what $dynamicRef {name!r} stands for depends on the value; such references are not followed"
+        )
 
     def _index(self, schema: Any, base: str, where: str) -> None:
         if isinstance(schema, bool):
@@ -173,9 +215,8 @@ def _modern(schema: dict[str, Any], old: bool) -> Keywords:
         words[key] = {**_typed(words, key, dict), name: inner}
     words.pop("dependencies", None)
     for plain, exclusive in (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")):
-        if isinstance(words.get(exclusive), bool):
-            if words.pop(exclusive) and plain in words:
-                words[exclusive] = words.pop(plain)
+        if isinstance(words.get(exclusive), bool) and words.pop(exclusive) and plain in words:
+            words[exclusive] = words.pop(plain)
     for key in _COUNTS:
         if isinstance(count := words.get(key), float) and count.is_integer():
             words[key] = int(count)
@@ -191,7 +232,9 @@ def _check(words: Keywords) -> None:
         if key in words and (isinstance(words[key], bool) or not isinstance(words[key], int | float)):
             raise GrammarError(f"{key} must be a number, got {_short(words[key])}")
     named = words.get("type", [])
-    if unknown := [one for one in ([named] if isinstance(named, str) else _typed(words, "type", list)) if one not in TYPES]:
+    if unknown := [
+        one for one in ([named] if isinstance(named, str) else _typed(words, "type", list)) if one not in TYPES
+    ]:
         raise GrammarError(f"type must be of {', '.join(TYPES)}, got {_short(unknown[0])}")
     for key in ("enum", "required"):
         _typed(words, key, list)

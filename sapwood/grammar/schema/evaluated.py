@@ -47,7 +47,7 @@ def _add(document: Document, schema: Schema, key: str, parts: Parts, depth: int)
             return False
     parts.everything |= depth > 0 and key in words
     always = [*words.get("allOf", ()), *([document.resolve(schema)] if "$ref" in words else ())]
-    if not all([_add(document, one, key, parts, depth + 1) for one in always]):
+    if not all(_add(document, one, key, parts, depth + 1) for one in always):
         return False
     at_times = [words[name] for name in ("if", "then", "else") if name in words]
     at_times += [*words.get("anyOf", ()), *words.get("oneOf", ()), *words.get("dependentSchemas", {}).values()]

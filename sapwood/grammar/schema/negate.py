@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from sapwood.base.errors import GrammarError
 from sapwood.grammar.schema.check import SchemaCheck
-from sapwood.grammar.schema.document import TYPES, Document, Keywords, Schema, identity, kinds, types_of
+from sapwood.grammar.schema.document import ANNOTATIONS, TYPES, Document, Schema, identity, kinds, types_of
 from sapwood.grammar.schema.pattern import all_but
 
 ALL = frozenset(TYPES)
@@ -21,11 +22,6 @@ _BEYOND = {"minLength": ("string", "maxLength", -1), "maxLength": ("string", "mi
            "minProperties": ("object", "maxProperties", -1), "maxProperties": ("object", "minProperties", 1)}  # fmt: skip
 _OPPOSITE = {"minimum": "exclusiveMaximum", "maximum": "exclusiveMinimum", "exclusiveMinimum": "maximum",
              "exclusiveMaximum": "minimum"}  # fmt: skip
-_ANNOTATIONS = frozenset(
-    "title description default examples deprecated readOnly writeOnly $comment $schema $id id $anchor $dynamicAnchor $defs "
-    "definitions format contentEncoding contentMediaType contentSchema then else minContains maxContains x-guidance "
-    "$vocabulary".split()
-)
 
 
 class Unknown(Exception):
@@ -56,13 +52,15 @@ class _Negation:
             here |= {"integer"}
         cases: list[Schema] = []
         for key, value in words.items():
-            if key in ("properties", "const", "enum") or key not in _ANNOTATIONS:
+            if key in ("properties", "const", "enum") or key not in ANNOTATIONS:
                 cases += self._keyword(schema, key, value, within if key == "type" else here, depth + 1)
                 if len(cases) > _MOST_CASES:
                     raise Unknown
         return cases
 
-    def _keyword(self, schema: dict[str, Any], key: str, value: Any, within: frozenset[str], depth: int) -> list[Schema]:
+    def _keyword(
+        self, schema: dict[str, Any], key: str, value: Any, within: frozenset[str], depth: int
+    ) -> list[Schema]:
         """What breaks one keyword."""
         match key:
             case "type":
@@ -119,7 +117,9 @@ def _restricts(key: str) -> bool:
 def _other_types(types: frozenset[str], within: frozenset[str]) -> list[Schema]:
     if "integer" in types and "number" not in types and "number" in within:
         raise Unknown  # fractions cannot be told from other numbers by a schema
-    rest = [type for type in TYPES if type not in types and type in within and not (type == "integer" and "number" in types)]
+    rest = [
+        type for type in TYPES if type not in types and type in within and not (type == "integer" and "number" in types)
+    ]
     return [{"type": rest}] if rest else []
 
 
@@ -128,8 +128,8 @@ def _other_values(values: list[Any]) -> list[Schema]:
     by_type: dict[str, list[Any]] = {}
     for value in values:
         by_type.setdefault("number" if "number" in kinds(value) else min(kinds(value)), []).append(value)
-    cases: list[Schema] = [{"type": [type for type in TYPES if type not in by_type and type != "integer" or
-                                     type == "integer" and "number" not in by_type]}]  # fmt: skip
+    cases: list[Schema] = [{"type": [type for type in TYPES if (type not in by_type and type != "integer") or
+                                     (type == "integer" and "number" not in by_type)]}]  # fmt: skip
     for type, excluded in by_type.items():
         match type:
             case "boolean":
@@ -142,7 +142,10 @@ def _other_values(values: list[Any]) -> list[Schema]:
             case "number":
                 points = sorted(set(excluded))
                 cases += [{"type": "number", "exclusiveMaximum": points[0]}]
-                cases += [{"type": "number", "exclusiveMinimum": a, "exclusiveMaximum": b} for a, b in zip(points, points[1:], strict=False)]
+                cases += [
+                    {"type": "number", "exclusiveMinimum": a, "exclusiveMaximum": b}
+                    for a, b in itertools.pairwise(points)
+                ]
                 cases += [{"type": "number", "exclusiveMinimum": points[-1]}]
             case "array" | "object" if not any(excluded):
                 cases.append({"type": type, "minItems" if type == "array" else "minProperties": 1})
@@ -229,7 +232,9 @@ class Disjoint:
         words = self._document.keywords(schema)
         self._left -= len(words)
         if "type" in words:
-            types = {kind for type in types_of(words) for kind in (("integer", "fraction") if type == "number" else (type,))}
+            types = {
+                kind for type in types_of(words) for kind in (("integer", "fraction") if type == "number" else (type,))
+            }
             facts.types &= types
         for values in ([words["const"]] if "const" in words else None, words.get("enum")):
             if values is not None:
@@ -248,7 +253,7 @@ class Disjoint:
             facts.ranges.setdefault(key, []).extend(words[one] for one in (key, exclusive) if one in words)
         facts.unions += [words[key] for key in ("anyOf", "oneOf") if key in words and len(words[key]) <= _MOST_CASES]
         inner = [*words.get("allOf", ()), *([self._document.resolve(schema)] if "$ref" in words else ())]
-        return all([self._add(facts, one, depth + 1) for one in inner])
+        return all(self._add(facts, one, depth + 1) for one in inner)
 
 
 def _apart(a: _Facts, b: _Facts, type: str) -> bool:
@@ -258,5 +263,3 @@ def _apart(a: _Facts, b: _Facts, type: str) -> bool:
     lows = [*a.ranges.get(low, ()), *b.ranges.get(low, ())]
     highs = [*a.ranges.get(high, ()), *b.ranges.get(high, ())]
     return bool(lows and highs and max(lows) > min(highs))
-
-

@@ -220,7 +220,12 @@ class _Parser:
         return Chars(char.__eq__, char)
 
     def _group(self, begin: int) -> Node:
-        for sign, ahead, wanted in (("?=", True, True), ("?!", True, False), ("?<=", False, True), ("?<!", False, False)):
+        for sign, ahead, wanted in (
+            ("?=", True, True),
+            ("?!", True, False),
+            ("?<=", False, True),
+            ("?<!", False, False),
+        ):
             if self._take(sign):
                 self.regular = False
                 return Look(self._closed(), ahead, wanted, self._text[begin : self._at])
@@ -314,7 +319,14 @@ _SETS: dict[str, Callable[[str], bool]] = {
 }
 _CATEGORIES = ("Lu", "Ll", "Lt", "Lm", "Lo", "Mn", "Mc", "Me", "Nd", "Nl", "No", "Pc", "Pd", "Ps", "Pe", "Pi", "Pf", "Po",
                "Sm", "Sc", "Sk", "So", "Zs", "Zl", "Zp", "Cc", "Cf")  # fmt: skip
-_LONG = {"Letter": "L", "Lowercase_Letter": "Ll", "Uppercase_Letter": "Lu", "Mark": "M", "Number": "N", "Punctuation": "P"}
+_LONG = {
+    "Letter": "L",
+    "Lowercase_Letter": "Ll",
+    "Uppercase_Letter": "Lu",
+    "Mark": "M",
+    "Number": "N",
+    "Punctuation": "P",
+}
 
 
 def _category(name: str) -> Callable[[str], bool]:

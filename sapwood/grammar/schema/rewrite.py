@@ -6,27 +6,31 @@ nothing that the schema refuses, apart from what was noted.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
-from decimal import Decimal
 from itertools import permutations
 from typing import Any, NamedTuple
 
-import llguidance
-
 from sapwood.base.errors import GrammarError
 from sapwood.grammar.schema.check import SchemaCheck
-from sapwood.grammar.schema.document import TYPES, Document, Keywords, Schema, identity, types_of
+from sapwood.grammar.schema.document import ANNOTATIONS, Document, Keywords, Schema, identity, types_of
 from sapwood.grammar.schema.evaluated import evaluated
+from sapwood.grammar.schema.limits import (
+    FARTHEST,
+    FARTHEST_WHOLE,
+    LONGEST,
+    MOST_DIGITS,
+    NO_ARRAY,
+    counted,
+    digits,
+    problem,
+    inside,
+)
 from sapwood.grammar.schema.negate import Disjoint, negated
 from sapwood.grammar.schema.pattern import ANY, pattern_of, without_looking
 
 FORMATS = frozenset("date-time time date duration email hostname ipv4 ipv6 uuid uri".split())
-_AS_THEY_ARE = ("type", "const", "enum", "minLength", "maxLength", "minItems", "maxItems", "minProperties",
-                "maxProperties", "required")  # fmt: skip
-_FARTHEST = 2.0**63 - 1024  # the largest bound that grammars take
-_MOST_DIGITS = 8  # of a divisor
+_AS_THEY_ARE = ("type", "const", "enum", "minLength", "minItems", "maxItems", "required")  # fmt: skip
 _MOST_STEPS = 20_000
 _MOST_CASES = 256  # that the unions of one schema make together
 _MOST_SEQUENCES = 400
@@ -64,7 +68,8 @@ class _Rewriting:
         definitions: dict[str, Schema] = {}
         while self._waiting:
             name, target = self._waiting.pop()
-            definitions[name] = self._schema(target, f"$ref {name}")
+            circular = self._circular(target, self._document.keywords(target))
+            definitions[name] = self._schema(target, f"$ref {name}", inline=circular)
         if definitions:
             schema = {**({"allOf": [schema]} if isinstance(schema, bool) else schema), "$defs": definitions}
         if self._unchecked:
@@ -72,13 +77,16 @@ class _Rewriting:
                 pattern_of(text)  # what cannot be read here cannot be checked
         return Rewritten(schema, tuple(self._unchecked))
 
-    def _schema(self, schema: Schema, at: str) -> Schema:
+    def _schema(self, schema: Schema, at: str, *, inline: bool = False) -> Schema:
+        """A schema rewritten. `inline`: what it refers to is written out, not referred to."""
         self._steps += 1
         if self._steps > _MOST_STEPS:
             raise GrammarError(f"it is too large: written out, it has more than {_MOST_STEPS} schemas")
         if isinstance(schema, bool):
             return schema
         words = self._document.keywords(schema)
+        if not inline and self._circular(schema, words):
+            return {"$ref": self._reference(schema)}
         out: dict[str, Any] = {key: words[key] for key in _AS_THEY_ARE if key in words}
         out |= self._numbers(words, at)
         out |= self._inner(words, at)
@@ -89,15 +97,30 @@ class _Rewriting:
         rules: list[Schema] = []
         if "$ref" in words or "$dynamicRef" in words:
             target = self._document.resolve(schema, "$ref" if "$ref" in words else "$dynamicRef")
-            if isinstance(target, bool):
-                rules.append(target)
+            if isinstance(target, bool) or inline:
+                rules.append(self._schema(target, at))
             else:
                 out["$ref"] = self._reference(target)
-        rules += [self._schema(one, at) for one in words.get("allOf", ())]
-        for more in (self._strings, self._dependencies, self._names, self._items, self._unions):
+        rules += [
+            self._schema(self._document.followed_up(one) if inline else one, at) for one in words.get("allOf", ())
+        ]
+        if inline:
+            words = words | {
+                key: [*map(self._document.followed_up, words[key])] for key in ("anyOf", "oneOf") if key in words
+            }
+        for more in (self._strings, self._counts, self._dependencies, self._names, self._items, self._unions):
             rules += more(words, at)
         rules += self._unevaluated(schema, words, at)
         return self._joined(out, rules, at)
+
+    def _circular(self, schema: dict[str, Any], words: Keywords) -> bool:
+        """Whether a schema adds to what it refers to and is itself part of that, which grammars do not take as it is."""
+        restricting = words.keys() - ANNOTATIONS
+        if len(restricting) < 2 and len(words.get("allOf", ())) < 2:
+            return False
+        cases = (case for key in ("allOf", "anyOf", "oneOf") for case in words.get(key, ()))
+        referring = [one for one in (schema, *cases) if isinstance(one, dict) and "$ref" in one]
+        return any(id(schema) in self._document.reach(self._document.resolve(one)) for one in referring)
 
     def _joined(self, out: dict[str, Any], rules: Sequence[Schema], at: str) -> Schema:
         """A schema and others that hold as well."""
@@ -149,10 +172,10 @@ class _Rewriting:
 
     def _named(self, words: Keywords, at: str) -> dict[str, Any]:
         patterns = words["patternProperties"]
-        if not all(self._regular(text) for text in patterns):
+        if not all(self._followed(text) for text in patterns):
             self._leave(at, "patternProperties")
             return {"additionalProperties": True}
-        if len(patterns) > 1 and not _told_apart(list(patterns)):
+        if len(patterns) > 1 and "not disjoint" in problem({"patternProperties": dict.fromkeys(patterns, True)}):
             self._leave(at, "patternProperties")
             return {"patternProperties": {"|".join(f"(?:{text})" for text in patterns): {}}}
         return {"patternProperties": {text: self._schema(one, f"{at}.{text}") for text, one in patterns.items()}}
@@ -160,48 +183,71 @@ class _Rewriting:
     # --- numbers and strings ---
 
     def _numbers(self, words: Keywords, at: str) -> dict[str, Any]:
-        """Bounds as grammars take them: floats, not too far away. Beyond that they allow less, never more."""
+        """Bounds as grammars take them: floats, not too far from zero nor too close. They may allow less, never more."""
         out: dict[str, Any] = {}
         if "multipleOf" in words:
-            if _digits(words["multipleOf"]) > _MOST_DIGITS:
+            if digits(words["multipleOf"]) > MOST_DIGITS:
                 self._leave(at, "multipleOf")
             else:
                 out["multipleOf"] = words["multipleOf"]
+        farthest = FARTHEST_WHOLE if types_of(words) == {"integer"} else FARTHEST
         for key in ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum"):
             if key not in words:
                 continue
-            bound, sign = words[key], 1 if key.lower().endswith("maximum") else -1
-            if sign * bound < -_FARTHEST:
+            sign = 1 if key.lower().endswith("maximum") else -1
+            if sign * words[key] < -farthest:
                 self._leave(at, key)
-            elif sign * bound > _FARTHEST:
-                out[key] = sign * _FARTHEST
             else:
-                out[key] = _within(bound, sign)
+                out[key] = sign * min(inside(sign * words[key]), farthest)
         return out
 
     def _strings(self, words: Keywords, at: str) -> Iterator[Schema]:
+        if words.get("maxLength", LONGEST) < LONGEST:  # no output is longer
+            yield {"maxLength": words["maxLength"]}
         if "pattern" not in words:
             return
         text = words["pattern"]
-        if self._regular(text):
+        if self._followed(text):
             yield {"pattern": text}
             return
         others = without_looking(pattern_of(text), text)
-        if others is None:
+        if others is None or not all(map(self._followed, others)):
             self._leave(at, "pattern")
-        for other in others or ():
-            yield {"pattern": other}
+        else:
+            yield from ({"pattern": other} for other in others)
 
-    def _regular(self, text: str) -> bool:
-        """Whether a grammar can follow an expression. One that cannot be read here is for it to judge."""
+    def _followed(self, text: str) -> bool:
+        """Whether a grammar can follow an expression. One that nobody can read is for the grammar to refuse."""
         if text not in self._patterns:
             try:
-                self._patterns[text] = pattern_of(text).regular
+                regular = pattern_of(text).regular
             except GrammarError:
-                self._patterns[text] = True
+                regular = True
+            else:
+                regular = regular and not problem({"type": "string", "pattern": text})
+            self._patterns[text] = regular
         return self._patterns[text]
 
     # --- objects ---
+
+    def _counts(self, words: Keywords, at: str) -> Iterator[Schema]:
+        """How many properties. A grammar counts only beside named ones that are all required; else they are written out."""
+        required = frozenset(words.get("required", ()))
+        low, high = words.get("minProperties", 0), words.get("maxProperties")
+        counts: dict[str, int] = {"minProperties": low} if low > len(required) else {}
+        if high is not None:
+            counts["maxProperties"] = high
+        named = tuple(name for name in words.get("properties", {}) if name not in required)
+        closed = words.get("additionalProperties") is False and not words.get("patternProperties")
+        if not named:
+            yield counts
+            return
+        for key, count in counts.items():
+            cases = counted(named, key, count - len(required), closed)
+            if cases is None:
+                self._leave(at, key)
+            else:
+                yield {"anyOf": cases}
 
     def _dependencies(self, words: Keywords, at: str) -> Iterator[Schema]:
         given = frozenset(words.get("required", ()))
@@ -218,28 +264,28 @@ class _Rewriting:
         if "propertyNames" not in words:
             return
         rules = self._name_rules(words["propertyNames"])
-        if rules is None or (len(rules) > 1 or rules and "properties" not in rules[0]) and words.get("patternProperties"):
+        if rules is None or (words.get("patternProperties") and any("patternProperties" in rule for rule in rules)):
             self._leave(at, "propertyNames")
         else:
             yield from rules
 
-    def _name_rules(self, schema: Schema, depth: int = 0) -> list[Schema] | None:
+    def _name_rules(self, schema: Schema, depth: int = 0) -> list[dict[str, Any]] | None:
         """Schemas of objects whose names another schema accepts; None where that cannot be told."""
         if isinstance(schema, bool):
-            return [] if schema else [{"maxProperties": 0}]
+            return [] if schema else [{"additionalProperties": False}]
         words = self._document.keywords(schema)
         if "type" in words and "string" not in types_of(words):
-            return [{"maxProperties": 0}]
+            return [{"additionalProperties": False}]
         if values := self._values(schema):
             fitting = [one for one in values if isinstance(one, str) and self._check.accepts([schema], one)]
             return [{"properties": {name: {} for name in fitting}, "additionalProperties": False}]
-        rules: list[Schema] = []
+        rules: list[dict[str, Any]] = []
         if "$ref" in words and depth < _MOST_PLACES:
             return self._name_rules(self._document.resolve(schema), depth + 1) if words.keys() == {"$ref"} else None
         if words.keys() & _OF_STRINGS and depth < _MOST_PLACES:
             return None
         if "pattern" in words:
-            if not self._regular(words["pattern"]):
+            if not self._followed(words["pattern"]):
                 return None
             rules.append({"patternProperties": {words["pattern"]: {}}, "additionalProperties": False})
         if "minLength" in words or "maxLength" in words:
@@ -263,7 +309,7 @@ class _Rewriting:
             low, high = words.get("minItems", 0), min(len(values), words.get("maxItems", len(values)))
             if sum(math.perm(len(values), size) for size in range(low, high + 1)) <= _MOST_SEQUENCES:
                 sequences = [list(one) for size in range(low, high + 1) for one in permutations(values, size)]
-                return {"anyOf": [{"type": [type for type in TYPES if type != "array"]}, {"enum": sequences}]}
+                return {"anyOf": [NO_ARRAY, {"enum": sequences}]}
         self._leave(at, "uniqueItems")
         return True
 
@@ -277,7 +323,10 @@ class _Rewriting:
         if "enum" in words:
             return list(words["enum"])
         if "type" in words and types_of(words) <= {"boolean", "null"}:
-            return [*((True, False) if "boolean" in types_of(words) else ()), *((None,) if "null" in types_of(words) else ())]
+            return [
+                *((True, False) if "boolean" in types_of(words) else ()),
+                *((None,) if "null" in types_of(words) else ()),
+            ]
         return self._values(self._document.resolve(schema), depth + 1) if "$ref" in words else None
 
     def _contains(self, words: Keywords, at: str) -> Schema:
@@ -289,16 +338,16 @@ class _Rewriting:
             return True
         wanted = self._schema(schema, f"{at}, contains")
         others = True if high is None else negated(self._document, schema)
-        if low > 1 or high is not None and (high > 1 or others is None):
+        if low > 1 or (high is not None and (high > 1 or others is None)):
             self._leave(at, "contains")
             return True
         assert others is not None
         other = self._schema(others, f"{at}, contains")
         cases: list[Schema] = [{"items": other}] if low == 0 else []
         if high != 0:
-            for place in range(min(words.get("maxItems", _MOST_PLACES), _MOST_PLACES)):
-                cases.append({"prefixItems": [other] * place + [wanted], "items": other, "minItems": place + 1})
-        return {"anyOf": cases or [{"type": [type for type in TYPES if type != "array"]}]}
+            places = range(min(words.get("maxItems", _MOST_PLACES), _MOST_PLACES))
+            cases += [{"prefixItems": [other] * n + [wanted], "items": other, "minItems": n + 1} for n in places]
+        return {"anyOf": cases or [NO_ARRAY]}
 
     # --- what applies to the whole ---
 
@@ -329,12 +378,35 @@ class _Rewriting:
         for index, case in enumerate(cases):
             rest = cases[:index] + cases[index + 1 :]
             others = [one for one in rest if not self._disjoint([base, case], [base, one])]
-            refused = [negated(self._document, one, within) for one in others]
+            refused = [negated(self._document, self._beyond(one, case, base), within) for one in others]
             if None in refused:
                 self._leave(at, "oneOf")
                 return cases
             exact.append({"allOf": [case, *refused]} if refused else case)
         return exact
+
+    def _beyond(self, schema: Schema, *known: Schema) -> Schema:
+        """A schema without those of its keywords that others, which hold as well, have too."""
+        schema = self._document.followed_up(schema)
+        if isinstance(schema, bool):
+            return schema
+        words = dict(self._document.keywords(schema))
+        for other in map(self._document.followed_up, known):
+            theirs = {} if isinstance(other, bool) else self._document.keywords(other)
+            same = {key for key in words.keys() & theirs.keys() if _same(words[key], theirs[key])}
+            names = words.get("properties", {}), theirs.get("properties", {})
+            if (
+                "additionalProperties" in same
+                and names[0].keys() == names[1].keys()
+                and "patternProperties" not in words
+            ):
+                del words["additionalProperties"]
+            for key in same & _SEPARATE:
+                del words[key]
+            if "properties" in words and words.keys() & {"additionalProperties", "unevaluatedProperties"} == set():
+                left = {name: one for name, one in names[0].items() if not _same(one, names[1].get(name))}
+                words["properties"] = {name: one for name, one in words["properties"].items() if name in left}
+        return words
 
     def _conditional(self, words: Keywords, within: frozenset[str], at: str) -> list[Schema]:
         condition, then, otherwise = words["if"], words.get("then", True), words.get("else", True)
@@ -356,30 +428,23 @@ class _Rewriting:
             elif key == "unevaluatedItems":
                 yield {"prefixItems": [{}] * parts.num_items, "items": self._schema(words[key], f"{at}[]")}
             else:
-                written = self._named({"patternProperties": {text: True for text in parts.patterns}}, at) if parts.patterns else {}
+                written = (
+                    self._named({"patternProperties": dict.fromkeys(parts.patterns, True)}, at)
+                    if parts.patterns
+                    else {}
+                )
                 rest = self._schema(words[key], f"{at}.*")
                 yield {"properties": {name: {} for name in parts.names}, "additionalProperties": rest, **written}
 
 
 _ALONE = frozenset({"anyOf", "pattern"})  # keywords that mean the same beside any others
 _TELLING = frozenset("type const enum required properties allOf additionalProperties minimum maximum".split())
+_SEPARATE = frozenset(
+    "type const enum required minimum maximum exclusiveMinimum exclusiveMaximum multipleOf minLength maxLength pattern "
+    "minItems maxItems uniqueItems minProperties maxProperties propertyNames allOf anyOf".split()
+)  # keywords whose meaning no other changes
 _OF_STRINGS = frozenset("not anyOf oneOf allOf if $dynamicRef".split())
 
 
-def _within(bound: float, sign: int) -> float:
-    """A bound, or the next float within where there is no such float."""
-    rounded = float(bound)
-    if rounded == bound:
-        return bound
-    return rounded if sign * rounded < sign * bound else math.nextafter(rounded, -sign * math.inf)
-
-
-def _digits(number: float) -> int:
-    return len(Decimal(repr(number)).as_tuple().digits)
-
-
-def _told_apart(patterns: list[str]) -> bool:
-    """Whether no name matches two expressions."""
-    schema = json.dumps({"patternProperties": dict.fromkeys(patterns, True)})
-    grammar = llguidance.LLMatcher.grammar_from_json_schema(schema)
-    return "not disjoint" not in llguidance.LLMatcher.validate_grammar(grammar)
+def _same(one: Any, other: Any) -> bool:
+    return other is not None and identity(one) == identity(other)
