@@ -17,6 +17,7 @@ _ONE = ("additionalProperties", "unevaluatedProperties", "propertyNames", "items
         "contains", "not", "if", "then", "else")  # fmt: skip
 _SEVERAL = ("allOf", "anyOf", "oneOf", "prefixItems")
 _NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+REFERENCES = ("$ref", "$dynamicRef")
 _COUNTS = (
     "minLength",
     "maxLength",
@@ -32,6 +33,8 @@ ANNOTATIONS = frozenset(
     "definitions format contentEncoding contentMediaType contentSchema then else minContains maxContains x-guidance "
     "$vocabulary".split()
 )
+_MOST_DEPTH = 8  # of references to references
+_MOST_STEPS = 50_000  # half a second at most
 _OLD = ("draft-03", "draft-04", "draft-06", "draft-07")  # in them nothing stands beside a $ref
 
 
@@ -45,11 +48,19 @@ class Document:
         self._anchors: dict[tuple[str, str], Schema] = {}
         self._dynamic: dict[str, dict[str, Schema]] = {}  # by name, then by resource
         self._keywords: dict[int, tuple[dict[str, Any], Keywords]] = {}  # with the schema, which keeps its identity
+        self._identities: dict[int, tuple[Keywords, dict[str, frozenset[str]]]] = {}
         self._reached: dict[int, set[int]] = {}
         self._old = isinstance(root, dict) and any(name in str(root.get("$schema", "")) for name in _OLD)
+        self._steps = _MOST_STEPS
         self._resources[""] = root
         self._index(root, "", "the schema")
         self._home = self._bases.get(id(root), "")
+
+    def spend(self, steps: int = 1) -> None:
+        """Take off the budget that understanding a schema has. Raises GrammarError when it is spent."""
+        self._steps -= steps
+        if self._steps < 0:
+            raise GrammarError("it is too large or too involved, a simpler one is needed")
 
     def keywords(self, schema: dict[str, Any]) -> Keywords:
         """What a schema says, in the words of draft 2020-12: prefixItems, dependentRequired, numbers as exclusive bounds."""
@@ -57,6 +68,31 @@ class Document:
         if known is None:
             known = self._keywords[id(schema)] = schema, _modern(schema, self._old)
         return known[1]
+
+    def identities(self, words: Keywords, key: str) -> frozenset[str]:
+        """Those of the values that `const` or `enum` of a schema's keywords names."""
+        known = self._identities.get(id(words))
+        if known is None:
+            known = self._identities[id(words)] = words, {}
+        if key not in known[1]:
+            known[1][key] = frozenset(map(identity, [words[key]] if key == "const" else words[key]))
+        return known[1][key]
+
+    def values(self, schema: Schema, depth: int = 0) -> list[Any] | None:
+        """The few values that a schema names, not all of which it has to accept."""
+        if isinstance(schema, bool) or depth > _MOST_DEPTH:
+            return None
+        words = self.keywords(schema)
+        if "const" in words:
+            return [words["const"]]
+        if "enum" in words:
+            return list(words["enum"])
+        if "type" in words and types_of(words) <= {"boolean", "null"}:
+            return [
+                *((True, False) if "boolean" in types_of(words) else ()),
+                *((None,) if "null" in types_of(words) else ()),
+            ]
+        return self.values(self.resolve(schema), depth + 1) if "$ref" in words else None
 
     def resolve(self, schema: dict[str, Any], key: str = "$ref") -> Schema:
         """What a schema's reference stands for."""
@@ -103,7 +139,8 @@ class Document:
                 if isinstance(one, dict) and id(one) not in found:
                     found.add(id(one))
                     waiting += [inner for _, inner in subschemas(one)]
-                    waiting += [self.resolve(one)] if "$ref" in one else []
+                    waiting += [self.resolve(one, key) for key in REFERENCES if key in one]
+            self.spend(len(found) // 8)
             self._reached[id(target)] = found
         return self._reached[id(target)]
 

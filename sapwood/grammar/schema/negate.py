@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sapwood.base.errors import GrammarError
 from sapwood.grammar.schema.check import SchemaCheck
 from sapwood.grammar.schema.document import ANNOTATIONS, TYPES, Document, Schema, identity, kinds, types_of
 from sapwood.grammar.schema.pattern import all_but
@@ -22,6 +21,11 @@ _BEYOND = {"minLength": ("string", "maxLength", -1), "maxLength": ("string", "mi
            "minProperties": ("object", "maxProperties", -1), "maxProperties": ("object", "minProperties", 1)}  # fmt: skip
 _OPPOSITE = {"minimum": "exclusiveMaximum", "maximum": "exclusiveMinimum", "exclusiveMinimum": "maximum",
              "exclusiveMaximum": "minimum"}  # fmt: skip
+
+_SEPARATE = frozenset(
+    "type const enum required minimum maximum exclusiveMinimum exclusiveMaximum multipleOf minLength maxLength pattern "
+    "minItems maxItems uniqueItems minProperties maxProperties propertyNames allOf anyOf".split()
+)  # keywords whose meaning no other changes
 
 
 class Unknown(Exception):
@@ -46,6 +50,7 @@ class _Negation:
             return [] if schema else [True]
         if depth > _MOST_DEPTH:
             raise Unknown
+        self._document.spend()
         words = self._document.keywords(schema)
         here = types_of(words) & within if "type" in words else within
         if "number" in types_of(words) and "integer" in within:
@@ -135,10 +140,9 @@ def _other_values(values: list[Any]) -> list[Schema]:
             case "boolean":
                 cases += [{"const": one} for one in (True, False) if one not in excluded]
             case "string":
-                pattern = "^(?:" + "|".join(all_but(excluded)) + ")$"
-                if len(pattern) > _MOST_CHARS:
-                    raise Unknown
-                cases.append({"type": "string", "pattern": pattern})
+                if sum(len(text) ** 2 for text in excluded) > _MOST_CHARS:
+                    raise Unknown  # its expression is as long
+                cases.append({"type": "string", "pattern": "^(?:" + "|".join(all_but(excluded)) + ")$"})
             case "number":
                 points = sorted(set(excluded))
                 cases += [{"type": "number", "exclusiveMaximum": points[0]}]
@@ -181,16 +185,11 @@ class Disjoint:
     def __init__(self, document: Document) -> None:
         self._document = document
         self._check = SchemaCheck(document)
-        self._left = 20_000
+        self._known: dict[tuple[int, ...], tuple[Sequence[Schema], _Facts | None]] = {}
 
     def __call__(self, first: Sequence[Schema], second: Sequence[Schema], depth: int = 0) -> bool:
-        """Whether no value is accepted by all of `first` and all of `second`; True is certain, False is not.
-
-        Raises GrammarError when schemas are too involved.
-        """
-        self._left -= 1
-        if self._left < 0:
-            raise GrammarError("it takes too many steps to be understood; a simpler one is needed")
+        """Whether no value is accepted by all of `first` and all of `second`; True is certain, False is not."""
+        self._document.spend()
         if depth > _MOST_DEPTH:
             return False
         a, b = self._facts(first), self._facts(second)
@@ -210,6 +209,19 @@ class Disjoint:
                     return True
         return False
 
+    def by_value(self, base: Schema, cases: Sequence[Schema]) -> bool:
+        """Whether some property that all cases require tells them apart by its values, as a discriminator does."""
+        found = [self._facts([base, case]) for case in cases]
+        facts = [one for one in found if one is not None]
+        if not facts or any(one.types != {"object"} for one in facts):
+            return False
+        for name in frozenset.intersection(*(frozenset(one.required) for one in facts)):
+            inner = [self._facts(one.properties.get(name, [])) for one in facts]
+            named = [{*map(identity, one.values)} for one in inner if one is not None and one.values is not None]
+            if len(named) == len(facts) and len(set.union(*named)) == sum(map(len, named)):
+                return True
+        return False
+
     def _objects(self, a: _Facts, b: _Facts, depth: int) -> bool:
         for name in sorted(a.required | b.required):
             if a.forbids(name) or b.forbids(name):
@@ -219,10 +231,13 @@ class Disjoint:
                 return True
         return False
 
-    def _facts(self, schemas: Iterable[Schema]) -> _Facts | None:
+    def _facts(self, schemas: Sequence[Schema]) -> _Facts | None:
         """None where nothing is accepted."""
-        facts = _Facts()
-        return facts if all(self._add(facts, schema, 0) for schema in schemas) else None
+        key = tuple(map(id, schemas))
+        if key not in self._known:
+            facts = _Facts()
+            self._known[key] = schemas, facts if all(self._add(facts, one, 0) for one in schemas) else None
+        return self._known[key][1]
 
     def _add(self, facts: _Facts, schema: Schema, depth: int) -> bool:
         if isinstance(schema, bool):
@@ -230,7 +245,7 @@ class Disjoint:
         if depth > _MOST_DEPTH:
             return True
         words = self._document.keywords(schema)
-        self._left -= len(words)
+        self._document.spend()
         if "type" in words:
             types = {
                 kind for type in types_of(words) for kind in (("integer", "fraction") if type == "number" else (type,))
@@ -263,3 +278,27 @@ def _apart(a: _Facts, b: _Facts, type: str) -> bool:
     lows = [*a.ranges.get(low, ()), *b.ranges.get(low, ())]
     highs = [*a.ranges.get(high, ()), *b.ranges.get(high, ())]
     return bool(lows and highs and max(lows) > min(highs))
+
+
+def beyond(document: Document, schema: Schema, *known: Schema) -> Schema:
+    """A schema without those of its keywords that others, which hold as well, have too."""
+    schema = document.followed_up(schema)
+    if isinstance(schema, bool):
+        return schema
+    words = dict(document.keywords(schema))
+    for other in map(document.followed_up, known):
+        theirs = {} if isinstance(other, bool) else document.keywords(other)
+        same = {key for key in words.keys() & theirs.keys() if _same(words[key], theirs[key])}
+        names = words.get("properties", {}), theirs.get("properties", {})
+        if "additionalProperties" in same and names[0].keys() == names[1].keys() and "patternProperties" not in words:
+            del words["additionalProperties"]
+        for key in same & _SEPARATE:
+            del words[key]
+        if "properties" in words and words.keys() & {"additionalProperties", "unevaluatedProperties"} == set():
+            left = {name: one for name, one in names[0].items() if not _same(one, names[1].get(name))}
+            words["properties"] = {name: one for name, one in words["properties"].items() if name in left}
+    return words
+
+
+def _same(one: Any, other: Any) -> bool:
+    return other is not None and identity(one) == identity(other)

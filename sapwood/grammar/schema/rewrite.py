@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import permutations
+from itertools import combinations, permutations
 from typing import Any, NamedTuple
 
 from sapwood.base.errors import GrammarError
 from sapwood.grammar.schema.check import SchemaCheck
-from sapwood.grammar.schema.document import ANNOTATIONS, Document, Keywords, Schema, identity, types_of
+from sapwood.grammar.schema.document import ANNOTATIONS, REFERENCES, Document, Keywords, Schema, identity, types_of
 from sapwood.grammar.schema.evaluated import evaluated
 from sapwood.grammar.schema.limits import (
     FARTHEST,
@@ -23,17 +23,17 @@ from sapwood.grammar.schema.limits import (
     NO_ARRAY,
     counted,
     digits,
-    problem,
     inside,
+    problem,
 )
-from sapwood.grammar.schema.negate import Disjoint, negated
+from sapwood.grammar.schema.negate import Disjoint, beyond, negated
 from sapwood.grammar.schema.pattern import ANY, pattern_of, without_looking
 
 FORMATS = frozenset("date-time time date duration email hostname ipv4 ipv6 uuid uri".split())
 _AS_THEY_ARE = ("type", "const", "enum", "minLength", "minItems", "maxItems", "required")  # fmt: skip
-_MOST_STEPS = 20_000
 _MOST_CASES = 256  # that the unions of one schema make together
 _MOST_SEQUENCES = 400
+_MOST_BRANCHES = 64  # of oneOf that are compared with each other
 _MOST_PLACES = 8  # where an item that `contains` asks for may stand
 
 
@@ -47,13 +47,21 @@ class Rewritten(NamedTuple):
 def rewrite(schema: Schema) -> Rewritten:
     """A schema as a grammar can follow it. Raises GrammarError for what is wrong, or can neither be followed nor checked."""
     try:
-        return _Rewriting(Document(schema)).whole()
+        rewriting = _Rewriting(Document(schema), counting=True)
+        rewritten = rewriting.whole()
+        if rewriting.counted and "min/maxProperties" in problem(rewritten.schema):
+            return _Rewriting(Document(schema), counting=False).whole()
+        return rewritten
     except RecursionError:
         raise GrammarError("it is nested too deeply") from None
 
 
 class _Rewriting:
-    def __init__(self, document: Document) -> None:
+    """`counting`: properties are counted, which not every combination of schemas allows; `counted` says whether any were."""
+
+    def __init__(self, document: Document, *, counting: bool) -> None:
+        self.counted = False
+        self._counting = counting
         self._document = document
         self._disjoint = Disjoint(document)
         self._check = SchemaCheck(document)
@@ -61,7 +69,6 @@ class _Rewriting:
         self._referred: dict[int, str] = {}  # of schemas that are referred to
         self._waiting: list[tuple[str, dict[str, Any]]] = []
         self._patterns: dict[str, bool] = {}  # whether they are regular
-        self._steps = 0
 
     def whole(self) -> Rewritten:
         schema = self._schema(self._document.root, "")
@@ -79,9 +86,7 @@ class _Rewriting:
 
     def _schema(self, schema: Schema, at: str, *, inline: bool = False) -> Schema:
         """A schema rewritten. `inline`: what it refers to is written out, not referred to."""
-        self._steps += 1
-        if self._steps > _MOST_STEPS:
-            raise GrammarError(f"it is too large: written out, it has more than {_MOST_STEPS} schemas")
+        self._document.spend()
         if isinstance(schema, bool):
             return schema
         words = self._document.keywords(schema)
@@ -119,12 +124,13 @@ class _Rewriting:
         if len(restricting) < 2 and len(words.get("allOf", ())) < 2:
             return False
         cases = (case for key in ("allOf", "anyOf", "oneOf") for case in words.get(key, ()))
-        referring = [one for one in (schema, *cases) if isinstance(one, dict) and "$ref" in one]
-        return any(id(schema) in self._document.reach(self._document.resolve(one)) for one in referring)
+        places = [one for one in (schema, *cases) if isinstance(one, dict)]
+        targets = [self._document.resolve(one, key) for one in places for key in REFERENCES if key in one]
+        return any(id(schema) in self._document.reach(target) for target in targets)
 
     def _joined(self, out: dict[str, Any], rules: Sequence[Schema], at: str) -> Schema:
         """A schema and others that hold as well."""
-        cases = 1
+        ways, largest = 1, 1
         kept: list[Schema] = []
         for rule in rules:
             if rule is False:
@@ -132,8 +138,9 @@ class _Rewriting:
             if rule is True or rule == {}:
                 continue
             if isinstance(rule, dict) and "anyOf" in rule:
-                cases *= max(len(rule["anyOf"]), 1)
-                if cases > _MOST_CASES:
+                count = max(len(rule["anyOf"]), 1)
+                ways, largest = ways * count, max(largest, count)
+                if ways > max(_MOST_CASES, largest):
                     self._leave(at, "combinations")
                     continue
             kept.append(rule)
@@ -239,6 +246,10 @@ class _Rewriting:
             counts["maxProperties"] = high
         named = tuple(name for name in words.get("properties", {}) if name not in required)
         closed = words.get("additionalProperties") is False and not words.get("patternProperties")
+        if counts and not self._counting:
+            self._leave(at, " and ".join(counts))
+            return
+        self.counted |= bool(counts)
         if not named:
             yield counts
             return
@@ -253,7 +264,7 @@ class _Rewriting:
         given = frozenset(words.get("required", ()))
         needs = [(name, {"required": names}) for name, names in words.get("dependentRequired", {}).items() if names]
         for name, schema in [*needs, *words.get("dependentSchemas", {}).items()]:
-            inner = self._schema(schema, f"{at}, beside {name}")
+            inner = self._schema(schema, f"{at}.{name}")
             if name in given or inner is True or inner == {}:
                 yield inner
             else:
@@ -276,7 +287,7 @@ class _Rewriting:
         words = self._document.keywords(schema)
         if "type" in words and "string" not in types_of(words):
             return [{"additionalProperties": False}]
-        if values := self._values(schema):
+        if values := self._document.values(schema):
             fitting = [one for one in values if isinstance(one, str) and self._check.accepts([schema], one)]
             return [{"properties": {name: {} for name in fitting}, "additionalProperties": False}]
         rules: list[dict[str, Any]] = []
@@ -303,31 +314,16 @@ class _Rewriting:
 
     def _unique(self, words: Keywords, at: str) -> Schema:
         """All sequences of a few values that items may have."""
-        values = None if "prefixItems" in words else self._values(words.get("items", True))
+        values = None if "prefixItems" in words else self._document.values(words.get("items", True))
         if values is not None:
             values = list({identity(value): value for value in values}.values())
             low, high = words.get("minItems", 0), min(len(values), words.get("maxItems", len(values)))
-            if sum(math.perm(len(values), size) for size in range(low, high + 1)) <= _MOST_SEQUENCES:
+            few = high <= _MOST_PLACES and math.perm(len(values), high) <= _MOST_SEQUENCES
+            if few and sum(math.perm(len(values), size) for size in range(low, high + 1)) <= _MOST_SEQUENCES:
                 sequences = [list(one) for size in range(low, high + 1) for one in permutations(values, size)]
                 return {"anyOf": [NO_ARRAY, {"enum": sequences}]}
         self._leave(at, "uniqueItems")
         return True
-
-    def _values(self, schema: Schema, depth: int = 0) -> list[Any] | None:
-        """The few values that a schema names, not all of which it has to accept."""
-        if isinstance(schema, bool) or depth > _MOST_PLACES:
-            return None
-        words = self._document.keywords(schema)
-        if "const" in words:
-            return [words["const"]]
-        if "enum" in words:
-            return list(words["enum"])
-        if "type" in words and types_of(words) <= {"boolean", "null"}:
-            return [
-                *((True, False) if "boolean" in types_of(words) else ()),
-                *((None,) if "null" in types_of(words) else ()),
-            ]
-        return self._values(self._document.resolve(schema), depth + 1) if "$ref" in words else None
 
     def _contains(self, words: Keywords, at: str) -> Schema:
         """One item of the first few is what is asked for, wherever it stands among them."""
@@ -336,13 +332,13 @@ class _Rewriting:
             return {"minItems": low} | ({} if high is None else {"maxItems": high})
         if low == 0 and high is None:
             return True
-        wanted = self._schema(schema, f"{at}, contains")
+        wanted = self._schema(schema, f"{at}.contains")
         others = True if high is None else negated(self._document, schema)
         if low > 1 or (high is not None and (high > 1 or others is None)):
             self._leave(at, "contains")
             return True
         assert others is not None
-        other = self._schema(others, f"{at}, contains")
+        other = self._schema(others, f"{at}.contains")
         cases: list[Schema] = [{"items": other}] if low == 0 else []
         if high != 0:
             places = range(min(words.get("maxItems", _MOST_PLACES), _MOST_PLACES))
@@ -375,38 +371,27 @@ class _Rewriting:
         base = {key: value for key, value in words.items() if key in _TELLING}
         cases: list[Schema] = list(words["oneOf"])
         exact: list[Schema] = []
+        if self._disjoint.by_value(base, cases):
+            return cases
+        if len(cases) > _MOST_BRANCHES:
+            self._leave(at, "oneOf")
+            return cases
+        overlaps: dict[int, list[Schema]] = {}
+        for first, second in combinations(range(len(cases)), 2):
+            if not self._disjoint([base, cases[first]], [base, cases[second]]):
+                overlaps.setdefault(first, []).append(cases[second])
+                overlaps.setdefault(second, []).append(cases[first])
         for index, case in enumerate(cases):
-            rest = cases[:index] + cases[index + 1 :]
-            others = [one for one in rest if not self._disjoint([base, case], [base, one])]
-            refused = [negated(self._document, self._beyond(one, case, base), within) for one in others]
+            others = overlaps.get(index, [])
+            if len(others) > _MOST_PLACES:
+                self._leave(at, "oneOf")
+                return cases
+            refused = [negated(self._document, beyond(self._document, one, case, base), within) for one in others]
             if None in refused:
                 self._leave(at, "oneOf")
                 return cases
             exact.append({"allOf": [case, *refused]} if refused else case)
         return exact
-
-    def _beyond(self, schema: Schema, *known: Schema) -> Schema:
-        """A schema without those of its keywords that others, which hold as well, have too."""
-        schema = self._document.followed_up(schema)
-        if isinstance(schema, bool):
-            return schema
-        words = dict(self._document.keywords(schema))
-        for other in map(self._document.followed_up, known):
-            theirs = {} if isinstance(other, bool) else self._document.keywords(other)
-            same = {key for key in words.keys() & theirs.keys() if _same(words[key], theirs[key])}
-            names = words.get("properties", {}), theirs.get("properties", {})
-            if (
-                "additionalProperties" in same
-                and names[0].keys() == names[1].keys()
-                and "patternProperties" not in words
-            ):
-                del words["additionalProperties"]
-            for key in same & _SEPARATE:
-                del words[key]
-            if "properties" in words and words.keys() & {"additionalProperties", "unevaluatedProperties"} == set():
-                left = {name: one for name, one in names[0].items() if not _same(one, names[1].get(name))}
-                words["properties"] = {name: one for name, one in words["properties"].items() if name in left}
-        return words
 
     def _conditional(self, words: Keywords, within: frozenset[str], at: str) -> list[Schema]:
         condition, then, otherwise = words["if"], words.get("then", True), words.get("else", True)
@@ -439,12 +424,4 @@ class _Rewriting:
 
 _ALONE = frozenset({"anyOf", "pattern"})  # keywords that mean the same beside any others
 _TELLING = frozenset("type const enum required properties allOf additionalProperties minimum maximum".split())
-_SEPARATE = frozenset(
-    "type const enum required minimum maximum exclusiveMinimum exclusiveMaximum multipleOf minLength maxLength pattern "
-    "minItems maxItems uniqueItems minProperties maxProperties propertyNames allOf anyOf".split()
-)  # keywords whose meaning no other changes
 _OF_STRINGS = frozenset("not anyOf oneOf allOf if $dynamicRef".split())
-
-
-def _same(one: Any, other: Any) -> bool:
-    return other is not None and identity(one) == identity(other)
