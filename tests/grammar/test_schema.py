@@ -69,6 +69,10 @@ EXACT: dict[str, tuple[Any, list[Any], list[Any]]] = {
             "if": {"properties": {"c": {"const": "US"}}}, "then": {"required": ["zip"]},
             "else": {"properties": {"zip": False}}},
            [{"c": "US", "zip": "1"}, {"c": "CH"}, {"c": "USA"}], [{"c": "US"}, {"c": "CH", "zip": "1"}]),
+    "conditions of one name": (
+        {"type": "object", "properties": {"kind": {"enum": ["a", "b", "c", "d"]}, **P}, "required": ["kind"],
+         "allOf": [{"if": {"properties": {"kind": {"const": one}}}, "then": {"required": [one]}} for one in "abc"]},
+        [{"kind": "a", "a": 1}, {"kind": "c", "c": 1}, {"kind": "d"}], [{"kind": "a", "b": 1}, {"kind": "c"}]),
     "dependentRequired": ({"type": "object", "properties": P, "dependentRequired": {"b": ["a"]}},
                           [{}, {"a": 1}, {"a": 1, "b": 1}], [{"b": 1}]),
     "dependencies": ({"type": "object", "properties": P, "dependencies": {"b": ["a"], "c": {"properties": {"a": False}}}},

@@ -31,8 +31,8 @@ from sapwood.grammar.schema.pattern import ANY, pattern_of, without_looking
 
 FORMATS = frozenset("date-time time date duration email hostname ipv4 ipv6 uuid uri".split())
 _AS_THEY_ARE = ("type", "const", "enum", "minLength", "minItems", "maxItems", "required")  # fmt: skip
-_MOST_CASES = 256  # that the unions of one schema make together
-_MOST_SEQUENCES = 400
+_MOST_CASES = 32  # that the unions of one schema make together
+_MOST_SEQUENCES = 65  # of unique items: four values
 _MOST_BRANCHES = 64  # of oneOf that are compared with each other
 _MOST_PLACES = 8  # where an item that `contains` asks for may stand
 
@@ -106,9 +106,11 @@ class _Rewriting:
                 rules.append(self._schema(target, at))
             else:
                 out["$ref"] = self._reference(target)
-        rules += [
-            self._schema(self._document.followed_up(one) if inline else one, at) for one in words.get("allOf", ())
-        ]
+        chain = self._chain(words)
+        parts = [one for one in words.get("allOf", ()) if not any(one is link for link in chain)]
+        rules += [self._schema(self._document.followed_up(one) if inline else one, at) for one in parts]
+        if chain:
+            rules.append(self._any(self._linked(words, chain), f"{at}.allOf"))
         if inline:
             words = words | {
                 key: [*map(self._document.followed_up, words[key])] for key in ("anyOf", "oneOf") if key in words
@@ -400,6 +402,22 @@ class _Rewriting:
             self._leave(at, "if")
             refused = True
         return [{"allOf": [condition, then]}, {"allOf": [refused, otherwise]}]
+
+    def _chain(self, words: Keywords) -> list[dict[str, Any]]:
+        """Conditions in allOf of which one holds at most, as a discriminator's do: with n of them there are n + 1 cases."""
+        every = [one for one in words.get("allOf", ()) if isinstance(one, dict)]
+        told = [(one, self._document.keywords(one)) for one in every]
+        chain = [one for one, has in told if has.keys() - ANNOTATIONS == {"if"} and "then" in has and "else" not in has]
+        if not 2 <= len(chain) <= _MOST_BRANCHES:
+            return []
+        base = {key: value for key, value in words.items() if key in _TELLING}
+        apart = all(self._disjoint([base, one["if"]], [base, two["if"]]) for one, two in combinations(chain, 2))
+        exact = apart and all(negated(self._document, one["if"], types_of(words)) is not None for one in chain)
+        return chain if exact else []
+
+    def _linked(self, words: Keywords, chain: Sequence[dict[str, Any]]) -> list[Schema]:
+        refused = [negated(self._document, one["if"], types_of(words)) for one in chain]
+        return [*({"allOf": [one["if"], one["then"]]} for one in chain), {"allOf": refused}]
 
     def _unevaluated(self, schema: dict[str, Any], words: Keywords, at: str) -> Iterator[Schema]:
         for key in ("unevaluatedProperties", "unevaluatedItems"):
