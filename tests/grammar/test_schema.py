@@ -36,7 +36,7 @@ def valid(schema: Any, value: Any) -> bool:
 
 
 @hypothesis.given(SCHEMAS, st.lists(VALUES, min_size=4, max_size=12))
-@hypothesis.settings(max_examples=400, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
+@hypothesis.settings(max_examples=150, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
 def test_a_rewriting_keeps_the_meaning(schema: Any, values: list[Any]) -> None:
     """It accepts nothing that the schema refuses, unless it says that something is left to check."""
     check, rewritten = SchemaCheck(schema), rewrite(schema)
