@@ -17,6 +17,8 @@ from sapwood.config import Config
 from sapwood.config.flags import from_options
 from sapwood.engine.client import AsyncEngine, check_request, copies
 from sapwood.grammar import Checker
+from sapwood.grammar.end_check import EndCheck
+from sapwood.grammar.schema import Finding
 from sapwood.grammar.vocabulary import spec_of
 from sapwood.hub.files import ModelFiles, find
 from sapwood.text import TextModel, TextStream
@@ -30,7 +32,8 @@ Message = dict[str, Any]
 class Output:
     """One generated text. `finish_reason` is 'stop' or 'length'; `stop` the stop string or token that ended it.
 
-    `said` is what a chat's text says, taken apart: text, thoughts and calls of tools.
+    `said` is what a chat's text says, taken apart: text, thoughts and calls of tools. `schema_check` is what was found of
+    the complete text where its grammar leaves keywords of a schema out, None where nothing was left out.
     """
 
     text: str = ""
@@ -39,6 +42,7 @@ class Output:
     stop: str | int | None = None
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     said: Said | None = None
+    schema_check: Finding | None = None
 
 
 @dataclass(eq=False)
@@ -69,7 +73,7 @@ class Generation:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Chunk:
-    """A piece of a streamed output. `cached_tokens` counts from the first chunk on."""
+    """A piece of a streamed output. `cached_tokens` counts from the first chunk on; the last may have a `schema_check`."""
 
     text: str
     token_ids: list[int]
@@ -77,6 +81,7 @@ class Chunk:
     prompt_tokens: int
     cached_tokens: int
     logprobs: list[TokenLogprobs] | None = None
+    schema_check: Finding | None = None
 
 
 class LLM:
@@ -143,8 +148,8 @@ class LLM:
             raise RequestError(f"{len(prompts)} prompts but {len(params)} params.", param="params")
         for tokens, one in zip(prompts, params, strict=True):
             check_request(tokens, one, self.facts)
-        for grammar in dict.fromkeys(one.grammar for one in params if one.grammar is not None):
-            self._check(grammar)
+        grammars = dict.fromkeys(one.grammar for one in params if one.grammar is not None)
+        end_checks = {grammar: self._check(grammar) for grammar in grammars}
         generations = [Generation(tokens, []) for tokens in prompts]
         live: dict[int, _Sink] = {}
         try:
@@ -157,11 +162,18 @@ class LLM:
             self._engine.abort(Abort(list(live)))
             while not self._engine.idle:  # steps in flight, after an interrupt
                 self._engine.step()
+        for generation, one in zip(generations, params, strict=True):
+            if one.grammar is not None and (check := end_checks[one.grammar]) is not None:
+                for output in generation.outputs:
+                    output.schema_check = check(output.text)
         return generations
 
-    def _check(self, grammar: Grammar) -> None:
+    def _check(self, grammar: Grammar) -> EndCheck | None:
+        """The check of its outputs, where one is needed. Raises RequestError for a grammar that cannot be used."""
+        seconds = self.config.grammar.compile_seconds
         try:
-            self._compiler.check(grammar, seconds=self.config.grammar.compile_seconds)
+            compiled = self._compiler.check(grammar, seconds=seconds)
+            return EndCheck(grammar) if compiled.unchecked else None
         except GrammarError as error:
             raise RequestError(f"grammar: {error}.", param="grammar") from None
 
@@ -264,22 +276,29 @@ class AsyncLLM:
         if params.n != 1:
             raise RequestError("stream follows one output; ask for n in separate calls.", param="n")
         tokens = self._tokens(prompt)
-        if params.grammar is not None:
-            try:
-                await self._grammars.check(params.grammar)
-            except GrammarError as error:
-                raise RequestError(f"grammar: {error}.", param="grammar") from None
+        end_check = await self._end_check(params.grammar)
         stream = self.text.stream(params)
-        cached = 0
+        cached, whole = 0, []
         async with aclosing(self.engine.generate(tokens, params)) as deltas:
             async for delta in deltas:
                 cached = max(cached, delta.cached_tokens)
                 piece = stream.push(delta.tokens if delta.stop is None else delta.tokens[:-1])
                 finish = "stop" if piece.stop is not None else delta.finish
                 text = piece.text + (stream.finish() if delta.finish and piece.stop is None else "")
-                yield Chunk(text, delta.tokens, finish, len(tokens), cached, delta.logprobs)
+                whole.append(text)
+                finding = end_check("".join(whole)) if finish and end_check is not None else None
+                yield Chunk(text, delta.tokens, finish, len(tokens), cached, delta.logprobs, finding)
                 if finish:
                     return
+
+    async def _end_check(self, grammar: Grammar | None) -> EndCheck | None:
+        """The check of its outputs, where one is needed. Raises RequestError for a grammar that cannot be used."""
+        if grammar is None:
+            return None
+        try:
+            return EndCheck(grammar) if await self._grammars.check(grammar) else None
+        except GrammarError as error:
+            raise RequestError(f"grammar: {error}.", param="grammar") from None
 
     async def generate(self, prompt: Prompt | Sequence[Message], params: SamplingParams | None = None) -> Generation:
         """One whole output."""
@@ -290,6 +309,7 @@ class AsyncLLM:
             output.token_ids += chunk.token_ids
             output.logprobs += chunk.logprobs or []
             output.finish_reason = chunk.finish_reason
+            output.schema_check = chunk.schema_check
             generation.cached_tokens = chunk.cached_tokens
         return generation
 

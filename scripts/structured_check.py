@@ -34,6 +34,7 @@ from sapwood import LLM, Grammar, SamplingParams  # noqa: E402
 from sapwood.base.errors import GrammarError  # noqa: E402
 from sapwood.grammar import Constraint, Vocabulary  # noqa: E402
 from sapwood.grammar.compiler import Compiled  # noqa: E402
+from sapwood.grammar.end_check import EndCheck  # noqa: E402
 from sapwood.grammar.vocabulary import spec_of  # noqa: E402
 from sapwood.hub.files import find  # noqa: E402
 from sapwood.text import TextModel  # noqa: E402
@@ -160,11 +161,27 @@ def suite(model: str, folder: Path | None) -> int:
                 counts["refused tests"] += len(case["tests"])
                 continue
             counts["compiled"] += 1
+            end_check = EndCheck(Grammar.json(case["schema"])) if compiled.unchecked else None
+            counts["checked at the end"] += end_check is not None
             for test in case["tests"]:
                 accepts = accepted(compiled, test["data"])
                 kind = "valid" if test["valid"] else "invalid"
                 counts[f"{kind} {'accepted' if accepts else 'rejected'}"] += 1
-    columns = ("compiled", "refused", "valid accepted", "valid rejected", "invalid rejected", "invalid accepted")
+                if accepts and end_check is not None:
+                    found = end_check(json.dumps(test["data"])).valid
+                    counts["found invalid at the end"] += not found and not test["valid"]
+                    counts["found wrongly"] += found != test["valid"]
+    columns = (
+        "compiled",
+        "checked at the end",
+        "refused",
+        "valid accepted",
+        "valid rejected",
+        "invalid rejected",
+        "invalid accepted",
+        "found invalid at the end",
+        "found wrongly",
+    )
     total: Counter[str] = sum(groups.values(), Counter())
     print("| keyword | " + " | ".join(columns) + " |\n" + "| --- " * (len(columns) + 1) + "|")
     for name, counts in [*groups.items(), ("all", total)]:

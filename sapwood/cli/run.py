@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import msgspec
+
 from sapwood.base.errors import RequestError, SapwoodError, UserError
 from sapwood.cli.sampling import add_sampling, params_of, sampling_fields
 from sapwood.cli.terminal import bring
@@ -157,6 +159,8 @@ async def _answer(llm: Any, line: Line, fields: dict[str, Any], system: str | No
             usage["completion_tokens"] += len(chunk.token_ids)
             if chunk.finish_reason:
                 result["finish_reason"] = chunk.finish_reason
+                if chunk.schema_check is not None:
+                    result["schema_check"] = msgspec.to_builtins(chunk.schema_check)
                 usage["prompt_tokens"], usage["cached_tokens"] = chunk.prompt_tokens, chunk.cached_tokens
         return result | {"text": "".join(text), "usage": usage}
     except SapwoodError as error:  # refused, or failed inside; neither is the other lines' trouble

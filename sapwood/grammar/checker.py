@@ -21,7 +21,7 @@ MEMORY = 512 << 20
 _KEPT_BYTES = 32 << 20
 _COMMAND = (sys.executable, "-m", "sapwood.grammar.trial")
 
-Fate = asyncio.Future[str | None]
+Fate = asyncio.Future["Verdict"]
 
 
 class Setup(msgspec.Struct, frozen=True):
@@ -39,10 +39,11 @@ class Question(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Verdict(msgspec.Struct, frozen=True, array_like=True):
-    """`problem` is None for a grammar that can be used."""
+    """`problem` is None for a grammar that can be used. `unchecked` are keywords that it leaves out, see `translate`."""
 
     id: int
     problem: str | None
+    unchecked: list[str] = []
 
 
 class Checker:
@@ -68,8 +69,8 @@ class Checker:
         self._kept: OrderedDict[Grammar, Fate] = OrderedDict()
         self._num_bytes = 0
 
-    async def check(self, grammar: Grammar) -> None:
-        """Raise GrammarError, saying why, for a grammar that cannot be used."""
+    async def check(self, grammar: Grammar) -> list[str]:
+        """The keywords that a grammar leaves out, see `translate`. Raises GrammarError, saying why, if it cannot be used."""
         if len(grammar.text) > MAX_BYTES:
             raise GrammarError(f"it has {len(grammar.text)} characters; at most {MAX_BYTES} are compiled")
         fate = self._kept.get(grammar)
@@ -78,9 +79,10 @@ class Checker:
             await self._ask(grammar, fate)
         else:
             self._kept.move_to_end(grammar)
-        problem = await asyncio.shield(fate)
-        if problem is not None:
-            raise GrammarError(problem)
+        verdict = await asyncio.shield(fate)
+        if verdict.problem is not None:
+            raise GrammarError(verdict.problem)
+        return verdict.unchecked
 
     def _keep(self, grammar: Grammar) -> Fate:
         fate = self._kept[grammar] = asyncio.get_running_loop().create_future()
@@ -130,7 +132,7 @@ class Checker:
                 verdict = msgspec.msgpack.decode(await process.stdout.readexactly(size), type=Verdict)
                 fate = self._asked.pop(verdict.id, None)
                 if fate is not None and not fate.done():
-                    fate.set_result(verdict.problem)
+                    fate.set_result(verdict)
         except asyncio.IncompleteReadError:
             pass
         finally:

@@ -45,12 +45,15 @@ def limits() -> llguidance.LLParserLimits:
 
 
 class Compiled:
-    """A grammar ready for any number of outputs: `matcher` is at its beginning and stays there; copy it."""
+    """A grammar ready for any number of outputs: `matcher` is at its beginning and stays there; copy it.
+
+    `unchecked` are keywords of JSON schemas that it leaves out, see `translate`.
+    """
 
     def __init__(self, vocabulary: Vocabulary, grammar: Grammar, *, compact_json: bool) -> None:
         """Raises GrammarError for what is wrong, not supported or beyond the limits."""
         self.vocabulary = vocabulary
-        text = translate(grammar, compact_json=compact_json)
+        text, self.unchecked = translate(grammar, compact_json=compact_json)
         self.matcher = llguidance.LLMatcher(vocabulary.tokenizer, text, limits=limits(), log_level=0)
         if self.matcher.is_error():
             raise GrammarError(_reason(self.matcher.get_error()))
@@ -119,11 +122,11 @@ class Compiler:
                 running = self._running[grammar] = self._threads.submit(self._compile, grammar)
             return running
 
-    def check(self, grammar: Grammar, *, seconds: float = COMPILE_SECONDS) -> None:
-        """Raise GrammarError for a grammar that cannot be used; waits until that is known, or for so long."""
+    def check(self, grammar: Grammar, *, seconds: float = COMPILE_SECONDS) -> Compiled:
+        """The compiled grammar, waited for so long. Raises GrammarError if it cannot be used."""
         self.vocabulary.result()
         try:
-            self.compile(grammar).result(seconds)
+            return self.compile(grammar).result(seconds)
         except TooLate:
             raise GrammarError(f"it takes more than {seconds:g} s to compile") from None
 

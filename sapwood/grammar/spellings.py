@@ -15,14 +15,18 @@ Schema = dict[str, Any] | bool | str
 
 
 class Asked(NamedTuple):
-    """A grammar, and the field that asks for it as the caller spelled it."""
+    """A grammar, and the field that asks for it as the caller spelled it.
+
+    `strict`: it is refused if its outputs would have to be checked at the end.
+    """
 
     grammar: Grammar
     param: str
+    strict: bool = False
 
 
 class NamedSchema(msgspec.Struct, kw_only=True):
-    """`strict` makes no difference: outputs always match."""
+    """`strict`: a schema that a grammar cannot follow as a whole is refused."""
 
     schema: dict[str, Any] | bool | None = None
     name: str | None = None
@@ -53,7 +57,7 @@ class ResponseFormat(msgspec.Struct, kw_only=True):
                 param = f"{at}.json_schema.schema"
                 if self.json_schema.schema is None:
                     raise RequestError(f"{param} is missing.", param=param)
-                return Asked(_json(self.json_schema.schema), param)
+                return Asked(_json(self.json_schema.schema), param, bool(self.json_schema.strict))
             case "structural_tag":
                 return Asked(_tag({"structures": self.structures, "triggers": self.triggers}), at)
         raise RequestError(
@@ -136,8 +140,8 @@ class Structured(msgspec.Struct, kw_only=True):
             grammar=self.guided_grammar,
             whitespace_pattern=self.guided_whitespace_pattern,
         )
-        for grammar, param in guided.all_asked("guided"):
-            yield Asked(grammar, param.replace(".", "_"))
+        for asked in guided.all_asked("guided"):
+            yield asked._replace(param=asked.param.replace(".", "_"))
         yield from native(self.json_schema, self.regex, self.ebnf, self.structural_tag)
 
 

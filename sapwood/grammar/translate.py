@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import llguidance
 import msgspec
@@ -13,6 +13,7 @@ from llguidance.gbnf_to_lark import GbnfToLarkError, any_to_lark
 
 from sapwood.base.errors import GrammarError
 from sapwood.base.grammar import Grammar
+from sapwood.grammar.schema import rewrite
 
 MAX_BYTES = 512 << 10  # of a grammar's text
 _MAX_RULES_BYTES = 64 << 10  # of one that Python has to read character by character
@@ -40,11 +41,24 @@ class StructuralTag(msgspec.Struct):
     triggers: list[str]
 
 
-def translate(grammar: Grammar, *, compact_json: bool = False) -> str:
+class Translated(NamedTuple):
     """llguidance's form of a grammar, which may still be refused when it is compiled.
 
-    `compact_json` allows no whitespace in JSON. A schema's own "x-guidance" goes before. Raises GrammarError.
+    `unchecked` names the keywords of JSON schemas that it leaves out: a text that it accepts may be wrong by them, and has
+    to be checked when it is complete (`end_check.EndCheck`).
     """
+
+    text: str
+    unchecked: tuple[str, ...]
+
+
+def translate(grammar: Grammar, *, compact_json: bool = False) -> Translated:
+    """`compact_json` allows no whitespace in JSON. A schema's own "x-guidance" goes before. Raises GrammarError."""
+    unchecked: dict[str, None] = {}
+    return Translated(_text(grammar, _Schemas(compact_json, unchecked)), tuple(unchecked))
+
+
+def _text(grammar: Grammar, schemas: _Schemas) -> str:
     text = grammar.text
     size = len(text.encode("utf-8", "surrogatepass"))
     limit = _MAX_RULES_BYTES if grammar.kind == "gbnf" else MAX_BYTES
@@ -52,7 +66,7 @@ def translate(grammar: Grammar, *, compact_json: bool = False) -> str:
         raise GrammarError(f"it has {size} bytes; at most {limit} are compiled")
     match grammar.kind:
         case "json_schema":
-            return _json(_parsed(text, "JSON schema"), compact=compact_json)
+            return schemas.whole(_parsed(text, "JSON schema"))
         case "regex":
             return _lark(f"start: /{llguidance.regex_to_lark(text, _ASCII)}/")
         case "choice":
@@ -62,10 +76,10 @@ def translate(grammar: Grammar, *, compact_json: bool = False) -> str:
         case "gbnf":
             return _lark(_lark_of(text))
         case "structural_tag":
-            tag = _structural_tag(text)
-            return _lark("\n".join(_tagged(tag, compact=compact_json)))
+            tag = structural_tag(text)
+            return _lark("\n".join(_tagged(tag, schemas)))
         case "parts":
-            return _Parts(compact_json).translate(text)
+            return _Parts(schemas).translate(text)
 
 
 def _lark(text: str) -> str:
@@ -79,13 +93,27 @@ def _parsed(text: str, what: str) -> Any:
         raise GrammarError(f"it is not a {what}: {error}") from None
 
 
-def _json(schema: Any, *, compact: bool) -> str:
-    if not isinstance(schema, dict | bool):
-        raise GrammarError("a JSON schema is an object or a boolean")
-    try:
-        return llguidance.LLMatcher.grammar_from_json_schema(json.dumps(_with_whitespace(schema, compact=compact)))
-    except ValueError as error:
-        raise GrammarError(str(error)) from None
+class _Schemas:
+    """Writes JSON schemas for llguidance. `unchecked` collects what they leave out."""
+
+    def __init__(self, compact: bool, unchecked: dict[str, None]) -> None:
+        self._compact = compact
+        self._unchecked = unchecked
+
+    def whole(self, schema: Any) -> str:
+        """A grammar of its own."""
+        try:
+            return llguidance.LLMatcher.grammar_from_json_schema(self.text(schema))
+        except ValueError as error:
+            raise GrammarError(str(error)) from None
+
+    def text(self, schema: Any) -> str:
+        """The schema within another grammar."""
+        if not isinstance(schema, dict | bool):
+            raise GrammarError("a JSON schema is an object or a boolean")
+        rewritten = rewrite(schema)
+        self._unchecked.update(dict.fromkeys(rewritten.unchecked))
+        return json.dumps(_with_whitespace(rewritten.schema, compact=self._compact))
 
 
 def _with_whitespace(schema: dict[str, Any] | bool, *, compact: bool) -> dict[str, Any]:
@@ -121,7 +149,7 @@ def _lark_of(text: str) -> str:
         raise GrammarError(f"it is not a GBNF grammar: {error}") from None
 
 
-def _structural_tag(text: str) -> StructuralTag:
+def structural_tag(text: str) -> StructuralTag:
     try:
         tag = msgspec.json.decode(text, type=StructuralTag)
     except msgspec.MsgspecError as error:
@@ -137,7 +165,7 @@ def _structural_tag(text: str) -> StructuralTag:
     return tag
 
 
-def _tagged(tag: StructuralTag, *, compact: bool) -> Iterator[str]:
+def _tagged(tag: StructuralTag, schemas: _Schemas) -> Iterator[str]:
     """Text ends each time with a trigger, or with the output."""
     triggers = sorted(set(tag.triggers), key=len, reverse=True)
     yield "%llguidance {}"
@@ -147,8 +175,8 @@ def _tagged(tag: StructuralTag, *, compact: bool) -> Iterator[str]:
     bodies: dict[str, list[str]] = {trigger: [] for trigger in triggers}
     for structure in tag.structures:
         trigger = next(trigger for trigger in triggers if structure.begin.startswith(trigger))
-        schema = json.dumps(_with_whitespace(structure.schema, compact=compact))
-        parts = [_quoted(structure.begin[len(trigger) :]), f"%json {schema}", _quoted(structure.end)]
+        json_rule = f"%json {schemas.text(structure.schema)}"
+        parts = [_quoted(structure.begin[len(trigger) :]), json_rule, _quoted(structure.end)]
         bodies[trigger].append(" ".join(filter(None, parts)))
     for index, trigger in enumerate(triggers):
         yield f"head_{index}[lazy]: TEXT {_quoted(trigger)}"
@@ -158,8 +186,8 @@ def _tagged(tag: StructuralTag, *, compact: bool) -> Iterator[str]:
 class _Parts:
     """Writes `Part`s as Lark."""
 
-    def __init__(self, compact: bool) -> None:
-        self._compact = compact
+    def __init__(self, schemas: _Schemas) -> None:
+        self._schemas = schemas
         self._heads: dict[str, str] = {}  # texts that end free text, and their lexemes
         self._others: list[dict[str, str]] = []  # grammars in their own right
 
@@ -176,7 +204,7 @@ class _Parts:
             case {"token": int(id)}:
                 return f"<[{id}]>"
             case {"json": schema}:
-                return self._json(schema)
+                return f"%json {self._schemas.text(schema)}"
             case {"regex": str(pattern)}:
                 return f"/{llguidance.regex_to_lark(pattern, _ASCII)}/"
             case {"free": True}:
@@ -195,21 +223,16 @@ class _Parts:
                 return self._grammar(msgspec.convert(inner, Grammar))
         raise GrammarError(f"it has a part that is none: {str(part)[:80]}")
 
-    def _json(self, schema: Any) -> str:
-        if not isinstance(schema, dict | bool):
-            raise GrammarError("a JSON schema is an object or a boolean")
-        return f"%json {json.dumps(_with_whitespace(schema, compact=self._compact))}"
-
     def _grammar(self, grammar: Grammar) -> str:
         match grammar.kind:
             case "json_schema":
-                return self._json(_parsed(grammar.text, "JSON schema"))
+                return self._part({"json": _parsed(grammar.text, "JSON schema")})
             case "regex":
                 return self._part({"regex": grammar.text})
             case "choice":
                 return self._part({"any": [{"text": text} for text in _choices(grammar.text)]})
         name = f"other_{len(self._others)}"
-        self._others.append({"name": name, "lark_grammar": translate(grammar, compact_json=self._compact)})
+        self._others.append({"name": name, "lark_grammar": _text(grammar, self._schemas)})
         return f"@{name}"
 
 

@@ -27,6 +27,7 @@ from sapwood.grammar.compiler import Compiled
 from sapwood.grammar.vocabulary import Vocabulary
 
 NICENESS = 5
+MOST_NAMED = 16  # of the keywords that a grammar leaves out
 AT_ONCE = 16  # more than processors, so that a few that take long leave room for those that do not
 _PATIENCE = 30  # how much longer than its processor time a trial may last, on a machine that has other work
 _STDIN, _STDOUT = 0, 1
@@ -88,17 +89,21 @@ class Trials:
 
     def _try(self, grammar: Grammar, writing: int) -> None:
         """In the child; does not return."""
-        problem = "it could not be compiled"
+        problem: str | None = "it could not be compiled"
+        unchecked: tuple[str, ...] = ()
         try:
             self._restrain()
-            Compiled(self._vocabulary, grammar, compact_json=self._setup.compact_json)
-            problem = ""
+            unchecked = Compiled(self._vocabulary, grammar, compact_json=self._setup.compact_json).unchecked[
+                :MOST_NAMED
+            ]
+            problem = None
         except GrammarError as error:
             problem = str(error)
         except Exception as error:
             problem = f"it could not be compiled: {type(error).__name__}: {error}"
         finally:
-            os.write(writing, b"\0" + problem.encode("utf-8", "replace")[:4000])
+            cut = problem and problem.encode("utf-8", "replace")[:4000].decode("utf-8", "ignore")
+            os.write(writing, msgspec.msgpack.encode(Verdict(0, cut, [name[:80] for name in unchecked])))
             os._exit(0)
 
     def _restrain(self) -> None:
@@ -119,13 +124,15 @@ class Trials:
         with os.fdopen(child.pipe, "rb") as pipe:
             said = pipe.read()
         _, status = os.waitpid(child.pid, 0)
+        problem, unchecked = None, []
         if said:
-            problem = said[1:].decode("utf-8", "replace") or None
+            verdict = msgspec.msgpack.decode(said, type=Verdict)
+            problem, unchecked = verdict.problem, verdict.unchecked
         elif os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGPROF, signal.SIGALRM):
             problem = f"it takes more than {self._setup.seconds:g} s to compile"
         else:
             problem = f"it takes more than {self._setup.memory >> 20} MiB of memory to compile"
-        answer = msgspec.msgpack.encode(Verdict(child.question.id, problem))
+        answer = msgspec.msgpack.encode(Verdict(child.question.id, problem, unchecked))
         _write_all(_STDOUT, struct.pack(">I", len(answer)) + answer)
 
 

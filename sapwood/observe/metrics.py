@@ -47,6 +47,12 @@ class Metrics:
             ["result"],
             registry=registry,
         )
+        self.schema_checks = Counter(
+            "sapwood_schema_checks",
+            "Complete outputs that were checked by keywords which no grammar follows, by what was found.",
+            ["result"],
+            registry=registry,
+        )
         self.first_token = Histogram(
             "sapwood_time_to_first_token_seconds",
             "From a generation's submission to its first token.",

@@ -20,6 +20,8 @@ from sapwood.base.wire import Facts
 from sapwood.config import Config
 from sapwood.engine.client import Engine
 from sapwood.grammar import Checker
+from sapwood.grammar.end_check import EndCheck
+from sapwood.grammar.schema import Finding
 from sapwood.grammar.spellings import Asked
 from sapwood.grammar.vocabulary import spec_of
 from sapwood.observe import Metrics
@@ -106,12 +108,33 @@ class Front:
         await self.check_grammar(asked)
         return msgspec.structs.replace(params, grammar=asked.grammar)
 
-    async def check_grammar(self, asked: Asked) -> None:
-        """Raise RequestError, naming the field, if a grammar cannot be used."""
+    async def check_grammar(self, asked: Asked) -> bool:
+        """Whether outputs have to be checked at the end. Raises RequestError, naming the field, if a grammar cannot be used."""
         try:
-            await self._grammars.check(asked.grammar)
+            unchecked = await self._grammars.check(asked.grammar)
         except GrammarError as error:
             raise RequestError(f"{asked.param}: {error}.", param=asked.param) from None
+        if unchecked and asked.strict:
+            raise RequestError(
+                f"{asked.param}: strict, but a grammar cannot follow {', '.join(unchecked)}. Leave these out, or strict: "
+                "then outputs are checked when they are complete.",
+                param=asked.param,
+            )
+        return bool(unchecked)
+
+    async def end_check(self, asked: Asked | None) -> EndCheck | None:
+        """The check of complete outputs, None where their grammar leaves nothing to check. Raises RequestError as above."""
+        if asked is None or not await self.check_grammar(asked):
+            return None
+        try:
+            return EndCheck(asked.grammar)
+        except GrammarError as error:
+            raise RequestError(f"{asked.param}: {error}.", param=asked.param) from None
+
+    def checked(self, finding: Finding) -> Finding:
+        """What was found of a complete output, counted."""
+        self.metrics.schema_checks.labels("valid" if finding.valid else "invalid").inc()
+        return finding
 
     async def close(self) -> None:
         """End what was started beside the engine."""

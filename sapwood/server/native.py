@@ -17,6 +17,8 @@ from sapwood.base.errors import RequestError
 from sapwood.base.plan import TokenLogprobs
 from sapwood.base.sampling import SamplingParams
 from sapwood.grammar import spellings
+from sapwood.grammar.end_check import EndCheck
+from sapwood.grammar.schema import Finding
 from sapwood.grammar.spellings import Asked, Schema, one_of
 from sapwood.server.body import Body, field_error
 from sapwood.server.front import MAX_CHOICES, Front
@@ -106,6 +108,7 @@ class Meta(msgspec.Struct, kw_only=True):
     completion_tokens: int
     cached_tokens: int
     e2e_latency: float | UnsetType = UNSET
+    schema_check: Finding | UnsetType = UNSET
     input_token_logprobs: list[LogprobEntry] | UnsetType = UNSET
     output_token_logprobs: list[LogprobEntry] | UnsetType = UNSET
     input_top_logprobs: list[list[LogprobEntry] | None] | UnsetType = UNSET
@@ -125,6 +128,7 @@ class Wish(msgspec.Struct):
     id: str
     logprobs: int | None
     start: int
+    end_check: EndCheck | None = None
 
 
 def routes(front: Front) -> list[Route]:
@@ -151,6 +155,8 @@ def routes(front: Front) -> list[Route]:
             await front.restrict(_params(front, sampling, wish), _asked(sampling))
             for sampling, wish in zip(samplings, wishes, strict=True)
         ]
+        for sampling, wish in zip(samplings, wishes, strict=True):
+            wish.end_check = await front.end_check(_asked(sampling))
         limit = front.facts.max_model_len
         pairs = [
             (prompt, params_for(prompt, one, limit, default=_DEFAULT_MAX_TOKENS))
@@ -289,6 +295,8 @@ class _Answer:
         )
         if choice.finish is not None:
             meta.e2e_latency = perf_counter() - self._begin
+            if wish.end_check is not None:
+                meta.schema_check = self._front.checked(wish.end_check(choice.text))
         if wish.logprobs is not None:
             self._add_logprobs(meta, choice, wish)
         return Generated(text=choice.text, output_ids=choice.tokens, meta_info=meta, index=index)

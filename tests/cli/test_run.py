@@ -7,7 +7,6 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +16,7 @@ from sapwood.base.grammar import Grammar
 from sapwood.base.sampling import SamplingParams
 from sapwood.cli.run import Line, _answers, _output, answered, read_lines, read_request
 from sapwood.cli.sampling import add_sampling, params_of, sampling_fields
+from sapwood.llm import Chunk
 
 
 def test_lines(tmp_path: Path) -> None:
@@ -112,15 +112,13 @@ def test_requests_that_cannot_be_served(body: dict[str, Any]) -> None:
 class Echo:
     """Answers a prompt with itself, letter by letter; 'bad' is refused."""
 
-    async def stream(self, prompt: str, params: SamplingParams) -> AsyncIterator[SimpleNamespace]:
+    async def stream(self, prompt: str, params: SamplingParams) -> AsyncIterator[Chunk]:
         if prompt == "bad":
             raise RequestError("refused")
         for position, letter in enumerate(prompt):
             await asyncio.sleep(0)
             last = position == len(prompt) - 1
-            yield SimpleNamespace(
-                text=letter, token_ids=[1], finish_reason="stop" if last else None, prompt_tokens=5, cached_tokens=2
-            )
+            yield Chunk(letter, [1], "stop" if last else None, prompt_tokens=5, cached_tokens=2)
 
 
 def test_every_line_gets_its_own_answer_or_error() -> None:

@@ -129,7 +129,7 @@ BAD = {
     "not JSON": Grammar(kind="json_schema", text="{"),
     "an object or a boolean": Grammar(kind="json_schema", text="3"),
     "incompatible|Unsatisfiable": Grammar.json({"type": "string", "enum": [1]}),
-    "uniqueItems": Grammar.json({"type": "array", "uniqueItems": True}),
+    "leads out of the schema": Grammar.json({"$ref": "https://example.com/other.json"}),
     "unclosed group": Grammar.regex("(a"),
     "look-around": Grammar.regex("(?=a)b"),
     "nothing to choose": Grammar.choice([]),

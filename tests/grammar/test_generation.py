@@ -150,3 +150,12 @@ def test_the_metrics_tell(llm: LLM) -> None:
     stats = llm._engine.stats()
     assert stats.counters["constrained"] > 0 and stats.counters["masks"] > 0 and stats.counters["forced_tokens"] > 0
     assert stats.seconds["mask_seconds"] > 0 and stats.seconds["compile_seconds"] > 0
+
+
+def test_what_no_grammar_follows_is_checked_at_the_end(llm: LLM) -> None:
+    unique = {"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 4}
+    wrong = unique | {"uniqueItems": True, "prefixItems": [{"const": True}] * 2}
+    found = llm.chat([HELLO] * 2, [restricted(unique), restricted(wrong)])
+    assert found[0].outputs[0].schema_check is None
+    finding = found[1].outputs[0].schema_check
+    assert finding is not None and not finding.valid and finding.errors == ["$: has an item twice"]

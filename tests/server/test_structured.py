@@ -10,6 +10,7 @@ import pytest
 from openai import AsyncOpenAI
 
 from sapwood.base.grammar import Grammar
+from sapwood.text import TextModel
 from tests.server.fakes import MODEL, FakeEngine
 
 pytestmark = pytest.mark.anyio
@@ -92,7 +93,7 @@ async def test_two_at_once_are_named(http: httpx.AsyncClient, engine: FakeEngine
 
 
 async def test_a_bad_schema_is_refused_before_anything_is_streamed(http: httpx.AsyncClient, engine: FakeEngine) -> None:
-    schema = {"type": "array", "uniqueItems": True}
+    schema = {"type": "array", "items": {"$ref": "elsewhere"}}
     body = {
         "messages": [{"role": "user", "content": "x"}],
         "stream": True,
@@ -101,4 +102,52 @@ async def test_a_bad_schema_is_refused_before_anything_is_streamed(http: httpx.A
     reply = await http.post("/v1/chat/completions", json=body)
     error = reply.json()["error"]
     assert reply.status_code == 400 and error["param"] == "response_format.json_schema.schema"
-    assert "uniqueItems" in error["message"] and not engine.asked
+    assert "'elsewhere'" in error["message"] and not engine.asked
+
+
+UNIQUE = {"type": "array", "items": {"type": "integer"}, "uniqueItems": True}
+
+
+def say(engine: FakeEngine, text: TextModel, said: str) -> None:
+    """Have the engine say this, whatever it is asked."""
+    engine.answer = lambda tokens, params: [*text.encode(said), *text.eos_ids[:1]]
+
+
+@pytest.mark.parametrize(("said", "valid"), [("[1, 2]", True), ("[1, 1]", False), ("[1, 1", False)])
+async def test_what_no_grammar_follows_is_checked_at_the_end(
+    http: httpx.AsyncClient, engine: FakeEngine, text: TextModel, said: str, valid: bool
+) -> None:
+    say(engine, text, said)
+    chat = {"messages": [{"role": "user", "content": "x"}], "json_schema": UNIQUE}
+    checks = []
+    for path, body in (("/v1/chat/completions", chat), ("/v1/completions", {"prompt": "x", "guided_json": UNIQUE})):
+        body = {"model": MODEL, **body, "max_tokens": 40}
+        checks.append((await http.post(path, json=body)).json()["choices"][0]["schema_check"])
+        *_, last, done, _ = (await http.post(path, json={**body, "stream": True})).text.split("\n\n")
+        assert done == "data: [DONE]"
+        checks.append(json.loads(last.removeprefix("data: "))["choices"][0]["schema_check"])
+    body = {"text": "x", "sampling_params": {"json_schema": json.dumps(UNIQUE), "max_new_tokens": 40}}
+    checks.append((await http.post("/generate", json=body)).json()["meta_info"]["schema_check"])
+    assert all(check["valid"] == valid and bool(check["errors"]) != valid for check in checks), checks
+    metrics = (await http.get("/metrics")).text
+    assert f'sapwood_schema_checks_total{{result="{"valid" if valid else "invalid"}"}} 5.0' in metrics
+
+
+async def test_nothing_is_said_where_nothing_is_left_to_check(
+    http: httpx.AsyncClient, engine: FakeEngine, text: TextModel
+) -> None:
+    say(engine, text, "[1, 1]")
+    body = {"model": MODEL, "prompt": "x", "guided_json": {**UNIQUE, "uniqueItems": False}, "max_tokens": 40}
+    assert "schema_check" not in (await http.post("/v1/completions", json=body)).json()["choices"][0]
+
+
+async def test_strict_refuses_what_would_have_to_be_checked(http: httpx.AsyncClient, engine: FakeEngine) -> None:
+    for strict, status in ((True, 400), (False, 200)):
+        asked = {"type": "json_schema", "json_schema": {"name": "x", "schema": UNIQUE, "strict": strict}}
+        body = {"messages": [{"role": "user", "content": "x"}], "response_format": asked}
+        reply = await http.post("/v1/chat/completions", json=body)
+        assert reply.status_code == status, reply.text
+        if strict:
+            error = reply.json()["error"]
+            assert error["param"] == "response_format.json_schema.schema" and "uniqueItems" in error["message"]
+            assert not engine.asked

@@ -415,3 +415,20 @@ def _files(path: Path) -> Any:
     from sapwood.hub.files import ModelFiles
 
     return ModelFiles(MODEL, path, "hf", {}, {})
+
+
+@pytest.mark.parametrize(("tags", "valid"), [(["a", "b"], True), (["a", "a"], False)])
+async def test_arguments_are_checked_where_no_grammar_follows_their_schema(
+    tmp_path: Path, tags: list[str], valid: bool
+) -> None:
+    unique = {"type": "array", "items": {"type": "string"}, "uniqueItems": True}
+    label = tool("label", parameters={"type": "object", "properties": {"tags": unique}, "required": ["tags"]})
+    call = json.dumps({"name": "label", "arguments": {"tags": tags}})
+    async with served(tmp_path, THINKING) as (_, engine, text, http):
+        says(engine, text, f"<tool_call>\n{call}\n</tool_call>")
+        body = {"model": MODEL, "messages": HELLO, "tools": [WEATHER, label], "tool_choice": "required"}
+        (choice,) = (await http.post("/v1/chat/completions", json=body)).json()["choices"]
+        assert choice["finish_reason"] == "tool_calls" and choice["schema_check"]["valid"] == valid
+        label["function"]["strict"] = True
+        reply = await http.post("/v1/chat/completions", json=body)
+        assert reply.status_code == 400 and reply.json()["error"]["param"] == "tools[1].function.parameters"

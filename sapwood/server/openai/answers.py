@@ -13,7 +13,7 @@ from sapwood.server.front import Front
 from sapwood.server.generation import Choice, News
 from sapwood.server.openai.tools import Toolbox
 from sapwood.text.model import Thoughts
-from sapwood.text.parsers import Event, Parser, gather
+from sapwood.text.parsers import Event, Parser, Said, gather
 
 _ALPHABET = string.ascii_letters + string.digits
 
@@ -77,7 +77,7 @@ class Reader:
 
     def whole(self, choice: Choice) -> tuple[Answer, str | None]:
         """The message, and why it ended."""
-        said = gather([*self._parser.push(choice.text), *self._parser.finish()])
+        said = self.said(choice.text)
         calls = [
             ToolCall(self._id(call.name, number), CalledFunction(call.name, call.arguments))
             for number, call in enumerate(said.calls)
@@ -89,6 +89,10 @@ class Reader:
             tool_calls=calls or UNSET,
         )
         return answer, self._end(choice)
+
+    def said(self, text: str) -> Said:
+        """A whole output taken apart."""
+        return gather([*self._parser.push(text), *self._parser.finish()])
 
     def deltas(self, news: News) -> tuple[list[AnswerDelta], str | None]:
         """What some news add to the message, and why it ended if it has."""

@@ -15,6 +15,7 @@ from starlette.routing import Route
 from sapwood.base.errors import RequestError
 from sapwood.base.plan import TokenLogprobs
 from sapwood.base.sampling import SamplingParams
+from sapwood.grammar.schema import Finding
 from sapwood.server.front import Front
 from sapwood.server.generation import Choice, News, Prompt, choices_of, complete
 from sapwood.server.openai.answers import Answer, AnswerDelta, Reader
@@ -30,9 +31,10 @@ from sapwood.server.openai.replies import (
     usage_of,
 )
 from sapwood.server.openai.thinking import bounded
-from sapwood.server.openai.tools import Toolbox, grammar_of, toolbox_of
+from sapwood.server.openai.tools import EndChecks, Toolbox, end_checks_of, grammar_of, toolbox_of
 from sapwood.text import TextModel
 from sapwood.text.model import Thoughts
+from sapwood.text.parsers import Said
 
 
 class TopLogprob(msgspec.Struct):
@@ -57,6 +59,7 @@ class ChatChoice(msgspec.Struct, kw_only=True):
     finish_reason: str | None
     stop_reason: int | str | None = None
     token_ids: list[int] | UnsetType = UNSET
+    schema_check: Finding | UnsetType = UNSET
 
 
 class ChatChunkChoice(msgspec.Struct, kw_only=True):
@@ -66,6 +69,7 @@ class ChatChunkChoice(msgspec.Struct, kw_only=True):
     finish_reason: str | None = None
     stop_reason: int | str | UnsetType | None = UNSET
     token_ids: list[int] | UnsetType = UNSET
+    schema_check: Finding | UnsetType = UNSET
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,10 +82,18 @@ class Plan:
     thoughts: Thoughts
     past_calls: int
     reads: bool
+    end_checks: EndChecks | None
 
     def reader(self, front: Front) -> Reader | None:
         """One per output; None where the output is the answer as it is."""
         return Reader(front, self.toolbox, self.thoughts, past=self.past_calls) if self.reads else None
+
+    def check(self, front: Front, choice: Choice) -> Finding | UnsetType:
+        """What is found of a complete output, where its grammar leaves something to check."""
+        if self.end_checks is None:
+            return UNSET
+        reader = self.reader(front)
+        return front.checked(self.end_checks(Said(choice.text, "", []) if reader is None else reader.said(choice.text)))
 
 
 def routes(front: Front) -> list[Route]:
@@ -130,7 +142,8 @@ async def _plan(front: Front, body: ChatRequest) -> Plan:
     reads = separate or (toolbox is not None and bool(toolbox.offers))
     thoughts: Thoughts = rendered.thoughts if separate else "none"
     shown = front.text.markers(calls=toolbox is not None) if reads else frozenset()
-    params = await front.restrict(params, await grammar_of(front, toolbox, asked, rendered.thoughts))
+    grammar = await grammar_of(front, toolbox, asked, rendered.thoughts)
+    params = await front.restrict(params, grammar)
     limit = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
     return Plan(
         prompt=Prompt(
@@ -141,6 +154,7 @@ async def _plan(front: Front, body: ChatRequest) -> Plan:
         thoughts=thoughts,
         past_calls=sum(len(message.tool_calls or ()) for message in body.messages or ()),
         reads=reads,
+        end_checks=await end_checks_of(front, toolbox, asked, grammar),
     )
 
 
@@ -165,6 +179,7 @@ def _choice(front: Front, body: ChatRequest, choice: Choice, plan: Plan) -> Chat
         finish_reason=finish,
         stop_reason=stop_reason(front, choice),
         token_ids=choice.tokens if body.return_token_ids else UNSET,
+        schema_check=plan.check(front, choice),
     )
 
 
@@ -195,6 +210,7 @@ def _shaper(front: Front, body: ChatRequest, plan: Plan) -> Callable[[News], Ite
         if finish:
             entries[-1].finish_reason = finish
             entries[-1].stop_reason = stop_reason(front, choice)
+            entries[-1].schema_check = plan.check(front, choice)
         yield from entries
 
     return shape

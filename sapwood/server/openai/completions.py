@@ -14,6 +14,8 @@ from starlette.routing import Route
 from sapwood.base.errors import RequestError
 from sapwood.base.plan import TokenLogprobs
 from sapwood.base.sampling import SamplingParams
+from sapwood.grammar.end_check import EndCheck
+from sapwood.grammar.schema import Finding
 from sapwood.server.front import MAX_CHOICES, Front
 from sapwood.server.generation import Choice, News, Prompt, choices_of, complete, params_for
 from sapwood.server.openai.protocol import CompletionRequest
@@ -51,11 +53,14 @@ class CompletionChoice(msgspec.Struct, kw_only=True):
     prompt_logprobs: list[dict[str, RankedToken] | None] | UnsetType = UNSET
     token_ids: list[int] | UnsetType = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
+    schema_check: Finding | UnsetType = UNSET
 
 
 def routes(front: Front) -> list[Route]:
     async def completions(request: Request, body: CompletionRequest) -> Response:
-        params = await front.restrict(_params(front, body), body.asked())
+        asked = body.asked()
+        params = await front.restrict(_params(front, body), asked)
+        end_check = await front.end_check(asked)
         prompts = await _prompts(front, body)
         echoes = await _echoes(front, body, prompts) if body.echo else {}
         limit = front.facts.max_model_len
@@ -63,7 +68,7 @@ def routes(front: Front) -> list[Route]:
             [(prompt, params_for(prompt, params, limit, default=_DEFAULT_MAX_TOKENS)) for prompt in prompts]
         )
         reply = new_reply(front, "text_completion", "cmpl")
-        shape = _shaper(front, body, echoes)
+        shape = _shaper(front, body, echoes, end_check)
         if body.stream:
             plain = None if body.logprobs is not None or body.return_token_ids else _plain
             return event_stream(front, choices, reply, body.stream_options, shape=shape, plain=plain)
@@ -142,7 +147,7 @@ def _whole(choice: Choice) -> News:
 
 
 def _shaper(
-    front: Front, body: CompletionRequest, echoes: dict[Prompt, str]
+    front: Front, body: CompletionRequest, echoes: dict[Prompt, str], end_check: EndCheck | None
 ) -> Callable[[News], Iterator[CompletionChoice]]:
     """How news become entries of `choices`. The prompt, if it is echoed, comes with the first of each choice."""
     offsets: dict[int, int] = {}
@@ -163,6 +168,7 @@ def _shaper(
         entry = CompletionChoice(index=choice.index, text=text, logprobs=logprobs, finish_reason=choice.finish)
         if choice.finish:
             entry.stop_reason = stop_reason(front, choice)
+            entry.schema_check = UNSET if end_check is None else front.checked(end_check(choice.text))
         if body.return_token_ids:
             entry.token_ids = news.tokens
             entry.prompt_token_ids = choice.prompt.tokens if news.first else UNSET

@@ -12,11 +12,14 @@ import msgspec
 
 from sapwood.base.errors import RequestError
 from sapwood.base.grammar import Grammar, Part
+from sapwood.grammar.end_check import EndCheck, together
+from sapwood.grammar.schema import Finding
 from sapwood.grammar.spellings import Asked
 from sapwood.server.body import field_error
 from sapwood.server.front import Front
 from sapwood.server.openai.protocol import ChatRequest
 from sapwood.text.model import Thoughts
+from sapwood.text.parsers import Said
 from sapwood.text.parsers.rules import NOTHING, Offer, Rules
 
 _NAME = re.compile(r"[A-Za-z0-9_.\-]{1,128}")
@@ -153,6 +156,46 @@ def _offers(tools: Sequence[dict[str, Any]]) -> dict[str, Offer]:
     return offers
 
 
+@dataclass(frozen=True)
+class EndChecks:
+    """The checks of a chat's complete outputs: of its text, and of the arguments of its calls by tool."""
+
+    text: EndCheck | None
+    calls: Mapping[str, EndCheck]
+
+    def __call__(self, said: Said) -> Finding:
+        findings = [self.calls[call.name](call.arguments) for call in said.calls if call.name in self.calls]
+        if self.text is not None and not said.calls:
+            findings.append(self.text(said.text))
+        return together(findings)
+
+
+async def end_checks_of(
+    front: Front, toolbox: Toolbox | None, asked: Asked | None, grammar: Asked | None
+) -> EndChecks | None:
+    """The checks of outputs of `grammar`, which `grammar_of` made; None where it leaves nothing to check."""
+    if grammar is None or not await front.check_grammar(grammar):
+        return None
+    calls = {}
+    for offer, place in _bound(toolbox, asked):
+        end_check = await front.end_check(_parameters(offer, place))
+        if end_check is not None:
+            calls[offer.name] = end_check
+    return EndChecks(None if toolbox is not None and toolbox.must else await front.end_check(asked), calls)
+
+
+def _bound(toolbox: Toolbox | None, asked: Asked | None) -> list[tuple[Offer, str]]:
+    """The tools whose parameters a grammar holds to their schemas, and their places."""
+    if toolbox is None:
+        return []
+    pairs = zip(toolbox.offers, toolbox.places, strict=True)
+    return [(offer, place) for offer, place in pairs if toolbox.must or offer.strict or asked is not None]
+
+
+def _parameters(offer: Offer, place: str) -> Asked:
+    return Asked(Grammar.json(offer.schema), place, offer.strict)
+
+
 async def grammar_of(front: Front, toolbox: Toolbox | None, asked: Asked | None, thoughts: Thoughts) -> Asked | None:
     """The grammar of an answer: `asked` for its text, the toolbox's for its calls, and where thoughts may stand.
 
@@ -179,11 +222,10 @@ async def _part(front: Front, rules: Rules, toolbox: Toolbox | None, asked: Aske
     if toolbox is None or not toolbox.offers or not (toolbox.must or toolbox.strict or asked is not None):
         return None, ""
     until = perf_counter() + front.config.grammar.compile_seconds
-    for offer, place in zip(toolbox.offers, toolbox.places, strict=True):
+    for offer, place in _bound(toolbox, asked):
         if perf_counter() > until:  # one request has one budget; the grammar of all calls is bounded by itself
             break
-        if toolbox.must or offer.strict or asked is not None:
-            await front.check_grammar(Asked(Grammar.json(offer.schema), place))
+        await front.check_grammar(_parameters(offer, place))
     if toolbox.must:
         return rules.must_call(toolbox.offers, many=toolbox.many), "tools"
     if asked is None:
