@@ -94,5 +94,6 @@ def words(runs: Runs | None, members: Members | None, size: Size) -> Ints:
 
 def shared(vector: Tensor, size: Size) -> Shared:
     """Views of the vector on the device."""
-    *tiles, tokens_M, privates_Q, members_QL = vector.split(size.lengths())
-    return Shared(*tiles, tokens_M, privates_Q, members_QL.view(size.queries, RUN_LEVELS), size.tile)
+    lows_I, highs_I, firsts_I, sizes_I, slots_I, tokens_M, privates_Q, members = vector.split(size.lengths())
+    members_QL = members.view(size.queries, RUN_LEVELS)
+    return Shared(lows_I, highs_I, firsts_I, sizes_I, slots_I, tokens_M, privates_Q, members_QL, size.tile)
