@@ -62,10 +62,12 @@ class Ruling:
     """What a stake says to tokens that have landed.
 
     Of the tokens only the first `taken` count, if that is said. `forced` are the tokens that follow in any case, and are
-    known with them. `done`: nothing may follow these. With an `error` the request ends instead.
+    known with them. `done`: nothing may follow these. `later`: the request gives up its slot until it is `ready` again.
+    With an `error` it ends instead.
     """
 
     taken: int | None = None
+    later: bool = False
     forced: tuple[int, ...] = ()
     done: bool = False
     error: str = ""
@@ -92,7 +94,7 @@ class Stake:
         return True
 
     def ready(self, request: Request) -> Ready:
-        """Whether a waiting request may be started. Asked until it says NOW or refuses."""
+        """Whether a waiting request may be started. Asked until it says NOW or refuses, and anew after a ruling of `later`."""
         return NOW
 
     def wait(self, seconds: float) -> None:

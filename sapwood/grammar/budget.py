@@ -61,6 +61,10 @@ class Budget:
         return self._inner is not None and self._inner.done
 
     @property
+    def spoiled(self) -> bool:
+        return self._inner is not None and self._inner.spoiled
+
+    @property
     def error(self) -> str:
         return self._inner.error if self._inner is not None else self._error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import threading
 import weakref
 from collections import OrderedDict
@@ -13,6 +14,7 @@ from time import perf_counter
 from typing import Any, TypeVar
 
 import llguidance
+import numpy as np
 
 from sapwood.base.errors import GrammarError
 from sapwood.base.grammar import Grammar
@@ -33,32 +35,43 @@ _LIMITS = ("fuel exhausted", "too big", "too large", "recursion limit", "too man
 
 
 def limits() -> llguidance.LLParserLimits:
-    """What one grammar may take. A mask that needs more than about ten milliseconds ends its request, nobody else's."""
-    return llguidance.LLParserLimits(
-        initial_lexer_fuel=1_000_000,
-        step_lexer_fuel=100_000,
-        step_max_items=30_000,
-        max_lexer_states=50_000,
-        max_grammar_size=200_000,
-        verbose_errors=False,
-    )
+    """What one grammar may take: llguidance's own limits, below which public schemas stay."""
+    return llguidance.LLParserLimits(verbose_errors=False)
 
 
 class Compiled:
     """A grammar ready for any number of outputs: `matcher` is at its beginning and stays there; copy it.
 
-    `unchecked` are keywords of JSON schemas that it leaves out, see `translate`.
+    `unchecked` are keywords of JSON schemas that it leaves out, see `translate`. Copies of the matcher share what they find
+    out; one that runs out of its limits spoils that for all, and says so here: `spoiled`.
     """
 
     def __init__(self, vocabulary: Vocabulary, grammar: Grammar, *, compact_json: bool) -> None:
         """Raises GrammarError for what is wrong, not supported or beyond the limits."""
         self.vocabulary = vocabulary
         text, self.unchecked = translate(grammar, compact_json=compact_json)
+        self.spoiled = False
+        before = _resident()
         self.matcher = llguidance.LLMatcher(vocabulary.tokenizer, text, limits=limits(), log_level=0)
-        if self.matcher.is_error():
-            raise GrammarError(_reason(self.matcher.get_error()))
+        self._try()
         self.trigger = Trigger(grammar.after.encode(), vocabulary.pieces, self._allows) if grammar.after else None
-        self.num_bytes = _BASE_BYTES + _BYTES_PER_BYTE * len(grammar.text)
+        # What else takes memory meanwhile is counted in: better too much than too little.
+        self.num_bytes = max(_BASE_BYTES + _BYTES_PER_BYTE * len(grammar.text), _resident() - before)
+
+    def _try(self) -> None:
+        """Raises GrammarError if the grammar is of no use: wrong, or one whose first masks already cannot be told.
+
+        The second is looked at where the first token is prescribed: a text without end shows itself there.
+        """
+        copy = self.matcher
+        bits_W = np.empty(self.vocabulary.width, np.int32)
+        for count in (0, 1):
+            if not copy.is_error():
+                copy = copy.deep_copy()
+                copy.consume_tokens(copy.compute_ff_tokens()[:count])
+                copy.unsafe_compute_mask_ptr(bits_W.ctypes.data, bits_W.nbytes)
+            if copy.is_error():
+                raise GrammarError(_reason(copy.get_error()))
 
     def _allows(self, rest: bytes) -> bool:
         tokens = self.vocabulary.tokenizer.tokenize_bytes(rest)
@@ -107,11 +120,16 @@ class Compiler:
                 self._making = self._threads.submit(self._make_vocabulary)
             return self._making
 
-    def compile(self, grammar: Grammar) -> Future[Compiled]:
-        """The compiled grammar, at once where it is kept. The future raises GrammarError."""
+    def compile(self, grammar: Grammar, *, alone: bool = False) -> Future[Compiled]:
+        """The compiled grammar, at once where it is kept; `alone`, one that nobody else uses. The future raises GrammarError."""
         self.vocabulary  # noqa: B018  first: a thread that compiles waits for it
+        if alone:
+            return self._threads.submit(self._make, grammar)
         with self._lock:
             kept = self._kept.get(grammar)
+            if kept is not None and kept.spoiled:
+                self._drop(grammar)
+                kept = None
             if kept is not None:
                 self._kept.move_to_end(grammar)
                 done: Future[Compiled] = Future()
@@ -134,14 +152,19 @@ class Compiler:
         """Let the threads end when they have done what they are doing."""
         self._threads.close()
 
+    def _make(self, grammar: Grammar) -> Compiled:
+        vocabulary = self.vocabulary.result()
+        began = perf_counter()
+        compiled = Compiled(vocabulary, grammar, compact_json=self._compact_json)
+        with self._lock:
+            self.num_compiled += 1
+            self.seconds += perf_counter() - began
+        return compiled
+
     def _compile(self, grammar: Grammar) -> Compiled:
         try:
-            vocabulary = self.vocabulary.result()
-            began = perf_counter()
-            compiled = Compiled(vocabulary, grammar, compact_json=self._compact_json)
+            compiled = self._make(grammar)
             with self._lock:
-                self.num_compiled += 1
-                self.seconds += perf_counter() - began
                 self._keep(grammar, compiled)
             return compiled
         finally:
@@ -152,8 +175,10 @@ class Compiler:
         self._kept[grammar] = compiled
         self._num_bytes += compiled.num_bytes
         while self._num_bytes > self._cache_bytes and len(self._kept) > 1:
-            _, oldest = self._kept.popitem(last=False)
-            self._num_bytes -= oldest.num_bytes
+            self._drop(next(iter(self._kept)))
+
+    def _drop(self, grammar: Grammar) -> None:
+        self._num_bytes -= self._kept.pop(grammar).num_bytes
 
 
 class _Threads:
@@ -187,9 +212,18 @@ class _Threads:
             self._work.put(None)
 
 
+def _resident() -> int:
+    """Bytes of memory that this process has; 0 where nobody tells."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * resource.getpagesize()
+    except OSError:
+        return 0
+
+
 def _reason(error: str) -> str:
     """llguidance's message in one line."""
     text = " ".join(error.replace("<non-verbose/>", "").split())
-    if any(word in text for word in _LIMITS):
+    if any(word in text.lower() for word in _LIMITS):
         text = f"it is too large or too involved, a simpler one is needed: {text}"
     return text if len(text) <= _REASON_CHARS else f"{text[:_REASON_CHARS]} ..."

@@ -21,6 +21,7 @@ class Constraint:
         position: The length of the sequence before its output, which is the position of the first token.
         min_len: The length before which `stop_ids` are not allowed, unless nothing else is.
         stop_ids: The tokens that end this output.
+        alone: Nobody else uses the compiled grammar.
 
     Attributes:
         position: Where the next token will stand.
@@ -29,11 +30,20 @@ class Constraint:
         strikes: How often it took too long; the caller counts.
     """
 
-    __slots__ = ("_early", "_min_len", "_shut", "_state", "_trail", "compiled", "done", "error", "matcher", "position",
+    __slots__ = ("_alone", "_early", "_min_len", "_shut", "_state", "_trail", "compiled", "done", "error", "matcher", "position",
                  "strikes")  # fmt: skip
 
-    def __init__(self, compiled: Compiled, *, position: int, min_len: int = 0, stop_ids: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        compiled: Compiled,
+        *,
+        position: int,
+        min_len: int = 0,
+        stop_ids: Sequence[int] = (),
+        alone: bool = False,
+    ) -> None:
         self.compiled = compiled
+        self._alone = alone
         self.position = position
         self.done = False
         self.error = ""
@@ -47,12 +57,19 @@ class Constraint:
         self._shut = [id for id in compiled.vocabulary.eos_ids if id not in stop_ids]
 
     @property
+    def spoiled(self) -> bool:
+        """Whether it stopped because of what its matcher shares with others, who may have brought that about."""
+        return bool(self.error) and self.compiled.spoiled and not self._alone
+
+    @property
     def width(self) -> int:
         """int32 words of a mask."""
         return self.compiled.vocabulary.width
 
     def accept(self, token: int) -> bool:
         """Take the next token; False if the grammar does not allow it, or cannot say (`error`)."""
+        if self.error:
+            return False
         before = self._state
         if self.matcher is None:
             taken = self._read(token)
@@ -77,10 +94,15 @@ class Constraint:
     def _consume(self, tokens: list[int]) -> bool:
         assert self.matcher is not None
         if not self.matcher.consume_tokens(tokens):
-            self.error = "its grammar cannot be followed any further: " + " ".join(self.matcher.get_error().split())
+            self._fail()
             return False
         self.done = self.matcher.is_stopped()
         return True
+
+    def _fail(self) -> None:
+        assert self.matcher is not None
+        self.error = "its grammar cannot be followed any further: " + " ".join(self.matcher.get_error().split())
+        self.compiled.spoiled = True
 
     def rollback(self, count: int) -> None:
         """Forget the last `count` tokens."""
@@ -117,7 +139,7 @@ class Constraint:
     def finish(self, bits_W: Bits) -> None:
         """Take out of a filled row the ends that would come too soon, as long as anything else is left."""
         if self.matcher is not None and self.matcher.is_error() and not self.error:
-            self.error = "its grammar cannot be followed any further: " + " ".join(self.matcher.get_error().split())
+            self._fail()
             bits_W.fill(ALL)
         ends = self._shut if self.matcher is not None else []
         if self.position < self._min_len:

@@ -26,6 +26,7 @@ MOST_STRIKES = 3
 _WATCH_STEPS = 16  # after a slow step, so many are timed grammar by grammar
 _CROWD_PER_TOKEN = 8  # requests that may be held up a little for each draw that is saved
 _CROWD = 128  # of more requests than this, too many would have to be forced at once: they are not even asked
+_PIECE = 512  # tokens that become known at once: the next ones follow when these have been fed
 _FEW = 4  # masks that are filled sooner than other threads wake up
 
 
@@ -39,6 +40,8 @@ class Follows(Protocol):
 
     @property
     def width(self) -> int: ...
+    @property
+    def spoiled(self) -> bool: ...
 
     def accept(self, token: int) -> bool: ...
     def rollback(self, count: int) -> None: ...
@@ -85,16 +88,19 @@ class Constraints:
 
     def begin(self, request: Request) -> str | None:
         """Have a request's grammar compiled and give it its constraint: None while that takes, then what is wrong, if
-        anything is."""
+        anything is. A request whose constraint was spoiled gets a grammar of its own, and goes on where it was."""
+        grammar = request.params.grammar
+        again = request.constraint is not None
         if request.id not in self._opening:
-            grammar = request.params.grammar
-            self.counters["constrained"] += grammar is not None
-            self._opening[request.id] = self.compiler.vocabulary if grammar is None else self.compiler.compile(grammar)
+            self.counters["constrained"] += grammar is not None and not again
+            self._opening[request.id] = (
+                self.compiler.vocabulary if grammar is None else self.compiler.compile(grammar, alone=again)
+            )
         compiling = self._opening[request.id]
         if not compiling.done():
             return None
         del self._opening[request.id]
-        return _begin(request, compiling) or ""
+        return _begin(request, compiling, alone=again) or ""
 
     def wait(self, seconds: float) -> None:
         """Return once a grammar is compiled, or after that time."""
@@ -119,8 +125,13 @@ class Constraints:
         worth = saved * _CROWD_PER_TOKEN >= crowd
         rulings = {}
         for one, begin in zip(landed, begins, strict=True):
-            forced = found[one.row] if worth and len(found[one.row]) > one.flying else []
-            ruling = self._rule(one.request.constraint, forced, taken=one.request.constraint.position - begin)
+            constraint: Follows = one.request.constraint
+            taken = constraint.position - begin
+            if constraint.spoiled and not one.ended:
+                rulings[one.row] = Ruling(taken=taken, later=True)
+                continue
+            forced = found[one.row][:_PIECE] if worth and len(found[one.row]) > one.flying else []
+            ruling = self._rule(constraint, forced, taken=taken)
             if ruling is not None:
                 rulings[one.row] = ruling
         took = perf_counter() - began
@@ -261,8 +272,8 @@ def _allows(bits_W: Bits, token: int) -> bool:
     return bool(bits_W.item(token >> 5) >> (token & 31) & 1)
 
 
-def _begin(request: Request, compiling: Future[Compiled] | Future[Vocabulary]) -> str | None:
-    """Give a request its constraint; what is wrong where that cannot be."""
+def _begin(request: Request, compiling: Future[Compiled] | Future[Vocabulary], *, alone: bool) -> str | None:
+    """Give a request its constraint, at the end of its output so far; what is wrong where that cannot be."""
     try:
         ready = compiling.result()
     except GrammarError as error:
@@ -271,9 +282,15 @@ def _begin(request: Request, compiling: Future[Compiled] | Future[Vocabulary]) -
         return f"its grammar could not be compiled: {type(error).__name__}: {error}"
     inner: Constraint | None = None
     if isinstance(ready, Compiled):
-        inner = Constraint(ready, position=request.prompt_len, min_len=request.min_len, stop_ids=request.stop_ids)
+        ends = request.stop_ids
+        inner = Constraint(
+            ready, position=request.prompt_len, min_len=request.min_len, stop_ids=ends, alone=alone
+        )  # fmt: skip
     thinking, request.constraint = request.params.thinking, inner
     if thinking is not None:
         vocabulary = ready.vocabulary if isinstance(ready, Compiled) else ready
         request.constraint = Budget(thinking, vocabulary, inner, position=request.prompt_len)
+    for token in request.tokens[request.prompt_len :].tolist():
+        if not request.constraint.accept(token):
+            return str(request.constraint.error)
     return None

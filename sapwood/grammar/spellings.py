@@ -103,10 +103,18 @@ class StructuredOutputs(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
             return _json(schema)
         whole = _parsed(schema, param)
         if self.disable_additional_properties:
-            whole = _closed(whole)
+            try:
+                whole = _closed(whole)
+            except RecursionError:
+                raise RequestError(f"{param}: the schema is nested too deeply.", param=param) from None
+        if not options:
+            return _json(whole)
         if isinstance(whole, bool):
             whole = {"allOf": [whole]}
-        return _json({**whole, "x-guidance": {**whole.get("x-guidance", {}), **options}} if options else whole)
+        asked = whole.get("x-guidance")
+        if asked is not None and not isinstance(asked, dict):
+            raise RequestError(f"{param}.x-guidance: it is an object.", param=param)
+        return _json({**whole, "x-guidance": {**(asked or {}), **options}})
 
 
 class Structured(msgspec.Struct, kw_only=True):

@@ -29,7 +29,7 @@ class GrammarStake(Stake):
         return request.params.restricted
 
     def ready(self, request: Request) -> Ready:
-        if request.constraint is not None:
+        if request.constraint is not None and not request.constraint.spoiled:
             return NOW
         found = self.constraints.begin(request)
         return LATER if found is None else Refusal(found) if found else NOW

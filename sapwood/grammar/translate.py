@@ -14,6 +14,7 @@ from llguidance.gbnf_to_lark import GbnfToLarkError, any_to_lark
 from sapwood.base.errors import GrammarError
 from sapwood.base.grammar import Grammar
 from sapwood.grammar.schema import rewrite
+from sapwood.grammar.size import bound_expression, bound_rules, bound_schema, bound_text
 
 MAX_BYTES = 512 << 10  # of a grammar's text
 _MAX_RULES_BYTES = 64 << 10  # of one that Python has to read character by character
@@ -68,12 +69,15 @@ def _text(grammar: Grammar, schemas: _Schemas) -> str:
         case "json_schema":
             return schemas.whole(_parsed(text, "JSON schema"))
         case "regex":
+            bound_expression(text)
             return _lark(f"start: /{llguidance.regex_to_lark(text, _ASCII)}/")
         case "choice":
             return llguidance.LLMatcher.grammar_from_regex("|".join(map(_literal, _choices(text))))
         case "lark":
+            bound_rules(text)
             return _lark(text)
         case "gbnf":
+            bound_rules(text)
             return _lark(_lark_of(text))
         case "structural_tag":
             tag = structural_tag(text)
@@ -111,6 +115,7 @@ class _Schemas:
         """The schema within another grammar."""
         if not isinstance(schema, dict | bool):
             raise GrammarError("a JSON schema is an object or a boolean")
+        bound_schema(schema)
         rewritten = rewrite(schema)
         self._unchecked.update(dict.fromkeys(rewritten.unchecked))
         return json.dumps(_with_whitespace(rewritten.schema, compact=self._compact))
@@ -135,6 +140,8 @@ def _choices(text: str) -> list[str]:
         raise GrammarError(f"a choice is a list of strings: {error}") from None
     if not choices:
         raise GrammarError("there is nothing to choose from")
+    for choice in choices:
+        bound_text(choice, "a choice")
     return choices
 
 
@@ -228,6 +235,7 @@ class _Parts:
             case "json_schema":
                 return self._part({"json": _parsed(grammar.text, "JSON schema")})
             case "regex":
+                bound_expression(grammar.text)
                 return self._part({"regex": grammar.text})
             case "choice":
                 return self._part({"any": [{"text": text} for text in _choices(grammar.text)]})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cached_property
 from typing import Protocol
 
@@ -43,8 +44,7 @@ class Vocabulary:
     """
 
     def __init__(self, spec: VocabularySpec) -> None:
-        self.eos_ids = spec.eos_ids
-        self.tokenizer = _tokenizer(spec)
+        self.tokenizer, self.eos_ids = _tokenizer(spec)
         self.width = -(-self.tokenizer.vocab_size // 32)
 
     @cached_property
@@ -54,10 +54,28 @@ class Vocabulary:
         return [decode([id]) for id in range(self.tokenizer.vocab_size)]
 
 
-def _tokenizer(spec: VocabularySpec) -> llguidance.LLTokenizer:
-    eos = list(spec.eos_ids) or None
+def _tokenizer(spec: VocabularySpec) -> tuple[llguidance.LLTokenizer, tuple[int, ...]]:
+    """The tokenizer, and those of the ends of sequence that it has: others can neither be written nor forbidden."""
     try:
-        return llguidance.LLTokenizer(spec.tokenizer, n_vocab=spec.vocab_size, eos_token=eos)
+        return llguidance.LLTokenizer(
+            spec.tokenizer, n_vocab=spec.vocab_size, eos_token=_listed(spec.eos_ids)
+        ), spec.eos_ids
+    except ValueError:
+        eos_ids = _written(spec)
+    try:
+        return llguidance.LLTokenizer(spec.tokenizer, n_vocab=spec.vocab_size, eos_token=_listed(eos_ids)), eos_ids
     except ValueError:
         # It has more tokens than the model has logits: those beyond are never drawn, so their bits are never read.
-        return llguidance.LLTokenizer(spec.tokenizer, eos_token=eos)
+        return llguidance.LLTokenizer(spec.tokenizer, eos_token=_listed(eos_ids)), eos_ids
+
+
+def _listed(eos_ids: tuple[int, ...]) -> list[int] | None:
+    return list(eos_ids) or None
+
+
+def _written(spec: VocabularySpec) -> tuple[int, ...]:
+    told = json.loads(spec.tokenizer)
+    vocab = told["model"].get("vocab", ())
+    ids = set(range(len(vocab)) if isinstance(vocab, list) else vocab.values())
+    ids |= {token["id"] for token in told.get("added_tokens", ())}
+    return tuple(id for id in spec.eos_ids if id in ids)

@@ -130,6 +130,10 @@ class Commit:
             if ruling is not None and ruling.taken is not None and ruling.taken < len(tokens):
                 self._slots.known[request.slot] -= len(tokens) - ruling.taken
                 tokens, finish = tokens[: ruling.taken], None
+            if ruling is not None and ruling.later and finish is None:
+                news = self._news(request, tokens, None, None, outcome.logprobs.get(row))
+                self._roster.set_aside(request)
+                return news
             stop = tokens[-1] if finish == "stop" else None
             if ruling is not None and finish != "stop":
                 forced, finish = self._force(request, ruling)

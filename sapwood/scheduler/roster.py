@@ -109,7 +109,20 @@ class Roster:
             stake.forget(request)
 
     def preempt(self, request: Request) -> None:
-        """Take a running request's slot; it waits again with what it has generated as known tokens.
+        """Take a running request's slot, which somebody else needs more."""
+        self._suspend(request)
+        self.waiting.add(request)
+        self.num_preempted += 1
+        for stake in request.stakes:
+            stake.pressed()
+
+    def set_aside(self, request: Request) -> None:
+        """Take a running request's slot until its stakes say that it is ready again."""
+        self._suspend(request)
+        self.aside.append(request)
+
+    def _suspend(self, request: Request) -> None:
+        """A running request gives up its slot, and keeps what it has generated as known tokens.
 
         Tokens of steps in flight are lost and will be drawn again: the same ones, since choices depend on seed and
         position only.
@@ -119,10 +132,6 @@ class Roster:
         if not request.scored:
             request.prompt_logprobs.clear()
         self.leave(request)
-        self.waiting.add(request)
-        self.num_preempted += 1
-        for stake in request.stakes:
-            stake.pressed()
 
     def abort(self, id: int) -> bool:
         """End a request at once; False when there is no such request (any more)."""

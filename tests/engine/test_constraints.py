@@ -6,6 +6,7 @@ import json
 import re
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ from sapwood.cache import KVCache, KVStake
 from sapwood.engine.intake import Intake
 from sapwood.engine.loop import Engine
 from sapwood.executor.fake import FakeExecutor
-from sapwood.grammar import Compiler, Constraints, GrammarStake, Vocabulary, constraints
+from sapwood.grammar import Compiler, Constraint, Constraints, GrammarStake, Vocabulary, constraints
 from sapwood.scheduler import Scheduler
 from tests.engine.test_loop import drain, tokens
 from tests.grammar.conftest import EOS, spec
@@ -150,3 +151,56 @@ def test_an_engine_without_grammars_says_so() -> None:
     engine.intake.grammars = False
     refused = engine.submit(Submit(1, [5], SamplingParams(grammar=PHONE)))
     assert refused is not None and "no grammars" in str(refused.error)
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_a_spoiled_grammar_is_compiled_anew_for_those_who_go_on(
+    vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch, depth: int
+) -> None:
+    """A matcher that runs out of its limits spoils what it shares: each of the others goes on alone, where it was."""
+    grammar = Grammar.regex("[a-z]{12}[0-9]{4}")
+    wanted = {}
+    for broken in (False, True):
+        engine = make(lambda: vocabulary, depth=depth)
+        finish = Constraint.finish
+
+        def spoil(self: Constraint, bits_W: Any, finish: Any = finish) -> None:
+            finish(self, bits_W)
+            if self.position >= 8 and not self._alone:
+                self.error, self.compiled.spoiled = "out of fuel", True
+                bits_W.fill(-1)
+
+        if broken:
+            monkeypatch.setattr(Constraint, "finish", spoil)
+        for id in range(1, 4):
+            submit(engine, id, grammar)
+        news = drain(engine)
+        assert all(news[id][-1].finish == "stop" for id in range(1, 4))
+        said = {id: text(vocabulary, news[id]) for id in range(1, 4)}
+        assert said == wanted or not broken
+        wanted = said
+        assert engine.stats().counters["compiled_grammars"] == (4 if broken else 1)
+        assert engine.stats().counters["constrained"] == 3
+        submit(engine, 9, grammar)
+        assert drain(engine)[9][-1].finish == "stop"
+        assert engine.audit() == 0
+
+
+def test_whose_grammar_fails_alone_too_ends_with_the_reason(
+    vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make(lambda: vocabulary)
+    finish = Constraint.finish
+
+    def spoil(self: Constraint, bits_W: Any) -> None:
+        finish(self, bits_W)
+        if self.position >= 6:
+            self.error, self.compiled.spoiled = "out of fuel", True
+            bits_W.fill(-1)
+
+    monkeypatch.setattr(Constraint, "finish", spoil)
+    submit(engine, 1, Grammar.regex("[a-z]{30}"))
+    submit(engine, 2, None)
+    news = drain(engine)
+    assert news[1][-1].finish == "error" and "out of fuel" in str(news[1][-1].error)
+    assert news[2][-1].finish in ("length", "stop")

@@ -20,6 +20,7 @@ class Toy:
         self.position = position
         self.done = False
         self.error = ""
+        self.spoiled = False
         self.strikes = 0
         self._state = seed
         self._trail: list[tuple[int, bool]] = []

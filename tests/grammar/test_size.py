@@ -1,0 +1,78 @@
+"""Grammars that would take much of what all share are refused, with the reason, before they are compiled or when tried."""
+
+from __future__ import annotations
+
+import pytest
+
+from sapwood.base.errors import GrammarError
+from sapwood.base.grammar import Grammar
+from sapwood.grammar.compiler import Compiled, Compiler
+from sapwood.grammar.size import MOST_REPEATS, MOST_TEXT
+from sapwood.grammar.vocabulary import Vocabulary, VocabularySpec
+from tests.grammar.conftest import spec
+
+LONG = "x" * (MOST_TEXT + 1)
+
+
+@pytest.fixture(scope="module")
+def vocabulary() -> Vocabulary:
+    return Vocabulary(spec())
+
+
+@pytest.mark.parametrize(
+    ("grammar", "reason"),
+    [
+        (Grammar.choice(["a", LONG]), "a choice has 16385 bytes"),
+        (Grammar.json({"const": LONG}), "at most 16384 may be prescribed"),
+        (Grammar.json({"enum": ["a", {"b": [LONG]}]}), "at most 16384"),
+        (Grammar.json({"type": "object", "properties": {LONG: {}}}), "a name of the schema"),
+        (Grammar.regex("(a{900}){900}"), "repetitions"),
+        (Grammar.regex(f"((a|bc){{{MOST_REPEATS // 4}}}){{3}}"), "repetitions"),
+        (Grammar.json({"type": "string", "pattern": "^(a{901}){901}$"}), "repetitions"),
+        (Grammar.json({"patternProperties": {"^(a{901}){901}$": {}}}), "repetitions"),
+        (Grammar.rules(f'root ::= "{LONG}"'), "a literal has"),
+        (Grammar.rules(f'start: "{LONG}"'), "a literal has"),
+        (Grammar.json({"$ref": "#"}), "NoExtensionBias"),
+        (Grammar.rules("root ::= root"), "NoExtensionBias"),
+        (Grammar.rules('root ::= "a" root'), "too large or too involved"),
+        (Grammar.rules('start: "a" start'), "too large or too involved"),
+    ],
+    ids=lambda value: repr(value)[:60],
+)
+def test_what_is_refused(vocabulary: Vocabulary, grammar: Grammar, reason: str) -> None:
+    with pytest.raises(GrammarError, match=reason):
+        Compiled(vocabulary, grammar, compact_json=False)
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        Grammar.choice(["a" * 200, "b"]),
+        Grammar.regex("[a-z]{0,3000}x"),
+        Grammar.regex("(a{90}|b+){100}"),
+        Grammar.json({"type": "string", "description": LONG}),
+        Grammar.json({"type": "string", "maxLength": 20000}),
+    ],
+    ids=lambda value: repr(value)[:60],
+)
+def test_what_is_not(vocabulary: Vocabulary, grammar: Grammar) -> None:
+    Compiled(vocabulary, grammar, compact_json=False)
+
+
+@pytest.mark.parametrize("eos_ids", [(-1,), (10**6,), (255, 299, 10**6), ()])
+def test_ends_that_the_tokenizer_does_not_have(eos_ids: tuple[int, ...]) -> None:
+    """Not written, and not forbidden: among the padded rows of the model, beyond them, negative."""
+    usual = spec()
+    made = Vocabulary(VocabularySpec(usual.tokenizer, (*usual.eos_ids, *eos_ids), 320))
+    assert set(usual.eos_ids) <= set(made.eos_ids) and not set(made.eos_ids) & {-1, 10**6, 299}
+    Compiled(made, Grammar.choice(["ab", "ba"]), compact_json=False)
+
+
+def test_what_is_kept_is_counted_as_it_is(vocabulary: Vocabulary) -> None:
+    """Grammars of a few bytes that compile to much push one another out."""
+    compiler = Compiler(lambda: vocabulary, cache_bytes=24 << 20)
+    for count in range(40):
+        compiler.compile(Grammar.regex(f"(ab?){{{4000 + count}}}")).result(60)
+    assert compiler._num_bytes <= 24 << 20
+    assert sum(kept.num_bytes for kept in compiler._kept.values()) == compiler._num_bytes
+    compiler.close()
