@@ -13,7 +13,7 @@ import torch
 from sapwood import LLM, SamplingParams
 from sapwood.base.errors import ModelError
 from sapwood.nn.native import NativeModel
-from sapwood.runner.worker import Worker
+from sapwood.runner.step import Step
 from tests import models
 from tests.nn import forward, ggufs, native
 
@@ -185,8 +185,8 @@ def test_requests_repeat_bit_by_bit_in_a_crowd(smollm2: Path, monkeypatch: pytes
         for row in range(len(prompts))
     ]
     runs: list[int] = []
-    upload = Worker._upload_runs
-    monkeypatch.setattr(Worker, "_upload_runs", lambda self, plan: runs.append(plan.number) or upload(self, plan))
+    upload = Step._upload
+    monkeypatch.setattr(Step, "_upload", lambda self, all, plan: runs.append(plan.number) or upload(self, all, plan))
     found = []
     for sharing in (True, False):
         llm = LLM(str(smollm2), max_model_len=1280, max_num_seqs=8, prefix_caching=sharing)
