@@ -5,7 +5,7 @@ Suffix legend: T tokens of the step, R rows, N rows that yield, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -38,8 +38,9 @@ from sapwood.runner.transfer import download, upload
 from sapwood.runner.yields import Yields, find_special
 from sapwood.sampling.fast import draw
 from sapwood.sampling.logprobs import Logprobs, as_rows, logprobs
-from sapwood.sampling.masks import restricted, warm
+from sapwood.sampling.masks import restricted
 from sapwood.sampling.sampler import sample
+from sapwood.sampling.warm import warm
 
 _NOT_FINITE = "the model computed logits that are not finite for this request"
 _SCORED_ELEMENTS = 1 << 25  # most logits that exist at once when a prompt is scored
@@ -125,15 +126,35 @@ class Worker:
         machine = self._machine()
         self.backends = self._make_backends(machine)
         self.model = self._make_model(machine)
-        if self._files is None:
-            dummy_weights(self.model, self.config.device.seed)
-        else:
-            load_weights(self.model, self._files)
         self.table = Table(num_slots=self._max_rows, max_len=self._max_len, groups=self.groups, device=self.device)
         self._batcher = Batcher(self.table, self.groups)
         if self.device.type == "cuda" and self._graph_tokens is not None:
             size = (self._max_rows, self.decoder.vocab_size)
             self._logits_NV = torch.empty(size, dtype=self.dtype, device=self.device)
+        compiled = self._compile()
+        if self._files is None:
+            dummy_weights(self.model, self.config.device.seed)
+        else:
+            load_weights(self.model, self._files)
+        compiled()
+
+    def _compile(self) -> Callable[[], None]:
+        """Begin to compile what steps will launch; what is returned waits for it."""
+        if self.device.type != "cuda":
+            return lambda: None
+        from sapwood.runner.ahead import compile_ahead
+
+        options = self.config.model.dtype, self.config.cache.kv_cache_dtype, self.config.device.attention_backend
+        sizes = self._max_len, self._max_rows, self._max_tokens, self._graph_tokens, self.config.cache.page_size
+        device = torch.cuda.get_device_capability(self.device)
+        return compile_ahead((device, self.decoder, options, sizes), self._rehearse)
+
+    def _rehearse(self) -> None:
+        """Launch what steps will launch."""
+        self.allocate([2] * len(self.groups))
+        if (graphs := self._make_graphs()) is not None:
+            graphs.rehearse()
+        warm(self.decoder.vocab_size, self.dtype, self.table.settings_SK)
 
     def _machine(self) -> Machine | str:
         """What the CPU's own kernels run on, or why they are not used."""
@@ -236,8 +257,7 @@ class Worker:
         if self._graphs is not None:
             self._graphs.capture_largest()
         if self.device.type == "cuda":
-            for dtype in (self.dtype, torch.float32):
-                warm(torch.zeros(1, self.decoder.vocab_size, dtype=dtype, device=self.device))
+            warm(self.decoder.vocab_size, self.dtype, self.table.settings_SK)
 
     @torch.inference_mode()
     def tidy(self) -> bool:
