@@ -21,8 +21,9 @@ from typing import Any
 import msgspec
 import torch
 import triton
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
+import sapwood
 from sapwood import attention, kernels
 from sapwood.config.env import kernel_dir
 from sapwood.runner.compiler import Job
@@ -31,6 +32,9 @@ log = logging.getLogger(__name__)
 
 _PATIENCE = 600
 """Seconds in which all kernels are compiled on any machine."""
+
+_ROOT = Path(sapwood.__file__).parent.parent
+"""Where the other process finds this very package."""
 
 _MOST_WAITING = 1 << 20
 """Bytes of jobs that the rehearsal may be ahead by. As much as the system allows; a job takes a few thousand."""
@@ -43,7 +47,7 @@ def keep_kernels(folder: Path) -> None:
     except OSError as error:
         log.warning("compiled kernels are not kept in %s: %s", folder, error)
         return
-    triton.knobs.cache.dir = str(folder)
+    triton.knobs.cache.dir = str(folder.absolute())
 
 
 def _kept() -> Path:
@@ -88,7 +92,7 @@ class Ahead:
         self._encoder = msgspec.json.Encoder()
         command = (sys.executable, "-m", "sapwood.runner.compiler", str(len(os.sched_getaffinity(0))))
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, pipesize=_MOST_WAITING
+            command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, pipesize=_MOST_WAITING, cwd=_ROOT
         )
 
     @contextmanager
@@ -142,17 +146,12 @@ def _target() -> tuple[str, int, int]:
     return target.backend, target.arch, target.warp_size
 
 
-class _Blank(TorchDispatchMode):
-    """New memory is zero."""
+class _Blank(TorchFunctionMode):
+    """New memory is zero. Not a mode of dispatch, which makes PyTorch import its compiler: that takes seconds."""
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
         return made.zero_() if func in _MAKERS else made
 
 
-_MAKERS = (
-    torch.ops.aten.empty.memory_format,
-    torch.ops.aten.empty_like.default,
-    torch.ops.aten.new_empty.default,
-    torch.ops.aten.empty_strided.default,
-)
+_MAKERS = (torch.empty, torch.empty_like, torch.Tensor.new_empty)

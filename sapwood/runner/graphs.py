@@ -30,7 +30,7 @@ Compute = Callable[[Frame, int, Limits, Shared | None], T]
 
 _LEAST_TILES = 8
 _MIXED_ROWS = (64, 256, 512)
-_KINDS = (64, 16)  # rows, or tokens of a mixed step, up to which other kernels are launched than for more
+_KINDS = (256, 64, 16)  # rows, or tokens of a mixed step, up to which other kernels are launched than for more
 _MIXED_CHANGES = 4096  # pages that a step with prompt chunks may turn; those of cached prefixes are among them
 
 

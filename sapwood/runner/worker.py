@@ -129,8 +129,7 @@ class Worker:
         self.table = Table(num_slots=self._max_rows, max_len=self._max_len, groups=self.groups, device=self.device)
         self._batcher = Batcher(self.table, self.groups)
         if self.device.type == "cuda" and self._graph_tokens is not None:
-            size = (self._max_rows, self.decoder.vocab_size)
-            self._logits_NV = torch.empty(size, dtype=self.dtype, device=self.device)
+            self._logits_NV = torch.empty(self._max_rows, self.decoder.vocab_size, dtype=self.dtype, device=self.device)
         compiled = self._compile()
         if self._files is None:
             dummy_weights(self.model, self.config.device.seed)
@@ -146,15 +145,15 @@ class Worker:
 
         options = self.config.model.dtype, self.config.cache.kv_cache_dtype, self.config.device.attention_backend
         sizes = self._max_len, self._max_rows, self._max_tokens, self._graph_tokens, self.config.cache.page_size
-        device = torch.cuda.get_device_capability(self.device)
-        return compile_ahead((device, self.decoder, options, sizes), self._rehearse)
+        facts = torch.cuda.get_device_capability(self.device), self.decoder, options, sizes
+        return compile_ahead(facts, self._rehearse)
 
     def _rehearse(self) -> None:
         """Launch what steps will launch."""
+        warm(self.decoder.vocab_size, self.dtype, self.table.settings_SK)  # first what takes longest to compile
         self.allocate([2] * len(self.groups))
         if (graphs := self._make_graphs()) is not None:
             graphs.rehearse()
-        warm(self.decoder.vocab_size, self.dtype, self.table.settings_SK)
 
     def _machine(self) -> Machine | str:
         """What the CPU's own kernels run on, or why they are not used."""
@@ -214,8 +213,7 @@ class Worker:
         peak = torch.cuda.max_memory_reserved(self.device)
         del work
         torch.cuda.empty_cache()
-        peak += self._graph_memory()
-        return max(0, int(total * self.config.cache.memory_fraction) - others - peak)
+        return max(0, int(total * self.config.cache.memory_fraction) - others - peak - self._graph_memory())
 
     @torch.inference_mode()
     def _graph_memory(self) -> int:
@@ -223,11 +221,10 @@ class Worker:
         if (graphs := self._make_graphs()) is None:
             return 0
         largest = memory_of(graphs.capture_largest, self.device)
-        each = memory_of(graphs.capture_next, self.device)
-        number = graphs.num_ahead
+        others = memory_of(graphs.capture_next, self.device) * graphs.num_ahead
         del graphs
         torch.cuda.empty_cache()
-        return largest + each * number
+        return largest + others
 
     def _make_graphs(self) -> Graphs[Pass] | None:
         if self.device.type != "cuda" or self._graph_tokens is None:
