@@ -222,9 +222,9 @@ class Triton:
         return min(shape.block, self._group.page_size)
 
     def _pad(self, count: int) -> int:
-        """Two sizes for most steps, since each is compiled."""
+        """Three sizes for most steps, since each is compiled."""
         most = len(self._batch.tables_GSP[self._index]) - 1  # rows that there can be
-        return 64 if count <= 64 else triton.next_power_of_2(max(count, most))
+        return 64 if count <= 64 else triton.next_power_of_2(max(count, min(most, 256) if count <= 256 else most))
 
     def _room(
         self,

@@ -1,6 +1,7 @@
 """The only reader of the environment.
 
 SAPWOOD_CACHE     where models and derived files are kept             ~/.cache/sapwood, or under XDG_CACHE_HOME
+TRITON_CACHE_DIR  where compiled kernels are kept                    kernels/ in SAPWOOD_CACHE
 SAPWOOD_API_KEY   what --api-key says, without showing it in `ps`
 SAPWOOD_DEBUG     1: tracebacks for user errors too
 HF_TOKEN          passed to the hub for gated models (read by huggingface_hub itself)
@@ -23,6 +24,12 @@ def cache_dir(env: Mapping[str, str] = os.environ) -> Path:
         return Path(chosen).expanduser()
     base = env.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "sapwood"
+
+
+def kernel_dir(env: Mapping[str, str] = os.environ) -> Path:
+    """Where kernels live that were compiled on this machine, for all versions of the package. Not created here."""
+    chosen = env.get("TRITON_CACHE_DIR")
+    return Path(chosen).expanduser() if chosen else cache_dir(env) / "kernels"
 
 
 def api_key(env: Mapping[str, str] = os.environ) -> str | None:

@@ -112,11 +112,29 @@ def _memory_fraction(config: Config, model: ModelShape, device: DeviceFacts) -> 
 
 
 def _max_num_seqs(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[int, str]:
-    most, where = (64, "a CPU gains little beyond") if device.kind == "cpu" else (256, "a GPU gains little beyond")
-    given = config.scheduler.max_num_batched_tokens
-    if given is not None and given < most:
-        return given, f"{flag_of('max_num_batched_tokens')} allows no more"
+    most, where = (64, "a CPU gains little beyond") if device.kind == "cpu" else _seqs_of_gpu(config, model, device)
+    bounds = {
+        "max_num_batched_tokens": config.scheduler.max_num_batched_tokens,
+        "cuda_graph_max_tokens": config.device.cuda_graph_max_tokens,
+    }
+    for name, bound in bounds.items():
+        if bound is not None and bound < most:
+            most, where = bound, f"{flag_of(name)} allows no more"
     return most, where
+
+
+_SEQS, _LEAST_LEN = (256, 512, 1024), 256
+"""What a GPU may run at once: as many requests as its memory holds while they are so short, for the more rows read the
+weights together, the less each pays for them. Few of those that are held are much shorter, and a row costs memory too."""
+
+
+def _seqs_of_gpu(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[int, str]:
+    each = _sequence_bytes(config, model, _LEAST_LEN)
+    held = max(_pool_bytes(config, model, device), 0) // max(each, 1)
+    most = max((seqs for seqs in _SEQS if seqs <= held), default=_SEQS[0])
+    if most == _SEQS[-1]:
+        return most, "a GPU gains little beyond"
+    return most, f"the memory holds {held} requests of {_LEAST_LEN} tokens"
 
 
 def _max_num_batched_tokens(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[int, str]:
@@ -252,14 +270,19 @@ def _page_bytes(config: Config, model: ModelShape) -> int:
 
 def _longest_sequence(config: Config, model: ModelShape, device: DeviceFacts) -> int:
     """Tokens of one sequence that has the whole KV cache to itself; an estimate, the pool itself knows exactly."""
-    budget = config.cache.kv_cache_memory
-    if budget is None:
-        share = min(_known(config.cache.memory_fraction) * device.total_memory, device.free_memory)
-        budget = int(share) - _weight_bytes(config, model)
+    budget = _pool_bytes(config, model, device)
     fixed, per_token = _sequence_bytes(config, model, 0), _sequence_bytes(config, model, 1)
     # Where every layer has a window, a sequence of any length fits once its windows do.
     fits = max(budget - fixed, 0) // (per_token - fixed) if per_token > fixed else _ENDLESS * (budget >= fixed)
     return min(fits, config.cache.max_total_tokens or fits)
+
+
+def _pool_bytes(config: Config, model: ModelShape, device: DeviceFacts) -> int:
+    """What the KV cache takes; about, and maybe less than nothing, where it takes what the weights leave."""
+    if config.cache.kv_cache_memory is not None:
+        return config.cache.kv_cache_memory
+    share = min(_known(config.cache.memory_fraction) * device.total_memory, device.free_memory)
+    return int(share) - _weight_bytes(config, model)
 
 
 def _known(value: _T | None) -> _T:

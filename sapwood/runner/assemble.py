@@ -37,8 +37,8 @@ class Rank:
 
 
 @torch.inference_mode()
-def assemble(config: Config, decoder: Decoder, files: ModelFiles | None) -> Rank:
-    """Build the model and give it its weights, random ones without `files`. Raises ModelError if they do not fit."""
+def assemble(config: Config, decoder: Decoder) -> Rank:
+    """Build the model, without its weights."""
     assert config.cache.page_size is not None, "a resolved configuration"
     device, dtype = torch.device(config.device.device), getattr(torch, config.model.dtype)
     if config.device.threads is not None:
@@ -49,11 +49,16 @@ def assemble(config: Config, decoder: Decoder, files: ModelFiles | None) -> Rank
     groups = kv_groups(decoder, config.cache.page_size)
     backends = _backends(config, groups, device, dtype, machine)
     model = _model(config, decoder, device, dtype, backends, machine)
-    if files is None:
-        dummy_weights(model, config.device.seed)
-    else:
-        load_weights(model, files)
     return Rank(device, dtype, groups, backends, model)
+
+
+@torch.inference_mode()
+def give_weights(rank: Rank, files: ModelFiles | None, *, seed: int) -> None:
+    """Load the model's weights, random ones without `files`. Raises ModelError if they do not fit."""
+    if files is None:
+        dummy_weights(rank.model, seed)
+    else:
+        load_weights(rank.model, files)
 
 
 def _machine(config: Config, device: torch.device, dtype: torch.dtype) -> Machine | str:

@@ -29,7 +29,8 @@ T = TypeVar("T")
 Compute = Callable[[Frame, int, Limits, Shared | None], T]
 
 _LEAST_TILES = 8
-_MIXED_ROWS = (64, 256)
+_MIXED_ROWS = (64, 256, 512)
+_KINDS = (256, 64, 16)  # rows, or tokens of a mixed step, up to which other kernels are launched than for more
 _MIXED_CHANGES = 4096  # pages that a step with prompt chunks may turn; those of cached prefixes are among them
 
 
@@ -130,6 +131,15 @@ class Graphs(Generic[T]):
             return left
         step.graph.replay()
         return step.left
+
+    def rehearse(self) -> None:
+        """Launch steps of all kinds that kernels are compiled for, of nobody's rows."""
+        most = self._max_rows
+        mixed = [self._mixed(self._max_tokens, most), *(self._mixed(count, min(count, most)) for count in _KINDS)]
+        decode = [Size(rows, rows, False, shared) for rows in (most, *_KINDS, 2, 1) for shared in (True, False)]
+        for size in dict.fromkeys(size for size in (*mixed, *decode) if size.rows <= most):
+            step: _Captured[T] = _Captured(size, self._room(size), self._table)
+            step.launch(self._compute)
 
     def capture_largest(self) -> None:
         """Capture what takes the most memory, so that the others fit into what it took."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -10,14 +10,14 @@ from sapwood.arch.parts import Decoder
 from sapwood.base.plan import Bits, LatePart, Outcome, Plan
 from sapwood.config.options import Config
 from sapwood.hub.files import ModelFiles
-from sapwood.runner.assemble import assemble
+from sapwood.runner.assemble import assemble, give_weights
 from sapwood.runner.choose import Chooser, Work, read
 from sapwood.runner.graphs import Graphs, memory_of
 from sapwood.runner.parts import Memory, after, before
 from sapwood.runner.profile import heaviest_plan
 from sapwood.runner.step import Pass, Step
 from sapwood.runner.table import Table
-from sapwood.sampling.masks import warm
+from sapwood.sampling.warm import warm
 
 
 class Worker:
@@ -43,7 +43,7 @@ class Worker:
 
     def load(self) -> None:
         """Build the model and give it its weights. Raises ModelError if they do not fit."""
-        self.rank = rank = assemble(self.config, self.decoder, self._files)
+        self.rank = rank = assemble(self.config, self.decoder)
         self.groups, self.device, self.backends, self.model = rank.groups, rank.device, rank.backends, rank.model
         with torch.inference_mode():
             self.table = Table(num_slots=self._max_rows, max_len=self._max_len, groups=rank.groups, device=rank.device)
@@ -53,6 +53,30 @@ class Worker:
                 heads = self._graph_tokens if self._max_drafts else self._max_rows
             self._step = Step(rank, self.table, vocab_size=vocab_size, max_heads=heads)
             self._chooser = Chooser(rank, self.table, self._step, vocab_size=vocab_size)
+            compiled = self._compile()
+        give_weights(rank, self._files, seed=self.config.device.seed)
+        compiled()
+
+    def _compile(self) -> Callable[[], None]:
+        """Begin to compile what steps will launch; what is returned waits for it."""
+        if self.device.type != "cuda":
+            return lambda: None
+        from sapwood.runner.ahead import compile_ahead
+
+        options = self.config.model.dtype, self.config.cache.kv_cache_dtype, self.config.device.attention_backend
+        sizes = self._max_len, self._max_rows, self._max_tokens, self._graph_tokens, self.config.cache.page_size
+        facts = torch.cuda.get_device_capability(self.device), self.decoder, options, sizes, self._max_drafts
+        return compile_ahead(facts, self._rehearse)
+
+    def _rehearse(self) -> None:
+        """Launch what steps will launch."""
+        self._warm()  # first what takes longest to compile
+        self.allocate([2] * len(self.groups))
+        if (graphs := self._make_graphs()) is not None:
+            graphs.rehearse()
+
+    def _warm(self) -> None:
+        warm(self.decoder.vocab_size, self.rank.dtype, self.table.settings_SK)
 
     @property
     def _graph_tokens(self) -> int | None:
@@ -123,8 +147,7 @@ class Worker:
         if self._step.graphs is not None:
             self._step.graphs.capture_largest()
         if self.device.type == "cuda":
-            for dtype in (self.rank.dtype, torch.float32):
-                warm(torch.zeros(1, self.decoder.vocab_size, dtype=dtype, device=self.device))
+            self._warm()
 
     @torch.inference_mode()
     def tidy(self) -> bool:

@@ -38,10 +38,3 @@ def _addends(bits_MW: Tensor, logits_NV: Tensor) -> Tensor:
     flags_VB = ((values[:, None] >> torch.arange(8)) & 1).bool()
     table_VB = torch.zeros(256, 8, dtype=logits_NV.dtype).masked_fill_(~flags_VB, -torch.inf)
     return table_VB[bits_MW.view(torch.uint8).long()].flatten(1)[:, : logits_NV.shape[1]]
-
-
-def warm(logits_NV: Tensor) -> None:
-    """Compile what there is to compile for logits like these."""
-    places_M = torch.zeros(1, dtype=torch.int64, device=logits_NV.device)
-    bits_MW = torch.zeros(1, -(-logits_NV.shape[1] // 32), dtype=torch.int32, device=logits_NV.device)
-    restrict(restricted(logits_NV, places_M, bits_MW), places_M, bits_MW)

@@ -24,6 +24,11 @@ def test_cache_dir(variables: dict[str, str], path: Path) -> None:
     assert env.cache_dir(variables) == path
 
 
+def test_kernel_dir() -> None:
+    assert env.kernel_dir({"SAPWOOD_CACHE": "/a"}) == Path("/a/kernels")
+    assert env.kernel_dir({"SAPWOOD_CACHE": "/a", "TRITON_CACHE_DIR": "/b"}) == Path("/b")
+
+
 @pytest.mark.parametrize(("text", "value"), [("1", True), ("True", True), ("0", False), ("", False)])
 def test_switches(text: str, value: bool) -> None:
     assert env.debug({"SAPWOOD_DEBUG": text}) is env.offline({"HF_HUB_OFFLINE": text}) is value

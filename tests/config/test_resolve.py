@@ -91,8 +91,30 @@ def test_on_a_cpu() -> None:
 def test_on_a_gpu() -> None:
     config = resolved(LLAMA_8B, H100)
     assert (config.device.device, config.model.dtype, config.cache.memory_fraction) == ("cuda:1", "bfloat16", 0.9)
-    assert (config.scheduler.max_num_seqs, config.scheduler.max_num_batched_tokens) == (256, 8192)
+    assert (config.scheduler.max_num_seqs, config.scheduler.max_num_batched_tokens) == (1024, 8192)
     assert (config.scheduler.depth, config.cache.kv_cache_memory, config.model.max_model_len) == (1, None, 131072)
+
+
+def test_a_gpu_runs_as_many_requests_as_its_memory_holds() -> None:
+    def seqs(model: ModelShape, gigabytes: int, **options: Any) -> int | None:
+        device = replace(H100, total_memory=gigabytes * GIB, free_memory=gigabytes * GIB)
+        return resolved(model, device, **options).scheduler.max_num_seqs
+
+    assert [seqs(LLAMA_8B, size) for size in (24, 48, 80)] == [256, 512, 1024]
+    assert seqs(LLAMA_8B, 40, kv_cache_dtype="fp8") == 2 * (seqs(LLAMA_8B, 40) or 0), "half the bytes, twice the rows"
+    assert seqs(LLAMA_8B, 80, kv_cache_memory=8 * GIB) == 256
+    assert seqs(SMALL, 24) == 1024
+    windows = replace(LLAMA_8B, num_kv_elements_per_token=0, num_kv_elements_per_window=4096 * 65536)
+    assert seqs(windows, 80) == 256, "a sequence keeps a whole window however short it is"
+
+
+@pytest.mark.parametrize("name", ["max_num_batched_tokens", "cuda_graph_max_tokens"])
+def test_what_is_derived_agrees_with_what_is_given(name: str) -> None:
+    config, decisions = resolve(from_options({name: 300}), LLAMA_8B, H100)
+    assert config.scheduler.max_num_seqs == 300
+    assert config.device.cuda_graph_max_tokens == 300
+    (reason,) = (decision.reason for decision in decisions if decision.field == "max_num_seqs")
+    assert reason == f"--{name.replace('_', '-')} allows no more"
 
 
 def test_float8_keys_and_values() -> None:

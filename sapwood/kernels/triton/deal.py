@@ -23,10 +23,10 @@ what `paged.attend` counts arrived parts with; None where nothing is ever merged
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 
 from sapwood.kernels.triton import pdl
+from sapwood.kernels.triton.jit import jit
 
 ITEM = 8
 """Words of an item."""
@@ -37,7 +37,7 @@ _POINTERS += ["slots_I", "places_M2", "used_1"]
 """What varies from step to step, the pointers by how they are aligned: no kernel is compiled again for that."""
 
 
-@triton.jit
+@jit
 def _share_out(blocks, tiles, most, least):
     """(parts of each tile, blocks of each part) for rows of `tiles` tiles over `blocks` blocks each."""
     chunk = tl.maximum(tl.cdiv(tl.sum(blocks * tiles, axis=0), most), least)
@@ -47,7 +47,7 @@ def _share_out(blocks, tiles, most, least):
     return parts, tl.cdiv(blocks, tl.maximum(parts, 1))
 
 
-@triton.jit
+@jit
 def _write(items_JW, item, first, count, position, slot, begin, end, parts, origin, mask):
     place = items_JW + item * 8
     tl.store(place, first, mask=mask)
@@ -60,7 +60,7 @@ def _write(items_JW, item, first, count, position, slot, begin, end, parts, orig
     tl.store(place + 7, origin, mask=mask)
 
 
-@triton.jit
+@jit
 def _clear(items_JW, arrived_JK, used, num_items, K: tl.constexpr, PAD: tl.constexpr):
     """The items from `used` on have nothing to do, and of no tile has a part arrived."""
     for item in range(used, num_items, PAD):
@@ -72,7 +72,7 @@ def _clear(items_JW, arrived_JK, used, num_items, K: tl.constexpr, PAD: tl.const
             tl.store(arrived_JK + place_X, 0, mask=place_X < used * K)
 
 
-@triton.jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=_POINTERS)
+@jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=_POINTERS)
 def deal_rows(
     slots_R,
     starts_R,
@@ -122,7 +122,7 @@ def deal_rows(
     _clear(items_JW, arrived_JK, tl.max(ends, axis=0), num_items, K, PAD)
 
 
-@triton.jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=_POINTERS)
+@jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=_POINTERS)
 def deal_spans(
     slots_R,
     starts_R,
@@ -179,7 +179,7 @@ def deal_spans(
     _clear(items_JW, arrived_JK, tl.max(ends, axis=0), num_items, K, PAD)
 
 
-@triton.jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=_POINTERS)
+@jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=_POINTERS)
 def deal_runs(
     lows_I,
     highs_I,

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from sapwood.kernels import Activation, RmsNorm
 from sapwood.kernels.triton import pdl
+from sapwood.kernels.triton.jit import jit
 
 FEW = 16
 """Most tokens for which this beats a general matrix product."""
@@ -68,7 +69,7 @@ def setting(shape: tuple[int, int], outputs: int, num_tokens: int) -> Setting:
     return Setting(True, 64, 128, 4, 5)
 
 
-@triton.jit(do_not_specialize=["T"])
+@jit(do_not_specialize=["T"])
 def _product(
     x_TI,
     x_stride,
@@ -153,7 +154,7 @@ def _product(
         tl.store(sum_TI + t_T[:, None] * IN + i_I[None, :], total, mask=(t_T < T)[:, None] & (i_I < IN)[None, :])
 
 
-@triton.jit
+@jit
 def _input(x_TI, x_stride, residual_TI, residual_stride, t_T, i_I, T, IN: tl.constexpr, RAGGED: tl.constexpr):
     """x, or x + residual rounded to their dtype; zero beyond T and, if it may reach there, beyond IN."""
     inside = (t_T < T)[:, None]
@@ -166,7 +167,7 @@ def _input(x_TI, x_stride, residual_TI, residual_stride, t_T, i_I, T, IN: tl.con
     return x
 
 
-@triton.jit
+@jit
 def _accumulate(acc, x, weight_OI, row_O, i_I, IN: tl.constexpr, DOT: tl.constexpr, RAGGED: tl.constexpr):
     """Add the products with one tile of the weight: their sums with DOT, else each to its own place."""
     place = weight_OI + row_O[:, None] * IN + i_I[None, :]
@@ -180,7 +181,7 @@ def _accumulate(acc, x, weight_OI, row_O, i_I, IN: tl.constexpr, DOT: tl.constex
         return acc + weight.to(tl.float32) * x.to(tl.float32)
 
 
-@triton.jit
+@jit
 def _prefetch(weight_OI, program, IN: tl.constexpr, OUT: tl.constexpr, ROWS: tl.constexpr, CHUNKS: tl.constexpr):
     """Bring the first CHUNKS times 256 bytes of each of the program's rows into the L2 cache."""
     c = tl.arange(0, ROWS * CHUNKS)

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from sapwood.kernels import Kernels
 from sapwood.kernels.triton import few, pdl
+from sapwood.kernels.triton.jit import jit
 
 
-@triton.jit
+@jit
 def _embed(ids_T, weight_VE, out_TE, scale, E: tl.constexpr, PDL: tl.constexpr, BLOCK: tl.constexpr):
     """Grid (T, ceil(E / BLOCK))."""
     token = tl.program_id(0).to(tl.int64)
@@ -30,7 +31,7 @@ def _embed(ids_T, weight_VE, out_TE, scale, E: tl.constexpr, PDL: tl.constexpr, 
     tl.store(out_TE + token * E + i, x.to(out_TE.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@jit
 def _norm(
     x_TE,
     x_stride,
@@ -61,7 +62,7 @@ def _norm(
     tl.store(out_TE + token * E + i, (x * factor * weight).to(out_TE.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@jit
 def _turn(
     x_TND,
     token_stride,
@@ -110,7 +111,7 @@ def _turn(
     tl.store(place + F + f, (high * cos + low * sin).to(x_TND.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@jit
 def _gate(x_T2M, x_stride, out_TM, M: tl.constexpr, SILU: tl.constexpr, PDL: tl.constexpr, BLOCK: tl.constexpr):
     """Grid (T, ceil(M / BLOCK))."""
     if PDL:

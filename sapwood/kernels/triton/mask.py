@@ -11,10 +11,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sapwood.kernels.triton.jit import jit
+
 BLOCK = 4096
 
 
-@triton.jit(do_not_specialize=["stride", "out_stride", "W", "V"])
+@jit(do_not_specialize=["stride", "out_stride", "W", "V"])
 def mask_rows(
     logits_NV, stride, places_M, bits_MW, W, out_MV, out_stride, V, GATHER: tl.constexpr, BLOCK: tl.constexpr
 ):

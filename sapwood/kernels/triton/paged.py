@@ -21,10 +21,10 @@ tile's own is left), R rows of a tile as parts hold them, L levels of shared run
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 
 from sapwood.kernels.triton import pdl
+from sapwood.kernels.triton.jit import jit
 
 ROWS, SPANS, RUNS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 """What the tiles of a launch are: rows of one token, longer spans, members of shared runs."""
@@ -34,7 +34,7 @@ FEW = tl.constexpr(2)
 """Parts of runs that a row joins to its own while that is in registers."""
 
 
-@triton.jit
+@jit
 def _page(table_P, position, end, PAGE: tl.constexpr, N: tl.constexpr):
     """The page of each position of a block; one for all of them where a block lies in one page. Page 0 beyond `end`.
 
@@ -46,7 +46,7 @@ def _page(table_P, position, end, PAGE: tl.constexpr, N: tl.constexpr):
     return tl.load(table_P + position // PAGE, mask=position < end, other=0)
 
 
-@triton.jit
+@jit
 def _absorb(
     best_M,
     total_M,
@@ -97,7 +97,7 @@ def _absorb(
     return best_M, total_M, acc_MD
 
 
-@triton.jit
+@jit
 def _widen(pairs_NH, CVT: tl.constexpr):
     """The even and the odd ones of float8_e4m3fn that lie in pairs, as float16, which holds all of them exactly."""
     if CVT:
@@ -120,7 +120,7 @@ def _widen(pairs_NH, CVT: tl.constexpr):
     return even_NH.to(tl.float16), odd_NH.to(tl.float16)
 
 
-@triton.jit
+@jit
 def _absorb_pairs(
     best_M,
     total_M,
@@ -182,7 +182,7 @@ def _absorb_pairs(
     return best_M, total_M, tl.interleave(even_acc_MH, odd_acc_MH)
 
 
-@triton.jit
+@jit
 def _absorb_dense(
     best_M,
     total_M,
@@ -232,7 +232,7 @@ def _absorb_dense(
     return best_M, total_M, acc_MD
 
 
-@triton.jit
+@jit
 def _weigh(
     best_M,
     total_M,
@@ -264,7 +264,7 @@ def _weigh(
     return best_M, total_M, acc_MD
 
 
-@triton.jit
+@jit
 def _soften(best_M, total_M, score_MN, scale, BOUNDED: tl.constexpr):
     """Weights of a block, and by what earlier ones shrink, as the best score of a query grows."""
     better_M = tl.maximum(best_M, tl.max(score_MN, axis=1) * scale)
@@ -276,7 +276,7 @@ def _soften(best_M, total_M, score_MN, scale, BOUNDED: tl.constexpr):
     return better_M, total_M * shrink_M + tl.sum(weight_MN, axis=1), shrink_M, weight_MN
 
 
-@triton.jit
+@jit
 def _join(
     best_R,
     total_R,
@@ -314,12 +314,12 @@ def _join(
     return best_R, total_R, acc_RD
 
 
-@triton.jit
+@jit
 def _pick(x_L, l_L, level: tl.constexpr):
     return tl.sum(tl.where(l_L == level, x_L, 0), axis=0)
 
 
-@triton.jit
+@jit
 def _item(
     item,
     kv_head,
@@ -505,7 +505,7 @@ def _item(
                 tl.store(out_THD + place_R[:, None] * D + d_D[None, :], whole_RD, mask=there_RD)
 
 
-@triton.jit(do_not_specialize_on_alignment=["tokens_of", "used_1", "members_RL", "places_M2"])
+@jit(do_not_specialize_on_alignment=["tokens_of", "used_1", "members_RL", "places_M2"])
 def attend(
     heads_TXD,
     stride,

@@ -12,8 +12,9 @@ from __future__ import annotations
 import functools
 
 import torch
-import triton
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from sapwood.kernels.triton.jit import jit
 
 
 @functools.cache
@@ -22,26 +23,26 @@ def supported(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
-@triton.jit
+@jit
 def lead():
     """Wait as `join` does, and only then let the next kernel's blocks start: it may `follow`."""
     gdc_wait()
     gdc_launch_dependents()
 
 
-@triton.jit
+@jit
 def follow():
     """After a kernel that leads: what the kernels before that one wrote may be read at once, and what the leading one
     writes after `catch_up`, which every program must call before it ends."""
     gdc_launch_dependents()
 
 
-@triton.jit
+@jit
 def catch_up():
     gdc_wait()
 
 
-@triton.jit
+@jit
 def join():
     """Let the next kernel's blocks start, then wait until the kernel before has ended and its writes are seen."""
     gdc_launch_dependents()

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from sapwood.kernels import Turn
 from sapwood.kernels.triton import pdl
+from sapwood.kernels.triton.jit import jit
 
 HEADS = 8
 """Heads of one program. A token of a small model is then still a few programs."""
 
 
-@triton.jit(do_not_specialize_on_alignment=["cells_T"])
+@jit(do_not_specialize_on_alignment=["cells_T"])
 def _place(
     heads_TXD,
     token_stride,

@@ -25,6 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sapwood.kernels.triton.jit import jit
 from sapwood.kernels.triton.pdl import join, supported
 
 STRIP, STRIPS = 64, 128  # tokens of a strip, strips of a block
@@ -39,7 +40,7 @@ _BELOW_ONE = tl.constexpr(1 - 2.0**-50)
 _COARSE = tl.constexpr(1 << 16)  # how close strips need to be known, in bits of a weight: less than 1%
 
 
-@triton.jit
+@jit
 def _wishes(record, V: tl.constexpr, TEMPERATURE: tl.constexpr, TOP_K: tl.constexpr, TOP_P: tl.constexpr,
             MIN_P: tl.constexpr):  # fmt: skip
     """(temperature, k, p, min_p, whether random, whether filtered) of a row; k is 0 where all tokens are wanted."""
@@ -52,7 +53,7 @@ def _wishes(record, V: tl.constexpr, TEMPERATURE: tl.constexpr, TOP_K: tl.conste
     return temperature, k, p, min_p, random, random & ((k > 0) | (p < 1.0) | (min_p > 0.0))
 
 
-@triton.jit(do_not_specialize_on_alignment=["settings_SK", "slots_N"])
+@jit(do_not_specialize_on_alignment=["settings_SK", "slots_N"])
 def scan(
     logits_NV,
     stride,
@@ -94,31 +95,31 @@ def scan(
         tl.store(best_NS + row * tl.num_programs(0) * STRIPS + strip_X, best_X)
 
 
-@triton.jit
+@jit
 def _bits(logit, best, scale):
     """The bits of weights. That this is the only way from a logit to its weight makes them the same everywhere."""
     return tl.exp2((logit - best) * scale).to(tl.int32, bitcast=True)
 
 
-@triton.jit
+@jit
 def _mass(bits):
     return (bits.to(tl.float32, bitcast=True) * _MASS).to(tl.int64)
 
 
-@triton.jit
+@jit
 def _share(mass, p):
     """The least mass that has the probability p."""
     return tl.ceil(mass.to(tl.float64) * p.to(tl.float64)).to(tl.int64)
 
 
-@triton.jit
+@jit
 def _mix(x):
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9
     x = (x ^ (x >> 27)) * 0x94D049BB133111EB
     return x ^ (x >> 31)
 
 
-@triton.jit
+@jit
 def _uniform(seed, position):
     """`sapwood.sampling.random.uniform`; `seed` points at two words, the low one first."""
     high, low = tl.load(seed + 1).to(tl.int64), tl.load(seed).to(tl.int64)
@@ -127,7 +128,7 @@ def _uniform(seed, position):
     return (hashed >> 24).to(tl.int64).to(tl.float64) * _UNIFORM
 
 
-@triton.jit
+@jit
 def _narrow(low, high, reach, count, mass, pivot, pivot_count, pivot_mass, need, by_mass):
     """A bracket after a pivot was tried, of which `pivot_count` tokens and `pivot_mass` are at or above it.
 
@@ -141,7 +142,7 @@ def _narrow(low, high, reach, count, mass, pivot, pivot_count, pivot_mass, need,
     return low, high, reach, count, tl.where(is_high, pivot_mass, mass)
 
 
-@triton.jit
+@jit
 def _search(bits_C, low, high, count, mass, need, by_mass, width: tl.constexpr):
     """Narrow a bracket to `width` by the tokens of a tile, which are all that the bracket holds (others are below it).
     Returns low and the count and mass at or above the last `high`."""
@@ -162,7 +163,7 @@ def _search(bits_C, low, high, count, mass, need, by_mass, width: tl.constexpr):
     return low, count, mass
 
 
-@triton.jit
+@jit
 def _listed(
     logits_V, best, scale, strips_S, first, num_strips, V: tl.constexpr, STRIP: tl.constexpr, STRIPS: tl.constexpr
 ):
@@ -174,7 +175,7 @@ def _listed(
     return _bits(l_XY, best, scale)
 
 
-@triton.jit
+@jit
 def _floor(
     logits_V,
     best,
@@ -276,7 +277,7 @@ def _floor(
     return tl.maximum(floor, min_bits), num_equal, num_strips
 
 
-@triton.jit
+@jit
 def _sums(
     logits_V,
     best,
@@ -305,7 +306,7 @@ def _sums(
     tl.debug_barrier()
 
 
-@triton.jit(do_not_specialize_on_alignment=["settings_SK", "slots_N", "positions_N", "out_N"])
+@jit(do_not_specialize_on_alignment=["settings_SK", "slots_N", "positions_N", "out_N"])
 def pick(
     logits_NV,
     stride,

@@ -6,8 +6,9 @@ the tokens that were drawn. `sapwood.runner.batch` holds the twins.
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
+
+from sapwood.kernels.triton.jit import jit
 
 _NUMBERS = ["num_rows", "num_changes", "num_tokens", "num_heads", "num_slots", "num_pages", "nobody", "length"]
 _POINTERS = [
@@ -26,7 +27,7 @@ _POINTERS += ["last_N", "slots_N", "draws_N", "ends_N", "drawn_N", "ids_T", "pos
 """What varies from step to step, the pointers by how they are aligned: no kernel is compiled again for that."""
 
 
-@triton.jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=_POINTERS)
+@jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=_POINTERS)
 def take_rows(
     slots_R,
     told_R,
@@ -87,7 +88,7 @@ def take_rows(
         tl.store(ends_N + place + number, tl.where(kind > 0, end - back, 0), mask=there)
 
 
-@triton.jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=_POINTERS)
+@jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=_POINTERS)
 def take_tokens(
     slots_R,
     starts_R,
@@ -139,7 +140,7 @@ def take_tokens(
         tl.store(cells_GT + g * num_tokens.to(tl.int64) + token, cell, mask=inside)
 
 
-@triton.jit(do_not_specialize=[*_NUMBERS, "kind"], do_not_specialize_on_alignment=_POINTERS)
+@jit(do_not_specialize=[*_NUMBERS, "kind"], do_not_specialize_on_alignment=_POINTERS)
 def settle_rows(
     slots_R,
     heads_R,
