@@ -121,13 +121,24 @@ class LLM:
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         tools: list[dict[str, Any]] | None = None,
-        **template_options: Any,
+        continue_final_message: bool = False,
+        **template_kwargs: Any,
     ) -> list[Generation]:
-        """Answer one conversation or several, through the model's chat template, which gets `tools` as well."""
+        """Answer one conversation or several, through the model's chat template, which gets `tools` as well, and
+        `template_kwargs`; or go on with the last message of each."""
         if not messages:
             raise RequestError("messages is empty.", param="messages")
         several: Any = [messages] if isinstance(messages[0], dict) else messages
-        texts = [self.text.render(list(one), tools=tools, **template_options) for one in several]
+        texts = [
+            self.text.render(
+                list(one),
+                tools=tools,
+                add_generation_prompt=not continue_final_message,
+                continue_final=continue_final_message,
+                template_kwargs=template_kwargs,
+            )
+            for one in several
+        ]
         tokens = [self.text.special_text(text) for text in texts]
         found = self._run(tokens, params, shown=self.text.markers(calls=bool(tools)))
         for generation, text in zip(found, texts, strict=True):

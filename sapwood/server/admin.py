@@ -18,7 +18,7 @@ from sapwood.base.errors import EngineDead, RequestError
 from sapwood.observe import Pulse
 from sapwood.server.body import Body
 from sapwood.server.front import Front
-from sapwood.server.openai.protocol import Conversation, Int, Message
+from sapwood.server.openai.protocol import Conversation, Int
 from sapwood.server.openai.replies import json_response
 
 _HEARTBEAT_LIMIT = 30.0  # seconds; the engine reports about every second
@@ -32,7 +32,7 @@ class TokenizeRequest(msgspec.Struct, Conversation, kw_only=True):
     prompt: str | None = None
     add_special_tokens: bool | None = None
     return_token_strs: bool | None = None
-    messages: list[Message] | None = None
+    messages: list[dict[str, Any]] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None

@@ -164,18 +164,24 @@ class Front:
         *,
         continue_final: bool = False,
         add_special: bool = False,
-        **template: Any,
+        add_generation_prompt: bool = True,
+        tools: list[dict[str, Any]] | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
     ) -> Rendered:
         """A conversation by the model's template. `continue_final` leaves its last message open."""
         num_chars = sum(_num_chars(message.get("content")) for message in messages)
-        if tools := template.get("tools"):
+        if tools:
             num_chars += len(msgspec.json.encode(tools))
         self._check_length(num_chars, "messages")
 
         def rendered() -> Rendered:
-            text = self.text.render(messages, **template)
-            if continue_final:
-                text = _open_end(text, messages[-1])
+            text = self.text.render(
+                messages,
+                tools=tools,
+                add_generation_prompt=add_generation_prompt,
+                continue_final=continue_final,
+                template_kwargs=template_kwargs,
+            )
             return Rendered(
                 self.text.encode(text, add_special=add_special), self.text.thoughts(text, continues=continue_final)
             )
@@ -239,16 +245,3 @@ async def _gone(receive: Receive) -> None:
 
 def _num_chars(content: Any) -> int:
     return len(content) if isinstance(content, str) else sum(len(part.get("text", "")) for part in content or ())
-
-
-def _open_end(text: str, message: Mapping[str, Any]) -> str:
-    """A rendered conversation without what the template put behind its last message."""
-    content = message.get("content")
-    last = (content if isinstance(content, str) else content[-1]["text"] if content else "").strip()
-    at = text.rfind(last)
-    if not last or at < 0:
-        raise RequestError(
-            "continue_final_message needs a last message whose text the chat template keeps as it is.",
-            param="continue_final_message",
-        )
-    return text[: at + len(last)]

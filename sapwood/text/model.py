@@ -199,18 +199,24 @@ class TextModel:
         *,
         tools: list[dict[str, Any]] | None = None,
         add_generation_prompt: bool = True,
-        **template_kwargs: Any,
+        continue_final: bool = False,
+        template_kwargs: Mapping[str, Any] | None = None,
     ) -> str:
         """Write a conversation as the model was trained to read it, by its chat template. Raises RequestError.
 
         A template may add to it: SmolLM2's begins with a system message of its own when the first is not one.
+        `continue_final` leaves the last message open, `template_kwargs` are more arguments of the template.
         """
         if self._template is None:
             raise RequestError(
                 "This model has no chat template: use /v1/completions, or start with --chat-template.", param="messages"
             )
         return self._template.render(
-            messages, tools=tools, add_generation_prompt=add_generation_prompt, **template_kwargs
+            messages,
+            tools=tools,
+            add_generation_prompt=add_generation_prompt,
+            continue_final=continue_final,
+            extra=template_kwargs,
         )
 
     def chat_tokens(
@@ -220,10 +226,9 @@ class TextModel:
         *,
         tools: list[dict[str, Any]] | None = None,
         add_generation_prompt: bool = True,
-        **template_kwargs: Any,
     ) -> list[int]:
         """Tokens of a rendered conversation; the template writes the special tokens, so none are added."""
-        text = self.render(messages, tools=tools, add_generation_prompt=add_generation_prompt, **template_kwargs)
+        text = self.render(messages, tools=tools, add_generation_prompt=add_generation_prompt)
         return self._encode(text, False, "messages")
 
     def stream(self, params: SamplingParams, *, shown: Set[int] = frozenset()) -> TextStream:

@@ -7,8 +7,9 @@ imports, and one that loops for too long is stopped.
 from __future__ import annotations
 
 import json
+import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,6 +44,7 @@ class ChatTemplate:
         self._constants = dict(constants)
         self._compiled = {name: _compile(source) for name, source in sources.items()}
         self._default = "default" if "default" in sources else next(iter(sources))
+        self._tried: dict[int, _Habits] = {}
 
     @property
     def takes_tools(self) -> bool:
@@ -62,28 +64,39 @@ class ChatTemplate:
         *,
         tools: list[dict[str, Any]] | None = None,
         add_generation_prompt: bool = True,
-        **extra: Any,
+        continue_final: bool = False,
+        extra: Mapping[str, Any] | None = None,
     ) -> str:
         """Return the prompt. Raises RequestError, with the template's own words where it refuses the messages.
 
-        Tools, calls and results that the template has no place for are told in words.
+        Tools, calls and results that the template has no place for are told in words. `continue_final` leaves out what the
+        template puts behind the text of the last message. `extra` are more arguments of the template.
         """
+        messages = [_checked(message, index) for index, message in enumerate(messages)]
         if (tools and not self.takes_tools) or not (tools or self.takes_calls):
             messages, tools = in_words(messages, tools), None
         code = self._compiled["tool_use" if tools and "tool_use" in self._compiled else self._default]
         if tools and code.takes_system_tools and not code.takes_tools:
             messages = _with_system_tools(messages, tools)
+        if continue_final:
+            messages = _marked(messages)
         variables: dict[str, Any] = {
-            "messages": [_message(message, index, code.takes_parts) for index, message in enumerate(messages)],
+            "messages": [_message(message, self._habits(code).parts) for message in self._ordered(messages, code)],
             "tools": tools or None,
             "add_generation_prompt": add_generation_prompt,
         }
+        extra = dict(extra or {})
         if taken := sorted((variables.keys() | self._constants.keys()) & extra.keys()):
             raise RequestError(f"{taken[0]} cannot be set as a template argument.", param="chat_template_kwargs")
+        text = self._run(code, variables | extra)
+        return _cut(text) if continue_final else text
+
+    def _run(self, code: _Code, variables: dict[str, Any]) -> str:
         sandbox = _Sandbox()
         template = jinja2.Template.from_code(sandbox, code.code, dict(sandbox.globals))
+        context = template.new_context(self._constants | {"documents": None} | variables)
         try:
-            return _join(template.generate(self._constants | {"documents": None} | variables | extra))
+            return _join(template.root_render_func(context))
         except SecurityError as error:
             raise RequestError(f"The model's chat template was stopped: {error}", param="messages") from error
         except Exception as error:  # a template can raise whatever an expression can
@@ -91,6 +104,53 @@ class ChatTemplate:
             raise RequestError(
                 f"The model's chat template refuses these messages: {reason}", param="messages"
             ) from error
+
+    def _ordered(self, messages: list[Message], code: _Code) -> list[Message]:
+        """The messages with roles and in an order that the template takes."""
+        if not code.knows_developer:
+            messages = [
+                {**message, "role": "system"} if message["role"] == "developer" else message for message in messages
+            ]
+        told = [message for message in messages if message["role"] in ("system", "developer")]
+        misplaced = len(told) > 1 or (told and messages[0] is not told[0])
+        if not misplaced or self._habits(code).systems:
+            return messages
+        whole = {**told[0], "content": "\n\n".join(filter(None, map(_text, told)))}
+        return [whole, *(message for message in messages if message["role"] not in ("system", "developer"))]
+
+    def _habits(self, code: _Code) -> _Habits:
+        """What the template does with messages, found out by trying when it is first asked."""
+        known = self._tried.get(id(code))
+        if known is None:
+            known = self._tried[id(code)] = _Habits(
+                frozenset(role for role, before in _BEFORE.items() if self._takes_parts(code, role, before)),
+                self._takes_systems(code),
+            )
+        return known
+
+    def _takes_parts(self, code: _Code, role: str, before: list[Message]) -> bool:
+        """Whether it prints the texts of a message's parts, rather than the list that they are."""
+        said: Message = {
+            "role": role,
+            "content": [{"type": "text", "text": _MARKS[0]}, {"type": "text", "text": _MARKS[1]}],
+        }
+        said |= {"tool_call_id": "callid001", "name": "f"} if role == "tool" else {}
+        text = self._try(code, [*before, said])
+        return text is not None and all(mark in text for mark in _MARKS) and not _AS_LIST.search(text)
+
+    def _takes_systems(self, code: _Code) -> bool:
+        """Whether it prints a system message that is not the first."""
+        first, later = ({"role": "system", "content": mark} for mark in _MARKS)
+        answered = {"role": "assistant", "content": "y"}
+        text = self._try(code, [first, _ASKED, answered, later, _ASKED])
+        return text is not None and all(mark in text for mark in _MARKS)
+
+    def _try(self, code: _Code, messages: list[Message]) -> str | None:
+        variables = {"messages": messages, "tools": None, "add_generation_prompt": False}
+        try:
+            return self._run(code, variables)
+        except RequestError:
+            return None
 
 
 def find_templates(directory: Path | None, config: Mapping[str, Any]) -> dict[str, str]:
@@ -141,29 +201,68 @@ def _read(path: Path) -> str:
         raise ModelError(f"{path} cannot be read: {error}.") from error
 
 
-def _message(message: Message, index: int, takes_parts: bool) -> Message:
-    """One message as templates expect it: text where they want text, tool arguments as objects."""
+def _checked(message: Any, index: int) -> Message:
+    """A message that has a role, and content that is text or parts of text."""
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise RequestError(f"messages[{index}] must be an object with a role.", param="messages")
+    content = message.get("content")
+    for part in content if isinstance(content, list) else ():
+        if not (isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)):
+            kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+            raise RequestError(
+                f"messages[{index}].content has a part of type {kind!r}; this model takes text only.", param="messages"
+            )
+    if content is not None and not isinstance(content, str | list):
+        raise RequestError(f"messages[{index}].content must be a string or a list of parts.", param="messages")
+    return message
+
+
+def _message(message: Message, takes_parts: Container[str]) -> Message:
+    """One message as templates expect it: text where they want text, thoughts under each name that templates use, tool
+    arguments as objects, and no list of calls where there are none."""
     changed: Message = {}
     content = message.get("content")
-    if isinstance(content, list):
-        for part in content:
-            if not (isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)):
-                kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-                raise RequestError(
-                    f"messages[{index}].content has a part of type {kind!r}; this model takes text only.",
-                    param="messages",
-                )
-        if not takes_parts:
-            changed["content"] = "\n".join(part["text"] for part in content)
-    elif content is None:
+    if content is None:
         changed["content"] = ""
-    elif not isinstance(content, str):
-        raise RequestError(f"messages[{index}].content must be a string or a list of parts.", param="messages")
-    if isinstance(calls := message.get("tool_calls"), list):
+    elif isinstance(content, list) and message["role"] not in takes_parts:
+        changed["content"] = _text(message)
+    thoughts = next((said for name in _THOUGHTS if isinstance(said := message.get(name), str)), None)
+    if thoughts is not None:
+        changed |= {name: thoughts for name in ("reasoning_content", "thinking") if message.get(name) is None}
+    calls = message.get("tool_calls")
+    if isinstance(calls, list) and calls:
         changed["tool_calls"] = [_tool_call(call) for call in calls]
+    elif "tool_calls" in message:
+        message = {name: value for name, value in message.items() if name != "tool_calls"}
     return message | changed
+
+
+def _text(message: Message) -> str:
+    content = message.get("content")
+    return "\n".join(part["text"] for part in content) if isinstance(content, list) else content or ""
+
+
+def _marked(messages: list[Message]) -> list[Message]:
+    """The messages with a mark behind the text of the last. The space at its end tells whether the template strips."""
+    if not messages:
+        return messages
+    *others, last = messages
+    content = last.get("content")
+    if isinstance(content, list) and content:
+        final = {**content[-1], "text": content[-1]["text"] + _END}
+        return [*others, {**last, "content": [*content[:-1], final]}]
+    return [*others, {**last, "content": (content or "") + _END}]
+
+
+def _cut(text: str) -> str:
+    """What stands before the mark, its end stripped where the template strips texts."""
+    at = text.rfind(_END.strip())
+    if at < 0:
+        raise RequestError(
+            "continue_final_message needs a last message whose text the chat template prints.",
+            param="continue_final_message",
+        )
+    return text[:at] if text.startswith(_END, at) else text[:at].rstrip()
 
 
 def _tool_call(call: Any) -> Any:
@@ -177,13 +276,36 @@ def _tool_call(call: Any) -> Any:
 
 
 class _Code(NamedTuple):
-    """A template ready to run, and what it does: walk through a message's content rather than print it as text, print
-    the tools, or print those that stand in a system message (Phi-4)."""
+    """A template ready to run, and what it does: print the tools, print those that stand in a system message (Phi-4), have
+    words for a developer."""
 
     code: Any
-    takes_parts: bool
     takes_tools: bool
     takes_system_tools: bool
+    knows_developer: bool
+
+
+class _Habits(NamedTuple):
+    """The roles whose messages may have parts; and whether system messages may stand anywhere."""
+
+    parts: frozenset[str]
+    systems: bool
+
+
+_THOUGHTS = ("reasoning_content", "thinking", "reasoning")
+_END = "\ue000end-of-what-is-continued\ue001 "
+_MARKS = ("\ue000one\ue001", "\ue000two\ue001")
+_AS_LIST = re.compile(r"""[{,]\s*['"]type['"]\s*:""")  # of Python or JSON
+_ASKED: Message = {"role": "user", "content": "x"}
+_CALL = {"id": "callid001", "type": "function", "function": {"name": "f", "arguments": {}}}
+_BEFORE: Mapping[str, list[Message]] = {
+    "user": [],
+    "system": [],
+    "developer": [],
+    "assistant": [_ASKED],
+    "tool": [_ASKED, {"role": "assistant", "content": "", "tool_calls": [_CALL]}],
+}
+"""What stands before a message of each role when a template is tried with it."""
 
 
 def _compile(source: str) -> _Code:
@@ -191,7 +313,8 @@ def _compile(source: str) -> _Code:
     try:
         tree = sandbox.parse(source)
         takes_tools = any(name.name == "tools" and name.ctx == "load" for name in tree.find_all(nodes.Name))
-        return _Code(sandbox.compile(source), _takes_parts(tree), takes_tools, _takes_system_tools(tree))
+        knows_developer = any(const.value == "developer" for const in tree.find_all(nodes.Const))
+        return _Code(sandbox.compile(source), takes_tools, _takes_system_tools(tree), knows_developer)
     except jinja2.TemplateSyntaxError as error:
         raise ModelError(
             f"The chat template is not valid Jinja (line {error.lineno}: {error.message}): give another with --chat-template."
@@ -209,22 +332,6 @@ def _with_system_tools(messages: list[Message], tools: list[dict[str, Any]]) -> 
     if messages and isinstance(messages[0], dict) and messages[0].get("role") == "system":
         return [{**messages[0], "tools": text}, *messages[1:]]
     return [{"role": "system", "content": "", "tools": text}, *messages]
-
-
-def _takes_parts(tree: nodes.Template) -> bool:
-    def content(node: nodes.Node) -> bool:
-        match node:
-            case nodes.Getattr(attr="content") | nodes.Getitem(arg=nodes.Const(value="content")):
-                return True
-            case nodes.Name(name=name):
-                return name in names
-        return False
-
-    names = {"content"}
-    names |= {
-        n.target.name for n in tree.find_all(nodes.Assign) if isinstance(n.target, nodes.Name) and content(n.node)
-    }
-    return any(content(loop.iter) for loop in tree.find_all(nodes.For))
 
 
 def _join(chunks: Iterable[str]) -> str:

@@ -86,7 +86,7 @@ SAMPLING: list[tuple[dict[str, Any], str]] = [
     ({"ebnf": "root ::= ["}, "ebnf"),
     ({"structural_tag": {"structures": []}}, "structural_tag"),
     ({"structured_outputs": {"jsn": {}}}, "structured_outputs"),
-    ({"structured_outputs": {"json": {"uniqueItems": True}}}, "structured_outputs.json"),
+    ({"structured_outputs": {"json": {"$ref": "#"}}}, "structured_outputs.json"),
     ({"structured_outputs": {"json": "{", "disable_any_whitespace": True}}, "structured_outputs.json"),
     ({"structured_outputs": {"choice": ["a"], "regex": "a"}}, "structured_outputs.choice"),
     ({"audio": {"voice": "x"}}, "audio"),

@@ -17,7 +17,8 @@ USER = [{"role": "user", "content": "hi"}]
 
 
 def render(source: str, messages: list[dict[str, Any]] | None = None, **kwargs: Any) -> str:
-    return ChatTemplate({"default": source}, {"bos_token": "<s>"}).render(messages or USER, **kwargs)
+    named = {name: kwargs.pop(name) for name in ("tools", "add_generation_prompt", "continue_final") if name in kwargs}
+    return ChatTemplate({"default": source}, {"bos_token": "<s>"}).render(messages or USER, **named, extra=kwargs)
 
 
 def test_jinja_is_set_up_as_transformers_does() -> None:
@@ -129,7 +130,7 @@ def test_messages_that_no_template_takes(message: Any, says: str) -> None:
 def test_arguments_cannot_replace_what_the_engine_sets(name: str) -> None:
     chat = ChatTemplate({"default": ""}, {"bos_token": "<s>"})
     with pytest.raises(RequestError, match=name) as caught:
-        chat.render(USER, **{name: []})
+        chat.render(USER, extra={name: []})
     assert caught.value.param == "chat_template_kwargs"
 
 

@@ -152,7 +152,7 @@ async def _plan(front: Front, body: ChatRequest) -> Plan:
         params=bounded(front, body, params, rendered.thoughts),
         toolbox=toolbox,
         thoughts=thoughts,
-        past_calls=sum(len(message.tool_calls or ()) for message in body.messages or ()),
+        past_calls=sum(len(message.get("tool_calls") or ()) for message in body.messages or ()),
         reads=reads,
         end_checks=await end_checks_of(front, toolbox, asked, grammar),
     )

@@ -15,6 +15,7 @@ from msgspec import Meta
 from sapwood.base.errors import RequestError
 from sapwood.base.sampling import SamplingParams
 from sapwood.grammar.spellings import Structured
+from sapwood.server.body import field_error
 from sapwood.server.front import Front, Rendered
 
 Int = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
@@ -170,9 +171,17 @@ class Message(msgspec.Struct, kw_only=True, omit_defaults=True):
         for number, call in enumerate(self.tool_calls or ()):
             _check_call(call, f"messages[{index}].tool_calls[{number}]")
         message: dict[str, Any] = msgspec.to_builtins(self)
-        if self.role == "developer":  # OpenAI's newer word; templates know the older
-            message["role"] = "system"
         return message
+
+
+def said(message: dict[str, Any], index: int) -> dict[str, Any]:
+    """A message of a body as templates take it, with all that its client wrote into it. Raises RequestError."""
+    try:
+        known = msgspec.convert(message, Message)
+    except msgspec.ValidationError as error:
+        raise field_error(error, within=f"messages[{index}]") from None
+    others = {name: value for name, value in message.items() if name not in Message.__struct_fields__}
+    return others | known.plain(index)
 
 
 def _check_call(call: dict[str, Any], where: str) -> None:
@@ -194,16 +203,18 @@ class Conversation:
 
     __slots__ = ()
 
-    messages: list[Message] | None
+    messages: list[dict[str, Any]] | None
     add_generation_prompt: bool | None
     continue_final_message: bool | None
     chat_template_kwargs: dict[str, Any] | None
 
-    async def rendered(self, front: Front, *, add_special: bool, **extra: Any) -> Rendered:
+    async def rendered(
+        self, front: Front, *, add_special: bool, tools: list[dict[str, Any]] | None = None, **extra: Any
+    ) -> Rendered:
         """The conversation as a prompt; `extra` are more arguments of the template."""
         if not self.messages:
             raise RequestError("messages is empty; at least one message is needed.", param="messages")
-        messages = [message.plain(index) for index, message in enumerate(self.messages)]
+        messages = [said(message, index) for index, message in enumerate(self.messages)]
         resume = bool(self.continue_final_message)
         answer = not resume if self.add_generation_prompt is None else self.add_generation_prompt
         if resume and answer:
@@ -211,17 +222,20 @@ class Conversation:
                 "continue_final_message and add_generation_prompt exclude each other.", param="continue_final_message"
             )
         given = self.chat_template_kwargs or {}
-        if taken := given.keys() & {"messages", "tools", "add_generation_prompt", "continue_final", "add_special"}:
-            raise RequestError(f"{min(taken)} cannot be set as a template argument.", param="chat_template_kwargs")
         return await front.render(
-            messages, continue_final=resume, add_special=add_special, add_generation_prompt=answer, **(extra | given)
+            messages,
+            continue_final=resume,
+            add_special=add_special,
+            add_generation_prompt=answer,
+            tools=tools,
+            template_kwargs=extra | given,
         )
 
 
 class ChatRequest(Sampling, Conversation, kw_only=True):
     """`prediction`, `user`, `service_tier`, `store` and `metadata` are among those that never change the result."""
 
-    messages: list[Message] | None = None
+    messages: list[dict[str, Any]] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
