@@ -71,9 +71,10 @@ def _yarn(c: HfConfig, r: HfConfig) -> YarnScaling:
         attention_factor = r.number("attention_factor")
         r.ignore("mscale", "mscale_all_dim")
     elif r.has("mscale") and r.has("mscale_all_dim"):
-        attention_factor = _mscale(factor, r.number("mscale")) / _mscale(factor, r.number("mscale_all_dim"))
+        mscale, all_dim = (yarn_attention_factor(factor, r.number(name)) for name in ("mscale", "mscale_all_dim"))
+        attention_factor = mscale / all_dim
     else:
-        attention_factor = _mscale(factor, 1.0)
+        attention_factor = yarn_attention_factor(factor)
     return YarnScaling(
         factor=factor,
         beta_fast=r.number("beta_fast", 32.0),
@@ -84,7 +85,8 @@ def _yarn(c: HfConfig, r: HfConfig) -> YarnScaling:
     )
 
 
-def _mscale(factor: float, mscale: float) -> float:
+def yarn_attention_factor(factor: float, mscale: float = 1.0) -> float:
+    """What YaRN multiplies cos and sin by, where the model does not say."""
     return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 

@@ -16,7 +16,7 @@ from sapwood.hub.files import ModelFiles, read_json
 from sapwood.text import special
 from sapwood.text.template import find_templates
 
-FORMAT = 1  # of converted tokenizers in the cache; raise it when `convert` makes something else of the same file
+FORMAT = 2  # of converted tokenizers in the cache; raise it when `convert` makes something else of the same file
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,9 @@ def _from_gguf(path: Path, cache: Cache) -> Vocabulary:
 
     try:
         tokenizer, config = convert(open_gguf(path).metadata)
-    except (KeyError, IndexError, TypeError) as error:
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
+    except Exception as error:  # of the values in the file; tokenizers raises nothing narrower for its part
         raise ModelError(f"{path} has an incomplete tokenizer ({error!r}): give --tokenizer.") from error
     try:
         with cache.partial() as folder:

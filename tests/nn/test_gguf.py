@@ -11,7 +11,8 @@ import pytest
 from sapwood.arch import declare
 from sapwood.base.errors import ModelError
 from sapwood.hub.files import open_files
-from sapwood.hub.gguf import config_of, open_gguf
+from sapwood.hub.gguf import open_gguf
+from sapwood.hub.metadata import config_of
 from tests import models
 from tests.nn import forward, ggufs
 
