@@ -62,11 +62,14 @@ def _rotated(head_dim: int, partial: float) -> int:
 
 
 def _original(c: HfConfig, r: HfConfig) -> int:
-    return r.integer("original_max_position_embeddings", c.integer("max_position_embeddings"))
+    """Positions of the first training. Where both say so, the config's own field counts, as with transformers."""
+    within = r.integer("original_max_position_embeddings", c.integer("max_position_embeddings"))
+    return c.integer("original_max_position_embeddings", within)
 
 
 def _yarn(c: HfConfig, r: HfConfig) -> YarnScaling:
-    factor = r.number("factor")
+    original = _original(c, r)
+    factor = r.number("factor", c.integer("max_position_embeddings") / original)
     if r.has("attention_factor"):
         attention_factor = r.number("attention_factor")
         r.ignore("mscale", "mscale_all_dim")
@@ -79,7 +82,7 @@ def _yarn(c: HfConfig, r: HfConfig) -> YarnScaling:
         factor=factor,
         beta_fast=r.number("beta_fast", 32.0),
         beta_slow=r.number("beta_slow", 1.0),
-        original_max_positions=_original(c, r),
+        original_max_positions=original,
         attention_factor=attention_factor,
         truncate=r.boolean("truncate", True),
     )

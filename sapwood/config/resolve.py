@@ -9,9 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from dataclasses import replace as replace_fields
 from typing import Any, TypeVar
 
 from sapwood.base.errors import ConfigError
+from sapwood.base.kv import KVGroup
+from sapwood.cache.layout import longest_sequence, pages_for, split_pages
 from sapwood.config.facts import DeviceFacts, ModelShape
 from sapwood.config.flags import flag_of, replace
 from sapwood.config.options import Config
@@ -21,7 +24,6 @@ KV_SCALE_BYTES = {"int8": 4}
 """What keys and values of one head and position take beside their elements."""
 
 _GIB = 1 << 30
-_ENDLESS = 1 << 31
 _OPEN = ("auto", "cuda", "fp8")  # values that leave something to decide
 
 _T = TypeVar("_T")
@@ -149,8 +151,8 @@ def _kv_cache_memory(config: Config, model: ModelShape, device: DeviceFacts) -> 
     few, short = min(seqs, _FEW_SEQS), min(longest, _SHORT_LEN)
     size, reason = min(
         max(
-            (few * _sequence_bytes(config, model, longest), f"{few} requests of {longest} tokens"),
-            (seqs * _sequence_bytes(config, model, short), f"{seqs} requests of {short} tokens"),
+            (_pool_bytes(config, model, few, longest), f"{few} requests of {longest} tokens"),
+            (_pool_bytes(config, model, seqs, short), f"{seqs} requests of {short} tokens"),
         ),
         (free // 4, "a quarter of the free memory"),
         (4 * _GIB, "more would crowd out other programs"),
@@ -167,11 +169,11 @@ def _max_model_len(config: Config, model: ModelShape, device: DeviceFacts) -> tu
         if (
             (asked := config.cache.kv_cache_memory) is not None
             and device.kind == "cpu"
-            and asked < _page_bytes(config, model)
+            and asked < (need := _pool_bytes(config, model, 1, page))
         ):
             raise ConfigError(
-                f"too little memory: the KV cache is to take {asked} bytes, and one page of {page} tokens takes "
-                f"{_page_bytes(config, model)}. Raise {flag_of('kv_cache_memory')}, or free some memory."
+                f"too little memory: the KV cache is to take {asked} bytes, and one page of {page} tokens beside the "
+                f"reserved one takes {need}. Raise {flag_of('kv_cache_memory')}, or free some memory."
             )
         raise ConfigError(
             f"too little memory: after {weights} of weights, {free} free on {device.name} leave no room for KV cache. "
@@ -241,24 +243,50 @@ def _weight_bytes(config: Config, model: ModelShape) -> int:
     return weight_bytes(config, model)[0]
 
 
-def _sequence_bytes(config: Config, model: ModelShape, num_tokens: int) -> int:
-    elements = num_tokens * model.num_kv_elements_per_token + model.num_kv_elements_per_window
-    return elements * ITEMSIZE[config.cache.kv_cache_dtype]
+def token_bytes(config: Config, model: ModelShape) -> int:
+    """Bytes that one token keeps in the layers that see everything."""
+    sizes = [_page_bytes(config, group) for group in _kv_groups(config, model) if group.window is None]
+    return sum(sizes) // _known(config.cache.page_size)
 
 
-def _page_bytes(config: Config, model: ModelShape) -> int:
-    return _sequence_bytes(config, model, _known(config.cache.page_size))
+def _page_bytes(config: Config, group: KVGroup) -> int:
+    dtype = config.cache.kv_cache_dtype
+    return group.bytes_per_page(ITEMSIZE[dtype], KV_SCALE_BYTES.get(dtype, 0))
+
+
+def _kv_groups(config: Config, model: ModelShape) -> list[KVGroup]:
+    return [replace_fields(group, page_size=_known(config.cache.page_size)) for group in model.kv_groups]
+
+
+def _pool_bytes(config: Config, model: ModelShape, num_seqs: int, num_tokens: int) -> int:
+    """What a KV cache takes that holds sequences of a length."""
+    step = _known(config.scheduler.max_num_batched_tokens)
+    return sum(
+        pages_for(group, num_seqs, num_tokens, step_tokens=step) * _page_bytes(config, group)
+        for group in _kv_groups(config, model)
+    )
 
 
 def _longest_sequence(config: Config, model: ModelShape, device: DeviceFacts) -> int:
-    """Tokens of one sequence that has the whole KV cache to itself; an estimate, the pool itself knows exactly."""
-    budget = config.cache.kv_cache_memory
+    """Tokens of one sequence that has the whole KV cache to itself; where its size is not known, an estimate."""
+    budget, dtype = config.cache.kv_cache_memory, config.cache.kv_cache_dtype
     if budget is None:
         share = min(_known(config.cache.memory_fraction) * device.total_memory, device.free_memory)
         budget = int(share) - _weight_bytes(config, model)
-    fixed, per_token = _sequence_bytes(config, model, 0), _sequence_bytes(config, model, 1)
-    # Where every layer has a window, a sequence of any length fits once its windows do.
-    fits = max(budget - fixed, 0) // (per_token - fixed) if per_token > fixed else _ENDLESS * (budget >= fixed)
+    if budget < _pool_bytes(config, model, 1, 1):
+        return 0
+    groups, step = _kv_groups(config, model), _known(config.scheduler.max_num_batched_tokens)
+    num_pages = split_pages(
+        groups,
+        budget,
+        itemsize=ITEMSIZE[dtype],
+        scale_bytes=KV_SCALE_BYTES.get(dtype, 0),
+        max_num_seqs=_known(config.scheduler.max_num_seqs),
+        step_tokens=step,
+        max_tokens=config.cache.max_total_tokens,
+        longest=config.model.max_model_len or model.max_positions,
+    )
+    fits = longest_sequence(groups, num_pages, step_tokens=step)
     return min(fits, config.cache.max_total_tokens or fits)
 
 

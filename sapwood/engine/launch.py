@@ -44,19 +44,20 @@ def launch(config: Config, files: ModelFiles | None = None, text: TextModel | No
     files = files or find(config.model.model, revision=config.model.revision, weights=not dummy)
     decoder = declare(files.config)
     shape = shape_of(decoder, name=files.name, stored_bytes=files.stored_bytes)
+    asked = config.model.max_model_len
     config, decisions = resolve(config, shape, probe(config.device.device))
     clock.lap("configure")
     worker = Worker(config, decoder, files)
     worker.load()
     clock.lap("weights")
-    num_pages, longest = _pages(config, worker)
+    num_pages, longest = _pages(config, worker, asked=asked)
     worker.allocate(num_pages)
     clock.lap("kv_cache")
     worker.capture()
     clock.lap("graphs")
     compiler = _compiler(config, files, text, vocab_size=decoder.vocab_size)
     engine = _engine(config, worker, compiler, num_pages, vocab_size=decoder.vocab_size, longest=longest)
-    decisions = (*decisions, _pool_decision(worker.groups, num_pages))
+    decisions = (*_told(decisions, longest), _pool_decision(worker.groups, num_pages))
     facts = Facts(
         max_model_len=longest,
         vocab_size=decoder.vocab_size,
@@ -107,8 +108,8 @@ def _engine(
     return Engine(scheduler, executor, intake, depth=_set(options.depth), constraints=constraints)
 
 
-def _pages(config: Config, worker: Worker) -> tuple[list[int], int]:
-    """Pages per KV group, and the longest sequence that they and the options allow."""
+def _pages(config: Config, worker: Worker, *, asked: int | None) -> tuple[list[int], int]:
+    """Pages per KV group, and the longest sequence that they and the options allow, `asked` for or derived."""
     step_tokens = _set(config.scheduler.max_num_batched_tokens)
     wanted = _set(config.model.max_model_len)
     num_pages = split_pages(
@@ -119,11 +120,27 @@ def _pages(config: Config, worker: Worker) -> tuple[list[int], int]:
         max_num_seqs=_set(config.scheduler.max_num_seqs),
         step_tokens=step_tokens,
         max_tokens=config.cache.max_total_tokens,
+        longest=wanted,
     )
     longest = min(wanted, longest_sequence(worker.groups, num_pages, step_tokens=step_tokens))
     if longest < 2:
         raise ConfigError("too little memory: the KV cache does not hold one short sequence. Raise --kv-cache-memory.")
+    if asked is not None and longest < asked:
+        raise ConfigError(
+            f"--max-model-len ({asked}) does not fit: the KV cache holds {longest} tokens. Lower it, or raise "
+            "--kv-cache-memory or --mem-fraction-static."
+        )
     return num_pages, longest
+
+
+def _told(decisions: tuple[Decision, ...], longest: int) -> tuple[Decision, ...]:
+    """The decisions as they turned out: `resolve` could only estimate what the cache would hold."""
+    return tuple(
+        Decision(decision.field, longest, "what the KV cache holds")
+        if decision.field == "max_model_len" and decision.value > longest
+        else decision
+        for decision in decisions
+    )
 
 
 def _pool_decision(groups: tuple[KVGroup, ...], num_pages: list[int]) -> Decision:
