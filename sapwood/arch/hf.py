@@ -110,7 +110,8 @@ class HfConfig:
         """Refuse fields that nobody has read, unless they are known to change nothing or are switched off."""
         for name, value in self._fields.items():
             known = name in self._read or name in _INERT or name.startswith("_") or name.endswith(_INERT_ENDINGS)
-            if not known and value and value not in _HOLDS.get(name, ()):
+            holds = value is None or value in _HOLDS[name] if name in _HOLDS else not value
+            if not known and not holds:
                 raise ModelError(
                     f"config.json: {self._within}{name} = {value!r} is not known to this version and may change what the "
                     "model computes. Remove the field if it does not."

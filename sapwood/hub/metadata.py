@@ -123,10 +123,12 @@ class _Metadata:
         """Refuse keys that nobody has read, unless they change nothing or are switched off."""
         for key, value in self.gguf.metadata.items():
             name = key.removeprefix(self._prefix)
-            if name == key or name in self._read or name in _INERT or not np.any(np.asarray(value, dtype=object)):
-                continue
-            if name not in _HOLDS or value != _HOLDS[name]:
-                raise self.wrong(name, f"= {value!r} is not known to this version and may change what the model computes")
+            known = name == key or name in self._read or name in _INERT
+            holds = value == _HOLDS[name] if name in _HOLDS else not np.any(np.asarray(value, dtype=object))
+            if not known and not holds:
+                raise self.wrong(
+                    name, f"= {value!r} is not known to this version and may change what the model computes"
+                )
 
     def wrong(self, name: str, what: str) -> ModelError:
         return ModelError(f"{self.gguf.path}: {self._prefix}{name}: {what}.")

@@ -85,7 +85,9 @@ def _wanted(config: Mapping[str, Any], known: Mapping[str, AddedToken]) -> Itera
             elif text:
                 yield _token({"content": text} | (value if isinstance(value, dict) else {}), special=True), None
     except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise ModelError(f"The tokenizer's added or special tokens cannot be read ({error!r}): give --tokenizer.") from error
+        raise ModelError(
+            f"The tokenizer's added or special tokens cannot be read ({error!r}): give --tokenizer."
+        ) from error
 
 
 def _optional(path: Path) -> dict[str, Any]:
