@@ -164,7 +164,8 @@ def _named(metadata: Mapping[str, Any], key: str, tokens: Sequence[str]) -> str 
 
 def _column(metadata: Mapping[str, Any], name: str, default: Sequence[Any] | None = None) -> Sequence[Any]:
     """One value of each token."""
-    tokens, values = metadata["tokenizer.ggml.tokens"], metadata.get(f"tokenizer.ggml.{name}", default)
+    tokens = metadata["tokenizer.ggml.tokens"]
+    values: Sequence[Any] | None = metadata.get(f"tokenizer.ggml.{name}", default)
     if values is None or len(values) != len(tokens):
         have = "is missing" if values is None else f"has {len(values)} entries for {len(tokens)} tokens"
         raise ModelError(f"The file's tokenizer is damaged: tokenizer.ggml.{name} {have}. Give --tokenizer.")

@@ -80,7 +80,7 @@ def _wanted(config: Mapping[str, Any], known: Mapping[str, AddedToken]) -> Itera
             yield _token(fields, special=bool(forced)), id
         for value in (*named.values(), *_extra(config)):
             text = _content(value)
-            if text in known:
+            if text is not None and text in known:
                 yield _token(_fields(known[text]), special=known[text].special or text in special), None
             elif text:
                 yield _token({"content": text} | (value if isinstance(value, dict) else {}), special=True), None
