@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from sapwood.base.errors import ModelError
@@ -13,13 +14,19 @@ T = TypeVar("T")
 _INERT = frozenset({
     "architectures", "auto_map", "dtype", "model_type", "tokenizer_class", "torch_dtype", "transformers.js_config",
     "initializer_factor", "initializer_range", "original_max_position_embeddings", "pretraining_tp", "use_cache",
-    "id2label", "label2id", "num_labels", "task_specific_params",
+    "id2label", "label2id", "num_labels", "problem_type", "task_specific_params",
+    "base_model", "base_model_name_or_path", "finetuning_task", "library_name", "license", "model_name", "name_or_path", "prefix",
+    "model_max_length", "use_flash_attn",
     "chunk_size_feed_forward", "gradient_checkpointing", "is_decoder", "is_llama_config", "return_dict", "torchscript",
-    "output_attentions", "output_hidden_states", "unsloth_fixed", "use_mrope",
+    "output_attentions", "output_hidden_states", "unsloth_fixed",
     "bad_words_ids", "begin_suppress_tokens", "diversity_penalty", "do_sample", "early_stopping", "length_penalty",
     "max_length", "min_length", "no_repeat_ngram_size", "num_beam_groups", "num_beams", "num_return_sequences",
     "repetition_penalty", "suppress_tokens", "temperature", "top_k", "top_p", "typical_p",
 })  # fmt: skip
+_HOLDS: Mapping[str, tuple[str | bool, ...]] = MappingProxyType({
+    "is_causal": (True,), "norm_type": ("rms_norm", "rmsnorm"), "position_embedding_type": ("rope", "rotary"),
+})  # fmt: skip
+"""Fields that say of these models what holds of all of them."""
 _INERT_ENDINGS = ("_token_id", "_token", "_dropout", "_pdrop", "_version", "_index", "_scope", "_implementation")
 
 
@@ -103,7 +110,8 @@ class HfConfig:
         """Refuse fields that nobody has read, unless they are known to change nothing or are switched off."""
         for name, value in self._fields.items():
             known = name in self._read or name in _INERT or name.startswith("_") or name.endswith(_INERT_ENDINGS)
-            if not known and value and not isinstance(value, str):
+            holds = value is None or value in _HOLDS[name] if name in _HOLDS else not value
+            if not known and not holds:
                 raise ModelError(
                     f"config.json: {self._within}{name} = {value!r} is not known to this version and may change what the "
                     "model computes. Remove the field if it does not."

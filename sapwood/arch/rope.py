@@ -62,29 +62,34 @@ def _rotated(head_dim: int, partial: float) -> int:
 
 
 def _original(c: HfConfig, r: HfConfig) -> int:
-    return r.integer("original_max_position_embeddings", c.integer("max_position_embeddings"))
+    """Positions of the first training. Where both say so, the config's own field counts, as with transformers."""
+    within = r.integer("original_max_position_embeddings", c.integer("max_position_embeddings"))
+    return c.integer("original_max_position_embeddings", within)
 
 
 def _yarn(c: HfConfig, r: HfConfig) -> YarnScaling:
-    factor = r.number("factor")
+    original = _original(c, r)
+    factor = r.number("factor", c.integer("max_position_embeddings") / original)
     if r.has("attention_factor"):
         attention_factor = r.number("attention_factor")
         r.ignore("mscale", "mscale_all_dim")
     elif r.has("mscale") and r.has("mscale_all_dim"):
-        attention_factor = _mscale(factor, r.number("mscale")) / _mscale(factor, r.number("mscale_all_dim"))
+        mscale, all_dim = (yarn_attention_factor(factor, r.number(name)) for name in ("mscale", "mscale_all_dim"))
+        attention_factor = mscale / all_dim
     else:
-        attention_factor = _mscale(factor, 1.0)
+        attention_factor = yarn_attention_factor(factor)
     return YarnScaling(
         factor=factor,
         beta_fast=r.number("beta_fast", 32.0),
         beta_slow=r.number("beta_slow", 1.0),
-        original_max_positions=_original(c, r),
+        original_max_positions=original,
         attention_factor=attention_factor,
         truncate=r.boolean("truncate", True),
     )
 
 
-def _mscale(factor: float, mscale: float) -> float:
+def yarn_attention_factor(factor: float, mscale: float = 1.0) -> float:
+    """What YaRN multiplies cos and sin by, where the model does not say."""
     return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 

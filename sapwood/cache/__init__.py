@@ -1,7 +1,6 @@
 """The host side of the KV cache: page pools, and the radix tree that owns their pages."""
 
 from sapwood.cache.kv import KVCache
-from sapwood.cache.layout import split_pages
 from sapwood.cache.stake import KVStake
 
-__all__ = ["KVCache", "KVStake", "split_pages"]
+__all__ = ["KVCache", "KVStake"]

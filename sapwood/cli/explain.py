@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from sapwood.arch.families import declare
     from sapwood.cli.terminal import console, print_rows, pull_progress
-    from sapwood.config.resolve import ITEMSIZE, gib, resolve, weight_bytes
+    from sapwood.config.resolve import gib, resolve, token_bytes, weight_bytes
     from sapwood.config.shape import shape_of
     from sapwood.hub.files import find
     from sapwood.runner.device import probe
@@ -28,11 +28,10 @@ def run(args: argparse.Namespace) -> int:
     model = shape_of(decoder, name=files.name, stored_bytes=files.stored_bytes)
     config, decisions = resolve(config, model, device)
     weights, how = weight_bytes(config, model)
-    token = model.num_kv_elements_per_token * ITEMSIZE[config.cache.kv_cache_dtype]
     rows = [
         ("model", decoder.architecture, f"{model.num_parameters / 1e6:.0f}M parameters, {len(decoder.blocks)} layers"),
         ("weights", gib(weights), how),
-        ("KV cache", f"{token / 1024:.1f} KiB a token", f"in {config.cache.kv_cache_dtype}"),
+        ("KV cache", f"{token_bytes(config, model) / 1024:.1f} KiB a token", f"in {config.cache.kv_cache_dtype}"),
     ]
     rows += [(decision.field, decision.shown, decision.reason) for decision in decisions]
     print_rows(console(), rows)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from sapwood.base.kv import KVGroup
+
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceFacts:
@@ -28,9 +30,8 @@ class DeviceFacts:
 class ModelShape:
     """A model as memory and limits see it.
 
-    `num_parameters` counts elements of the weights, shared ones once. `num_kv_elements_per_token` counts the elements
-    of keys and values that one token keeps in the layers that see everything; `num_kv_elements_per_window` those that
-    the sliding-window layers keep of one sequence at most. `dtype` is the checkpoint's own, without 'torch.'.
+    `num_parameters` counts elements of the weights, shared ones once. `kv_groups` are the layers' keys and values, in
+    pages of any size. `dtype` is the checkpoint's own, without 'torch.'.
     `stored_bytes` are those of a GGUF file, 0 for other checkpoints. `default_name` is what clients call the model when nobody says otherwise.
     """
 
@@ -38,7 +39,6 @@ class ModelShape:
     max_positions: int
     vocab_size: int
     num_parameters: int
-    num_kv_elements_per_token: int
-    num_kv_elements_per_window: int = 0
+    kv_groups: tuple[KVGroup, ...]
     dtype: str = "bfloat16"
     stored_bytes: int = 0

@@ -9,9 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from dataclasses import replace as replace_fields
 from typing import Any, TypeVar
 
 from sapwood.base.errors import ConfigError
+from sapwood.base.kv import KVGroup
+from sapwood.base.layout import longest_sequence, pages_for, split_pages
 from sapwood.config.facts import DeviceFacts, ModelShape
 from sapwood.config.flags import flag_of, replace
 from sapwood.config.options import Config
@@ -21,7 +24,6 @@ KV_SCALE_BYTES = {"int8": 4}
 """What keys and values of one head and position take beside their elements."""
 
 _GIB = 1 << 30
-_ENDLESS = 1 << 31
 _OPEN = ("auto", "cuda", "fp8")  # values that leave something to decide
 
 _T = TypeVar("_T")
@@ -129,8 +131,9 @@ weights together, the less each pays for them. Few of those that are held are mu
 
 
 def _seqs_of_gpu(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[int, str]:
-    each = _sequence_bytes(config, model, _LEAST_LEN)
-    held = max(_pool_bytes(config, model, device), 0) // max(each, 1)
+    groups = _kv_groups(config, model)
+    each = sum(-(-max(_LEAST_LEN, group.window or 0) // group.page_size) * _page_bytes(config, group) for group in groups)
+    held = max(_cache_budget(config, model, device), 0) // max(each, 1)
     most = max((seqs for seqs in _SEQS if seqs <= held), default=_SEQS[0])
     if most == _SEQS[-1]:
         return most, "a GPU gains little beyond"
@@ -167,8 +170,8 @@ def _kv_cache_memory(config: Config, model: ModelShape, device: DeviceFacts) -> 
     few, short = min(seqs, _FEW_SEQS), min(longest, _SHORT_LEN)
     size, reason = min(
         max(
-            (few * _sequence_bytes(config, model, longest), f"{few} requests of {longest} tokens"),
-            (seqs * _sequence_bytes(config, model, short), f"{seqs} requests of {short} tokens"),
+            (_pool_bytes(config, model, few, longest), f"{few} requests of {longest} tokens"),
+            (_pool_bytes(config, model, seqs, short), f"{seqs} requests of {short} tokens"),
         ),
         (free // 4, "a quarter of the free memory"),
         (4 * _GIB, "more would crowd out other programs"),
@@ -185,11 +188,11 @@ def _max_model_len(config: Config, model: ModelShape, device: DeviceFacts) -> tu
         if (
             (asked := config.cache.kv_cache_memory) is not None
             and device.kind == "cpu"
-            and asked < _page_bytes(config, model)
+            and asked < (need := _pool_bytes(config, model, 1, page))
         ):
             raise ConfigError(
-                f"too little memory: the KV cache is to take {asked} bytes, and one page of {page} tokens takes "
-                f"{_page_bytes(config, model)}. Raise {flag_of('kv_cache_memory')}, or free some memory."
+                f"too little memory: the KV cache is to take {asked} bytes, and one page of {page} tokens beside the "
+                f"reserved one takes {need}. Raise {flag_of('kv_cache_memory')}, or free some memory."
             )
         raise ConfigError(
             f"too little memory: after {weights} of weights, {free} free on {device.name} leave no room for KV cache. "
@@ -259,25 +262,51 @@ def _weight_bytes(config: Config, model: ModelShape) -> int:
     return weight_bytes(config, model)[0]
 
 
-def _sequence_bytes(config: Config, model: ModelShape, num_tokens: int) -> int:
-    elements = num_tokens * model.num_kv_elements_per_token + model.num_kv_elements_per_window
-    return elements * ITEMSIZE[config.cache.kv_cache_dtype]
+def token_bytes(config: Config, model: ModelShape) -> int:
+    """Bytes that one token keeps in the layers that see everything."""
+    sizes = [_page_bytes(config, group) for group in _kv_groups(config, model) if group.window is None]
+    return sum(sizes) // _known(config.cache.page_size)
 
 
-def _page_bytes(config: Config, model: ModelShape) -> int:
-    return _sequence_bytes(config, model, _known(config.cache.page_size))
+def _page_bytes(config: Config, group: KVGroup) -> int:
+    dtype = config.cache.kv_cache_dtype
+    return group.bytes_per_page(ITEMSIZE[dtype], KV_SCALE_BYTES.get(dtype, 0))
+
+
+def _kv_groups(config: Config, model: ModelShape) -> list[KVGroup]:
+    return [replace_fields(group, page_size=_known(config.cache.page_size)) for group in model.kv_groups]
+
+
+def _pool_bytes(config: Config, model: ModelShape, num_seqs: int, num_tokens: int) -> int:
+    """What a KV cache takes that holds sequences of a length."""
+    step = _known(config.scheduler.max_num_batched_tokens)
+    return sum(
+        pages_for(group, num_seqs, num_tokens, step_tokens=step) * _page_bytes(config, group)
+        for group in _kv_groups(config, model)
+    )
 
 
 def _longest_sequence(config: Config, model: ModelShape, device: DeviceFacts) -> int:
-    """Tokens of one sequence that has the whole KV cache to itself; an estimate, the pool itself knows exactly."""
-    budget = _pool_bytes(config, model, device)
-    fixed, per_token = _sequence_bytes(config, model, 0), _sequence_bytes(config, model, 1)
-    # Where every layer has a window, a sequence of any length fits once its windows do.
-    fits = max(budget - fixed, 0) // (per_token - fixed) if per_token > fixed else _ENDLESS * (budget >= fixed)
+    """Tokens of one sequence that has the whole KV cache to itself; where its size is not known, an estimate."""
+    budget, dtype = _cache_budget(config, model, device), config.cache.kv_cache_dtype
+    if budget < _pool_bytes(config, model, 1, 1):
+        return 0
+    groups, step = _kv_groups(config, model), _known(config.scheduler.max_num_batched_tokens)
+    num_pages = split_pages(
+        groups,
+        budget,
+        itemsize=ITEMSIZE[dtype],
+        scale_bytes=KV_SCALE_BYTES.get(dtype, 0),
+        max_num_seqs=_known(config.scheduler.max_num_seqs),
+        step_tokens=step,
+        max_tokens=config.cache.max_total_tokens,
+        longest=config.model.max_model_len or model.max_positions,
+    )
+    fits = longest_sequence(groups, num_pages, step_tokens=step)
     return min(fits, config.cache.max_total_tokens or fits)
 
 
-def _pool_bytes(config: Config, model: ModelShape, device: DeviceFacts) -> int:
+def _cache_budget(config: Config, model: ModelShape, device: DeviceFacts) -> int:
     """What the KV cache takes; about, and maybe less than nothing, where it takes what the weights leave."""
     if config.cache.kv_cache_memory is not None:
         return config.cache.kv_cache_memory

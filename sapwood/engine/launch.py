@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from sapwood.arch.families import declare
 from sapwood.base.errors import ConfigError, GrammarError, ModelError
 from sapwood.base.kv import KVGroup
+from sapwood.base.layout import longest_sequence, split_pages
 from sapwood.base.slots import Slots
 from sapwood.base.stake import Stake
 from sapwood.base.wire import Facts
-from sapwood.cache import KVCache, KVStake, split_pages
-from sapwood.cache.layout import longest_sequence
+from sapwood.cache import KVCache, KVStake
 from sapwood.config import Config
 from sapwood.config.resolve import ITEMSIZE, KV_SCALE_BYTES, Decision, resolve
 from sapwood.config.shape import shape_of
@@ -66,12 +66,13 @@ def launch(
     files = files or find(config.model.model, revision=config.model.revision, weights=not dummy)
     decoder = declare(files.config)
     shape = shape_of(decoder, name=files.name, stored_bytes=files.stored_bytes)
+    asked = config.model.max_model_len
     config, decisions = resolve(config, shape, probe(config.device.device))
     clock.lap("configure")
     worker = Worker(config, decoder, files, max_drafts=max_drafts)
     worker.load()
     clock.lap("weights")
-    num_pages, longest = _pages(config, worker)
+    num_pages, longest = _pages(config, worker, asked=asked)
     worker.allocate(num_pages)
     clock.lap("kv_cache")
     worker.capture()
@@ -90,7 +91,7 @@ def launch(
         pages=kv.pages,
         commands={"flush_cache": lambda: {"freed_pages": kv.flush()}},
     )
-    decisions = (*decisions, _pool_decision(worker.groups, num_pages))
+    decisions = (*_told(decisions, longest), _pool_decision(worker.groups, num_pages))
     facts = Facts(
         max_model_len=longest,
         vocab_size=decoder.vocab_size,
@@ -135,8 +136,8 @@ def _scheduler(config: Config, slots: Slots, stakes: Sequence[Stake], kv: KVCach
     )
 
 
-def _pages(config: Config, worker: Worker) -> tuple[list[int], int]:
-    """Pages per KV group, and the longest sequence that they and the options allow."""
+def _pages(config: Config, worker: Worker, *, asked: int | None) -> tuple[list[int], int]:
+    """Pages per KV group, and the longest sequence that they and the options allow, `asked` for or derived."""
     step_tokens = _set(config.scheduler.max_num_batched_tokens)
     wanted = _set(config.model.max_model_len)
     num_pages = split_pages(
@@ -147,11 +148,27 @@ def _pages(config: Config, worker: Worker) -> tuple[list[int], int]:
         max_num_seqs=_set(config.scheduler.max_num_seqs),
         step_tokens=step_tokens,
         max_tokens=config.cache.max_total_tokens,
+        longest=wanted,
     )
     longest = min(wanted, longest_sequence(worker.groups, num_pages, step_tokens=step_tokens))
     if longest < 2:
         raise ConfigError("too little memory: the KV cache does not hold one short sequence. Raise --kv-cache-memory.")
+    if asked is not None and longest < asked:
+        raise ConfigError(
+            f"--max-model-len ({asked}) does not fit: the KV cache holds {longest} tokens. Lower it, or raise "
+            "--kv-cache-memory or --mem-fraction-static."
+        )
     return num_pages, longest
+
+
+def _told(decisions: tuple[Decision, ...], longest: int) -> tuple[Decision, ...]:
+    """The decisions as they turned out: `resolve` could only estimate what the cache would hold."""
+    return tuple(
+        Decision(decision.field, longest, "what the KV cache holds")
+        if decision.field == "max_model_len" and decision.value > longest
+        else decision
+        for decision in decisions
+    )
 
 
 def _pool_decision(groups: tuple[KVGroup, ...], num_pages: list[int]) -> Decision:

@@ -18,7 +18,8 @@ class Wheel:
 class Packaged:
     """A model under a short name: the members of `wheels`, joined in order, are a `file` of `size` bytes.
 
-    `terms` is empty, or what a user has to know before choosing the model.
+    `licence` is an SPDX identifier where there is one. `terms` is empty, or what a user has to know before choosing the
+    model.
     """
 
     name: str
@@ -58,6 +59,11 @@ _GEMMA3 = Packaged(
     ),
     terms="Use is subject to the Gemma Terms of Use, https://ai.google.dev/gemma/terms.",
 )
+
+PERMISSIVE = frozenset(
+    {"apache-2.0", "bsd-2-clause", "bsd-3-clause", "cc-by-4.0", "cc0-1.0", "isc", "mit", "unlicense", "zlib"}
+)
+"""Licences, in lower case, that ask for no more than that they are kept with the model."""
 
 CATALOG: tuple[Packaged, ...] = (_SMOLLM2, _GEMMA3)
 

@@ -7,20 +7,23 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+from sapwood.arch.families.common import EMBEDDING, HEAD
 from sapwood.base.errors import ModelError
 from sapwood.hub.cache import Cache
 from sapwood.hub.pull import HUB_ID, Progress, pull, pulled, short_names
 
 INDEX = "model.safetensors.index.json"
+_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class ModelFiles:
     """A model that can be read: a Hugging Face directory or one GGUF file.
 
-    `config` and `generation_config` have the keys of config.json and generation_config.json for both kinds.
+    `config` and `generation_config` have the keys of config.json and generation_config.json for both kinds; a head of
+    its own is in `config` even where the file says that it is tied.
     """
 
     name: str
@@ -136,22 +139,36 @@ def _open_directory(path: Path, name: str, weights: bool) -> ModelFiles:
     config = read_json(path / "config.json")
     generation = path / "generation_config.json"
     if weights:
-        for file in weight_files(path):
-            _check_safetensors(file)
+        spans = {name: span for file in weight_files(path) for name, span in _spans(file).items()}
+        head, embedding = spans.get(f"{HEAD}.weight"), spans.get(f"{EMBEDDING}.weight")
+        if head and embedding and config.get("tie_word_embeddings") is not False and _differ(head, embedding):
+            config["tie_word_embeddings"] = False  # trained apart, whatever the field says
     return ModelFiles(name, path, "hf", config, read_json(generation) if generation.exists() else {})
 
 
 def _open_gguf(path: Path, name: str) -> ModelFiles:
-    from sapwood.hub.gguf import config_of, open_gguf
+    from sapwood.hub.gguf import open_gguf
+    from sapwood.hub.metadata import config_of
 
     gguf = open_gguf(path)
     ends = [gguf.metadata.get(f"tokenizer.ggml.{token}_token_id") for token in ("eos", "eot")]
-    generation = {"eos_token_id": [int(end) for end in ends if end is not None]}
+    generation = {"eos_token_id": [end for end in ends if end is not None]}
     return ModelFiles(name, path, "gguf", config_of(gguf), generation)
 
 
-def _check_safetensors(path: Path) -> None:
-    """Compare the file's length with what its header promises; an interrupted download shows here, not later."""
+class _Span(NamedTuple):
+    """The bytes of a tensor in its file."""
+
+    path: Path
+    start: int
+    stop: int
+
+
+def _spans(path: Path) -> dict[str, _Span]:
+    """Where the tensors of a safetensors file are.
+
+    The file's length is compared with what its header promises: an interrupted download shows here, not later.
+    """
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
@@ -160,14 +177,29 @@ def _check_safetensors(path: Path) -> None:
         (length,) = struct.unpack("<Q", start.ljust(8, b"\0"))
         header = file.read(length) if length < size else b""
     try:
-        tensors = json.loads(header)
-        promised = (
-            8 + length + max((t["data_offsets"][1] for k, t in tensors.items() if k != "__metadata__"), default=0)
-        )
+        offsets = {k: t["data_offsets"] for k, t in json.loads(header).items() if k != "__metadata__"}
+        spans = {name: _Span(path, 8 + length + first, 8 + length + last) for name, (first, last) in offsets.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{path} is damaged or cut off: its header cannot be read. Fetch it again.") from error
+    promised = max((span.stop for span in spans.values()), default=8 + length)
     if size != promised:
         raise ModelError(f"{path} has {size} bytes where its header promises {promised}: fetch it again.")
+    return spans
+
+
+def _differ(one: _Span, other: _Span) -> bool:
+    if one.stop - one.start != other.stop - other.start:
+        return True
+    with one.path.open("rb") as a, other.path.open("rb") as b:
+        a.seek(one.start)
+        b.seek(other.start)
+        left = one.stop - one.start
+        while left > 0:
+            size = min(left, _CHUNK_BYTES)
+            if a.read(size) != b.read(size):
+                return True
+            left -= size
+    return False
 
 
 def _few(names: Iterable[str], most: int = 5) -> str:

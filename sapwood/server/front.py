@@ -46,6 +46,19 @@ class Rendered(NamedTuple):
     thoughts: Thoughts
 
 
+def _numbers(generation_config: Mapping[str, Any]) -> dict[str, Any]:
+    """The model's own sampling values. Raises ConfigError for what is no number."""
+    values = {name: generation_config[name] for name in _DEFAULTS if generation_config.get(name) is not None}
+    for name, value in values.items():
+        whole = name == "top_k"
+        if isinstance(value, bool) or not isinstance(value, int | float) or (whole and value != value // 1):
+            raise ConfigError(
+                f"generation_config.json: {name} must be a {'whole ' * whole}number, got {value!r}. "
+                "Correct the value, or remove it."
+            )
+    return values | ({"top_k": int(values["top_k"])} if "top_k" in values else {})
+
+
 class Front:
     """One server's shared state. `defaults` are the sampling values of requests that bring none."""
 
@@ -66,11 +79,11 @@ class Front:
         self.metrics = metrics
         self.fingerprint = f"sapwood-{__version__}"
         self.started = int(time.time())
-        self.defaults = {name: defaults[name] for name in _DEFAULTS if defaults.get(name) is not None}
+        self.defaults = _numbers(defaults)
         try:
             self.check(SamplingParams(**self.defaults), {})
-        except (RequestError, TypeError) as error:
-            raise ConfigError(f"The model's generation_config has a value that cannot be used: {error}") from error
+        except RequestError as error:
+            raise ConfigError(f"generation_config.json: {error} Correct the value, or remove it.") from error
         self.turns = Turns()
         self._grammars = Checker(
             lambda: spec_of(self.text, self.facts.vocab_size),

@@ -35,12 +35,12 @@ def convert(metadata: Mapping[str, Any]) -> tuple[Tokenizer, dict[str, Any]]:
     if kind not in ("gpt2", "llama"):
         raise ModelError(f"The file's tokenizer is of kind {kind!r}, which cannot be read: give --tokenizer.")
     tokens = list(metadata["tokenizer.ggml.tokens"])
-    types = [int(type_) for type_ in metadata.get("tokenizer.ggml.token_type", [NORMAL] * len(tokens))]
+    types = [int(type_) for type_ in _column(metadata, "token_type", [NORMAL] * len(tokens))]
     pre = str(metadata.get("tokenizer.ggml.pre", "default"))
     if kind == "gpt2":
         tokenizer = _byte_level(tokens, metadata["tokenizer.ggml.merges"], pre)
     else:
-        tokenizer = _sentence_piece(tokens, types, metadata)
+        tokenizer = _sentence_piece(tokens, metadata)
     for special in (True, False):
         wanted = CONTROL if special else USER_DEFINED
         added = [
@@ -114,11 +114,10 @@ _BEGIN = frozenset({"llama3", "llama-v3", "llama-bpe", "tekken"})  # start with 
 _IGNORE_MERGES = _BEGIN  # a word that is a token is taken whole
 
 
-def _sentence_piece(tokens: Sequence[str], types: Sequence[int], metadata: Mapping[str, Any]) -> Tokenizer:
-    scores = metadata["tokenizer.ggml.scores"]
-    unknown = tokens[int(metadata.get("tokenizer.ggml.unknown_token_id", 0))]
+def _sentence_piece(tokens: Sequence[str], metadata: Mapping[str, Any]) -> Tokenizer:
+    unknown = _named(metadata, "unknown", tokens) or tokens[0]
     vocabulary = {token: id for id, token in enumerate(tokens)}
-    merges = _merges(vocabulary, [id for id, type_ in enumerate(types) if type_ == NORMAL], tokens, scores)
+    merges = _merges(vocabulary, tokens, _column(metadata, "scores"))
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
     prefix = _flag(metadata, "add_space_prefix", True)
     spaces = normalizers.Replace(" ", SPACE)
@@ -128,12 +127,13 @@ def _sentence_piece(tokens: Sequence[str], types: Sequence[int], metadata: Mappi
     return tokenizer
 
 
-def _merges(
-    vocabulary: Mapping[str, int], normal: Sequence[int], tokens: Sequence[str], scores: Sequence[float]
-) -> list[tuple[str, str]]:
-    """Every way to make a token of two others, the best token first; BPE ranks merges by their place in this list."""
-    best_first = (tokens[id] for id in sorted(normal, key=lambda id: -scores[id]))
-    splits = ((token[:cut], token[cut:]) for token in best_first for cut in range(len(token) - 1, 0, -1))
+def _merges(vocabulary: Mapping[str, int], tokens: Sequence[str], scores: Sequence[float]) -> list[tuple[str, str]]:
+    """Every way to make a token of two others, the best token first; BPE ranks merges by their place in this list.
+
+    Tokens of any kind are made so. Those of one score are runs of a character, of which the longest is to be found.
+    """
+    best_first = sorted(range(len(tokens)), key=lambda id: (-scores[id], -len(tokens[id])))
+    splits = ((tokens[id][:cut], tokens[id][cut:]) for id in best_first for cut in range(len(tokens[id]) - 1, 0, -1))
     return [(left, right) for left, right in splits if left in vocabulary and right in vocabulary]
 
 
@@ -149,13 +149,31 @@ def _frame(tokenizer: Tokenizer, *, begin: str | None, end: str | None) -> None:
 
 
 def _config(metadata: Mapping[str, Any], tokens: Sequence[str]) -> dict[str, Any]:
-    names = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
-    ids = {name: metadata.get(f"tokenizer.ggml.{key}_token_id") for name, key in names.items()}
-    config: dict[str, Any] = {f"{name}_token": None if id is None else tokens[int(id)] for name, id in ids.items()}
+    keys = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+    config: dict[str, Any] = {f"{name}_token": _named(metadata, key, tokens) for name, key in keys.items()}
     if found := templates(metadata):
         config["chat_template"] = [{"name": name, "template": text} for name, text in found.items()]
     return config
 
 
+def _named(metadata: Mapping[str, Any], key: str, tokens: Sequence[str]) -> str | None:
+    """A special token. Files write -1 or a number beyond the vocabulary for one that there is not."""
+    id = metadata.get(f"tokenizer.ggml.{key}_token_id")
+    return tokens[id] if isinstance(id, int) and 0 <= id < len(tokens) else None
+
+
+def _column(metadata: Mapping[str, Any], name: str, default: Sequence[Any] | None = None) -> Sequence[Any]:
+    """One value of each token."""
+    tokens = metadata["tokenizer.ggml.tokens"]
+    values: Sequence[Any] | None = metadata.get(f"tokenizer.ggml.{name}", default)
+    if values is None or len(values) != len(tokens):
+        have = "is missing" if values is None else f"has {len(values)} entries for {len(tokens)} tokens"
+        raise ModelError(f"The file's tokenizer is damaged: tokenizer.ggml.{name} {have}. Give --tokenizer.")
+    return values
+
+
 def _flag(metadata: Mapping[str, Any], name: str, default: bool) -> bool:
-    return bool(metadata.get(f"tokenizer.ggml.{name}", default))
+    value = metadata.get(f"tokenizer.ggml.{name}", default)
+    if value not in (True, False):
+        raise ModelError(f"The file's tokenizer.ggml.{name} must be true or false, got {value!r}: give --tokenizer.")
+    return bool(value)

@@ -13,25 +13,13 @@ from sapwood.config.options import ModelConfig
 from sapwood.hub.cache import Cache
 from sapwood.hub.files import ModelFiles
 from sapwood.text.detokenizer import Detokenizer
+from sapwood.text.ends import bos_id, eos_ids
 from sapwood.text.parsers import Dialect, Parser, Said, choose, gather
 from sapwood.text.parsers.rules import Rules
 from sapwood.text.pieces import Pieces
 from sapwood.text.stops import StopFinder
 from sapwood.text.template import ChatTemplate, find_templates, given_template
 from sapwood.text.tokenizer import Vocabulary, load_vocabulary, own_templates
-
-# Tokens that end a turn in the templates of the families; they end an output even where the config forgot to say so.
-END_OF_TURN = (
-    "<|im_end|>",
-    "<|eot_id|>",
-    "<|eom_id|>",
-    "<|end|>",
-    "<end_of_turn>",
-    "<turn|>",
-    "<|call|>",
-    "<|return|>",
-)
-MANY_MESSAGES = "<|channel|>"  # in templates in which a turn may be of several messages, so <|end|> ends no output
 
 Thoughts = Literal["none", "possible", "open", "over"]
 """Whether an output may begin with thoughts, continues some, or has none because the prompt has ended them."""
@@ -148,11 +136,10 @@ class TextModel:
             if not sources and tokenizer is not None:
                 sources = own_templates(files)
         template = ChatTemplate(sources, vocabulary.named) if sources else None
-        bos_id = vocabulary.id_of("bos_token")
         return cls(
             vocabulary,
-            eos_ids=_eos_ids(files, vocabulary, sources),
-            bos_id=files.config.get("bos_token_id") if bos_id is None else bos_id,
+            eos_ids=eos_ids(files, vocabulary, sources),
+            bos_id=bos_id(files, vocabulary),
             template=template,
             dialect=_dialect(template, tool_parser, reasoning_parser),
         )
@@ -301,22 +288,6 @@ class TextModel:
     def _forgets_bos(self, vocabulary: Vocabulary, bos_id: int) -> bool:
         """Whether tokenizer_config.json wants a bos token that tokenizer.json does not add."""
         return vocabulary.config.get("add_bos_token") is True and bos_id not in self._tokenizer.encode("").ids
-
-
-def _eos_ids(files: ModelFiles, vocabulary: Vocabulary, templates: Mapping[str, str]) -> set[int]:
-    """The union of what generation_config, config and tokenizer say, and the end of a turn in the template."""
-    ids: set[int] = set()
-    for config in (files.generation_config, files.config):
-        value = config.get("eos_token_id")
-        ids.update(value if isinstance(value, list) else [] if value is None else [value])
-    turns = [token for token in END_OF_TURN if any(token in source for source in templates.values())]
-    if any(MANY_MESSAGES in source for source in templates.values()) and "<|end|>" in turns:
-        turns.remove("<|end|>")
-    known = vocabulary.tokenizer.get_added_tokens_decoder()
-    ids.update(id for id, token in known.items() if token.content in turns)
-    if (eos := vocabulary.id_of("eos_token")) is not None:
-        ids.add(eos)
-    return ids
 
 
 def _dialect(template: ChatTemplate | None, tools: str, reasoning: str) -> Dialect:

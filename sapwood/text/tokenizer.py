@@ -13,14 +13,15 @@ from tokenizers import Tokenizer
 from sapwood.base.errors import ConfigError, ModelError
 from sapwood.hub.cache import Cache
 from sapwood.hub.files import ModelFiles, read_json
+from sapwood.text import special
 from sapwood.text.template import find_templates
 
-FORMAT = 1  # of converted tokenizers in the cache; raise it when `convert` makes something else of the same file
+FORMAT = 2  # of converted tokenizers in the cache; raise it when `convert` makes something else of the same file
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A tokenizer, tokenizer_config.json, and the directory with template files, if there is one."""
+    """A tokenizer, tokenizer_config.json (and what stands beside it), and the directory with template files, if any."""
 
     tokenizer: Tokenizer
     config: dict[str, Any]
@@ -29,9 +30,7 @@ class Vocabulary:
     @property
     def named(self) -> dict[str, str]:
         """The special tokens that have a name, such as bos_token, as templates see them."""
-        tokens = {name: value for name, value in self.config.items() if name.endswith("_token")}
-        contents = {name: value["content"] if isinstance(value, dict) else value for name, value in tokens.items()}
-        return {name: text for name, text in contents.items() if isinstance(text, str)}
+        return special.names(self.config)
 
     def id_of(self, name: str) -> int | None:
         """The id of a named special token."""
@@ -58,8 +57,8 @@ def load_vocabulary(files: ModelFiles, *, override: str | None = None, cache: Ca
     tokenizer = vocabulary.tokenizer
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    known = [token for token in vocabulary.named.values() if tokenizer.token_to_id(token) is not None]
-    tokenizer.add_special_tokens(known)  # a token with a name is special even where tokenizer.json forgot to say so
+    num_rows = files.config.get("vocab_size")
+    special.complete(tokenizer, vocabulary.config, num_rows=num_rows if isinstance(num_rows, int) else None)
     return vocabulary
 
 
@@ -75,7 +74,7 @@ def own_templates(files: ModelFiles) -> dict[str, str]:
 
 
 def _from_directory(directory: Path, name: str) -> Vocabulary:
-    path, config = directory / name, directory / "tokenizer_config.json"
+    path = directory / name
     if not path.exists():
         raise ModelError(
             f"{directory} has no {name}. If it has the files of a slow tokenizer, transformers makes one: "
@@ -86,7 +85,7 @@ def _from_directory(directory: Path, name: str) -> Vocabulary:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises nothing narrower
         raise ModelError(f"{path} is damaged or not a tokenizer: {error}.") from error
-    return Vocabulary(tokenizer, read_json(config) if config.exists() else {}, directory)
+    return Vocabulary(tokenizer, special.read_config(directory, tokenizer), directory)
 
 
 def _from_gguf(path: Path, cache: Cache) -> Vocabulary:
@@ -103,7 +102,9 @@ def _from_gguf(path: Path, cache: Cache) -> Vocabulary:
 
     try:
         tokenizer, config = convert(open_gguf(path).metadata)
-    except (KeyError, IndexError, TypeError) as error:
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
+    except Exception as error:  # of the values in the file; tokenizers raises nothing narrower for its part
         raise ModelError(f"{path} has an incomplete tokenizer ({error!r}): give --tokenizer.") from error
     try:
         with cache.partial() as folder:

@@ -61,6 +61,27 @@ def test_yarn_reads_its_attention_factor_or_derives_it() -> None:
     assert frequencies(equal).factor == 1.0
 
 
+def test_the_first_length_at_the_top_counts_before_the_section_s() -> None:
+    top = LLAMA | {"original_max_position_embeddings": 32}
+    for fields in (LLAMA3 | {"rope_type": "llama3"}, {"rope_type": "yarn", "factor": 4.0}):
+        for section in ("rope_scaling", "rope_parameters"):
+            scaling = rope(top | {section: fields}).scaling
+            assert isinstance(scaling, Llama3Scaling | YarnScaling)
+            assert scaling.original_max_positions == 32
+    ratio = rope(top | {"rope_scaling": {"rope_type": "yarn"}}).scaling
+    assert isinstance(ratio, YarnScaling)
+    assert ratio.factor == 512 / 32, "where it is not said"
+    assert rope(top) == Rope(16, 1e4)
+
+
+def test_gemma3_may_have_one_kind_of_layers() -> None:
+    old = {"rope_theta": 1e6, "rope_local_base_freq": 1e4, "rope_scaling": None, "sliding_window_pattern": 6}
+    assert {block.attention.rope for block in declare(GEMMA3 | old).blocks} == {Rope(16, 1e4)}
+    assert {block.attention.rope for block in declare(GEMMA3 | old | {"sliding_window_pattern": 1}).blocks} == {
+        Rope(16, 1e6)
+    }
+
+
 def test_gemma3_of_both_styles_is_equal() -> None:
     old = GEMMA3 | {
         "rope_theta": 1e6,
@@ -143,6 +164,13 @@ def test_activations_grow_with_tokens_and_with_rows_that_need_logits() -> None:
         ({"num_local_experts": 8}, "num_local_experts"),
         ({"embedding_multiplier": 12.0}, "embedding_multiplier"),
         ({"sliding_window": 128}, "sliding_window"),
+        ({"use_mrope": True}, "use_mrope"),
+        ({"is_causal": False}, "is_causal = False"),
+        ({"position_embedding_type": "alibi"}, "position_embedding_type = 'alibi'"),
+        ({"norm_type": "layernorm"}, "norm_type = 'layernorm'"),
+        ({"mlp_activation": "relu"}, "mlp_activation = 'relu'"),
+        ({"hidden_activation": "silu"}, "hidden_activation = 'silu'"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0, "method": "ntk"}}, r"rope_scaling\.method = 'ntk'"),
     ],
 )
 def test_what_is_not_understood_is_refused_by_name(fields: dict[str, Any], named: str) -> None:
@@ -176,5 +204,17 @@ def test_harmless_fields_pass() -> None:
         "_name_or_path": "x",
         "transformers.js_config": {"dtype": "q4"},
         "some_switch": False,
+        "use_mrope": False,
+        "some_word": "",
+        "is_causal": True,
+        "position_embedding_type": "rope",
+        "norm_type": "rmsnorm",
+        "transformers_version": "4.44.0",
+        "attn_implementation": "sdpa",
+        "cache_implementation": "hybrid",
+        "tokenizer_class": "LlamaTokenizer",
+        "unsloth_version": "2025.1",
+        "license": "mit",
+        "problem_type": "single_label_classification",
     }
     assert declare(LLAMA | harmless).dtype == "bfloat16"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 
 from sapwood.base.errors import ConfigError
 from sapwood.base.kv import KVGroup
-from sapwood.cache import split_pages
-from sapwood.cache.layout import longest_sequence
+from sapwood.base.layout import longest_sequence, split_pages
 from tests.sim.world import World, group
 
 
@@ -112,6 +113,16 @@ def test_split_pages_is_even_until_a_window_has_enough() -> None:
     counts = split_pages([full, narrow], 10_000 * cost, itemsize=2, max_num_seqs=4, step_tokens=64)
     assert counts[1] < 100 and sum(counts) == 10_000
     assert split_pages([full], 10**9, itemsize=2, max_num_seqs=4, step_tokens=64, max_tokens=160) == [11]
+
+
+def test_a_window_gives_way_to_one_long_sequence() -> None:
+    full, narrow = group(None, 16), group(64, 16)
+    cost = full.bytes_per_page(2)
+    split = partial(split_pages, [full, narrow], 100 * cost, itemsize=2, max_num_seqs=64, step_tokens=64)
+    for longest in (800, 1200, 1408):  # the last with the pages of one window, one step and their borders
+        counts = split(longest=longest)
+        assert sum(counts) <= 100 and longest_sequence([full, narrow], counts, step_tokens=64) >= longest
+    assert split(longest=1424) == [50, 50], "what does not fit changes nothing"
 
 
 def test_too_little_memory_says_so() -> None:

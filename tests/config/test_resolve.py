@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sapwood.base.errors import ConfigError
+from sapwood.base.kv import KVGroup
 from sapwood.config.facts import DeviceFacts, ModelShape
 from sapwood.config.flags import from_options
 from sapwood.config.options import Config
@@ -39,14 +40,14 @@ SMALL = ModelShape(
     max_positions=8192,
     vocab_size=49152,
     num_parameters=135_000_000,
-    num_kv_elements_per_token=30 * 2 * 3 * 64,
+    kv_groups=(KVGroup(30, 9, 3, 64, None, 1),),
 )
 LLAMA_8B = ModelShape(
     default_name="llama",
     max_positions=131072,
     vocab_size=128256,
     num_parameters=8_000_000_000,
-    num_kv_elements_per_token=32 * 2 * 8 * 128,
+    kv_groups=(KVGroup(32, 32, 8, 128, None, 1),),
 )
 MAY_STAY_NONE = {
     "tokenizer",
@@ -81,10 +82,10 @@ def test_on_a_cpu() -> None:
     assert (config.device.device, config.model.dtype, config.cache.kv_cache_dtype) == ("cpu", "float32", "float16")
     assert (config.scheduler.max_num_seqs, config.scheduler.max_num_batched_tokens) == (64, 512)
     assert (config.scheduler.chunked_prefill_size, config.scheduler.depth, config.device.threads) == (256, 0, 2)
-    per_token = 2 * SMALL.num_kv_elements_per_token
-    assert config.cache.kv_cache_memory == 4 * 8192 * per_token, "a few of the longest requests"
+    per_token = 2 * 30 * 2 * 3 * 64
+    assert config.cache.kv_cache_memory == (4 * 8192 + 16) * per_token, "a few of the longest requests"
     short = resolved(replace(SMALL, max_positions=2048), CPU, max_num_seqs=64)
-    assert short.cache.kv_cache_memory == 64 * 512 * per_token, "or all, if they are short"
+    assert short.cache.kv_cache_memory == (64 * 512 + 16) * per_token, "or all, if they are short"
     assert (config.model.max_model_len, config.model.served_model_name) == (8192, "small")
 
 
@@ -104,7 +105,7 @@ def test_a_gpu_runs_as_many_requests_as_its_memory_holds() -> None:
     assert seqs(LLAMA_8B, 40, kv_cache_dtype="fp8") == 2 * (seqs(LLAMA_8B, 40) or 0), "half the bytes, twice the rows"
     assert seqs(LLAMA_8B, 80, kv_cache_memory=8 * GIB) == 256
     assert seqs(SMALL, 24) == 1024
-    windows = replace(LLAMA_8B, num_kv_elements_per_token=0, num_kv_elements_per_window=4096 * 65536)
+    windows = replace(LLAMA_8B, kv_groups=tuple(group._replace(window=4096) for group in LLAMA_8B.kv_groups))
     assert seqs(windows, 80) == 256, "a sequence keeps a whole window however short it is"
 
 
@@ -142,7 +143,7 @@ def test_a_cpu_keeps_most_of_its_memory_free() -> None:
     assert budget is not None
     assert budget <= GIB // 2
     few = resolved(SMALL, CPU, max_num_seqs=1, max_model_len=100).cache.kv_cache_memory
-    assert few == 100 * SMALL.num_kv_elements_per_token * 2
+    assert few == (112 + 16) * 2 * 30 * 2 * 3 * 64, "whole pages, and the reserved one"
 
 
 def test_the_length_follows_the_memory() -> None:
@@ -154,10 +155,24 @@ def test_the_length_follows_the_memory() -> None:
 
 
 def test_windows_cost_nothing_per_token() -> None:
-    windowed = replace(SMALL, num_kv_elements_per_token=1000, num_kv_elements_per_window=1_000_000)
-    need = (8192 * 1000 + 1_000_000) * 2
+    """A step beside the window and their borders, and the reserved page of both groups."""
+    windowed = replace(SMALL, kv_groups=(KVGroup(1, 1, 1, 64, None, 1), KVGroup(5, 1, 1, 64, 128, 1)))
+    page = 2 * 64 * 16 * 2
+    need = (8192 // 16 + 1) * page + (128 // 16 + 1 + 512 // 16 + 1 + 1) * 5 * page
     assert resolved(windowed, CPU, kv_cache_memory=need).model.max_model_len == 8192
-    assert resolved(windowed, CPU, kv_cache_memory=need - 2000).model.max_model_len == 8176
+    assert resolved(windowed, CPU, kv_cache_memory=need - 1).model.max_model_len < 8192
+    assert resolved(windowed, CPU, kv_cache_memory=need - page, max_model_len=8176).model.max_model_len == 8176
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_what_was_asked_for_is_what_the_derived_cache_holds(dtype: str) -> None:
+    """The reserved page and the scales of int8 are counted, so that no page is missing in the end."""
+    page = 2 * 30 * 3 * 16 * (64 * 2 if dtype == "float16" else 64 + 4)
+    for seqs in (1, 2):
+        config = resolved(SMALL, CPU, max_num_seqs=seqs, max_model_len=2048, kv_cache_dtype=dtype)
+        assert config.cache.kv_cache_memory == (seqs * 128 + 1) * page
+    with pytest.raises(ConfigError, match=r"--max-model-len \(2048\) does not fit.*about 2032"):
+        resolved(SMALL, CPU, max_model_len=2048, kv_cache_memory=129 * page - 1, kv_cache_dtype=dtype)
 
 
 def test_the_budget_holds_more_than_the_rows() -> None:

@@ -117,6 +117,7 @@ def test_a_hub_that_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.Monkey
         except ConnectionError as error:
             raise RuntimeError("a long story") from error
 
+    monkeypatch.setattr("huggingface_hub.model_info", unreachable)
     monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
     with pytest.raises(ModelError, match=r"^org/name could not be fetched from the hub: Name or service not known\.$"):
         pull("org/name", cache=Cache(tmp_path))
@@ -149,6 +150,7 @@ def test_an_interrupted_hub_pull_is_resumed(tmp_path: Path, model: Path, monkeyp
         write_safetensors(snapshot / "model.safetensors")
         return str(snapshot)
 
+    monkeypatch.setattr("huggingface_hub.model_info", None)
     monkeypatch.setattr("huggingface_hub.snapshot_download", resume)
     assert find("org/name", cache=cache, revision="abc123").path == snapshot
 

@@ -11,12 +11,13 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from sapwood.base.errors import ModelError
 from sapwood.hub import CATALOG, Cache, Packaged
-from sapwood.hub.catalog import Wheel
+from sapwood.hub.catalog import PERMISSIVE, Wheel
 from sapwood.hub.pull import pull
 
 PARTS = (b"GGUF" + bytes(3000), b"second part" * 500)
@@ -164,4 +165,49 @@ def test_the_catalog_is_complete() -> None:
         assert model.size > 0
         assert model.wheels
         assert model.licence
+        assert bool(model.terms) == (model.licence.lower() not in PERMISSIVE)
     assert [model.name for model in CATALOG if not model.terms] == ["smollm2-135m"]
+
+
+def test_terms_are_told_before_anything_is_fetched(
+    fetch: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bound = replace(TINY, licence="Tiny", terms="Use is subject to the Tiny Terms, https://tiny.example.")
+    with pytest.raises(ModelError, match="could not fetch"):
+        fetch(bound, shelf=tmp_path)
+    told = "tiny has the licence Tiny. Use is subject to the Tiny Terms, https://tiny.example.\n"
+    assert capsys.readouterr().err == told
+    fetch(bound)
+    assert capsys.readouterr().err == told
+    fetch(bound)
+    assert not capsys.readouterr().err, "it is in the cache already"
+
+
+def test_a_permissive_licence_is_not_told(fetch: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    fetch()
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("card", "told"),
+    [
+        ({"license": "mit"}, ""),
+        ({"license": "gemma"}, "org/name has the licence gemma. See the model card for its terms.\n"),
+        (
+            {"license": "other", "license_name": "own", "license_link": "https://own.example"},
+            "org/name has the licence own. https://own.example\n",
+        ),
+        (None, "org/name says nothing of its licence. See the model card for its terms.\n"),
+    ],
+)
+def test_a_hub_model_s_licence_is_told(
+    card: dict[str, str] | None,
+    told: str,
+    cache: Cache,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("huggingface_hub.model_info", lambda *_, **__: SimpleNamespace(card_data=card))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(cache.root))
+    pull("org/name", cache=cache)
+    assert capsys.readouterr().err == told

@@ -48,21 +48,23 @@ def write(
     architecture: str | None = None,
     kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
     leave_out: str = "",
-    skip: str = "",
+    skip: str | tuple[str, ...] = (),
     **metadata: int | float | str,
 ) -> Path:
     """Write one of `models.MODELS`, matrices stored as `kind`, without the tensor `leave_out`.
 
-    `metadata` is added, its keys with __ for a dot, after the architecture's entry `skip` has been left out.
+    `metadata` is added, its keys with __ for a dot, after the architecture's entries `skip` have been left out.
     """
     architecture = architecture or family.split("-")[0]
     model = models.make(family)
     writer = gguf.GGUFWriter(path, architecture)
     _add_sizes(writer, model.config)
-    writer.kv_data[0].pop(f"{architecture}.{skip}", None)
+    for key in (skip,) if isinstance(skip, str) else skip:
+        writer.kv_data[0].pop(f"{architecture}.{key}", None)
     for key, value in metadata.items():
         name = f"{architecture}.{key.replace('__', '.')}"
-        add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)]
+        adders = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string, bool: writer.add_bool}
+        add: Any = adders[type(value)]
         add(name, value)
     tied = model.config.tie_word_embeddings
     for name, weight in model.state_dict().items():

@@ -11,7 +11,8 @@ import pytest
 from sapwood.arch import declare
 from sapwood.base.errors import ModelError
 from sapwood.hub.files import open_files
-from sapwood.hub.gguf import config_of, open_gguf
+from sapwood.hub.gguf import open_gguf
+from sapwood.hub.metadata import config_of
 from tests import models
 from tests.nn import forward, ggufs
 
@@ -143,6 +144,95 @@ def test_metadata_of_the_wrong_type(key: str, value: int | float | str, tmp_path
     path = ggufs.write("qwen3", tmp_path / "model.gguf", skip=key, **{key.replace(".", "__"): value})
     with pytest.raises(ModelError, match=key):
         declare(config_of(open_gguf(path)))
+
+
+TYPE, FACTOR, ORIGINAL = "rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length"
+
+
+def scaling(path: Path, family: str, skip: tuple[str, ...], **metadata: float | str) -> object:
+    return config_of(open_gguf(ggufs.write(family, path / "model.gguf", skip=skip, **metadata)))["rope_scaling"]
+
+
+def test_scaling_as_llama_cpp_reads_it(tmp_path: Path) -> None:
+    linear = {"rope_type": "linear", "factor": 4.0}
+    assert scaling(tmp_path, "llama-linear", (TYPE,)) == linear, "a factor without a type"
+    assert scaling(tmp_path, "llama-linear", (TYPE, FACTOR), rope__scale_linear=4.0) == linear, "the older key"
+    assert scaling(tmp_path, "llama-linear", (FACTOR,), rope__scaling__factor=1.0) is None
+    assert scaling(tmp_path, "llama-linear", (FACTOR,), rope__scaling__factor=0.0) is None
+    assert scaling(tmp_path, "llama-linear", (TYPE,), rope__scaling__type="none") is None
+    yarn = scaling(tmp_path, "llama-yarn", (ORIGINAL,), rope__scaling__attn_factor=0.5)
+    assert isinstance(yarn, dict)
+    assert yarn["original_max_position_embeddings"] == 256, "the context length"
+    assert yarn["attention_factor"] == pytest.approx(0.5 * 1.1386294), "beside YaRN's own"
+
+
+@pytest.mark.parametrize(
+    ("family", "key", "value"),
+    [
+        ("llama", "logit_scale", 0.5),
+        ("llama", "attention.clamp_kqv", 8.0),
+        ("llama", "attention.causal", False),
+        ("llama", "rope.scaling.attn_factor", 1.5),
+        ("llama", "use_parallel_residual", True),
+        ("llama", "tensor_data_layout", "reference"),
+        ("qwen2", "attention.sliding_window", 8),
+        ("qwen2", "final_logit_softcapping", 30.0),
+        ("llama-yarn", "rope.scaling.yarn_log_multiplier", 0.1),
+        ("gemma3", "attn_logit_softcapping", 50.0),
+        ("llama", "expert_count", 8),
+        ("llama", "rope.dimension_count", "all"),
+    ],
+)
+def test_keys_that_change_the_mathematics_are_refused_by_name(
+    family: str, key: str, value: float | str, tmp_path: Path
+) -> None:
+    architecture = family.split("-")[0]
+    path = ggufs.write(family, tmp_path / "model.gguf", skip=key, **{key.replace(".", "__"): value})
+    with pytest.raises(ModelError, match=rf"{architecture}\.{key}: "):
+        config_of(open_gguf(path))
+
+
+def test_keys_that_change_nothing_pass(tmp_path: Path) -> None:
+    harmless: dict[str, int | float | str] = {
+        "attention__causal": True,
+        "attention__layer_norm_epsilon": 1e-5,
+        "expert_used_count": 0,
+        "logit_scale": 0.0,
+        "pooling_type": 3,
+        "rope__scaling__attn_factor": 1.0,
+        "rope__scaling__finetuned": True,
+        "tensor_data_layout": "Meta AI original pth",
+        "vocab_size": 7,
+    }
+    assert config_of(open_gguf(ggufs.write("llama", tmp_path / "model.gguf", **harmless)))["vocab_size"] == 199
+
+
+def test_files_of_another_kind_are_told_apart(tmp_path: Path) -> None:
+    whole = ggufs.write("llama", tmp_path / "model.gguf").read_bytes()
+    odd = tmp_path / "odd.gguf"
+    for start, says in (
+        (b"GGUF\1\0\0\0", r"has GGUF version 1; 2 and 3 can be read: convert it anew\.$"),
+        (b"GGUF\0\0\0\3", r"is written for big-endian machines.*convert it anew\.$"),
+        (b"GGML\3\0\0\0", r"is not a GGUF file\.$"),
+        (b"version https://git-lfs", "git lfs pull"),
+    ):
+        odd.write_bytes(start + whole[len(start) :])
+        with pytest.raises(ModelError, match=says) as caught:
+            open_gguf(odd)
+        assert "corrupt" not in str(caught.value)
+
+
+def test_a_part_of_a_split_file_is_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    for architecture in ("llama", ""):  # only the first part has the model's metadata
+        writer = gguf.GGUFWriter(path, architecture)
+        writer.add_uint16("split.count", 2)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        with pytest.raises(ModelError, match=r"one of 2 parts of a split GGUF file.*llama-gguf-split --merge"):
+            config_of(open_gguf(path))
 
 
 def test_unknown_architecture(tmp_path: Path) -> None:

@@ -52,10 +52,20 @@ def test_weights_are_converted_to_the_model_dtype_and_norms_stay_float32(tmp_pat
 def test_computed_tables_and_copies_of_tied_weights_are_skipped(tmp_path: Path) -> None:
     def add(tensors: Tensors) -> None:
         tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.zeros(8)
-        tensors["lm_head.weight"] = torch.zeros(199, 64)
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
 
     model = forward.load(change(models.save("llama-tied", tmp_path), add))
+    assert model.head is None
     assert (forward.logits(model, TOKENS) - models.logits("llama-tied", TOKENS)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_head_that_differs_is_used_though_the_config_ties_it(dtype: torch.dtype, tmp_path: Path) -> None:
+    def double(tensors: Tensors) -> None:
+        tensors["lm_head.weight"] = (2 * tensors["model.embed_tokens.weight"]).to(dtype)
+
+    model = forward.load(change(models.save("llama-tied", tmp_path), double))
+    assert (forward.logits(model, TOKENS) - 2 * models.logits("llama-tied", TOKENS)).abs().max() < 1e-1
 
 
 def lose(tensors: Tensors) -> None:

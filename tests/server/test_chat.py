@@ -137,7 +137,7 @@ async def test_harmless_fields_are_ignored(http: httpx.AsyncClient) -> None:
 
 
 async def test_defaults_of_the_model(engine: FakeEngine, text: TextModel) -> None:
-    defaults = {"temperature": 0.6, "top_p": 0.95, "top_k": None, "max_length": 99, "do_sample": True}
+    defaults = {"temperature": 0.6, "top_p": 0.95, "top_k": 0.0, "min_p": None, "max_length": 99, "do_sample": True}
     app = create_app(engine, text, Config(), MODEL, defaults=defaults)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as http:
         await http.post("/v1/chat/completions", json={"messages": HELLO, "top_p": 0.5})
@@ -145,7 +145,20 @@ async def test_defaults_of_the_model(engine: FakeEngine, text: TextModel) -> Non
     assert (params.temperature, params.top_p, params.top_k) == (0.6, 0.5, 0)
 
 
-@pytest.mark.parametrize("defaults", [{"temperature": -1.0}, {"top_p": "high"}])
+@pytest.mark.parametrize(
+    "defaults",
+    [
+        {"temperature": -1.0},
+        {"top_p": "0.9"},
+        {"top_k": 1.5},
+        {"min_p": True},
+        {"temperature": float("nan")},
+        {"top_k": []},
+    ],
+)
 def test_defaults_that_cannot_be_used(engine: FakeEngine, text: TextModel, defaults: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="generation_config"):
+    (name,) = defaults
+    with pytest.raises(
+        ConfigError, match=rf"generation_config\.json: {name} must be .*Correct the value, or remove it"
+    ):
         create_app(engine, text, Config(), MODEL, defaults=defaults)

@@ -55,25 +55,16 @@ def sentence_piece(**flags: bool) -> dict[str, Any]:
 
 def sentence_piece_twin(text: str, metadata: dict[str, Any]) -> list[str]:
     """Merge the neighbours whose union scores best, the leftmost of equals, until none can; then fall back to bytes."""
-    normal = {
-        token: score
-        for token, score, type_ in zip(
-            metadata["tokenizer.ggml.tokens"],
-            metadata["tokenizer.ggml.scores"],
-            metadata["tokenizer.ggml.token_type"],
-            strict=True,
-        )
-        if type_ == NORMAL
-    }
+    scores = dict(zip(metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.scores"], strict=True))
     parts = list(text.replace(" ", SPACE))
     while True:
-        unions = [(normal[a + b], -i) for i, (a, b) in enumerate(pairwise(parts)) if a + b in normal]
+        unions = [(scores[a + b], -i) for i, (a, b) in enumerate(pairwise(parts)) if a + b in scores]
         if not unions:
             break
         at = -max(unions)[1]
         parts[at : at + 2] = [parts[at] + parts[at + 1]]
     return [
-        piece for part in parts for piece in ([part] if part in normal else [f"<0x{b:02X}>" for b in part.encode()])
+        piece for part in parts for piece in ([part] if part in scores else [f"<0x{b:02X}>" for b in part.encode()])
     ]
 
 
@@ -91,6 +82,52 @@ def test_scores_decide_merges() -> None:
         assert "".join(stream.push([id]) for id in encoding.ids) + stream.finish() == text
 
     check()
+
+
+def test_pieces_of_any_kind_are_made_by_merging() -> None:
+    """Runs of spaces that the file calls the user's own, all of one score; the longest from the left is found."""
+    metadata = sentence_piece(add_space_prefix=False, add_bos_token=False)
+    runs = [SPACE * length for length in (2, 3, 4)]
+    for column, values in (("tokens", runs), ("token_type", [USER_DEFINED] * 3), ("scores", [0.0] * 3)):
+        metadata[f"tokenizer.ggml.{column}"] = [*metadata[f"tokenizer.ggml.{column}"], *values]
+    tokenizer, _ = convert(metadata)
+    pieces = Pieces(tokenizer)
+    for length in range(1, 14):
+        tokens = tokenizer.encode(" " * length).tokens
+        assert tokens == sentence_piece_twin(" " * length, metadata)
+        assert tokens[: length // 4] == [SPACE * 4] * (length // 4)
+        assert b"".join(pieces[tokenizer.token_to_id(token)] for token in tokens) == b" " * length
+
+
+NONE = [-1, 2**32 - 1, 99_999, 1.5]
+
+
+@pytest.mark.parametrize("id", NONE)
+@pytest.mark.parametrize("key", ["bos", "eos", "unknown", "padding"])
+def test_ids_of_no_token_name_none(key: str, id: int) -> None:
+    plain, _ = convert(sentence_piece())
+    tokenizer, config = convert(sentence_piece() | {f"tokenizer.ggml.{key}_token_id": id})
+    name = {"unknown": "unk", "padding": "pad"}.get(key, key)
+    assert config[f"{name}_token"] is None
+    begun = plain.encode("hello").tokens
+    assert tokenizer.encode("hello").tokens == (begun[1:] if key == "bos" else begun)
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        ({"token_type": [NORMAL] * 3}, "token_type has 3 entries for"),
+        ({"token_type": [NORMAL] * 999}, "token_type has 999 entries for"),
+        ({"scores": [0.0]}, "scores has 1 entries for"),
+        ({"scores": None}, "scores is missing"),
+        ({"add_bos_token": "false"}, "add_bos_token must be true or false, got 'false'"),
+        ({"add_space_prefix": 2}, "add_space_prefix must be true or false, got 2"),
+    ],
+)
+def test_damaged_columns_and_flags_are_named(damage: dict[str, Any], says: str) -> None:
+    metadata = sentence_piece() | {f"tokenizer.ggml.{name}": value for name, value in damage.items()}
+    with pytest.raises(ModelError, match=f"{says}.*--tokenizer"):
+        convert(metadata)
 
 
 def test_a_space_is_put_in_front_and_taken_away() -> None:

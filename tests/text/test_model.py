@@ -83,6 +83,27 @@ def test_ends_are_gathered_from_everywhere(load: Load) -> None:
     assert load({"bos_token_id": 5}, bos_token="<|im_start|>").bos_id == 1
 
 
+def test_ids_without_a_row_are_no_ends(load: Load) -> None:
+    """Those of the padded rows stay, as they may be drawn."""
+    config = {"vocab_size": 350, "eos_token_id": 340}
+    assert load(config, {"eos_token_id": [7, -1, 350, 128009]}).eos_ids == (2, 7, 340)
+    for bos in (-1, 350):
+        assert load(config | {"bos_token_id": bos}).bos_id is None
+    assert load({"vocab_size": 2}).eos_ids == (), "not even the template's"
+
+
+@pytest.mark.parametrize("value", ["2", [2, "3"], 2.5, True, {"id": 2}])
+def test_ends_that_are_no_ids_are_named(load: Load, value: object) -> None:
+    for config, generation, file in (
+        ({}, {"eos_token_id": value}, "generation_config"),
+        ({"eos_token_id": value}, {}, "config"),
+    ):
+        with pytest.raises(ModelError, match=rf"[/\\]{file}\.json: eos_token_id must be"):
+            load(config, generation)
+    with pytest.raises(ModelError, match="bos_token_id must be"):
+        load({"bos_token_id": value})
+
+
 def test_the_bos_token_is_added_once(load: Load, byte_level: Tokenizer, tmp_path: Path) -> None:
     text = load(bos_token="<|endoftext|>", add_bos_token=True)  # tokenizer.json does not add it
     assert text.encode("a")[0] == 0

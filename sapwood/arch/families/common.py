@@ -10,6 +10,7 @@ from sapwood.arch.parts import Activation, Attention, Block, Decoder, Embedding,
 from sapwood.arch.rope import read_rope
 from sapwood.base.errors import ModelError
 
+EMBEDDING, HEAD = "model.embed_tokens", "lm_head"  # their names in every checkpoint
 SLIDING = "sliding_attention"
 LAYER_TYPES = ("full_attention", SLIDING)
 ACTIVATIONS: Mapping[str, Activation] = MappingProxyType(
@@ -22,17 +23,17 @@ def decoder(
 ) -> Decoder:
     """Embedding, blocks, norm, head. `tied` is the family's default of tie_word_embeddings."""
     hidden, vocab = c.integer("hidden_size"), c.integer("vocab_size")
-    head = Linear(hidden, (Part("lm_head", vocab),), "out")
+    head = Linear(hidden, (Part(HEAD, vocab),), "out")
     stored = [c.string(name) for name in ("dtype", "torch_dtype") if c.has(name)]
     return Decoder(
         architecture=c.strings("architectures")[0],
         max_positions=c.integer("max_position_embeddings"),
         dtype=stored[0].removeprefix("torch.") if stored else None,
-        embed=Embedding("model.embed_tokens", vocab, hidden, embed_scale),
+        embed=Embedding(EMBEDDING, vocab, hidden, embed_scale),
         blocks=tuple(blocks),
         block_prefix="model.layers.{}.",
         norm=Norm("model.norm", hidden, c.number("rms_norm_eps"), norm_offset),
-        head=Tied("lm_head") if c.boolean("tie_word_embeddings", tied) else head,
+        head=Tied(HEAD) if c.boolean("tie_word_embeddings", tied) else head,
     )
 
 

@@ -17,7 +17,8 @@ def gemma3(c: HfConfig) -> Decoder:
     num_layers = c.integer("num_hidden_layers")
     kinds = layer_types(c, [SLIDING if (i + 1) % pattern else "full_attention" for i in range(num_layers)])
     layers = {kind: _block(c, kind) for kind in sorted(set(kinds))}
-    c.ignore("sliding_window", "rope_local_base_freq")  # said even where no layer slides
+    # Said of both kinds of layers, even where there is only one; what Gemma 3 computes is in hidden_activation.
+    c.ignore("sliding_window", "rope_local_base_freq", "rope_theta", "rope_scaling", "hidden_act")
     blocks = [layers[kind] for kind in kinds]
     return decoder(c, blocks, embed_scale=c.integer("hidden_size") ** 0.5, norm_offset=1.0, tied=True)
 

@@ -17,17 +17,37 @@ def split_pages(
     max_num_seqs: int,
     step_tokens: int,
     max_tokens: int | None = None,
+    longest: int = 0,
 ) -> list[int]:
     """Pages per group (the reserved page 0 included) such that all groups together take at most `num_bytes`.
 
     All groups hold the same number of tokens, except that a windowed group stops growing at what `max_num_seqs` windows
     and two steps of `step_tokens` tokens can use, twice over so that windows of cached prefixes survive a while; the
-    others take what it leaves. `max_tokens` caps every group.
+    others take what it leaves. `max_tokens` caps every group. Windowed groups give way so that the others hold one
+    sequence of `longest` tokens, as long as its own windows fit.
     """
     costs = [group.bytes_per_page(itemsize, scale_bytes) for group in groups]
     caps = [_useful_pages(group, max_num_seqs, step_tokens, max_tokens) for group in groups]
-    counts = [0] * len(groups)
-    growing = list(range(len(groups)))
+    counts = _shares(costs, caps, num_bytes)
+    if longest_sequence(groups, counts, step_tokens=step_tokens) < longest:
+        wanted = [pages_for(group, 1, longest, step_tokens=step_tokens) for group in groups]
+        spare = num_bytes - sum(count * cost for count, cost in zip(wanted, costs, strict=True))
+        if spare >= 0 and all(cap is None or count <= cap for count, cap in zip(wanted, caps, strict=True)):
+            left = [None if cap is None else cap - count for count, cap in zip(wanted, caps, strict=True)]
+            counts = [count + more for count, more in zip(wanted, _shares(costs, left, spare), strict=True)]
+    if min(counts) < 2:
+        need = 2 * sum(costs)
+        raise ConfigError(
+            f"too little memory for the KV cache: {num_bytes / 2**20:.1f} MiB are left and even one page a group needs "
+            f"{need / 2**20:.1f} MiB. Raise --kv-cache-memory or --mem-fraction-static, or free memory."
+        )
+    return counts
+
+
+def _shares(costs: Sequence[int], caps: Sequence[int | None], num_bytes: int) -> list[int]:
+    """Pages of each group for `num_bytes`: the same number of all, but for those that reach their cap."""
+    counts = [0] * len(costs)
+    growing = list(range(len(costs)))
     left = num_bytes
     while growing:
         # Pages of equal token counts for all that still grow; those that reach their cap free the rest for the others.
@@ -38,13 +58,16 @@ def split_pages(
             counts[g] = cap if full and cap is not None else share
             left -= counts[g] * costs[g]
         growing = [g for g in growing if g not in full] if full else []
-    if min(counts) < 2:
-        need = 2 * sum(costs)
-        raise ConfigError(
-            f"too little memory for the KV cache: {num_bytes / 2**20:.1f} MiB are left and even one page a group needs "
-            f"{need / 2**20:.1f} MiB. Raise --kv-cache-memory or --mem-fraction-static, or free memory."
-        )
     return counts
+
+
+def pages_for(group: KVGroup, num_seqs: int, num_tokens: int, *, step_tokens: int) -> int:
+    """Pages with which a group holds sequences of a length side by side, the reserved page included."""
+    each = -(-num_tokens // group.page_size)
+    if group.window is None:
+        return num_seqs * each + 1
+    window, step = (-(-tokens // group.page_size) + 1 for tokens in (group.window, step_tokens))
+    return min(num_seqs * each, num_seqs * window + step) + 1
 
 
 def _useful_pages(group: KVGroup, max_num_seqs: int, step_tokens: int, max_tokens: int | None) -> int | None:

@@ -1,0 +1,60 @@
+"""What the composition root says of an engine is what the engine does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from sapwood.base.errors import ConfigError
+from sapwood.base.kv import KVGroup
+from sapwood.base.sampling import SamplingParams
+from sapwood.base.wire import Submit
+from sapwood.config.flags import from_options
+from sapwood.config.resolve import Decision
+from sapwood.engine import launch as root
+from sapwood.engine.launch import launch
+from tests import models
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+@pytest.mark.parametrize("options", [{"kv_cache_dtype": "int8"}, {"kv_cache_dtype": "float32", "page_size": 4}])
+def test_one_request_as_long_as_was_asked_for(family: str, options: dict[str, Any], tmp_path: Path) -> None:
+    """No page is missing: neither the reserved one's, nor what scales and windows take."""
+    model = models.save(family, tmp_path)
+    asked = {
+        "model": str(model),
+        "dtype": "float32",
+        "max_num_seqs": 1,
+        "max_num_batched_tokens": 16,
+        "max_model_len": 128,
+    }
+    engine, facts = launch(from_options(asked | options))
+    assert facts.max_model_len == 128
+    assert "max_model_len = 128 (as asked)" in facts.decisions
+    assert engine.submit(Submit(1, [5] * 100, SamplingParams(max_tokens=28, ignore_eos=True))) is None
+    ends = []
+    while not engine.idle:
+        ends += [delta.finish for news in engine.step() for delta in news.deltas if delta.finish]
+    assert ends == ["length"]
+    engine.executor.shutdown()
+
+
+def test_a_cache_that_turns_out_smaller() -> None:
+    """As on a GPU, whose memory is measured when the weights are there."""
+    group = KVGroup(1, 1, 1, 8, None, 16)
+    config = from_options(
+        {"max_model_len": 256, "max_num_seqs": 2, "max_num_batched_tokens": 16, "kv_cache_dtype": "float32"}
+    )
+    config = replace(config, model=replace(config.model, dtype="float32"))
+    worker = cast(Any, SimpleNamespace(groups=(group,), kv_budget=lambda: 9 * group.bytes_per_page(4)))
+    num_pages, longest = root._pages(config, worker, asked=None)
+    assert (num_pages, longest) == ([9], 128)
+    length, other = Decision("max_model_len", 256, "the model's"), Decision("page_size", 16, "as asked")
+    assert root._told((length, other), longest) == (Decision("max_model_len", 128, "what the KV cache holds"), other)
+    assert root._told((length,), 256) == (length,)
+    with pytest.raises(ConfigError, match=r"--max-model-len \(256\) does not fit: the KV cache holds 128 tokens"):
+        root._pages(config, worker, asked=256)
