@@ -1,41 +1,126 @@
-"""Stop strings in text that arrives in pieces."""
+"""Stops in text that arrives in pieces. A further kind of stop is a class with the two methods of `Stop`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+
+class Found(NamedTuple):
+    """Where a stop stands in a text, and what the caller is told that ended the output."""
+
+    start: int
+    end: int
+    stop: str
+
+
+class Stop(Protocol):
+    """One kind of stop."""
+
+    def find(self, text: str) -> Found | None:
+        """The stop that is complete first; of several that end at the same character, the longest."""
+        ...
+
+    def keep(self, text: str) -> int:
+        """How many characters at the end of `text`, which holds no stop, may be the beginning of one."""
+        ...
+
+
+class Strings:
+    """Stop strings."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = stops
+
+    def find(self, text: str) -> Found | None:
+        ends = [(at + len(stop), at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
+        if not ends:
+            return None
+        end, start, stop = min(ends)
+        return Found(start, end, stop)
+
+    def keep(self, text: str) -> int:
+        return max((_overlap(text, stop) for stop in self._stops), default=0)
 
 
 class StopFinder:
-    """Passes text on until a stop string is complete, and keeps back only what may be the beginning of one.
+    """Passes text on until a stop is complete, and keeps back only what may be the beginning of one.
 
-    The first stop string to be completed wins; of several that end at the same character, the longest. So the pieces
-    in which text arrives make no difference. The text is cut before the stop string, or after it with `include`.
+    The first stop to be completed wins; of several that end at the same character, the longest. So the pieces in which
+    text arrives make no difference. The text is cut before the stop, or behind it with `include`.
+
+    Some tokens have a name but no text, as special tokens that are left out. The stops `plain` are looked for in the
+    text as it is shown, those of `named` where these names stand in their places. So the one is found across a name,
+    and the other only where it holds what the tokens say; with `include` it is shown in full, names in it as well.
     """
 
-    def __init__(self, stops: Sequence[str], *, include: bool = False) -> None:
-        self._stops = stops
+    def __init__(self, plain: Sequence[Stop], named: Sequence[Stop] = (), *, include: bool = False) -> None:
+        self._views = [_View(stop, names=False) for stop in plain] + [_View(stop, names=True) for stop in named]
         self._include = include
         self._held = ""
         self.found: str | None = None
 
-    def push(self, text: str) -> str:
-        """Take more text and return what can be shown. After a stop string there is nothing more."""
+    def push(self, text: str, name: str = "") -> str:
+        """Take more text, or the name of a token without one, and return what can be shown: nothing after a stop."""
         if self.found is not None:
             return ""
-        text = self._held + text
-        ends = [(at + len(stop), at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
-        if ends:
-            end, start, self.found = min(ends)
-            self._held = ""
-            return text[: end if self._include else start]
-        keep = max((_overlap(text, stop) for stop in self._stops), default=0)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
+        held = self._held + text
+        hits = [hit for view in self._views if (hit := view.push(text, name)) is not None]
+        if hits:
+            hit = min(hits)
+            self.found, self._held = hit.stop, ""
+            return held[: len(held) - hit.shown] + (hit.text if self._include else "")
+        at = len(held) - max((view.trim() for view in self._views), default=0)
+        self._held = held[at:]
+        return held[:at]
 
     def finish(self) -> str:
         """What was kept back, now that no more text comes."""
         held, self._held = self._held, ""
         return held
+
+
+class _Hit(NamedTuple):
+    """A stop that was found: ends and starts from the end of all text, so that those of several views compare."""
+
+    end: int
+    start: int
+    stop: str
+    text: str
+    shown: int
+    """How many of the characters from its start on are shown ones."""
+
+
+class _View:
+    """The end of the text as stops of one kind see it, with names or without, and which of its characters are shown."""
+
+    def __init__(self, stop: Stop, *, names: bool) -> None:
+        self._stop = stop
+        self._names = names
+        self._text = ""
+        self._shown = bytearray()  # 1 or 0 per character
+
+    def push(self, text: str, name: str) -> _Hit | None:
+        self._add(text, shown=True)
+        if self._names:
+            self._add(name, shown=False)
+        found = self._stop.find(self._text)
+        if found is None:
+            return None
+        start, end, stop = found
+        size = len(self._text)
+        return _Hit(end - size, start - size, stop, self._text[start:end], self._shown.count(1, start))
+
+    def _add(self, text: str, *, shown: bool) -> None:
+        self._text += text
+        self._shown += bytes([shown]) * len(text)
+
+    def trim(self) -> int:
+        """Forget what no stop can begin with; returns how many shown characters are left."""
+        at = len(self._text) - self._stop.keep(self._text)
+        self._text = self._text[at:]
+        del self._shown[:at]
+        return self._shown.count(1)
 
 
 def _overlap(text: str, stop: str) -> int:
