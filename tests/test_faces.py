@@ -128,6 +128,7 @@ def params_of(llm: LLM, given: dict[str, Any]) -> SamplingParams:
     fields = {"max_tokens": 32, "temperature": 0} | given
     if "grammar" in fields:
         fields["grammar"] = Grammar.rules(fields["grammar"])
+
     def id_of(one: str | int) -> int:
         return llm.text.encode(one)[0] if isinstance(one, str) else one
 

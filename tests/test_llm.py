@@ -69,10 +69,10 @@ def test_one_bad_request_stops_the_batch_before_it_runs(llm: LLM) -> None:
         llm.generate(["fine", "fine"], [GREEDY, SamplingParams(max_tokens=10**6)])
     with pytest.raises(RequestError, match="request 1: the prompt is empty"):
         llm.generate(["fine", []], GREEDY)
-    with pytest.raises(RequestError, match="request 2: .*surrogate") as caught:
+    with pytest.raises(RequestError, match=r"request 2: .*surrogate") as caught:
         llm.chat([[{"role": "user", "content": content}] for content in ("a", "b", "\ud800")], GREEDY)
     assert caught.value.param == "messages"
-    with pytest.raises(RequestError, match="^the prompt is empty"):
+    with pytest.raises(RequestError, match=r"^the prompt is empty"):
         llm.generate([[]], GREEDY)
     assert llm.generate("fine", GREEDY)[0].text
 

@@ -64,13 +64,16 @@ class StopFinder:
         """Take more text, or the name of a token without one, and return what can be shown: nothing after a stop."""
         if self.found is not None:
             return ""
-        held = self._held + text
-        hits = [hit for view in self._views if (hit := view.push(text, name)) is not None]
+        held, hits, kept = self._held + text, [], 0
+        for view in self._views:
+            if (hit := view.push(text, name)) is not None:
+                hits.append(hit)
+            kept = max(kept, view.kept)
         if hits:
             hit = min(hits)
             self.found, self._held = hit.stop, ""
             return held[: len(held) - hit.shown] + (hit.text if self._include else "")
-        at = len(held) - max((view.trim() for view in self._views), default=0)
+        at = len(held) - kept
         self._held = held[at:]
         return held[:at]
 
@@ -92,35 +95,40 @@ class _Hit(NamedTuple):
 
 
 class _View:
-    """The end of the text as stops of one kind see it, with names or without, and which of its characters are shown."""
+    """The end of the text as stops of one kind see it, names of tokens in their places or not.
+
+    `kept` is how many of the characters that a stop may begin with are shown ones.
+    """
 
     def __init__(self, stop: Stop, *, names: bool) -> None:
         self._stop = stop
         self._names = names
         self._text = ""
-        self._shown = bytearray()  # 1 or 0 per character
+        self._hidden: list[int] = []  # places of characters that are not shown
+        self.kept = 0
 
     def push(self, text: str, name: str) -> _Hit | None:
-        self._add(text, shown=True)
-        if self._names:
-            self._add(name, shown=False)
-        found = self._stop.find(self._text)
-        if found is None:
-            return None
-        start, end, stop = found
-        size = len(self._text)
-        return _Hit(end - size, start - size, stop, self._text[start:end], self._shown.count(1, start))
-
-    def _add(self, text: str, *, shown: bool) -> None:
+        """Take more and look for a stop; without one, forget what none can begin with."""
         self._text += text
-        self._shown += bytes([shown]) * len(text)
-
-    def trim(self) -> int:
-        """Forget what no stop can begin with; returns how many shown characters are left."""
-        at = len(self._text) - self._stop.keep(self._text)
+        if self._names and name:
+            self._hidden += range(len(self._text), len(self._text) + len(name))
+            self._text += name
+        size = len(self._text)
+        found = self._stop.find(self._text)
+        if found is not None:
+            start, end, stop = found
+            return _Hit(end - size, start - size, stop, self._text[start:end], self._shown(start))
+        at = size - self._stop.keep(self._text)
+        self.kept = self._shown(at)
         self._text = self._text[at:]
-        del self._shown[:at]
-        return self._shown.count(1)
+        if self._hidden:
+            self._hidden = [place - at for place in self._hidden if place >= at]
+        return None
+
+    def _shown(self, start: int) -> int:
+        """How many characters from `start` on are shown."""
+        hidden = sum(place >= start for place in self._hidden) if self._hidden else 0
+        return len(self._text) - start - hidden
 
 
 def _overlap(text: str, stop: str) -> int:

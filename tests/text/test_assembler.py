@@ -113,9 +113,7 @@ def test_a_token_that_ends_the_output(text: TextModel, params: dict[str, Any], t
         ("<|im_end|", "the cat\nthe dog", ""),
     ],
 )
-def test_stops_with_names_of_special_tokens(
-    text: TextModel, stop: str, before: str, after: str, include: bool
-) -> None:
+def test_stops_with_names_of_special_tokens(text: TextModel, stop: str, before: str, after: str, include: bool) -> None:
     tokens = text.encode("the cat<|im_end|>\nthe<|im_start|> dog")
     params = SamplingParams(stop=(stop,), include_stop=include)
     found = stop not in ("<|im_end|>the", "<|im_end|")
