@@ -1,4 +1,4 @@
-"""Stops in text that arrives in pieces. A further kind of stop is a class with the two methods of `Stop`."""
+"""Stops in text that arrives in pieces. A further kind of stop is a class that does what `Stop` says."""
 
 from __future__ import annotations
 
@@ -6,23 +6,25 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 
-class Found(NamedTuple):
-    """Where a stop stands in a text, and what the caller is told that ended the output."""
+class Match(NamedTuple):
+    """Where a stop stands, in characters from the beginning of all text, and what the caller is told that it is."""
 
-    start: int
     end: int
+    start: int
     stop: str
 
 
 class Stop(Protocol):
-    """One kind of stop."""
+    """One kind of stop, looked for in growing text."""
 
-    def find(self, text: str) -> Found | None:
-        """The stop that is complete first; of several that end at the same character, the longest."""
+    @property
+    def held(self) -> int:
+        """Where the earliest stop begins that may still become complete; the end of the text if there is none."""
         ...
 
-    def keep(self, text: str) -> int:
-        """How many characters at the end of `text`, which holds no stop, may be the beginning of one."""
+    def push(self, text: str) -> Match | None:
+        """Take more text. Returns the stop that is complete first, of several that end at the same character the
+        longest; there is no further text then. None of them begins before what `held` was."""
         ...
 
 
@@ -31,16 +33,19 @@ class Strings:
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = stops
+        self._text = ""
+        self.held = 0  # where that text begins
 
-    def find(self, text: str) -> Found | None:
+    def push(self, text: str) -> Match | None:
+        text = self._text + text
         ends = [(at + len(stop), at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
-        if not ends:
-            return None
-        end, start, stop = min(ends)
-        return Found(start, end, stop)
-
-    def keep(self, text: str) -> int:
-        return max((_overlap(text, stop) for stop in self._stops), default=0)
+        if ends:
+            end, start, stop = min(ends)
+            return Match(self.held + end, self.held + start, stop)
+        at = len(text) - max((_overlap(text, stop) for stop in self._stops), default=0)
+        self._text = text[at:]
+        self.held += at
+        return None
 
 
 class StopFinder:
@@ -95,40 +100,44 @@ class _Hit(NamedTuple):
 
 
 class _View:
-    """The end of the text as stops of one kind see it, names of tokens in their places or not.
+    """The text as stops of one kind see it, names of tokens in their places or not, from where one may begin.
 
-    `kept` is how many of the characters that a stop may begin with are shown ones.
+    `kept` is how many of these characters are shown ones.
     """
 
     def __init__(self, stop: Stop, *, names: bool) -> None:
         self._stop = stop
         self._names = names
         self._text = ""
+        self._begin = self._end = 0  # of this text in all
         self._hidden: list[int] = []  # places of characters that are not shown
         self.kept = 0
 
     def push(self, text: str, name: str) -> _Hit | None:
         """Take more and look for a stop; without one, forget what none can begin with."""
-        self._text += text
         if self._names and name:
-            self._hidden += range(len(self._text), len(self._text) + len(name))
-            self._text += name
-        size = len(self._text)
-        found = self._stop.find(self._text)
-        if found is not None:
-            start, end, stop = found
-            return _Hit(end - size, start - size, stop, self._text[start:end], self._shown(start))
-        at = size - self._stop.keep(self._text)
-        self.kept = self._shown(at)
-        self._text = self._text[at:]
+            place = self._end + len(text)
+            self._hidden += range(place, place + len(name))
+            text += name
+        self._text += text
+        self._end += len(text)
+        match = self._stop.push(text)
+        if match is not None:
+            end, start, stop = match
+            shown = self._text[start - self._begin : end - self._begin]
+            return _Hit(end - self._end, start - self._end, stop, shown, self._count(start))
+        held = self._stop.held
+        self._text = self._text[held - self._begin :]
+        self._begin = held
+        self.kept = self._count(held)
         if self._hidden:
-            self._hidden = [place - at for place in self._hidden if place >= at]
+            self._hidden = [place for place in self._hidden if place >= held]
         return None
 
-    def _shown(self, start: int) -> int:
+    def _count(self, start: int) -> int:
         """How many characters from `start` on are shown."""
         hidden = sum(place >= start for place in self._hidden) if self._hidden else 0
-        return len(self._text) - start - hidden
+        return self._end - start - hidden
 
 
 def _overlap(text: str, stop: str) -> int:

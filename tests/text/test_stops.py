@@ -5,7 +5,7 @@ from __future__ import annotations
 import hypothesis.strategies as st
 from hypothesis import given, settings
 
-from sapwood.text.stops import Found, StopFinder, Strings
+from sapwood.text.stops import Match, StopFinder, Strings
 
 ABC = st.text("abc", min_size=1, max_size=5)
 
@@ -98,20 +98,21 @@ def test_a_name_is_no_border_to_other_stops_and_one_to_its_own() -> None:
 
     end = ("", "<end>")
     assert shown(StopFinder([Strings(["ab"])], []), ("xa", ""), end, ("b", "")) == ("x", "ab")
-    line = [Strings(["<end>\n"])]
-    assert shown(StopFinder([], line), ("x", ""), end, ("y", ""), end, ("\nz", "")) == ("xy", "<end>\n")
-    assert shown(StopFinder([], line, include=True), ("x", ""), end, ("\nz", "")) == ("x<end>\n", "<end>\n")
+    line = ["<end>\n"]
+    assert shown(StopFinder([], [Strings(line)]), ("x", ""), end, ("y", ""), end, ("\nz", "")) == ("xy", "<end>\n")
+    assert shown(StopFinder([], [Strings(line)], include=True), ("x", ""), end, ("\nz", "")) == ("x<end>\n", "<end>\n")
     assert shown(StopFinder([], [Strings(["x<end>"])]), ("xx", ""), end) == ("x", "x<end>")
 
 
 def test_a_further_kind_of_stop_is_a_class() -> None:
     class Digit:
-        def find(self, text: str) -> Found | None:
-            at = next((at for at, char in enumerate(text) if char.isdigit()), None)
-            return None if at is None else Found(at, at + 1, text[at])
+        held = 0
 
-        def keep(self, text: str) -> int:
-            return 0
+        def push(self, text: str) -> Match | None:
+            begin = self.held
+            self.held += len(text)
+            ends = (begin + at for at, char in enumerate(text, 1) if char.isdigit())
+            return next((Match(end, end - 1, text[end - 1 - begin]) for end in ends), None)
 
     finder = StopFinder([Strings(["END"]), Digit()])
     assert [finder.push(text) for text in ("some E", "N7D")] == ["some ", "EN"]
