@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import AsyncExitStack, aclosing
+import logging
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing, contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
-from sapwood.base.errors import GenerationFailed, GrammarError, RequestError
+from sapwood.base.errors import GenerationFailed, GrammarError, RequestError, SapwoodError
 from sapwood.base.grammar import Grammar
 from sapwood.base.plan import TokenLogprobs
 from sapwood.base.sampling import SamplingParams
-from sapwood.base.wire import Abort, Delta, Facts, Submit
 from sapwood.config import Config
 from sapwood.config.flags import from_options
-from sapwood.engine.client import AsyncEngine, check_request, copies
+from sapwood.engine.client import AsyncEngine, Stream, check_request, copies
 from sapwood.grammar import Checker
 from sapwood.grammar.end_check import EndCheck
 from sapwood.grammar.schema import Finding
 from sapwood.grammar.vocabulary import spec_of
 from sapwood.hub.files import ModelFiles, find
-from sapwood.text import TextModel, TextStream
+from sapwood.text import Assembler, Piece, TextModel
 from sapwood.text.parsers import Said
+
+log = logging.getLogger(__name__)
 
 Prompt = str | list[int]
 Message = dict[str, Any]
@@ -30,10 +32,12 @@ Message = dict[str, Any]
 
 @dataclass(eq=False)
 class Output:
-    """One generated text. `finish_reason` is 'stop' or 'length'; `stop` the stop string or token that ended it.
+    """One generated text.
 
-    `said` is what a chat's text says, taken apart: text, thoughts and calls of tools. `schema_check` is what was found of
-    the complete text where its grammar leaves keywords of a schema out, None where nothing was left out.
+    `finish_reason` is 'stop', 'length', or 'error'; `stop` is the stop string or token that ended it. An output that
+    failed has an `error`, which says why, and neither text nor tokens. `said` is what a chat's text says, taken apart:
+    text, thoughts and calls of tools. `schema_check` is what was found of the complete text where its grammar leaves keywords
+    of a schema out, None where nothing was left out.
     """
 
     text: str = ""
@@ -42,6 +46,7 @@ class Output:
     stop: str | int | None = None
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     said: Said | None = None
+    error: str | None = None
     schema_check: Finding | None = None
 
 
@@ -70,10 +75,22 @@ class Generation:
     def prompt_tokens(self) -> int:
         return len(self.prompt_token_ids)
 
+    @property
+    def error(self) -> str | None:
+        """Why the first of its outputs that failed did, None if none has."""
+        return next((output.error for output in self.outputs if output.error is not None), None)
+
+    def raise_for_error(self) -> Self:
+        """Itself, if no output has failed; else raises GenerationFailed."""
+        if self.error is not None:
+            raise GenerationFailed(self.error)
+        return self
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Chunk:
-    """A piece of a streamed output. `cached_tokens` counts from the first chunk on; the last may have a `schema_check`."""
+    """A piece of a streamed output. `cached_tokens` counts from the first chunk on; the last one has the `stop`, and may have
+    a `schema_check`."""
 
     text: str
     token_ids: list[int]
@@ -81,6 +98,7 @@ class Chunk:
     prompt_tokens: int
     cached_tokens: int
     logprobs: list[TokenLogprobs] | None = None
+    stop: str | int | None = None
     schema_check: Finding | None = None
 
 
@@ -95,25 +113,32 @@ class LLM:
     """
 
     def __init__(self, model: str = "smollm2-135m", **options: Any) -> None:
+        from sapwood.engine.inprocess import InProcess
         from sapwood.engine.launch import launch
 
         self.config = from_options({"model": model, **options})
         files = _find(self.config)
         self.text = _load_text(self.config, files)
         self._engine, facts, self._compiler = launch(self.config, files, self.text)
-        self.facts = _with_eos(facts, self.text)
-        self._numbers = 0
+        self.engine = InProcess(self._engine, facts)
+        self.engine.end_at(self.text.eos_ids)
+        self.facts = self.engine.facts
 
     def generate(
         self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
     ) -> list[Generation]:
         """Generate for each prompt, a text or a list of token ids; results in the order of the prompts.
 
-        `params` is one for all or one each. Raises RequestError before anything runs if one cannot be served.
+        `params` is one for all or one each. Raises RequestError before anything runs if one cannot be served. A request
+        that fails while it runs costs no other one: its output says so in its place (`Output.error`, and a warning is
+        logged); `Generation.raise_for_error` makes an exception of it.
         """
         many = _prompts(prompts)
-        tokens = [self.text.encode(prompt) if isinstance(prompt, str) else list(prompt) for prompt in many]
-        return self._run(tokens, params)
+        asked = []
+        for index, prompt in enumerate(many):
+            with _numbered(index, len(many)):
+                asked.append(_asked(self.text, prompt))
+        return self._run(asked, params)
 
     def chat(
         self,
@@ -125,120 +150,101 @@ class LLM:
         **template_kwargs: Any,
     ) -> list[Generation]:
         """Answer one conversation or several, through the model's chat template, which gets `tools` as well, and
-        `template_kwargs`; or go on with the last message of each."""
+        `template_kwargs`; or go on with the last message of each.
+
+        Raises, and tells of failures, as `generate` does.
+        """
         if not messages:
             raise RequestError("messages is empty.", param="messages")
         several: Any = [messages] if isinstance(messages[0], dict) else messages
-        texts = [
-            self.text.render(
-                list(one),
-                tools=tools,
-                add_generation_prompt=not continue_final_message,
-                continue_final=continue_final_message,
-                template_kwargs=template_kwargs,
-            )
-            for one in several
-        ]
-        tokens = [self.text.special_text(text) for text in texts]
-        found = self._run(tokens, params, shown=self.text.markers(calls=bool(tools)))
-        for generation, text in zip(found, texts, strict=True):
-            for output in generation.outputs:
-                output.said = self.text.read(output.text, tools, open=self.text.thoughts(text) == "open")
-        return found
+        asked = []
+        for index, conversation in enumerate(several):
+            with _numbered(index, len(several)):
+                asked.append(
+                    _asked_chat(self.text, conversation, tools, continues=continue_final_message, extra=template_kwargs)
+                )
+        return self._run(asked, params)
 
     def _run(
-        self,
-        prompts: list[list[int]],
-        params: SamplingParams | Sequence[SamplingParams] | None,
-        *,
-        shown: frozenset[int] = frozenset(),
+        self, asked: Sequence[_Asked], params: SamplingParams | Sequence[SamplingParams] | None
     ) -> list[Generation]:
         if params is None or isinstance(params, SamplingParams):
-            params = [params or SamplingParams()] * len(prompts)
-        if len(params) != len(prompts):
-            raise RequestError(f"{len(prompts)} prompts but {len(params)} params.", param="params")
-        for tokens, one in zip(prompts, params, strict=True):
-            check_request(tokens, one, self.facts)
+            params = [params or SamplingParams()] * len(asked)
+        if len(params) != len(asked):
+            raise RequestError(f"{len(asked)} prompts but {len(params)} params.", param="params")
+        for index, (ask, one) in enumerate(zip(asked, params, strict=True)):
+            with _numbered(index, len(asked)):
+                check_request(ask.tokens, one, self.facts)
         grammars = dict.fromkeys(one.grammar for one in params if one.grammar is not None)
         end_checks = {grammar: self._check(grammar) for grammar in grammars}
-        generations = [Generation(tokens, []) for tokens in prompts]
-        live: dict[int, _Sink] = {}
+        generations = [Generation(ask.tokens, []) for ask in asked]
+        live: set[_Run] = set()
         try:
-            for generation, one in zip(generations, params, strict=True):
+            for generation, ask, one in zip(generations, asked, params, strict=True):
                 for single in copies(one):
-                    self._submit(generation, single, live, shown)
+                    run = _Run(generation, ask, self.text.assembler(single, shown=ask.shown), live)
+                    run.stream = self.engine.submit(ask.tokens, single, run)
+                    live.add(run)
             while live:
-                self._step(live)
-        finally:
-            self._engine.abort(Abort(list(live)))
-            while not self._engine.idle:  # steps in flight, after an interrupt
-                self._engine.step()
+                self.engine.step()
+        finally:  # after an interrupt some are left
+            for run in tuple(live):
+                run.leave()
+            self.engine.drain()
         for generation, one in zip(generations, params, strict=True):
             if one.grammar is not None and (check := end_checks[one.grammar]) is not None:
                 for output in generation.outputs:
-                    output.schema_check = check(output.text)
+                    output.schema_check = check(output.text) if output.error is None else None
+        _warn(generations)
         return generations
 
     def _check(self, grammar: Grammar) -> EndCheck | None:
         """The check of its outputs, where one is needed. Raises RequestError for a grammar that cannot be used."""
-        seconds = self.config.grammar.compile_seconds
         try:
-            compiled = self._compiler.check(grammar, seconds=seconds)
+            compiled = self._compiler.check(grammar, seconds=self.config.grammar.compile_seconds)
             return EndCheck(grammar) if compiled.unchecked else None
         except GrammarError as error:
             raise RequestError(f"grammar: {error}.", param="grammar") from None
 
-    def _submit(
-        self, generation: Generation, params: SamplingParams, live: dict[int, _Sink], shown: frozenset[int]
-    ) -> None:
-        self._numbers += 1
-        output = Output()
-        generation.outputs.append(output)
-        live[self._numbers] = _Sink(generation, output, self.text.stream(params, shown=shown))
-        stop_ids = list(params.stop_token_ids) + ([] if params.ignore_eos else self.facts.eos_ids)
-        refused = self._engine.submit(Submit(self._numbers, generation.prompt_token_ids, params, stop_ids))
-        if refused is not None:
-            raise GenerationFailed(refused.error)
 
-    def _step(self, live: dict[int, _Sink]) -> None:
-        for news in self._engine.step():
-            plain = (Delta(id, [token]) for id, token in zip(news.ids, news.tokens, strict=True))
-            for delta in [*plain, *news.deltas]:
-                sink = live.get(delta.id)
-                if sink is None:
-                    continue  # stopped by a string; its last token was on its way
-                if sink.take(delta):
-                    del live[delta.id]
-                    if delta.finish is None:
-                        self._engine.abort(Abort([delta.id]))
+class _Run:
+    """One output while the engine works at it; what is new is taken only where it may be the end."""
 
+    stream: Stream
 
-@dataclass(eq=False)
-class _Sink:
-    """Where one request's news go."""
+    def __init__(self, generation: Generation, ask: _Asked, assembler: Assembler, live: set[_Run]) -> None:
+        self._generation = generation
+        self._ask = ask
+        self._assembler = assembler
+        self._live = live
+        self._output = Output()
+        generation.outputs.append(self._output)
 
-    generation: Generation
-    output: Output
-    stream: TextStream
+    def wake(self) -> None:
+        if not (self.stream.finished or self._assembler.hurried):
+            return
+        try:
+            delta = self.stream.take()
+            if delta is not None:
+                _add(self._generation, self._output, self._assembler, self._assembler.take(delta))
+        except SapwoodError as error:
+            self._fail(str(error))
+            return
+        if self._assembler.finish is not None:
+            if self._ask.read is not None:
+                self._output.said = self._ask.read(self._output.text)
+            self.leave()
 
-    def take(self, delta: Delta) -> bool:
-        """Add the news to the output; True when it is complete."""
-        if delta.finish == "error":
-            raise GenerationFailed(delta.error)
-        output = self.output
-        if delta.cached_tokens >= 0 and output is self.generation.outputs[0]:
-            self.generation.cached_tokens = delta.cached_tokens  # the others find what the first has computed
-        self.generation.prompt_logprobs = delta.prompt_logprobs or self.generation.prompt_logprobs
-        output.token_ids += delta.tokens
-        output.logprobs += delta.logprobs or []
-        piece = self.stream.push(delta.tokens if delta.stop is None else delta.tokens[:-1])
-        output.text += piece.text
-        if piece.stop is not None:
-            output.finish_reason, output.stop = "stop", piece.stop
-        elif delta.finish is not None:
-            output.text += self.stream.finish()
-            output.finish_reason, output.stop = delta.finish, delta.stop
-        return output.finish_reason is not None
+    def _fail(self, error: str) -> None:
+        """What was generated before is dropped: how much of it had been taken is chance."""
+        output = self._output
+        output.text, output.token_ids, output.logprobs = "", [], []
+        output.finish_reason, output.error = "error", error
+        self.leave()
+
+    def leave(self) -> None:
+        self._live.discard(self)
+        self.stream.close()
 
 
 class AsyncLLM:
@@ -283,24 +289,50 @@ class AsyncLLM:
 
         Raises RequestError for what cannot be served; closing the generator stops the generation.
         """
-        params = params or SamplingParams()
+        ask, params = self._asked(prompt), params or SamplingParams()
+        async with aclosing(self._follow(ask, params)) as pieces:
+            async for assembler, (text, tokens, logprobs), finding in pieces:
+                yield Chunk(
+                    text,
+                    tokens,
+                    assembler.finish,
+                    len(ask.tokens),
+                    assembler.num_cached_tokens,
+                    logprobs if params.logprobs is not None else None,
+                    assembler.stop,
+                    finding,
+                )
+
+    async def generate(self, prompt: Prompt | Sequence[Message], params: SamplingParams | None = None) -> Generation:
+        """One whole output. Raises RequestError for what cannot be served, GenerationFailed for what failed."""
+        ask, output = self._asked(prompt), Output()
+        generation = Generation(ask.tokens, [output])
+        async with aclosing(self._follow(ask, params or SamplingParams())) as pieces:
+            async for assembler, piece, finding in pieces:
+                _add(generation, output, assembler, piece)
+                output.schema_check = finding
+        if ask.read is not None:
+            output.said = ask.read(output.text)
+        return generation
+
+    async def _follow(
+        self, ask: _Asked, params: SamplingParams
+    ) -> AsyncGenerator[tuple[Assembler, Piece, Finding | None]]:
+        """What is new in an output, the output's state, and in the end what was found of its schema."""
         if params.n != 1:
-            raise RequestError("stream follows one output; ask for n in separate calls.", param="n")
-        tokens = self._tokens(prompt)
+            raise RequestError("this follows one output; ask for n in separate calls.", param="n")
         end_check = await self._end_check(params.grammar)
-        stream = self.text.stream(params)
-        cached, whole = 0, []
-        async with aclosing(self.engine.generate(tokens, params)) as deltas:
+        assembler = self.text.assembler(params, shown=ask.shown)
+        whole: list[str] = []
+        async with aclosing(self.engine.generate(ask.tokens, params)) as deltas:
             async for delta in deltas:
-                cached = max(cached, delta.cached_tokens)
-                piece = stream.push(delta.tokens if delta.stop is None else delta.tokens[:-1])
-                finish = "stop" if piece.stop is not None else delta.finish
-                text = piece.text + (stream.finish() if delta.finish and piece.stop is None else "")
-                whole.append(text)
-                finding = end_check("".join(whole)) if finish and end_check is not None else None
-                yield Chunk(text, delta.tokens, finish, len(tokens), cached, delta.logprobs, finding)
-                if finish:
-                    return
+                piece = assembler.take(delta)
+                whole.append(piece.text)
+                if assembler.finish is None:
+                    yield assembler, piece, None
+                    continue
+                yield assembler, piece, None if end_check is None else end_check("".join(whole))
+                return
 
     async def _end_check(self, grammar: Grammar | None) -> EndCheck | None:
         """The check of its outputs, where one is needed. Raises RequestError for a grammar that cannot be used."""
@@ -311,25 +343,73 @@ class AsyncLLM:
         except GrammarError as error:
             raise RequestError(f"grammar: {error}.", param="grammar") from None
 
-    async def generate(self, prompt: Prompt | Sequence[Message], params: SamplingParams | None = None) -> Generation:
-        """One whole output."""
-        output = Output()
-        generation = Generation(self._tokens(prompt), [output])
-        async for chunk in self.stream(generation.prompt_token_ids, params):
-            output.text += chunk.text
-            output.token_ids += chunk.token_ids
-            output.logprobs += chunk.logprobs or []
-            output.finish_reason = chunk.finish_reason
-            output.schema_check = chunk.schema_check
-            generation.cached_tokens = chunk.cached_tokens
-        return generation
+    def _asked(self, prompt: Prompt | Sequence[Message]) -> _Asked:
+        if not isinstance(prompt, str) and prompt and isinstance(prompt[0], dict):
+            return _asked_chat(self.text, prompt)  # type: ignore[arg-type]
+        return _asked(self.text, prompt)  # type: ignore[arg-type]
 
-    def _tokens(self, prompt: Prompt | Sequence[Message]) -> list[int]:
-        if isinstance(prompt, str):
-            return self.text.encode(prompt)
-        if prompt and isinstance(prompt[0], dict):
-            return self.text.chat_tokens(list(prompt))  # type: ignore[arg-type]
-        return list(prompt)  # type: ignore[arg-type]
+
+class _Asked(NamedTuple):
+    """A prompt, special tokens that structure the answer and so are part of its text, and what reads that text."""
+
+    tokens: list[int]
+    shown: frozenset[int] = frozenset()
+    read: Callable[[str], Said] | None = None
+
+
+def _asked(text: TextModel, prompt: Prompt) -> _Asked:
+    return _Asked(text.encode(prompt) if isinstance(prompt, str) else list(prompt))
+
+
+def _asked_chat(
+    text: TextModel,
+    messages: Sequence[Message],
+    tools: list[dict[str, Any]] | None = None,
+    *,
+    continues: bool = False,
+    extra: Mapping[str, Any] | None = None,
+) -> _Asked:
+    prompt = text.render(
+        list(messages),
+        tools=tools,
+        add_generation_prompt=not continues,
+        continue_final=continues,
+        template_kwargs=extra,
+    )
+    open = text.thoughts(prompt, continues=continues) == "open"
+    return _Asked(
+        text.special_text(prompt, param="messages"),
+        text.markers(calls=bool(tools)),
+        lambda answer: text.read(answer, tools, open=open),
+    )
+
+
+def _add(generation: Generation, output: Output, assembler: Assembler, piece: Piece) -> None:
+    output.text += piece.text
+    output.token_ids += piece.tokens
+    output.logprobs += piece.logprobs
+    output.finish_reason, output.stop = assembler.finish, assembler.stop
+    generation.prompt_logprobs = assembler.prompt_logprobs
+    if output is generation.outputs[0]:  # the others find what the first has computed
+        generation.cached_tokens = assembler.num_cached_tokens
+
+
+def _warn(generations: Sequence[Generation]) -> None:
+    failed = [error for generation in generations if (error := generation.error) is not None]
+    if failed:
+        log.warning("%d of %d requests failed, the first of them: %s", len(failed), len(generations), failed[0])
+
+
+@contextmanager
+def _numbered(index: int, count: int) -> Iterator[None]:
+    """What is refused says which of several requests it is, counted from 0."""
+    try:
+        yield
+    except RequestError as error:
+        if count == 1:
+            raise
+        message = f"request {index}: {error}"
+        raise RequestError(message, param=error.param, status=error.status, code=error.code) from None
 
 
 def _prompts(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
@@ -344,9 +424,3 @@ def _find(config: Config) -> ModelFiles:
 
 def _load_text(config: Config, files: ModelFiles) -> TextModel:
     return TextModel.configured(files, config.model)
-
-
-def _with_eos(facts: Facts, text: TextModel) -> Facts:
-    import msgspec
-
-    return msgspec.structs.replace(facts, eos_ids=list(text.eos_ids))

@@ -33,9 +33,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         logit_bias: Token id to a value in [-100, 100] that is added to its logit.
         seed: Same request, same seed, same tokens, whatever else is in the batch: to the last bit by the CPU kernels,
             elsewhere but for rounding. None draws one.
-        stop: Strings that end the output and are not part of it.
+        stop: Strings that end the output and are not part of it; names of special tokens in them are found though
+            these tokens are left out of the text.
         stop_token_ids: Tokens that end the output.
-        include_stop: Keep the matched stop string in the text.
+        include_stop: Keep in the text what ended the output: the whole stop string, or the token as it is shown.
         ignore_eos: Do not end at the model's end-of-sequence tokens.
         skip_special_tokens: Leave special tokens out of the text.
         n: How many independent outputs; they share the prompt's pages.

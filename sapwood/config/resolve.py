@@ -132,7 +132,9 @@ weights together, the less each pays for them. Few of those that are held are mu
 
 def _seqs_of_gpu(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[int, str]:
     groups = _kv_groups(config, model)
-    each = sum(-(-max(_LEAST_LEN, group.window or 0) // group.page_size) * _page_bytes(config, group) for group in groups)
+    each = sum(
+        -(-max(_LEAST_LEN, group.window or 0) // group.page_size) * _page_bytes(config, group) for group in groups
+    )
     held = max(_cache_budget(config, model, device), 0) // max(each, 1)
     most = max((seqs for seqs in _SEQS if seqs <= held), default=_SEQS[0])
     if most == _SEQS[-1]:

@@ -46,7 +46,10 @@ class Stream:
 
     def put(self, delta: Delta) -> None:
         if delta.finish == "error":
-            self.fail(GenerationFailed(delta.error))
+            self.fail(GenerationFailed(delta.error or "the generation failed"))
+            return
+        if delta.finish == "abort":
+            self.fail(Overloaded(delta.error or "the generation was ended by the server; try again later."))
             return
         self._tokens += delta.tokens
         self._news.append(delta)
@@ -60,7 +63,8 @@ class Stream:
     def take(self) -> Delta | None:
         """All that has come since the last time as one delta, None if nothing has.
 
-        Raises GenerationFailed when the request has failed inside, EngineDead when the engine is gone.
+        Raises GenerationFailed when the request has failed inside, Overloaded when the engine has given it up, and
+        EngineDead when the engine is gone; what came before that and was not taken is lost.
         """
         if self._failure is not None:
             raise self._failure

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from sapwood.base.errors import GenerationFailed, Overloaded, RequestError, SapwoodError
+from sapwood.base.errors import RequestError, SapwoodError
 from sapwood.base.plan import TokenLogprobs
 from sapwood.base.sampling import SamplingParams
 from sapwood.base.wire import Delta
 from sapwood.engine.client import Stream, copies
 from sapwood.server.errors import respelled, with_param
 from sapwood.server.front import MAX_CHOICES, Front
-from sapwood.text import TextStream
+from sapwood.text import Assembler
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,40 +67,21 @@ class Choice:
     def text(self) -> str:
         return "".join(self.texts)
 
-    def take(self, delta: Delta, stream: TextStream) -> News | None:
-        """Add a delta; None if it tells of the prompt only. Raises what the engine ended the generation with."""
-        if delta.finish == "abort":
-            raise Overloaded(delta.error or "The generation was aborted by the server.")
-        if delta.finish == "error":
-            raise GenerationFailed(delta.error or "The generation failed.")
-        if delta.cached_tokens >= 0:
-            self.num_cached_tokens = delta.cached_tokens
-        if delta.prompt_logprobs:
-            self.prompt_logprobs += delta.prompt_logprobs
+    def take(self, delta: Delta, assembler: Assembler) -> News | None:
+        """Add a delta; None if it tells of the prompt only."""
+        text, tokens, logprobs = assembler.take(delta)
+        self.num_cached_tokens, self.prompt_logprobs = assembler.num_cached_tokens, assembler.prompt_logprobs
         if not delta.tokens and delta.finish is None:
             return None
         first, self.begun = not self.begun, True
         if self.prompt.scoring:
             self.finish = "length"
             return News(self, "", [], [], first)
-        news = News(self, self._text(delta, stream), delta.tokens, delta.logprobs or [], first)
-        self.texts.append(news.text)
-        self.tokens += news.tokens
-        self.logprobs += news.logprobs
-        return news
-
-    def _text(self, delta: Delta, stream: TextStream) -> str:
-        """The text that a delta makes certain. Notes the end, be it the engine's or a stop string."""
-        tokens = delta.tokens
-        if delta.stop is not None and not self.params.include_stop:
-            tokens = tokens[:-1]  # the token that ended it is no text
-        text = stream.push(tokens).text
-        if stream.stop is None and delta.finish is not None:
-            text += stream.finish()
-            self.finish, self.stop = delta.finish, delta.stop
-        if stream.stop is not None:  # it may have shown only in what was held back until the end
-            self.finish, self.stop = "stop", stream.stop
-        return text
+        self.finish, self.stop = assembler.finish, assembler.stop
+        self.texts.append(text)
+        self.tokens += tokens
+        self.logprobs += logprobs
+        return News(self, text, tokens, logprobs, first)
 
 
 HandOn = Callable[[list[News]], asyncio.Task[None] | None]
@@ -148,11 +129,11 @@ async def complete(front: Front, choices: Sequence[Choice]) -> None:
 class _Run:
     """A choice while it runs."""
 
-    __slots__ = ("choice", "failed", "meter", "stream", "text")
+    __slots__ = ("assembler", "choice", "failed", "meter", "stream")
 
     def __init__(self, front: Front, choice: Choice) -> None:
         self.choice = choice
-        self.text = front.text.stream(choice.params, shown=choice.prompt.shown)
+        self.assembler = front.text.assembler(choice.params, shown=choice.prompt.shown)
         self.meter = front.metrics.meter(len(choice.prompt.tokens))
         self.stream: Stream | None = None
         self.failed = False
@@ -165,7 +146,7 @@ class _Run:
                 return None
             if delta.tokens:
                 self.meter.tokens(len(delta.tokens))
-            return self.choice.take(delta, self.text)
+            return self.choice.take(delta, self.assembler)
         except SapwoodError:
             self.failed = True
             raise

@@ -1,5 +1,6 @@
 """Between what people write and what models read: tokenizer, chat template, incremental text, stop strings."""
 
-from sapwood.text.model import Piece, TextModel, TextStream
+from sapwood.text.assembler import Assembler, Piece
+from sapwood.text.model import TextModel
 
-__all__ = ["Piece", "TextModel", "TextStream"]
+__all__ = ["Assembler", "Piece", "TextModel"]

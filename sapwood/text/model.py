@@ -1,68 +1,28 @@
-"""A model's text side, and the text of one output as it grows."""
+"""A model's text side."""
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence, Set
 from itertools import accumulate
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from sapwood.base.errors import RequestError
 from sapwood.base.sampling import SamplingParams
 from sapwood.config.options import ModelConfig
 from sapwood.hub.cache import Cache
 from sapwood.hub.files import ModelFiles
+from sapwood.text.assembler import Assembler
 from sapwood.text.detokenizer import Detokenizer
 from sapwood.text.ends import bos_id, eos_ids
 from sapwood.text.parsers import Dialect, Parser, Said, choose, gather
 from sapwood.text.parsers.rules import Rules
 from sapwood.text.pieces import Pieces
-from sapwood.text.stops import StopFinder
 from sapwood.text.template import ChatTemplate, find_templates, given_template
 from sapwood.text.tokenizer import Vocabulary, load_vocabulary, own_templates
 
 Thoughts = Literal["none", "possible", "open", "over"]
 """Whether an output may begin with thoughts, continues some, or has none because the prompt has ended them."""
-
-
-class Piece(NamedTuple):
-    """New text of an output, and the stop string that ended it, if one did."""
-
-    text: str
-    stop: str | None = None
-
-
-class TextStream:
-    """The text of one output: what can be shown so far, with incomplete characters and half stop strings held back.
-
-    An output continues its prompt, so a space at its start stays. The end-of-sequence or stop token that ended an
-    output is no text: do not push it. A stop string counts only when it lies wholly behind the first
-    `min_tokens - 1` tokens.
-    """
-
-    def __init__(self, pieces: Mapping[int, bytes], special: Set[int], params: SamplingParams) -> None:
-        self._detokenizer = Detokenizer(pieces, skip=special if params.skip_special_tokens else ())
-        self._finder = StopFinder(params.stop, include=params.include_stop) if params.stop else None
-        self._immune = max(params.min_tokens - 1, 0)  # tokens to come in which stop strings do not count
-
-    @property
-    def stop(self) -> str | None:
-        """The stop string that was found."""
-        return self._finder.found if self._finder else None
-
-    def push(self, tokens: list[int]) -> Piece:
-        """Take new tokens and return the text that they make certain. After a stop string it is empty."""
-        if self._finder is None:
-            return Piece(self._detokenizer.push(tokens))
-        immune, self._immune = self._immune, max(self._immune - len(tokens), 0)
-        text = self._detokenizer.push(tokens[:immune]) if immune else ""
-        text += self._finder.push(self._detokenizer.push(tokens[immune:]))
-        return Piece(text, self._finder.found)
-
-    def finish(self) -> str:
-        """What was held back. Call it once, when the output has ended."""
-        tail = self._detokenizer.finish()
-        return self._finder.push(tail) + self._finder.finish() if self._finder else tail
 
 
 class TextModel:
@@ -90,7 +50,8 @@ class TextModel:
         self._pieces = Pieces(self._tokenizer)
         added = self._tokenizer.get_added_tokens_decoder()
         self._special = {token.content: id for id, token in added.items() if token.special}
-        self.special_ids = frozenset(self._special.values())
+        self._names = {id: content for content, id in self._special.items()}
+        self.special_ids = frozenset(self._names)
         self.dialect = dialect
         self._markers = {
             calls: self._named_in(Dialect(tools=dialect.tools if calls else None, reasoning=dialect.reasoning).markers)
@@ -218,9 +179,12 @@ class TextModel:
         text = self.render(messages, tools=tools, add_generation_prompt=add_generation_prompt)
         return self._encode(text, False, "messages")
 
-    def stream(self, params: SamplingParams, *, shown: Set[int] = frozenset()) -> TextStream:
-        """The text of one output to come, in which the special tokens `shown` have text."""
-        return TextStream(self._pieces, self.special_ids - shown if shown else self.special_ids, params)
+    def assembler(self, params: SamplingParams, *, shown: Set[int] = frozenset()) -> Assembler:
+        """Assembles one output to come, in which the special tokens `shown` have text in any case."""
+        hidden = self._names if params.skip_special_tokens else {}
+        if shown:
+            hidden = {id: name for id, name in hidden.items() if id not in shown}
+        return Assembler(self._pieces, hidden, params)
 
     def markers(self, *, calls: bool) -> frozenset[int]:
         """The special tokens with which the dialect marks thoughts, and calls if `calls`."""
@@ -233,9 +197,9 @@ class TextModel:
         """Writes the grammars of calls and of what follows thoughts."""
         return Rules(self.dialect, self._special, self.eos_ids)
 
-    def special_text(self, text: str) -> list[int]:
-        """Tokens of a text that the output goes on with, names of special tokens in it being those."""
-        return self._encode(text, False, "prompt")
+    def special_text(self, text: str, *, param: str = "prompt") -> list[int]:
+        """Tokens of a text without a frame, names of special tokens in it being those. Errors name `param`."""
+        return self._encode(text, False, param)
 
     def thoughts(self, prompt: str, *, continues: bool = False) -> Thoughts:
         """Where an output stands that follows this prompt; it `continues` the last message, which may be thinking."""

@@ -105,7 +105,7 @@ def test_a_gpu_runs_as_many_requests_as_its_memory_holds() -> None:
     assert seqs(LLAMA_8B, 40, kv_cache_dtype="fp8") == 2 * (seqs(LLAMA_8B, 40) or 0), "half the bytes, twice the rows"
     assert seqs(LLAMA_8B, 80, kv_cache_memory=8 * GIB) == 256
     assert seqs(SMALL, 24) == 1024
-    windows = replace(LLAMA_8B, kv_groups=tuple(group._replace(window=4096) for group in LLAMA_8B.kv_groups))
+    windows = replace(LLAMA_8B, kv_groups=tuple(replace(group, window=4096) for group in LLAMA_8B.kv_groups))
     assert seqs(windows, 80) == 256, "a sequence keeps a whole window however short it is"
 
 

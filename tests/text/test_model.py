@@ -1,4 +1,4 @@
-"""The text side of a model directory, and of the streams that it makes."""
+"""The text side of a model directory."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from hypothesis import settings as hypothesis_settings
 from tokenizers import Tokenizer, decoders, models, processors
 
 from sapwood.base.errors import ConfigError, ModelError, RequestError
-from sapwood.base.sampling import SamplingParams
 from sapwood.hub import ModelFiles
-from sapwood.text import Piece, TextModel
+from sapwood.text import TextModel
 
 Load = Callable[..., TextModel]
 USER = [{"role": "user", "content": "the cat"}]
@@ -167,45 +166,6 @@ def test_a_truncating_tokenizer_is_told_not_to(load: Load, byte_level: Tokenizer
     text = TextModel.load(ModelFiles("tiny", tmp_path, "hf", {}, {}))
     assert len(text.encode("a")) == 1
     assert len(text.encode("q" * 50)) == 50
-
-
-def test_streams_in_any_steps_agree(text: TextModel) -> None:
-    steps = st.lists(st.lists(st.integers(0, text.vocab_size - 1), max_size=3), max_size=10)
-    stops = st.lists(st.sampled_from(["a", "th", "the", "<|im", " c", "\ufffd", "e c"]), max_size=3)
-
-    @hypothesis_settings(max_examples=300, deadline=None)
-    @given(steps, stops, st.booleans(), st.booleans(), st.integers(0, 6))
-    def check(steps: list[list[int]], stops: list[str], include: bool, skip: bool, min_tokens: int) -> None:
-        params = SamplingParams(
-            stop=tuple(stops), include_stop=include, skip_special_tokens=skip, min_tokens=min_tokens
-        )
-        stream, whole = text.stream(params), text.stream(params)
-        joined = "".join(stream.push(step).text for step in steps) + stream.finish()
-        piece = whole.push([token for step in steps for token in step])
-        assert (joined, stream.stop) == (piece.text + whole.finish(), whole.stop)
-        if not stops:
-            assert joined == text.decode((token for step in steps for token in step), skip_special=skip)
-
-    check()
-
-
-def test_a_stop_string_over_token_borders_does_not_leak(text: TextModel) -> None:
-    tokens = text.encode("a cat. STOP it")
-    stream = text.stream(SamplingParams(stop=("STOP",)))
-    pieces = [stream.push([token]) for token in tokens]
-    assert "".join(piece.text for piece in pieces) + stream.finish() == "a cat. "
-    assert pieces[-1] == Piece("", "STOP")
-    assert stream.stop == "STOP"
-    stream = text.stream(SamplingParams(stop=("STOP",), include_stop=True))
-    assert stream.push(tokens) == Piece("a cat. STOP", "STOP")
-
-
-def test_stop_strings_wait_for_min_tokens(text: TextModel) -> None:
-    tokens = text.encode("z.z.z.")
-    assert len(tokens) == 6
-    for min_tokens, wanted in ((0, "z"), (2, "z"), (3, "z.z"), (5, "z.z.z"), (9, "z.z.z.")):
-        stream = text.stream(SamplingParams(stop=(".",), min_tokens=min_tokens))
-        assert stream.push(tokens).text + stream.finish() == wanted
 
 
 def test_huge_inputs(text: TextModel) -> None:

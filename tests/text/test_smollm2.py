@@ -10,6 +10,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from sapwood.base.sampling import SamplingParams
+from sapwood.base.wire import Delta
 from sapwood.hub import Cache, ModelFiles, open_files
 from sapwood.text import TextModel
 from sapwood.text.pieces import BYTE_OF
@@ -70,8 +71,9 @@ def test_the_slow_twin_agrees(files: ModelFiles, text: TextModel, tmp_path: Path
         ids = text.encode(written)
         assert ids == twin(written, bpe["vocab"], ranks)
         assert text.decode(ids, skip_special=False) == written
-        stream = text.stream(SamplingParams())
-        assert "".join(stream.push([id]).text for id in ids) + stream.finish() == written
+        assembler = text.assembler(SamplingParams(skip_special_tokens=False))
+        pieces = [assembler.take(Delta(1, [id])) for id in ids] + [assembler.take(Delta(1, [], finish="length"))]
+        assert "".join(piece.text for piece in pieces) == written
 
 
 def test_facts(text: TextModel) -> None:

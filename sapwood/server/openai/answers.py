@@ -9,11 +9,12 @@ from collections.abc import Iterator
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from sapwood.server.conversation import Reading
 from sapwood.server.front import Front
 from sapwood.server.generation import Choice, News
 from sapwood.server.openai.tools import Toolbox
 from sapwood.text.model import Thoughts
-from sapwood.text.parsers import Event, Parser, Said, gather
+from sapwood.text.parsers import Event, Said, gather
 
 _ALPHABET = string.ascii_letters + string.digits
 
@@ -57,50 +58,45 @@ class AnswerDelta(msgspec.Struct):
 
 
 class Reader:
-    """Reads one choice. Give it the choice once as a whole, or its news one by one.
+    """Words what one choice says as OpenAI does. Give it the choice once as a whole, or its news one by one.
 
     `past` is how many calls the conversation has before it: some models number them through.
     """
 
     def __init__(self, front: Front, toolbox: Toolbox | None, thoughts: Thoughts, *, past: int) -> None:
-        schemas = toolbox.schemas if toolbox is not None else {}
         self._front = front
-        self._open = thoughts == "open"
-        self._parser = Parser(
-            front.text.dialect,
-            tools=schemas,
-            thinking=self._open,
+        self._reading = Reading(
+            front,
+            {} if toolbox is None else toolbox.schemas,
             most_calls=None if toolbox is None or toolbox.many else 1,
+            thoughts=thoughts,
         )
         self._past = past
-        self._called = False
 
     def whole(self, choice: Choice) -> tuple[Answer, str | None]:
         """The message, and why it ended."""
-        said = self.said(choice.text)
+        said = gather(self._reading.events(choice, choice.text))
         calls = [
             ToolCall(self._id(call.name, number), CalledFunction(call.name, call.arguments))
             for number, call in enumerate(said.calls)
         ]
-        self._called = bool(calls)
         answer = Answer(
             said.text or (None if calls else ""),
             reasoning_content=said.thought or UNSET,
             tool_calls=calls or UNSET,
         )
-        return answer, self._end(choice)
+        return answer, self._finish(choice)
 
     def said(self, text: str) -> Said:
-        """A whole output taken apart."""
-        return gather([*self._parser.push(text), *self._parser.finish()])
+        """A whole output taken apart, to be looked at and not to be told. Give it nothing else then."""
+        return self._reading.said(text)
 
     def deltas(self, news: News) -> tuple[list[AnswerDelta], str | None]:
         """What some news add to the message, and why it ended if it has."""
-        events = self._parser.push(news.text)
-        if news.choice.finish is None:
-            return list(self._deltas(events)), None
-        deltas = list(self._deltas([*events, *self._parser.finish()]))
-        return deltas, self._end(news.choice)
+        return list(self._deltas(self._reading.events(news.choice, news.text))), self._finish(news.choice)
+
+    def _finish(self, choice: Choice) -> str | None:
+        return "tool_calls" if self._reading.to_call else choice.finish
 
     def _deltas(self, events: list[Event]) -> Iterator[AnswerDelta]:
         for kind, text, number in events:
@@ -110,22 +106,10 @@ class Reader:
                 case "thought":
                     yield AnswerDelta(reasoning_content=text)
                 case "call":
-                    self._called = True
                     function = FunctionDelta(text, "")
                     yield AnswerDelta(tool_calls=[CallDelta(number, self._id(text, number), "function", function)])
                 case "arguments":
                     yield AnswerDelta(tool_calls=[CallDelta(number, function=FunctionDelta(arguments=text))])
-
-    def _end(self, choice: Choice) -> str | None:
-        """Count what was read, once the output has ended."""
-        if self._front.text.dialect.reasoning is not None:
-            choice.num_thought_tokens = self._front.text.num_thought_tokens(choice.tokens, open=self._open)
-        broken = self._parser.num_malformed
-        tally = self._front.metrics.tool_calls
-        tally.labels("read").inc(max(self._parser.num_calls - broken, 0))
-        tally.labels("malformed").inc(broken)
-        stopped_within = isinstance(choice.stop, str) and self._parser.cut  # nobody should run such a call
-        return "tool_calls" if self._called and choice.finish == "stop" and not stopped_within else choice.finish
 
     def _id(self, name: str, number: int) -> str:
         tools = self._front.text.dialect.tools
