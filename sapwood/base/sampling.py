@@ -13,6 +13,8 @@ MAX_LOGPROBS = 64
 MAX_STOPS = 64
 SEED_LIMIT = 2**63
 
+_ONE_TOKEN = 1e-9  # the likeliest of fewer tokens than a thousand million has at least this probability
+
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """One generation's settings.
@@ -25,9 +27,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         min_tokens: Ends of sequence are impossible before this many tokens.
         temperature: 0 is greedy.
         top_k: Keep the k likeliest tokens; 0 or -1 keeps all.
-        top_p: Keep the likeliest tokens that together reach this probability; in (0, 1].
+        top_p: Keep the likeliest tokens that together reach this probability; in [0, 1]. 0 is greedy.
         min_p: Drop tokens less likely than this share of the likeliest; in [0, 1].
-        repetition_penalty: Divides (or multiplies, below zero) logits of tokens seen in prompt or output; > 0.
+        repetition_penalty: Divides (or multiplies, below zero) logits of tokens seen in prompt or output; in [0.01, 100].
         presence_penalty: Subtracted once from logits of tokens in the output; in [-2, 2].
         frequency_penalty: Subtracted per occurrence in the output; in [-2, 2].
         logit_bias: Token id to a value in [-100, 100] that is added to its logit.
@@ -35,8 +37,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             elsewhere but for rounding. None draws one.
         stop: Strings that end the output and are not part of it; names of special tokens in them are found though
             these tokens are left out of the text.
+        stop_regex: Expressions that do the same as soon as a match is complete; see `sapwood.text.patterns`.
         stop_token_ids: Tokens that end the output.
-        include_stop: Keep in the text what ended the output: the whole stop string, or the token as it is shown.
+        include_stop: Keep in the text what ended the output: the whole stop string, what matched an expression, or the token as it is shown.
         ignore_eos: Do not end at the model's end-of-sequence tokens.
         skip_special_tokens: Leave special tokens out of the text.
         n: How many independent outputs; they share the prompt's pages.
@@ -58,6 +61,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     logit_bias: dict[int, float] = {}
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    stop_regex: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     include_stop: bool = False
     ignore_eos: bool = False
@@ -75,7 +79,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     @property
     def greedy(self) -> bool:
-        return self.temperature < 1e-5
+        return self.temperature < 1e-5 or self.top_p < _ONE_TOKEN
 
     @property
     def penalised(self) -> bool:
@@ -84,9 +88,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     def check(self, *, vocab_size: int, max_n: int = 128) -> SamplingParams:
         """Return self, or raise RequestError naming the first field that is out of range."""
         _within("temperature", self.temperature, 0.0, 100.0)
-        _within("top_p", self.top_p, 0.0, 1.0, low_open=True)
+        _within("top_p", self.top_p, 0.0, 1.0)
         _within("min_p", self.min_p, 0.0, 1.0)
-        _within("repetition_penalty", self.repetition_penalty, 0.0, 100.0, low_open=True)
+        _within("repetition_penalty", self.repetition_penalty, 0.01, 100.0)  # beyond, logits could overflow
         _within("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _within("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         _within("top_k", self.top_k, -1, 2**31 - 1)
@@ -110,19 +114,18 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             _within("logit_bias", bias, -100.0, 100.0)
         for token in self.stop_token_ids:
             _token("stop_token_ids", token, vocab_size)
-        if len(self.stop) > MAX_STOPS or len(self.stop_token_ids) > MAX_STOPS:
-            name = "stop" if len(self.stop) > MAX_STOPS else "stop_token_ids"
-            raise RequestError(f"{name} takes at most {MAX_STOPS} entries.", param=name)
-        if any(not text for text in self.stop):
-            raise RequestError("stop must not hold an empty string.", param="stop")
+        for name in ("stop", "stop_regex", "stop_token_ids"):
+            if len(getattr(self, name)) > MAX_STOPS:
+                raise RequestError(f"{name} takes at most {MAX_STOPS} entries.", param=name)
+        for name in ("stop", "stop_regex"):
+            if "" in getattr(self, name):
+                raise RequestError(f"{name} must not hold an empty string.", param=name)
         return self
 
 
-def _within(name: str, value: Any, low: float, high: float, *, low_open: bool = False) -> None:
-    good = low <= value <= high and not (low_open and value == low)  # never true of a NaN
-    if not good:
-        bracket = "(" if low_open else "["
-        raise RequestError(f"{name} must be in {bracket}{low}, {high}], got {value}.", param=name)
+def _within(name: str, value: Any, low: float, high: float) -> None:
+    if not low <= value <= high:  # as is a NaN
+        raise RequestError(f"{name} must be in [{low}, {high}], got {value}.", param=name)
 
 
 def _token(name: str, token: int, vocab_size: int) -> None:

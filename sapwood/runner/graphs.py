@@ -135,7 +135,10 @@ class Graphs(Generic[T]):
     def rehearse(self) -> None:
         """Launch steps of all kinds that kernels are compiled for, of nobody's rows."""
         most = self._max_rows
-        mixed = [self._mixed(self._max_tokens, most), *(self._mixed(count, min(count, most)) for count in _KINDS)]
+        mixed = [
+            self._mixed(self._max_tokens, most),
+            *(self._mixed(count, min(count, most)) for count in _KINDS if count <= self._max_tokens),
+        ]
         decode = [Size(rows, rows, False, shared) for rows in (most, *_KINDS, 2, 1) for shared in (True, False)]
         for size in dict.fromkeys(size for size in (*mixed, *decode) if size.rows <= most):
             step: _Captured[T] = _Captured(size, self._room(size), self._table)

@@ -7,6 +7,7 @@ import contextlib
 import json
 import math
 import re
+import zlib
 from typing import Any, Generic, TypeVar
 
 import anyio.to_thread
@@ -23,6 +24,7 @@ _LARGE = 64 << 10  # bytes from which decoding would hold up the event loop noti
 _CHECKED_FOR_REPEATS = 1 << 20  # larger bodies are long prompts; reading them twice is not worth it
 _DISCARDED_LIMITS = 4  # how far beyond the limit a body is read to its end, in limits
 _DISCARDED_SECONDS = 5.0
+_CODINGS = {"gzip": zlib.MAX_WBITS | 16, "x-gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
 _PATH = re.compile(r" - at (?:`key` in )?`\$\.?(.*)`$")
 
 
@@ -45,13 +47,24 @@ class Body(Generic[T]):
                 f"The body must be application/json, not {kind}: send the header Content-Type: application/json.",
                 status=415,
             )
-        raw = await _read(request, self._limit)
+        raw = await self._unpacked(request, await _read(request, self._limit))
         if len(raw) < _LARGE:
             await self._turn()
             return self._decode(raw)
         body = await anyio.to_thread.run_sync(self._decode, raw)
         await self._turn()
         return body
+
+    async def _unpacked(self, request: Request, raw: bytes) -> bytes:
+        """The body as it was before it was compressed, within the limit too."""
+        coding = request.headers.get("content-encoding", "identity").strip().lower()
+        if coding in ("identity", ""):
+            return raw
+        if coding not in _CODINGS:
+            raise RequestError(
+                f"The body's encoding {coding!r} is not supported: send it as gzip, deflate, or as it is.", status=415
+            )
+        return await anyio.to_thread.run_sync(_inflate, raw, coding, self._limit)
 
     def _decode(self, raw: bytes) -> T:
         if not raw.strip():
@@ -70,6 +83,22 @@ class Body(Generic[T]):
             ) from None
         except RecursionError:
             raise RequestError("The body is nested too deeply.") from None
+
+
+def _inflate(raw: bytes, coding: str, limit: int) -> bytes:
+    """Raises RequestError for what is not compressed so, cut off, or larger than the limit."""
+    # What is sent as deflate is mostly in zlib's frame, as it should be, and sometimes without.
+    wrapped = coding != "deflate" or (len(raw) > 1 and raw[0] & 0x0F == 8 and int.from_bytes(raw[:2], "big") % 31 == 0)
+    unpacker = zlib.decompressobj(_CODINGS[coding] if wrapped else -zlib.MAX_WBITS)
+    try:
+        body = unpacker.decompress(raw, limit + 1)
+    except zlib.error as error:
+        raise RequestError(f"The body is not {coding}: {error}.") from None
+    if len(body) > limit:
+        raise RequestError(f"The body is larger than the limit of {limit} bytes.", status=413)
+    if not unpacker.eof:
+        raise RequestError(f"The body's {coding} is cut off.")
+    return body
 
 
 def field_error(error: msgspec.ValidationError, *, within: str = "") -> RequestError:

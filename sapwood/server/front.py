@@ -99,7 +99,7 @@ class Front:
 
     def check_model(self, name: str | None) -> None:
         """Raise RequestError (404) unless `name` is the served model's, or missing."""
-        if name is not None and name != self.model_name:
+        if name and name != self.model_name:
             raise RequestError(
                 f"The model {name!r} does not exist; this server has {self.model_name!r}.",
                 param="model",

@@ -23,7 +23,7 @@ from sapwood.grammar.spellings import Asked, Schema, one_of
 from sapwood.server.body import Body, field_error
 from sapwood.server.front import MAX_CHOICES, Front
 from sapwood.server.generation import Choice, News, Prompt, choices_of, complete, params_for
-from sapwood.server.openai.protocol import Int, Priority
+from sapwood.server.openai.protocol import Int, Priority, listed
 from sapwood.server.sse import EventStream, frame
 
 _DEFAULT_MAX_TOKENS = 128  # SGLang's
@@ -33,13 +33,13 @@ _NAMES = {
     "seed": "sampling_seed",
     "include_stop": "no_stop_trim",
 }
-_UNSUPPORTED = ("stop_regex", "custom_params")
+_UNSUPPORTED = ("custom_params",)
 _STRUCTURED = ("json_schema", "regex", "ebnf", "structural_tag")
 _PLACES = {"logprobs": "top_logprobs_num", "prompt_logprobs": "top_logprobs_num"}
 
 
 class NativeSampling(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """SGLang's sampling_params. The last two are understood and refused."""
+    """SGLang's sampling_params. The last is understood and refused."""
 
     max_new_tokens: Int | None = None
     min_new_tokens: Int | None = None
@@ -63,7 +63,7 @@ class NativeSampling(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     regex: str | None = None
     ebnf: str | None = None
     structural_tag: dict[str, Any] | str | None = None
-    stop_regex: Any = None
+    stop_regex: str | list[str] | None = None
     custom_params: Any = None
 
 
@@ -87,6 +87,12 @@ class GenerateRequest(msgspec.Struct, kw_only=True):
     lora_path: Any = None
     token_ids_logprob: Any = None
     return_hidden_states: Any = None
+    return_entropy: Any = None
+    return_sampling_mask: Any = None
+    max_thinking_tokens: Any = None
+    require_reasoning: Any = None
+    cache_salt: str | None = None
+    extra_key: str | list[str] | None = None
     custom_logit_processor: Any = None
     session_params: Any = None
 
@@ -144,11 +150,12 @@ def routes(front: Front) -> list[Route]:
             Prompt(
                 tokens,
                 param,
+                salt,
                 priority=body.priority or 0,
                 limit_param="max_new_tokens",
                 scoring=sampling.max_new_tokens == 0,
             )
-            for tokens, sampling in zip(given, samplings, strict=True)
+            for tokens, sampling, salt in zip(given, samplings, _salts(body, len(given)), strict=True)
         ]
         wishes = _wishes(body, prompts)
         params = [
@@ -199,8 +206,6 @@ async def _prompts(front: Front, body: GenerateRequest) -> tuple[list[list[int]]
         raise RequestError(f"At most {MAX_CHOICES} outputs (prompts times n) in one request.", param=param)
     if any(isinstance(one, int) for one in several):
         raise RequestError("input_ids must not mix token ids and lists of token ids.", param=param)
-    if "" in several:
-        raise RequestError("text is empty.", param=param)
     prompts = [await front.encode(one, param=param) if isinstance(one, str) else one for one in several]
     for tokens in prompts:
         front.check_tokens(tokens, param)
@@ -209,7 +214,8 @@ async def _prompts(front: Front, body: GenerateRequest) -> tuple[list[list[int]]
 
 def _refuse(body: GenerateRequest, front: Front) -> None:
     for name in ("image_data", "audio_data", "video_data", "input_embeds", "lora_path", "token_ids_logprob",
-                 "return_hidden_states", "custom_logit_processor", "session_params"):  # fmt: skip
+                 "return_hidden_states", "return_entropy", "return_sampling_mask", "max_thinking_tokens", "require_reasoning",
+                 "custom_logit_processor", "session_params"):  # fmt: skip
         if getattr(body, name):
             raise RequestError(f"{name} is not supported yet; leave it out.", param=name, code="unsupported_parameter")
 
@@ -221,6 +227,12 @@ def _spread(name: str, value: Any, count: int, missing: Any) -> list[Any]:
     if len(value) != count:
         raise RequestError(f"{name} has {len(value)} entries for {count} prompts.", param=name)
     return value
+
+
+def _salts(body: GenerateRequest, count: int) -> list[str]:
+    """What separates the prompts' prefixes from those of others: `cache_salt` and `extra_key` are two words for it."""
+    keys = _spread("extra_key", body.extra_key, count, "")
+    return [f"{body.cache_salt}\0{key}" if body.cache_salt and key else body.cache_salt or key for key in keys]
 
 
 def _wishes(body: GenerateRequest, prompts: Sequence[Prompt]) -> list[Wish]:
@@ -244,7 +256,7 @@ def _wishes(body: GenerateRequest, prompts: Sequence[Prompt]) -> list[Wish]:
 
 def _converted(given: dict[str, Any]) -> NativeSampling:
     try:
-        native = msgspec.convert(given, NativeSampling)
+        native = msgspec.convert(given, NativeSampling, str_keys=True)  # keys of JSON are strings
     except msgspec.ValidationError as error:
         raise field_error(error, within="sampling_params") from None
     for name in _UNSUPPORTED:
@@ -261,8 +273,7 @@ def _params(front: Front, native: NativeSampling, wish: Wish) -> SamplingParams:
         for name in NativeSampling.__struct_fields__
         if name not in skipped and (value := getattr(native, name)) is not None
     }
-    stop = fields.get("stop", ())
-    fields["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
+    fields |= {name: listed(fields.get(name)) for name in ("stop", "stop_regex")}
     fields["stop_token_ids"] = tuple(fields.get("stop_token_ids", ()))
     if native.max_new_tokens == 0:
         fields["max_tokens"] = 1  # only the prompt's logprobs are wanted

@@ -17,6 +17,7 @@ from starlette.applications import Starlette
 
 from sapwood.base.errors import ConfigError, Overloaded
 from sapwood.config import Config
+from sapwood.server.connection import Limits, connection
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +102,7 @@ class _Server(uvicorn.Server):
                 ws="none",
                 proxy_headers=False,
                 timeout_keep_alive=75,
+                http=connection(Limits()),
             )
         )
         self._app = app
@@ -143,8 +145,8 @@ class _Server(uvicorn.Server):
 
     def _cut(self) -> None:
         self.force_exit = True
-        for connection in list(self.server_state.connections):
-            connection.transport.abort()
+        for one in list(self.server_state.connections):
+            one.transport.abort()
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from sapwood.base.plan import TokenLogprobs
 from sapwood.base.sampling import SamplingParams
 from sapwood.base.wire import Delta
 from sapwood.text.detokenizer import Detokenizer
+from sapwood.text.patterns import Patterns
 from sapwood.text.stops import Stop, StopFinder, Strings
 
 
@@ -30,7 +31,8 @@ class Assembler:
     - A stop string is complete in the text as it is shown. One that holds the name of a special token which is left
       out of the text is looked for where such names are written out: `<|im_end|>` ends an output at that token,
       `<|im_end|>\\n` only if a line break follows it. The stop string is cut off, or shown in full with `include_stop`.
-      It counts only when it lies wholly behind the first `min_tokens - 1` tokens. Of both in one token this one wins.
+      `stop_regex` are expressions that end it in the same way, in the text as it is shown.
+      A stop counts only when it lies wholly behind the first `min_tokens - 1` tokens. Of both in one token this one wins.
     - There can be no further token: `max_tokens`, the context's end, or a grammar behind which nothing may follow.
 
     Tokens behind the one that completes a stop string are no part of the output, however many came with it. An output
@@ -108,9 +110,10 @@ class Assembler:
 
 def _finder(params: SamplingParams, hidden: Iterable[str]) -> StopFinder | None:
     """What looks for the request's stops, None if it has none. `hidden` are names of tokens that have no text."""
-    if not params.stop:
+    if not (params.stop or params.stop_regex):
         return None
     names = tuple(hidden)
     named = [stop for stop in params.stop if any(name in stop for name in names)]
     plain: list[Stop] = [Strings([stop for stop in params.stop if stop not in named])]
+    plain += [Patterns(params.stop_regex)] if params.stop_regex else []
     return StopFinder(plain, [Strings(named)] if named else [], include=params.include_stop)

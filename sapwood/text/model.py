@@ -13,7 +13,7 @@ from sapwood.config.options import ModelConfig
 from sapwood.hub.cache import Cache
 from sapwood.hub.files import ModelFiles
 from sapwood.text.assembler import Assembler
-from sapwood.text.detokenizer import Detokenizer
+from sapwood.text.detokenizer import Detokenizer, Places
 from sapwood.text.ends import bos_id, eos_ids
 from sapwood.text.parsers import Dialect, Parser, Said, choose, gather
 from sapwood.text.parsers.rules import Rules
@@ -139,6 +139,14 @@ class TextModel:
     def token_bytes(self, id: int) -> bytes:
         """A token's bytes; those of an output's tokens join to its text."""
         return self._pieces[id]
+
+    def prompt_places(self, text: str) -> Places:
+        """Where the tokens of a prompt stand, this being its text as it was given or decoded."""
+        return Places(self._pieces, skip=self.special_ids, text=text)
+
+    def output_places(self, params: SamplingParams, *, begin: int) -> Places:
+        """Where the tokens of an output stand whose text begins at `begin`."""
+        return Places(self._pieces, skip=self.special_ids if params.skip_special_tokens else (), begin=begin)
 
     def render(
         self,

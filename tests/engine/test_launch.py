@@ -32,7 +32,7 @@ def test_one_request_as_long_as_was_asked_for(family: str, options: dict[str, An
         "max_num_batched_tokens": 16,
         "max_model_len": 128,
     }
-    engine, facts = launch(from_options(asked | options))
+    engine, facts, _ = launch(from_options(asked | options))
     assert facts.max_model_len == 128
     assert "max_model_len = 128 (as asked)" in facts.decisions
     assert engine.submit(Submit(1, [5] * 100, SamplingParams(max_tokens=28, ignore_eos=True))) is None

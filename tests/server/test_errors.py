@@ -38,7 +38,7 @@ SAMPLING: list[tuple[dict[str, Any], str]] = [
     ({"temperature": True}, "temperature"),
     ({"temperature": -0.1}, "temperature"),
     ({"temperature": 1e300}, "temperature"),
-    ({"top_p": 0}, "top_p"),
+    ({"top_p": -0.1}, "top_p"),
     ({"top_p": 1.5}, "top_p"),
     ({"min_p": 2}, "min_p"),
     ({"top_k": -5}, "top_k"),

@@ -124,7 +124,7 @@ def _params(front: Front, body: ChatRequest) -> SamplingParams:
     if body.max_completion_tokens is not None:
         max_tokens = body.max_completion_tokens
         names["max_tokens"] = "max_completion_tokens"
-    if body.top_logprobs is not None and not body.logprobs:
+    if body.top_logprobs and not body.logprobs:
         raise RequestError("top_logprobs needs logprobs: true.", param="top_logprobs")
     if body.echo:
         raise RequestError("echo is for /v1/completions.", param="echo", code="unsupported_parameter")

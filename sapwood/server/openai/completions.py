@@ -31,12 +31,17 @@ from sapwood.server.openai.replies import (
     usage_of,
 )
 from sapwood.text import TextModel
+from sapwood.text.detokenizer import Places
 
 _DEFAULT_MAX_TOKENS = 16  # OpenAI's
 
 
 class Logprobs(msgspec.Struct):
-    """Parallel lists over tokens; `text_offset` counts characters from the start of the choice's text."""
+    """Parallel lists over tokens; `text_offset` is where one begins in the choice's text, in characters.
+
+    In `tokens` bytes that are no whole characters are U+FFFD; as keys of `top_logprobs`, which must differ, such tokens
+    are spelled `bytes:\\xf0\\x9f`.
+    """
 
     tokens: list[str] = []
     token_logprobs: list[float | None] = []
@@ -118,8 +123,6 @@ async def _prompts(front: Front, body: CompletionRequest) -> list[Prompt]:
         raise RequestError(f"At most {MAX_CHOICES} outputs (prompts times n) in one request.", param="prompt")
     prompts = []
     for one in given:
-        if one == "":
-            raise RequestError("prompt is empty.", param="prompt")
         if isinstance(one, str):
             one = await front.encode(one, param="prompt", add_special=body.add_special_tokens is not False)
         front.check_tokens(one, "prompt")
@@ -150,17 +153,23 @@ def _shaper(
     front: Front, body: CompletionRequest, echoes: dict[Prompt, str], end_check: EndCheck | None
 ) -> Callable[[News], Iterator[CompletionChoice]]:
     """How news become entries of `choices`. The prompt, if it is echoed, comes with the first of each choice."""
-    offsets: dict[int, int] = {}
+    places: dict[int, Places] = {}
+
+    def logprobs_of(news: News) -> Logprobs:
+        choice, logprobs = news.choice, Logprobs()
+        echo = echoes.get(choice.prompt, "")
+        if news.first:
+            places[choice.index] = front.text.output_places(choice.params, begin=len(echo))
+            if body.echo:
+                first, within = choice.prompt.tokens[0], front.text.prompt_places(echo)
+                _add_first(logprobs, front.text.token_text(first), within.push(first))
+                _add(logprobs, front.text, choice.prompt_logprobs, within)
+        _add(logprobs, front.text, news.logprobs, places[choice.index])
+        return logprobs
 
     def shape(news: News) -> Iterator[CompletionChoice]:
-        choice, text, logprobs = news.choice, news.text, None
-        if body.logprobs is not None:
-            logprobs = Logprobs()
-            offset = offsets.get(choice.index, 0)
-            if news.first and body.echo:
-                offset = _add_first(logprobs, front.text, choice.prompt.tokens[0])
-                offset = _add(logprobs, front.text, choice.prompt_logprobs, offset)
-            offsets[choice.index] = _add(logprobs, front.text, news.logprobs, offset)
+        choice, text = news.choice, news.text
+        logprobs = None if body.logprobs is None else logprobs_of(news)
         if news.first:
             text = echoes.get(choice.prompt, "") + text
         if not (text or choice.finish or logprobs or body.return_token_ids):
@@ -179,23 +188,33 @@ def _shaper(
     return shape
 
 
-def _add_first(logprobs: Logprobs, text: TextModel, token: int) -> int:
-    """Begin with the prompt's first token, which nothing predicts; return the offset behind it."""
-    logprobs.tokens.append(text.token_text(token))
+def _spelled(text: TextModel, token: int) -> str:
+    """A token as OpenAI writes it: its text, or its bytes if they are only part of a character."""
+    piece = text.token_bytes(token)
+    try:
+        return piece.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(chr(byte) if 0x20 <= byte < 0x7F else f"\\x{byte:02x}" for byte in piece)
+
+
+def _add_first(logprobs: Logprobs, token: str, place: int) -> None:
+    """Begin with the prompt's first token, which nothing predicts."""
+    logprobs.tokens.append(token)
     logprobs.token_logprobs.append(None)
     logprobs.top_logprobs.append(None)
-    logprobs.text_offset.append(0)
-    return len(logprobs.tokens[0])
+    logprobs.text_offset.append(place)
 
 
-def _add(logprobs: Logprobs, text: TextModel, entries: Sequence[TokenLogprobs], offset: int) -> int:
-    """Append tokens, the first of them at character `offset`; return the offset behind the last."""
+def _add(logprobs: Logprobs, text: TextModel, entries: Sequence[TokenLogprobs], places: Places) -> None:
     for entry in entries:
-        token = text.token_text(entry.token)
-        top = {text.token_text(id): finite(value) for id, value in zip(entry.top_ids, entry.top_logprobs, strict=True)}
-        logprobs.tokens.append(token)
+        token = _spelled(text, entry.token)
+        top: dict[str, float] = {}
+        for id, value in zip(entry.top_ids, entry.top_logprobs, strict=True):
+            name = token if id == entry.token else _spelled(text, id)
+            if name in top or (name == token and id != entry.token):
+                name = f"token_id:{id}"  # its text is that of another token
+            top[name] = finite(value)
+        logprobs.tokens.append(text.token_text(entry.token))
         logprobs.token_logprobs.append(finite(entry.logprob))
         logprobs.top_logprobs.append(top | {token: finite(entry.logprob)})
-        logprobs.text_offset.append(offset)
-        offset += len(token)
-    return offset
+        logprobs.text_offset.append(places.push(entry.token))

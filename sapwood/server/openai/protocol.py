@@ -6,7 +6,7 @@ Fields that are not declared are ignored; those that would change the result and
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -27,10 +27,17 @@ _AS_THEY_ARE = (
     "n", "min_tokens", "ignore_eos", "skip_special_tokens", "logit_bias",
 )  # fmt: skip
 _HARMLESS: Mapping[str, Any] = {
+    "length_penalty": (1, 1.0),
+    "beam_width": (1,),
     "function_call": ("none", "auto"),
     "modalities": (["text"],),
 }
-_INSTEAD = {"functions": "give tools", "function_call": "give tool_choice"}
+_INSTEAD = {
+    "functions": "give tools",
+    "function_call": "give tool_choice",
+    "grammar": "give structured_outputs",
+    "input_ids": "give the token ids as prompt to /v1/completions",
+}
 
 
 class Refusals(Structured, kw_only=True):
@@ -48,6 +55,15 @@ class Refusals(Structured, kw_only=True):
     bad_words: Any = None
     allowed_token_ids: Any = None
     use_beam_search: Any = None
+    length_penalty: Any = None
+    beam_width: Any = None
+    logprob_token_ids: Any = None
+    token_ids_logprob: Any = None
+    return_hidden_states: Any = None
+    repetition_detection: Any = None
+    custom_params: Any = None
+    input_ids: Any = None
+    grammar: Any = None
     logits_processors: Any = None
     custom_logit_processor: Any = None
     lora_path: Any = None
@@ -60,7 +76,7 @@ class Refusals(Structured, kw_only=True):
             if name in Structured.__struct_fields__:
                 continue
             value = getattr(self, name)
-            if value and value not in _HARMLESS.get(name, ()):
+            if value and (isinstance(value, bool) or value not in _HARMLESS.get(name, ())):
                 what = (
                     f"is not supported; {_INSTEAD[name]}" if name in _INSTEAD else "is not supported yet; leave it out"
                 )
@@ -83,6 +99,7 @@ class Sampling(Refusals, kw_only=True):
     n: Int | None = None
     seed: Int | None = None
     stop: str | list[str] | None = None
+    stop_regex: str | list[str] | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: dict[int, float] | None = None
@@ -93,6 +110,8 @@ class Sampling(Refusals, kw_only=True):
     ignore_eos: bool | None = None
     stop_token_ids: list[Int] | None = None
     min_tokens: Int | None = None
+    min_new_tokens: Int | None = None
+    no_stop_trim: bool | None = None
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
     add_special_tokens: bool | None = None
@@ -115,16 +134,23 @@ class Sampling(Refusals, kw_only=True):
     ) -> SamplingParams:
         """Checked parameters of the engine. `names` maps their names to this body's, where they differ."""
         given = {name: value for name in _AS_THEY_ARE if (value := getattr(self, name)) is not None}
-        stop = self.stop if self.stop is not None else ()
+        if self.min_new_tokens is not None:
+            given.setdefault("min_tokens", self.min_new_tokens)
         fields = {
             "max_tokens": max_tokens,
             "logprobs": logprobs,
             "prompt_logprobs": self.prompt_logprobs,
-            "stop": (stop,) if isinstance(stop, str) else tuple(stop),
+            "stop": listed(self.stop),
+            "stop_regex": listed(self.stop_regex),
             "stop_token_ids": tuple(self.stop_token_ids or ()),
-            "include_stop": bool(self.include_stop_str_in_output),
+            "include_stop": bool(self.include_stop_str_in_output or self.no_stop_trim),
         }
         return front.check(SamplingParams(**(front.defaults | given | fields | more)), names)
+
+
+def listed(given: str | Sequence[str] | None) -> tuple[str, ...]:
+    """One string, or several."""
+    return () if given is None else (given,) if isinstance(given, str) else tuple(given)
 
 
 class CompletionRequest(Sampling, kw_only=True):
