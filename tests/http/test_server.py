@@ -112,7 +112,7 @@ def test_tokens_there_and_back(server: Server) -> None:
         ({"max_tokens": 100_000}, "max_tokens"),
         ({"temperature": -1}, "temperature"),
         ({"temperature": "hot"}, "temperature"),
-        ({"top_p": 0}, "top_p"),
+        ({"top_p": -0.1}, "top_p"),
         ({"n": 100_000}, "n"),
         ({"logit_bias": {"99999": 1}}, "logit_bias"),
         ({"stop": [""]}, "stop"),
