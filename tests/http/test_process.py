@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import threading
 from pathlib import Path
 from typing import Any
@@ -113,4 +114,7 @@ def test_stopping_while_the_engine_loads_is_quick(tiny_model: Path) -> None:
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     assert process.returncode == 130
+    deadline = time.monotonic() + 60  # the engine goes by itself once it reads that nobody is there
+    while alive(engine) and time.monotonic() < deadline:
+        time.sleep(0.05)
     assert not alive(engine)
