@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 
 COMMAND = (sys.executable, "-m", "sapwood.engine.process")
 
@@ -17,7 +19,12 @@ class Child:
     """
 
     def __init__(self, command: Sequence[str]) -> None:
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE)
+        try:
+            with _interrupts_held():  # one amid Popen would leave a process that nobody holds
+                self._process = subprocess.Popen(command, stdin=subprocess.PIPE)
+        except KeyboardInterrupt:
+            self.__exit__()
+            raise
 
     def tell(self, start: bytes) -> None:
         """Send an encoded `Start`; its standard input stays open. A child that has ended hears nothing."""
@@ -47,6 +54,26 @@ class Child:
             self.close()
             self.kill()
             self.wait()
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Raise the KeyboardInterrupt of a Ctrl-C that comes inside when the context is left.
+
+    Only where Ctrl-C would raise one: in the main thread, under Python's own handler.
+    """
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    came: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if came:
+        raise KeyboardInterrupt
 
 
 def spawn(command: Sequence[str] | None = None) -> Child:
