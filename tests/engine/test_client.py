@@ -130,7 +130,7 @@ def test_control_gets_its_own_answer() -> None:
         ([5] * 30, SamplingParams(max_tokens=3), "max_tokens"),
         ([5], SamplingParams(temperature=float("nan")), "temperature"),
         ([5], SamplingParams(temperature=float("inf")), "temperature"),
-        ([5], SamplingParams(top_p=0.0), "top_p"),
+        ([5], SamplingParams(top_p=-0.1), "top_p"),
         ([5], SamplingParams(top_k=-2), "top_k"),
         ([5], SamplingParams(max_tokens=10**400), "max_tokens"),
         ([5], SamplingParams(n=1000), "n"),
