@@ -201,7 +201,7 @@ async def chats(llm: AsyncLLM, http: httpx.AsyncClient, params: SamplingParams) 
     message = choice["message"]
     return {
         "HTTP": (
-            message["content"], message.get("reasoning_content", ""), choice["finish_reason"], choice["stop_reason"]
+            message["content"], message.get("reasoning_content") or "", choice["finish_reason"], choice["stop_reason"]
         ),
         "HTTP, streamed": (said, thought, finish, stop),
         "AsyncLLM": (await llm.generate(HELLO, params)).outputs[0],

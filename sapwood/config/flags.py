@@ -42,6 +42,7 @@ class Option:
     choices: tuple[str, ...]
     metavar: str
     off: tuple[str, ...]
+    derived: bool
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -196,15 +197,12 @@ def _add_flag(group: argparse._ArgumentGroup, option: Option) -> None:
 
 def _shown(option: Option) -> str:
     if option.default is None:
-        return "default: none" if option.field in _NOT_DERIVED else "default: derived"
+        return "default: derived" if option.derived else "default: none"
     if option.kind is bool:
         return "default: on" if option.default else "default: off"
     if option.metavar == "BYTES":
         return f"default: {option.default >> 20}M"
     return f"default: {option.default}"
-
-
-_NOT_DERIVED = frozenset({"tokenizer", "revision", "chat_template", "max_total_tokens", "api_key", "cors_origins"})
 
 
 @cache

@@ -1,7 +1,7 @@
 """The options, as frozen dataclasses.
 
 A field's metadata hold its help, its command-line spellings and its choices; `flags` makes the command line from
-them. None means 'derive it', and `resolve` does, saying why.
+them. None means 'derive it', and `resolve` does, saying why; of an option that is not `derived` it means none.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ def option(
     choices: tuple[str, ...] = (),
     metavar: str = "",
     off: tuple[str, ...] = (),
+    derived: bool = True,
 ) -> Any:
     """A dataclass field that is a command-line option. The first flag is the one that messages use.
 
-    `off` are further spellings that switch a bool off; `--no-x` comes by itself.
+    `off` are further spellings that switch a bool off; `--no-x` comes by itself. `derived`: `resolve` has a rule for
+    it where it is None.
     """
-    return field(
-        default=default, metadata={"help": help, "flags": flags, "choices": choices, "metavar": metavar, "off": off}
-    )
+    told = {"help": help, "flags": flags, "choices": choices, "metavar": metavar, "off": off, "derived": derived}
+    return field(default=default, metadata=told)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +39,17 @@ class ModelConfig:
         "--model-path",
     )
     tokenizer: str | None = option(
-        None, "directory or tokenizer.json to use instead of the model's", "--tokenizer", "--tokenizer-path"
+        None,
+        "directory or tokenizer.json to use instead of the model's",
+        "--tokenizer",
+        "--tokenizer-path",
+        derived=False,
     )
-    revision: str | None = option(None, "branch, tag or commit of a hub id", "--revision")
+    revision: str | None = option(None, "branch, tag or commit of a hub id", "--revision", derived=False)
     served_model_name: str | None = option(None, "the name that clients use", "--served-model-name")
-    chat_template: str | None = option(None, "a Jinja file or text to use instead of the model's", "--chat-template")
+    chat_template: str | None = option(
+        None, "a Jinja file or text to use instead of the model's", "--chat-template", derived=False
+    )
     tool_parser: str = option(
         "auto",
         "how the model writes calls of tools: a family's name, auto (as its template shows), or none",
@@ -70,6 +77,7 @@ class ModelConfig:
         "round plain weights to groups of 32 when they are loaded (CPU); quantised GGUF files stay as they are",
         "--quantization",
         choices=("int8", "int4"),
+        derived=False,
     )
     max_model_len: int | None = option(
         None, "longest prompt plus output, in tokens", "--max-model-len", "--context-length", metavar="TOKENS"
@@ -96,7 +104,7 @@ class CacheConfig:
         metavar="BYTES",
     )
     max_total_tokens: int | None = option(
-        None, "tokens of KV cache, instead of what is left", "--max-total-tokens", metavar="TOKENS"
+        None, "tokens of KV cache, instead of what is left", "--max-total-tokens", metavar="TOKENS", derived=False
     )
     prefix_caching: bool = option(
         True, "reuse the KV of shared prefixes", "--enable-prefix-caching", off=("--disable-radix-cache",)
@@ -209,18 +217,24 @@ class ServerConfig:
 
     host: str = option("127.0.0.1", "address to listen on", "--host")
     port: int = option(8000, "port to listen on; 0 takes a free one", "--port")
-    api_key: str | None = option(None, "clients must send this key (or set SAPWOOD_API_KEY)", "--api-key")
+    api_key: str | None = option(
+        None, "clients must send this key (or set SAPWOOD_API_KEY)", "--api-key", derived=False
+    )
     max_body_bytes: int = option(
         32 << 20, "largest request body (suffixes K, M, G)", "--max-body-bytes", metavar="BYTES"
     )
     cors_origins: str | None = option(
-        None, "comma-separated origins that browsers may call from, or *", "--allowed-origins"
+        None, "comma-separated origins that browsers may call from, or *", "--allowed-origins", derived=False
     )
     drain_seconds: float = option(
         30.0, "how long running requests may finish after SIGTERM", "--drain-timeout", metavar="SECONDS"
     )
     thinking_budget: int | None = option(
-        None, "most tokens of thoughts for requests that give no bound", "--thinking-budget", metavar="TOKENS"
+        None,
+        "most tokens of thoughts for requests that give no bound",
+        "--thinking-budget",
+        metavar="TOKENS",
+        derived=False,
     )
     log_level: str = option("info", "how much is logged", "--log-level", choices=("debug", "info", "warning", "error"))
     log_requests: bool = option(False, "log one line per request", "--enable-log-requests", "--log-requests")

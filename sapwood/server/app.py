@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from time import perf_counter
 from typing import Any
 
@@ -15,6 +15,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sapwood.base.errors import SapwoodError
@@ -55,7 +56,7 @@ def create_app(
     known = [route for room in routes for route in room]
     known.append(admin.index(front, known))
     server = config.server
-    middleware = [Middleware(Gate, front=front, paths=frozenset(route.path for route in known))]
+    middleware = [Middleware(Gate, front=front, routes=known)]
     if server.cors_origins:
         origins = [origin.strip() for origin in server.cors_origins.split(",")]
         cors = Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
@@ -80,10 +81,11 @@ class _Application(Starlette):
 class Gate:
     """Around every request: its id, the key, the count, the log line, and an answer for errors nobody expected."""
 
-    def __init__(self, app: ASGIApp, *, front: Front, paths: frozenset[str]) -> None:
+    def __init__(self, app: ASGIApp, *, front: Front, routes: Sequence[Route]) -> None:
         self._app = app
         self._front = front
-        self._paths = paths
+        self._paths = {route.path for route in routes if not route.param_convertors}
+        self._patterns = [(route.path_regex, route.path_format) for route in routes if route.param_convertors]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -114,6 +116,12 @@ class Gate:
             await told.response()(scope, receive, stamped)
         finally:
             seconds = perf_counter() - begin
-            self._front.metrics.request(path if path in self._paths else "other", status, seconds)
+            self._front.metrics.request(self._endpoint(path), status, seconds)
             if self._front.config.server.log_requests:
                 log.info("%s %s %d %.3f s %s", scope["method"], path, status, seconds, request_id)
+
+    def _endpoint(self, path: str) -> str:
+        """The route of a path as metrics count it: whatever stands for a parameter, it is one."""
+        if path in self._paths:
+            return path
+        return next((name for pattern, name in self._patterns if pattern.match(path)), "other")

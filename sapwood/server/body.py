@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from sapwood.base.errors import RequestError
 from sapwood.server.errors import ClientGone
 from sapwood.server.front import Front
+from sapwood.server.refusals import Table, refuse
 
 T = TypeVar("T")
 
@@ -26,17 +27,20 @@ _DISCARDED_LIMITS = 4  # how far beyond the limit a body is read to its end, in 
 _DISCARDED_SECONDS = 5.0
 _CODINGS = {"gzip": zlib.MAX_WBITS | 16, "x-gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
 _PATH = re.compile(r" - at (?:`key` in )?`\$\.?(.*)`$")
+_MISSING = re.compile(r"missing required field `(.*)`")
+_FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])  # no value is looked at
 
 
 class Body(Generic[T]):
     """Reads bodies of one type: `await body(request)`.
 
-    The server's limit of bytes is enforced while reading, whatever Content-Length says. What the caller does next, up
+    Fields that are not declared are ignored, but for those of `refused`. The server's limit of bytes is enforced while reading, whatever Content-Length says. What the caller does next, up
     to its next wait, is its turn.
     """
 
-    def __init__(self, type: type[T], front: Front) -> None:
+    def __init__(self, type: type[T], front: Front, *, refused: Table | None = None) -> None:
         self._decoder = msgspec.json.Decoder(type)
+        self._refused = refused or {}
         self._limit = front.config.server.max_body_bytes
         self._turn = front.turns
 
@@ -71,6 +75,8 @@ class Body(Generic[T]):
             raise RequestError("The body is empty; it must be a JSON object.")
         try:
             body = self._decoder.decode(raw)
+            if self._refused:
+                refuse(self._refused, _FIELDS.decode(raw))
             if len(raw) <= _CHECKED_FOR_REPEATS:
                 json.loads(raw, object_pairs_hook=_refuse_repeats)
             return body
@@ -107,6 +113,9 @@ def field_error(error: msgspec.ValidationError, *, within: str = "") -> RequestE
     found = _PATH.search(text)
     path = ".".join(filter(None, (within, found[1] if found else "")))
     message = text[: found.start()] if found else text
+    missing = _MISSING.search(message)
+    if missing and not path:
+        return RequestError(f"{missing[1]} is missing.", param=missing[1])
     return RequestError(f"{path}: {message}." if path else f"{message}.", param=path or None)
 
 

@@ -14,13 +14,23 @@ from sapwood.text.parsers import Event, Parser, Said, gather
 class Reading:
     """Reads one choice, at once or as it grows, and counts what was read when it has ended.
 
-    `schemas` are those of the functions that may be called. `to_call`: it has ended so that its calls should be run.
+    `schemas` are those of the functions that may be called; without `split` thoughts stay in the text. `to_call`: it has ended so that its calls should be run.
     """
 
-    def __init__(self, front: Front, schemas: Mapping[str, Any], *, most_calls: int | None, thoughts: Thoughts) -> None:
+    def __init__(
+        self,
+        front: Front,
+        schemas: Mapping[str, Any],
+        *,
+        most_calls: int | None,
+        thoughts: Thoughts,
+        split: bool = True,
+    ) -> None:
         self._front = front
         self._open = thoughts == "open"
-        self._parser = Parser(front.text.dialect, tools=schemas, thinking=self._open, most_calls=most_calls)
+        self._parser = Parser(
+            front.text.dialect, tools=schemas, thinking=self._open, split=split, most_calls=most_calls
+        )
         self._called = False
         self.to_call = False
 

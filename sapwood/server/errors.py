@@ -85,6 +85,12 @@ async def handle(request: Request, error: Exception) -> Response:
     return problem(error).response()
 
 
+def unsupported(name: str, instead: str = "") -> RequestError:
+    """A field that would change the result and is not supported here, with what to do."""
+    what = f"is not supported; {instead}" if instead else "is not supported yet; leave it out"
+    return RequestError(f"{name} {what}.", param=name, code="unsupported_parameter")
+
+
 def with_param(error: RequestError, param: str | None) -> RequestError:
     """The same error about another field."""
     return RequestError(str(error), param=param, status=error.status, code=error.code)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import anyio
@@ -32,7 +31,8 @@ from sapwood.text.model import Thoughts
 
 T = TypeVar("T")
 
-MAX_CHOICES = 128  # outputs of one HTTP request: prompts times n
+MAX_CHOICES = 1024  # outputs of one HTTP request: prompts times n
+MAX_N = 128
 
 _SHORT = 4096  # characters that are tokenised sooner than a thread takes over
 _MAX_CHARS_PER_TOKEN = 256  # no vocabulary has a longer token, so a text longer than this a token cannot fit
@@ -110,19 +110,28 @@ class Front:
     def check(self, params: SamplingParams, names: Mapping[str, str]) -> SamplingParams:
         """Checked parameters. `names` maps SamplingParams' names to the caller's, for the messages."""
         try:
-            return params.check(vocab_size=self.facts.vocab_size, max_n=MAX_CHOICES)
+            return params.check(vocab_size=self.facts.vocab_size, max_n=MAX_N)
         except RequestError as error:
             raise respelled(error, names) from None
 
-    async def restrict(self, params: SamplingParams, asked: Asked | None) -> SamplingParams:
-        """The parameters with the grammar that a request asks for. Raises RequestError if it cannot be used."""
+    async def restrict(self, params: SamplingParams, asked: Asked | None) -> tuple[SamplingParams, EndCheck | None]:
+        """The parameters with the grammar that a request asks for, and the check of complete outputs, where that grammar
+        leaves something to check. Raises RequestError, naming the field, if it cannot be used."""
         if asked is None:
-            return params
-        await self.check_grammar(asked)
-        return msgspec.structs.replace(params, grammar=asked.grammar)
+            return params, None
+        return msgspec.structs.replace(params, grammar=asked.grammar), await self.end_check(asked)
+
+    async def end_check(self, asked: Asked) -> EndCheck | None:
+        """Try a grammar out; the check of complete outputs, None where it leaves nothing to check. Raises RequestError."""
+        if not await self.check_grammar(asked):
+            return None
+        try:
+            return EndCheck(asked.grammar)
+        except GrammarError as error:
+            raise RequestError(f"{asked.param}: {error}.", param=asked.param) from None
 
     async def check_grammar(self, asked: Asked) -> bool:
-        """Whether outputs have to be checked at the end. Raises RequestError, naming the field, if a grammar cannot be used."""
+        """Try a grammar out: whether outputs have to be checked at the end. Raises RequestError, naming the field."""
         try:
             unchecked = await self._grammars.check(asked.grammar)
         except GrammarError as error:
@@ -134,15 +143,6 @@ class Front:
                 param=asked.param,
             )
         return bool(unchecked)
-
-    async def end_check(self, asked: Asked | None) -> EndCheck | None:
-        """The check of complete outputs, None where their grammar leaves nothing to check. Raises RequestError as above."""
-        if asked is None or not await self.check_grammar(asked):
-            return None
-        try:
-            return EndCheck(asked.grammar)
-        except GrammarError as error:
-            raise RequestError(f"{asked.param}: {error}.", param=asked.param) from None
 
     def checked(self, finding: Finding) -> Finding:
         """What was found of a complete output, counted."""
@@ -164,12 +164,28 @@ class Front:
 
     async def encode(self, text: str, *, param: str, add_special: bool = True) -> list[int]:
         """Tokens of a text."""
-        self._check_length(len(text), param)
-        encode = partial(self.text.encode, text, add_special=add_special)
-        return await self._off_loop(encode, len(text), param)
+        (tokens,) = await self.encode_all([text], param=param, add_special=add_special)
+        return tokens
+
+    async def encode_all(self, texts: Sequence[str], *, param: str, add_special: bool = True) -> list[list[int]]:
+        """Tokens of each of some texts."""
+        for text in texts:
+            self._check_length(len(text), param)
+
+        def encoded() -> list[list[int]]:
+            return [self.text.encode(text, add_special=add_special) for text in texts]
+
+        return await self._off_loop(encoded, sum(map(len, texts)), param)
 
     async def decode(self, tokens: list[int], *, skip_special: bool) -> str:
-        return await self._off_loop(partial(self.text.decode, tokens, skip_special=skip_special), len(tokens), "tokens")
+        (text,) = await self.decode_all([tokens], skip_special=skip_special)
+        return text
+
+    async def decode_all(self, several: Sequence[list[int]], *, skip_special: bool) -> list[str]:
+        def decoded() -> list[str]:
+            return [self.text.decode(tokens, skip_special=skip_special) for tokens in several]
+
+        return await self._off_loop(decoded, sum(map(len, several)), "tokens")
 
     async def render(
         self,

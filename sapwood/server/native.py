@@ -23,7 +23,8 @@ from sapwood.grammar.spellings import Asked, Schema, one_of
 from sapwood.server.body import Body, field_error
 from sapwood.server.front import MAX_CHOICES, Front
 from sapwood.server.generation import Choice, News, Prompt, choices_of, complete, params_for
-from sapwood.server.openai.protocol import Int, Priority, listed
+from sapwood.server.openai.protocol import Int, Priority, listed, salt_of
+from sapwood.server.refusals import GENERATE, NATIVE_SAMPLING, refuse
 from sapwood.server.sse import EventStream, frame
 
 _DEFAULT_MAX_TOKENS = 128  # SGLang's
@@ -33,13 +34,12 @@ _NAMES = {
     "seed": "sampling_seed",
     "include_stop": "no_stop_trim",
 }
-_UNSUPPORTED = ("custom_params",)
 _STRUCTURED = ("json_schema", "regex", "ebnf", "structural_tag")
 _PLACES = {"logprobs": "top_logprobs_num", "prompt_logprobs": "top_logprobs_num"}
 
 
 class NativeSampling(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """SGLang's sampling_params. The last is understood and refused."""
+    """SGLang's sampling_params."""
 
     max_new_tokens: Int | None = None
     min_new_tokens: Int | None = None
@@ -64,7 +64,7 @@ class NativeSampling(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     ebnf: str | None = None
     structural_tag: dict[str, Any] | str | None = None
     stop_regex: str | list[str] | None = None
-    custom_params: Any = None
+    custom_params: Any = None  # refused
 
 
 class GenerateRequest(msgspec.Struct, kw_only=True):
@@ -80,21 +80,8 @@ class GenerateRequest(msgspec.Struct, kw_only=True):
     return_text_in_logprobs: bool | None = None
     rid: str | list[str] | None = None
     priority: Priority | None = None
-    image_data: Any = None
-    audio_data: Any = None
-    video_data: Any = None
-    input_embeds: Any = None
-    lora_path: Any = None
-    token_ids_logprob: Any = None
-    return_hidden_states: Any = None
-    return_entropy: Any = None
-    return_sampling_mask: Any = None
-    max_thinking_tokens: Any = None
-    require_reasoning: Any = None
     cache_salt: str | None = None
     extra_key: str | list[str] | None = None
-    custom_logit_processor: Any = None
-    session_params: Any = None
 
 
 class Finish(msgspec.Struct, omit_defaults=True):
@@ -138,14 +125,13 @@ class Wish(msgspec.Struct):
 
 
 def routes(front: Front) -> list[Route]:
-    read = Body(GenerateRequest, front)
+    read = Body(GenerateRequest, front, refused=GENERATE)
 
     async def generate_(request: Request) -> Response:
         begin = perf_counter()
         body = await read(request)
-        _refuse(body, front)
         given, param, single = await _prompts(front, body)
-        samplings = [_converted(fields) for fields in _spread("sampling_params", body.sampling_params, len(given), {})]
+        samplings = _spread("sampling_params", _converted(body.sampling_params), len(given), NativeSampling())
         prompts = [
             Prompt(
                 tokens,
@@ -158,17 +144,11 @@ def routes(front: Front) -> list[Route]:
             for tokens, sampling, salt in zip(given, samplings, _salts(body, len(given)), strict=True)
         ]
         wishes = _wishes(body, prompts)
-        params = [
-            await front.restrict(_params(front, sampling, wish), _asked(sampling))
-            for sampling, wish in zip(samplings, wishes, strict=True)
-        ]
-        for sampling, wish in zip(samplings, wishes, strict=True):
-            wish.end_check = await front.end_check(_asked(sampling))
         limit = front.facts.max_model_len
-        pairs = [
-            (prompt, params_for(prompt, one, limit, default=_DEFAULT_MAX_TOKENS))
-            for prompt, one in zip(prompts, params, strict=True)
-        ]
+        pairs = []
+        for prompt, sampling, wish in zip(prompts, samplings, wishes, strict=True):
+            params, wish.end_check = await front.restrict(_params(front, sampling, wish), _asked(sampling))
+            pairs.append((prompt, params_for(prompt, params, limit, default=_DEFAULT_MAX_TOKENS)))
         choices = choices_of(pairs)
         asked = dict(zip(prompts, wishes, strict=True))
         answer = _Answer(front, asked, with_text=bool(body.return_text_in_logprobs), begin=begin)
@@ -206,18 +186,10 @@ async def _prompts(front: Front, body: GenerateRequest) -> tuple[list[list[int]]
         raise RequestError(f"At most {MAX_CHOICES} outputs (prompts times n) in one request.", param=param)
     if any(isinstance(one, int) for one in several):
         raise RequestError("input_ids must not mix token ids and lists of token ids.", param=param)
-    prompts = [await front.encode(one, param=param) if isinstance(one, str) else one for one in several]
+    prompts = several if body.text is None else await front.encode_all(several, param=param)
     for tokens in prompts:
         front.check_tokens(tokens, param)
     return prompts, param, single
-
-
-def _refuse(body: GenerateRequest, front: Front) -> None:
-    for name in ("image_data", "audio_data", "video_data", "input_embeds", "lora_path", "token_ids_logprob",
-                 "return_hidden_states", "return_entropy", "return_sampling_mask", "max_thinking_tokens", "require_reasoning",
-                 "custom_logit_processor", "session_params"):  # fmt: skip
-        if getattr(body, name):
-            raise RequestError(f"{name} is not supported yet; leave it out.", param=name, code="unsupported_parameter")
 
 
 def _spread(name: str, value: Any, count: int, missing: Any) -> list[Any]:
@@ -230,9 +202,7 @@ def _spread(name: str, value: Any, count: int, missing: Any) -> list[Any]:
 
 
 def _salts(body: GenerateRequest, count: int) -> list[str]:
-    """What separates the prompts' prefixes from those of others: `cache_salt` and `extra_key` are two words for it."""
-    keys = _spread("extra_key", body.extra_key, count, "")
-    return [f"{body.cache_salt}\0{key}" if body.cache_salt and key else body.cache_salt or key for key in keys]
+    return [salt_of(body.cache_salt, key) for key in _spread("extra_key", body.extra_key, count, None)]
 
 
 def _wishes(body: GenerateRequest, prompts: Sequence[Prompt]) -> list[Wish]:
@@ -254,20 +224,23 @@ def _wishes(body: GenerateRequest, prompts: Sequence[Prompt]) -> list[Wish]:
     ]
 
 
-def _converted(given: dict[str, Any]) -> NativeSampling:
+def _converted(given: dict[str, Any] | list[dict[str, Any]] | None) -> NativeSampling | list[NativeSampling] | None:
+    if given is None:
+        return None
+    several = given if isinstance(given, list) else [given]
+    for fields in several:
+        refuse(NATIVE_SAMPLING, fields)
     try:
-        native = msgspec.convert(given, NativeSampling, str_keys=True)  # keys of JSON are strings
+        # Keys of JSON are strings.
+        converted = [msgspec.convert(fields, NativeSampling, str_keys=True) for fields in several]
     except msgspec.ValidationError as error:
         raise field_error(error, within="sampling_params") from None
-    for name in _UNSUPPORTED:
-        if getattr(native, name):
-            raise RequestError(f"{name} is not supported yet; leave it out.", param=name, code="unsupported_parameter")
-    return native
+    return converted if isinstance(given, list) else converted[0]
 
 
 def _params(front: Front, native: NativeSampling, wish: Wish) -> SamplingParams:
     ours = {theirs: name for name, theirs in _NAMES.items()}
-    skipped = {"spaces_between_special_tokens", *_UNSUPPORTED, *_STRUCTURED}
+    skipped = {"spaces_between_special_tokens", "custom_params", *_STRUCTURED}
     fields = {
         ours.get(name, name): value
         for name in NativeSampling.__struct_fields__

@@ -70,7 +70,7 @@ def test_budgets(client: openai.OpenAI, budget: dict[str, int], tokens: int) -> 
     for choice in reply.choices:
         assert len(choice.message.content) <= 160 - tokens
     message = reply.choices[0].message
-    thought = getattr(message, "reasoning_content", "")
+    thought = message.reasoning_content or ""
     assert streamed(client, extra_body=budget) == (message.content, thought, "", "length")
 
 

@@ -105,12 +105,14 @@ async def test_metrics(http: httpx.AsyncClient, engine: FakeEngine, app: Starlet
     await http.post("/v1/completions", json={"prompt": [5, 6, 7], "max_tokens": 99, "stop": "sat"})
     await http.post("/v1/completions", json={"prompt": []})
     await http.get("/some/random/path")
+    await http.get("/v1/models/tiny")
     reply = await http.get("/metrics")
     assert reply.headers["content-type"].startswith("text/plain")
     values = dict(line.rsplit(" ", 1) for line in reply.text.splitlines() if not line.startswith("#"))
     assert values['sapwood_requests_total{endpoint="/v1/completions",status="200"}'] == "2.0"
     assert values['sapwood_requests_total{endpoint="/v1/completions",status="400"}'] == "1.0"
     assert values['sapwood_requests_total{endpoint="other",status="404"}'] == "1.0"
+    assert values['sapwood_requests_total{endpoint="/v1/models/{name}",status="200"}'] == "1.0"
     assert values['sapwood_finished_total{reason="length"}'] == "1.0"
     assert values['sapwood_finished_total{reason="stop"}'] == "1.0"
     assert values["sapwood_prompt_tokens_total"] == "6.0"

@@ -8,13 +8,18 @@ import zlib
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
 from sapwood.config import Config
+from sapwood.server import refusals
+from sapwood.server.native import GenerateRequest
+from sapwood.server.openai.protocol import ChatRequest, CompletionRequest
+from sapwood.server.refusals import Table
 from tests.server.fakes import FakeEngine
 
 pytestmark = pytest.mark.anyio
-TEXT, CHAT = "/v1/completions", "/v1/chat/completions"
+TEXT, CHAT, NATIVE = "/v1/completions", "/v1/chat/completions", "/generate"
 HELLO = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
 
 
@@ -71,29 +76,88 @@ async def test_values_that_others_take(http: httpx.AsyncClient, fields: dict[str
     assert reply.status_code == 200, reply.text
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["length_penalty", "beam_width", "token_ids_logprob", "logprob_token_ids", "return_hidden_states",
-     "repetition_detection", "custom_params", "input_ids", "grammar", "allowed_token_ids", "bad_words"],
-)  # fmt: skip
-@pytest.mark.parametrize("path", [TEXT, CHAT])
-async def test_what_would_change_the_result_is_refused_by_name(http: httpx.AsyncClient, path: str, name: str) -> None:
-    body = {"prompt": "x"} if path == TEXT else HELLO
-    reply = await http.post(path, json={**body, name: 5})
+ROUTES: dict[str, tuple[Table, dict[str, Any], type[msgspec.Struct]]] = {
+    CHAT: (refusals.CHAT, HELLO, ChatRequest),
+    TEXT: (refusals.COMPLETIONS, {"prompt": "x", "max_tokens": 2}, CompletionRequest),
+    NATIVE: (refusals.GENERATE, {"text": "x", "sampling_params": {"max_new_tokens": 2}}, GenerateRequest),
+}
+
+
+@pytest.mark.parametrize("path", ROUTES)
+async def test_what_would_change_the_result_is_refused_by_name(http: httpx.AsyncClient, path: str) -> None:
+    table, body, declared = ROUTES[path]
+    assert not table.keys() & set(declared.__struct_fields__)
+    for name, refused in table.items():
+        asks = [5, {"a": 1}, True] if True not in refused.harmless else [5, False]
+        asks += [] if 0 in refused.harmless else [0]
+        for value in asks:
+            reply = await http.post(path, json={**body, name: value})
+            error = reply.json()["error"]
+            assert (reply.status_code, error["param"], error["code"]) == (400, name, "unsupported_parameter"), value
+            assert refused.instead in error["message"]
+
+
+@pytest.mark.parametrize("path", ROUTES)
+async def test_fields_of_others_that_ask_for_nothing_are_taken(http: httpx.AsyncClient, path: str) -> None:
+    table, body, _ = ROUTES[path]
+    for number in range(max(len(refused.harmless) for refused in table.values())):
+        harmless = {name: refused.harmless[min(number, len(refused.harmless) - 1)] for name, refused in table.items()}
+        reply = await http.post(path, json=harmless | body)
+        assert reply.status_code == 200, reply.text
+
+
+async def test_what_sampling_params_refuse(http: httpx.AsyncClient) -> None:
+    for name, refused in refusals.NATIVE_SAMPLING.items():
+        for value, status in [(5, 400), *((value, 200) for value in refused.harmless if not isinstance(value, list))]:
+            body = {"text": "x", "sampling_params": {"max_new_tokens": 2, name: value}}
+            reply = await http.post(NATIVE, json=body)
+            assert reply.status_code == status, value
+            assert status == 200 or reply.json()["error"]["param"] == name
+
+
+@pytest.mark.parametrize("path", ROUTES)
+async def test_as_many_outputs_as_asked_for_in_any_way(http: httpx.AsyncClient, path: str) -> None:
+    _, body, _ = ROUTES[path]
+    fields: dict[str, Any] = {} if path == NATIVE else {"n": 2, "best_of": 2}
+    assert (await http.post(path, json=body | fields)).status_code == 200
+    if fields:
+        reply = await http.post(path, json=body | fields | {"best_of": 3})
+        assert reply.status_code == 400 and reply.json()["error"]["param"] == "best_of"
+
+
+@pytest.mark.parametrize("path", [TEXT, NATIVE])
+async def test_a_thousand_prompts(http: httpx.AsyncClient, engine: FakeEngine, path: str) -> None:
+    name = "text" if path == NATIVE else "prompt"
+    body = {"sampling_params": {"max_new_tokens": 1}} if path == NATIVE else {"max_tokens": 1}
+    reply = await http.post(path, json=body | {name: ["the cat"] * 1024})
+    assert reply.status_code == 200 and len(engine.asked) == 1024
+    reply = await http.post(path, json=body | {name: ["the cat"] * 1025})
     assert reply.status_code == 400 and reply.json()["error"]["param"] == name
+    assert len(engine.asked) == 1024
 
 
-@pytest.mark.parametrize("name", ["return_entropy", "return_sampling_mask", "max_thinking_tokens", "require_reasoning"])
-async def test_the_same_on_generate(http: httpx.AsyncClient, name: str) -> None:
-    reply = await http.post("/generate", json={"text": "x", name: 1})
-    assert reply.status_code == 400 and reply.json()["error"]["param"] == name
+async def test_a_missing_field_is_named(http: httpx.AsyncClient) -> None:
+    error = (await http.post("/detokenize", json={})).json()["error"]
+    assert (error["param"], error["message"]) == ("tokens", "tokens is missing.")
 
 
-async def test_generate_takes_biases_and_salts(http: httpx.AsyncClient, engine: FakeEngine) -> None:
-    body = {"text": "x", "sampling_params": {"max_new_tokens": 2, "logit_bias": {"28": 100}}, "cache_salt": "a"}
-    assert (await http.post("/generate", json={**body, "extra_key": "b"})).status_code == 200
-    asked = engine.asked[-1]
-    assert asked.params.logit_bias == {28: 100} and asked.salt == "a\0b"
+@pytest.mark.parametrize("path", ROUTES)
+async def test_salts_keep_prefixes_apart(http: httpx.AsyncClient, engine: FakeEngine, path: str) -> None:
+    _, body, _ = ROUTES[path]
+    pairs = [{}, {"cache_salt": "a"}, {"extra_key": "a"}, {"cache_salt": "a", "extra_key": "b"},
+             {"cache_salt": "a\0:b"}, {"cache_salt": "a\0", "extra_key": "b"}]  # fmt: skip
+    for pair in pairs:
+        assert (await http.post(path, json=body | pair)).status_code == 200
+    salts = [asked.salt for asked in engine.asked]
+    assert salts[:2] == ["", "a"] and len(set(salts)) == len(pairs)
+
+
+async def test_generate_takes_biases_and_a_key_for_each_prompt(http: httpx.AsyncClient, engine: FakeEngine) -> None:
+    body = {"text": ["x", "y"], "sampling_params": {"max_new_tokens": 2, "logit_bias": {"28": 100}}}
+    assert (await http.post(NATIVE, json={**body, "extra_key": ["a", "b"]})).status_code == 200
+    first, second = engine.asked
+    assert first.params.logit_bias == {28: 100} and first.salt != second.salt
+    assert (await http.post(NATIVE, json={**body, "extra_key": ["a"]})).json()["error"]["param"] == "extra_key"
 
 
 async def test_a_stop_expression_ends_the_text(http: httpx.AsyncClient) -> None:

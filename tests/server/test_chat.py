@@ -30,7 +30,8 @@ async def test_answer(client: AsyncOpenAI, engine: FakeEngine, text: TextModel) 
     assert reply.system_fingerprint
     choice = reply.choices[0]
     assert (choice.message.role, choice.message.content, choice.finish_reason) == ("assistant", ANSWER, "stop")
-    assert choice.model_extra == {"stop_reason": None}
+    assert choice.model_extra == {"stop_reason": None, "matched_stop": text.eos_ids[0]}
+    assert choice.message.model_extra == {}  # nothing is known of thoughts
     assert reply.usage is not None
     assert reply.usage.prompt_tokens_details is not None
     assert reply.usage.prompt_tokens_details.cached_tokens == 3
@@ -68,7 +69,7 @@ async def test_stream_equals_whole(
         assert all(c.delta.role is None for c in told[1:])
         assert "".join(c.delta.content or "" for c in told) == choice.message.content
         assert [c.finish_reason for c in told if c.finish_reason] == [choice.finish_reason]
-        assert told[-1].finish_reason
+        assert told[-1].finish_reason and told[-1].model_extra == choice.model_extra
         assert choice.logprobs is not None
         assert [p for c in told if c.logprobs for p in c.logprobs.content or ()] == choice.logprobs.content
 

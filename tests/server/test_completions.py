@@ -72,7 +72,7 @@ async def test_stop_string_ends_the_generation(client: AsyncOpenAI, engine: Fake
     )
     assert reply.choices[0].text == "The cat sat"
     assert reply.choices[0].finish_reason == "stop"
-    assert reply.choices[0].model_extra == {"stop_reason": "sat"}
+    assert reply.choices[0].model_extra == {"stop_reason": "sat", "matched_stop": "sat"}
     assert (engine.broken_off, engine.running) == (1, 0)
 
 
@@ -92,7 +92,7 @@ async def test_stop_token_is_no_text(client: AsyncOpenAI, text: TextModel) -> No
             extra_body={"stop_token_ids": [space_cat], "include_stop_str_in_output": include},
         )
         assert (reply.choices[0].text, reply.choices[0].finish_reason) == (shown, "stop")
-        assert reply.choices[0].model_extra == {"stop_reason": space_cat}
+        assert reply.choices[0].model_extra == {"stop_reason": space_cat, "matched_stop": space_cat}
 
 
 @pytest.mark.parametrize("stream", [False, True])

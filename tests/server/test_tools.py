@@ -208,6 +208,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"thinking_budget": 5}, "thinking_budget", "thoughts"),
     ({"thinking_budget": -5}, "thinking_budget", "0"),
     ({"max_thinking_tokens": 5}, "max_thinking_tokens", "thoughts"),
+    ({"thinking_token_budget": 5}, "thinking_token_budget", "thoughts"),
     ({"chat_template_kwargs": {"thinking_budget": "x"}}, "chat_template_kwargs.thinking_budget", "number"),
 ]  # fmt: skip
 
@@ -263,22 +264,35 @@ async def test_thoughts(tmp_path: Path, chunk: int, opened: bool | None) -> None
         want = "" if opened is False else "Hm.\nHm!"
         assert (getattr(message, "reasoning_content", None) or "") == want
         assert message.content == "I look." and len(message.tool_calls or ()) == 2
-        details = reply.usage and reply.usage.completion_tokens_details
+        assert (message.model_extra or {})["reasoning_content"] == (want or None)
+        assert reply.usage and reply.usage.model_extra == {"reasoning_tokens": len(text.encode(thought.rstrip()))}
+        details = reply.usage.completion_tokens_details
         assert details is not None and details.reasoning_tokens == len(text.encode(thought.rstrip()))
         stream = await client.chat.completions.create(**fields, stream=True, stream_options={"include_usage": True})
         chunks = [chunk async for chunk in stream]
+        assert chunks[0].choices[0].delta.model_extra == {"reasoning_content": None}
         content, thoughts, calls, finish = spoken(chunks)
         assert (content, thoughts, len(calls), finish) == ("I look.", want, 2, "tool_calls")
         assert chunks[-1].usage == reply.usage
 
 
-async def test_thoughts_that_are_not_split(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tools", [False, True])
+@pytest.mark.parametrize("chunk", [1, 1000])
+async def test_thoughts_that_are_not_split(tmp_path: Path, tools: bool, chunk: int) -> None:
     async with served(tmp_path, THINKING) as (client, engine, text, _):
-        says(engine, text, "<think>Hm.</think>Yes.")
-        reply = await client.chat.completions.create(
-            model=MODEL, messages=HELLO, extra_body={"separate_reasoning": False}
-        )
-        assert reply.choices[0].message.content == "<think>Hm.</think>Yes."
+        engine.chunk = chunk
+        thought = "<think>\n Hm? " + TWO.partition("\n")[2].partition("\n<tool")[0] + " \n</think>\n\n"
+        says(engine, text, thought + (TWO if tools else "Yes."))
+        fields: dict[str, Any] = {"model": MODEL, "messages": HELLO, "extra_body": {"separate_reasoning": False}}
+        fields |= {"tools": [WEATHER, NOW]} if tools else {}
+        reply = await client.chat.completions.create(**fields)
+        message = reply.choices[0].message
+        assert message.content == thought + ("I look." if tools else "Yes.")
+        assert message.model_extra == {"reasoning_content": None} and len(message.tool_calls or ()) == 2 * tools
+        assert reply.usage and (reply.usage.model_extra or {})["reasoning_tokens"] > 0
+        stream = await client.chat.completions.create(**fields, stream=True)
+        content, thoughts, calls, _ = spoken([chunk async for chunk in stream])
+        assert (content, thoughts, len(calls)) == (message.content, "", 2 * tools)
 
 
 async def test_thoughts_that_end_too_soon(tmp_path: Path) -> None:
@@ -364,6 +378,7 @@ async def test_budgets(tmp_path: Path) -> None:
         assert (own.budget, own.open, text.decode(own.leave)) == (7, True, "\n</think>")
         for fields in (
             {"thinking_budget": 3},
+            {"thinking_token_budget": 3},
             {"max_thinking_tokens": 3},
             {"chat_template_kwargs": {"thinking_budget": 3}},
         ):

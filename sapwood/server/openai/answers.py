@@ -34,7 +34,7 @@ class Answer(msgspec.Struct):
     content: str | None
     role: str = "assistant"
     refusal: None = None
-    reasoning_content: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType | None = UNSET
     tool_calls: list[ToolCall] | UnsetType = UNSET
 
 
@@ -53,7 +53,7 @@ class CallDelta(msgspec.Struct):
 class AnswerDelta(msgspec.Struct):
     content: str | UnsetType | None = UNSET
     role: str | UnsetType = UNSET
-    reasoning_content: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType | None = UNSET
     tool_calls: list[CallDelta] | UnsetType = UNSET
 
 
@@ -63,13 +63,15 @@ class Reader:
     `past` is how many calls the conversation has before it: some models number them through.
     """
 
-    def __init__(self, front: Front, toolbox: Toolbox | None, thoughts: Thoughts, *, past: int) -> None:
+    def __init__(self, front: Front, toolbox: Toolbox | None, thoughts: Thoughts, *, split: bool, past: int) -> None:
         self._front = front
+        self._no_thought = UNSET if front.text.dialect.reasoning is None else None
         self._reading = Reading(
             front,
             {} if toolbox is None else toolbox.schemas,
             most_calls=None if toolbox is None or toolbox.many else 1,
             thoughts=thoughts,
+            split=split,
         )
         self._past = past
 
@@ -82,7 +84,7 @@ class Reader:
         ]
         answer = Answer(
             said.text or (None if calls else ""),
-            reasoning_content=said.thought or UNSET,
+            reasoning_content=said.thought or self._no_thought,
             tool_calls=calls or UNSET,
         )
         return answer, self._finish(choice)

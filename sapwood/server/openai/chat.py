@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -16,6 +16,7 @@ from sapwood.base.errors import RequestError
 from sapwood.base.plan import TokenLogprobs
 from sapwood.base.sampling import SamplingParams
 from sapwood.grammar.schema import Finding
+from sapwood.server.errors import unsupported
 from sapwood.server.front import Front
 from sapwood.server.generation import Choice, News, Prompt, choices_of, complete
 from sapwood.server.openai.answers import Answer, AnswerDelta, Reader
@@ -32,6 +33,7 @@ from sapwood.server.openai.replies import (
 )
 from sapwood.server.openai.thinking import bounded
 from sapwood.server.openai.tools import EndChecks, Toolbox, end_checks_of, grammar_of, toolbox_of
+from sapwood.server.refusals import CHAT
 from sapwood.text import TextModel
 from sapwood.text.model import Thoughts
 from sapwood.text.parsers import Said
@@ -58,6 +60,7 @@ class ChatChoice(msgspec.Struct, kw_only=True):
     logprobs: Logprobs | None = None
     finish_reason: str | None
     stop_reason: int | str | None = None
+    matched_stop: int | str | None = None
     token_ids: list[int] | UnsetType = UNSET
     schema_check: Finding | UnsetType = UNSET
 
@@ -68,6 +71,7 @@ class ChatChunkChoice(msgspec.Struct, kw_only=True):
     logprobs: Logprobs | None = None
     finish_reason: str | None = None
     stop_reason: int | str | UnsetType | None = UNSET
+    matched_stop: int | str | UnsetType | None = UNSET
     token_ids: list[int] | UnsetType = UNSET
     schema_check: Finding | UnsetType = UNSET
 
@@ -80,19 +84,22 @@ class Plan:
     params: SamplingParams
     toolbox: Toolbox | None
     thoughts: Thoughts
+    split: bool
     past_calls: int
     reads: bool
     end_checks: EndChecks | None
 
     def reader(self, front: Front) -> Reader | None:
         """One per output; None where the output is the answer as it is."""
-        return Reader(front, self.toolbox, self.thoughts, past=self.past_calls) if self.reads else None
+        if not self.reads:
+            return None
+        return Reader(front, self.toolbox, self.thoughts, split=self.split, past=self.past_calls)
 
     def check(self, front: Front, choice: Choice) -> Finding | UnsetType:
         """What is found of a complete output, where its grammar leaves something to check."""
         if self.end_checks is None:
             return UNSET
-        reader = self.reader(front)
+        reader = replace(self, split=True).reader(front)
         return front.checked(self.end_checks(Said(choice.text, "", []) if reader is None else reader.said(choice.text)))
 
 
@@ -115,7 +122,7 @@ def routes(front: Front) -> list[Route]:
             reply.prompt_token_ids = plan.prompt.tokens
         return json_response(reply)
 
-    return [post(front, "/v1/chat/completions", ChatRequest, chat_completions)]
+    return [post(front, "/v1/chat/completions", ChatRequest, chat_completions, refused=CHAT)]
 
 
 def _params(front: Front, body: ChatRequest) -> SamplingParams:
@@ -127,7 +134,7 @@ def _params(front: Front, body: ChatRequest) -> SamplingParams:
     if body.top_logprobs and not body.logprobs:
         raise RequestError("top_logprobs needs logprobs: true.", param="top_logprobs")
     if body.echo:
-        raise RequestError("echo is for /v1/completions.", param="echo", code="unsupported_parameter")
+        raise unsupported("echo", "it is for /v1/completions")
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     return body.sampling(front, max_tokens=max_tokens, logprobs=logprobs, names=names)
 
@@ -138,20 +145,18 @@ async def _plan(front: Front, body: ChatRequest) -> Plan:
     toolbox = toolbox_of(body, reads=dialect.tools is not None)
     rendered = await body.rendered(front, add_special=bool(body.add_special_tokens), **_template_fields(body, toolbox))
     front.check_tokens(rendered.tokens, "messages")
-    separate = dialect.reasoning is not None and body.separate_reasoning is not False
-    reads = separate or (toolbox is not None and bool(toolbox.offers))
-    thoughts: Thoughts = rendered.thoughts if separate else "none"
+    reads = dialect.reasoning is not None or (toolbox is not None and bool(toolbox.offers))
     shown = front.text.markers(calls=toolbox is not None) if reads else frozenset()
     grammar = await grammar_of(front, toolbox, asked, rendered.thoughts)
-    params = await front.restrict(params, grammar)
+    if grammar is not None:
+        params = msgspec.structs.replace(params, grammar=grammar.grammar)
     limit = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
     return Plan(
-        prompt=Prompt(
-            rendered.tokens, "messages", body.cache_salt or "", body.priority or 0, limit_param=limit, shown=shown
-        ),
+        prompt=Prompt(rendered.tokens, "messages", body.salt, body.priority or 0, limit_param=limit, shown=shown),
         params=bounded(front, body, params, rendered.thoughts),
         toolbox=toolbox,
-        thoughts=thoughts,
+        thoughts=rendered.thoughts,
+        split=body.separate_reasoning is not False,
         past_calls=sum(len(message.get("tool_calls") or ()) for message in body.messages or ()),
         reads=reads,
         end_checks=await end_checks_of(front, toolbox, asked, grammar),
@@ -178,6 +183,7 @@ def _choice(front: Front, body: ChatRequest, choice: Choice, plan: Plan) -> Chat
         logprobs=_logprobs(front.text, choice.logprobs) if body.logprobs else None,
         finish_reason=finish,
         stop_reason=stop_reason(front, choice),
+        matched_stop=choice.stop,
         token_ids=choice.tokens if body.return_token_ids else UNSET,
         schema_check=plan.check(front, choice),
     )
@@ -186,7 +192,8 @@ def _choice(front: Front, body: ChatRequest, choice: Choice, plan: Plan) -> Chat
 def _shaper(front: Front, body: ChatRequest, plan: Plan) -> Callable[[News], Iterator[ChatChunkChoice]]:
     """How news become entries of `choices`: the role first, then text, and the reason of the end with the last."""
     readers: dict[int, Reader] = {}
-    nothing = "" if plan.toolbox is None else None
+    content = "" if plan.toolbox is None else None
+    thought = UNSET if front.text.dialect.reasoning is None else None
 
     def read(news: News) -> tuple[list[AnswerDelta], str | None]:
         reader = readers.get(news.choice.index) or plan.reader(front)
@@ -198,7 +205,8 @@ def _shaper(front: Front, body: ChatRequest, plan: Plan) -> Callable[[News], Ite
     def shape(news: News) -> Iterator[ChatChunkChoice]:
         choice = news.choice
         if news.first:
-            yield ChatChunkChoice(index=choice.index, delta=AnswerDelta(content=nothing, role="assistant"))
+            delta = AnswerDelta(content=content, role="assistant", reasoning_content=thought)
+            yield ChatChunkChoice(index=choice.index, delta=delta)
         deltas, finish = read(news)
         if not deltas and (finish or body.logprobs or body.return_token_ids):
             deltas = [AnswerDelta()]
@@ -209,7 +217,7 @@ def _shaper(front: Front, body: ChatRequest, plan: Plan) -> Callable[[News], Ite
             entries[0].token_ids = news.tokens
         if finish:
             entries[-1].finish_reason = finish
-            entries[-1].stop_reason = stop_reason(front, choice)
+            entries[-1].stop_reason, entries[-1].matched_stop = stop_reason(front, choice), choice.stop
             entries[-1].schema_check = plan.check(front, choice)
         yield from entries
 

@@ -30,6 +30,7 @@ from sapwood.server.openai.replies import (
     stop_reason,
     usage_of,
 )
+from sapwood.server.refusals import COMPLETIONS
 from sapwood.text import TextModel
 from sapwood.text.detokenizer import Places
 
@@ -55,6 +56,7 @@ class CompletionChoice(msgspec.Struct, kw_only=True):
     logprobs: Logprobs | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
+    matched_stop: int | str | None = None
     prompt_logprobs: list[dict[str, RankedToken] | None] | UnsetType = UNSET
     token_ids: list[int] | UnsetType = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
@@ -63,9 +65,7 @@ class CompletionChoice(msgspec.Struct, kw_only=True):
 
 def routes(front: Front) -> list[Route]:
     async def completions(request: Request, body: CompletionRequest) -> Response:
-        asked = body.asked()
-        params = await front.restrict(_params(front, body), asked)
-        end_check = await front.end_check(asked)
+        params, end_check = await front.restrict(_params(front, body), body.asked())
         prompts = await _prompts(front, body)
         echoes = await _echoes(front, body, prompts) if body.echo else {}
         limit = front.facts.max_model_len
@@ -82,15 +82,13 @@ def routes(front: Front) -> list[Route]:
         reply.usage = usage_of(choices)
         return json_response(reply)
 
-    return [post(front, "/v1/completions", CompletionRequest, completions)]
+    return [post(front, "/v1/completions", CompletionRequest, completions, refused=COMPLETIONS)]
 
 
 def _params(front: Front, body: CompletionRequest) -> SamplingParams:
     max_tokens = body.max_tokens
     if max_tokens == 0 and body.echo:
         max_tokens = 1  # only the prompt's logprobs are wanted
-    if body.best_of is not None and body.best_of != (body.n or 1):
-        raise RequestError("best_of other than n is not supported.", param="best_of", code="unsupported_parameter")
     if body.echo and body.logprobs is not None and body.prompt_logprobs is None:
         return body.sampling(
             front,
@@ -104,30 +102,30 @@ def _params(front: Front, body: CompletionRequest) -> SamplingParams:
 
 async def _prompts(front: Front, body: CompletionRequest) -> list[Prompt]:
     """Token ids of each prompt. Nothing is tokenised before the number of prompts is known to be allowed."""
+    texts: list[str] = []
+    given: list[list[int]] = []
     match body.prompt:
         case None:
             raise RequestError("prompt is missing.", param="prompt")
         case str() as text:
-            given: list[str | list[int]] = [text]
+            texts = [text]
         case [int(), *_] as ids if all(isinstance(id, int) for id in ids):
             given = [cast(list[int], ids)]
-        case [_, *_] as several if all(isinstance(one, str) for one in several) or all(
-            isinstance(one, list) for one in several
-        ):
-            given = cast(list[str | list[int]], several)
+        case [str(), *_] as several if all(isinstance(one, str) for one in several):
+            texts = cast(list[str], several)
+        case [list(), *_] as several if all(isinstance(one, list) for one in several):
+            given = cast(list[list[int]], several)
         case []:
             raise RequestError("prompt is empty.", param="prompt")
         case _:
             raise RequestError("prompt must not mix strings, token ids and lists of token ids.", param="prompt")
-    if len(given) * (body.n or 1) > MAX_CHOICES:
+    if len(texts or given) * (body.n or 1) > MAX_CHOICES:
         raise RequestError(f"At most {MAX_CHOICES} outputs (prompts times n) in one request.", param="prompt")
-    prompts = []
-    for one in given:
-        if isinstance(one, str):
-            one = await front.encode(one, param="prompt", add_special=body.add_special_tokens is not False)
-        front.check_tokens(one, "prompt")
-        prompts.append(Prompt(one, "prompt", body.cache_salt or "", body.priority or 0, scoring=body.max_tokens == 0))
-    return prompts
+    if texts:
+        given = await front.encode_all(texts, param="prompt", add_special=body.add_special_tokens is not False)
+    for tokens in given:
+        front.check_tokens(tokens, "prompt")
+    return [Prompt(tokens, "prompt", body.salt, body.priority or 0, scoring=body.max_tokens == 0) for tokens in given]
 
 
 async def _echoes(front: Front, body: CompletionRequest, prompts: Sequence[Prompt]) -> dict[Prompt, str]:
@@ -136,7 +134,8 @@ async def _echoes(front: Front, body: CompletionRequest, prompts: Sequence[Promp
     if isinstance(texts[0], str):
         return dict(zip(prompts, cast(list[str], texts), strict=True))
     skip = body.skip_special_tokens is not False
-    return {prompt: await front.decode(prompt.tokens, skip_special=skip) for prompt in prompts}
+    decoded = await front.decode_all([prompt.tokens for prompt in prompts], skip_special=skip)
+    return dict(zip(prompts, decoded, strict=True))
 
 
 def _plain(index: int, text: str) -> CompletionChoice:
@@ -176,7 +175,7 @@ def _shaper(
             return
         entry = CompletionChoice(index=choice.index, text=text, logprobs=logprobs, finish_reason=choice.finish)
         if choice.finish:
-            entry.stop_reason = stop_reason(front, choice)
+            entry.stop_reason, entry.matched_stop = stop_reason(front, choice), choice.stop
             entry.schema_check = UNSET if end_check is None else front.checked(end_check(choice.text))
         if body.return_token_ids:
             entry.token_ids = news.tokens

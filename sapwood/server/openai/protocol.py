@@ -1,7 +1,6 @@
 """Request bodies. Null means 'not given' everywhere, as clients send it.
 
-Fields that are not declared are ignored; those that would change the result and do not work yet are declared in
-`Refusals`, so that they are refused by name.
+Fields that are not declared are ignored, but for those that `sapwood.server.refusals` names.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from sapwood.base.errors import RequestError
 from sapwood.base.sampling import SamplingParams
 from sapwood.grammar.spellings import Structured
 from sapwood.server.body import field_error
+from sapwood.server.errors import unsupported
 from sapwood.server.front import Front, Rendered
 
 Int = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
@@ -24,63 +24,8 @@ Priority = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
 
 _AS_THEY_ARE = (
     "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed",
-    "n", "min_tokens", "ignore_eos", "skip_special_tokens", "logit_bias",
+    "n", "ignore_eos", "skip_special_tokens", "logit_bias",
 )  # fmt: skip
-_HARMLESS: Mapping[str, Any] = {
-    "length_penalty": (1, 1.0),
-    "beam_width": (1,),
-    "function_call": ("none", "auto"),
-    "modalities": (["text"],),
-}
-_INSTEAD = {
-    "functions": "give tools",
-    "function_call": "give tool_choice",
-    "grammar": "give structured_outputs",
-    "input_ids": "give the token ids as prompt to /v1/completions",
-}
-
-
-class Refusals(Structured, kw_only=True):
-    """What is understood and cannot be done yet."""
-
-    functions: Any = None
-    function_call: Any = None
-    audio: Any = None
-    modalities: Any = None
-    web_search_options: Any = None
-    documents: Any = None
-    chat_template: Any = None
-    prompt_embeds: Any = None
-    truncate_prompt_tokens: Any = None
-    bad_words: Any = None
-    allowed_token_ids: Any = None
-    use_beam_search: Any = None
-    length_penalty: Any = None
-    beam_width: Any = None
-    logprob_token_ids: Any = None
-    token_ids_logprob: Any = None
-    return_hidden_states: Any = None
-    repetition_detection: Any = None
-    custom_params: Any = None
-    input_ids: Any = None
-    grammar: Any = None
-    logits_processors: Any = None
-    custom_logit_processor: Any = None
-    lora_path: Any = None
-    kv_transfer_params: Any = None
-    suffix: Any = None
-
-    def refuse(self) -> None:
-        """Raise RequestError for the first of these fields that asks for something."""
-        for name in Refusals.__struct_fields__:
-            if name in Structured.__struct_fields__:
-                continue
-            value = getattr(self, name)
-            if value and (isinstance(value, bool) or value not in _HARMLESS.get(name, ())):
-                what = (
-                    f"is not supported; {_INSTEAD[name]}" if name in _INSTEAD else "is not supported yet; leave it out"
-                )
-                raise RequestError(f"{name} {what}.", param=name, code="unsupported_parameter")
 
 
 class StreamOptions(msgspec.Struct, kw_only=True):
@@ -88,8 +33,8 @@ class StreamOptions(msgspec.Struct, kw_only=True):
     continuous_usage_stats: bool | None = None
 
 
-class Sampling(Refusals, kw_only=True):
-    """What completions and chat have in common."""
+class Sampling(Structured, kw_only=True):
+    """What completions and chat have in common; `min_new_tokens`, `no_stop_trim` and `extra_key` are SGLang's."""
 
     model: str | None = None
     stream: bool | None = None
@@ -97,6 +42,7 @@ class Sampling(Refusals, kw_only=True):
     temperature: float | None = None
     top_p: float | None = None
     n: Int | None = None
+    best_of: Int | None = None
     seed: Int | None = None
     stop: str | list[str] | None = None
     stop_regex: str | list[str] | None = None
@@ -118,25 +64,32 @@ class Sampling(Refusals, kw_only=True):
     prompt_logprobs: Int | None = None
     priority: Priority | None = None
     cache_salt: str | None = None
+    extra_key: str | None = None
     return_token_ids: bool | None = None
 
     def check(self, front: Front) -> None:
         """Raise RequestError for what does not depend on the prompt: the model, and fields that cannot work."""
         front.check_model(self.model)
-        self.refuse()
+        if self.best_of is not None and self.best_of != (self.n or 1):
+            raise unsupported("best_of", "leave it out, or give the same as n")
         if self.stream_options is not None and not self.stream:
             raise RequestError("stream_options is only allowed with stream: true.", param="stream_options")
         if self.prompt_logprobs is not None and self.stream:
             raise RequestError("prompt_logprobs cannot be streamed; leave stream out.", param="prompt_logprobs")
+
+    @property
+    def salt(self) -> str:
+        return salt_of(self.cache_salt, self.extra_key)
 
     def sampling(
         self, front: Front, *, max_tokens: int | None, logprobs: int | None, names: Mapping[str, str], **more: Any
     ) -> SamplingParams:
         """Checked parameters of the engine. `names` maps their names to this body's, where they differ."""
         given = {name: value for name in _AS_THEY_ARE if (value := getattr(self, name)) is not None}
-        if self.min_new_tokens is not None:
-            given.setdefault("min_tokens", self.min_new_tokens)
+        if self.min_tokens is None and self.min_new_tokens is not None:
+            names = {**names, "min_tokens": "min_new_tokens"}
         fields = {
+            "min_tokens": self.min_tokens if self.min_tokens is not None else self.min_new_tokens or 0,
             "max_tokens": max_tokens,
             "logprobs": logprobs,
             "prompt_logprobs": self.prompt_logprobs,
@@ -153,21 +106,18 @@ def listed(given: str | Sequence[str] | None) -> tuple[str, ...]:
     return () if given is None else (given,) if isinstance(given, str) else tuple(given)
 
 
+def salt_of(cache_salt: str | None, extra_key: str | None) -> str:
+    """What keeps a request's cached prefixes to those who send the same two; no pair can stand for another."""
+    salt, key = ((given or "").replace("\0", "\0\0") for given in (cache_salt, extra_key))
+    return f"{salt}\0:{key}" if key else salt
+
+
 class CompletionRequest(Sampling, kw_only=True):
     """`prompt`: a string, strings, token ids, or lists of token ids."""
 
     prompt: str | list[str | int | list[int]] | None = None
     echo: bool | None = None
     logprobs: Int | None = None
-    best_of: Int | None = None
-    tools: Any = None
-    tool_choice: Any = None
-
-    def refuse(self) -> None:
-        super().refuse()
-        for name in ("tools", "tool_choice"):
-            if getattr(self, name) and getattr(self, name) not in ("none", "auto"):
-                raise RequestError(f"{name} is for /v1/chat/completions.", param=name, code="unsupported_parameter")
 
 
 class Part(msgspec.Struct):
@@ -271,6 +221,7 @@ class ChatRequest(Sampling, Conversation, kw_only=True):
     reasoning_effort: str | None = None
     enable_thinking: bool | None = None
     thinking_budget: Count | None = None
+    thinking_token_budget: Count | None = None
     max_thinking_tokens: Count | None = None
     separate_reasoning: bool | None = None
     tools: list[dict[str, Any]] | None = None

@@ -18,6 +18,7 @@ from sapwood.server.body import Body
 from sapwood.server.front import Front
 from sapwood.server.generation import Choice, News
 from sapwood.server.openai.protocol import Sampling, StreamOptions
+from sapwood.server.refusals import Table
 from sapwood.server.sse import EventStream, cut, frame, quoted
 from sapwood.text import TextModel
 
@@ -35,11 +36,14 @@ class CompletionDetails(msgspec.Struct):
 
 
 class Usage(msgspec.Struct):
+    """`reasoning_tokens` stands where OpenAI has it, and where SGLang does."""
+
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptDetails
     completion_tokens_details: CompletionDetails | UnsetType = UNSET
+    reasoning_tokens: int | UnsetType = UNSET
 
 
 class RankedToken(msgspec.Struct):
@@ -76,10 +80,15 @@ def new_reply(front: Front, object: str, prefix: str) -> Reply:
 
 
 def post(
-    front: Front, path: str, type: type[S], answer: Callable[[Request, S], Coroutine[Any, Any, Response]]
+    front: Front,
+    path: str,
+    type: type[S],
+    answer: Callable[[Request, S], Coroutine[Any, Any, Response]],
+    *,
+    refused: Table,
 ) -> Route:
     """A route whose bodies are of `type`; `answer` gets them with all checked that does not depend on the prompt."""
-    read = Body(type, front)
+    read = Body(type, front, refused=refused)
 
     async def endpoint(request: Request) -> Response:
         body = await read(request)
@@ -100,12 +109,16 @@ def usage_of(choices: Sequence[Choice]) -> Usage:
     output = sum(len(choice.tokens) for choice in choices)
     cached = sum(choice.num_cached_tokens for choice in firsts)
     thoughts = [count for choice in choices if (count := choice.num_thought_tokens) is not None]
-    details = CompletionDetails(sum(thoughts)) if thoughts else UNSET
-    return Usage(prompt, output, prompt + output, PromptDetails(cached), details)
+    usage = Usage(prompt, output, prompt + output, PromptDetails(cached))
+    if thoughts:
+        usage.completion_tokens_details = CompletionDetails(sum(thoughts))
+        usage.reasoning_tokens = sum(thoughts)
+    return usage
 
 
 def stop_reason(front: Front, choice: Choice) -> int | str | None:
-    """The stop string or stop token that ended it; None for an end of sequence, as in vLLM."""
+    """vLLM's: the stop string or stop token that ended it, None for an end of sequence. SGLang's `matched_stop` is all of
+    `Choice.stop`."""
     return None if choice.stop in front.facts.eos_ids else choice.stop
 
 

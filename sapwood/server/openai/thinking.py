@@ -11,7 +11,7 @@ from sapwood.server.front import Front
 from sapwood.server.openai.protocol import ChatRequest
 from sapwood.text.model import Thoughts
 
-_SPELLINGS = ("thinking_budget", "max_thinking_tokens")
+_SPELLINGS = ("thinking_budget", "thinking_token_budget", "max_thinking_tokens")
 
 
 def bounded(front: Front, body: ChatRequest, params: SamplingParams, thoughts: Thoughts) -> SamplingParams:

@@ -181,7 +181,9 @@ async def end_checks_of(
         end_check = await front.end_check(_parameters(offer, place))
         if end_check is not None:
             calls[offer.name] = end_check
-    return EndChecks(None if toolbox is not None and toolbox.must else await front.end_check(asked), calls)
+    return EndChecks(
+        None if asked is None or (toolbox is not None and toolbox.must) else await front.end_check(asked), calls
+    )
 
 
 def _bound(toolbox: Toolbox | None, asked: Asked | None) -> list[tuple[Offer, str]]:

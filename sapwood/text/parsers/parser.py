@@ -29,6 +29,7 @@ class Parser:
     Args:
         tools: The JSON schema of the parameters of each tool that was offered. Without any, calls are text.
         thinking: The prompt has begun the thoughts already.
+        split: Thoughts are told apart; else they are text as they stand, marks and all. No call is read in them anyhow.
         most_calls: Calls beyond so many are left out.
 
     Attributes:
@@ -42,6 +43,7 @@ class Parser:
         *,
         tools: Mapping[str, Any] | None = None,
         thinking: bool = False,
+        split: bool = True,
         most_calls: int | None = None,
     ) -> None:
         self.num_calls = 0
@@ -50,6 +52,7 @@ class Parser:
         self.schema: object = None
         self._tools = tools or {}
         self._most = most_calls
+        self._split = split
         self._reasoning = dialect.reasoning
         self._sections: dict[str, list[Section]] = {}
         self._bare: list[Section] = []
@@ -95,7 +98,7 @@ class Parser:
         yield from self._bare_calls()
         while (marker := (yield from self._source.until(self._finder, self._say))) is not None:
             if self._reasoning is not None and marker == self._reasoning.begin:
-                yield from self._think()
+                yield from self._think(marker)
                 yield from self._bare_calls()
             elif marker in self._sections:
                 yield from self._calls(marker)
@@ -127,10 +130,15 @@ class Parser:
         """Something of another kind follows."""
         self._spaces, self._fresh = "", True
 
-    def _think(self) -> Reading[None]:
-        self._turn()
-        yield from self._source.until(self._ends, lambda text: self._say(text, "thought"))
-        self._turn()
+    def _think(self, begin: str = "") -> Reading[None]:
+        if self._split:
+            self._turn()
+            yield from self._source.until(self._ends, lambda text: self._say(text, "thought"))
+            self._turn()
+        else:
+            self._say(begin)
+            end = yield from self._source.until(self._ends, self._say)
+            self._say(end or "")
 
     # -- calls --------------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,91 @@
+"""Fields that other servers understand and this one does not: each route refuses them by name if they ask for something."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+
+from sapwood.server.errors import unsupported
+
+_NOTHING: tuple[Any, ...] = (None, False, 0, "", [], {})
+_CHAT = "it is for /v1/chat/completions"
+
+
+class Refused(NamedTuple):
+    """`instead` is what to do; `harmless` are the values that ask for what is done anyhow."""
+
+    instead: str = ""
+    harmless: tuple[Any, ...] = _NOTHING
+
+
+Table = dict[str, Refused]
+
+_EVERYWHERE: Table = dict.fromkeys(
+    ("input_embeds", "lora_path", "custom_logit_processor", "session_params", "return_hidden_states", "return_entropy",
+     "return_sampling_mask", "return_routed_experts", "require_reasoning", "token_ids_logprob", "logprob_token_ids",
+     "allowed_token_ids", "bad_words"),
+    Refused(),
+)  # fmt: skip
+
+_OPENAI: Table = {
+    **_EVERYWHERE,
+    **dict.fromkeys(
+        ("audio", "web_search_options", "documents", "chat_template", "prompt_embeds", "truncate_prompt_tokens",
+         "use_beam_search", "early_stopping", "repetition_detection", "custom_params", "logits_processors",
+         "kv_transfer_params", "suffix", "return_tokens_as_token_ids"),
+        Refused(),
+    ),
+    "functions": Refused("give tools"),
+    "function_call": Refused("give tool_choice", (*_NOTHING, "none", "auto")),
+    "modalities": Refused(harmless=(*_NOTHING, ["text"])),
+    "length_penalty": Refused(harmless=(*_NOTHING, 1)),
+    "beam_width": Refused(harmless=(*_NOTHING, 1)),
+    "include_reasoning": Refused(harmless=(None, True)),
+    "grammar": Refused("give structured_outputs"),
+    "input_ids": Refused("give the token ids as prompt to /v1/completions"),
+    "max_new_tokens": Refused("give max_tokens", (None,)),
+    "sampling_seed": Refused("give seed", (None,)),
+    "top_logprobs_num": Refused("give logprobs"),
+    "return_logprob": Refused("give logprobs"),
+}  # fmt: skip
+
+CHAT: Table = _OPENAI
+COMPLETIONS: Table = {
+    **_OPENAI,
+    "tools": Refused(_CHAT),
+    "tool_choice": Refused(_CHAT, (*_NOTHING, "none", "auto")),
+    "thinking_budget": Refused(_CHAT, (None,)),
+    "thinking_token_budget": Refused(_CHAT, (None,)),
+    "max_thinking_tokens": Refused(_CHAT, (None,)),
+}
+GENERATE: Table = {
+    **_EVERYWHERE,
+    **dict.fromkeys(("image_data", "audio_data", "video_data"), Refused()),
+    **dict.fromkeys(
+        ("max_new_tokens", "temperature", "top_p", "top_k", "min_p", "stop", "stop_regex", "n", "json_schema", "regex",
+         "ebnf"),
+        Refused("give it in sampling_params", (None,)),
+    ),
+    "max_tokens": Refused("give sampling_params.max_new_tokens", (None,)),
+    "max_thinking_tokens": Refused(_CHAT, (None,)),
+}  # fmt: skip
+NATIVE_SAMPLING: Table = {"custom_params": Refused()}
+
+
+def refuse(table: Table, given: Mapping[str, Any]) -> None:
+    """Raise RequestError for the first field of a body that the table refuses. Values may be `msgspec.Raw`."""
+    for name, value in given.items():
+        refused = table.get(name)
+        if refused is None:
+            continue
+        if isinstance(value, msgspec.Raw):
+            value = msgspec.json.decode(value)
+        if not any(_same(value, harmless) for harmless in refused.harmless):
+            raise unsupported(name, refused.instead)
+
+
+def _same(value: Any, harmless: Any) -> bool:
+    """Equal as JSON is: true is not 1."""
+    return isinstance(value, bool) == isinstance(harmless, bool) and bool(value == harmless)
