@@ -11,6 +11,7 @@ from sapwood.base.grammar import Grammar, Thinking
 
 MAX_LOGPROBS = 64
 MAX_STOPS = 64
+MAX_FORBIDDEN = 1024
 SEED_LIMIT = 2**63
 
 _ONE_TOKEN = 1e-9  # the likeliest of fewer tokens than a thousand million has at least this probability
@@ -32,7 +33,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         repetition_penalty: Divides (or multiplies, below zero) logits of tokens seen in prompt or output; in [0.01, 100].
         presence_penalty: Subtracted once from logits of tokens in the output; in [-2, 2].
         frequency_penalty: Subtracted per occurrence in the output; in [-2, 2].
-        logit_bias: Token id to a value in [-100, 100] that is added to its logit.
+        logit_bias: Token id to a value in [-100, 100] that is added to its logit. It makes no token impossible.
+        allowed_token_ids: The only tokens that may be drawn, ends of sequence included; None is all.
+        forbidden: Runs of tokens that the output must not hold: the last token of each is impossible behind the others. A
+            request ends with an error where these two and the grammar leave no token at all.
         seed: Same request, same seed, same tokens, whatever else is in the batch: to the last bit by the CPU kernels,
             elsewhere but for rounding. None draws one.
         stop: Strings that end the output and are not part of it; names of special tokens in them are found though
@@ -59,6 +63,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: dict[int, float] = {}
+    allowed_token_ids: tuple[int, ...] | None = None
+    forbidden: tuple[tuple[int, ...], ...] = ()
     seed: int | None = None
     stop: tuple[str, ...] = ()
     stop_regex: tuple[str, ...] = ()
@@ -75,7 +81,12 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     @property
     def restricted(self) -> bool:
         """Whether what may be drawn depends on what has been."""
-        return self.grammar is not None or self.thinking is not None
+        return self.grammar is not None or self.thinking is not None or self.selective
+
+    @property
+    def selective(self) -> bool:
+        """Whether some tokens may never be drawn, or not behind others."""
+        return self.allowed_token_ids is not None or bool(self.forbidden)
 
     @property
     def greedy(self) -> bool:
@@ -114,6 +125,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             _within("logit_bias", bias, -100.0, 100.0)
         for token in self.stop_token_ids:
             _token("stop_token_ids", token, vocab_size)
+        self._check_selection(vocab_size)
         for name in ("stop", "stop_regex", "stop_token_ids"):
             if len(getattr(self, name)) > MAX_STOPS:
                 raise RequestError(f"{name} takes at most {MAX_STOPS} entries.", param=name)
@@ -121,6 +133,22 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             if "" in getattr(self, name):
                 raise RequestError(f"{name} must not hold an empty string.", param=name)
         return self
+
+    def _check_selection(self, vocab_size: int) -> None:
+        if len(self.forbidden) > MAX_FORBIDDEN:
+            raise RequestError(f"forbidden takes at most {MAX_FORBIDDEN} entries.", param="forbidden")
+        for run in self.forbidden:
+            if not run:
+                raise RequestError("forbidden must not hold a run of no tokens.", param="forbidden")
+            for token in run:
+                _token("forbidden", token, vocab_size)
+        if self.allowed_token_ids is None:
+            return
+        for token in self.allowed_token_ids:
+            _token("allowed_token_ids", token, vocab_size)
+        if not set(self.allowed_token_ids) - {run[0] for run in self.forbidden if len(run) == 1}:
+            what = "is empty" if not self.allowed_token_ids else "holds only tokens that forbidden rules out"
+            raise RequestError(f"allowed_token_ids {what}: there is nothing to choose.", param="allowed_token_ids")
 
 
 def _within(name: str, value: Any, low: float, high: float) -> None:

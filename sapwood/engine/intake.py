@@ -32,7 +32,10 @@ class Intake:
             return _refused(message, f"a token id is outside the vocabulary [0, {self.vocab_size})")
         params = message.params
         if params.restricted and not self.grammars:
-            return _refused(message, "this engine has no grammars")
+            return _refused(
+                message,
+                "this engine masks no tokens: it has no grammars, thinking budgets, allowed_token_ids and bad_words",
+            )
         self._arrivals += 1
         most = self.longest - len(tokens)
         seed = self._random.getrandbits(63) if params.seed is None else params.seed & SEED_MASK

@@ -6,7 +6,7 @@ import llguidance
 
 from sapwood.base.grammar import Thinking
 from sapwood.base.plan import Bits
-from sapwood.grammar.constraint import ALL, Constraint
+from sapwood.grammar.constraint import ALL, Follows
 from sapwood.grammar.trigger import Trigger
 from sapwood.grammar.vocabulary import Vocabulary
 
@@ -14,7 +14,7 @@ from sapwood.grammar.vocabulary import Vocabulary
 class Budget:
     """Counts the tokens of thoughts, and lets only the end of them follow when there are enough.
 
-    All else is as `inner` has it, the constraint of the request's grammar, or free. See `constraints.Follows`.
+    All else is as `inner` has it, the constraint of the request's grammar, or free. See `Follows`.
     """
 
     __slots__ = (
@@ -35,7 +35,7 @@ class Budget:
     )  # fmt: skip
 
     def __init__(
-        self, thinking: Thinking, vocabulary: Vocabulary, inner: Constraint | None = None, *, position: int
+        self, thinking: Thinking, vocabulary: Vocabulary, inner: Follows | None = None, *, position: int
     ) -> None:
         self.position = position
         self._thinking = thinking

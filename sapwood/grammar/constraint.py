@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import llguidance
 import numpy as np
@@ -11,6 +12,31 @@ from sapwood.base.plan import Bits
 from sapwood.grammar.compiler import Compiled
 
 ALL = np.int32(-1)
+
+
+class Follows(Protocol):
+    """What is needed of a constraint; `Constraint` says what each means."""
+
+    strikes: int
+
+    @property
+    def position(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def done(self) -> bool: ...
+    @property
+    def spoiled(self) -> bool: ...
+    @property
+    def error(self) -> str: ...
+    @error.setter
+    def error(self, error: str) -> None: ...
+
+    def accept(self, token: int) -> bool: ...
+    def rollback(self, count: int) -> None: ...
+    def forced(self) -> list[int]: ...
+    def begin(self, bits_W: Bits) -> llguidance.LLMatcher | None: ...
+    def finish(self, bits_W: Bits) -> None: ...
 
 
 class Constraint:
@@ -133,7 +159,7 @@ class Constraint:
             return self.matcher
         bits_W.fill(ALL)
         if self.matcher is None and self.compiled.trigger is not None:
-            _forbid(bits_W, self.compiled.trigger.closed.get(self._state, ()))
+            forbid(bits_W, self.compiled.trigger.closed.get(self._state, ()))
         return None
 
     def finish(self, bits_W: Bits) -> None:
@@ -144,15 +170,24 @@ class Constraint:
         ends = self._shut if self.matcher is not None else []
         if self.position < self._min_len:
             ends = ends + self._early
-        # A look at single words first: this runs for every row of every step, and mostly no end is allowed anyhow.
-        if any(bits_W.item(token >> 5) >> (token & 31) & 1 for token in ends):
-            kept = bits_W.copy()
-            _forbid(bits_W, ends)
-            if not bits_W.any():
-                bits_W[:] = kept
+        spare(bits_W, ends)
 
 
-def _forbid(bits_W: Bits, tokens: Sequence[int]) -> None:
+def spare(bits_W: Bits, ends: Sequence[int]) -> None:
+    """Take ends out, as long as anything else is left."""
+    # A look at single words first: this runs for every row of every step, and mostly no end is allowed anyhow.
+    if any(allows(bits_W, token) for token in ends):
+        kept = bits_W.copy()
+        forbid(bits_W, ends)
+        if not bits_W.any():
+            bits_W[:] = kept
+
+
+def allows(bits_W: Bits, token: int) -> bool:
+    return bool(bits_W.item(token >> 5) >> (token & 31) & 1)
+
+
+def forbid(bits_W: Bits, tokens: Sequence[int]) -> None:
     words = bits_W.view(np.uint32)
     for token in tokens:
         words[token >> 5] &= ~np.uint32(1 << (token & 31))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from time import perf_counter, thread_time
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import llguidance
 
@@ -18,8 +18,9 @@ from sapwood.base.request import Request
 from sapwood.base.stake import Landed, Ruling
 from sapwood.grammar.budget import Budget
 from sapwood.grammar.compiler import Compiled, Compiler
-from sapwood.grammar.constraint import ALL, Constraint
+from sapwood.grammar.constraint import ALL, Constraint, Follows, allows
 from sapwood.grammar.vocabulary import Vocabulary
+from sapwood.grammar.words import Words
 
 SLOW_SECONDS = 0.02  # of this thread, for one token of one grammar: the whole batch waits for it
 MOST_STRIKES = 3
@@ -28,26 +29,6 @@ _CROWD_PER_TOKEN = 8  # requests that may be held up a little for each draw that
 _CROWD = 128  # of more requests than this, too many would have to be forced at once: they are not even asked
 _PIECE = 512  # tokens that become known at once: the next ones follow when these have been fed
 _FEW = 4  # masks that are filled sooner than other threads wake up
-
-
-class Follows(Protocol):
-    """What is needed of a constraint; `Constraint` says what each means."""
-
-    position: int
-    done: bool
-    error: str
-    strikes: int
-
-    @property
-    def width(self) -> int: ...
-    @property
-    def spoiled(self) -> bool: ...
-
-    def accept(self, token: int) -> bool: ...
-    def rollback(self, count: int) -> None: ...
-    def forced(self) -> list[int]: ...
-    def begin(self, bits_W: Bits) -> llguidance.LLMatcher | None: ...
-    def finish(self, bits_W: Bits) -> None: ...
 
 
 class Head(NamedTuple):
@@ -259,17 +240,13 @@ def _fill_run(constraint: Follows, bits_MW: Bits, drafts: Sequence[int]) -> None
         if matcher is not None:
             matcher.unsafe_compute_mask_ptr(bits_W.ctypes.data, 4 * len(bits_W))
         constraint.finish(bits_W)
-        if draft is None or constraint.error or not _allows(bits_W, draft):
+        if draft is None or constraint.error or not allows(bits_W, draft):
             break
         constraint.accept(draft)
         taken += 1
         if constraint.done:
             break
     constraint.rollback(taken)
-
-
-def _allows(bits_W: Bits, token: int) -> bool:
-    return bool(bits_W.item(token >> 5) >> (token & 31) & 1)
 
 
 def _begin(request: Request, compiling: Future[Compiled] | Future[Vocabulary], *, alone: bool) -> str | None:
@@ -280,16 +257,18 @@ def _begin(request: Request, compiling: Future[Compiled] | Future[Vocabulary], *
         return f"its grammar cannot be used: {error}"
     except Exception as error:  # of a thread: it must reach whoever waits for the request
         return f"its grammar could not be compiled: {type(error).__name__}: {error}"
-    inner: Constraint | None = None
+    params, start, ends = request.params, request.prompt_len, request.stop_ids
+    vocabulary = ready.vocabulary if isinstance(ready, Compiled) else ready
+    inner: Follows | None = None
     if isinstance(ready, Compiled):
-        ends = request.stop_ids
-        inner = Constraint(
-            ready, position=request.prompt_len, min_len=request.min_len, stop_ids=ends, alone=alone
-        )  # fmt: skip
-    thinking, request.constraint = request.params.thinking, inner
-    if thinking is not None:
-        vocabulary = ready.vocabulary if isinstance(ready, Compiled) else ready
-        request.constraint = Budget(thinking, vocabulary, inner, position=request.prompt_len)
+        inner = Constraint(ready, position=start, min_len=request.min_len, stop_ids=ends, alone=alone)
+    if params.selective:
+        size = vocabulary.tokenizer.vocab_size
+        inner = Words(params, inner, vocab_size=size, position=start, min_len=request.min_len, stop_ids=ends)
+    # Outermost, since what ends thoughts is not the request's to forbid.
+    request.constraint = (
+        inner if params.thinking is None else Budget(params.thinking, vocabulary, inner, position=start)
+    )
     for token in request.tokens[request.prompt_len :].tolist():
         if not request.constraint.accept(token):
             return str(request.constraint.error)

@@ -61,8 +61,8 @@ def needs(params: SamplingParams, *, stop_ids: tuple[int, ...], min_len: int, pr
     wanted = (
         (Need.BIAS, bool(params.logit_bias)),
         (Need.PENALTY, params.penalised),
-        # With a grammar the mask sees to it: an end that comes too soon is better than no token at all.
-        (Need.MIN_LEN, bool(stop_ids) and min_len > prompt_len and params.grammar is None),
+        # With a grammar the mask sees to it, as with a choice of tokens: an end that comes too soon is better than no token.
+        (Need.MIN_LEN, bool(stop_ids) and min_len > prompt_len and params.grammar is None and not params.selective),
         (Need.RANDOM, random),
         (Need.TOP_K, random and params.top_k > 1),
         (Need.TOP_P, random and params.top_p < 1.0),

@@ -14,7 +14,7 @@ from starlette.types import Receive
 
 from sapwood import __version__
 from sapwood.base.errors import ConfigError, GrammarError, RequestError
-from sapwood.base.sampling import SamplingParams
+from sapwood.base.sampling import MAX_FORBIDDEN, SamplingParams
 from sapwood.base.wire import Facts
 from sapwood.config import Config
 from sapwood.engine.client import Engine
@@ -113,6 +113,16 @@ class Front:
             return params.check(vocab_size=self.facts.vocab_size, max_n=MAX_N)
         except RequestError as error:
             raise respelled(error, names) from None
+
+    def forbidden(self, words: Sequence[str] | None) -> tuple[tuple[int, ...], ...]:
+        """The runs of tokens that bad words are. Raises RequestError."""
+        words = words or ()
+        if len(words) > MAX_FORBIDDEN // 2 or sum(map(len, words)) > _SHORT:
+            raise RequestError(
+                f"bad_words takes at most {MAX_FORBIDDEN // 2} words, of {_SHORT} characters together.",
+                param="bad_words",
+            )
+        return self.text.runs_of(words)
 
     async def restrict(self, params: SamplingParams, asked: Asked | None) -> tuple[SamplingParams, EndCheck | None]:
         """The parameters with the grammar that a request asks for, and the check of complete outputs, where that grammar

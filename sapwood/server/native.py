@@ -33,6 +33,7 @@ _NAMES = {
     "min_tokens": "min_new_tokens",
     "seed": "sampling_seed",
     "include_stop": "no_stop_trim",
+    "forbidden": "bad_words",
 }
 _STRUCTURED = ("json_schema", "regex", "ebnf", "structural_tag")
 _PLACES = {"logprobs": "top_logprobs_num", "prompt_logprobs": "top_logprobs_num"}
@@ -53,6 +54,8 @@ class NativeSampling(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     presence_penalty: float | None = None
     repetition_penalty: float | None = None
     logit_bias: dict[int, float] | None = None
+    allowed_token_ids: list[Int] | None = None
+    bad_words: list[str] | None = None
     sampling_seed: Int | None = None
     n: Int | None = None
     ignore_eos: bool | None = None
@@ -248,6 +251,9 @@ def _params(front: Front, native: NativeSampling, wish: Wish) -> SamplingParams:
     }
     fields |= {name: listed(fields.get(name)) for name in ("stop", "stop_regex")}
     fields["stop_token_ids"] = tuple(fields.get("stop_token_ids", ()))
+    fields["forbidden"] = front.forbidden(native.bad_words)
+    if native.allowed_token_ids is not None:
+        fields["allowed_token_ids"] = tuple(native.allowed_token_ids)
     if native.max_new_tokens == 0:
         fields["max_tokens"] = 1  # only the prompt's logprobs are wanted
     fields["logprobs"] = wish.logprobs

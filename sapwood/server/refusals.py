@@ -24,8 +24,7 @@ Table = dict[str, Refused]
 
 _EVERYWHERE: Table = dict.fromkeys(
     ("input_embeds", "lora_path", "custom_logit_processor", "session_params", "return_hidden_states", "return_entropy",
-     "return_sampling_mask", "return_routed_experts", "require_reasoning", "token_ids_logprob", "logprob_token_ids",
-     "allowed_token_ids", "bad_words"),
+     "return_sampling_mask", "return_routed_experts", "require_reasoning", "token_ids_logprob", "logprob_token_ids"),
     Refused(),
 )  # fmt: skip
 
@@ -65,7 +64,7 @@ GENERATE: Table = {
     **dict.fromkeys(("image_data", "audio_data", "video_data"), Refused()),
     **dict.fromkeys(
         ("max_new_tokens", "temperature", "top_p", "top_k", "min_p", "stop", "stop_regex", "n", "json_schema", "regex",
-         "ebnf"),
+         "ebnf", "allowed_token_ids", "bad_words"),
         Refused("give it in sampling_params", (None,)),
     ),
     "max_tokens": Refused("give sampling_params.max_new_tokens", (None,)),

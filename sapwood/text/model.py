@@ -209,6 +209,18 @@ class TextModel:
         """Tokens of a text without a frame, names of special tokens in it being those. Errors name `param`."""
         return self._encode(text, False, param)
 
+    def runs_of(self, words: Iterable[str], *, param: str = "bad_words") -> tuple[tuple[int, ...], ...]:
+        """The tokens that words are at the beginning of a text and behind a space, for `SamplingParams.forbidden`.
+
+        Raises RequestError for a word that is nothing but space.
+        """
+        runs: dict[tuple[int, ...], None] = {}
+        for word in words:
+            if not (bare := word.strip()):
+                raise RequestError(f"{param} must not hold {word!r}: it has no letters.", param=param)
+            runs |= dict.fromkeys(tuple(self._encode(space + bare, False, param)) for space in ("", " "))
+        return tuple(run for run in runs if run)
+
     def thoughts(self, prompt: str, *, continues: bool = False) -> Thoughts:
         """Where an output stands that follows this prompt; it `continues` the last message, which may be thinking."""
         reasoning = self.dialect.reasoning

@@ -16,6 +16,7 @@ from sapwood.server import refusals
 from sapwood.server.native import GenerateRequest
 from sapwood.server.openai.protocol import ChatRequest, CompletionRequest
 from sapwood.server.refusals import Table
+from sapwood.text import TextModel
 from tests.server.fakes import FakeEngine
 
 pytestmark = pytest.mark.anyio
@@ -158,6 +159,25 @@ async def test_generate_takes_biases_and_a_key_for_each_prompt(http: httpx.Async
     first, second = engine.asked
     assert first.params.logit_bias == {28: 100} and first.salt != second.salt
     assert (await http.post(NATIVE, json={**body, "extra_key": ["a"]})).json()["error"]["param"] == "extra_key"
+
+
+@pytest.mark.parametrize("path", ROUTES)
+async def test_allowed_tokens_and_bad_words(
+    http: httpx.AsyncClient, engine: FakeEngine, text: TextModel, path: str
+) -> None:
+    _, body, _ = ROUTES[path]
+    the, spaced = (tuple(text.encode(written)) for written in ("the", " the"))
+    assert len(the) > 1
+    fields = {"allowed_token_ids": [7, 5], "bad_words": ["the", " the "]}
+    asked = body | {"sampling_params": fields} if path == NATIVE else body | fields
+    assert (await http.post(path, json=asked)).status_code == 200
+    params = engine.asked[-1].params
+    assert params.allowed_token_ids == (7, 5) and params.forbidden == (the, spaced)
+    letter = text.encode("a")
+    fields = {"allowed_token_ids": letter, "bad_words": ["a"]}
+    asked = body | {"sampling_params": fields} if path == NATIVE else body | fields
+    error = (await http.post(path, json=asked)).json()["error"]
+    assert error["param"] == "allowed_token_ids" and "bad_words" in error["message"]
 
 
 async def test_a_stop_expression_ends_the_text(http: httpx.AsyncClient) -> None:

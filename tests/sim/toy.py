@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from sapwood.base.grammar import Grammar
 from sapwood.base.plan import Bits
 from sapwood.base.sampling import SamplingParams
-from sapwood.grammar.constraint import _forbid as forbid
+from sapwood.grammar.constraint import forbid
 
 TOY = Grammar(kind="regex", text="toy")
 

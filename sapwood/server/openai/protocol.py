@@ -49,6 +49,8 @@ class Sampling(Structured, kw_only=True):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: dict[int, float] | None = None
+    allowed_token_ids: list[Int] | None = None
+    bad_words: list[str] | None = None
     max_tokens: Int | None = None
     top_k: Int | None = None
     min_p: float | None = None
@@ -88,8 +90,11 @@ class Sampling(Structured, kw_only=True):
         given = {name: value for name in _AS_THEY_ARE if (value := getattr(self, name)) is not None}
         if self.min_tokens is None and self.min_new_tokens is not None:
             names = {**names, "min_tokens": "min_new_tokens"}
+        if self.allowed_token_ids is not None:
+            given["allowed_token_ids"] = tuple(self.allowed_token_ids)
         fields = {
             "min_tokens": self.min_tokens if self.min_tokens is not None else self.min_new_tokens or 0,
+            "forbidden": front.forbidden(self.bad_words),
             "max_tokens": max_tokens,
             "logprobs": logprobs,
             "prompt_logprobs": self.prompt_logprobs,
@@ -98,7 +103,9 @@ class Sampling(Structured, kw_only=True):
             "stop_token_ids": tuple(self.stop_token_ids or ()),
             "include_stop": bool(self.include_stop_str_in_output or self.no_stop_trim),
         }
-        return front.check(SamplingParams(**(front.defaults | given | fields | more)), names)
+        return front.check(
+            SamplingParams(**(front.defaults | given | fields | more)), {"forbidden": "bad_words", **names}
+        )
 
 
 def listed(given: str | Sequence[str] | None) -> tuple[str, ...]:
