@@ -11,26 +11,25 @@ queries and keys and writing the step's keys and values.
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from gpu import DEVICE, DTYPE, copy_rate, seconds, show
 from torch import Tensor
 
 from sapwood.attention.base import Batch, Limits, Shared, tile_members
 from sapwood.attention.triton import Shape as Tile
-from sapwood.attention.triton import Shapes, Triton
+from sapwood.attention.triton import Triton
 from sapwood.base.kv import KVGroup
 from sapwood.base.plan import RUN_LEVELS
 from sapwood.kernels import Turn
 
-DEVICE, DTYPE, PAGE = torch.device("cuda"), torch.bfloat16, 16
-CELLS, NUM_LAYERS = 1 << 21, 2
+PAGE, CELLS, NUM_LAYERS = 16, 1 << 21, 2
 """The pool. A call goes through all layers; steps of which the L2 cache holds both are faster than in a real model."""
 
 
@@ -49,51 +48,35 @@ class Decode(NamedTuple):
     groups: int = 0
     common: int = 0
 
+    def __str__(self) -> str:
+        shared = f", {self.groups} x {self.common} shared" if self.groups else ""
+        return f"{self.rows} x {self.length}{shared}"
+
 
 class Prefill(NamedTuple):
+    """Rows of `tokens` tokens behind `start` positions."""
+
     rows: int
     tokens: int
     start: int = 0
 
+    def __str__(self) -> str:
+        return f"{self.rows} x {self.tokens}" + (f" at {self.start}" if self.start else "")
 
-Work = TypeVar("Work", Decode, Prefill)
+
+Work = Decode | Prefill
 SHAPES = (Shape("llama-8b", 32, 8, 128), Shape("qwen3-0.6b", 16, 8, 128))
-DECODES = (
-    *(Decode(1, length) for length in (512, 2048, 8192)),
-    *(Decode(8, length) for length in (2048, 8192)),
-    *(Decode(32, length) for length in (256, 2048)),
-    *(Decode(256, length) for length in (256, 512, 2048, 4096)),
-)
+DECODES = [
+    Decode(rows, length)
+    for rows, lengths in {1: (512, 2048, 8192), 8: (2048, 8192), 32: (256, 2048), 256: (256, 512, 2048, 4096)}.items()
+    for length in lengths
+]
 SHARED = (Decode(256, 2240, 16, 2048), Decode(256, 700, 1, 512), Decode(8, 8192, 4, 8000))
-PREFILLS = (
-    Prefill(1, 512),
-    Prefill(1, 2048),
-    Prefill(1, 8192),
-    Prefill(32, 512),
-    Prefill(1, 2048, 8192),
-    Prefill(4, 5, 8192),
-)
+PREFILLS = [Prefill(1, 512), Prefill(1, 2048), Prefill(1, 8192), Prefill(32, 512), Prefill(1, 2048, 8192)]
+PREFILLS += [Prefill(4, 5, 8192)]
 
 
-def seconds(call: Callable[[], object], *, repeats: int = 7) -> float:
-    """Median time of one call, from replays of a graph of it."""
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        for _ in range(2):
-            call()
-    stream.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    times = []
-    for _ in range(repeats):
-        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        before.record()
-        graph.replay()
-        after.record()
-        after.synchronize()
-        times.append(before.elapsed_time(after) / 1e3)
-    return statistics.median(times)
+# -- a step of attention -----------------------------------------------------------------------------------------------
 
 
 def batch(num_rows: int, start: int, count: int, page: int) -> Batch:
@@ -102,11 +85,9 @@ def batch(num_rows: int, start: int, count: int, page: int) -> Batch:
     table_SP = (torch.randperm(num_rows * pages_per_row, device=DEVICE) + 1).int().view(num_rows, pages_per_row)
     positions_RN = torch.arange(start, start + count, device=DEVICE).expand(num_rows, -1)
     cells_RN = table_SP.gather(1, positions_RN // page).long() * page + positions_RN % page
-    slots, starts, counts = np.arange(num_rows), np.full(num_rows, start), np.full(num_rows, count)
-    columns = (slots, starts, counts, np.arange(num_rows + 1) * count)
-    slots_R, starts_R, counts_R, offsets_R1 = (
-        torch.from_numpy(column.astype(np.int32)).to(DEVICE) for column in columns
-    )
+    rows = np.arange(num_rows)
+    columns = (rows, np.full(num_rows, start), np.full(num_rows, count), np.arange(num_rows + 1) * count)
+    slots_R, starts_R, counts_R, offsets_R1 = (torch.from_numpy(c.astype(np.int32)).to(DEVICE) for c in columns)
     return Batch(
         ids_T=torch.zeros(num_rows * count, dtype=torch.long, device=DEVICE),
         positions_T=positions_RN.flatten(),
@@ -121,7 +102,7 @@ def batch(num_rows: int, start: int, count: int, page: int) -> Batch:
 
 
 def sharing(step: Batch, work: Decode, page: int, tile: int) -> Batch:
-    """The batch with the runs that its groups of rows share, said or not."""
+    """The batch with the runs that its groups of rows share."""
     size = work.rows // work.groups
     table_SP = step.tables_GSP[0]
     firsts_R = torch.arange(work.rows, device=DEVICE) // size * size
@@ -136,18 +117,6 @@ def sharing(step: Batch, work: Decode, page: int, tile: int) -> Batch:
     members_RL[:, 0] = rows_M
     columns = (torch.tensor(column, dtype=torch.int32, device=DEVICE) for column in zip(*tiles, strict=True))
     return replace(step, shared=Shared(*columns, rows_M, torch.full_like(rows_M, work.common), members_RL, tile))
-
-
-def measure(backend: Triton, shape: Shape, step: Batch) -> float:
-    """Seconds of one layer."""
-    heads_TXD, turn = inputs(shape, len(step.ids_T))
-    backend.plan(step)
-
-    def layers() -> None:
-        for layer in range(NUM_LAYERS):
-            backend.run(layer, heads_TXD, turn, shape.head_dim**-0.5)
-
-    return seconds(layers) / NUM_LAYERS
 
 
 def inputs(shape: Shape, num_tokens: int) -> tuple[Tensor, Turn]:
@@ -167,16 +136,27 @@ def start(shape: Shape, page: int = PAGE, stored: torch.dtype = DTYPE) -> Triton
     return backend
 
 
-def decode_rate(backend: Triton, shape: Shape, work: Decode) -> tuple[float, float]:
-    """(seconds, GB/s of the keys and values that must be read, shared ones once)."""
+def measure(backend: Triton, shape: Shape, work: Work) -> tuple[float, float]:
+    """Seconds of one layer; GB/s of keys and values that must be read, shared ones once, or TFLOP/s of a prefill."""
     page = backend._group.page_size
-    step = batch(work.rows, work.length - 1, 1, page)
-    positions = work.rows * (work.length - work.common) + work.groups * work.common
-    if work.groups:
-        step = sharing(step, work, page, tile_members([backend._group]))
-    time = measure(backend, shape, step)
-    itemsize = backend._dtype.itemsize
-    return time, 2 * positions * shape.num_kv_heads * shape.head_dim * itemsize / time / 1e9
+    if isinstance(work, Prefill):
+        step = batch(work.rows, work.start, work.tokens, page)
+        amount = operations(shape, work) / 1e12
+    else:
+        step = batch(work.rows, work.length - 1, 1, page)
+        if work.groups:
+            step = sharing(step, work, page, tile_members([backend._group]))
+        positions = work.rows * (work.length - work.common) + work.groups * work.common
+        amount = 2 * positions * shape.num_kv_heads * shape.head_dim * backend._dtype.itemsize / 1e9
+    heads_TXD, turn = inputs(shape, len(step.ids_T))
+    backend.plan(step)
+
+    def layers() -> None:
+        for layer in range(NUM_LAYERS):
+            backend.run(layer, heads_TXD, turn, shape.head_dim**-0.5)
+
+    time = seconds(layers) / NUM_LAYERS
+    return time, amount / time
 
 
 def operations(shape: Shape, work: Prefill) -> float:
@@ -184,161 +164,114 @@ def operations(shape: Shape, work: Prefill) -> float:
     return 4 * work.rows * seen * shape.num_heads * shape.head_dim
 
 
-def prefill_rate(backend: Triton, shape: Shape, work: Prefill) -> tuple[float, float]:
-    """(seconds, TFLOP/s)."""
-    time = measure(backend, shape, batch(work.rows, work.start, work.tokens, backend._group.page_size))
-    return time, operations(shape, work) / time / 1e12
-
-
-def ceilings() -> tuple[float, float]:
-    """GB/s of a large copy and TFLOP/s of a large matrix product."""
-    source = torch.randn(1 << 28, device=DEVICE, dtype=DTYPE)
-    target = torch.empty_like(source)
-    square = source[: 1 << 26].view(1 << 13, 1 << 13)
-    copy_seconds = seconds(lambda: target.copy_(source))
-    product_seconds = seconds(lambda: torch.mm(square, square))
-    return 2 * source.nbytes / copy_seconds / 1e9, 2 * (1 << 39) / product_seconds / 1e12
+def product_rate() -> float:
+    """TFLOP/s of a large matrix product."""
+    square = torch.randn(1 << 13, 1 << 13, device=DEVICE, dtype=DTYPE)
+    return 2 * (1 << 39) / seconds(lambda: torch.mm(square, square)) / 1e12
 
 
 def tables(copied: float, product: float) -> None:
     for shape in SHAPES:
         backend = start(shape)
-        print(f"\n{shape.name}: decode      rows  length        us      GB/s  of copy")
-        for work in DECODES:
-            time, rate = decode_rate(backend, shape, work)
-            print(f"{'':20} {work.rows:6} {work.length:7} {time * 1e6:9.1f} {rate:9.0f} {rate / copied:8.0%}")
-        print(f"{shape.name}: shared      rows  length  groups  common        us      GB/s  us not shared")
-        for work in SHARED:
-            time, rate = decode_rate(backend, shape, work)
-            apart, _ = decode_rate(backend, shape, Decode(work.rows, work.length))
-            figures = f"{work.groups:7} {work.common:7} {time * 1e6:9.1f} {rate:9.0f} {apart * 1e6:14.1f}"
-            print(f"{'':20} {work.rows:6} {work.length:7} {figures}")
-        print(f"{shape.name}: prefill     rows  tokens  history        us   TFLOP/s  of product")
-        for span in PREFILLS:
-            time, rate = prefill_rate(backend, shape, span)
-            figures = f"{span.start:8} {time * 1e6:9.1f} {rate:9.0f} {rate / product:8.0%}"
-            print(f"{'':20} {span.rows:6} {span.tokens:7} {figures}")
+        show(f"{shape.name}: decode", ("us", "GB/s", "of copy"), lines(backend, shape, DECODES, copied))
+        show(f"{shape.name}: shared", ("us", "GB/s", "us unshared"), lines(backend, shape, SHARED, copied))
+        show(f"{shape.name}: prefill", ("us", "TFLOP/s", "of product"), lines(backend, shape, PREFILLS, product))
         del backend
 
 
-# ---- sweep
+def lines(backend: Triton, shape: Shape, works: Sequence[Work], best: float) -> Iterator[tuple[Work, list[str]]]:
+    for work in works:
+        time, rate = measure(backend, shape, work)
+        beside = f"{rate / best:.0%}"
+        if isinstance(work, Decode) and work.groups:
+            beside = f"{measure(backend, shape, Decode(work.rows, work.length))[0] * 1e6:.1f}"
+        yield work, [f"{time * 1e6:.1f}", f"{rate:.0f}", beside]
 
 
-@dataclass(frozen=True)
-class Candidate:
-    name: str
-    change: Callable[[Shapes], Shapes]
+# -- sweep -------------------------------------------------------------------------------------------------------------
+
+Candidate = tuple[str, dict[str, Any]]
+"""A name, and what it changes of the backend's shapes."""
 
 
-def _rows(*tile: int, **changes: int) -> Candidate:
-    return Candidate(_name(tile, changes), lambda shapes: replace(shapes, rows=replace(Tile(*tile), **changes)))
+def tile(kind: str, *sizes: int, least: int = 128) -> Candidate:
+    """Rows of the tile / positions of a block / warps / stages / programs of a processor."""
+    return "/".join(map(str, sizes)) + (f" least {least}" if least != 128 else ""), {kind: Tile(*sizes, least=least)}
 
 
-def _runs(*tile: int, **changes: int) -> Candidate:
-    return Candidate(_name(tile, changes), lambda shapes: replace(shapes, runs=replace(Tile(*tile), **changes)))
+def spans(*sizes: int, dense: bool = True, tma: bool = True) -> Candidate:
+    name, change = tile("spans", *sizes)
+    return f"{name} {'tma' if tma else 'dense' if dense else 'pages'}", change | {"dense": dense, "tma": tma}
 
 
-def _spans(*tile: int, dense: bool = True, tma: bool = True) -> Candidate:
-    reads = "tma" if tma else "dense" if dense else "pages"
-    changed = Tile(*tile)
-    return Candidate(f"{_name(tile, {})} {reads}", lambda shapes: replace(shapes, spans=changed, dense=dense, tma=tma))
-
-
-def _name(tile: Sequence[int], changes: dict[str, int]) -> str:
-    return "/".join(map(str, tile)) + "".join(f" {key} {value}" for key, value in changes.items())
-
-
-AS_IT_IS = Candidate("as it is", lambda shapes: shapes)
-ROWS = (  # rows of the tile / positions of a block / warps / stages / programs of a processor
+AS_IT_IS: Candidate = ("as it is", {})
+ROWS = [
     AS_IT_IS,
-    _rows(16, 64, 4, 4, 2),
-    _rows(16, 64, 4, 2, 4),
-    _rows(16, 64, 2, 3, 3),
-    _rows(16, 32, 4, 4, 4),
-    _rows(16, 32, 2, 4, 4),
-    _rows(16, 32, 4, 6, 2),
-    _rows(16, 128, 4, 2, 3),
-    _rows(16, 128, 8, 3, 1),
-)
-PARTS = (  # the same kernel, other numbers of parts
-    _rows(16, 64, 4, 3, 2),
-    _rows(16, 64, 4, 3, 4),
-    _rows(16, 64, 4, 3, 3, least=64),
-    _rows(16, 64, 4, 3, 3, least=256),
-)
-RUNS = (
+    *(tile("rows", 16, 64, *rest) for rest in ((4, 4, 2), (4, 2, 4), (2, 3, 3))),
+    *(tile("rows", 16, 32, *rest) for rest in ((4, 4, 4), (2, 4, 4), (4, 6, 2))),
+    *(tile("rows", 16, 128, *rest) for rest in ((4, 2, 3), (8, 3, 1))),
+]
+PARTS = [  # the same kernel, other numbers of parts
+    *(tile("rows", 16, 64, 4, 3, programs) for programs in (2, 4)),
+    *(tile("rows", 16, 64, 4, 3, 3, least=least) for least in (64, 256)),
+]
+RUNS = [
     AS_IT_IS,
-    _runs(64, 64, 4, 2, 2),
-    _runs(64, 64, 4, 3, 1),
-    _runs(64, 32, 4, 3, 3),
-    _runs(64, 128, 8, 2, 1),
-    _runs(64, 32, 4, 4, 4),
-)
-SPANS = (
+    *(tile("runs", 64, *rest) for rest in ((64, 4, 2, 2), (64, 4, 3, 1), (32, 4, 3, 3), (128, 8, 2, 1), (32, 4, 4, 4))),
+]
+SPANS = [
     AS_IT_IS,
-    _spans(128, 64, 4, 2, 2),
-    _spans(128, 64, 4, 3, 1),
-    _spans(128, 128, 8, 2, 1),
-    _spans(128, 128, 8, 3, 1),
-    _spans(128, 64, 8, 4, 1),
-    _spans(64, 64, 4, 2, 2),
-    _spans(128, 64, 8, 3, 1, tma=False),
-    _spans(128, 128, 8, 2, 1, tma=False),
-    _spans(128, 64, 8, 3, 1, dense=False, tma=False),
-    _spans(128, 128, 8, 2, 1, dense=False, tma=False),
-)
+    *(spans(128, *rest) for rest in ((64, 4, 2, 2), (64, 4, 3, 1), (128, 8, 2, 1), (128, 8, 3, 1), (64, 8, 4, 1))),
+    spans(64, 64, 4, 2, 2),
+    *(spans(128, *rest, tma=False) for rest in ((64, 8, 3, 1), (128, 8, 2, 1))),
+    *(spans(128, *rest, dense=False, tma=False) for rest in ((64, 8, 3, 1), (128, 8, 2, 1))),
+]
 
 
 def sweep() -> None:
     shape = SHAPES[0]
-    decodes = (Decode(1, 2048), Decode(1, 8192), Decode(8, 2048), Decode(32, 2048), Decode(256, 256), Decode(256, 2048))
-    spans = (Prefill(1, 2048), Prefill(1, 8192), Prefill(16, 512), Prefill(1, 2048, 8192), Prefill(4, 5, 8192))
+    decodes = [Decode(1, 2048), Decode(1, 8192), Decode(8, 2048), Decode(32, 2048), Decode(256, 256), Decode(256, 2048)]
+    prefills = [Prefill(1, 2048), Prefill(1, 8192), Prefill(16, 512), Prefill(1, 2048, 8192), Prefill(4, 5, 8192)]
     backend = start(shape)
-    _table("decode, GB/s", backend, ROWS + PARTS, decodes, decode_rate)
-    _table("shared, us", backend, RUNS, SHARED, decode_rate, in_us=True)
-    _table("prefill, TFLOP/s", backend, SPANS, spans, prefill_rate)
-    for name, call in _library():
-        print(f"{name:34}", *(f"{_library_rate(shape, work, call):>10}" for work in spans))
+    compare("decode, GB/s", backend, decodes, ROWS + PARTS)
+    compare("shared, us", backend, SHARED, RUNS, in_us=True)
+    compare("prefill, TFLOP/s", backend, prefills, SPANS)
+    for name, call in library():
+        print(f"{name:36}", *(f"{library_rate(shape, work, call):>12}" for work in prefills), flush=True)
     del backend
     for page in (32, 64):
         backend = start(shape, page)
-        _table(f"decode, pages of {page}, GB/s", backend, ROWS, decodes, decode_rate)
-        _table(f"prefill, pages of {page}, TFLOP/s", backend, SPANS[:1], spans, prefill_rate)
+        compare(f"decode, pages of {page}, GB/s", backend, decodes, ROWS)
+        compare(f"prefill, pages of {page}, TFLOP/s", backend, prefills, SPANS[:1])
         del backend
     backend = start(shape, PAGE, torch.float8_e4m3fn)
-    _table("decode, float8, GB/s", backend, (*ROWS[:2], _rows(16, 128, 4, 3, 3)), decodes, decode_rate)
-    _table("prefill, float8, TFLOP/s", backend, SPANS[:1], spans, prefill_rate)
+    compare("decode, float8, GB/s", backend, decodes, [*ROWS[:2], tile("rows", 16, 128, 4, 3, 3)])
+    compare("prefill, float8, TFLOP/s", backend, prefills, SPANS[:1])
 
 
-def _table(
-    title: str,
-    backend: Triton,
-    candidates: Sequence[Candidate],
-    works: Sequence[Work],
-    rate: Callable[[Triton, Shape, Work], tuple[float, float]],
-    *,
-    in_us: bool = False,
+def compare(
+    title: str, backend: Triton, works: Sequence[Work], candidates: Sequence[Candidate], *, in_us: bool = False
 ) -> None:
     """Of llama-8b's heads: a line for each candidate, a column for each work."""
-    print(f"\n{title:34}", *(f"{'x'.join(map(str, work)):>10}" for work in works))
     before = backend.shapes
-    for candidate in candidates:
-        backend.shapes = candidate.change(before)
-        figures = []
+
+    def tried(change: dict[str, Any]) -> Iterator[str]:
+        backend.shapes = replace(before, **change)
         for work in works:
             try:
-                taken, figure = rate(backend, SHAPES[0], work)
-                figures.append(f"{taken * 1e6 if in_us else figure:10.0f}")
+                time, rate = measure(backend, SHAPES[0], work)
+                yield f"{time * 1e6 if in_us else rate:.0f}"
             except Exception as error:  # a shape that does not fit the device is a result too
-                figures.append(f"{type(error).__name__[:9]:>10}")
-        print(f"{candidate.name:34}", *figures, flush=True)
+                yield type(error).__name__[:9]
+
+    show(title, [str(work).partition(",")[0] for work in works], ((name, tried(change)) for name, change in candidates))
     backend.shapes = before
 
 
 Call = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
 
-def _library() -> list[tuple[str, Call]]:
+def library() -> list[tuple[str, Call]]:
     def cudnn(q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, scale: float) -> Tensor:
         attend = torch.ops.aten._scaled_dot_product_cudnn_attention
         out_BHTD: Tensor = attend(q_BHTD, k_BKTD, v_BKTD, None, True, 0.0, True, False, scale=scale)[0]
@@ -356,7 +289,7 @@ def _library() -> list[tuple[str, Call]]:
     return [("cuDNN", cudnn), ("cuDNN, keys and values repeated", repeated), ("PyTorch's flash attention", flash)]
 
 
-def _library_rate(shape: Shape, work: Prefill, call: Call) -> str:
+def library_rate(shape: Shape, work: Prefill, call: Call) -> str:
     """TFLOP/s of the causal part alone, and after it the first call with a length not seen before, in ms."""
     if work.start:
         return "-"
@@ -379,7 +312,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sweep", action="store_true", help="try other shapes of the kernels")
     asked = parser.parse_args()
-    copied, product = ceilings()
+    copied, product = copy_rate(), product_rate()
     print(f"{torch.cuda.get_device_name()}: copy {copied:.0f} GB/s, matrix product {product:.0f} TFLOP/s")
     sweep() if asked.sweep else tables(copied, product)
 

@@ -21,6 +21,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import hashlib
+import io
 import json
 import os
 import platform
@@ -33,27 +35,30 @@ import sys
 import tarfile
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, sleep
-from urllib.error import URLError
+from typing import Any
 from urllib.request import Request, urlopen
 
 from sapwood.bench.load import Load, Server, send
+from sapwood.bench.report import Table
+from sapwood.bench.spawn import running
 from sapwood.bench.statistics import Stream
 from sapwood.bench.traffic import Traffic
+from sapwood.cli.bench import print_tables
+from sapwood.cli.terminal import console
 
-PEER = "llama-cpp-python==0.3.36"
+PEER, VERSION = "llama-cpp-python", "0.3.36"
 WEIGHTS = ("Q4_1", "Q8_0", "Q4_0")
 CASES = ("c1", "c2", "c3", "c4", "c5", "c6", "c7")
 SLOTS, SLOT_LEN = 32, 1280
 START_SECONDS = 120
 MORE_IS_BETTER = {"c1 decode tok/s", "c2 tok/s", "c3 tok/s", "c5 prompt tok/s"}
 
+SWITCHES = "GGML_NATIVE=ON LLAMA_BUILD_TESTS=OFF LLAMA_BUILD_EXAMPLES=OFF LLAMA_CURL=OFF LLAMA_OPENSSL=OFF"
 NO_TILES = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
-
 TILES = """
 #include <immintrin.h>
 #include <sys/syscall.h>
@@ -68,23 +73,19 @@ int main() {
 }
 """
 
-Figures = dict[str, list[float]]
+Command = Callable[[Path, int, argparse.Namespace], list[str]]
+"""How an engine serves a model on a port."""
 
 
 def main() -> int:
     args = parse()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
     folder = Path(args.cache).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
     shipped = model()
-    engines = {"sapwood": sapwood}
-    tools = None
-    if "llama.cpp" in args.engines or set(args.weights) - {"Q4_1"}:
-        tools = build(folder)
-        engines["llama.cpp"] = lambda path, port, threads: llama(tools, path, port, threads)
-    found: dict[str, dict[str, Figures]] = {}
+    engines: dict[str, Command] = {"sapwood": sapwood, "llama.cpp": lambda *given: llama(build(folder), *given)}
+    found: dict[str, dict[str, dict[str, list[float]]]] = {}
     for weights in args.weights:
-        path = shipped if weights == "Q4_1" else requantised(tools, shipped, weights, folder)
+        path = shipped if weights == "Q4_1" else requantised(build(folder), shipped, weights, folder)
         found[weights] = {name: {} for name in args.engines}
         for _ in range(args.runs):  # in turns, since the machine is not equally fast at all times
             for name in args.engines:
@@ -124,30 +125,41 @@ def model() -> Path:
 
 def build(folder: Path) -> Path:
     """Where llama-server and llama-quantize are, built for this machine."""
-    built = folder / PEER.replace("==", "-") / "bin"
+    built = folder / f"{PEER}-{VERSION}" / "bin"
     if (built / "llama-server").exists():
         return built
-    for tool in ("cmake", "ninja", "c++"):
-        if shutil.which(tool) is None:
-            raise SystemExit(f"cpu: {tool} is needed to build the peer; on Debian: apt install cmake ninja-build g++")
-    with tempfile.TemporaryDirectory() as temporary:
-        fetch = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:", PEER]
-        subprocess.run([*fetch, "-d", temporary], check=True)
-        (archive,) = Path(temporary).glob("*.tar.gz")
-        with tarfile.open(archive) as source:
-            source.extractall(temporary, filter="data")
-        (tree,) = Path(temporary).glob("*/vendor/llama.cpp")
-        made = folder / f"build-{os.getpid()}"
-        switches = ["GGML_NATIVE=ON", "LLAMA_BUILD_TESTS=OFF", "LLAMA_BUILD_EXAMPLES=OFF", "LLAMA_CURL=OFF"]
-        switches += ["LLAMA_OPENSSL=OFF", "CMAKE_BUILD_TYPE=Release", "BUILD_SHARED_LIBS=OFF"]
+    if missing := [tool for tool in ("cmake", "ninja", "c++") if shutil.which(tool) is None]:
+        raise SystemExit(
+            f"cpu: {', '.join(missing)}: needed to build the peer and not here; on Debian: apt install cmake ninja-build g++"
+        )
+    built.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        tree, made = fetch(Path(temporary)), Path(temporary) / "made"
+        switches = [*SWITCHES.split(), "CMAKE_BUILD_TYPE=Release", "BUILD_SHARED_LIBS=OFF"]
         if platform.machine() == "x86_64" and not tiles_work(Path(temporary)):
             switches += [f"CMAKE_{language}_FLAGS={NO_TILES}" for language in ("C", "CXX")]
         subprocess.run(["cmake", "-S", tree, "-B", made, "-G", "Ninja", *(f"-D{s}" for s in switches)], check=True)
         subprocess.run(["cmake", "--build", made, "--target", "llama-server", "llama-quantize"], check=True)
-    built.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(made / "bin", built)
-    shutil.rmtree(made)
+        (made / "bin").rename(built)
     return built
+
+
+def fetch(folder: Path) -> Path:
+    """The peer's sources in `folder`: the archive that the index names, and nothing in it is run."""
+    asked = Request(f"https://pypi.org/simple/{PEER}/", headers={"Accept": "application/vnd.pypi.simple.v1+json"})
+    name = f"{PEER.replace('-', '_')}-{VERSION}.tar.gz"
+    try:
+        with urlopen(asked, timeout=60) as answer:
+            (archive,) = [file for file in json.load(answer)["files"] if file["filename"] == name]
+        with urlopen(archive["url"], timeout=60) as answer:
+            data = answer.read()
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"cpu: {name} cannot be fetched from pypi.org: {error}") from error
+    if hashlib.sha256(data).hexdigest() != archive["hashes"]["sha256"]:
+        raise SystemExit(f"cpu: {archive['url']} is not what the index says it is; try again")
+    with tarfile.open(fileobj=io.BytesIO(data)) as source:
+        source.extractall(folder, filter="data")
+    return folder / name.removesuffix(".tar.gz") / "vendor" / "llama.cpp"
 
 
 def tiles_work(folder: Path) -> bool:
@@ -158,9 +170,8 @@ def tiles_work(folder: Path) -> bool:
     return subprocess.run([program], check=False).returncode == 0
 
 
-def requantised(tools: Path | None, shipped: Path, weights: str, folder: Path) -> Path:
+def requantised(tools: Path, shipped: Path, weights: str, folder: Path) -> Path:
     """The same weights in another type: what was lost on the way to Q4_1 stays lost, which matters to no figure here."""
-    assert tools is not None
     path = folder / f"{shipped.stem}.{weights}.gguf"
     if not path.exists():
         partial = path.with_suffix(".partial")
@@ -170,28 +181,24 @@ def requantised(tools: Path | None, shipped: Path, weights: str, folder: Path) -
     return path
 
 
-def sapwood(path: Path, port: int, threads: int) -> list[str]:
-    words = ["-m", "sapwood", "serve", "--model", str(path), "--port", str(port), "--threads", str(threads)]
-    limits = ["--max-num-seqs", str(SLOTS), "--max-model-len", str(SLOT_LEN), "--log-level", "warning"]
-    return [sys.executable, *words, "--served-model-name", "m", "--device", "cpu", *limits]
+def sapwood(path: Path, port: int, args: argparse.Namespace) -> list[str]:
+    words = f"--port {port} --threads {args.threads} --max-num-seqs {SLOTS} --max-model-len {SLOT_LEN}".split()
+    words += ["--served-model-name", "m", "--device", "cpu", "--log-level", "warning", *args.options]
+    return [sys.executable, "-m", "sapwood", "serve", "--model", str(path), *words]
 
 
-def llama(tools: Path, path: Path, port: int, threads: int) -> list[str]:
-    words = ["-m", str(path), "--port", str(port), "-t", str(threads), "-tb", str(threads), "-a", "m", "--no-webui"]
-    return [str(tools / "llama-server"), *words, "-np", str(SLOTS), "-c", str(SLOTS * SLOT_LEN), "--log-disable"]
+def llama(tools: Path, path: Path, port: int, args: argparse.Namespace) -> list[str]:
+    words = f"--port {port} -t {args.threads} -tb {args.threads} -np {SLOTS} -c {SLOTS * SLOT_LEN}".split()
+    return [str(tools / "llama-server"), "-m", str(path), "-a", "m", "--no-webui", "--log-disable", *words]
 
 
 # -- what is measured --------------------------------------------------------------------------------------------------
 
 
-def measure(engine, path: Path, args: argparse.Namespace) -> dict[str, float]:  # type: ignore[no-untyped-def]
+def measure(engine: Command, path: Path, args: argparse.Namespace) -> dict[str, float]:
     """All cases on one server."""
     found: dict[str, float] = {}
-    port = free_port()
-    command = engine(path, port, args.threads)
-    if engine is sapwood:
-        command += args.options
-    with serving(command, port) as (server, seconds, memory):
+    with serving(engine, path, args) as (server, seconds, memory):
         if "c7" in args.only:
             found["c7 s"] = seconds
         short = Traffic("random", 128, 128)
@@ -212,12 +219,12 @@ def measure(engine, path: Path, args: argparse.Namespace) -> dict[str, float]:  
             (stream,) = load(server, Traffic("random", 1024, 1), 1, seed=5)
             found["c5 prompt tok/s"] = 1024 / stream.ttft
         if "c6" in args.only:
-            found["c6 MiB"] = memory.peak() / 2**20
+            found["c6 MiB"] = max(memory) / 2**20
     return found
 
 
 def load(server: Server, traffic: Traffic, count: int, *, seed: int) -> list[Stream]:
-    streams, messages = asyncio.run(send(server, traffic, Load("closed", count, count), seed=seed))
+    streams, messages = asyncio.run(send(server, traffic, Load("closed", count, count, seed=seed)))
     if messages:
         raise SystemExit(f"cpu: {server.url} answered with errors: {messages}")
     return streams
@@ -228,56 +235,28 @@ def elapsed(streams: Sequence[Stream]) -> float:
 
 
 @contextmanager
-def serving(command: list[str], port: int) -> Iterator[tuple[Server, float, Memory]]:
-    """A server, the seconds it took to its first token, and what it takes of memory."""
-    url = f"http://127.0.0.1:{port}"
-    began = monotonic()
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        memory = Memory(process.pid)
+def serving(engine: Command, path: Path, args: argparse.Namespace) -> Iterator[tuple[Server, float, list[int]]]:
+    """A server, the seconds it took to its first token, and the memory of its processes, ten times a second."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    command, server = engine(path, port, args), Server(url=f"http://127.0.0.1:{port}", model="m", timeout=60)
+    began, over, memory = monotonic(), threading.Event(), [0]
+    with running(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+
+        def watch() -> None:
+            while not over.wait(0.1):
+                memory.append(sum(map(resident, family(process.pid))))
+
+        threading.Thread(target=watch, daemon=True).start()
         try:
-            while not said_something(url):
+            while asyncio.run(send(server, Traffic("random", 4, 1), Load("closed", 1, 1)))[1]:
                 if process.poll() is not None or monotonic() - began > START_SECONDS:
                     raise SystemExit(f"cpu: no first token from {' '.join(command)}")
                 sleep(0.01)
-            yield Server(url=url, model="m"), monotonic() - began, memory
+            yield server, monotonic() - began, memory
         finally:
-            memory.stop()
-            process.terminate()
-            process.wait(60)
-
-
-def said_something(url: str) -> bool:
-    body = json.dumps({"model": "m", "prompt": [5, 6, 7, 8], "max_tokens": 1}).encode()
-    try:
-        with urlopen(
-            Request(f"{url}/v1/completions", body, {"Content-Type": "application/json"}), timeout=60
-        ) as answer:
-            return bool(answer.status == 200)
-    except (URLError, OSError):
-        return False
-
-
-@dataclass
-class Memory:
-    """The highest sum of resident memory over a process and its children, looked at ten times a second."""
-
-    pid: int
-
-    def __post_init__(self) -> None:
-        self._highest, self._over = 0, threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-
-    def peak(self) -> int:
-        return self._highest
-
-    def stop(self) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._over.wait(0.1):
-            self._highest = max(self._highest, sum(map(resident, family(self.pid))))
+            over.set()
 
 
 def family(pid: int) -> list[int]:
@@ -291,33 +270,26 @@ def family(pid: int) -> list[int]:
 def resident(pid: int) -> int:
     """Bytes, a page that several processes map shared out among them."""
     try:
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) * 1024
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
-        pass
-    return 0
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
 
 
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-    return port
-
-
-def show(found: dict[str, dict[str, Figures]]) -> None:
+def show(found: dict[str, dict[str, Any]]) -> None:
     """Medians, and ours over the peer's so that more than 1 is always better."""
+    tables = []
     for weights, engines in found.items():
-        names = list(engines)
-        print(f"\n{weights:18}" + "".join(f"{name:>14}" for name in names) + ("       ratio" if len(names) > 1 else ""))
+        lines = []
         for figure in dict.fromkeys(figure for figures in engines.values() for figure in figures):
-            medians = [statistics.median(engines[name][figure]) for name in names]
-            line = f"{figure:18}" + "".join(f"{value:14,.2f}" for value in medians)
+            medians = [statistics.median(figures[figure]) for figures in engines.values()]
+            cells = [f"{value:,.2f}" for value in medians]
             if len(medians) > 1:
                 ratio = medians[0] / medians[1]
-                line += f"{ratio if figure in MORE_IS_BETTER else 1 / ratio:12.2f}"
-            print(line)
+                cells.append(f"{ratio if figure in MORE_IS_BETTER else 1 / ratio:.2f}")
+            lines.append([figure, *cells])
+        tables.append(Table([weights, *engines, *(["ratio"] if len(engines) > 1 else [])], lines))
+    print_tables(console(), tables)
 
 
 if __name__ == "__main__":

@@ -12,14 +12,14 @@ each call of a graph has another layer's weights, so that the L2 cache does not 
 from __future__ import annotations
 
 import argparse
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from unittest import mock
 
 import torch
 import torch.nn.functional as F
+from gpu import DEVICE, DTYPE, copy_rate, seconds, show
 from torch import Tensor
 
 from sapwood.kernels import Activation, RmsNorm
@@ -27,26 +27,31 @@ from sapwood.kernels.triton import few, pdl
 from sapwood.kernels.triton.few import Setting
 from sapwood.kernels.triton.fused import KERNELS
 
-DEVICE, DTYPE = torch.device("cuda"), torch.bfloat16
 NUM_THREADS = 16  # that compile kernels
 
 TOKENS = (1, 2, 4, 8, 16, 32, 256)
+MOST_FEW = 32  # tokens of the few-token product
 SWEPT_TOKENS = (1, 4, 16)
-SUMS = tuple(
-    Setting(False, rows, depth, warps, stages)
-    for rows, depth, warps, stages in (
+SUMS = [
+    Setting(False, *rest)
+    for rest in (
         (2, 1024, 4, 2), (4, 512, 2, 1), (4, 512, 2, 4), (4, 1024, 4, 1), (4, 1024, 4, 3), (8, 512, 4, 1),
         (8, 512, 4, 3), (8, 1024, 8, 1), (16, 256, 4, 4),
     )
-)  # fmt: skip
-DOTS = tuple(
-    Setting(True, rows, depth, warps, stages)
-    for rows, depth, warps, stages in (
+]  # fmt: skip
+DOTS = [
+    Setting(True, *rest)
+    for rest in (
         (16, 256, 2, 4), (16, 256, 4, 4), (16, 512, 4, 3), (32, 128, 2, 5), (32, 128, 4, 4), (32, 256, 4, 3),
         (32, 256, 4, 5), (64, 64, 4, 6), (64, 128, 4, 3), (64, 128, 4, 5), (64, 256, 4, 3), (128, 64, 4, 5),
         (128, 128, 8, 3),
     )
-)  # fmt: skip
+]  # fmt: skip
+WAYS = {
+    "fused with PDL": ("fused", True), "fused without": ("fused", False), "apart with PDL": ("apart", True),
+    "library": ("library", True),
+}  # fmt: skip
+"""Of a chain of products: how each is computed, and whether launches overlap."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ SHAPES = (
 
 @dataclass
 class Product:
-    """One product of every layer, on inputs of its own."""
+    """One product of every layer."""
 
     name: str
     weights: Sequence[Tensor]
@@ -80,28 +85,25 @@ class Product:
         both = torch.randn(2, num_tokens, self.weights[0].shape[1], device=DEVICE, dtype=DTYPE)
         return both[0], None if self.norm is None else both[1]
 
-    def fused(self, num_tokens: int, cut: Setting | None = None) -> Callable[[], None]:
+    def run(
+        self, how: str, layer: int, x: Tensor, residual: Tensor | None, cut: Setting | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """A layer's product: `fused`, `apart` or `library`."""
+        weight = self.weights[layer]
+        if how == "fused":
+            return few.product(x, weight, None, self.norm, residual, self.activation, cut)
+        if how == "library":
+            return KERNELS.around(lambda x: F.linear(x, weight), x, self.norm, residual, self.activation)
+        alone = lambda x: few.product(x, weight, None, None, None, self.activation)[0]  # noqa: E731
+        return KERNELS.around(alone, x, self.norm, residual, None)
+
+    def all_layers(self, how: str, num_tokens: int, cut: Setting | None = None) -> Callable[[], None]:
+        """Every layer's product, on the same inputs."""
         x, residual = self.inputs(num_tokens)
 
         def call() -> None:
-            for weight in self.weights:
-                few.product(x, weight, None, self.norm, residual, self.activation, cut)
-
-        return call
-
-    def apart(self, num_tokens: int, *, library: bool) -> Callable[[], None]:
-        x, residual = self.inputs(num_tokens)
-        activation = self.activation if library else None
-
-        def call() -> None:
-            for weight in self.weights:
-
-                def product(x: Tensor, weight: Tensor = weight) -> Tensor:
-                    return (
-                        F.linear(x, weight) if library else few.product(x, weight, None, None, None, self.activation)[0]
-                    )
-
-                KERNELS.around(product, x, self.norm, residual, activation)
+            for layer in range(len(self.weights)):
+                self.run(how, layer, x, residual, cut)
 
         return call
 
@@ -128,47 +130,18 @@ def products(shape: Shape) -> list[Product]:
 
 def chain(parts: Sequence[Product], shape: Shape, num_tokens: int, how: str) -> Callable[[], None]:
     """The products of all layers behind one another, as blocks with an attention that passes its queries on."""
-    x0, _ = parts[0].inputs(num_tokens)
-
-    def linear(part: Product, layer: int, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
-        weight = part.weights[layer]
-        if how == "fused":
-            return few.product(x, weight, None, part.norm, residual, part.activation)
-        if how == "apart":
-            run = lambda x: few.product(x, weight, None, None, None, part.activation)[0]  # noqa: E731
-            return KERNELS.around(run, x, part.norm, residual, None)
-        return KERNELS.around(lambda x: F.linear(x, weight), x, part.norm, residual, part.activation)
+    qkv, out, gate_up, down, _ = parts
+    x0, _ = qkv.inputs(num_tokens)
 
     def call() -> None:
-        qkv, out, gate_up, down, _ = parts
         x, residual = x0, None
         for layer in range(shape.num_layers):
-            heads, residual = linear(qkv, layer, x, residual)
-            x, _ = linear(out, layer, heads[:, : shape.heads], None)
-            x, residual = linear(gate_up, layer, x, residual)
-            x, _ = linear(down, layer, x, None)
+            heads, residual = qkv.run(how, layer, x, residual)
+            x, _ = out.run(how, layer, heads[:, : shape.heads], None)
+            x, residual = gate_up.run(how, layer, x, residual)
+            x, _ = down.run(how, layer, x, None)
 
     return call
-
-
-def seconds(call: Callable[[], object], *, repeats: int = 9) -> float:
-    """Median time of one call, from replays of a graph of it."""
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        call()
-    stream.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    times = []
-    for _ in range(repeats):
-        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        before.record()
-        graph.replay()
-        after.record()
-        after.synchronize()
-        times.append(before.elapsed_time(after) / 1e3)
-    return statistics.median(times[1:])
 
 
 def compile_all(calls: Sequence[Callable[[], None]]) -> list[Exception | None]:
@@ -189,92 +162,77 @@ def compile_all(calls: Sequence[Callable[[], None]]) -> list[Exception | None]:
     return failures
 
 
-def measure_products(parts: Sequence[Product], copied: float) -> None:
-    few_tokens = [num_tokens for num_tokens in TOKENS if num_tokens <= 32]
-    calls = {(part.name, n): (part.fused(n), part.apart(n, library=False)) for part in parts for n in few_tokens}
-    failures = compile_all([call for pair in calls.values() for call in pair])
-    for error in filter(None, failures):
+def measure_products(parts: Sequence[Product], copied: float) -> Iterator[tuple[str, list[str]]]:
+    calls = {
+        (part.name, n, how): part.all_layers(how, n)
+        for part in parts
+        for n in TOKENS
+        for how in (("fused", "apart", "library") if n <= MOST_FEW else ("library",))
+    }
+    for error in filter(None, compile_all([call for (_, _, how), call in calls.items() if how != "library"])):
         print("failed:", repr(error)[:200])
-    print("product  tokens  fused us  GB/s  of copy   apart us  library us  library GB/s")
     for part in parts:
-        number = len(part.weights)
         for n in TOKENS:
-            library = seconds(part.apart(n, library=True)) / number
-            last = f"{library * 1e6:11.1f} {part.nbytes / library / 1e9:13.0f}"
-            if (part.name, n) in calls:
-                fused, apart = (seconds(call) / number for call in calls[part.name, n])
-                rate = part.nbytes / fused / 1e9
-                first = f"{fused * 1e6:9.1f} {rate:5.0f} {rate / copied:8.0%} {apart * 1e6:10.1f}"
-            else:
-                first = " " * 35
-            print(f"{part.name:8} {n:6} {first} {last}")
+            times = {how: seconds(calls[part.name, n, how]) / len(part.weights) for how in ("fused", "apart", "library")
+                     if (part.name, n, how) in calls}  # fmt: skip
+            us = {how: f"{time * 1e6:.1f}" for how, time in times.items()}
+            rates = {how: part.nbytes / time / 1e9 for how, time in times.items()}
+            fused = (
+                [us["fused"], f"{rates['fused']:.0f}", f"{rates['fused'] / copied:.0%}"] if "fused" in us else [""] * 3
+            )
+            yield f"{part.name}, {n} tokens", [*fused, us.get("apart", ""), us["library"], f"{rates['library']:.0f}"]
 
 
-def measure_chains(parts: Sequence[Product], shape: Shape, copied: float) -> None:
-    print(f"chain of {shape.num_layers} layers, us per layer (GB/s of the weights)")
-    print("tokens      fused with PDL        fused without      apart with PDL             library")
+def measure_chains(parts: Sequence[Product], shape: Shape) -> Iterator[tuple[str, Iterator[str]]]:
     nbytes = sum(part.nbytes for part in parts[:-1])
-    for n in (1, 4, 16, 32):
-        cells = []
-        for how, early in (("fused", True), ("fused", False), ("apart", True), ("library", True)):
+
+    def cells(num_tokens: int) -> Iterator[str]:
+        for how, early in WAYS.values():
             with mock.patch.object(pdl, "supported", pdl.supported if early else lambda device: False):
-                time = seconds(chain(parts, shape, n, how)) / shape.num_layers
-            cells.append(f"{time * 1e6:10.1f} ({nbytes / time / 1e9:5.0f})")
-        print(f"{n:6}   ", "  ".join(cells))
-    print(f"       at the speed of a copy: {nbytes / copied / 1e3:.1f} us")
+                time = seconds(chain(parts, shape, num_tokens, how)) / shape.num_layers
+            yield f"{time * 1e6:.1f} ({nbytes / time / 1e9:.0f})"
+
+    return ((f"{n} tokens", cells(n)) for n in (1, 4, 16, 32))
 
 
-def measure_neighbours(shape: Shape, copied: float) -> None:
+def measure_neighbours(shape: Shape, copied: float) -> Iterator[tuple[str, list[str]]]:
     """The kernels between large products, in GB/s of what they read and write."""
     weight = torch.ones(shape.hidden, device=DEVICE)
-    print("tokens   add_rms_norm us  GB/s   gated us  GB/s    (of copy)")
     for n in (1, 16, 256, 2048, 8192):
-        cells = []
         x, residual = torch.randn(2, n, shape.hidden, device=DEVICE, dtype=DTYPE)
         inner = torch.randn(n, 2 * shape.inner, device=DEVICE, dtype=DTYPE)
-        # Several calls a graph, so that the launch of the graph is not what is measured.
-        norms = lambda x=x, r=residual: [KERNELS.add_rms_norm(x, r, weight, 1e-5) for _ in range(8)]  # noqa: E731
-        gates = lambda inner=inner: [KERNELS.gated(inner, "silu") for _ in range(8)]  # noqa: E731
-        for call, nbytes in ((norms, 4 * x.nbytes), (gates, 3 * inner.nbytes // 2)):
-            time = seconds(call) / 8
-            cells.append(f"{time * 1e6:10.1f} {nbytes / time / 1e9:7.0f} {nbytes / time / 1e9 / copied:5.0%}")
-        print(f"{n:6}  ", "   ".join(cells))
+        norm = lambda x=x, residual=residual: KERNELS.add_rms_norm(x, residual, weight, 1e-5)  # noqa: E731
+        gate = lambda inner=inner: KERNELS.gated(inner, "silu")  # noqa: E731
+        cells = []
+        for call, nbytes in ((norm, 4 * x.nbytes), (gate, 3 * inner.nbytes // 2)):
+            # Several calls a graph, so that the launch of the graph is not what is measured.
+            time = seconds(lambda call=call: [call() for _ in range(8)]) / 8
+            cells += [f"{time * 1e6:.1f}", f"{nbytes / time / 1e9:.0f}", f"{nbytes / time / 1e9 / copied:.0%}"]
+        yield f"{n} tokens", cells
 
 
 def sweep(parts: Sequence[Product]) -> list[str]:
     """The best setting of each product and number of tokens, as rows for the table in few.py."""
     cases = [(part, n, cut) for part in parts for n in SWEPT_TOKENS for cut in ((*SUMS, *DOTS) if n == 1 else DOTS)]
-    calls = [part.fused(n, cut) for part, n, cut in cases]
+    calls = [part.all_layers("fused", n, cut) for part, n, cut in cases]
     # Tokens from 2 to 16 share a kernel.
     once = {(part.name, n == 1, cut): call for (part, n, cut), call in zip(cases, calls, strict=True)}
     failures = dict(zip(once, compile_all(list(once.values())), strict=True))
     times: dict[tuple[str, int], list[tuple[float, Setting]]] = {}
     for (part, n, cut), call in zip(cases, calls, strict=True):
         if failures[part.name, n == 1, cut] is None:
-            times.setdefault((part.name, n), []).append((seconds(call, repeats=6) / len(part.weights), cut))
+            times.setdefault((part.name, n), []).append((seconds(call, repeats=5) / len(part.weights), cut))
     rows = []
     for part in parts:
-        best = {}
-        for n in SWEPT_TOKENS:
-            ranked = sorted(times[part.name, n])
-            best[n] = ranked[0][1]
-            print(f"{part.name:8} {n:3} tokens:", end=" ")
-            for time, cut in ranked[:6]:
-                print(f"{part.nbytes / time / 1e9:.0f} {'dot' if cut.dot else 'sum'}{tuple(cut[1:])}", end="  ")
-            print(f"... {part.nbytes / ranked[-1][0] / 1e9:.0f}")
-        outputs, inputs = part.weights[0].shape
-        table = ", ".join(f"{n}: Setting{tuple(cut)}" for n, cut in best.items())
-        rows.append(f"    ({outputs}, {inputs}): {{{table}}},  # {part.name}")
+        ranked = {n: sorted(times[part.name, n]) for n in SWEPT_TOKENS}
+        for n, found in ranked.items():
+            best = [f"{part.nbytes / time / 1e9:.0f} {'dot' if cut.dot else 'sum'}{cut[1:]}" for time, cut in found[:6]]
+            print(f"{part.name:8} {n:3} tokens:", *best, f"... {part.nbytes / found[-1][0] / 1e9:.0f}", sep="  ")
+        table = ", ".join(f"{n}: Setting{tuple(found[0][1])}" for n, found in ranked.items())
+        rows.append(f"    {tuple(part.weights[0].shape)}: {{{table}}},  # {part.name}")
     for error in {repr(error)[:120] for error in failures.values() if error is not None}:
         print("not possible:", error)
     return rows
-
-
-def copy_rate() -> float:
-    """GB/s of a large copy."""
-    source = torch.randn(1 << 28, device=DEVICE, dtype=DTYPE)
-    target = torch.empty_like(source)
-    return 2 * source.nbytes / seconds(lambda: target.copy_(source)) / 1e9
 
 
 def main() -> None:
@@ -288,14 +246,18 @@ def main() -> None:
     for shape in SHAPES:
         if asked.shape not in (None, shape.name):
             continue
-        print(f"\n{shape.name}")
         parts = products(shape)
         if asked.sweep:
+            print(f"\n{shape.name}")
             rows += sweep(parts)
         else:
-            measure_products(parts, copied)
-            measure_chains(parts, shape, copied)
-            measure_neighbours(shape, copied)
+            columns = ("fused us", "GB/s", "of copy", "apart us", "library us", "library GB/s")
+            show(f"{shape.name}: products", columns, measure_products(parts, copied))
+            show(f"{shape.name}: chain, us a layer (GB/s)", list(WAYS), measure_chains(parts, shape))
+            floor = sum(part.nbytes for part in parts[:-1]) / copied / 1e3
+            print(f"at the speed of a copy: {floor:.1f} us")
+            columns = ("norm us", "GB/s", "of copy", "gated us", "GB/s", "of copy")
+            show(f"{shape.name}: between products", columns, measure_neighbours(shape, copied))
         del parts
     if rows:
         print("\n" + "\n".join(rows))

@@ -10,15 +10,11 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from time import perf_counter
 from typing import Any
-from unittest.mock import patch
 
 from sapwood.base.sampling import SamplingParams
 from sapwood.base.wire import Submit
+from sapwood.bench.statistics import timing
 from sapwood.config.flags import from_options
 from sapwood.engine.launch import launch
 from sapwood.engine.loop import Engine
@@ -29,7 +25,7 @@ DEVICE = ("model", "logits", "attention")
 """What a device of its own would do; the rest is the host's share."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default="smollm2-135m")
     parser.add_argument("--rows", type=int, nargs="*", default=[1, 8, 32])
@@ -37,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--top-k", type=int, default=-1)
     parser.add_argument("--top-p", type=float, default=1.0)
-    args = parser.parse_args(argv)
+    args = parser.parse_args()
     for num_rows in args.rows:
         engine, *_ = launch(from_options({"model": args.model, "device": "cpu"}))
         show(num_rows, measure(engine, num_rows, args))
@@ -47,13 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def measure(engine: Engine, num_rows: int, args: argparse.Namespace) -> dict[str, float]:
     """Median microseconds of a step and of its parts."""
-    params = SamplingParams(
-        max_tokens=WARM_STEPS + args.steps + 9,
-        ignore_eos=True,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-    )
+    choice = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p}
+    params = SamplingParams(max_tokens=WARM_STEPS + args.steps + 9, ignore_eos=True, **choice)
     for row in range(num_rows):
         engine.submit(Submit(row, [*range(10 + row, 40 + row)], params))
     for _ in range(WARM_STEPS):
@@ -73,40 +64,13 @@ def measure(engine: Engine, num_rows: int, args: argparse.Namespace) -> dict[str
         ("commit", engine.scheduler, "commit"),
         ("step", engine, "step"),
     ]
-    found: dict[str, list[float]] = defaultdict(list)
-    with timing(parts, found):
+    with timing(parts) as found:
         for _ in range(args.steps):
             engine.step()
     # A part that is there several times, such as the plans of several groups, adds up over a step.
     return {
         name: 1e6 * statistics.median(times) * round(len(times) / args.steps) for name, times in found.items() if times
     }
-
-
-@contextmanager
-def timing(parts: Sequence[tuple[str, Any, str]], found: dict[str, list[float]]) -> Iterator[None]:
-    """Have functions note how long they take."""
-
-    def timed(name: str, function: Any) -> Any:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            began = perf_counter()
-            try:
-                return function(*args, **kwargs)
-            finally:
-                found[name].append(perf_counter() - began)
-
-        return call
-
-    patches = [
-        patch.object(owner, attribute, timed(name, getattr(owner, attribute))) for name, owner, attribute in parts
-    ]
-    for one in patches:
-        one.start()
-    try:
-        yield
-    finally:
-        for one in patches:
-            one.stop()
 
 
 def show(num_rows: int, found: dict[str, float]) -> None:

@@ -1,7 +1,7 @@
 """Benchmarks: offline workloads, decode latency, load over HTTP, and the host alone.
 
-workloads    prompts and lengths, the same on every machine            offline   an engine in this process serves them
-traffic      requests and arrivals for a server                        load      sends them; http speaks with the server
-statistics   figures from what happened, as pure functions             host      scheduler and loop without a device
-report       figures as a table, as JSON, beside an earlier run        plot      as a picture
+target       what all of them are: a target under a load, samples, figures, a row      workloads   the same on every machine
+host         scheduler and loop without a device        offline    an engine here      load        a server, through http
+statistics   figures from what happened                 traffic    what is sent to a server, and when
+report       figures as a table, as JSON, beside an earlier run                        plot        as a picture
 """

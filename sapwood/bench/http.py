@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from time import perf_counter
-from typing import Any, cast
+from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
@@ -27,13 +27,8 @@ class HttpFailed(Exception):
         self.kind = kind
 
 
-class Delta(msgspec.Struct):
-    content: str | None = None
-
-
 class Choice(msgspec.Struct):
     text: str | None = None
-    delta: Delta | None = None
     token_ids: list[int] | None = None
 
 
@@ -80,20 +75,30 @@ class Address:
         self.tls = ssl.create_default_context() if parts.scheme == "https" else None
 
 
+class _Connection(asyncio.StreamReader):
+    """One connection, one exchange at a time. `now` is when its last bytes came, whenever they are read."""
+
+    now = 0.0
+    transport: asyncio.WriteTransport
+
+    def feed_data(self, data: Any) -> None:
+        self.now = perf_counter()
+        super().feed_data(data)
+
+
 class Client:
     """Streams completions from one server."""
 
-    def __init__(self, url: str, *, api_key: str | None = None, path: str = "/v1/completions") -> None:
+    def __init__(self, url: str, *, api_key: str | None = None) -> None:
         self.address = Address(url)
         lines = [
-            f"POST {self.address.path}{path} HTTP/1.1",
+            f"POST {self.address.path}/v1/completions HTTP/1.1",
             f"Host: {self.address.netloc}",
             "Content-Type: application/json",
             "Accept: text/event-stream",
             "User-Agent: sapwood-bench",
+            *([f"Authorization: Bearer {api_key}"] if api_key else []),
         ]
-        if api_key:
-            lines.append(f"Authorization: Bearer {api_key}")
         self._head = "\r\n".join(lines).encode("latin-1")
         self._idle: list[_Connection] = []
 
@@ -102,174 +107,86 @@ class Client:
         message = b"%b\r\nContent-Length: %d\r\n\r\n%b" % (self._head, len(body), body)
         while self._idle:
             connection = self._idle.pop()
-            if connection.open:
-                try:
-                    return await self._exchange(connection, message, on_event)
-                except HttpFailed:
-                    if connection.answered:
-                        raise
-                # The server had closed it meanwhile, before it saw the request: once more, on a new one.
+            connection.now = 0.0
+            try:
+                return await self._exchange(connection, message, on_event)
+            except HttpFailed:
+                if connection.now:
+                    raise
+                # The server had closed it meanwhile, before it saw the request: once more, on another one.
         await self._exchange(await self._connect(), message, on_event)
 
     async def _connect(self) -> _Connection:
-        address = self.address
-        loop = asyncio.get_running_loop()
+        address, loop = self.address, asyncio.get_running_loop()
+        connection = _Connection(loop=loop)
+        make = lambda: asyncio.StreamReaderProtocol(connection, loop=loop)  # noqa: E731
         try:
-            _, connection = await loop.create_connection(_Connection, address.host, address.port, ssl=address.tls)
+            connection.transport, _ = await loop.create_connection(make, address.host, address.port, ssl=address.tls)
         except OSError as error:
-            raise HttpFailed(
-                "no connection", f"no connection to {address.netloc}: {error.strerror or error}"
-            ) from error
+            why = f"no connection to {address.netloc}: {error.strerror or error}"
+            raise HttpFailed("no connection", why) from error
         return connection
 
     async def _exchange(self, connection: _Connection, message: bytes, on_event: OnEvent) -> None:
         try:
-            await connection.exchange(message, on_event)
-        except BaseException:
-            connection.close()
-            raise
-        if connection.open:
-            self._idle.append(connection)
+            connection.transport.write(message)
+            if await _answer(connection, on_event):
+                self._idle.append(connection)
+                return
+        except (asyncio.IncompleteReadError, ConnectionError) as error:
+            why = "the server closed the connection in the middle of an answer"
+            raise HttpFailed("connection closed", why) from error
+        except (ValueError, IndexError, asyncio.LimitOverrunError) as error:
+            raise HttpFailed("not understood", f"what the server sent is not HTTP: {error}") from error
+        finally:
+            if connection not in self._idle:
+                connection.transport.close()
 
     async def close(self) -> None:
         """Close the connections that nobody uses."""
-        for connection in self._idle:
-            connection.close()
-        self._idle.clear()
+        while self._idle:
+            self._idle.pop().transport.close()
         await asyncio.sleep(0)  # transports close in the loop's next turn
 
 
-class _Connection(asyncio.Protocol):
-    """One connection, one exchange at a time: HTTP/1.1, bodies in chunks, of known length, or until it closes."""
-
-    def __init__(self) -> None:
-        self.open = False
-        self.answered = False
-        self._transport: asyncio.Transport | None = None
-        self._done: asyncio.Future[None] | None = None
-        self._on_event: OnEvent | None = None
-        self._raw = b""  # not parsed yet
-        self._text = b""  # of the body, an unfinished line
-        self._status = 0
-        self._left: int | None = None  # bytes of the body to come, where that is known
-        self._chunked = self._in_body = self._keeps = False
-
-    async def exchange(self, message: bytes, on_event: OnEvent) -> None:
-        assert self._transport is not None
-        self._done = asyncio.get_running_loop().create_future()
-        self._on_event = on_event
-        self._raw = self._text = b""
-        self._in_body = self.answered = False
-        self._transport.write(message)
-        await self._done
-
-    def close(self) -> None:
-        self.open = False
-        if self._transport is not None:
-            self._transport.close()
-
-    # -- asyncio's side ---------------------------------------------------------------------------------------------
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
-        self.open = True
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self.open = False
-        if self._in_body and not self._chunked and self._left is None:
-            self._finish()
-        else:
-            self._fail(HttpFailed("connection closed", "the server closed the connection in the middle of an answer"))
-
-    def data_received(self, data: bytes) -> None:
-        if self._done is None or self._done.done():
-            self.close()  # nobody asked
-            return
-        now = perf_counter()
-        self.answered = True
-        self._raw = self._raw + data if self._raw else data
-        try:
-            if not self._in_body and not self._read_head():
-                return
-            if self._chunked:
-                self._read_chunks(now)
-            else:
-                self._read_plain(now)
-        except HttpFailed as failed:
-            self._fail(failed)
-        except (ValueError, IndexError) as error:
-            self._fail(HttpFailed("not understood", f"what the server sent is not HTTP: {error}"))
-
-    # -- parsing ------------------------------------------------------------------------------------------------------
-
-    def _read_head(self) -> bool:
-        end = self._raw.find(b"\r\n\r\n")
-        if end < 0:
-            return False
-        first, *lines = self._raw[:end].split(b"\r\n")
-        self._status = int(first.split(b" ", 2)[1])
+async def _answer(connection: _Connection, on_event: OnEvent) -> bool:
+    """Read an answer and hand its events on; whether another one may follow on this connection."""
+    status, headers = 100, dict[bytes, bytes]()
+    while 100 <= status < 200:
+        first, *lines = (await connection.readuntil(b"\r\n\r\n")).split(b"\r\n")
+        status = int(first.split(b" ", 2)[1])
         headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(b":") for line in lines)}
-        self._raw = self._raw[end + 4 :]
-        if 100 <= self._status < 200:
-            return self._read_head()
-        self._chunked = headers.get(b"transfer-encoding", b"").lower() == b"chunked"
-        length = headers.get(b"content-length")
-        self._left = int(length) if length is not None and not self._chunked else None
-        ends = not self._chunked and self._left is None
-        self._keeps = not ends and headers.get(b"connection", b"").lower() != b"close"
-        self._in_body = True
-        return True
-
-    def _read_chunks(self, now: float) -> None:
-        raw, at = self._raw, 0
-        while True:
-            line = raw.find(b"\r\n", at)
-            if line < 0:
-                break
-            size = int(raw[at:line].partition(b";")[0], 16)
-            if not size:
-                if raw.find(b"\r\n", line + 2) >= 0:  # the end of the (empty) trailer
-                    self._finish()
-                break
-            if len(raw) < line + 4 + size:
-                break
-            self._take(raw[line + 2 : line + 2 + size], now)
-            at = line + 4 + size
-        self._raw = raw[at:]
-
-    def _read_plain(self, now: float) -> None:
-        data, self._raw = self._raw, b""
-        self._take(data, now)
-        if self._left is not None:
-            self._left -= len(data)
-            if self._left <= 0:
-                self._finish()
-
-    def _take(self, data: bytes, now: float) -> None:
-        text = self._text + data if self._text else data
-        if self._status != 200:
-            self._text = text[:MOST_ERROR_TEXT]
-            return
-        *lines, self._text = text.split(b"\n")
-        assert self._on_event is not None
-        for line in lines:
+    text = b""
+    async for piece in _body(connection, headers):
+        if status != 200:
+            text = (text + piece)[:MOST_ERROR_TEXT]
+            continue
+        *complete, text = (text + piece).split(b"\n")
+        for line in complete:
             if line.startswith(b"data:") and (content := line[5:].strip()) != b"[DONE]":
-                self._on_event(now, _event(content))
+                on_event(connection.now, _event(content))
+    if status != 200:
+        raise HttpFailed(f"HTTP {status}", _error_text(text))
+    return headers.get(b"connection", b"").lower() != b"close" and not connection.at_eof()
 
-    def _finish(self) -> None:
-        if self._done is None or self._done.done():
-            return
-        if self._status != 200:
-            self._fail(HttpFailed(f"HTTP {self._status}", _error_text(self._text)))
-            return
-        if not self._keeps:
-            self.close()
-        self._done.set_result(None)
 
-    def _fail(self, failed: HttpFailed) -> None:
-        self.close()
-        if self._done is not None and not self._done.done():
-            self._done.set_exception(failed)
+async def _body(connection: _Connection, headers: Mapping[bytes, bytes]) -> AsyncIterator[bytes]:
+    """A body as it comes: in chunks, of known length, or until the connection closes."""
+    if headers.get(b"transfer-encoding", b"").lower() == b"chunked":
+        while size := int((await connection.readuntil(b"\r\n")).partition(b";")[0], 16):
+            yield (await connection.readexactly(size + 2))[:-2]
+        while await connection.readuntil(b"\r\n") != b"\r\n":
+            pass  # the trailer
+        return
+    left = int(headers[b"content-length"]) if b"content-length" in headers else None
+    while left is None or left > 0:
+        piece = await connection.read(min(left or 1 << 16, 1 << 16))
+        if not piece and left is not None:
+            raise asyncio.IncompleteReadError(b"", left)
+        if not piece:
+            return
+        left = left and left - len(piece)
+        yield piece
 
 
 def _event(content: bytes) -> Event:

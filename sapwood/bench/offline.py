@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from statistics import fmean
@@ -16,10 +16,11 @@ from typing import Any
 from sapwood.arch.families import declare
 from sapwood.base.errors import SapwoodError, UserError
 from sapwood.base.sampling import SamplingParams
-from sapwood.base.wire import Abort, Delta, Facts, Submit
+from sapwood.base.wire import Abort, Deltas, Facts, Submit
 from sapwood.bench import workloads
 from sapwood.bench.report import Row
-from sapwood.bench.statistics import Figures, Step, decode_seconds, median_of, spread
+from sapwood.bench.statistics import Figures, Step, decode_seconds, spread
+from sapwood.bench.target import measure
 from sapwood.bench.workloads import Turn, Unit, Workload
 from sapwood.config.flags import flag_of, from_options, replace
 from sapwood.config.shape import shape_of
@@ -33,9 +34,6 @@ SPARE_LEN = 64
 
 class WorkloadFailed(SapwoodError):
     """A request of a workload ended with an error; what the engine does afterwards is not worth measuring."""
-
-
-# -- an engine ------------------------------------------------------------------------------------------------------------
 
 
 def shapes() -> list[str]:
@@ -62,8 +60,8 @@ class Opened:
     broken: bool = False
 
     def row(self) -> Row:
-        figures: Figures = {"ready_s": self.seconds}
-        return Row(kind="start", name="start", model=self.name, figures=figures | {**self.facts.seconds_to_ready})
+        figures: Figures = {"ready_s": self.seconds, **self.facts.seconds_to_ready}
+        return Row(kind="start", name="start", model=self.name, figures=figures)
 
 
 def open_engine(options: Mapping[str, Any], *, longest: int) -> Opened:
@@ -99,102 +97,28 @@ def warm_up(engine: Engine, facts: Facts, some: Sequence[Workload]) -> None:
     engine.control("flush_cache")
 
 
-# -- one workload ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass
 class Run:
-    """What happened while a workload was served. Times in seconds."""
-
-    seconds: float
-    steps: list[Step]
-    first_tokens: list[float]
-    """From each request's submission to its first token."""
-    num_prompt: int
-    num_output: int
-    num_requests: int
-    complete: bool
-    counters: Mapping[str, int] = field(default_factory=dict)
-    host_seconds: float = 0.0
-
-    @property
-    def host_us(self) -> float | None:
-        return 1e6 * self.host_seconds / self.counters["steps"] if self.counters["steps"] else None
-
-    def throughput(self) -> Figures:
-        """Figures of a whole workload. The decode time is the median of steps in which every row only decodes."""
-        decoding = decode_seconds(self.steps)
-        return {
-            "seconds": self.seconds,
-            "requests": self.num_requests,
-            "prompt_tokens": self.num_prompt,
-            "output_tokens": self.num_output,
-            "output_tok_s": self.num_output / self.seconds,
-            "prompt_tok_s": self.num_prompt / self.seconds,
-            "total_tok_s": (self.num_prompt + self.num_output) / self.seconds,
-            "decode_ms": spread("decode_ms", decoding)["decode_ms_p50"],
-            "steps": self.counters["steps"],
-            "host_us": self.host_us,
-            "cached_tokens": self.counters["cached_tokens"],
-            "preemptions": self.counters["preemptions"],
-            **spread("ttft_ms", self.first_tokens),
-        }
-
-    def latency(self, batch: int) -> Figures:
-        """Figures of steps in which all of a batch decode."""
-        decoding = decode_seconds(self.steps, batch=batch)
-        return {
-            "seconds": self.seconds,
-            **spread("step_ms", decoding),
-            "decode_tok_s": batch / fmean(decoding) if decoding else None,
-            "output_tok_s": self.num_output / self.seconds,
-            **spread("ttft_ms", self.first_tokens),
-            "ttft_ms_max": 1e3 * max(self.first_tokens) if self.first_tokens else None,
-            "steps": self.counters["steps"],
-            "host_us": self.host_us,
-            "preemptions": self.counters["preemptions"],
-        }
-
-
-class _Session:
-    """A session between its turns."""
-
-    def __init__(self, turns: Sequence[Turn]) -> None:
-        self._turns = deque(turns)
-        self.history: list[int] = []
-
-    @property
-    def over(self) -> bool:
-        return not self._turns
-
-    def next(self) -> tuple[list[int], int]:
-        """The next turn's whole prompt, and its output length."""
-        turn = self._turns.popleft()
-        self.history += turn.tokens
-        return self.history.copy(), turn.output_len
-
-
-class _Service:
-    """Serves one workload, noting what happens."""
+    """A workload being served, and what happened. Times in seconds; `first_tokens` from each request's submission."""
 
     def __init__(self, engine: Engine, workload: Workload) -> None:
-        self.engine = engine
-        self.temperature, self.grammar = workload.temperature, workload.grammar
-        self.num_prompt = self.num_output = 0
-        self.first_tokens: list[float] = []
+        self.seconds = self.host_seconds = 0.0
         self.steps: list[Step] = []
-        self.num_requests = 0
+        self.first_tokens: list[float] = []
+        self.num_prompt = self.num_output = self.num_requests = 0
+        self.complete = True
+        self.counters: Mapping[str, int] = {}
+        self._engine, self._workload = engine, workload
         self._sent: dict[int, float] = {}
-        self._going_on: dict[int, _Session] = {}  # requests whose output is part of a later prompt
+        self._going_on: dict[int, tuple[list[int], deque[Turn]]] = {}  # history, and turns that its output is part of
         self._fed: deque[int] = deque()  # prompt tokens of the steps in flight
-        self._sessions = [_Session(turns) for turns in workload.sessions]
 
-    def run(self, max_seconds: float) -> bool:
-        """Serve until all is done, or time is up; whether all was done."""
-        engine = self.engine
-        began = last = perf_counter()
-        for session in self._sessions:
-            self._submit(session)
+    def serve(self, max_seconds: float) -> None:
+        """Serve until all is done, or time is up."""
+        engine = self._engine
+        before, began = engine.stats(), perf_counter()
+        last = began
+        for turns in self._workload.sessions:
+            self._submit([], deque(turns))
         while not engine.idle:
             steps, fed = engine.counters["steps"], engine.counters["prompt_tokens"]
             news = engine.step()
@@ -202,56 +126,89 @@ class _Service:
             if engine.counters["steps"] > steps:
                 self._fed.append(engine.counters["prompt_tokens"] - fed)
             for deltas in news:
-                self._take(deltas.ids, deltas.tokens, deltas.deltas, now)
-                num_yielded = len(deltas.ids) + sum(len(delta.tokens) for delta in deltas.deltas)
+                num_yielded = self._take(deltas, now)
                 self.num_output += num_yielded
                 num_fed = self._fed.popleft() if self._fed else 0
                 self.steps.append(Step((now - last) / len(news), num_yielded, num_fed))
             if news:
                 last = now
-            if now - began > max_seconds:
-                self._give_up()
-                return False
-        return True
+            if self.complete and now - began > max_seconds:
+                self.complete = False
+                engine.abort(Abort(list(self._sent)))
+                self._going_on.clear()
+        self.seconds, after = perf_counter() - began, engine.stats()
+        self.counters = {name: value - before.counters.get(name, 0) for name, value in after.counters.items()}
+        self.host_seconds = after.seconds["host_seconds"] - before.seconds["host_seconds"]
 
-    def _give_up(self) -> None:
-        self.engine.abort(Abort(list(self._sent)))
-        while not self.engine.idle:
-            self.engine.step()
-
-    def _submit(self, session: _Session) -> None:
-        prompt, output_len = session.next()
-        id = self.num_requests
+    def _submit(self, history: list[int], turns: deque[Turn]) -> None:
+        """The next turn of a session, its prompt the whole history."""
+        turn, id = turns.popleft(), self.num_requests
+        prompt = history + turn.tokens
         self.num_requests += 1
         self.num_prompt += len(prompt)
         self._sent[id] = perf_counter()
-        if not session.over:
-            self._going_on[id] = session
+        if turns:
+            self._going_on[id] = (prompt.copy(), turns)
+        temperature, grammar = self._workload.temperature, self._workload.grammar
         params = SamplingParams(
-            max_tokens=output_len, temperature=self.temperature, ignore_eos=True, seed=id, grammar=self.grammar
+            max_tokens=turn.output_len, temperature=temperature, ignore_eos=True, seed=id, grammar=grammar
         )
-        refused = self.engine.submit(Submit(id, prompt, params))
+        refused = self._engine.submit(Submit(id, prompt, params))
         if refused is not None:
             raise WorkloadFailed(refused.error or "a request was refused")
 
-    def _take(self, ids: Sequence[int], tokens: Sequence[int], deltas: Sequence[Delta], now: float) -> None:
+    def _take(self, news: Deltas, now: float) -> int:
+        """Note a step's news; how many tokens it brought."""
         if self._going_on:
-            for id, token in zip(ids, tokens, strict=True):
-                if (session := self._going_on.get(id)) is not None:
-                    session.history.append(token)
-        for delta in deltas:
+            for id, token in zip(news.ids, news.tokens, strict=True):
+                if id in self._going_on:
+                    self._going_on[id][0].append(token)
+        for delta in news.deltas:
             if delta.finish == "error":
                 raise WorkloadFailed(delta.error or "a request failed")
             if delta.cached_tokens >= 0:
                 self.first_tokens.append(now - self._sent[delta.id])
-            session = self._going_on.get(delta.id)
-            if session is not None:
-                session.history.extend(delta.tokens)
+            if delta.id in self._going_on:
+                self._going_on[delta.id][0].extend(delta.tokens)
             if delta.finish is not None:
                 del self._sent[delta.id]
-                if self._going_on.pop(delta.id, None) is not None:
-                    assert session is not None
-                    self._submit(session)
+                if session := self._going_on.pop(delta.id, None):
+                    self._submit(*session)
+        return len(news.ids) + sum(len(delta.tokens) for delta in news.deltas)
+
+    def throughput(self) -> Figures:
+        """Figures of a whole workload. The decode time is the median of steps in which every row only decodes."""
+        return {
+            "requests": self.num_requests,
+            "prompt_tokens": self.num_prompt,
+            "output_tokens": self.num_output,
+            "prompt_tok_s": self.num_prompt / self.seconds,
+            "total_tok_s": (self.num_prompt + self.num_output) / self.seconds,
+            "decode_ms": spread("decode_ms", decode_seconds(self.steps))["decode_ms_p50"],
+            "cached_tokens": self.counters["cached_tokens"],
+            **self._common(),
+        }
+
+    def latency(self, batch: int) -> Figures:
+        """Figures of steps in which all of a batch decode."""
+        decoding = decode_seconds(self.steps, batch=batch)
+        return {
+            **spread("step_ms", decoding),
+            "decode_tok_s": batch / fmean(decoding) if decoding else None,
+            "ttft_ms_max": 1e3 * max(self.first_tokens) if self.first_tokens else None,
+            **self._common(),
+        }
+
+    def _common(self) -> Figures:
+        steps = self.counters["steps"]
+        return {
+            "seconds": self.seconds,
+            "output_tok_s": self.num_output / self.seconds,
+            "steps": steps,
+            "host_us": 1e6 * self.host_seconds / steps if steps else None,
+            "preemptions": self.counters["preemptions"],
+            **spread("ttft_ms", self.first_tokens),
+        }
 
 
 def run(engine: Engine, workload: Workload, *, max_seconds: float = math.inf) -> Run:
@@ -260,27 +217,9 @@ def run(engine: Engine, workload: Workload, *, max_seconds: float = math.inf) ->
     Prompts beyond the cache's contents are computed: flush it first for a cold start.
     """
     gc.collect()  # what earlier work has left is not this one's pause
-    before = engine.stats()
-    service = _Service(engine, workload)
-    began = perf_counter()
-    complete = service.run(max_seconds)
-    seconds = perf_counter() - began
-    after = engine.stats()
-    counters = {name: value - before.counters.get(name, 0) for name, value in after.counters.items()}
-    return Run(
-        seconds=seconds,
-        steps=service.steps,
-        first_tokens=service.first_tokens,
-        num_prompt=service.num_prompt,
-        num_output=service.num_output,
-        num_requests=service.num_requests,
-        complete=complete,
-        counters=counters,
-        host_seconds=after.seconds["host_seconds"] - before.seconds["host_seconds"],
-    )
-
-
-# -- rows -----------------------------------------------------------------------------------------------------------------
+    done = Run(engine, workload)
+    done.serve(max_seconds)
+    return done
 
 
 @dataclass(frozen=True)
@@ -292,69 +231,70 @@ class Settings:
     max_seconds: float = math.inf
 
 
+@dataclass(frozen=True)
+class Task:
+    """A load: a workload, a small one like it that warms up, and what its row says. `batch` if steps are what is timed."""
+
+    workload: Workload
+    small: Workload
+    load: Mapping[str, float | int | str]
+    batch: int | None = None
+
+
+@dataclass(frozen=True)
+class Offline:
+    """The target. One workload that fails is a row with an error, and if the engine failed so are all after it."""
+
+    opened: Opened
+    settings: Settings
+
+    def row(self, task: Task) -> Row:
+        if task.batch is None:
+            return Row(kind="throughput", name=task.workload.name, model=self.opened.name, load={**task.load})
+        return Row(kind="latency", name="W5 decode", model=self.opened.name, load={"batch": task.batch, **task.load})
+
+    def runs(self, task: Task, row: Row) -> Iterator[Figures]:
+        opened, seconds = self.opened, self.settings.max_seconds
+        if opened.broken:
+            row.error = "not run: the engine had failed"
+            return
+        try:
+            check_fits(task.workload, opened.facts)
+            warm_up(opened.engine, opened.facts, [task.small])
+            for _ in range(self.settings.repeat):
+                opened.engine.control("flush_cache")
+                done = run(opened.engine, task.workload.within(opened.facts.vocab_size), max_seconds=seconds)
+                figures = done.throughput() if task.batch is None else done.latency(task.batch)
+                if figures.get("step_ms_p50", 0) is None and not row.notes:
+                    limit = f"see {flag_of('max_num_seqs')} and the KV cache's size"
+                    row.notes.append(f"the {task.batch} never decoded all at once: {limit}")
+                yield figures
+                if not done.complete:
+                    row.notes.append(f"cut off after {seconds:g} s")
+                    break
+        except UserError as error:
+            row.error = str(error)
+        except Exception as error:  # to be reported beside what the others found
+            row.error = f"{type(error).__name__}: {error}"
+            opened.broken = True
+
+
 def throughput(opened: Opened, units: Sequence[Unit], settings: Settings) -> Iterator[Row]:
-    """A row per workload; one that fails is a row with an error, and if the engine failed so are all after it."""
-    load: dict[str, float | int | str] = {} if settings.scale == 1 else {"scale": settings.scale}
-    for unit in units:
-        workload, small = unit.make(settings.scale), unit.make(WARM_UP_SCALE * settings.scale)
-        if unit.name == "decode":
-            yield _decode_row(opened, workload, load, small, settings)
-        else:
-            row = Row(kind="throughput", name=workload.name, model=opened.name, load=load)
-            _measure(opened, workload, small, settings, row, Run.throughput)
-            yield row
+    """A row per workload."""
+    load = {} if settings.scale == 1 else {"scale": settings.scale}
+    made = ((unit, unit.make(settings.scale), unit.make(WARM_UP_SCALE * settings.scale)) for unit in units)
+    tasks = (Task(full, few, load, len(full.sessions) if unit.name == "decode" else None) for unit, full, few in made)
+    return measure(Offline(opened, settings), tasks)
 
 
 def latency(opened: Opened, some: Sequence[Workload], settings: Settings) -> Iterator[Row]:
     """A row per batch, each one turn a session with the same lengths."""
+    tasks = []
     for workload in some:
-        (turn,) = workload.sessions[0]
-        load: dict[str, float | int | str] = {"input": len(turn.tokens), "output": turn.output_len}
-        small = workloads.decode(len(workload.sessions), min(len(turn.tokens), 32), min(turn.output_len, 4))
-        yield _decode_row(opened, workload, load, small, settings)
-
-
-def _decode_row(
-    opened: Opened, workload: Workload, load: dict[str, float | int | str], small: Workload, settings: Settings
-) -> Row:
-    batch = len(workload.sessions)
-    row = Row(kind="latency", name="W5 decode", model=opened.name, load={"batch": batch, **load})
-    _measure(opened, workload, small, settings, row, lambda done: done.latency(batch))
-    if row.error is None and row.figures["step_ms_p50"] is None:
-        row.notes.append(
-            f"the {batch} never decoded all at once: see {flag_of('max_num_seqs')} and the KV cache's size"
-        )
-    return row
-
-
-def _measure(
-    opened: Opened,
-    workload: Workload,
-    small: Workload,
-    settings: Settings,
-    row: Row,
-    figures: Callable[[Run], Figures],
-) -> None:
-    """Serve it `repeat` times and fill in the row."""
-    if opened.broken:
-        row.error = "not run: the engine had failed"
-        return
-    try:
-        check_fits(workload, opened.facts)
-        warm_up(opened.engine, opened.facts, [small])
-        for _ in range(settings.repeat):
-            opened.engine.control("flush_cache")
-            done = run(opened.engine, workload.within(opened.facts.vocab_size), max_seconds=settings.max_seconds)
-            row.runs.append(figures(done))
-            if not done.complete:
-                row.notes.append(f"cut off after {settings.max_seconds:g} s")
-                break
-    except UserError as error:
-        row.error = str(error)
-    except Exception as error:  # to be reported beside what the others found
-        row.error = f"{type(error).__name__}: {error}"
-        opened.broken = True
-    row.figures = median_of(row.runs)
+        (turn,), batch = workload.sessions[0], len(workload.sessions)
+        small = workloads.decode(batch, min(len(turn.tokens), 32), min(turn.output_len, 4))
+        tasks.append(Task(workload, small, {"input": len(turn.tokens), "output": turn.output_len}, batch))
+    return measure(Offline(opened, settings), tasks)
 
 
 def check_fits(workload: Workload, facts: Facts) -> None:

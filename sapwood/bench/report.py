@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -16,26 +17,25 @@ import msgspec
 
 from sapwood import __version__
 from sapwood.base.errors import UserError
-from sapwood.bench.statistics import Figures
+from sapwood.bench.statistics import SPREAD, Figures
 
 FORMAT = 1
 SAME = 0.02
 """Ratios within this of 1 are called the same: repeated runs differ by as much."""
-
-Better = Literal["higher", "lower"] | None
 
 
 class Figure(NamedTuple):
     """How a figure is shown, and which way is better; None where neither is."""
 
     title: str
-    better: Better
+    better: Literal["higher", "lower"] | None
     digits: int = 0
 
 
-def _latencies(name: str, title: str, digits: int) -> dict[str, Figure]:
-    return {f"{name}_{key}": Figure(f"{title} {key}", "lower", digits) for key in ("mean", "p50", "p90", "p99")}
-
+_LATENCIES = {
+    "step_ms": ("step ms", 2), "ttft_ms": ("TTFT ms", 1), "itl_ms": ("ITL ms", 2), "tpot_ms": ("TPOT ms", 2),
+    "e2e_ms": ("E2E ms", 0), "plan_us": ("plan us", 1), "commit_us": ("commit us", 1), "step_us": ("step us", 1),
+}  # fmt: skip
 
 FIGURES: Mapping[str, Figure] = MappingProxyType(
     {
@@ -62,14 +62,11 @@ FIGURES: Mapping[str, Figure] = MappingProxyType(
         "client_cpu": Figure("client CPU", "lower", 2),
         "late_ms_p99": Figure("sent late ms p99", "lower", 1),
         "ttft_ms_max": Figure("TTFT ms max", "lower", 1),
-        **_latencies("step_ms", "step ms", 2),
-        **_latencies("ttft_ms", "TTFT ms", 1),
-        **_latencies("itl_ms", "ITL ms", 2),
-        **_latencies("tpot_ms", "TPOT ms", 2),
-        **_latencies("e2e_ms", "E2E ms", 0),
-        **_latencies("plan_us", "plan us", 1),
-        **_latencies("commit_us", "commit us", 1),
-        **_latencies("step_us", "step us", 1),
+        **{
+            f"{name}_{key}": Figure(f"{title} {key}", "lower", digits)
+            for name, (title, digits) in _LATENCIES.items()
+            for key in SPREAD
+        },
     }
 )
 
@@ -115,9 +112,9 @@ class Row(msgspec.Struct, kw_only=True):
 
     @property
     def title(self) -> str:
-        load = ", ".join(f"{name} {_plain(value)}" for name, value in self.load.items())
-        parts = [self.model, self.name, f"({load})" if load else ""]
-        return " ".join(part for part in parts if part)
+        values = {name: f"{value:g}" if isinstance(value, float) else value for name, value in self.load.items()}
+        load = ", ".join(f"{name} {value}" for name, value in values.items())
+        return " ".join(part for part in (self.model, self.name, f"({load})" if load else "") if part)
 
 
 class Report(msgspec.Struct, kw_only=True):
@@ -145,40 +142,29 @@ def machine() -> dict[str, Any]:
     """What figures depend on. The GPU is named only once torch has been imported; it is not for this."""
     found: dict[str, Any] = {
         "system": f"{platform.system()} {platform.release()}",
-        "processor": _processor(),
+        "processor": platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
     }
+    with suppress(OSError):
+        names = [
+            line for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines() if line.startswith("model name")
+        ]
+        found["processor"] = names[0].partition(":")[2].strip() if names else found["processor"]
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name()
-        found["gpus"] = torch.cuda.device_count()
+        found |= {"gpu": torch.cuda.get_device_name(), "gpus": torch.cuda.device_count()}
     return found
 
 
 def versions() -> dict[str, str]:
     found = {"sapwood": __version__, "python": platform.python_version()}
     for name in ("torch", "triton", "numpy"):
-        try:
+        with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     torch = sys.modules.get("torch")
     if torch is not None and torch.version.cuda:
         found["cuda"] = torch.version.cuda
     return found
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-# -- files --------------------------------------------------------------------------------------------------------------
 
 
 def save(report: Report, path: Path) -> None:
@@ -202,9 +188,6 @@ def load(path: Path) -> Report:
     return report
 
 
-# -- comparing ----------------------------------------------------------------------------------------------------------
-
-
 class Change(NamedTuple):
     """One figure beside an earlier run's. `ratio` is new over old; `verdict` empty where neither way is better."""
 
@@ -212,33 +195,30 @@ class Change(NamedTuple):
     figure: str
     old: float
     new: float
-    ratio: float | None
-    verdict: Literal["better", "worse", "same", ""]
+
+    @property
+    def ratio(self) -> float | None:
+        return self.new / self.old if self.old else None
+
+    @property
+    def verdict(self) -> Literal["better", "worse", "same", ""]:
+        better = FIGURES[self.figure].better if self.figure in FIGURES else None
+        if better is None:
+            return ""
+        if self.new == self.old or (self.ratio is not None and abs(self.ratio - 1) <= SAME):
+            return "same"
+        return "better" if (self.new > self.old) == (better == "higher") else "worse"
 
 
 def compare(old: Report, new: Report) -> list[Change]:
     """Every figure that both have, of rows with the same name, model and load."""
-    before = {row.key: row for row in old.rows}
-    changes = []
-    for row in new.rows:
-        known = before.get(row.key)
-        for name, value in row.figures.items():
-            earlier = known.figures.get(name) if known else None
-            if value is not None and earlier is not None:
-                changes.append(_change(row.title, name, earlier, value))
-    return changes
-
-
-def _change(row: str, name: str, old: float, new: float) -> Change:
-    better = FIGURES[name].better if name in FIGURES else None
-    ratio = new / old if old else None
-    verdict: Literal["better", "worse", "same", ""] = ""
-    if better is not None:
-        if new == old or (ratio is not None and abs(ratio - 1) <= SAME):
-            verdict = "same"
-        else:
-            verdict = "better" if (new > old) == (better == "higher") else "worse"
-    return Change(row, name, old, new, ratio, verdict)
+    before = {row.key: row.figures for row in old.rows}
+    return [
+        Change(row.title, name, earlier, value)
+        for row in new.rows
+        for name, value in row.figures.items()
+        if value is not None and (earlier := before.get(row.key, {}).get(name)) is not None
+    ]
 
 
 # -- tables -------------------------------------------------------------------------------------------------------------
@@ -251,40 +231,41 @@ class Table(NamedTuple):
 
 def tables(rows: Sequence[Row]) -> list[Table]:
     """One table per kind of benchmark: a line per row, a column per figure that any of them has."""
-    return [_table(kind, [row for row in rows if row.kind == kind]) for kind in dict.fromkeys(row.kind for row in rows)]
-
-
-def _table(kind: str, rows: Sequence[Row]) -> Table:
-    known = COLUMNS.get(kind, ()) or tuple(dict.fromkeys(name for row in rows for name in row.figures))
-    shown = [name for name in known if any(row.figures.get(name) is not None for row in rows)]
-    lines = [[row.title, *(shown_as(name, row.figures.get(name)) for name in shown)] for row in rows]
-    return Table([kind, *(title_of(name) for name in shown)], lines)
+    found = []
+    for kind in dict.fromkeys(row.kind for row in rows):
+        some = [row for row in rows if row.kind == kind]
+        shown = list(dict.fromkeys(name for name in _columns(kind, some) for row in some if _has(row, name)))
+        lines = [[row.title, *(shown_as(name, row.figures.get(name)) for name in shown)] for row in some]
+        found.append(Table([kind, *map(title_of, shown)], lines))
+    return found
 
 
 def spreads(row: Row) -> Table:
     """All latencies of one row: mean and percentiles, a line per measure."""
-    keys = ("mean", "p50", "p90", "p99")
-    names = [name for name in ("ttft_ms", "itl_ms", "tpot_ms", "e2e_ms") if row.figures.get(f"{name}_p50") is not None]
-    lines = []
-    for name in names:
-        title = title_of(f"{name}_p50").removesuffix(" p50")
-        lines.append([title, *(shown_as(f"{name}_{key}", row.figures.get(f"{name}_{key}")) for key in keys)])
-    return Table(["latency", *keys], lines)
+    lines = [
+        [_LATENCIES[name][0], *(shown_as(f"{name}_{key}", row.figures.get(f"{name}_{key}")) for key in SPREAD)]
+        for name in ("ttft_ms", "itl_ms", "tpot_ms", "e2e_ms")
+        if _has(row, f"{name}_p50")
+    ]
+    return Table(["latency", *SPREAD], lines)
 
 
 def change_table(changes: Iterable[Change]) -> Table:
-    lines = [
-        [
-            change.row,
-            title_of(change.figure),
-            shown_as(change.figure, change.old),
-            shown_as(change.figure, change.new),
-            f"{change.ratio:.3f}" if change.ratio is not None else "-",
-            change.verdict,
-        ]
-        for change in changes
-    ]
+    lines = []
+    for change in changes:
+        values = [shown_as(change.figure, value) for value in (change.old, change.new)]
+        ratio = f"{change.ratio:.3f}" if change.ratio is not None else "-"
+        lines.append([change.row, title_of(change.figure), *values, ratio, change.verdict])
     return Table(["compared", "figure", "before", "now", "ratio", ""], lines)
+
+
+def line(row: Row) -> str:
+    """A row on one line, for watching a long run."""
+    if row.error is not None:
+        return f"{row.title}: FAILED: {row.error}"
+    shown = [name for name in _columns(row.kind, [row]) if _has(row, name)] or list(row.figures)
+    figures = [f"{title_of(name)} {shown_as(name, row.figures[name])}" for name in shown]
+    return f"{row.title}: {'; '.join([*figures, *row.notes])}"
 
 
 def title_of(name: str) -> str:
@@ -293,19 +274,12 @@ def title_of(name: str) -> str:
 
 def shown_as(name: str, value: float | None) -> str:
     """A figure with the digits that it deserves; '-' where there is none."""
-    if value is None:
-        return "-"
-    return f"{value:,.{FIGURES[name].digits if name in FIGURES else 2}f}"
+    return "-" if value is None else f"{value:,.{FIGURES[name].digits if name in FIGURES else 2}f}"
 
 
-def line(row: Row) -> str:
-    """A row on one line, for watching a long run."""
-    if row.error is not None:
-        return f"{row.title}: FAILED: {row.error}"
-    shown = [name for name in COLUMNS.get(row.kind, tuple(row.figures)) if row.figures.get(name) is not None]
-    figures = [f"{title_of(name)} {shown_as(name, row.figures[name])}" for name in shown or row.figures]
-    return f"{row.title}: {'; '.join([*figures, *row.notes])}"
+def _columns(kind: str, rows: Iterable[Row]) -> Sequence[str]:
+    return COLUMNS.get(kind) or [name for row in rows for name in row.figures]
 
 
-def _plain(value: float | int | str) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def _has(row: Row, name: str) -> bool:
+    return row.figures.get(name) is not None

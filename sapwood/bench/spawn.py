@@ -11,13 +11,26 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from sapwood.base.errors import SapwoodError, UserError
 from sapwood.bench.offline import shape_options
 
 DRAIN_SECONDS = 40
-LAST_LINES = 20
+
+
+@contextmanager
+def running(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """A process that is told to end when the context does, and made to if it does not."""
+    with subprocess.Popen(command, text=True, **options) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+            try:
+                process.wait(DRAIN_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
 @contextmanager
@@ -34,20 +47,12 @@ def serving(model: str, flags: Sequence[str]) -> Iterator[str]:
                 size = json.loads((Path(shape["model"]) / "config.json").read_text("utf-8"))["vocab_size"]
                 words += ["--tokenizer", str(write_tokenizer(Path(folder), size))]
         command = [sys.executable, "-m", "sapwood", "serve", *words, "--port", "0", "--log-level", "warning", *flags]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-            try:
-                yield _url(server)
-            finally:
-                server.terminate()
-                try:
-                    server.wait(DRAIN_SECONDS)
-                except subprocess.TimeoutExpired:
-                    server.kill()
+        with running(command, stdout=subprocess.PIPE) as server:
+            yield _url(server)
 
 
 def write_tokenizer(folder: Path, vocab_size: int) -> Path:
-    """A tokenizer for random weights: every id is a word. Returns its tokenizer.json."""
-    vocabulary = {f"w{id} ": id for id in range(vocab_size)}
+    """A tokenizer for random weights: every id is a word and a space. Returns its tokenizer.json."""
     tokenizer: dict[str, Any] = {
         "version": "1.0",
         "added_tokens": [],
@@ -55,7 +60,7 @@ def write_tokenizer(folder: Path, vocab_size: int) -> Path:
         "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "\\S+ "}, "behavior": "Isolated", "invert": False},
         "post_processor": None,
         "decoder": {"type": "Fuse"},
-        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "w0 "},
+        "model": {"type": "WordLevel", "vocab": {f"w{id} ": id for id in range(vocab_size)}, "unk_token": "w0 "},
     }
     path = folder / "tokenizer.json"
     path.write_text(json.dumps(tokenizer), encoding="utf-8")
@@ -65,16 +70,9 @@ def write_tokenizer(folder: Path, vocab_size: int) -> Path:
 def _url(server: subprocess.Popen[str]) -> str:
     """Wait until the server is ready; what it prints later is read and dropped."""
     assert server.stdout is not None
-    last: deque[str] = deque(maxlen=LAST_LINES)
     for line in server.stdout:
-        last.append(line)
         if line.startswith("ready at "):
-            threading.Thread(target=_drain, args=(server.stdout,), daemon=True).start()
+            threading.Thread(target=deque, args=(server.stdout, 0), daemon=True).start()
             return line.split()[2]
     kind = UserError if (code := server.wait()) == 2 else SapwoodError
     raise kind(f"the server ended with exit code {code} before it was ready; its own words are above.")
-
-
-def _drain(lines: IO[str]) -> None:
-    for _ in lines:
-        pass

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from statistics import fmean
-from typing import NamedTuple
+from itertools import accumulate
+from time import perf_counter
+from typing import Any, NamedTuple
+from unittest import mock
+
+import numpy as np
 
 Figures = dict[str, float | None]
 """Figures by name; `report.FIGURES` says what each means. None where there was nothing to measure."""
+
+SPREAD = ("mean", "p50", "p90", "p99")
 
 
 class Step(NamedTuple):
@@ -23,7 +32,8 @@ class Step(NamedTuple):
 class Stream:
     """One request over HTTP. Times are of one clock; `times` are those of the chunks that brought tokens.
 
-    `num_output` is what the server counted, or the number of chunks where it does not count.
+    `num_output` is what the server counted, or the number of chunks where it does not count. `late` is how long after
+    its scheduled time it was sent.
     """
 
     sent: float
@@ -34,7 +44,6 @@ class Stream:
     num_cached: int = 0
     error: str | None = None
     late: float = 0.0
-    """How long after its scheduled time it was sent."""
 
     @property
     def ttft(self) -> float:
@@ -52,38 +61,26 @@ class Stream:
     @property
     def gaps(self) -> list[float]:
         """Seconds between chunks."""
-        return [after - before for before, after in zip(self.times, self.times[1:], strict=False)]
+        return np.diff(self.times).tolist()
 
 
 def percentile(values: Sequence[float], share: float) -> float:
     """The value below which `share` of `values` lie, linear between neighbours."""
-    ordered = sorted(values)
-    place = share * (len(ordered) - 1)
-    low = int(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
-
-
-SHARES: Mapping[str, float] = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
+    return float(np.quantile(values, share))
 
 
 def spread(name: str, values: Sequence[float], *, factor: float = 1e3) -> Figures:
     """`name`_mean, _p50, _p90 and _p99 of values times `factor` (1e3: seconds to milliseconds)."""
-    if not values:
-        return dict.fromkeys([f"{name}_mean", *(f"{name}_{key}" for key in SHARES)])
-    figures: Figures = {f"{name}_mean": factor * fmean(values)}
-    return figures | {f"{name}_{key}": factor * percentile(values, share) for key, share in SHARES.items()}
+    found = [np.mean(values), *np.quantile(values, (0.5, 0.9, 0.99))] if len(values) else [None] * len(SPREAD)
+    return {f"{name}_{key}": None if x is None else factor * float(x) for key, x in zip(SPREAD, found, strict=True)}
 
 
 def median_of(runs: Sequence[Figures]) -> Figures:
     """Each figure's median over repeated runs."""
-    names = dict.fromkeys(name for run in runs for name in run)
-    return {name: _median([run.get(name) for run in runs]) for name in names}
-
-
-def _median(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return percentile(known, 0.5) if known else None
+    known: dict[str, list[float]] = {}
+    for name, value in ((name, value) for run in runs for name, value in run.items()):
+        known.setdefault(name, []).extend([] if value is None else [value])
+    return {name: statistics.median(values) if values else None for name, values in known.items()}
 
 
 def decode_seconds(steps: Iterable[Step], *, batch: int | None = None) -> list[float]:
@@ -91,6 +88,28 @@ def decode_seconds(steps: Iterable[Step], *, batch: int | None = None) -> list[f
     return [
         step.seconds for step in steps if not step.num_fed and step.num_yielded and batch in (None, step.num_yielded)
     ]
+
+
+@contextmanager
+def timing(parts: Sequence[tuple[str, Any, str]]) -> Iterator[dict[str, list[float]]]:
+    """Have functions note how many seconds they take, under a name; parts are (name, owner, attribute)."""
+    found: dict[str, list[float]] = defaultdict(list)
+
+    def timed(note: Callable[[float], None], function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            began = perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                note(perf_counter() - began)
+
+        return call
+
+    with ExitStack() as stack:
+        for name, owner, attribute in parts:
+            call = timed(found[name].append, getattr(owner, attribute))
+            stack.enter_context(mock.patch.object(owner, attribute, call))
+        yield found
 
 
 # -- serving ----------------------------------------------------------------------------------------------------------
@@ -103,18 +122,16 @@ def serving_figures(streams: Sequence[Stream], slo: Mapping[str, float] = {}) ->
     TTFT to the first chunk with tokens, ITL between chunks, TPOT a token after the first, E2E to the last.
     """
     good = [stream for stream in streams if stream.error is None]
-    figures: Figures = {"requests": len(streams), "failed": len(streams) - len(good)}
     seconds = max(s.ended for s in streams) - min(s.sent for s in streams) if streams else 0.0
-    figures["seconds"] = seconds
+    num_prompt, num_output = sum(s.num_prompt for s in good), sum(s.num_output for s in good)
+    figures: Figures = {"requests": len(streams), "failed": len(streams) - len(good), "seconds": seconds}
     if seconds > 0:
-        num_output, num_prompt = sum(s.num_output for s in good), sum(s.num_prompt for s in good)
         figures["request_s"] = len(good) / seconds
         figures["output_tok_s"] = num_output / seconds
         figures["total_tok_s"] = (num_output + num_prompt) / seconds
         figures["mean_concurrency"] = sum(s.ended - s.sent for s in streams) / seconds
     figures["peak_concurrency"] = peak([(s.sent, s.ended) for s in streams])
-    figures["prompt_tokens"] = sum(s.num_prompt for s in good)
-    figures["output_tokens"] = sum(s.num_output for s in good)
+    figures |= {"prompt_tokens": num_prompt, "output_tokens": num_output}
     figures["cached_tokens"] = sum(s.num_cached for s in good)
     figures |= spread("ttft_ms", [s.ttft for s in good])
     figures |= spread("itl_ms", [gap for s in good for gap in s.gaps])
@@ -129,24 +146,16 @@ def serving_figures(streams: Sequence[Stream], slo: Mapping[str, float] = {}) ->
 
 def meets(stream: Stream, slo: Mapping[str, float]) -> bool:
     """Whether a stream that succeeded kept within every bound, in milliseconds."""
-    measured = {"ttft": stream.ttft, "tpot": stream.tpot, "e2e": stream.e2e}
-    return all((seconds := measured[name]) is None or 1e3 * seconds <= bound for name, bound in slo.items())
+    measured = {name: getattr(stream, name) for name in slo}
+    return all(seconds is None or 1e3 * seconds <= slo[name] for name, seconds in measured.items())
 
 
 def errors_by_kind(streams: Iterable[Stream]) -> dict[str, int]:
     """How many streams failed of what."""
-    counts: dict[str, int] = {}
-    for stream in streams:
-        if stream.error is not None:
-            counts[stream.error] = counts.get(stream.error, 0) + 1
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+    return dict(Counter(sorted(stream.error for stream in streams if stream.error is not None)).most_common())
 
 
 def peak(spans: Iterable[tuple[float, float]]) -> int:
     """Most spans (from, to) that were open at once; one that begins where another ends is not open with it."""
     changes = sorted(change for start, end in spans for change in ((start, 1), (end, -1)))
-    most = current = 0
-    for _, change in changes:
-        current += change
-        most = max(most, current)
-    return most
+    return max(accumulate(change for _, change in changes), default=0)

@@ -8,12 +8,10 @@ from typing import Literal
 
 import numpy as np
 
-from sapwood.bench.workloads import FIRST_ID, LAST_ID, general_lengths
+from sapwood.bench.workloads import FIRST_ID, LAST_ID, Session, Words, behind, general_lengths, requests, talks, tokens
 
 Kind = Literal["sharegpt", "shared-prefix", "agent", "random"]
 KINDS: tuple[Kind, ...] = ("sharegpt", "shared-prefix", "agent", "random")
-
-Prompt = list[int] | str
 
 WORDS = tuple(
     """time year people way day man thing woman life child world school state family student group country problem
@@ -24,14 +22,6 @@ WORDS = tuple(
     force education""".split()
 )
 """Common words, most of them one token in any vocabulary."""
-
-
-@dataclass(frozen=True)
-class Turn:
-    """What one request adds to the history of its session."""
-
-    prompt: Prompt
-    output_len: int
 
 
 @dataclass(frozen=True)
@@ -54,51 +44,32 @@ class Traffic:
     as_text: bool = False
     vocab_size: int = LAST_ID
 
-    def sessions(self, count: int, *, seed: int) -> list[list[Turn]]:
+    def sessions(self, count: int, *, seed: int) -> list[Session]:
         """`count` sessions, of one turn each except those of an agent; the same ones for the same seed."""
         rng = np.random.default_rng(seed)
+        words = self._words(rng)
         match self.kind:
             case "sharegpt":
-                inputs, outputs = general_lengths(rng, count)
-                return [[Turn(self._words(rng, n), m)] for n, m in zip(inputs, outputs, strict=True)]
+                return requests(words, general_lengths(rng, count))
             case "random":
-                inputs, outputs = self._lengths(rng, self.input_len, count), self._lengths(rng, self.output_len, count)
-                return [[Turn(self._words(rng, n), m)] for n, m in zip(inputs, outputs, strict=True)]
+                inputs, outputs = (self._lengths(rng, mean, count) for mean in (self.input_len, self.output_len))
+                return requests(words, zip(inputs, outputs, strict=True))
             case "shared-prefix":
-                stems = [self._words(rng, self.prefix_len) for _ in range(min(self.groups, count))]
+                stems = [words(self.prefix_len) for _ in range(min(self.groups, count))]
                 order = rng.permutation(count) % len(stems)
-                return [[Turn(join(stems[i], self._words(rng, self.input_len)), self.output_len)] for i in order]
+                return behind(words, (stems[i] for i in order), self.input_len, self.output_len)
             case "agent":
-                system = self._words(rng, self.prefix_len)
-                return [
-                    [
-                        Turn(join(system, said) if turn == 0 else said, self.output_len)
-                        for turn in range(self.turns)
-                        if (said := self._words(rng, self.input_len))
-                    ]
-                    for _ in range(count)
-                ]
+                return talks(words, count, self.turns, self.prefix_len, self.input_len, self.output_len)
 
-    def _lengths(self, rng: np.random.Generator, length: int, count: int) -> list[int]:
-        low, high = max(1, round(length * (1 - self.spread))), max(1, round(length * (1 + self.spread)))
+    def _lengths(self, rng: np.random.Generator, mean: int, count: int) -> list[int]:
+        low, high = (max(1, round(mean * (1 + sign * self.spread))) for sign in (-1, 1))
         lengths: list[int] = rng.integers(low, high + 1, count).tolist()
         return lengths
 
-    def _words(self, rng: np.random.Generator, count: int) -> Prompt:
+    def _words(self, rng: np.random.Generator) -> Words:
         if self.as_text:
-            return " ".join(WORDS[i] for i in rng.integers(0, len(WORDS), count))
-        first = min(FIRST_ID, self.vocab_size // 2)
-        tokens: list[int] = rng.integers(first, self.vocab_size, count).tolist()
-        return tokens
-
-
-def join(history: Prompt, more: Prompt) -> Prompt:
-    """A prompt, continued."""
-    if isinstance(history, str):
-        assert isinstance(more, str)
-        return f"{history} {more}" if history else more
-    assert isinstance(more, list)
-    return history + more
+            return lambda count: " ".join(WORDS[i] for i in rng.integers(0, len(WORDS), count))
+        return tokens(rng, min(FIRST_ID, self.vocab_size // 2), self.vocab_size)
 
 
 def arrivals(count: int, rate: float, *, burstiness: float = 1.0, seed: int = 0) -> list[float]:

@@ -6,11 +6,12 @@ import argparse
 import contextlib
 import math
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sapwood.base.errors import UserError
+from sapwood.bench import options
 from sapwood.config import env
 from sapwood.config.flags import add_flags, from_options, given
 
@@ -34,39 +35,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         output.add_argument("--json", type=Path, metavar="FILE", help="write every figure, the options and the machine")
         output.add_argument("--compare", type=Path, metavar="FILE", help="show ratios to a run that --json has written")
         output.add_argument("--plot", type=Path, metavar="FILE", help="draw it (.svg or .png; needs sapwood[plot])")
-        sub.add_argument("--repeat", type=_count, default=1, metavar="N", help="runs of each; medians are shown")
+        sub.add_argument("--repeat", type=options.count, default=1, metavar="N", help="runs of each; medians are shown")
 
 
 def run(args: argparse.Namespace) -> int:
-    _, _, measure = _KINDS[args.bench]
+    from sapwood.bench import report as reports
+    from sapwood.cli.terminal import console
+
     earlier = _check_output(args)
-    report: Report = _new_report(args)
-    try:
-        for row in measure(args, report):
-            report.rows.append(row)
-            _say(row)
-            _save(args, report)
-    finally:
-        _save(args, report)
+    hidden = {"command", "key", "json", "compare", "plot"}
+    said = {name: value for name, value in vars(args).items() if name not in hidden and not name.startswith("option_")}
+    plain = {name: str(v) if isinstance(v, Path) or v == math.inf else v for name, v in said.items() if v is not None}
+    report = reports.new_report(plain)
+    for row in _KINDS[args.bench][2](args, report):
+        report.rows.append(row)
+        style = "dim" if row.error is None else "red"
+        console(stderr=True).print(reports.line(row), style=style, markup=False)
+        if args.json is not None:
+            reports.save(report, args.json)
     return _show(args, report, earlier)
 
 
-# -- throughput and latency ---------------------------------------------------------------------------------------------
+def _add(
+    parser: argparse._ActionsContainer, flag: str, default: Any, help: str, read: Any = options.count, **more: Any
+) -> None:
+    """A number's flag, whose help says the default."""
+    shown = " ".join(map(str, default)) if isinstance(default, list) else f"{default:g}"
+    help = f"{help} (default: {shown})" if default != math.inf else help
+    parser.add_argument(flag, type=read, default=default, metavar=more.pop("metavar", "N"), help=help, **more)
+
+
+# -- an engine in this process ------------------------------------------------------------------------------------------
 
 
 def _add_throughput(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--workloads",
-        nargs="+",
-        default=_DEFAULT_WORKLOADS,
-        metavar="NAME",
-        help="w1 uniform, w2 general, w3 shared, w4 agent, w5 decode, w6 prefill, w8 structured "
-        f"(default: {' '.join(_DEFAULT_WORKLOADS)})",
-    )
-    parser.add_argument(
-        "--scale", type=_share, default=1.0, metavar="S", help="serve about this share of each workload's tokens"
-    )
-    _add_limit(parser)
+    names = "w1 uniform, w2 general, w3 shared, w4 agent, w5 decode, w6 prefill, w8 structured"
+    _add(parser, "--workloads", _DEFAULT_WORKLOADS, names, str, nargs="+", metavar="NAME")
+    _add(parser, "--scale", 1.0, "serve about this share of each workload's tokens", options.share, metavar="S")
+    _add(parser, "--max-seconds", math.inf, "cut each measurement off after this time", options.positive, metavar="S")
     add_flags(parser, _ENGINE)
 
 
@@ -82,19 +88,10 @@ def _throughput(args: argparse.Namespace, report: Report) -> Iterator[Row]:
 
 
 def _add_latency(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--batch",
-        nargs="+",
-        type=_count,
-        default=[1, 32, 256],
-        metavar="N",
-        help="sequences at once (default: 1 32 256)",
-    )
-    parser.add_argument(
-        "--input-len", type=_count, default=128, metavar="N", help="prompt tokens of each (default: 128)"
-    )
-    parser.add_argument("--output-len", type=_count, default=256, metavar="N", help="new tokens of each (default: 256)")
-    _add_limit(parser)
+    _add(parser, "--batch", [1, 32, 256], "sequences at once", nargs="+")
+    _add(parser, "--input-len", 128, "prompt tokens of each")
+    _add(parser, "--output-len", 256, "new tokens of each")
+    _add(parser, "--max-seconds", math.inf, "cut each measurement off after this time", options.positive, metavar="S")
     add_flags(parser, _ENGINE)
 
 
@@ -108,26 +105,19 @@ def _latency(args: argparse.Namespace, report: Report) -> Iterator[Row]:
         yield from offline.latency(opened, some, settings)
 
 
-def _add_limit(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--max-seconds", type=_positive, default=math.inf, metavar="S", help="cut each measurement off after this time"
-    )
-
-
 @contextlib.contextmanager
 def _engine(args: argparse.Namespace, report: Report, longest: int) -> Iterator[Any]:
-    """An engine made as the command line says, whose facts are noted in the report."""
+    """An engine made as the command line says; its facts are noted in the report."""
     from sapwood.bench import offline
     from sapwood.bench.report import machine, versions
     from sapwood.cli.terminal import bring
 
-    options = given(args)
-    options.pop("api_key", None)
-    if not offline.shape_options(options.get("model", "")):
-        bring(from_options(options))
-    opened = offline.open_engine(options, longest=longest)
-    report.config["engine"] = options
-    report.config["decisions"] = opened.facts.decisions
+    asked = given(args)
+    asked.pop("api_key", None)
+    if not offline.shape_options(asked.get("model", "")):
+        bring(from_options(asked))
+    opened = offline.open_engine(asked, longest=longest)
+    report.config |= {"engine": asked, "decisions": opened.facts.decisions}
     report.machine, report.versions = machine(), versions()  # torch is there now, and knows the GPU
     try:
         yield opened
@@ -135,7 +125,7 @@ def _engine(args: argparse.Namespace, report: Report, longest: int) -> Iterator[
         opened.engine.executor.shutdown()
 
 
-# -- serve --------------------------------------------------------------------------------------------------------------
+# -- a server -----------------------------------------------------------------------------------------------------------
 
 
 def _add_serve(parser: argparse.ArgumentParser) -> None:
@@ -147,37 +137,37 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--api-key", dest="key", metavar="KEY", help="the server's key (or set SAPWOOD_API_KEY)")
     load = parser.add_argument_group("Load")
     load.add_argument("--rate", metavar="R", help="open loop: sessions a second, or inf for all at once")
-    load.add_argument("--burstiness", type=_positive, default=1.0, metavar="B", help="1: Poisson; below: in bursts")
-    load.add_argument("--concurrency", type=_count, metavar="N", help="closed loop: sessions at once (default: 32)")
+    _add(load, "--burstiness", 1.0, "1: Poisson; below: in bursts", options.positive, metavar="B")
+    load.add_argument(
+        "--concurrency", type=options.count, metavar="N", help="closed loop: sessions at once (default: 32)"
+    )
     load.add_argument("--sweep", metavar="A,B,C", help="several loads, one after the other, of --loop")
     load.add_argument("--loop", choices=("open", "closed"), help="what --sweep counts (default: closed)")
-    load.add_argument("--num-requests", type=_count, metavar="N", help="sessions of each load (default: from the load)")
-    load.add_argument("--max-seconds", type=_positive, default=math.inf, metavar="S", help="then send no more")
-    load.add_argument("--warm-up", type=int, default=4, metavar="N", help="sessions before that are not measured")
-    load.add_argument("--timeout", type=_positive, default=600.0, metavar="S", help="of a request (default: 600)")
-    load.add_argument("--seed", type=int, default=0, metavar="N", help="of prompts and arrivals (default: 0)")
+    load.add_argument(
+        "--num-requests", type=options.count, metavar="N", help="sessions of each load (default: from the load)"
+    )
+    _add(load, "--max-seconds", math.inf, "then send no more", options.positive, metavar="S")
+    _add(load, "--warm-up", 4, "sessions before that are not measured", int)
+    _add(load, "--timeout", 600.0, "of a request", options.positive, metavar="S")
+    _add(load, "--seed", 0, "of prompts and arrivals", int)
     load.add_argument("--slo", metavar="NAME=MS,...", help="goodput counts requests within these, as ttft=500,tpot=50")
     what = parser.add_argument_group("Traffic")
     what.add_argument("--traffic", choices=_TRAFFIC, default="sharegpt", help="(default: sharegpt)")
-    what.add_argument("--input-len", type=_count, default=128, metavar="N", help="own tokens (default: 128)")
-    what.add_argument("--output-len", type=_count, default=128, metavar="N", help="new tokens (default: 128)")
-    what.add_argument(
-        "--length-spread", type=_fraction, default=0.0, metavar="S", help="of random: lengths vary by this share"
-    )
-    what.add_argument("--prefix-len", type=_count, default=2048, metavar="N", help="shared tokens (default: 2048)")
-    what.add_argument("--groups", type=_count, default=32, metavar="N", help="prefixes of shared-prefix (default: 32)")
-    what.add_argument("--turns", type=_count, default=8, metavar="N", help="of an agent's session (default: 8)")
+    _add(what, "--input-len", 128, "own tokens")
+    _add(what, "--output-len", 128, "new tokens")
+    _add(what, "--length-spread", 0.0, "of random: lengths vary by this share", options.fraction, metavar="S")
+    _add(what, "--prefix-len", 2048, "shared tokens")
+    _add(what, "--groups", 32, "prefixes of shared-prefix")
+    _add(what, "--turns", 8, "of an agent's session")
     what.add_argument("--as-text", action="store_true", help="random words, for servers that take no token ids")
-    what.add_argument(
-        "--vocab-size", type=_count, default=10_000, metavar="N", help="ids are below this (default: 10000)"
-    )
-    what.add_argument("--temperature", type=float, default=0.0, metavar="T", help="(default: 0)")
+    _add(what, "--vocab-size", 10_000, "ids are below this")
+    _add(what, "--temperature", 0.0, "of each request", float, metavar="T")
     what.add_argument("--no-ignore-eos", action="store_true", help="let answers end where the model ends them")
     what.add_argument("--extra-body", metavar="JSON", help="further fields of each request")
 
 
 def _serve(args: argparse.Namespace, report: Report) -> Iterator[Row]:
-    from sapwood.bench import load, options, spawn
+    from sapwood.bench import load, spawn
     from sapwood.bench.traffic import Traffic
     from sapwood.cli.remote import Remote
 
@@ -186,102 +176,66 @@ def _serve(args: argparse.Namespace, report: Report) -> Iterator[Row]:
     if args.engine and args.spawn is None:
         raise UserError("--engine is for the server that --spawn starts.")
     flags = options.engine_flags(options.engine_options(args.engine))
-    slo, extra = options.bounds(args.slo), options.json_object(args.extra_body, "--extra-body")
-    loads = _loads(args)
+    slo, extra, loads = options.bounds(args.slo), options.json_object(args.extra_body, "--extra-body"), _loads(args)
+    lengths = {name: getattr(args, name) for name in ("input_len", "output_len", "prefix_len", "groups", "turns")}
     traffic = Traffic(
-        kind=args.traffic,
-        input_len=args.input_len,
-        output_len=args.output_len,
-        prefix_len=args.prefix_len,
-        groups=args.groups,
-        turns=args.turns,
-        spread=args.length_spread,
-        as_text=args.as_text,
-        vocab_size=args.vocab_size,
+        args.traffic, **lengths, spread=args.length_spread, as_text=args.as_text, vocab_size=args.vocab_size
     )
     key = args.key or env.api_key()
     with spawn.serving(args.spawn, flags) if args.spawn else contextlib.nullcontext(args.url) as url:
-        server = load.Server(
-            url=url,
-            model=args.model or Remote(url, api_key=key).model(),
-            api_key=key,
-            temperature=args.temperature,
-            ignore_eos=not args.no_ignore_eos,
-            extra=extra,
-            timeout=args.timeout,
-        )
+        model, eos = args.model or Remote(url, api_key=key).model(), args.no_ignore_eos
+        server = load.Server(url, model, key, args.temperature, not eos, extra, args.timeout)
         yield from load.measure(server, traffic, loads, slo=slo, num_warm=args.warm_up, repeat=args.repeat)
 
 
 def _loads(args: argparse.Namespace) -> list[Load]:
     """What the options of a load say: one, or those of a sweep."""
-    from sapwood.bench import options
     from sapwood.bench.load import Load
 
-    if args.rate is not None and args.concurrency is not None:
-        raise UserError("--rate is an open loop and --concurrency a closed one: give one of them.")
-    if args.sweep is not None and (args.rate is not None or args.concurrency is not None):
-        raise UserError("--sweep takes the place of --rate and --concurrency; --loop says which.")
+    if sum(way is not None for way in (args.rate, args.concurrency, args.sweep)) > 1:
+        raise UserError("give one of --rate (an open loop), --concurrency (a closed one) and --sweep (of --loop).")
     if args.sweep is None and args.loop is not None:
         raise UserError("--loop says what --sweep counts; without it give --rate or --concurrency.")
     loop: Literal["open", "closed"] = args.loop or ("closed" if args.rate is None else "open")
     if args.sweep is not None:
-        levels = options.levels(args.sweep)
-    elif args.rate is not None:
-        levels = [options.positive(args.rate, "--rate", endless=True)]
+        levels = [options.level(part, "--sweep") for part in args.sweep.split(",")]
     else:
-        levels = [float(args.concurrency or 32)]
+        levels = [
+            options.level(args.rate, "--rate", endless=True) if args.rate is not None else float(args.concurrency or 32)
+        ]
     if loop == "closed" and any(level != int(level) for level in levels):
         raise UserError("--sweep of a closed loop takes whole numbers.")
+    numbers = [args.num_requests or (1000 if math.isinf(level) else max(64, round(8 * level))) for level in levels]
     return [
-        Load(
-            loop=loop,
-            level=level,
-            num_sessions=args.num_requests or (1000 if math.isinf(level) else max(64, round(8 * level))),
-            burstiness=args.burstiness,
-            max_seconds=args.max_seconds,
-            seed=args.seed,
-        )
-        for level in levels
+        Load(loop, level, number, args.burstiness, args.max_seconds, args.seed)
+        for level, number in zip(levels, numbers, strict=True)
     ]
 
 
-# -- host ---------------------------------------------------------------------------------------------------------------
+# -- the host -----------------------------------------------------------------------------------------------------------
 
 
 def _add_host(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--sequences",
-        nargs="+",
-        type=_count,
-        default=[32, 256, 4096],
-        metavar="N",
-        help="running (default: 32 256 4096)",
-    )
-    parser.add_argument("--steps", type=_count, default=300, metavar="N", help="measured (default: 300)")
-    parser.add_argument("--input-len", type=_count, default=128, metavar="N", help="mean prompt tokens (default: 128)")
-    parser.add_argument("--prefix-len", type=_natural, default=0, metavar="N", help="shared tokens before (default: 0)")
-    parser.add_argument("--page-size", type=_count, default=16, metavar="N", help="tokens of a KV page (default: 16)")
-    parser.add_argument("--overlap-depth", type=_natural, default=1, metavar="N", help="steps in flight (default: 1)")
+    _add(parser, "--sequences", [32, 256, 4096], "running", nargs="+")
+    _add(parser, "--steps", 300, "measured")
+    _add(parser, "--input-len", 128, "mean prompt tokens")
+    _add(parser, "--prefix-len", 0, "shared tokens before", options.natural)
+    _add(parser, "--page-size", 16, "tokens of a KV page")
+    _add(parser, "--overlap-depth", 1, "steps in flight", options.natural)
 
 
 def _host(args: argparse.Namespace, report: Report) -> Iterator[Row]:
-    from sapwood.bench import host
+    from sapwood.bench.host import Host
+    from sapwood.bench.target import measure
 
     if args.page_size & (args.page_size - 1):
         raise UserError(f"--page-size must be a power of two, got {args.page_size}.")
-    settings = host.Settings(
-        num_steps=args.steps,
-        input_len=args.input_len,
-        prefix_len=args.prefix_len,
-        page_size=args.page_size,
-        depth=args.overlap_depth,
-        repeat=args.repeat,
-    )
-    yield from host.measure(args.sequences, settings)
+    host = Host(args.steps, args.input_len, args.prefix_len, args.page_size, args.overlap_depth, args.repeat)
+    return measure(host, args.sequences)
 
 
-_KINDS = {
+_Measure = Callable[[argparse.Namespace, "Report"], Iterator["Row"]]
+_KINDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], _Measure]] = {
     "throughput": ("serve whole workloads in this process", _add_throughput, _throughput),
     "latency": ("time decode steps of fixed batches in this process", _add_latency, _latency),
     "serve": ("send load to an OpenAI-compatible server", _add_serve, _serve),
@@ -304,30 +258,8 @@ def _check_output(args: argparse.Namespace) -> Report | None:
     return report.load(args.compare) if args.compare is not None else None
 
 
-def _new_report(args: argparse.Namespace) -> Report:
-    from sapwood.bench.report import new_report
-
-    hidden = {"command", "key", "json", "compare", "plot"}
-    said = {name: value for name, value in vars(args).items() if name not in hidden and not name.startswith("option_")}
-    plain = {name: str(v) if isinstance(v, Path) or v == math.inf else v for name, v in said.items() if v is not None}
-    return new_report(plain)
-
-
-def _save(args: argparse.Namespace, report: Report) -> None:
-    from sapwood.bench.report import save
-
-    if args.json is not None and report.rows:
-        save(report, args.json)
-
-
-def _say(row: Row) -> None:
-    from sapwood.bench.report import line
-    from sapwood.cli.terminal import console
-
-    console(stderr=True).print(line(row), style="dim" if row.error is None else "red", markup=False)
-
-
 def _show(args: argparse.Namespace, report: Report, earlier: Report | None) -> int:
+    """Print what was found; the exit code."""
     from sapwood.bench import plot
     from sapwood.bench import report as reports
     from sapwood.cli.terminal import console
@@ -347,7 +279,13 @@ def _show(args: argparse.Namespace, report: Report, earlier: Report | None) -> i
         plot.draw(report.rows, args.plot)
     if earlier is not None and not shown[-1].rows:
         raise UserError(f"--compare {args.compare} has no measurement of the same name, model and load.")
-    return _complain(report.rows)
+    for row in report.rows:
+        kinds = ", ".join(f"{number} {kind}" for kind, number in row.errors.items())
+        if row.error is not None:
+            print(f"sapwood: {row.title} failed: {row.error}", file=sys.stderr)
+        elif kinds:
+            print(f"sapwood: {row.title}: {sum(row.errors.values())} requests failed ({kinds}).", file=sys.stderr)
+    return int(any(row.error is not None or row.errors for row in report.rows))
 
 
 def print_tables(out: Any, tables: Iterable[Table]) -> None:
@@ -365,60 +303,3 @@ def print_tables(out: Any, tables: Iterable[Table]) -> None:
         for cells in rows:
             table.add_row(*map(Text, cells))
         out.print(table)
-
-
-def _complain(rows: Iterable[Row]) -> int:
-    """Say what failed; the exit code."""
-    code = 0
-    for row in rows:
-        if row.error is not None:
-            print(f"sapwood: {row.title} failed: {row.error}", file=sys.stderr)
-            code = 1
-        elif row.errors:
-            kinds = ", ".join(f"{count} {kind}" for kind, count in row.errors.items())
-            print(f"sapwood: {row.title}: {sum(row.errors.values())} requests failed ({kinds}).", file=sys.stderr)
-            code = 1
-    return code
-
-
-# -- numbers of the command line ------------------------------------------------------------------------------------------
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"takes a whole number above 0, got {text!r}")
-    return int(text)
-
-
-def _natural(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"takes a whole number, got {text!r}")
-    return int(text)
-
-
-def _positive(text: str) -> float:
-    value = _number(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"takes a number above 0, got {text!r}")
-    return value
-
-
-def _share(text: str) -> float:
-    value = _number(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"takes a number above 0 and up to 1, got {text!r}")
-    return value
-
-
-def _fraction(text: str) -> float:
-    value = _number(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"takes a number from 0 to below 1, got {text!r}")
-    return value
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan

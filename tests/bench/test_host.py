@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from sapwood.bench import host
-from sapwood.bench.host import Settings
+from sapwood.bench.host import Host
+from sapwood.bench.target import measure
 
 
-@pytest.mark.parametrize(
-    "settings", [Settings(num_steps=40), Settings(num_steps=40, prefix_len=100, depth=0, repeat=2)]
-)
-def test_every_step_is_measured(settings: Settings) -> None:
-    rows = list(host.measure([3, 40], settings))
+@pytest.mark.parametrize("host", [Host(num_steps=40), Host(num_steps=40, prefix_len=100, depth=0, repeat=2)])
+def test_every_step_is_measured(host: Host) -> None:
+    rows = list(measure(host, [3, 40]))
     assert [row.load["sequences"] for row in rows] == [3, 40]
     for row in rows:
-        assert len(row.runs) == settings.repeat
+        assert len(row.runs) == host.repeat
         figures = row.figures
         assert figures["steps"] == 40
         # A step is planning, committing and what the loop adds.
@@ -24,6 +22,6 @@ def test_every_step_is_measured(settings: Settings) -> None:
 
 
 def test_all_sequences_run_while_it_is_measured() -> None:
-    engine, scheduler = host._engine(16, Settings())
+    engine, scheduler = Host().engine(16)
     assert (scheduler.num_running, scheduler.num_waiting) == (0, 0)
     assert engine.executor.tidy() is False

@@ -147,7 +147,7 @@ def test_a_connection_that_was_closed_meanwhile_is_made_again() -> None:
             client = Client(there.url)
             body = b'{"prompt": [1], "max_tokens": 2}'
             await client.stream(body, lambda now, event: None)
-            client._idle[0]._transport.abort()  # type: ignore[union-attr]
+            client._idle[0].transport.abort()
             await client.stream(body, lambda now, event: None)
             await client.close()
             return there.num_connections
