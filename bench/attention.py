@@ -108,7 +108,7 @@ def sharing(step: Batch, work: Decode, page: int, tile: int) -> Batch:
     firsts_R = torch.arange(work.rows, device=DEVICE) // size * size
     table_SP[:, : work.common // page] = table_SP[firsts_R, : work.common // page]
     tiles = [
-        (0, work.common, first, min(tile, group + size - first))
+        (0, work.common, first, min(tile, group + size - first), group)
         for group in range(0, work.rows, size)
         for first in range(group, group + size, tile)
     ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 from sapwood.base.sampling import SamplingParams
@@ -18,14 +19,14 @@ from sapwood.bench.statistics import timing
 from sapwood.config.flags import from_options
 from sapwood.engine.launch import launch
 from sapwood.engine.loop import Engine
-from sapwood.runner import worker as rooms
+from sapwood.runner import step as steps
 
 WARM_STEPS = 30
 DEVICE = ("model", "logits", "attention")
 """What a device of its own would do; the rest is the host's share."""
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default="smollm2-135m")
     parser.add_argument("--rows", type=int, nargs="*", default=[1, 8, 32])
@@ -33,7 +34,7 @@ def main() -> int:
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--top-k", type=int, default=-1)
     parser.add_argument("--top-p", type=float, default=1.0)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     for num_rows in args.rows:
         engine, *_ = launch(from_options({"model": args.model, "device": "cpu"}))
         show(num_rows, measure(engine, num_rows, args))
@@ -52,13 +53,13 @@ def measure(engine: Engine, num_rows: int, args: argparse.Namespace) -> dict[str
     worker: Any = engine.executor.worker  # type: ignore[attr-defined]
     parts = [
         ("plan", engine.scheduler, "plan"),
-        ("frame", rooms.frame, "exact"),
-        ("batch", worker._batcher, "make"),
+        ("frame", steps.frame, "exact"),
+        ("batch", worker._step.batcher, "make"),
         *(("attention", backend, "plan") for backend in worker.backends),
         ("model", worker.model, "forward"),
         ("logits", worker.model, "logits"),
-        ("draw", rooms, "draw"),
-        ("put", worker._batcher, "put"),
+        ("draw", steps, "draw"),
+        ("put", worker._step.batcher, "settle"),
         ("sample", worker, "sample"),
         ("result", worker, "result"),
         ("commit", engine.scheduler, "commit"),
