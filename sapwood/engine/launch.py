@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -20,12 +20,12 @@ from sapwood.config.shape import shape_of
 from sapwood.engine import preload
 from sapwood.engine.intake import Intake
 from sapwood.engine.loop import Engine
+from sapwood.executor.base import Executor, Measured
 from sapwood.executor.local import LocalExecutor
 from sapwood.grammar import Compiler, Constraints, GrammarStake, Vocabulary
 from sapwood.grammar.vocabulary import spec_of
 from sapwood.hub.files import ModelFiles, find
 from sapwood.runner.device import probe
-from sapwood.runner.worker import Worker
 from sapwood.scheduler import Scheduler
 
 if TYPE_CHECKING:
@@ -53,13 +53,15 @@ def launch(
     *,
     stakes: Callable[[Slots], Sequence[Stake]] = no_more,
     max_drafts: int = 0,
+    executor: Executor | None = None,
 ) -> Launched:
     """Load the model and make the engine. Raises UserError for what the user can mend.
 
     `text` is the model's text side, where it has been loaded already; grammars need it. `stakes` join those that every
-    engine has; `max_drafts` is how many drafts they may have one row feed.
+    engine has; `max_drafts` is how many drafts they may have one row feed. `executor` is who computes, this process where
+    nobody is named.
     """
-    clock = _Clock()
+    clock, executor = _Clock(), executor or LocalExecutor()
     dummy = config.model.load_format == "dummy"
     if dummy:
         preload.complete()
@@ -69,43 +71,55 @@ def launch(
     asked = config.model.max_model_len
     config, decisions = resolve(config, shape, probe(config.device.device))
     clock.lap("configure")
-    worker = Worker(config, decoder, files, max_drafts=max_drafts)
-    worker.load()
-    clock.lap("weights")
-    num_pages, longest = _pages(config, worker, asked=asked)
-    worker.allocate(num_pages)
+    measured = executor.start(config, decoder, files, max_drafts=max_drafts)
+    clock.took(measured.seconds)
+    num_pages, longest = _pages(config, measured, asked=asked)
+    executor.allocate(num_pages)
     clock.lap("kv_cache")
-    worker.capture()
+    executor.capture()
     clock.lap("graphs")
     compiler = _compiler(config, files, text, vocab_size=decoder.vocab_size)
     slots = Slots(_set(config.scheduler.max_num_seqs), longest)
-    kv = KVCache(worker.groups, num_pages, reuse=config.cache.prefix_caching)
-    constraints = Constraints(compiler, worker.room, jump=config.grammar.jump_forward)
+    kv = KVCache(measured.groups, num_pages, reuse=config.cache.prefix_caching)
+    constraints = Constraints(compiler, executor.room, jump=config.grammar.jump_forward)
     mine = (KVStake(kv, slots), GrammarStake(constraints, slots), *stakes(slots))
     engine = Engine(
         _scheduler(config, slots, mine, kv),
-        LocalExecutor(worker),
+        executor,
         Intake(longest=longest, vocab_size=decoder.vocab_size, seed=config.device.seed, grammars=True),
         depth=_set(config.scheduler.depth),
         gauges=(kv.gauges, constraints.gauges),
         pages=kv.pages,
         commands={"flush_cache": lambda: {"freed_pages": kv.flush()}},
     )
-    decisions = (*_told(decisions, longest), _pool_decision(worker.groups, num_pages))
-    facts = Facts(
+    decisions = (*_told(decisions, longest), _pool_decision(measured.groups, num_pages))
+    facts = _facts(config, measured, decisions, clock.laps, num_pages, longest=longest, vocab_size=decoder.vocab_size)
+    return Launched(engine, facts, compiler)
+
+
+def _facts(
+    config: Config,
+    measured: Measured,
+    decisions: Sequence[Decision],
+    seconds: dict[str, float],
+    num_pages: list[int],
+    *,
+    longest: int,
+    vocab_size: int,
+) -> Facts:
+    return Facts(
         max_model_len=longest,
-        vocab_size=decoder.vocab_size,
+        vocab_size=vocab_size,
         max_num_seqs=_set(config.scheduler.max_num_seqs),
         max_num_batched_tokens=_set(config.scheduler.max_num_batched_tokens),
         page_size=_set(config.cache.page_size),
         num_pages=num_pages,
         device=config.device.device,
         dtype=config.model.dtype,
-        attention_backend=worker.backends[0].name,
-        seconds_to_ready=clock.laps,
+        attention_backend=measured.backends[0],
+        seconds_to_ready=seconds,
         decisions=[str(decision) for decision in decisions],
     )
-    return Launched(engine, facts, compiler)
 
 
 def _compiler(config: Config, files: ModelFiles, text: TextModel | None, *, vocab_size: int) -> Compiler:
@@ -136,13 +150,13 @@ def _scheduler(config: Config, slots: Slots, stakes: Sequence[Stake], kv: KVCach
     )
 
 
-def _pages(config: Config, worker: Worker, *, asked: int | None) -> tuple[list[int], int]:
+def _pages(config: Config, measured: Measured, *, asked: int | None) -> tuple[list[int], int]:
     """Pages per KV group, and the longest sequence that they and the options allow, `asked` for or derived."""
     step_tokens = _set(config.scheduler.max_num_batched_tokens)
     wanted = _set(config.model.max_model_len)
     num_pages = split_pages(
-        worker.groups,
-        worker.kv_budget(),
+        measured.groups,
+        measured.kv_bytes,
         itemsize=ITEMSIZE[config.cache.kv_cache_dtype],
         scale_bytes=KV_SCALE_BYTES.get(config.cache.kv_cache_dtype, 0),
         max_num_seqs=_set(config.scheduler.max_num_seqs),
@@ -150,7 +164,7 @@ def _pages(config: Config, worker: Worker, *, asked: int | None) -> tuple[list[i
         max_tokens=config.cache.max_total_tokens,
         longest=wanted,
     )
-    longest = min(wanted, longest_sequence(worker.groups, num_pages, step_tokens=step_tokens))
+    longest = min(wanted, longest_sequence(measured.groups, num_pages, step_tokens=step_tokens))
     if longest < 2:
         raise ConfigError("too little memory: the KV cache does not hold one short sequence. Raise --kv-cache-memory.")
     if asked is not None and longest < asked:
@@ -196,3 +210,8 @@ class _Clock:
         now = self._now()
         self.laps[name] = round(now - self._last, 3)
         self._last = now
+
+    def took(self, seconds: Mapping[str, float]) -> None:
+        """What has passed since the last lap, taken apart by whom it was spent."""
+        self.laps |= {name: round(part, 3) for name, part in seconds.items()}
+        self._last = self._now()

@@ -2,18 +2,56 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
+from sapwood.base.kv import KVGroup
 from sapwood.base.plan import Bits, LatePart, Outcome, Plan
+
+if TYPE_CHECKING:
+    from sapwood.arch.parts import Decoder
+    from sapwood.config.options import Config
+    from sapwood.hub.files import ModelFiles
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What was found once a model was there; of several devices, what holds of all of them.
+
+    `kv_bytes` is what the KV cache may take, `backends` the name of what attends in each group, `seconds` what the parts
+    of the start took.
+    """
+
+    groups: tuple[KVGroup, ...]
+    kv_bytes: int
+    backends: tuple[str, ...]
+    seconds: Mapping[str, float]
 
 
 class Executor(Protocol):
-    """Runs plans in the order in which they are given.
+    """A model somewhere, which runs plans in the order in which they are given.
 
-    For each plan the engine calls `forward`, then `sample`, then `result`, once each. Plan N + 1 may be forwarded
-    before the result of N is asked for; if it is late, it is sampled after that. Everything a plan writes happens after
-    everything earlier plans read or write, so pages and slots may change hands from one plan to the next.
+    Begins with `start`, `allocate` and `capture`, once each. Then for each plan the engine calls `forward`, then `sample`,
+    then `result`, once each. Plan N + 1 may be forwarded before the result of N is asked for; if it is late, it is
+    sampled after that. Everything a plan writes happens after everything earlier plans read or write, so pages and slots
+    may change hands from one plan to the next.
     """
+
+    def start(self, config: Config, decoder: Decoder, files: ModelFiles, *, max_drafts: int = 0) -> Measured:
+        """Build the model, give it its weights, and measure what they and the heaviest step leave for the KV cache.
+
+        `config` is resolved. A row will feed `max_drafts` drafts at most. Raises UserError for what the user can mend.
+        """
+        ...
+
+    def allocate(self, num_pages: Sequence[int]) -> None:
+        """Take the memory of the KV cache: so many pages for each group, page 0, which is nobody's, among them."""
+        ...
+
+    def capture(self) -> None:
+        """Record and compile what steps will be run by."""
+        ...
 
     def forward(self, plan: Plan) -> Any:
         """Start the step's forward and return a handle; does not wait for the device."""
@@ -42,4 +80,6 @@ class Executor(Protocol):
         """Do a short piece of work that later steps will be glad of, while no step is wanted; False if there is none."""
         ...
 
-    def shutdown(self) -> None: ...
+    def shutdown(self) -> None:
+        """Give back what the device holds."""
+        ...

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sapwood.arch.groups import kv_groups
 from sapwood.base.kv import KVGroup
 from sapwood.base.plan import (
     Admissions,
@@ -32,6 +34,12 @@ from sapwood.base.plan import (
     Plan,
     TokenLogprobs,
 )
+from sapwood.executor.base import Measured
+
+if TYPE_CHECKING:
+    from sapwood.arch.parts import Decoder
+    from sapwood.config.options import Config
+    from sapwood.hub.files import ModelFiles
 
 Hashes = NDArray[np.uint64]
 MULTIPLIER = 6364136223846793005
@@ -48,6 +56,13 @@ def next_token(prefix: int, vocab_size: int, allowed: Sequence[int] | None = Non
     return number % vocab_size if allowed is None else allowed[number % len(allowed)]
 
 
+def measured(config: Config, decoder: Decoder, name: str, kv_bytes: int | None = None) -> Measured:
+    """Of a model that nothing computes: its KV cache takes `kv_bytes`, else what the options say."""
+    assert config.cache.page_size is not None, "a resolved configuration"
+    groups, given = kv_groups(decoder, config.cache.page_size), config.cache.kv_cache_memory
+    return Measured(groups=groups, kv_bytes=kv_bytes or given or 0, backends=(name,) * len(groups), seconds={})
+
+
 @dataclass(eq=False)
 class Work:
     """A step, where its rows really start, and once it is sampled what each of them yields."""
@@ -58,10 +73,21 @@ class Work:
 
 
 class FakeExecutor:
-    """Serves plans for `groups` with `num_pages` pages each. `poison`: a prompt with this token fails inside."""
+    """A device with `kv_bytes` for keys and values, or what the options say. `poison`: a prompt with this token fails inside."""
 
-    def __init__(
-        self,
+    def __init__(self, *, kv_bytes: int | None = None, poison: int | None = None) -> None:
+        self.poison = poison
+        self._kv_bytes = kv_bytes
+
+    def start(self, config: Config, decoder: Decoder, files: ModelFiles, *, max_drafts: int = 0) -> Measured:
+        found = measured(config, decoder, "fake", self._kv_bytes)
+        assert config.scheduler.max_num_seqs is not None and config.model.max_model_len is not None
+        self._take(found.groups, config.scheduler.max_num_seqs, config.model.max_model_len, decoder.vocab_size)
+        return found
+
+    @classmethod
+    def of(
+        cls,
         groups: Sequence[KVGroup],
         num_pages: Sequence[int],
         *,
@@ -69,14 +95,25 @@ class FakeExecutor:
         max_model_len: int,
         vocab_size: int = 1000,
         poison: int | None = None,
-    ) -> None:
+    ) -> Self:
+        """One that has started, without a model."""
+        made = cls(poison=poison)
+        made._take(groups, max_num_seqs, max_model_len, vocab_size)
+        made.allocate(num_pages)
+        return made
+
+    def allocate(self, num_pages: Sequence[int]) -> None:
+        self.cells: list[Hashes] = [np.zeros(count * self.page_size, np.uint64) for count in num_pages]
+
+    def capture(self) -> None:
+        pass
+
+    def _take(self, groups: Sequence[KVGroup], max_num_seqs: int, max_model_len: int, vocab_size: int) -> None:
         self.groups = groups
         self.vocab_size = vocab_size
-        self.poison = poison
         self.page_size = groups[0].page_size
         pages_per_slot = -(-(max_model_len + 1) // self.page_size) + 1
         self.tables = [np.zeros((max_num_seqs, pages_per_slot), np.int32) for _ in groups]
-        self.cells: list[Hashes] = [np.zeros(count * self.page_size, np.uint64) for count in num_pages]
         self.fed = np.zeros(max_num_seqs, np.int64)
         self.tokens = np.zeros((max_num_seqs, max_model_len + 2), np.int64)
         self.hashes: Hashes = np.zeros((max_num_seqs, max_model_len + 2), np.uint64)

@@ -1,17 +1,42 @@
-"""One worker in this process."""
+"""One device, driven from this process."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from time import perf_counter
+
+from sapwood.arch.parts import Decoder
 from sapwood.base.plan import Bits, LatePart, Outcome, Plan
+from sapwood.config.options import Config
+from sapwood.executor.base import Measured
+from sapwood.hub.files import ModelFiles
 from sapwood.runner.choose import Work
 from sapwood.runner.worker import Worker
 
 
 class LocalExecutor:
-    """An Executor on one device, without anything in between."""
+    """An Executor that is a worker, without anything in between."""
 
-    def __init__(self, worker: Worker) -> None:
-        self.worker = worker
+    worker: Worker
+
+    def start(self, config: Config, decoder: Decoder, files: ModelFiles, *, max_drafts: int = 0) -> Measured:
+        began = perf_counter()
+        self.worker = worker = Worker(config, decoder, files, max_drafts=max_drafts)
+        worker.load()
+        loaded = perf_counter()
+        budget = worker.kv_budget()
+        return Measured(
+            groups=worker.groups,
+            kv_bytes=budget,
+            backends=tuple(backend.name for backend in worker.backends),
+            seconds={"weights": loaded - began, "measure": perf_counter() - loaded},
+        )
+
+    def allocate(self, num_pages: Sequence[int]) -> None:
+        self.worker.allocate(num_pages)
+
+    def capture(self) -> None:
+        self.worker.capture()
 
     def forward(self, plan: Plan) -> Work:
         return self.worker.forward(plan)

@@ -2,26 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from sapwood.base.plan import Bits, LatePart, Outcome, Plan
+from sapwood.executor.base import Measured
+from sapwood.executor.fake import measured
+
+if TYPE_CHECKING:
+    from sapwood.arch.parts import Decoder
+    from sapwood.config.options import Config
+    from sapwood.hub.files import ModelFiles
 
 
 class NullExecutor:
     """Every head draws `token`, and every draft was right. Nothing is stored and nothing is checked; FakeExecutor does that.
 
-    Masks of `vocab_size` tokens are taken and ignored.
+    Masks are taken and ignored; until a model is started they are of `vocab_size` tokens.
     """
 
     def __init__(self, token: int = 0, *, vocab_size: int = 1000) -> None:
         self.token = token
-        self._width = -(-vocab_size // 32)
+        self._vocab_size = vocab_size
+
+    def start(self, config: Config, decoder: Decoder, files: ModelFiles, *, max_drafts: int = 0) -> Measured:
+        self._vocab_size = decoder.vocab_size
+        return measured(config, decoder, "null")
+
+    def allocate(self, num_pages: Sequence[int]) -> None:
+        pass
+
+    def capture(self) -> None:
+        pass
 
     def forward(self, plan: Plan) -> Plan:
         return plan
 
     def room(self, num_rows: int, width: int | None = None) -> Bits:
-        return np.empty((num_rows, width or self._width), np.int32)
+        return np.empty((num_rows, width or -(-self._vocab_size // 32)), np.int32)
 
     def sample(self, work: Plan, late: tuple[LatePart, ...] = ()) -> None:
         pass

@@ -34,7 +34,7 @@ VOCAB = 50
 
 def serve(pipe: Connection, groups: list[KVGroup], pages: list[int]) -> None:
     """A device in a process of its own: it is told plans, late parts, and when an outcome is wanted, as bytes."""
-    device = FakeExecutor(groups, pages, max_num_seqs=4, max_model_len=96, vocab_size=VOCAB)
+    device = FakeExecutor.of(groups, pages, max_num_seqs=4, max_model_len=96, vocab_size=VOCAB)
     works: deque[Any] = deque()
     while message := pipe.recv_bytes():
         works.append(device.forward(unpack_plan(message)))

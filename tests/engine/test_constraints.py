@@ -36,7 +36,7 @@ def vocabulary() -> Vocabulary:
 
 def make(vocabulary: Callable[[], Vocabulary], *, depth: int = 1, jump: bool = True) -> Engine:
     groups = [group(None, 4)]
-    device = FakeExecutor(groups, [128], vocab_size=VOCAB, max_num_seqs=4, max_model_len=128)
+    device = FakeExecutor.of(groups, [128], vocab_size=VOCAB, max_num_seqs=4, max_model_len=128)
     restrictions = Constraints(Compiler(vocabulary), device.room, jump=jump)
     slots = Slots(4, 128)
     stakes = [KVStake(KVCache(groups, [128]), slots), GrammarStake(restrictions, slots)]

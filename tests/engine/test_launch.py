@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -17,6 +16,7 @@ from sapwood.config.flags import from_options
 from sapwood.config.resolve import Decision
 from sapwood.engine import launch as root
 from sapwood.engine.launch import launch
+from sapwood.executor.base import Measured
 from tests import models
 
 
@@ -50,11 +50,11 @@ def test_a_cache_that_turns_out_smaller() -> None:
         {"max_model_len": 256, "max_num_seqs": 2, "max_num_batched_tokens": 16, "kv_cache_dtype": "float32"}
     )
     config = replace(config, model=replace(config.model, dtype="float32"))
-    worker = cast(Any, SimpleNamespace(groups=(group,), kv_budget=lambda: 9 * group.bytes_per_page(4)))
-    num_pages, longest = root._pages(config, worker, asked=None)
+    measured = Measured(groups=(group,), kv_bytes=9 * group.bytes_per_page(4), backends=("fake",), seconds={})
+    num_pages, longest = root._pages(config, measured, asked=None)
     assert (num_pages, longest) == ([9], 128)
     length, other = Decision("max_model_len", 256, "the model's"), Decision("page_size", 16, "as asked")
     assert root._told((length, other), longest) == (Decision("max_model_len", 128, "what the KV cache holds"), other)
     assert root._told((length,), 256) == (length,)
     with pytest.raises(ConfigError, match=r"--max-model-len \(256\) does not fit: the KV cache holds 128 tokens"):
-        root._pages(config, worker, asked=256)
+        root._pages(config, measured, asked=256)

@@ -12,6 +12,7 @@ from sapwood.bench.workloads import Workload
 from sapwood.config.flags import from_options
 from sapwood.engine.launch import launch
 from sapwood.engine.loop import Engine
+from sapwood.executor.base import Executor
 
 MAX_TOKENS = 24
 
@@ -25,10 +26,12 @@ def prompts_that_share(count: int) -> list[list[int]]:
     ]
 
 
-def greedy(model: Path, prompts: list[list[int]], **options: Any) -> tuple[list[list[int]], Engine]:
+def greedy(
+    model: Path, prompts: list[list[int]], *, executor: Executor | None = None, **options: Any
+) -> tuple[list[list[int]], Engine]:
     """Greedy tokens of prompts that arrive together, and the engine that made them, for its counters."""
     base = {"model": str(model), "dtype": "float32", "max_model_len": 200, "max_total_tokens": 4096, "max_num_seqs": 8}
-    engine, *_ = launch(from_options(base | options))
+    engine, *_ = launch(from_options(base | options), executor=executor)
     found: dict[int, list[int]] = {id: [] for id in range(len(prompts))}
     for id, prompt in enumerate(prompts):
         assert engine.submit(Submit(id, prompt, SamplingParams(max_tokens=MAX_TOKENS, temperature=0))) is None

@@ -16,7 +16,6 @@ from sapwood.base.grammar import Grammar
 from sapwood.base.plan import Masks, Stretch
 from sapwood.base.sampling import SamplingParams
 from sapwood.config.options import CacheConfig, Config, DeviceConfig, ModelConfig, SchedulerConfig
-from sapwood.executor.local import LocalExecutor
 from sapwood.hub.files import open_files
 from sapwood.runner import choose, graphs
 from sapwood.runner.graphs import Graphs
@@ -373,7 +372,7 @@ def test_a_step_is_read_after_the_next_has_begun(subject: Callable[[str], Subjec
     """The slot has changed hands by then, and what is read is still the first one's."""
     model = subject("llama")
     model.desk()
-    executor = LocalExecutor(model.worker)
+    executor = model.worker
     prompt, other = model.tokens(3, seed=18), model.tokens(4, seed=19)
     params = SamplingParams(temperature=0.0, logprobs=3, prompt_logprobs=1)
     first = executor.forward(
@@ -530,7 +529,7 @@ def test_neither_forward_nor_sample_waits_for_the_gpu(tmp_path: Path, family: st
     params = SamplingParams(
         top_k=30, top_p=0.9, min_p=0.01, repetition_penalty=1.1, logit_bias={3: 1.0}, logprobs=2, prompt_logprobs=2
     )
-    executor = LocalExecutor(model.worker)
+    executor = model.worker
     prompts = {slot: model.tokens(9 + slot, seed=slot) for slot in range(3)}
     restricted = SamplingParams(grammar=ANY)
     several = {1: params, 2: restricted} if family == "llama" else {2: restricted}  # both ways to sample masked rows

@@ -66,7 +66,7 @@ class World:
         self.kv = KVCache(self.groups, pages, reuse=reuse)
         self.vocab_size = vocab_size
         self.slots = Slots(max_num_seqs, max_model_len)
-        self.device = FakeExecutor(
+        self.device = FakeExecutor.of(
             self.groups,
             pages,
             max_num_seqs=max_num_seqs,
