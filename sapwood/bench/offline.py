@@ -22,6 +22,7 @@ from sapwood.bench.report import Row
 from sapwood.bench.statistics import Figures, Step, decode_seconds, spread
 from sapwood.bench.target import measure
 from sapwood.bench.workloads import Turn, Unit, Workload
+from sapwood.config.devices import rules_of
 from sapwood.config.flags import flag_of, from_options, replace
 from sapwood.config.shape import shape_of
 from sapwood.engine.loop import Engine
@@ -85,7 +86,7 @@ def open_engine(options: Mapping[str, Any], *, longest: int) -> Opened:
 
 def warm_up(engine: Engine, facts: Facts, some: Sequence[Workload]) -> None:
     """Run what compiles or allocates on first use: long and wide steps, and small versions of what is to come."""
-    if facts.device == "cpu":
+    if not rules_of(facts.device).compiles:
         some = [workloads.decode(2, 16, 4)]  # nothing is compiled there
     else:
         some = [workloads.decode(8, 600, 8), workloads.decode(256, 40, 8), *some]

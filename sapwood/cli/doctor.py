@@ -102,26 +102,23 @@ def _devices() -> Iterator[Check]:
     import torch
 
     from sapwood.config.resolve import gib
-    from sapwood.runner.device import probe
+    from sapwood.device import cuda, probe
 
     cpu = probe("cpu")
     state: Literal["ok", "note"] = "ok" if cpu.free_memory > 1 << 30 else "note"
     mend = "" if state == "ok" else "close other programs: less than 1 GiB is free"
     memory = f"{gib(cpu.free_memory)} of {gib(cpu.total_memory)} free"
     yield Check("cpu", state, f"{cpu.name}, {cpu.num_cores} cores, {memory}", mend)
-    for index in range(torch.cuda.device_count()):
+    refused = cuda.refuse()
+    for index in range(0 if refused else torch.cuda.device_count()):
         gpu = probe(f"cuda:{index}")
         memory = f"{gib(gpu.free_memory)} of {gib(gpu.total_memory)} free"
-        yield Check(f"cuda:{index}", "ok", f"{gpu.name}, capability {gpu.capability}, {memory}")
-    if not torch.cuda.is_available():
-        driver = Path("/proc/driver/nvidia/version").exists()
-        if driver:
-            mend = "pip install --force-reinstall torch, a build with CUDA"
-            yield Check(
-                "cuda", "bad", f"there is an NVIDIA driver, and torch {torch.__version__} does not use it", mend
-            )
-        else:
-            yield Check("cuda", "note", "no NVIDIA device: models run on the CPU")
+        yield Check(f"cuda:{index}", "ok", f"{gpu.name}, {memory}; it has {', '.join(sorted(gpu.abilities))}")
+    if refused and Path("/proc/driver/nvidia/version").exists():
+        mend = "pip install --force-reinstall torch, a build with CUDA"
+        yield Check("cuda", "bad", f"there is an NVIDIA driver, and torch {torch.__version__} does not use it", mend)
+    elif refused:
+        yield Check("cuda", "note", f"models run on the CPU: {refused}")
 
 
 def _kernels() -> Check:

@@ -18,8 +18,8 @@ def run(args: argparse.Namespace) -> int:
     from sapwood.cli.terminal import console, print_rows, pull_progress
     from sapwood.config.resolve import gib, resolve, token_bytes, weight_bytes
     from sapwood.config.shape import shape_of
+    from sapwood.device import probe
     from sapwood.hub.files import find
-    from sapwood.runner.device import probe
 
     config = from_args(args)
     with pull_progress() as progress:

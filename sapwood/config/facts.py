@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
+from sapwood.base.abilities import Ability
 from sapwood.base.kv import KVGroup
+from sapwood.config.devices import RULES, Rules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,10 +14,10 @@ class DeviceFacts:
     """One device as it was found. Memory in bytes, of the whole device; `dtypes` are the ones it computes in.
 
     `num_cores` counts the CPU cores this process may use, also where the device is a GPU. `capability` is CUDA's
-    compute capability, None on a CPU.
+    compute capability, None on a CPU: what kernels are compiled for, and nothing to compare with.
     """
 
-    kind: Literal["cpu", "cuda"]
+    kind: str
     index: int = 0
     name: str
     num_cores: int
@@ -24,6 +25,17 @@ class DeviceFacts:
     free_memory: int
     capability: tuple[int, int] | None = None
     dtypes: tuple[str, ...] = ("float32",)
+    abilities: frozenset[Ability] = frozenset()
+
+    @property
+    def rules(self) -> Rules:
+        """How devices of its kind are run."""
+        return RULES[self.kind]
+
+    @property
+    def option(self) -> str:
+        """What `--device` calls it."""
+        return f"{self.kind}:{self.index}" if self.rules.numbered else self.kind
 
 
 @dataclass(frozen=True, kw_only=True)

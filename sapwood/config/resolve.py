@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from sapwood.base.errors import ConfigError
 from sapwood.base.kv import KVGroup
 from sapwood.base.layout import longest_sequence, pages_for, split_pages
+from sapwood.config.devices import RULES, rules_of
 from sapwood.config.facts import DeviceFacts, ModelShape
 from sapwood.config.flags import flag_of, replace
 from sapwood.config.options import Config
@@ -24,7 +25,7 @@ KV_SCALE_BYTES = {"int8": 4}
 """What keys and values of one head and position take beside their elements."""
 
 _GIB = 1 << 30
-_OPEN = ("auto", "cuda", "fp8")  # values that leave something to decide
+_OPEN = ("auto", "fp8", *(kind for kind, rules in RULES.items() if rules.numbered))  # leave something to decide
 
 _T = TypeVar("_T")
 _Rule = Callable[[Config, ModelShape, DeviceFacts], tuple[Any, str]]
@@ -51,7 +52,8 @@ class Decision:
 def resolve(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[Config, tuple[Decision, ...]]:
     """Fill in every derived option and check the whole; ConfigError names the flags at odds and the mend.
 
-    On CUDA `kv_cache_memory` stays None: the pool takes what is left of `memory_fraction` once the weights are there.
+    `kv_cache_memory` stays None where the device's memory is its own: the pool takes what is left of `memory_fraction`
+    once the weights are there.
     """
     _check_ranges(config)
     decisions = []
@@ -76,9 +78,8 @@ def gib(num_bytes: int) -> str:
 
 
 def _device(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[str, str]:
-    if device.kind == "cuda":
-        return f"cuda:{device.index}", f"found {device.name}, {gib(device.total_memory)}"
-    return "cpu", f"no CUDA device found; {device.num_cores} cores, {gib(device.total_memory)}"
+    found = device.rules.found
+    return device.option, found.format(name=device.name, cores=device.num_cores, memory=gib(device.total_memory))
 
 
 def _served_model_name(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[str, str]:
@@ -86,8 +87,8 @@ def _served_model_name(config: Config, model: ModelShape, device: DeviceFacts) -
 
 
 def _dtype(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[str, str]:
-    if device.kind == "cpu":
-        return "float32", "half-precision products are slow on a CPU"
+    if device.rules.dtype is not None:
+        return device.rules.dtype
     if model.dtype in ("bfloat16", "float16") and model.dtype in device.dtypes:
         return model.dtype, "the checkpoint's"
     if "bfloat16" in device.dtypes:
@@ -98,7 +99,7 @@ def _dtype(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[str,
 def _kv_cache_dtype(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[str, str]:
     if config.cache.kv_cache_dtype == "fp8":
         return "fp8_e4m3", "keeps more of a value's digits than the other float8"
-    if device.kind == "cpu" and config.model.dtype == "float32" and model.dtype != "float32":
+    if device.rules.halves and config.model.dtype == "float32" and model.dtype != "float32":
         return "float16", "the checkpoint keeps no more digits, and half of the memory is read"
     return config.model.dtype, "as the activations"
 
@@ -108,13 +109,11 @@ def _page_size(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[
 
 
 def _memory_fraction(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[float, str]:
-    if device.kind == "cpu":
-        return 0.9, f"unused: on a CPU {flag_of('kv_cache_memory')} says what is taken"
-    return 0.9, "leaves room for the driver and other processes"
+    return 0.9, device.rules.share.format(flag=flag_of("kv_cache_memory"))
 
 
 def _max_num_seqs(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[int, str]:
-    most, where = (64, "a CPU gains little beyond") if device.kind == "cpu" else _seqs_of_gpu(config, model, device)
+    most, where = _seqs_held(config, model, device)
     bounds = {
         "max_num_batched_tokens": config.scheduler.max_num_batched_tokens,
         "cuda_graph_max_tokens": config.device.cuda_graph_max_tokens,
@@ -125,33 +124,33 @@ def _max_num_seqs(config: Config, model: ModelShape, device: DeviceFacts) -> tup
     return most, where
 
 
-_SEQS, _LEAST_LEN = (256, 512, 1024), 256
-"""What a GPU may run at once: as many requests as its memory holds while they are so short, for the more rows read the
-weights together, the less each pays for them. Few of those that are held are much shorter, and a row costs memory too."""
+_LEAST_LEN = 256
+"""How short requests are while a device runs as many at once as its memory holds."""
 
 
-def _seqs_of_gpu(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[int, str]:
+def _seqs_held(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[int, str]:
     groups = _kv_groups(config, model)
     each = sum(
         -(-max(_LEAST_LEN, group.window or 0) // group.page_size) * _page_bytes(config, group) for group in groups
     )
     held = max(_cache_budget(config, model, device), 0) // max(each, 1)
-    most = max((seqs for seqs in _SEQS if seqs <= held), default=_SEQS[0])
-    if most == _SEQS[-1]:
-        return most, "a GPU gains little beyond"
+    choices = device.rules.seqs
+    most = max((seqs for seqs in choices if seqs <= held), default=choices[0])
+    if most == choices[-1]:
+        return most, device.rules.beyond
     return most, f"the memory holds {held} requests of {_LEAST_LEN} tokens"
 
 
 def _max_num_batched_tokens(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[int, str]:
-    base = 512 if device.kind == "cpu" else 8192
+    base, reason = device.rules.step_tokens
     seqs = _known(config.scheduler.max_num_seqs)
     if base <= seqs:
         return 2 * seqs, f"twice {flag_of('max_num_seqs')}, so that prompts get in beside running requests"
-    return base, "keeps a step short on a CPU" if device.kind == "cpu" else "enough to keep the GPU busy"
+    return base, reason
 
 
 def _chunked_prefill_size(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[int, str]:
-    base = 256 if device.kind == "cpu" else 4096
+    base = device.rules.chunk
     budget = _known(config.scheduler.max_num_batched_tokens)
     if base >= budget:
         return budget, "the whole of a step"
@@ -159,11 +158,11 @@ def _chunked_prefill_size(config: Config, model: ModelShape, device: DeviceFacts
 
 
 _FEW_SEQS, _SHORT_LEN = 4, 512
-"""What a CPU's KV cache holds unless memory is short: a few requests as long as may be, or all of them if they are short."""
+"""What a KV cache in the host's memory holds unless that is short: a few requests as long as may be, or all of them if they are short."""
 
 
 def _kv_cache_memory(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[int | None, str]:
-    if device.kind == "cuda":
+    if device.rules.own_memory:
         share = f"{_known(config.cache.memory_fraction):.0%} of the device, less weights and activations"
         return None, share
     longest = config.model.max_model_len or model.max_positions
@@ -189,7 +188,7 @@ def _max_model_len(config: Config, model: ModelShape, device: DeviceFacts) -> tu
         weights, free = gib(_weight_bytes(config, model)), gib(device.free_memory)
         if (
             (asked := config.cache.kv_cache_memory) is not None
-            and device.kind == "cpu"
+            and not device.rules.own_memory
             and asked < (need := _pool_bytes(config, model, 1, page))
         ):
             raise ConfigError(
@@ -205,9 +204,8 @@ def _max_model_len(config: Config, model: ModelShape, device: DeviceFacts) -> tu
 
 
 def _threads(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[int, str]:
-    if device.kind == "cuda":
-        return min(device.num_cores, 4), "the GPU does the work"
-    return device.num_cores, "the cores this process may use"
+    most, reason = device.rules.threads
+    return min(device.num_cores, most or device.num_cores), reason
 
 
 def _cuda_graph_max_tokens(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[int, str]:
@@ -219,9 +217,7 @@ def _cuda_graph_max_tokens(config: Config, model: ModelShape, device: DeviceFact
 
 
 def _depth(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[int, str]:
-    if device.kind == "cpu":
-        return 0, "host and device are the same cores"
-    return 1, "the next step is launched before the last one's tokens are read"
+    return device.rules.depth
 
 
 _RULES: tuple[tuple[str, str, _Rule], ...] = (
@@ -248,7 +244,7 @@ _RULES: tuple[tuple[str, str, _Rule], ...] = (
 def weight_bytes(config: Config, model: ModelShape) -> tuple[int, str]:
     """Bytes that the weights take, and in what form; about, for the CPU's own kernels: 5 and 6 bits are kept in 8."""
     dtype, rounded = config.model.dtype, config.model.quantization
-    if config.device.device != "cpu" or dtype != "float32" or config.device.cpu_kernels == "off":
+    if not rules_of(config.device.device).rounds or dtype != "float32" or config.device.cpu_kernels == "off":
         return model.num_parameters * ITEMSIZE[dtype], f"in {dtype}"
     if model.stored_bytes:
         return model.stored_bytes * 5 // 4, "in the file's own blocks, at most"
@@ -376,17 +372,17 @@ def _check(config: Config, model: ModelShape, device: DeviceFacts) -> None:
 
 def _check_device(config: Config, device: DeviceFacts) -> None:
     for field, dtype in (("dtype", config.model.dtype), ("kv_cache_dtype", config.cache.kv_cache_dtype)):
-        if field == "kv_cache_dtype" and (dtype, device.kind) in (("fp8_e4m3", "cuda"), ("int8", "cpu")):
+        if field == "kv_cache_dtype" and dtype in device.rules.stores:
             continue  # stored, not computed in; whether this device can convert it, the attention backend knows
         if dtype not in device.dtypes:
             have = ", ".join(device.dtypes)
             raise ConfigError(f"{flag_of(field)} {dtype}: {device.name} does not have it; take one of {have}.")
-    if config.device.attention_backend in ("cpu", "native") and device.kind == "cuda":
+    if config.device.attention_backend in device.rules.foreign:
         raise ConfigError(
             f"{flag_of('attention_backend')} {config.device.attention_backend} does not run on {device.name}; "
-            "take triton or auto."
+            f"take {device.rules.backend} or auto."
         )
-    if config.model.quantization is not None and device.kind == "cuda":
+    if config.model.quantization is not None and not device.rules.rounds:
         raise ConfigError(f"{flag_of('quantization')} rounds weights for CPUs; {device.name} computes with plain ones.")
 
 

@@ -15,8 +15,10 @@ from sapwood.base.stake import Stake
 from sapwood.base.wire import Facts
 from sapwood.cache import KVCache, KVStake
 from sapwood.config import Config
+from sapwood.config.devices import rules_of
 from sapwood.config.resolve import ITEMSIZE, KV_SCALE_BYTES, Decision, resolve
 from sapwood.config.shape import shape_of
+from sapwood.device import probe
 from sapwood.engine import preload
 from sapwood.engine.intake import Intake
 from sapwood.engine.loop import Engine
@@ -25,7 +27,6 @@ from sapwood.executor.local import LocalExecutor
 from sapwood.grammar import Compiler, Constraints, GrammarStake, Vocabulary
 from sapwood.grammar.vocabulary import spec_of
 from sapwood.hub.files import ModelFiles, find
-from sapwood.runner.device import probe
 from sapwood.scheduler import Scheduler
 
 if TYPE_CHECKING:
@@ -134,8 +135,9 @@ def _compiler(config: Config, files: ModelFiles, text: TextModel | None, *, voca
             raise GrammarError(f"the model's tokenizer cannot be read: {error}") from error
         return Vocabulary(spec_of(mine, vocab_size))
 
-    # On a CPU the memory counts, which most servers never need; elsewhere what running requests would wait meanwhile.
-    return Compiler(vocabulary, compact_json=config.grammar.compact_json, at_once=config.device.device != "cpu")
+    # In the host's own memory it counts, and most servers never need it; elsewhere what running requests would wait meanwhile.
+    apart = rules_of(config.device.device).own_memory
+    return Compiler(vocabulary, compact_json=config.grammar.compact_json, at_once=apart)
 
 
 def _scheduler(config: Config, slots: Slots, stakes: Sequence[Stake], kv: KVCache) -> Scheduler:

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sapwood.base.abilities import Ability
+from sapwood.device import abilities_of
 from sapwood.kernels import plain
 
 Activation = Literal["silu", "gelu_tanh"]
@@ -128,8 +130,8 @@ PLAIN = Kernels(
 
 
 def choose(device: torch.device) -> Kernels:
-    """The kernels for a device: fused Triton ones on CUDA, else the plain ones, which are also their reference."""
-    if device.type == "cuda":
+    """The kernels for a device: fused Triton ones where they compile, else the plain ones, which are also their reference."""
+    if Ability.TRITON in abilities_of(device):
         from sapwood.kernels.triton.fused import KERNELS
 
         return KERNELS

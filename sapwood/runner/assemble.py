@@ -13,11 +13,14 @@ from sapwood.arch.parts import Decoder
 from sapwood.attention.base import Backend
 from sapwood.attention.native import Native
 from sapwood.attention.select import choose, stored
+from sapwood.base.abilities import Ability
 from sapwood.base.errors import ConfigError
 from sapwood.base.kv import KVGroup
 from sapwood.config.options import Config
+from sapwood.device import Device, find
 from sapwood.hub.files import ModelFiles
-from sapwood.kernels.cpu.library import Machine, find
+from sapwood.kernels.cpu import library
+from sapwood.kernels.cpu.library import Machine
 from sapwood.nn.build import Build, build
 from sapwood.nn.load import dummy_weights, load_weights
 from sapwood.nn.model import Model
@@ -29,7 +32,7 @@ from sapwood.quant.packed import Rounded
 class Rank:
     """What computes: a model on a device, and what keeps its keys and values, a backend per KV group."""
 
-    device: torch.device
+    device: Device
     dtype: torch.dtype
     groups: tuple[KVGroup, ...]
     backends: Sequence[Backend]
@@ -40,15 +43,14 @@ class Rank:
 def assemble(config: Config, decoder: Decoder) -> Rank:
     """Build the model, without its weights."""
     assert config.cache.page_size is not None, "a resolved configuration"
-    device, dtype = torch.device(config.device.device), getattr(torch, config.model.dtype)
+    device, dtype = find(config.device.device), getattr(torch, config.model.dtype)
     if config.device.threads is not None:
         torch.set_num_threads(config.device.threads)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    device.use()
     machine = _machine(config, device, dtype)
     groups = kv_groups(decoder, config.cache.page_size)
-    backends = _backends(config, groups, device, dtype, machine)
-    model = _model(config, decoder, device, dtype, backends, machine)
+    backends = _backends(config, groups, device.place, dtype, machine)
+    model = _model(config, decoder, device.place, dtype, backends, machine)
     return Rank(device, dtype, groups, backends, model)
 
 
@@ -61,13 +63,13 @@ def give_weights(rank: Rank, files: ModelFiles | None, *, seed: int) -> None:
         load_weights(rank.model, files)
 
 
-def _machine(config: Config, device: torch.device, dtype: torch.dtype) -> Machine | str:
+def _machine(config: Config, device: Device, dtype: torch.dtype) -> Machine | str:
     """What the CPU's own kernels run on, or why they are not used."""
-    if device.type != "cpu":
-        return f"they run on CPUs, and the device is {device}"
+    if not device.can(Ability.HOST):
+        return f"they run on CPUs, and the device is {device.place}"
     if dtype != torch.float32:
         return f"they compute in float32, and --dtype is {config.model.dtype}"
-    found = find(config.device.cpu_kernels)
+    found = library.find(config.device.cpu_kernels)
     if isinstance(found, str):
         if config.device.cpu_kernels not in ("auto", "off"):
             raise ConfigError(f"--cpu-kernels {config.device.cpu_kernels} cannot be used: {found}.")

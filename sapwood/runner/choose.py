@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sapwood.base.abilities import Ability
 from sapwood.base.plan import Bits, Ints, LatePart, Masked, Masks, Outcome, Plan, TokenLogprobs
+from sapwood.device import Mark
 from sapwood.runner.assemble import Rank
 from sapwood.runner.frame import REJECTED, Kind
 from sapwood.runner.step import Pass, Step
@@ -52,7 +54,7 @@ class Work:
     tokens_N: Tensor | None = None
     logprobs: Logprobs | None = None
     scored: list[Scored] = field(default_factory=list)
-    done: torch.cuda.Event | None = None
+    done: Mark | None = None
 
 
 class Chooser:
@@ -62,12 +64,11 @@ class Chooser:
         self._rank, self._table, self._step, self._vocab_size = rank, table, step, vocab_size
         self._special: tuple[int, Yields | None] | None = None  # of plain steps, by the version of their rows
         self._room_MW: Tensor | None = None
-        self._uploads: torch.cuda.Stream | None = None
 
     def room(self, num_rows: int, width: int | None = None) -> Bits:
         """Pinned memory for the masks of so many heads, new each time: the last may still be on its way to the device."""
         width = width or -(-self._vocab_size // 32)
-        pinned = self._rank.device.type == "cuda"
+        pinned = self._rank.device.can(Ability.PINNED)
         self._room_MW = torch.empty(num_rows, width, dtype=torch.int32, pin_memory=pinned)
         return self._room_MW.numpy()
 
@@ -103,18 +104,8 @@ class Chooser:
     def _masks(self) -> Tensor:
         """The masks on the device, in the order of the masked heads, which is theirs among the special ones too."""
         assert self._room_MW is not None
-        device = self._rank.device
-        if device.type != "cuda":
-            return self._room_MW
         # Beside the forward that is still running: behind it, every step would wait for them.
-        if self._uploads is None:
-            self._uploads = torch.cuda.Stream(device)
-        computing = torch.cuda.current_stream(device)
-        with torch.cuda.stream(self._uploads):
-            bits_MW = self._room_MW.to(device, non_blocking=True)
-        computing.wait_stream(self._uploads)
-        bits_MW.record_stream(computing)
-        return bits_MW
+        return self._rank.device.aside(self._room_MW)
 
     def _choose_masked(self, work: Work, special: Yields) -> None:
         """Heads of which nothing is edited but what their grammars forbid: as they would have been drawn at once."""

@@ -300,12 +300,3 @@ class _Camera:
 
 
 _NO_SLOTS: Ints = np.zeros(0, np.int32)
-
-
-def memory_of(make: Callable[[], object], device: torch.device) -> int:
-    """Bytes of the device that are gone after a call, those that PyTorch keeps included."""
-    torch.cuda.synchronize(device)
-    before, _ = torch.cuda.mem_get_info(device)
-    make()
-    torch.cuda.synchronize(device)
-    return max(0, before - torch.cuda.mem_get_info(device)[0])

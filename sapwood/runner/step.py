@@ -47,7 +47,7 @@ class Step:
         self._rank, self._table = rank, table
         self._logits_NV: Tensor | None = None
         if max_heads is not None:
-            self._logits_NV = torch.empty(max_heads, vocab_size, dtype=rank.dtype, device=rank.device)
+            self._logits_NV = torch.empty(max_heads, vocab_size, dtype=rank.dtype, device=rank.device.place)
 
     def forward(self, plan: Plan) -> Pass:
         left = None if self.graphs is None else self.graphs.run(plan)
@@ -64,7 +64,7 @@ class Step:
     def _upload(self, runs: Runs, plan: Plan) -> Shared:
         members = shared.members(runs, plan)
         size = shared.Size(shared.num_tiles(members, self.tile), plan.num_tokens, self.tile)
-        return shared.shared(upload([shared.words(runs, members, size)], self._rank.device)[0], size)
+        return shared.shared(upload([shared.words(runs, members, size)], self._rank.device.place)[0], size)
 
     def _compute(
         self, frame: Frame, num_tokens: int, limits: Limits, runs: Shared | None, spans: Spans | None = None

@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 import torch
 
 from sapwood.arch.parts import Decoder
+from sapwood.base.abilities import Ability
 from sapwood.base.plan import Bits, LatePart, Outcome, Plan
 from sapwood.config.options import Config
 from sapwood.hub.files import ModelFiles
 from sapwood.runner.assemble import assemble, give_weights
 from sapwood.runner.choose import Chooser, Work, read
-from sapwood.runner.graphs import Graphs, memory_of
+from sapwood.runner.graphs import Graphs
 from sapwood.runner.parts import Memory, after, before
 from sapwood.runner.profile import heaviest_plan
 from sapwood.runner.step import Pass, Step
@@ -46,7 +47,9 @@ class Worker:
         self.rank = rank = assemble(self.config, self.decoder)
         self.groups, self.device, self.backends, self.model = rank.groups, rank.device, rank.backends, rank.model
         with torch.inference_mode():
-            self.table = Table(num_slots=self._max_rows, max_len=self._max_len, groups=rank.groups, device=rank.device)
+            self.table = Table(
+                num_slots=self._max_rows, max_len=self._max_len, groups=rank.groups, device=rank.device.place
+            )
             self._memory = Memory(self.table, rank.backends)
             vocab_size, heads = self.decoder.vocab_size, None
             if self._graph_tokens:
@@ -59,13 +62,13 @@ class Worker:
 
     def _compile(self) -> Callable[[], None]:
         """Begin to compile what steps will launch; what is returned waits for it."""
-        if self.device.type != "cuda":
+        if not self.device.can(Ability.TRITON):
             return lambda: None
         from sapwood.runner.ahead import compile_ahead
 
         options = self.config.model.dtype, self.config.cache.kv_cache_dtype, self.config.device.attention_backend
         sizes = self._max_len, self._max_rows, self._max_tokens, self._graph_tokens, self.config.cache.page_size
-        facts = torch.cuda.get_device_capability(self.device), self.decoder, options, sizes, self._max_drafts
+        facts = self.device.facts.capability, self.decoder, options, sizes, self._max_drafts
         return compile_ahead(facts, self._rehearse)
 
     def _rehearse(self) -> None:
@@ -82,7 +85,7 @@ class Worker:
     def _graph_tokens(self) -> int | None:
         """Tokens of the largest step that is a graph; None where there are no graphs."""
         options = self.config.device
-        wanted = self.rank.device.type == "cuda" and options.cuda_graphs
+        wanted = self.device.can(Ability.GRAPHS) and options.cuda_graphs
         return options.cuda_graph_max_tokens if wanted else None
 
     # -- memory ---------------------------------------------------------------------------------------------------
@@ -91,31 +94,30 @@ class Worker:
         """Bytes that the KV cache may take: as configured, or what the heaviest step leaves of the device's share."""
         if self.config.cache.kv_cache_memory is not None:
             return self.config.cache.kv_cache_memory
-        assert self.config.cache.memory_fraction is not None, "only a GPU's memory is measured"
-        torch.cuda.empty_cache()
-        free, total = torch.cuda.mem_get_info(self.device)
-        others = total - free - torch.cuda.memory_reserved(self.device)
+        assert self.config.cache.memory_fraction is not None, "a resolved configuration"
+        self.device.release()
+        total, others = self.device.memory()
         self.allocate([2] * len(self.groups))
-        torch.cuda.reset_peak_memory_stats(self.device)
+        peak = self.device.peak(self._heaviest)
+        self.device.release()
+        peak += self._graph_memory()
+        return max(0, int(total * self.config.cache.memory_fraction) - others - peak)
+
+    def _heaviest(self) -> None:
         work = self.forward(heaviest_plan(self._max_rows, self._max_tokens, self._max_len))
         self.sample(work)
         self.result(work)
-        peak = torch.cuda.max_memory_reserved(self.device)
-        del work
-        torch.cuda.empty_cache()
-        peak += self._graph_memory()
-        return max(0, int(total * self.config.cache.memory_fraction) - others - peak)
 
     @torch.inference_mode()
     def _graph_memory(self) -> int:
         """Bytes that all graphs together will take: what the largest need to compute, and something for each one."""
         if (graphs := self._make_graphs()) is None:
             return 0
-        largest = memory_of(graphs.capture_largest, self.device)
-        each = memory_of(graphs.capture_next, self.device)
+        largest = self.device.taken(graphs.capture_largest)
+        each = self.device.taken(graphs.capture_next)
         number = graphs.num_ahead
         del graphs
-        torch.cuda.empty_cache()
+        self.device.release()
         return largest + each * number
 
     def _make_graphs(self) -> Graphs[Pass] | None:
@@ -146,7 +148,7 @@ class Worker:
         self._step.graphs = self._make_graphs()
         if self._step.graphs is not None:
             self._step.graphs.capture_largest()
-        if self.device.type == "cuda":
+        if self.device.can(Ability.TRITON):
             self._warm()
 
     @torch.inference_mode()
@@ -173,9 +175,7 @@ class Worker:
         self._chooser.choose(work, late)
         for part in late:
             after(part, self._memory)
-        if self.device.type == "cuda":
-            work.done = torch.cuda.Event()
-            work.done.record()
+        work.done = self.device.mark()
 
     def result(self, work: Work) -> Outcome:
         """Wait for a step and read what it yielded."""
@@ -187,5 +187,4 @@ class Worker:
         """Give the device's memory back."""
         device = self.device
         del self.rank, self.model, self.backends, self.table, self._memory, self._step, self._chooser
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        device.release()

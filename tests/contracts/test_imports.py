@@ -12,7 +12,7 @@ import pytest
 import sapwood
 
 ROOT = Path(__file__).parents[2]
-DEVICE_ROOMS = ("runner", "nn", "attention", "quant", "kernels", "sampling")
+DEVICE_ROOMS = ("runner", "nn", "attention", "quant", "kernels", "sampling", "device")
 JOINTS = ("sapwood.engine.launch", "sapwood.executor.local")  # of both sides
 HEAVY = ("torch", "transformers", "triton")
 

@@ -1,6 +1,6 @@
 """Programmatic dependent launch: the blocks of a kernel start while the kernel before it on the stream still ends.
 
-A kernel that is launched so (`launch_pdl=True`, from compute capability 9.0 on) may do at once what depends on no other
+A kernel that is launched so (`launch_pdl=True`, on devices with `Ability.EARLY_LAUNCH`) may do at once what depends on no other
 kernel, such as reading weights. Before it reads or writes anything that another kernel of the step touches, it calls
 `join` (or what follows here); every kernel launched so must, since "the kernel before has ended" then means that all before it have.
 """
@@ -9,18 +9,17 @@ kernel, such as reading weights. Before it reads or writes anything that another
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from sapwood.base.abilities import Ability
+from sapwood.device import abilities_of
 from sapwood.kernels.triton.jit import jit
 
 
-@functools.cache
 def supported(device: torch.device) -> bool:
     """Whether kernels on this device may be launched so; never in Triton's interpreter."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+    return Ability.EARLY_LAUNCH in abilities_of(device)
 
 
 @jit

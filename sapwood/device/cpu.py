@@ -1,69 +1,73 @@
-"""What can be known of a device before anything is put on it."""
+"""The processor that this process runs on, and its memory."""
 
 from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from sapwood.base.errors import ConfigError
+from sapwood.base.abilities import Ability
 from sapwood.config.facts import DeviceFacts
 
 _CGROUP = Path("/sys/fs/cgroup")
 _CPUS = Path("/sys/devices/system/cpu")
 
-
-def probe(device: str) -> DeviceFacts:
-    """Facts of "cpu", "cuda", "cuda:N", or "auto" (the first GPU if there is one). Raises ConfigError for others."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        found = torch.device(device)
-    except RuntimeError:
-        raise ConfigError(f"--device {device}: choose auto, cpu, cuda or cuda:N.") from None
-    if found.type == "cpu":
-        return _cpu()
-    if found.type != "cuda":
-        raise ConfigError(f"--device {device}: choose auto, cpu, cuda or cuda:N.")
-    if not torch.cuda.is_available():
-        raise ConfigError(f"--device {device}: PyTorch {torch.__version__} finds no CUDA device; try --device cpu.")
-    index, num_devices = found.index or 0, torch.cuda.device_count()
-    if index >= num_devices:
-        raise ConfigError(f"--device {device}: there are {num_devices} CUDA devices, numbered from 0.")
-    return _cuda(index)
+ABILITIES = frozenset({Ability.HOST})
 
 
-def _cuda(index: int) -> DeviceFacts:
-    properties = torch.cuda.get_device_properties(index)
-    free, total = torch.cuda.mem_get_info(index)
-    capability = (properties.major, properties.minor)
-    return DeviceFacts(
-        kind="cuda",
-        index=index,
-        name=properties.name,
-        num_cores=_num_cores(),
-        total_memory=total,
-        free_memory=free,
-        capability=capability,
-        dtypes=("float32", "float16", "bfloat16") if capability >= (8, 0) else ("float32", "float16"),
-    )
+class Cpu:
+    """Keeps the protocol `Device`: whatever it was given is done, and it can see no memory but the host's."""
+
+    def __init__(self) -> None:
+        self.facts = facts()
+        self.place = torch.device("cpu")
+
+    def can(self, ability: Ability) -> bool:
+        return ability in self.facts.abilities
+
+    def use(self) -> None:
+        pass
+
+    def mark(self) -> None:
+        return None
+
+    def aside(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def release(self) -> None:
+        pass
+
+    def memory(self) -> tuple[int, int]:
+        total, free = _memory()
+        return total, total - free
+
+    def peak(self, run: Callable[[], None]) -> int:
+        return self.taken(run)
+
+    def taken(self, make: Callable[[], object]) -> int:
+        before = _memory()[1]
+        make()
+        return max(0, before - _memory()[1])
 
 
-def _cpu() -> DeviceFacts:
+def facts() -> DeviceFacts:
     total, free = _memory()
     return DeviceFacts(
         kind="cpu",
-        name=_cpu_name(),
-        num_cores=_num_cores(),
+        name=_name(),
+        num_cores=num_cores(),
         total_memory=total,
         free_memory=free,
         dtypes=("float32", "bfloat16", "float16"),
+        abilities=ABILITIES,
     )
 
 
-def _num_cores() -> int:
+def num_cores() -> int:
     """Cores that this process may use: those of its affinity, each once however many threads it runs at a time, cut by a
     container's quota."""
     if hasattr(os, "sched_getaffinity"):
@@ -92,7 +96,7 @@ def _memory() -> tuple[int, int]:
     return total, free
 
 
-def _cpu_name() -> str:
+def _name() -> str:
     for line in _read(Path("/proc/cpuinfo")).splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
