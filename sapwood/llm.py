@@ -13,6 +13,7 @@ from sapwood.base.errors import GenerationFailed, GrammarError, RequestError, Sa
 from sapwood.base.grammar import Grammar
 from sapwood.base.plan import TokenLogprobs
 from sapwood.base.sampling import SamplingParams
+from sapwood.catalogue import Catalogue, joined
 from sapwood.config import Config
 from sapwood.config.flags import from_options
 from sapwood.engine.client import AsyncEngine, Stream, check_request, copies
@@ -116,10 +117,10 @@ class LLM:
         from sapwood.engine.inprocess import InProcess
         from sapwood.engine.launch import launch
 
-        self.config = from_options({"model": model, **options})
-        files = _find(self.config)
-        self.text = _load_text(self.config, files)
-        self._engine, facts, self._compiler = launch(self.config, files, self.text)
+        self.config, catalogue = from_options({"model": model, **options}), joined()
+        files = _find(self.config, catalogue)
+        self.text = TextModel.configured(files, self.config.model, catalogue.formats)
+        self._engine, facts, self._compiler = launch(self.config, files, self.text, catalogue=catalogue)
         self.engine = InProcess(self._engine, facts)
         self.engine.end_at(self.text.eos_ids)
         self.facts = self.engine.facts
@@ -265,8 +266,10 @@ class AsyncLLM:
     async def __aenter__(self) -> Self:
         from sapwood.engine.process import start
 
-        files = _find(self.config)
-        self.text = _load_text(self.config, files)  # first: what fails here must leave no process behind
+        catalogue = joined()
+        files = _find(self.config, catalogue)
+        # First: what fails here must leave no process behind.
+        self.text = TextModel.configured(files, self.config.model, catalogue.formats)
         self.engine = await self._stack.enter_async_context(start(self.config))
         self.engine.end_at(self.text.eos_ids)
         self._grammars = Checker(
@@ -417,10 +420,6 @@ def _prompts(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
     return [prompts] if one else prompts  # type: ignore[list-item,return-value]
 
 
-def _find(config: Config) -> ModelFiles:
+def _find(config: Config, catalogue: Catalogue) -> ModelFiles:
     weights = config.model.load_format != "dummy"
-    return find(config.model.model, revision=config.model.revision, weights=weights)
-
-
-def _load_text(config: Config, files: ModelFiles) -> TextModel:
-    return TextModel.configured(files, config.model)
+    return find(config.model.model, revision=config.model.revision, weights=weights, families=catalogue.families)

@@ -22,6 +22,7 @@ from sapwood.bench.report import Row
 from sapwood.bench.statistics import Figures, Step, decode_seconds, spread
 from sapwood.bench.target import measure
 from sapwood.bench.workloads import Turn, Unit, Workload
+from sapwood.catalogue import joined
 from sapwood.config.devices import rules_of
 from sapwood.config.flags import flag_of, from_options, replace
 from sapwood.config.shape import shape_of
@@ -73,13 +74,13 @@ def open_engine(options: Mapping[str, Any], *, longest: int) -> Opened:
     began = perf_counter()
     from sapwood.engine.launch import launch  # imports torch
 
-    config = from_options({**options, **shape_options(str(options.get("model", "")))})
-    weights = config.model.load_format != "dummy"
-    files = find(config.model.model, revision=config.model.revision, weights=weights)
+    config, catalogue = from_options({**options, **shape_options(str(options.get("model", "")))}), joined()
+    weights, families = config.model.load_format != "dummy", catalogue.families
+    files = find(config.model.model, revision=config.model.revision, weights=weights, families=families)
     if config.model.max_model_len is None:
-        most = shape_of(declare(files.config), name=files.name).max_positions
+        most = shape_of(declare(files.config, families), name=files.name).max_positions
         config = replace(config, "model", max_model_len=min(longest + SPARE_LEN, most))
-    engine, facts, _ = launch(config, files)
+    engine, facts, _ = launch(config, files, catalogue=catalogue)
     name = config.model.served_model_name or Path(config.model.model).name
     return Opened(engine, facts, name, perf_counter() - began)
 

@@ -51,6 +51,7 @@ def check_all() -> Iterator[Check]:
     yield _python()
     yield from _requirements()
     yield from _optional()
+    yield from _plugins()
     if importlib.util.find_spec("torch"):
         yield from _devices()
         yield _kernels()
@@ -96,6 +97,33 @@ def _optional() -> Iterator[Check]:
             yield Check(name, "ok", importlib.metadata.version(name))
         except importlib.metadata.PackageNotFoundError:
             yield Check(name, "note", f"not installed: {purpose}", f"pip install {name}")
+
+
+def _plugins() -> Iterator[Check]:
+    """What other packages bring, each by itself and then all together."""
+    from sapwood.base.errors import ConfigError
+    from sapwood.catalogue import KINDS, Catalogue, joined
+
+    catalogue, whole = joined(), []
+    for plugin in catalogue.plugins:
+        what, mend = f"plug-in {plugin.name}", f"pip uninstall {plugin.package.split()[0]}"
+        if plugin.kind not in KINDS:
+            known = ", ".join(f"sapwood.{kind}" for kind in KINDS)
+            yield Check(
+                what, "bad", f"{plugin.package} names it in sapwood.{plugin.kind}, and there are: {known}", mend
+            )
+            continue
+        try:
+            Catalogue((plugin,)).check()
+        except ConfigError as error:
+            yield Check(what, "bad", str(error), mend)
+        else:
+            whole.append(plugin)
+            yield Check(what, "ok", f"sapwood.{plugin.kind}, {plugin.point.value} of {plugin.package}")
+    try:
+        Catalogue(tuple(whole)).check()
+    except ConfigError as error:
+        yield Check("plug-ins", "bad", str(error), "pip uninstall one of them")
 
 
 def _devices() -> Iterator[Check]:

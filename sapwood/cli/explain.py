@@ -15,16 +15,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from sapwood.arch.families import declare
+    from sapwood.catalogue import joined
     from sapwood.cli.terminal import console, print_rows, pull_progress
     from sapwood.config.resolve import gib, resolve, token_bytes, weight_bytes
     from sapwood.config.shape import shape_of
     from sapwood.device import probe
     from sapwood.hub.files import find
 
-    config = from_args(args)
+    config, families = from_args(args), joined().families
     with pull_progress() as progress:
-        files = find(config.model.model, revision=config.model.revision, weights=False, progress=progress)
-    decoder, device = declare(files.config), probe(config.device.device)
+        files = find(
+            config.model.model, revision=config.model.revision, weights=False, progress=progress, families=families
+        )
+    decoder, device = declare(files.config, families), probe(config.device.device)
     model = shape_of(decoder, name=files.name, stored_bytes=files.stored_bytes)
     config, decisions = resolve(config, model, device)
     weights, how = weight_bytes(config, model)

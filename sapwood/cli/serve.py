@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import socket
 
     from sapwood.base.wire import Facts
+    from sapwood.catalogue import Catalogue
     from sapwood.config import Config
     from sapwood.engine.client import Engine
     from sapwood.engine.spawn import Child
@@ -61,18 +62,24 @@ async def _serve(config: Config, child: Child | None = None, *, began: float | N
 async def _serve_on(sock: socket.socket, config: Config, child: Child | None, began: float) -> None:
     import asyncio
 
+    from sapwood.catalogue import joined
     from sapwood.cli.terminal import pull_progress
     from sapwood.engine import settle
     from sapwood.engine.process import start
     from sapwood.hub.files import find
     from sapwood.server import create_app, serve
 
-    weights = config.model.load_format != "dummy"
+    catalogue, weights = joined(), config.model.load_format != "dummy"
     with pull_progress() as progress:
         files = await asyncio.to_thread(
-            find, config.model.model, revision=config.model.revision, weights=weights, progress=progress
+            find,
+            config.model.model,
+            revision=config.model.revision,
+            weights=weights,
+            progress=progress,
+            families=catalogue.families,
         )
-    loading = asyncio.create_task(asyncio.to_thread(_load_text, config, files))
+    loading = asyncio.create_task(asyncio.to_thread(_load_text, config, files, catalogue))
     try:
         async with start(config, child) as engine:
             text = await loading
@@ -96,10 +103,10 @@ async def _serve_on(sock: socket.socket, config: Config, child: Child | None, be
         loading.cancel()
 
 
-def _load_text(config: Config, files: ModelFiles) -> TextModel:
+def _load_text(config: Config, files: ModelFiles, catalogue: Catalogue) -> TextModel:
     from sapwood.text import TextModel
 
-    return TextModel.configured(files, config.model)
+    return TextModel.configured(files, config.model, catalogue.formats)
 
 
 def _announce(url: str, name: str, facts: Facts, began: float, api_key: str | None) -> None:

@@ -58,6 +58,7 @@ def print_decisions(out: Console, decisions: Sequence[str]) -> None:
 
 def bring(config: Config) -> None:
     """Pull the model if it is neither here nor in the cache, so that the bar shows here and not in an engine."""
+    from sapwood.catalogue import joined
     from sapwood.hub.cache import Cache
     from sapwood.hub.files import find
     from sapwood.hub.pull import pulled
@@ -65,7 +66,7 @@ def bring(config: Config) -> None:
     model, revision = config.model.model, config.model.revision
     if not Path(model).expanduser().exists() and pulled(model, revision=revision, cache=Cache.default()) is None:
         with pull_progress() as progress:
-            find(model, revision=revision, progress=progress)
+            find(model, revision=revision, progress=progress, families=joined().families)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from sapwood.base.slots import Slots
 from sapwood.base.stake import Stake
 from sapwood.base.wire import Facts
 from sapwood.cache import KVCache, KVStake
+from sapwood.catalogue import Catalogue, joined
 from sapwood.config import Config
 from sapwood.config.devices import rules_of
 from sapwood.config.resolve import ITEMSIZE, KV_SCALE_BYTES, Decision, resolve
@@ -55,21 +56,23 @@ def launch(
     stakes: Callable[[Slots], Sequence[Stake]] = no_more,
     max_drafts: int = 0,
     executor: Executor | None = None,
+    catalogue: Catalogue | None = None,
 ) -> Launched:
     """Load the model and make the engine. Raises UserError for what the user can mend.
 
     `text` is the model's text side, where it has been loaded already; grammars need it. `stakes` join those that every
     engine has; `max_drafts` is how many drafts they may have one row feed. `executor` is who computes, this process where
-    nobody is named.
+    nobody is named; `catalogue` what may be chosen by name, all that is installed where it is not given.
     """
-    clock, executor = _Clock(), executor or LocalExecutor()
+    clock, executor, families = _Clock(), executor or LocalExecutor(), (catalogue or joined()).families
     dummy = config.model.load_format == "dummy"
     if dummy:
         preload.complete()
-    files = files or find(config.model.model, revision=config.model.revision, weights=not dummy)
-    decoder = declare(files.config)
+    model = config.model
+    files = files or find(model.model, revision=model.revision, weights=not dummy, families=families)
+    decoder = declare(files.config, families)
     shape = shape_of(decoder, name=files.name, stored_bytes=files.stored_bytes)
-    asked = config.model.max_model_len
+    asked = model.max_model_len
     config, decisions = resolve(config, shape, probe(config.device.device))
     clock.lap("configure")
     measured = executor.start(config, decoder, files, max_drafts=max_drafts)

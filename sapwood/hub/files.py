@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from sapwood.arch.families import FAMILIES
 from sapwood.arch.families.common import EMBEDDING, HEAD
+from sapwood.arch.family import Family, Gguf
 from sapwood.base.errors import ModelError
 from sapwood.hub.cache import Cache
 from sapwood.hub.pull import HUB_ID, Progress, pull, pulled, short_names
@@ -23,7 +26,7 @@ class ModelFiles:
     """A model that can be read: a Hugging Face directory or one GGUF file.
 
     `config` and `generation_config` have the keys of config.json and generation_config.json for both kinds; a head of
-    its own is in `config` even where the file says that it is tied.
+    its own is in `config` even where the file says that it is tied. `layout` says how a GGUF file has the model.
     """
 
     name: str
@@ -31,6 +34,7 @@ class ModelFiles:
     kind: Literal["hf", "gguf"]
     config: dict[str, Any]
     generation_config: dict[str, Any]
+    layout: Gguf | None = None
 
     @property
     def stored_bytes(self) -> int:
@@ -45,18 +49,20 @@ def find(
     weights: bool = True,
     cache: Cache | None = None,
     progress: Progress | None = None,
+    families: Sequence[Family] = FAMILIES,
 ) -> ModelFiles:
     """Find a directory, a .gguf file, a short name or a hub id, in this order, and pull the latter two if needed.
 
-    What is in the cache is used as it is, without asking the network. Without `weights` they may be missing.
-    Raises ModelError.
+    What is in the cache is used as it is, without asking the network. Without `weights` they may be missing. A GGUF file
+    has to be of one of the `families`. Raises ModelError.
     """
+    opened = partial(open_files, name=model, weights=weights, families=families)
     if Path(model).expanduser().exists():
-        return open_files(Path(model).expanduser(), name=model, weights=weights)
+        return opened(Path(model).expanduser())
     cache = cache or Cache.default()
     if path := pulled(model, revision=revision, cache=cache):
         try:
-            return open_files(path, name=model, weights=weights)
+            return opened(path)
         except ModelError:
             pass  # an interrupted pull: pulling resumes it, or says what is wrong
     if model.endswith(".gguf"):
@@ -73,10 +79,10 @@ def find(
             f"There is no model {model!r}. It can be a directory with config.json and safetensors, a .gguf file, "
             f"a short name ({short_names()}), or a hub id (organisation/name, brought by `sapwood pull`)."
         ) from error
-    return open_files(path, name=model, weights=weights)
+    return opened(path)
 
 
-def open_files(path: Path, *, name: str, weights: bool = True) -> ModelFiles:
+def open_files(path: Path, *, name: str, weights: bool = True, families: Sequence[Family] = FAMILIES) -> ModelFiles:
     """Read and check what is at `path`: a directory as Hugging Face writes them, or a .gguf file.
 
     Without `weights` only the config is needed. Raises ModelError, which names the file and says how to mend it.
@@ -93,7 +99,7 @@ def open_files(path: Path, *, name: str, weights: bool = True) -> ModelFiles:
         raise ModelError(f"{path} does not exist.")
     if path.suffix != ".gguf":
         raise ModelError(f"{path} is neither a directory nor a .gguf file.")
-    return _open_gguf(path, name)
+    return _open_gguf(path, name, families)
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -146,14 +152,15 @@ def _open_directory(path: Path, name: str, weights: bool) -> ModelFiles:
     return ModelFiles(name, path, "hf", config, read_json(generation) if generation.exists() else {})
 
 
-def _open_gguf(path: Path, name: str) -> ModelFiles:
+def _open_gguf(path: Path, name: str, families: Sequence[Family]) -> ModelFiles:
     from sapwood.hub.gguf import open_gguf
-    from sapwood.hub.metadata import config_of
+    from sapwood.hub.metadata import config_of, family_of
 
     gguf = open_gguf(path)
     ends = [gguf.metadata.get(f"tokenizer.ggml.{token}_token_id") for token in ("eos", "eot")]
     generation = {"eos_token_id": [end for end in ends if end is not None]}
-    return ModelFiles(name, path, "gguf", config_of(gguf), generation)
+    config, (_, layout) = config_of(gguf, families), family_of(gguf, families)
+    return ModelFiles(name, path, "gguf", config, generation, layout)
 
 
 class _Span(NamedTuple):

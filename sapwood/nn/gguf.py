@@ -11,33 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sapwood.arch.family import Gguf
+from sapwood.arch.gguf import INNER, OUTER
 from sapwood.hub.gguf import GgufFile
 from sapwood.quant.packed import Form, Stored
 
-_OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-_INNER = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_qkv": "self_attn.qkv_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-# Where a family differs.
-_FAMILIES = {
-    "gemma3": {
-        "post_attention_norm": "post_attention_layernorm",
-        "ffn_norm": "pre_feedforward_layernorm",
-        "post_ffw_norm": "post_feedforward_layernorm",
-    },
-    "phi3": {"ffn_up": "mlp.gate_up_proj"},
-}
 _NAME = re.compile(r"(?:blk\.(?P<layer>\d+)\.)?(?P<stem>\w+)\.(?P<param>weight|bias)")
 _IN_CONFIG = frozenset({"rope_freqs.weight"})  # read by config_of
 
@@ -45,10 +23,9 @@ _IN_CONFIG = frozenset({"rope_freqs.weight"})  # read by config_of
 class GgufSource:
     """Keeps the protocol `sapwood.nn.load.Source`; tensors that it has no name for keep their own."""
 
-    def __init__(self, gguf: GgufFile, config: Mapping[str, Any]) -> None:
-        self._family: str = gguf.metadata["general.architecture"]
-        inner = _INNER | _FAMILIES.get(self._family, {})
-        self._gguf = gguf
+    def __init__(self, gguf: GgufFile, config: Mapping[str, Any], layout: Gguf) -> None:
+        self._gguf, self._layout = gguf, layout
+        inner = {**INNER, **layout.names}
         named = ((_hf_name(name, inner), tensor) for name, tensor in gguf.tensors.items() if name not in _IN_CONFIG)
         self._tensors = dict(named)
         self._heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
@@ -60,8 +37,8 @@ class GgufSource:
         tensor, order = self._tensors[name], self._order(name)
         rows: slice | NDArray[np.int64] = where[0] if order is None else order[where[0]]
         values = torch.from_numpy(tensor.dequantize(rows))
-        if self._family == "gemma3" and name.split(".")[-2].endswith("norm"):
-            values = values - 1  # the file holds the whole factor, 1 + w
+        if self._layout.norm_offset and name.split(".")[-2].endswith("norm"):
+            values = values - self._layout.norm_offset
         return values[:, *where[1:]] if where[1:] else values
 
     def stored(self, name: str, rows: slice) -> Stored | None:
@@ -78,7 +55,7 @@ class GgufSource:
     def _order(self, name: str) -> NDArray[np.int64] | None:
         """Which row of the file is the i-th, where that is not i."""
         stem = name.split(".")[-2]
-        if self._family != "llama" or stem not in self._heads:
+        if not self._layout.paired or stem not in self._heads:
             return None
         return _halves_first(self._tensors[name].shape[0], self._heads[stem])
 
@@ -95,5 +72,5 @@ def _hf_name(name: str, inner: Mapping[str, str]) -> str:
         return name
     layer, stem, param = match["layer"], match["stem"], match["param"]
     if layer is None:
-        return f"{_OUTER[stem]}.{param}" if stem in _OUTER else name
+        return f"{OUTER[stem]}.{param}" if stem in OUTER else name
     return f"model.layers.{layer}.{inner[stem]}.{param}" if stem in inner else name

@@ -60,7 +60,8 @@ def open_source(files: ModelFiles, stack: ExitStack) -> Source:
         from sapwood.hub.gguf import open_gguf
         from sapwood.nn.gguf import GgufSource
 
-        return GgufSource(open_gguf(files.path), files.config)
+        assert files.layout is not None, "files found as GGUF have one"
+        return GgufSource(open_gguf(files.path), files.config, files.layout)
     return Safetensors(weight_files(files.path), stack)
 
 

@@ -15,7 +15,7 @@ from sapwood.hub.files import ModelFiles
 from sapwood.text.assembler import Assembler
 from sapwood.text.detokenizer import Detokenizer, Places
 from sapwood.text.ends import bos_id, eos_ids
-from sapwood.text.parsers import Dialect, Parser, Said, choose, gather
+from sapwood.text.parsers import FORMATS, Dialect, Formats, Parser, Said, choose, gather
 from sapwood.text.parsers.rules import Rules
 from sapwood.text.pieces import Pieces
 from sapwood.text.template import ChatTemplate, find_templates, given_template
@@ -63,7 +63,7 @@ class TextModel:
         self._prepend = [bos_id] if bos_id is not None and self._forgets_bos(vocabulary, bos_id) else []
 
     @classmethod
-    def configured(cls, files: ModelFiles, options: ModelConfig) -> TextModel:
+    def configured(cls, files: ModelFiles, options: ModelConfig, formats: Formats = FORMATS) -> TextModel:
         """`load`, as the options say."""
         return cls.load(
             files,
@@ -71,6 +71,7 @@ class TextModel:
             chat_template=options.chat_template,
             tool_parser=options.tool_parser,
             reasoning_parser=options.reasoning_parser,
+            formats=formats,
         )
 
     @classmethod
@@ -82,12 +83,13 @@ class TextModel:
         chat_template: str | None = None,
         tool_parser: str = "auto",
         reasoning_parser: str = "auto",
+        formats: Formats = FORMATS,
         cache: Cache | None = None,
     ) -> TextModel:
         """Load a model's tokenizer and template, or those that the user gives instead.
 
-        `tokenizer` is a directory or a tokenizer.json, `chat_template` a Jinja file or text; for the parsers see
-        `parsers.choose`. Raises ModelError, or ConfigError for these four.
+        `tokenizer` is a directory or a tokenizer.json, `chat_template` a Jinja file or text; for the parsers and
+        `formats` see `parsers.choose`. Raises ModelError, or ConfigError for these four.
         """
         vocabulary = load_vocabulary(files, override=tokenizer, cache=cache)
         if chat_template is not None:
@@ -102,7 +104,7 @@ class TextModel:
             eos_ids=eos_ids(files, vocabulary, sources),
             bos_id=bos_id(files, vocabulary),
             template=template,
-            dialect=_dialect(template, tool_parser, reasoning_parser),
+            dialect=_dialect(template, tool_parser, reasoning_parser, formats),
         )
 
     @property
@@ -274,11 +276,11 @@ class TextModel:
         return vocabulary.config.get("add_bos_token") is True and bos_id not in self._tokenizer.encode("").ids
 
 
-def _dialect(template: ChatTemplate | None, tools: str, reasoning: str) -> Dialect:
+def _dialect(template: ChatTemplate | None, tools: str, reasoning: str, formats: Formats) -> Dialect:
     """The template shows both; but of tools that it does not take it shows nothing, whatever else is in it."""
     shown = "" if template is None else "\n".join(template.sources.values())
     taught = template is not None and template.takes_tools
     return Dialect(
-        tools=choose(shown if taught else "", tools=tools).tools,
-        reasoning=choose(shown, reasoning=reasoning).reasoning,
+        tools=choose(shown if taught else "", tools=tools, formats=formats).tools,
+        reasoning=choose(shown, reasoning=reasoning, formats=formats).reasoning,
     )

@@ -1,41 +1,32 @@
-"""The families: each file maps a config to a Decoder. To add one, write its file and name it here."""
+"""The families that Sapwood itself has, each a file. To add one, write its file and name it here; another package names
+its own in its entry points (`sapwood.catalogue`)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sapwood.arch.families import gemma3, llama, phi3, qwen
+from sapwood.arch.family import Family
 from sapwood.arch.hf import HfConfig
 from sapwood.arch.parts import Decoder
 from sapwood.base.errors import ModelError
 
-FAMILIES: Mapping[str, Callable[[HfConfig], Decoder]] = MappingProxyType(
-    {
-        "Gemma3ForCausalLM": gemma3.gemma3,
-        "LlamaForCausalLM": llama.llama,
-        "MistralForCausalLM": llama.mistral,
-        "Phi3ForCausalLM": phi3.phi3,
-        "Qwen2ForCausalLM": qwen.qwen2,
-        "Qwen3ForCausalLM": qwen.qwen3,
-    }
-)
+FAMILIES: tuple[Family, ...] = (*gemma3.FAMILIES, *llama.FAMILIES, *phi3.FAMILIES, *qwen.FAMILIES)
 
 
-def declare(config: Mapping[str, Any]) -> Decoder:
+def declare(config: Mapping[str, Any], families: Sequence[Family] = FAMILIES) -> Decoder:
     """The model that a config.json describes.
 
-    Raises ModelError, naming the field, for an architecture that is not known and for settings that are not supported.
+    Raises ModelError, naming the field, for an architecture that no family has and for settings that are not supported.
     """
     c = HfConfig(config)
     names = c.strings("architectures")
-    family = FAMILIES.get(names[0]) if len(names) == 1 else None
+    family = next((one for one in families if [one.architecture] == list(names)), None)
     if family is None:
-        raise ModelError(
-            f"config.json: architectures = {list(names)} is not supported; these are: {', '.join(sorted(FAMILIES))}."
-        )
+        known = ", ".join(sorted(one.architecture for one in families))
+        raise ModelError(f"config.json: architectures = {list(names)} is not supported; these are: {known}.")
     c.refuse("quantization_config", because="only plain weights can be loaded")
-    decoder = family(c)
+    decoder = family.declare(c)
     c.refuse_unread()
     return decoder

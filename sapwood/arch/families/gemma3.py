@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
 from sapwood.arch.families.common import ACTIVATIONS, SLIDING, decoder, gqa, layer_types, mlp
+from sapwood.arch.family import Family, Gguf
+from sapwood.arch.gguf import GgufKeys, rope_fields
 from sapwood.arch.hf import HfConfig
 from sapwood.arch.parts import Block, Decoder, Norm, Rope
 from sapwood.arch.rope import parse_rope, read_rope
 
 GLOBAL_THETA, LOCAL_THETA = 1_000_000.0, 10_000.0
+PATTERN = 6  # every sixth layer is global, where nothing says otherwise
 
 
 def gemma3(c: HfConfig) -> Decoder:
     c.refuse("attn_logit_softcapping", "final_logit_softcapping", because="logits are not capped")
     c.refuse("use_bidirectional_attention", because="attention is causal")
-    pattern = c.integer("sliding_window_pattern", c.integer("_sliding_window_pattern", 6))
+    pattern = c.integer("sliding_window_pattern", c.integer("_sliding_window_pattern", PATTERN))
     num_layers = c.integer("num_hidden_layers")
     kinds = layer_types(c, [SLIDING if (i + 1) % pattern else "full_attention" for i in range(num_layers)])
     layers = {kind: _block(c, kind) for kind in sorted(set(kinds))}
@@ -55,3 +63,40 @@ def _rope(c: HfConfig, kind: str) -> Rope:
     if kind == SLIDING:
         return Rope(head_dim, c.number("rope_local_base_freq", LOCAL_THETA))
     return read_rope(c, head_dim=head_dim, theta=GLOBAL_THETA)
+
+
+def _gguf_fields(m: GgufKeys, config: Mapping[str, Any]) -> dict[str, Any]:
+    m.refuse("attn_logit_softcapping", "final_logit_softcapping", because="logits are not capped")
+    num_layers = config["num_hidden_layers"]
+    slides = m.layers("attention.sliding_window_pattern")
+    if not isinstance(slides, np.ndarray):
+        pattern = m.count("attention.sliding_window_pattern", PATTERN)
+        slides = [bool((i + 1) % pattern) for i in range(num_layers)]
+    scale_of = config["head_dim"]
+    if num_layers == 62:  # of the published sizes, only 27B scales queries otherwise, and the format does not say
+        scale_of = config["hidden_size"] // config["num_attention_heads"]
+    return rope_fields(m, config, default_base=m.number("rope.global.freq_base", GLOBAL_THETA)) | {
+        "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": scale_of,
+        "sliding_window": m.count("attention.sliding_window"),
+        "rope_local_base_freq": m.number("rope.freq_base_swa", m.number("rope.local.freq_base", LOCAL_THETA)),
+        "layer_types": [SLIDING if slide else "full_attention" for slide in slides],
+    }
+
+
+FAMILIES = (
+    Family(
+        architecture="Gemma3ForCausalLM",
+        declare=gemma3,
+        gguf=Gguf(
+            architecture="gemma3",
+            fields=_gguf_fields,
+            names={
+                "post_attention_norm": "post_attention_layernorm",
+                "ffn_norm": "pre_feedforward_layernorm",
+                "post_ffw_norm": "post_feedforward_layernorm",
+            },
+            norm_offset=1.0,  # the whole factor, 1 + w
+        ),
+    ),
+)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from sapwood.arch.families.common import block, decoder, gqa, mlp
+from sapwood.arch.family import Family, Gguf
+from sapwood.arch.gguf import GgufKeys, rope_fields
 from sapwood.arch.hf import HfConfig
 from sapwood.arch.parts import Decoder
 
@@ -18,3 +23,21 @@ def mistral(c: HfConfig) -> Decoder:
     window = c.integer("sliding_window") if c.has("sliding_window") else None
     layer = block(c, gqa(c, window=window), mlp(c))
     return decoder(c, [layer] * c.integer("num_hidden_layers"))
+
+
+def _gguf_fields(m: GgufKeys, config: Mapping[str, Any]) -> dict[str, Any]:
+    return rope_fields(m, config) | {
+        "attention_bias": "blk.0.attn_q.bias" in m.gguf.tensors,
+        "mlp_bias": "blk.0.ffn_gate.bias" in m.gguf.tensors,
+        "sliding_window": m.get("attention.sliding_window") or None,
+    }
+
+
+FAMILIES = (
+    Family(
+        architecture="LlamaForCausalLM",
+        declare=llama,
+        gguf=Gguf(architecture="llama", fields=_gguf_fields, paired=True),
+    ),
+    Family(architecture="MistralForCausalLM", declare=mistral),
+)

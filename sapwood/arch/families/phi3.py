@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from sapwood.arch.families.common import block, decoder, gqa, mlp
+from sapwood.arch.family import Family, Gguf
+from sapwood.arch.gguf import GgufKeys, rope_fields
 from sapwood.arch.hf import HfConfig
 from sapwood.arch.parts import Decoder
 
@@ -12,3 +17,16 @@ def phi3(c: HfConfig) -> Decoder:
     window = c.integer("sliding_window") if c.has("sliding_window") else None
     layer = block(c, gqa(c, window=window, fused="self_attn.qkv_proj"), mlp(c, fused="mlp.gate_up_proj"))
     return decoder(c, [layer] * c.integer("num_hidden_layers"))
+
+
+def _gguf_fields(m: GgufKeys, config: Mapping[str, Any]) -> dict[str, Any]:
+    return rope_fields(m, config) | {"sliding_window": m.get("attention.sliding_window") or None}
+
+
+FAMILIES = (
+    Family(
+        architecture="Phi3ForCausalLM",
+        declare=phi3,
+        gguf=Gguf(architecture="phi3", fields=_gguf_fields, names={"ffn_up": "mlp.gate_up_proj"}),
+    ),
+)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from sapwood.arch.families.common import SLIDING, block, decoder, gqa, layer_types, mlp
+from sapwood.arch.family import Family, Gguf
+from sapwood.arch.gguf import GgufKeys, rope_fields
 from sapwood.arch.hf import HfConfig
 from sapwood.arch.parts import Block, Decoder
 
@@ -33,3 +38,15 @@ def _kinds(c: HfConfig) -> tuple[str, ...]:
     c.ignore("sliding_window", "max_window_layers")
     kinds = layer_types(c, ["full_attention" if i < first else SLIDING for i in range(num_layers)])
     return kinds if sliding else ("full_attention",) * num_layers
+
+
+def _gguf_fields(m: GgufKeys, config: Mapping[str, Any]) -> dict[str, Any]:
+    if m.count("attention.sliding_window", config["max_position_embeddings"]) < config["max_position_embeddings"]:
+        raise m.wrong("attention.sliding_window", "which layers slide is not said, and sliding is not supported")
+    return rope_fields(m, config)
+
+
+FAMILIES = (
+    Family(architecture="Qwen2ForCausalLM", declare=qwen2, gguf=Gguf(architecture="qwen2", fields=_gguf_fields)),
+    Family(architecture="Qwen3ForCausalLM", declare=qwen3, gguf=Gguf(architecture="qwen3", fields=_gguf_fields)),
+)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from sapwood.base.errors import ConfigError
-from sapwood.text.parsers.formats import REASONING, TOOLS, Dialect
+from sapwood.text.parsers.formats import REASONING, TOOLS, Dialect, Reasoning, ToolFormat
 
 
 class Format(Protocol):
@@ -21,14 +21,25 @@ class Format(Protocol):
 F = TypeVar("F", bound=Format)
 
 
-def choose(template: str, *, tools: str = "auto", reasoning: str = "auto") -> Dialect:
+class Formats(NamedTuple):
+    """Tables of both kinds, by name; where a template shows signs of several, the first is meant."""
+
+    tools: Mapping[str, ToolFormat]
+    reasoning: Mapping[str, Reasoning]
+
+
+FORMATS = Formats(TOOLS, REASONING)
+"""Those that Sapwood itself has."""
+
+
+def choose(template: str, *, tools: str = "auto", reasoning: str = "auto", formats: Formats = FORMATS) -> Dialect:
     """The dialect of a model with this template ("" without one, or with one that cannot print tools).
 
     `tools` and `reasoning` are names in the tables or aliases, 'none', or 'auto'. Raises ConfigError for others.
     """
     return Dialect(
-        tools=_chosen("--tool-parser", TOOLS, tools, template, TOOLS["generic"]),
-        reasoning=_chosen("--reasoning-parser", REASONING, reasoning, template, None),
+        tools=_chosen("--tool-parser", formats.tools, tools, template, TOOLS["generic"]),
+        reasoning=_chosen("--reasoning-parser", formats.reasoning, reasoning, template, None),
     )
 
 

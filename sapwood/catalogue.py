@@ -1,0 +1,137 @@
+"""What can be chosen by name: Sapwood's own, and what other packages bring by entry points. That is the whole plug-in system.
+
+    [project.entry-points."sapwood.families"]
+    banana = "sapwood_banana:FAMILY"
+
+A `Catalogue` is made once, where a program begins, and passed down. Nothing is imported before its kind is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import EntryPoint, distributions
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sapwood.base.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sapwood.arch.family import Family
+    from sapwood.text.parsers import Formats
+
+T = TypeVar("T")
+
+_PREFIX = "sapwood."
+FAMILIES, TOOLS, REASONING = "families", "tool_formats", "reasoning_formats"
+KINDS: Mapping[str, str] = {
+    FAMILIES: "a `sapwood.arch.family.Family`, or several",
+    TOOLS: "a `sapwood.text.parsers.ToolFormat`, under the entry point's name",
+    REASONING: "a `sapwood.text.parsers.Reasoning`, under the entry point's name",
+}
+"""What packages may bring, by the entry points' group without "sapwood."."""
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """An entry point of another package. `package` is its name and version."""
+
+    kind: str
+    name: str
+    package: str
+    point: EntryPoint
+
+    def load(self) -> Any:
+        """What it brings. Raises ConfigError, which names the package, whatever is wrong with it."""
+        try:
+            return self.point.load()
+        except Exception as error:
+            raise self.wrong(f"cannot be imported: {type(error).__name__}: {error}") from error
+
+    def wrong(self, what: str) -> ConfigError:
+        return ConfigError(
+            f"{self.package} brings {self.point.value} ({_PREFIX}{self.kind}: {self.name}), which {what}. "
+            "Mend the package, or uninstall it."
+        )
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Sapwood's own choices and those of `plugins`. Asking for a kind raises ConfigError if one of them is at fault."""
+
+    plugins: tuple[Plugin, ...] = ()
+
+    @cached_property
+    def families(self) -> tuple[Family, ...]:
+        from sapwood.arch.families import FAMILIES as OWN
+        from sapwood.arch.family import Family
+
+        found = list(_owned(OWN))
+        for plugin in self._of(FAMILIES):
+            brought = plugin.load()
+            several = brought if isinstance(brought, Sequence) else (brought,)
+            found += [(_checked(plugin, one, Family), plugin.package) for one in several]
+        _no_clash(found, lambda family: family.architecture, "config.json's architecture")
+        _no_clash(found, lambda family: family.gguf.architecture if family.gguf else None, "GGUF's architecture")
+        return tuple(family for family, _ in found)
+
+    @cached_property
+    def formats(self) -> Formats:
+        """How models write calls of tools and thoughts. Those of plug-ins are tried first where a template is to show one."""
+        from sapwood.text.parsers import FORMATS, Formats, Reasoning, ToolFormat
+
+        return Formats(
+            self._named(TOOLS, FORMATS.tools, ToolFormat), self._named(REASONING, FORMATS.reasoning, Reasoning)
+        )
+
+    def check(self) -> None:
+        """Ask for every kind."""
+        _ = self.families, self.formats
+
+    def _named(self, kind: str, own: Mapping[str, T], type: type[T]) -> Mapping[str, T]:
+        found = [(plugin.name, plugin.package, _checked(plugin, plugin.load(), type)) for plugin in self._of(kind)]
+        names = [*((name, package) for name, package, _ in found), *_owned(own)]
+        _no_clash(names, lambda name: name, f"{_PREFIX}{kind}:")
+        return {name: one for name, _, one in found} | dict(own)
+
+    def _of(self, kind: str) -> Iterator[Plugin]:
+        return (plugin for plugin in self.plugins if plugin.kind == kind)
+
+
+def joined() -> Catalogue:
+    """With what every package brings that is installed here. Reads their metadata: some milliseconds, so once a process."""
+    return Catalogue(tuple(sorted(_plugins(), key=lambda plugin: (plugin.kind, plugin.package, plugin.name))))
+
+
+def _plugins() -> Iterator[Plugin]:
+    # Not `entry_points`, which takes every package's apart: few have any of ours.
+    seen = set()
+    for package in distributions():
+        text = package.read_text("entry_points.txt")
+        if text is None or f"[{_PREFIX}" not in text or package.name in seen:
+            continue
+        seen.add(package.name)  # one that is found twice is imported from where it is found first
+        for point in package.entry_points:
+            if point.group.startswith(_PREFIX):
+                yield Plugin(point.group.removeprefix(_PREFIX), point.name, f"{package.name} {package.version}", point)
+
+
+def _owned(own: Iterable[T]) -> Iterator[tuple[T, str]]:
+    return ((one, "Sapwood itself") for one in own)
+
+
+def _checked(plugin: Plugin, brought: Any, type: type[T]) -> T:
+    if not isinstance(brought, type):
+        raise plugin.wrong(f"is no {type.__name__}")
+    return brought
+
+
+def _no_clash(found: Iterable[tuple[T, str]], name_of: Callable[[T], str | None], what: str) -> None:
+    """Raises ConfigError, naming both packages, if two have the same name; which one is meant nobody can say."""
+    owners: dict[str, str] = {}
+    for one, package in found:
+        if (name := name_of(one)) is None:
+            continue
+        if name in owners:
+            raise ConfigError(f"{what} {name} is brought by {owners[name]} and by {package}: uninstall one of them.")
+        owners[name] = package
