@@ -28,9 +28,9 @@ def test_the_cpu_as_it_is() -> None:
 
 
 def test_a_core_counts_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for cpu, siblings in enumerate(["0,4", "1,5", "2,6", "3,7", "0,4", "1,5"]):
-        (tmp_path / f"cpu{cpu}" / "topology").mkdir(parents=True)
-        (tmp_path / f"cpu{cpu}" / "topology" / "thread_siblings_list").write_text(f"{siblings}\n")
+    for core, siblings in enumerate(["0,4", "1,5", "2,6", "3,7", "0,4", "1,5"]):
+        (tmp_path / f"cpu{core}" / "topology").mkdir(parents=True)
+        (tmp_path / f"cpu{core}" / "topology" / "thread_siblings_list").write_text(f"{siblings}\n")
     monkeypatch.setattr(cpu, "_CPUS", tmp_path)
     monkeypatch.setattr(cpu, "_CGROUP", tmp_path)
     for allowed, count in (({0, 1, 4, 5}, 2), ({0, 2, 4}, 2), ({8, 9}, 2)):  # of the last two nothing is known
