@@ -12,7 +12,7 @@ import torch
 from sapwood.base.abilities import Ability
 from sapwood.base.errors import ConfigError
 from sapwood.config.devices import RULES
-from sapwood.device import abilities_of, cuda, find, probe
+from sapwood.device import abilities_of, cpu, cuda, find, probe
 
 
 def test_the_cpu_as_it_is() -> None:
