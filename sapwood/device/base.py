@@ -23,8 +23,12 @@ class Mark(Protocol):
 class Device(Protocol):
     """One device, for one engine. `place` is what PyTorch calls it."""
 
-    facts: DeviceFacts
     place: torch.device
+
+    @property
+    def facts(self) -> DeviceFacts:
+        """As it was found when they were first asked for."""
+        ...
 
     def can(self, ability: Ability) -> bool: ...
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -23,11 +24,14 @@ class Cpu:
     """Keeps the protocol `Device`: whatever it was given is done, and it can see no memory but the host's."""
 
     def __init__(self) -> None:
-        self.facts = facts()
         self.place = torch.device("cpu")
 
+    @cached_property
+    def facts(self) -> DeviceFacts:
+        return facts()
+
     def can(self, ability: Ability) -> bool:
-        return ability in self.facts.abilities
+        return ability in ABILITIES
 
     def use(self) -> None:
         pass

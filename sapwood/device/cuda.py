@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -24,12 +25,15 @@ class Cuda:
     """Keeps the protocol `Device`. PyTorch's current stream orders everything; uploads aside have one of their own."""
 
     def __init__(self, index: int) -> None:
-        self.facts = facts(index)
         self.place = torch.device("cuda", index)
         self._uploads: torch.cuda.Stream | None = None
 
+    @cached_property
+    def facts(self) -> DeviceFacts:
+        return facts(self.place.index)
+
     def can(self, ability: Ability) -> bool:
-        return ability in self.facts.abilities
+        return ability in abilities(self.place)
 
     def use(self) -> None:
         torch.cuda.set_device(self.place)

@@ -18,9 +18,8 @@ def find(option: str) -> Device:
 
     Raises ConfigError for others.
     """
-    refused = cuda.refuse()
     if option == "auto":
-        return cpu.Cpu() if refused else cuda.Cuda(0)
+        return cpu.Cpu() if cuda.refuse() else cuda.Cuda(0)
     try:
         place = torch.device(option)
     except RuntimeError:
@@ -29,7 +28,7 @@ def find(option: str) -> Device:
         return cpu.Cpu()
     if place.type != "cuda":
         raise ConfigError(f"--device {option}: choose auto, cpu, cuda or cuda:N.")
-    if refused:
+    if refused := cuda.refuse():
         raise ConfigError(f"--device {option}: {refused}; try --device cpu.")
     index, num_devices = place.index or 0, torch.cuda.device_count()
     if index >= num_devices:
