@@ -33,7 +33,7 @@ class Cuda:
         return facts(self.place.index)
 
     def can(self, ability: Ability) -> bool:
-        return ability in abilities(self.place)
+        return ability in self.facts.abilities
 
     def use(self) -> None:
         torch.cuda.set_device(self.place)
