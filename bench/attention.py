@@ -40,40 +40,30 @@ class Shape(NamedTuple):
     head_dim: int
 
 
-class Decode(NamedTuple):
-    """Rows of one token; `groups` of them share their first `common` positions."""
+class Work(NamedTuple):
+    """Rows of `tokens` tokens behind `start` positions; `groups` of rows share their first `common` positions."""
 
     rows: int
-    length: int
+    tokens: int
+    start: int = 0
     groups: int = 0
     common: int = 0
 
     def __str__(self) -> str:
         shared = f", {self.groups} x {self.common} shared" if self.groups else ""
-        return f"{self.rows} x {self.length}{shared}"
+        return f"{self.rows} x {self.tokens}{f' at {self.start}' if self.start else ''}{shared}"
 
 
-class Prefill(NamedTuple):
-    """Rows of `tokens` tokens behind `start` positions."""
-
-    rows: int
-    tokens: int
-    start: int = 0
-
-    def __str__(self) -> str:
-        return f"{self.rows} x {self.tokens}" + (f" at {self.start}" if self.start else "")
+def decode(rows: int, length: int, groups: int = 0, common: int = 0) -> Work:
+    """Rows of one token, the last of `length`."""
+    return Work(rows, 1, length - 1, groups, common)
 
 
-Work = Decode | Prefill
 SHAPES = (Shape("llama-8b", 32, 8, 128), Shape("qwen3-0.6b", 16, 8, 128))
-DECODES = [
-    Decode(rows, length)
-    for rows, lengths in {1: (512, 2048, 8192), 8: (2048, 8192), 32: (256, 2048), 256: (256, 512, 2048, 4096)}.items()
-    for length in lengths
-]
-SHARED = (Decode(256, 2240, 16, 2048), Decode(256, 700, 1, 512), Decode(8, 8192, 4, 8000))
-PREFILLS = [Prefill(1, 512), Prefill(1, 2048), Prefill(1, 8192), Prefill(32, 512), Prefill(1, 2048, 8192)]
-PREFILLS += [Prefill(4, 5, 8192)]
+LENGTHS = {1: (512, 2048, 8192), 8: (2048, 8192), 32: (256, 2048), 256: (256, 512, 2048, 4096)}  # by rows
+DECODES = [decode(rows, length) for rows, lengths in LENGTHS.items() for length in lengths]
+SHARED = [decode(256, 2240, 16, 2048), decode(256, 700, 1, 512), decode(8, 8192, 4, 8000)]
+PREFILLS = [Work(1, 512), Work(1, 2048), Work(1, 8192), Work(32, 512), Work(1, 2048, 8192), Work(4, 5, 8192)]
 
 
 # -- a step of attention -----------------------------------------------------------------------------------------------
@@ -101,7 +91,7 @@ def batch(num_rows: int, start: int, count: int, page: int) -> Batch:
     )
 
 
-def sharing(step: Batch, work: Decode, page: int, tile: int) -> Batch:
+def sharing(step: Batch, work: Work, page: int, tile: int) -> Batch:
     """The batch with the runs that its groups of rows share."""
     size = work.rows // work.groups
     table_SP = step.tables_GSP[0]
@@ -139,14 +129,12 @@ def start(shape: Shape, page: int = PAGE, stored: torch.dtype = DTYPE) -> Triton
 def measure(backend: Triton, shape: Shape, work: Work) -> tuple[float, float]:
     """Seconds of one layer; GB/s of keys and values that must be read, shared ones once, or TFLOP/s of a prefill."""
     page = backend._group.page_size
-    if isinstance(work, Prefill):
-        step = batch(work.rows, work.start, work.tokens, page)
-        amount = operations(shape, work) / 1e12
-    else:
-        step = batch(work.rows, work.length - 1, 1, page)
-        if work.groups:
-            step = sharing(step, work, page, tile_members([backend._group]))
-        positions = work.rows * (work.length - work.common) + work.groups * work.common
+    step = batch(work.rows, work.start, work.tokens, page)
+    if work.groups:
+        step = sharing(step, work, page, tile_members([backend._group]))
+    amount = operations(shape, work) / 1e12
+    if work.tokens == 1:
+        positions = work.rows * (work.start + 1 - work.common) + work.groups * work.common
         amount = 2 * positions * shape.num_kv_heads * shape.head_dim * backend._dtype.itemsize / 1e9
     heads_TXD, turn = inputs(shape, len(step.ids_T))
     backend.plan(step)
@@ -159,7 +147,7 @@ def measure(backend: Triton, shape: Shape, work: Work) -> tuple[float, float]:
     return time, amount / time
 
 
-def operations(shape: Shape, work: Prefill) -> float:
+def operations(shape: Shape, work: Work) -> float:
     seen = work.tokens * work.start + work.tokens * (work.tokens + 1) / 2
     return 4 * work.rows * seen * shape.num_heads * shape.head_dim
 
@@ -183,8 +171,8 @@ def lines(backend: Triton, shape: Shape, works: Sequence[Work], best: float) -> 
     for work in works:
         time, rate = measure(backend, shape, work)
         beside = f"{rate / best:.0%}"
-        if isinstance(work, Decode) and work.groups:
-            beside = f"{measure(backend, shape, Decode(work.rows, work.length))[0] * 1e6:.1f}"
+        if work.groups:
+            beside = f"{measure(backend, shape, work._replace(groups=0, common=0))[0] * 1e6:.1f}"
         yield work, [f"{time * 1e6:.1f}", f"{rate:.0f}", beside]
 
 
@@ -230,8 +218,8 @@ SPANS = [
 
 def sweep() -> None:
     shape = SHAPES[0]
-    decodes = [Decode(1, 2048), Decode(1, 8192), Decode(8, 2048), Decode(32, 2048), Decode(256, 256), Decode(256, 2048)]
-    prefills = [Prefill(1, 2048), Prefill(1, 8192), Prefill(16, 512), Prefill(1, 2048, 8192), Prefill(4, 5, 8192)]
+    decodes = [decode(*size) for size in ((1, 2048), (1, 8192), (8, 2048), (32, 2048), (256, 256), (256, 2048))]
+    prefills = [Work(1, 2048), Work(1, 8192), Work(16, 512), Work(1, 2048, 8192), Work(4, 5, 8192)]
     backend = start(shape)
     compare("decode, GB/s", backend, decodes, ROWS + PARTS)
     compare("shared, us", backend, SHARED, RUNS, in_us=True)
@@ -289,7 +277,7 @@ def library() -> list[tuple[str, Call]]:
     return [("cuDNN", cudnn), ("cuDNN, keys and values repeated", repeated), ("PyTorch's flash attention", flash)]
 
 
-def library_rate(shape: Shape, work: Prefill, call: Call) -> str:
+def library_rate(shape: Shape, work: Work, call: Call) -> str:
     """TFLOP/s of the causal part alone, and after it the first call with a length not seen before, in ms."""
     if work.start:
         return "-"

@@ -35,7 +35,7 @@ import sys
 import tarfile
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic, sleep
@@ -45,7 +45,7 @@ from urllib.request import Request, urlopen
 from sapwood.bench.load import Load, Server, send
 from sapwood.bench.report import Table
 from sapwood.bench.spawn import running
-from sapwood.bench.statistics import Stream
+from sapwood.bench.statistics import serving_figures
 from sapwood.bench.traffic import Traffic
 from sapwood.cli.bench import print_tables
 from sapwood.cli.terminal import console
@@ -201,37 +201,30 @@ def measure(engine: Command, path: Path, args: argparse.Namespace) -> dict[str, 
     with serving(engine, path, args) as (server, seconds, memory):
         if "c7" in args.only:
             found["c7 s"] = seconds
-        short = Traffic("random", 128, 128)
+        short, shared = Traffic("random", 128, 128), Traffic("shared-prefix", 32, 32, prefix_len=1024, groups=1)
         load(server, Traffic("random", 16, 8), 2, seed=99)  # warm
         if "c1" in args.only:
-            (stream,) = load(server, short, 1, seed=1)
-            found["c1 decode tok/s"] = (stream.num_output - 1) / (stream.times[-1] - stream.times[0])
-            found["c1 TTFT ms"] = 1e3 * stream.ttft
+            one = load(server, short, 1, seed=1)
+            found |= {"c1 decode tok/s": 1e3 / one["tpot_ms_p50"], "c1 TTFT ms": one["ttft_ms_p50"]}
         for case, count in (("c2", 8), ("c3", 32)):
             if case in args.only:
-                streams = load(server, short, count, seed=count)
-                found[f"{case} tok/s"] = sum(s.num_output for s in streams) / elapsed(streams)
+                found[f"{case} tok/s"] = load(server, short, count, seed=count)["output_tok_s"]
         if "c4" in args.only:
-            shared = Traffic("shared-prefix", 32, 32, prefix_len=1024, groups=1)
-            found["c4 cold s"] = elapsed(load(server, shared, 16, seed=4))
-            found["c4 warm s"] = elapsed(load(server, shared, 16, seed=4))
+            for state in ("cold", "warm"):
+                found[f"c4 {state} s"] = load(server, shared, 16, seed=4)["seconds"]
         if "c5" in args.only:
-            (stream,) = load(server, Traffic("random", 1024, 1), 1, seed=5)
-            found["c5 prompt tok/s"] = 1024 / stream.ttft
+            found["c5 prompt tok/s"] = 1024e3 / load(server, Traffic("random", 1024, 1), 1, seed=5)["ttft_ms_p50"]
         if "c6" in args.only:
             found["c6 MiB"] = max(memory) / 2**20
     return found
 
 
-def load(server: Server, traffic: Traffic, count: int, *, seed: int) -> list[Stream]:
+def load(server: Server, traffic: Traffic, count: int, *, seed: int) -> dict[str, Any]:
+    """Figures of so many requests, all at once."""
     streams, messages = asyncio.run(send(server, traffic, Load("closed", count, count, seed=seed)))
     if messages:
         raise SystemExit(f"cpu: {server.url} answered with errors: {messages}")
-    return streams
-
-
-def elapsed(streams: Sequence[Stream]) -> float:
-    return max(s.ended for s in streams) - min(s.sent for s in streams)
+    return serving_figures(streams)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ import mmap
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -33,21 +33,20 @@ import numpy as np
 MOST_TICKS = 1 << 20
 AHEAD = 2  # ticks that may be on their way with --tick-ms 0
 BURST_TOKENS = 8
+SPARE_VOCAB_SIZE = 8192  # of the tokenizer that stands in for the real one
 
 
 class Board:
     """What the engine and the client tell each other beside the server: when each tick was sent, how much arrived."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, folder: str, *, fresh: bool = False) -> None:
+        path = Path(folder) / "board"
+        if fresh:
+            path.write_bytes(bytes(64 + 8 * MOST_TICKS))
         with open(path, "r+b") as file:
             memory = mmap.mmap(file.fileno(), 0)
         self.sent = np.frombuffer(memory, np.float64, MOST_TICKS, 64)
         self.arrived = np.frombuffer(memory, np.int64, 1, 0)
-
-    @staticmethod
-    def create(path: str) -> Board:
-        Path(path).write_bytes(bytes(64 + 8 * MOST_TICKS))
-        return Board(path)
 
 
 # -- the stand-in for the engine ---------------------------------------------------------------------------------------
@@ -58,24 +57,13 @@ def engine(args: argparse.Namespace) -> None:
     from sapwood.base.wire import Abort, Delta, Deltas, Facts, Ready, Reply, Submit
     from sapwood.engine import process
 
-    told = msgspec.msgpack.decode(process._read_start(), type=process.Start)
-    board = Board(f"{args.folder}/board")
+    post = process.Post(msgspec.msgpack.decode(process._read_start(), type=process.Start).folder)
+    board = Board(args.folder)
     ids = json.loads(Path(f"{args.folder}/ids").read_text())
-    post = process.Post(told.folder)
-    facts = Facts(
-        max_model_len=1 << 20,
-        vocab_size=args.vocab_size,
-        max_num_seqs=4096,
-        max_num_batched_tokens=8192,
-        page_size=16,
-        num_pages=[1 << 16],
-        device="none",
-        dtype="none",
-        attention_backend="none",
-        seconds_to_ready={},
-        decisions=[],
-    )
-    post.send(Ready(facts))
+    sizes = {"max_model_len": 1 << 20, "max_num_seqs": 4096, "max_num_batched_tokens": 8192, "page_size": 16}
+    device = dict.fromkeys(("device", "dtype", "attention_backend"), "none")
+    told = {**sizes, **device, "vocab_size": args.vocab_size, "num_pages": [1 << 16]}
+    post.send(Ready(msgspec.convert(told | {"seconds_to_ready": {}, "decisions": []}, Facts)))
     draws = np.random.default_rng(0).choice(ids, (64, 8192)).tolist()
     live: dict[int, int] = {}  # tokens left
     fresh: list[Submit] = []
@@ -89,9 +77,9 @@ def engine(args: argparse.Namespace) -> None:
                     live.pop(id, None)
             else:
                 post.send(Reply(message.id, {}))
-        if tick < 0 and len(fresh) < args.streams:
-            continue
         if tick < 0:
+            if len(fresh) < args.streams:
+                continue
             tick, due = 0, monotonic()
         if not live and not fresh:
             sleep(0.001)
@@ -106,9 +94,8 @@ def engine(args: argparse.Namespace) -> None:
         if args.tick_ms:
             sleep(max(due - monotonic(), 0))
             due = max(due + args.tick_ms / 1000, monotonic() - 0.1)
-        else:
-            while board.arrived[0] < (tick - AHEAD) * args.streams and os.getppid() == args.parent:
-                sleep(5e-5)
+        while not args.tick_ms and board.arrived[0] < (tick - AHEAD) * args.streams and os.getppid() == args.parent:
+            sleep(5e-5)
         board.sent[tick] = monotonic()
         post.send(Deltas(steady, tokens[: len(steady)], first + ended))
         tick += 1
@@ -136,18 +123,17 @@ def server(args: argparse.Namespace) -> None:
             app = create_app(front, text, config, "model")
             await serve(app, config, on_ready=lambda url: print(url, flush=True))
 
-    if args.profile:
-        import cProfile
+    if not args.profile:
+        return run(main())
+    import cProfile
 
-        with cProfile.Profile() as profile:
-            run(main())
-        profile.dump_stats(args.profile)
-    else:
+    with cProfile.Profile() as profile:
         run(main())
+    profile.dump_stats(args.profile)
 
 
 def load_text(folder: str) -> Any:
-    """SmolLM2's text side, or that of a small byte-level BPE where it cannot be had."""
+    """SmolLM2's text side, or one in which every token is a word, where it cannot be had."""
     from sapwood.base.errors import SapwoodError
     from sapwood.hub.files import ModelFiles, find
     from sapwood.text import TextModel
@@ -155,15 +141,9 @@ def load_text(folder: str) -> Any:
     try:
         return TextModel.load(find("smollm2-135m"))
     except (SapwoodError, OSError):
-        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+        from sapwood.bench.spawn import write_tokenizer
 
-        tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        tokenizer.decoder = decoders.ByteLevel()
-        alphabet = pre_tokenizers.ByteLevel.alphabet()
-        trainer = trainers.BpeTrainer(vocab_size=8192, initial_alphabet=alphabet, show_progress=False)
-        tokenizer.train_from_iterator((path.read_text() for path in Path(__file__).parents[1].rglob("*.py")), trainer)
-        tokenizer.save(f"{folder}/tokenizer.json")
+        write_tokenizer(Path(folder), SPARE_VOCAB_SIZE)
         return TextModel.load(ModelFiles("model", Path(folder), "hf", {}, {}))
 
 
@@ -174,9 +154,7 @@ class Reader(asyncio.Protocol):
     """One stream: asks when it is told to, then counts tokens and frames as they come."""
 
     def __init__(self, request: bytes, braces_per_frame: int, board: Board) -> None:
-        self._request = request
-        self._braces_per_frame = braces_per_frame
-        self._board = board
+        self._request, self._braces_per_frame, self._board = request, braces_per_frame, board
         self._begun = False
         self._spaces = self._braces = 0
         self.asked = 0.0
@@ -219,35 +197,26 @@ class Reader(asyncio.Protocol):
             self.done.set_exception(error or ConnectionError("the server has closed the connection"))
 
 
-class Usage:
-    """CPU seconds that a process has used so far, user and system."""
-
-    def __init__(self, pid: int) -> None:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        tick = os.sysconf("SC_CLK_TCK")
-        self.user, self.system = int(fields[11]) / tick, int(fields[12]) / tick
-        self.at = monotonic()
-
-
-def body_of(args: argparse.Namespace, *, max_tokens: int) -> tuple[str, dict[str, Any]]:
-    common = {"stream": True, "ignore_eos": True, "max_tokens": max_tokens}
-    prompt = "word " * args.prompt_words
-    if args.api == "chat":
-        return "/v1/chat/completions", common | {"messages": [{"role": "user", "content": prompt}]}
-    return "/v1/completions", common | {"prompt": prompt}
+def usage(pid: int) -> np.ndarray:
+    """Now, and the CPU seconds that a process has used so far, user and system."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return np.array([monotonic(), *(int(field) / os.sysconf("SC_CLK_TCK") for field in fields[11:13])])
 
 
 async def open_streams(url: str, count: int, args: argparse.Namespace, board: Board, max_tokens: int) -> list[Reader]:
-    path, body = body_of(args, max_tokens=max_tokens)
+    body: dict[str, Any] = {"stream": True, "ignore_eos": True, "max_tokens": max_tokens}
+    path, braces, prompt = "/v1/completions", 2, "word " * args.prompt_words
+    if args.api == "chat":
+        path, braces = "/v1/chat/completions", 3
+        body["messages"] = [{"role": "user", "content": prompt}]
+    else:
+        body["prompt"] = prompt
     raw = json.dumps(body).encode()
     head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(raw)}\r\n\r\n"
     host, port = url.removeprefix("http://").split(":")
+    make = lambda: Reader(head.encode() + raw, braces, board)  # noqa: E731
     loop = asyncio.get_running_loop()
-    request, braces = head.encode() + raw, 3 if args.api == "chat" else 2
-    pairs = [
-        await loop.create_connection(lambda: Reader(request, braces, board), host, int(port)) for _ in range(count)
-    ]
-    return [reader for _, reader in pairs]
+    return [(await loop.create_connection(make, host, int(port)))[1] for _ in range(count)]
 
 
 async def measure(url: str, pid: int, args: argparse.Namespace, board: Board) -> None:
@@ -259,26 +228,22 @@ async def measure(url: str, pid: int, args: argparse.Namespace, board: Board) ->
     await until(lambda: min(reader.tokens for reader in readers) >= args.tokens // 10)
     print(f"start: {args.streams} requests at once, all streaming after {first_chunk(readers) - begin:.3f} s")
     gc.freeze()
-    before, counted = Usage(pid), [(reader.tokens, reader.frames) for reader in readers]
+    before, counted = usage(pid), count(readers)
     if guests:
         await asyncio.sleep(1.0)
         begin = monotonic()
         for guest in guests:
             guest.ask()
     await until(lambda: max(reader.tokens for reader in readers) >= args.tokens * 9 // 10)
-    after = Usage(pid)
-    seconds = after.at - before.at
-    tokens = sum(reader.tokens - tokens for reader, (tokens, _) in zip(readers, counted, strict=True))
-    frames = sum(reader.frames - frames for reader, (_, frames) in zip(readers, counted, strict=True))
-    user, system = after.user - before.user, after.system - before.system
+    after = usage(pid)
+    (seconds, user, system), (tokens, frames) = after - before, count(readers) - counted
     print(f"{tokens / seconds:,.0f} tokens/s over {args.streams} streams, {tokens / frames:.2f} tokens a frame")
     print(f"front: {(user + system) / seconds:.0%} of a core, {user / tokens * 1e6:.2f} us user")
     print(f"       and {system / tokens * 1e6:.2f} us system a token")
-    tell("tick to client", latencies(readers, board, before.at, after.at))
+    tell("tick to client", latencies(readers, board, before[0], after[0]))
     if guests:
         await asyncio.gather(*(guest.done for guest in guests))
-        last = max(guest.chunks[0][0] for guest in guests)
-        tell("tick to client while they came", latencies(readers, board, begin, last))
+        tell("tick to client while they came", latencies(readers, board, begin, first_chunk(guests)))
         waits = np.array([guest.chunks[0][0] - guest.asked for guest in guests])
         tell(f"first token of {args.burst} that came at once", waits)
     await asyncio.gather(*(reader.done for reader in readers))
@@ -290,11 +255,17 @@ async def until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.01)
 
 
-def first_chunk(readers: list[Reader]) -> float:
+def count(readers: Sequence[Reader]) -> np.ndarray:
+    """Tokens and frames of all so far."""
+    return np.array([[reader.tokens, reader.frames] for reader in readers]).sum(axis=0)
+
+
+def first_chunk(readers: Sequence[Reader]) -> float:
+    """When the last of them got its first tokens."""
     return max(reader.chunks[0][0] for reader in readers)
 
 
-def latencies(readers: list[Reader], board: Board, begin: float, end: float) -> np.ndarray:
+def latencies(readers: Sequence[Reader], board: Board, begin: float, end: float) -> np.ndarray:
     """Seconds from the tick of every token that arrived in [begin, end) to its arrival."""
     found = []
     for reader in readers:
@@ -307,8 +278,8 @@ def latencies(readers: list[Reader], board: Board, begin: float, end: float) -> 
 
 
 def tell(what: str, seconds: np.ndarray) -> None:
-    low, high = np.percentile(seconds * 1000, [50, 99])
-    print(f"{what}: p50 {low:.2f} ms, p99 {high:.2f} ms, max {seconds.max() * 1000:.2f} ms")
+    low, high, most = np.percentile(seconds * 1000, [50, 99, 100])
+    print(f"{what}: p50 {low:.2f} ms, p99 {high:.2f} ms, max {most:.2f} ms")
 
 
 async def client(args: argparse.Namespace) -> None:
@@ -316,12 +287,10 @@ async def client(args: argparse.Namespace) -> None:
     pieces = {id: text.token_text(id) for id in range(text.vocab_size)}
     ids = [id for id, piece in pieces.items() if piece.count(" ") == 1 and not set(piece) & set("{\ufffd")]
     Path(f"{args.folder}/ids").write_text(json.dumps(ids))
-    args.vocab_size = text.vocab_size
-    board = Board.create(f"{args.folder}/board")
+    board = Board(args.folder, fresh=True)
     command = [sys.executable, __file__, "server", *sys.argv[1:], "--folder", args.folder]
-    process = await asyncio.create_subprocess_exec(
-        *command, "--vocab-size", str(text.vocab_size), stdout=asyncio.subprocess.PIPE
-    )
+    command += ["--vocab-size", str(text.vocab_size)]
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
     try:
         assert process.stdout is not None
         url = (await process.stdout.readline()).decode().strip()
@@ -345,13 +314,12 @@ def main() -> None:
     for own in ("--folder", "--vocab-size", "--parent"):
         parser.add_argument(own, type=str if own == "--folder" else int, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.role == "client":
-        from sapwood.server import run
+    if args.role != "client":
+        return {"server": server, "engine": engine}[args.role](args)
+    from sapwood.server import run
 
-        with tempfile.TemporaryDirectory() as args.folder:
-            run(client(args))
-    else:
-        {"server": server, "engine": engine}[args.role](args)
+    with tempfile.TemporaryDirectory() as args.folder:
+        run(client(args))
 
 
 if __name__ == "__main__":

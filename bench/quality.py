@@ -20,17 +20,11 @@ import cpu
 from sapwood import LLM, SamplingParams
 
 TEXT = Path(__file__).parents[1] / "tests" / "quant" / "text.txt"
-TWIN = {"cpu_kernels": "off", "kv_cache_dtype": "float32"}
 VARIANTS: dict[str, dict[str, Any]] = {
-    "twin in float32": TWIN,
-    "kernels, KV float32": {"kv_cache_dtype": "float32"},
-    "kernels, KV float16": {"kv_cache_dtype": "float16"},
-    "kernels, KV int8": {"kv_cache_dtype": "int8"},
+    "twin in float32": {"cpu_kernels": "off", "kv_cache_dtype": "float32"},
+    **{f"kernels, KV {dtype}": {"kv_cache_dtype": dtype} for dtype in ("float32", "float16", "int8")},
 }
-ROUNDED: dict[str, dict[str, Any]] = {
-    "rounded to int8": {"quantization": "int8"},
-    "rounded to int4": {"quantization": "int4"},
-}
+ROUNDED: dict[str, dict[str, Any]] = {f"rounded to {kind}": {"quantization": kind} for kind in ("int8", "int4")}
 
 
 def main() -> int:
