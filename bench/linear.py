@@ -12,6 +12,7 @@ each call of a graph has another layer's weights, so that the L2 cache does not 
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -163,24 +164,18 @@ def compile_all(calls: Sequence[Callable[[], None]]) -> list[Exception | None]:
 
 
 def measure_products(parts: Sequence[Product], copied: float) -> Iterator[tuple[str, list[str]]]:
-    calls = {
-        (part.name, n, how): part.all_layers(how, n)
-        for part in parts
-        for n in TOKENS
-        for how in (("fused", "apart", "library") if n <= MOST_FEW else ("library",))
-    }
+    def hows(num_tokens: int) -> tuple[str, ...]:
+        return ("fused", "apart", "library") if num_tokens <= MOST_FEW else ("library",)
+
+    calls = {(part.name, n, how): part.all_layers(how, n) for part in parts for n in TOKENS for how in hows(n)}
     for error in filter(None, compile_all([call for (_, _, how), call in calls.items() if how != "library"])):
         print("failed:", repr(error)[:200])
-    for part in parts:
-        for n in TOKENS:
-            times = {how: seconds(calls[part.name, n, how]) / len(part.weights) for how in ("fused", "apart", "library")
-                     if (part.name, n, how) in calls}  # fmt: skip
-            us = {how: f"{time * 1e6:.1f}" for how, time in times.items()}
-            rates = {how: part.nbytes / time / 1e9 for how, time in times.items()}
-            fused = (
-                [us["fused"], f"{rates['fused']:.0f}", f"{rates['fused'] / copied:.0%}"] if "fused" in us else [""] * 3
-            )
-            yield f"{part.name}, {n} tokens", [*fused, us.get("apart", ""), us["library"], f"{rates['library']:.0f}"]
+    for part, n in itertools.product(parts, TOKENS):
+        times = {how: seconds(calls[part.name, n, how]) / len(part.weights) for how in hows(n)}
+        us = {how: f"{time * 1e6:.1f}" for how, time in times.items()}
+        rates = {how: part.nbytes / time / 1e9 for how, time in times.items()}
+        fused = [us["fused"], f"{rates['fused']:.0f}", f"{rates['fused'] / copied:.0%}"] if "fused" in us else [""] * 3
+        yield f"{part.name}, {n} tokens", [*fused, us.get("apart", ""), us["library"], f"{rates['library']:.0f}"]
 
 
 def measure_chains(parts: Sequence[Product], shape: Shape) -> Iterator[tuple[str, Iterator[str]]]:

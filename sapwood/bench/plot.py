@@ -26,10 +26,11 @@ class Panel(NamedTuple):
     unit: str
 
 
+_LOADS = {"rate": "sessions a second", "concurrency": "sessions at once"}
 PANELS = (
-    Panel("serve", "time to first token", ("rate", "concurrency"), ("ttft_ms_p50", "ttft_ms_p99"), "ms"),
-    Panel("serve", "time per output token", ("rate", "concurrency"), ("tpot_ms_p50", "tpot_ms_p99"), "ms"),
-    Panel("serve", "throughput", ("rate", "concurrency"), ("output_tok_s",), "tokens/s"),
+    Panel("serve", "time to first token", tuple(_LOADS), ("ttft_ms_p50", "ttft_ms_p99"), "ms"),
+    Panel("serve", "time per output token", tuple(_LOADS), ("tpot_ms_p50", "tpot_ms_p99"), "ms"),
+    Panel("serve", "throughput", tuple(_LOADS), ("output_tok_s",), "tokens/s"),
     Panel("latency", "time of a decode step", ("batch",), ("step_ms_p50", "step_ms_p99"), "ms"),
     Panel("latency", "throughput", ("batch",), ("decode_tok_s",), "tokens/s"),
     Panel("host", "host time of a step", ("sequences",), ("step_us_p50", "plan_us_p50", "commit_us_p50"), "us"),
@@ -64,13 +65,12 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 
 def points(panel: Panel, rows: Sequence[Row], figure: str) -> list[tuple[float, float]]:
     """(load, figure) of the rows that have both, by load."""
-    found = []
-    for row in rows:
-        load = next((row.load[name] for name in panel.over if name in row.load), None)
-        value = row.figures.get(figure)
-        if isinstance(load, int | float) and value is not None:
-            found.append((float(load), value))
-    return sorted(found)
+    pairs = [(next((row.load[name] for name in panel.over if name in row.load), None), row) for row in rows]
+    return sorted(
+        (float(load), value)
+        for load, row in pairs
+        if isinstance(load, int | float) and (value := row.figures.get(figure)) is not None
+    )
 
 
 def _draw(axes: Axes, panel: Panel, rows: Sequence[Row]) -> None:
@@ -81,7 +81,7 @@ def _draw(axes: Axes, panel: Panel, rows: Sequence[Row]) -> None:
                 if line := points(panel, [row for row in rows if row.model == model], name):
                     axes.plot(*zip(*line, strict=True), marker="o", label=f"{model} {title_of(name)}".strip())
         over = next((name for row in rows for name in panel.over if name in row.load), panel.over[0])
-        axes.set_xlabel({"rate": "sessions a second", "concurrency": "sessions at once"}.get(over, over))
+        axes.set_xlabel(_LOADS.get(over, over))
         axes.set_ylim(bottom=0)
         axes.margins(y=0.1)
     else:
