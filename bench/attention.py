@@ -25,7 +25,7 @@ from torch import Tensor
 from sapwood.attention.base import Batch, Limits, Shared, tile_members
 from sapwood.attention.triton import Shape as Tile
 from sapwood.attention.triton import Triton
-from sapwood.base.kv import KVGroup
+from sapwood.base.kv import Heads, KVGroup
 from sapwood.base.plan import RUN_LEVELS
 from sapwood.kernels import Turn
 
@@ -117,7 +117,7 @@ def inputs(shape: Shape, num_tokens: int) -> tuple[Tensor, Turn]:
 
 
 def start(shape: Shape, page: int = PAGE, stored: torch.dtype = DTYPE) -> Triton:
-    group = KVGroup(NUM_LAYERS, shape.num_heads, shape.num_kv_heads, shape.head_dim, None, page)
+    group = KVGroup(Heads(shape.num_heads, shape.num_kv_heads, shape.head_dim), NUM_LAYERS, page)
     backend = Triton(group, 0, DEVICE, stored)
     backend.allocate(CELLS // page + 1)
     for pages in (backend._keys, backend._values):  # zeros would flatter

@@ -1,7 +1,9 @@
 """The parts that a model is declared with.
 
-Every leaf states its facts once: the names of its tensors in a checkpoint, how they are fused, along which axis a rank
-cuts them and what it must not cut. Sharding, loading and memory planning are functions on the tree.
+A model is blocks of a mixer and a feed-forward, which are made of leaves. Every leaf states its facts once: the tensors that
+it is made of in a checkpoint, how they are fused, along which axis a rank cuts them and what it must not cut; every mixer
+states what it keeps of a sequence. Sharding, loading, memory planning and KV groups are functions on the tree: they know
+no part by name, so that a new one is a dataclass here and a module in `sapwood.nn`.
 
 Names are relative: a leaf inside a block is found in the checkpoint under the decoder's `block_prefix`, so equal
 blocks are equal values. `walk` gives the full names.
@@ -10,11 +12,47 @@ blocks are equal values. `walk` gives the full names.
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
+
+from sapwood.base.kv import Heads, KVKind
 
 Activation = Literal["silu", "gelu_tanh"]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """An axis of a checkpoint's tensor: the leaf wants `size` entries from `first` on, of `whole`, by default all.
+
+    Ranks share them between `unit`s of so many entries; None gives every rank all. Along a `joined` axis the tensors of one
+    param of a leaf lie one behind the other.
+    """
+
+    size: int
+    unit: int | None = None
+    first: int = 0
+    whole: int | None = None
+    joined: bool = False
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """What a leaf's `param` has of the checkpoint tensor `name`. Where ranks add their outputs up, one `alone` has it."""
+
+    param: str
+    name: str
+    axes: tuple[Axis, ...]
+    alone: bool = False
+
+
+class Leaf(ABC):
+    """A part that has weights."""
+
+    @abstractmethod
+    def tensors(self) -> tuple[StoredTensor, ...]:
+        """What it is made of in a checkpoint that stores weights as they are."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +69,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Linear:
+class Linear(Leaf):
     """y = W x (+ b), W's rows being those of `parts` in order.
 
     `split` is the axis that ranks share: "out" cuts each part's rows, "in" the columns (in multiples of `unit`), None
@@ -48,15 +86,39 @@ class Linear:
     def out(self) -> int:
         return sum(part.size for part in self.parts)
 
+    def rows(self, index: int) -> Axis:
+        """The output rows of a part, as an axis of what the checkpoint holds."""
+        part = self.parts[index]
+        sizes = [other.size if other.name == part.name else 0 for other in self.parts]
+        unit = part.unit if self.split == "out" else None
+        return Axis(part.size, unit, first=sum(sizes[:index]), whole=sum(sizes), joined=True)
+
+    @property
+    def columns(self) -> Axis:
+        """The inputs, likewise."""
+        return Axis(self.inp, self.unit if self.split == "in" else None)
+
+    def tensors(self) -> tuple[StoredTensor, ...]:
+        found = []
+        for index, part in enumerate(self.parts):
+            rows = self.rows(index)
+            found.append(StoredTensor("weight", f"{part.name}.weight", (rows, self.columns)))
+            if self.bias:
+                found.append(StoredTensor("bias", f"{part.name}.bias", (rows,), alone=self.split == "in"))
+        return tuple(found)
+
 
 @dataclass(frozen=True)
-class Norm:
+class Norm(Leaf):
     """RMS norm: x / sqrt(mean(x²) + eps) * (weight + offset)."""
 
     name: str
     size: int
     eps: float
     offset: float = 0.0
+
+    def tensors(self) -> tuple[StoredTensor, ...]:
+        return (StoredTensor("weight", f"{self.name}.weight", (Axis(self.size),)),)
 
 
 @dataclass(frozen=True)
@@ -97,6 +159,15 @@ class Rope:
     scaling: LinearScaling | Llama3Scaling | YarnScaling | None = None
 
 
+class Mixer(Protocol):
+    """What lets tokens see each other: a dataclass of parts."""
+
+    @property
+    def kv(self) -> KVKind | None:
+        """What it keeps of a sequence; None if nothing."""
+        ...
+
+
 @dataclass(frozen=True)
 class Attention:
     """Causal grouped-query attention. `qkv` yields query, key and value heads in this order.
@@ -115,6 +186,10 @@ class Attention:
     q_norm: Norm | None = None
     k_norm: Norm | None = None
 
+    @property
+    def kv(self) -> Heads:
+        return Heads(self.num_heads, self.num_kv_heads, self.head_dim, self.window)
+
 
 @dataclass(frozen=True)
 class Mlp:
@@ -127,24 +202,27 @@ class Mlp:
 
 @dataclass(frozen=True)
 class Block:
-    """x += after(attention(norm(x))), then the same with the MLP; the norms after are optional."""
+    """x += after(mixer(norm(x))), then the same with `ffn`, which sees each token alone; the norms after are optional."""
 
-    attention_norm: Norm
-    attention: Attention
-    mlp_norm: Norm
-    mlp: Mlp
-    after_attention: Norm | None = None
-    after_mlp: Norm | None = None
+    mixer_norm: Norm
+    mixer: Mixer
+    ffn_norm: Norm
+    ffn: object
+    after_mixer: Norm | None = None
+    after_ffn: Norm | None = None
 
 
 @dataclass(frozen=True)
-class Embedding:
+class Embedding(Leaf):
     """Token embeddings, ranks sharing the vocabulary, times `scale` rounded to the model's dtype."""
 
     name: str
     vocab_size: int
     hidden_size: int
     scale: float = 1.0
+
+    def tensors(self) -> tuple[StoredTensor, ...]:
+        return (StoredTensor("weight", f"{self.name}.weight", (Axis(self.vocab_size, 1), Axis(self.hidden_size))),)
 
 
 @dataclass(frozen=True)
@@ -176,9 +254,6 @@ class Decoder:
         return self.embed.hidden_size
 
 
-Leaf = Linear | Norm | Embedding
-
-
 @dataclass(frozen=True)
 class Place:
     """Where a leaf stands: `path` of field names in the tree, `prefix` of its names in the checkpoint."""
@@ -189,17 +264,29 @@ class Place:
 
 
 def walk(decoder: Decoder) -> Iterator[Place]:
-    """Every leaf with weights, in the order of the tree."""
-    yield from _walk(decoder.embed, "embed", "")
+    """Every leaf, in the order of the tree."""
+    yield from _leaves(decoder.embed, "embed", "")
     for index, block in enumerate(decoder.blocks):
-        yield from _walk(block, f"blocks.{index}", decoder.block_prefix.format(index))
-    yield from _walk(decoder.norm, "norm", "")
-    yield from _walk(decoder.head, "head", "")
+        yield from _leaves(block, f"blocks.{index}", decoder.block_prefix.format(index))
+    yield from _leaves(decoder.norm, "norm", "")
+    yield from _leaves(decoder.head, "head", "")
 
 
-def _walk(part: object, path: str, prefix: str) -> Iterator[Place]:
-    if isinstance(part, Linear | Norm | Embedding):
-        yield Place(path, prefix, part)
-    elif dataclasses.is_dataclass(part):
+def ropes(decoder: Decoder) -> tuple[Rope, ...]:
+    """Every rope that is somewhere in the blocks, once."""
+    found = (part for block in dict.fromkeys(decoder.blocks) for _, part in _inside(block, ""))
+    return tuple(dict.fromkeys(part for part in found if isinstance(part, Rope)))
+
+
+def _leaves(part: object, path: str, prefix: str) -> Iterator[Place]:
+    for place, found in _inside(part, path):
+        if isinstance(found, Leaf):
+            yield Place(place, prefix, found)
+
+
+def _inside(part: object, path: str) -> Iterator[tuple[str, object]]:
+    """The part and all parts within, with their paths."""
+    yield path, part
+    if dataclasses.is_dataclass(part):
         for field in dataclasses.fields(part):
-            yield from _walk(getattr(part, field.name), f"{path}.{field.name}", prefix)
+            yield from _inside(getattr(part, field.name), f"{path}.{field.name}")

@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from sapwood.base.kv import KVGroup
+from sapwood.base.kv import Heads, KVGroup
 from sapwood.kernels import Kernels, Turn
 
 _TILE = 128
@@ -63,7 +63,8 @@ class Shared:
 
 def tile_members(groups: Sequence[KVGroup]) -> int:
     """Most members of a tile of a shared run, for a model with these groups: a power of two, 64 at most."""
-    repeat = max(group.num_heads // group.num_kv_heads for group in groups)
+    kinds = [group.kind for group in groups if isinstance(group.kind, Heads)]
+    repeat = max((kind.num_heads // kind.num_kv_heads for kind in kinds), default=1)
     return min(64, max(1, _TILE >> (repeat - 1).bit_length()))
 
 
@@ -96,11 +97,11 @@ class Batch:
 
 
 class Backend(Protocol):
-    """The keys and values of one KV group, and attention over them.
+    """What one KV group keeps, and what mixers compute with it: besides what stands here, a `run` that its kind defines.
 
-    Order of calls: `allocate` once; then per step `plan` once and `run` once per layer. `run` writes the step's keys
-    and values to their cells before anything reads them, so a row may attend to what another row of the same step
-    computes. On CUDA neither of the two waits for the device, and both may be recorded in a graph.
+    Order of calls: `allocate` once; then per step `plan` once and `run` once per layer. `run` writes what the step's
+    tokens leave before anything reads it, so a row may see what another row of the same step computes. On CUDA neither
+    of the two waits for the device, and both may be recorded in a graph.
     """
 
     name: str
@@ -122,6 +123,14 @@ class Backend(Protocol):
         """Derive once per step what every layer's `run` needs."""
         ...
 
+    def copy(self, sources_C: Tensor, targets_C: Tensor) -> None:
+        """Copy whole pages, all layers: int64 device tensors of page numbers, sources and targets disjoint."""
+        ...
+
+
+class HeadsBackend(Backend, Protocol):
+    """A backend of groups that keep `Heads`: their keys and values, and attention over them."""
+
     def run(self, layer: int, heads_TXD: Tensor, turn: Turn, scale: float) -> Tensor:
         """Turn queries and keys, write keys and values of the group's `layer`-th layer, attend causally.
 
@@ -131,17 +140,19 @@ class Backend(Protocol):
         """
         ...
 
-    def copy(self, sources_C: Tensor, targets_C: Tensor) -> None:
-        """Copy whole pages, all layers: int64 device tensors of page numbers, sources and targets disjoint."""
-        ...
+
+def heads_of(group: KVGroup) -> Heads:
+    """The group's kind, for backends that serve no other."""
+    assert isinstance(group.kind, Heads), "chosen by kind"
+    return group.kind
 
 
-def turned(heads_TXD: Tensor, turn: Turn, group: KVGroup, kernels: Kernels) -> tuple[Tensor, Tensor, Tensor]:
+def turned(heads_TXD: Tensor, turn: Turn, heads: Heads, kernels: Kernels) -> tuple[Tensor, Tensor, Tensor]:
     """(q_THD, k_TKD, v_TKD) of the fused projection, queries and keys turned."""
-    num_qk = group.num_heads + group.num_kv_heads
+    num_qk = heads.num_heads + heads.num_kv_heads
     qk_TND, v_TKD = heads_TXD[:, :num_qk], heads_TXD[:, num_qk:]
     if turn.norm_ND is None:
         qk_TND = kernels.rope(qk_TND, turn.cos_TF, turn.sin_TF)
     else:
         qk_TND = kernels.norm_rope(qk_TND, turn.norm_ND, turn.eps, turn.cos_TF, turn.sin_TF)
-    return qk_TND[:, : group.num_heads], qk_TND[:, group.num_heads :], v_TKD
+    return qk_TND[:, : heads.num_heads], qk_TND[:, heads.num_heads :], v_TKD

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sapwood.attention.base import Batch, turned
+from sapwood.attention.base import Batch, heads_of, turned
 from sapwood.base.kv import KVGroup
 from sapwood.base.plan import Longs
 from sapwood.kernels import PLAIN, Turn
@@ -89,22 +89,23 @@ class Cpu:
 
     def __init__(self, group: KVGroup, index: int, device: torch.device, dtype: torch.dtype) -> None:
         self._group, self._index, self._dtype = group, index, dtype
-        self._repeat = group.num_heads // group.num_kv_heads
+        self._kind = heads = heads_of(group)
+        self._repeat = heads.num_heads // heads.num_kv_heads
         self._most_history = 0
         self._causal_NL = self._relative_mask(0)
         self._buckets: list[_Bucket] = []
 
     def allocate(self, num_pages: int) -> None:
-        group = self._group
+        group, heads = self._group, self._kind
         self._num_cells = num_pages * group.page_size
-        shape = (group.num_layers, group.num_kv_heads * self._num_cells, group.head_dim)
+        shape = (group.num_layers, heads.num_kv_heads * self._num_cells, heads.head_dim)
         self._keys, self._values = _lazy_zeros(shape, self._dtype), _lazy_zeros(shape, self._dtype)
-        self._bases_K1 = torch.arange(group.num_kv_heads)[:, None] * self._num_cells
+        self._bases_K1 = torch.arange(heads.num_kv_heads)[:, None] * self._num_cells
 
     def copy(self, sources_C: Tensor, targets_C: Tensor) -> None:
         for cells in (self._keys, self._values):
             pages = cells.view(
-                self._group.num_layers * self._group.num_kv_heads, -1, self._group.page_size, cells.shape[-1]
+                self._group.num_layers * self._kind.num_kv_heads, -1, self._group.page_size, cells.shape[-1]
             )
             pages.index_copy_(1, targets_C, pages.index_select(1, sources_C))
 
@@ -123,7 +124,7 @@ class Cpu:
         rows_B = np.repeat(np.arange(len(counts_R)), pieces_R)
         skipped_B = BLOCK * (np.arange(len(rows_B)) - np.repeat(np.cumsum(pieces_R) - pieces_R, pieces_R))
         positions_B = batch.starts_R.numpy()[rows_B] + skipped_B
-        window = self._group.window
+        window = self._kind.window
         return _Blocks(
             tokens_B=batch.offsets_R1.numpy()[rows_B] + skipped_B,
             positions_B=positions_B,
@@ -141,8 +142,7 @@ class Cpu:
         lengths_B = histories_B + counts_B
         classes_B = np.searchsorted([1, 8, FEW], counts_B)  # 1 query, up to 8, up to FEW, more
         order_B = np.lexsort((-lengths_B, np.where(counts_B > FEW, histories_B, 0), classes_B))
-        group = self._group
-        most_columns = BUCKET_BYTES // (group.num_kv_heads * group.head_dim * self._dtype.itemsize)
+        most_columns = BUCKET_BYTES // (self._kind.num_kv_heads * self._kind.head_dim * self._dtype.itemsize)
         chosen: list[int] = []
         longest = history = kind = 0
         for b in order_B.tolist():
@@ -215,14 +215,14 @@ class Cpu:
         queries_N1 = torch.arange(BLOCK)[:, None]
         columns_L = torch.arange(-history, BLOCK)
         hidden_NL = columns_L > queries_N1
-        if self._group.window is not None:
-            hidden_NL |= columns_L <= queries_N1 - self._group.window
+        if self._kind.window is not None:
+            hidden_NL |= columns_L <= queries_N1 - self._kind.window
         return torch.zeros(hidden_NL.shape).masked_fill_(hidden_NL, float("-inf"))
 
     # ---- once per layer
 
     def run(self, layer: int, heads_TXD: Tensor, turn: Turn, scale: float) -> Tensor:
-        q_THD, k_TKD, v_TKD = turned(heads_TXD, turn, self._group, PLAIN)
+        q_THD, k_TKD, v_TKD = turned(heads_TXD, turn, self._kind, PLAIN)
         keys_CD, values_CD = self._keys[layer], self._values[layer]
         for cells_CD, x_TKD in ((keys_CD, k_TKD), (values_CD, v_TKD)):
             x_KTD = x_TKD.transpose(0, 1).to(self._dtype)
@@ -238,14 +238,14 @@ class Cpu:
 
     def _gather(self, cells_CD: Tensor, bucket: _Bucket) -> Tensor:
         """[K * R, L, D]"""
-        num_kv_heads, head_dim = self._group.num_kv_heads, self._group.head_dim
+        num_kv_heads, head_dim = self._kind.num_kv_heads, self._kind.head_dim
         if isinstance(bucket.cells, slice):
             return cells_CD.view(num_kv_heads, self._num_cells, head_dim)[:, bucket.cells]
         return cells_CD.index_select(0, bucket.cells).view(num_kv_heads * bucket.num_rows, -1, head_dim)
 
     def _heads(self, bucket: _Bucket, q_XHD: Tensor) -> Tensor:
         """[R * N, H, D] -> [K, R, G, N, D]"""
-        shape = (bucket.num_rows, bucket.num_queries, self._group.num_kv_heads, self._repeat, q_XHD.shape[-1])
+        shape = (bucket.num_rows, bucket.num_queries, self._kind.num_kv_heads, self._repeat, q_XHD.shape[-1])
         return q_XHD.reshape(shape).permute(2, 0, 3, 1, 4)
 
     def _few(self, bucket: _Bucket, q_XHD: Tensor, k_XLD: Tensor, v_XLD: Tensor, scale: float) -> Tensor:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sapwood.attention.base import Batch
+from sapwood.attention.base import Batch, heads_of
 from sapwood.base.kv import KVGroup
 
 log = logging.getLogger(__name__)
@@ -81,7 +81,8 @@ class Cudnn:
     @staticmethod
     def make(group: KVGroup, device: torch.device, dtype: torch.dtype) -> Cudnn | None:
         """None where it cannot serve the group."""
-        if group.window is not None or group.head_dim > 128 or group.head_dim % 8:
+        heads = heads_of(group)
+        if heads.window is not None or heads.head_dim > 128 or heads.head_dim % 8:
             return None
         if dtype not in (torch.float16, torch.bfloat16) or (library := load(device)) is None:
             return None
@@ -89,6 +90,7 @@ class Cudnn:
 
     def __init__(self, library: ModuleType, group: KVGroup, device: torch.device, dtype: torch.dtype) -> None:
         self._library, self._group, self._device, self._dtype = library, group, device, dtype
+        self._kind = heads_of(group)
         self._handle = library.create_handle()
         self._graphs: dict[_Size, _Graph] = {}
         self._num_pages = 0
@@ -106,12 +108,12 @@ class Cudnn:
         spans, self._step = batch.spans, None
         if spans is None or spans.tokens < LEAST_TOKENS or self._refused:
             return False
-        group = self._group
+        heads = self._kind
         number = next((size for size in _SPANS if size >= spans.number), 1 << (spans.number - 1).bit_length())
         real_N1 = torch.arange(number + 1, device=self._device).clamp_(max=spans.number)
         tokens_N1 = batch.offsets_R1[spans.first :].index_select(0, real_N1).long()
-        queries_at = tokens_N1 * ((group.num_heads + 2 * group.num_kv_heads) * group.head_dim)
-        out_at = tokens_N1 * (group.num_heads * group.head_dim)
+        queries_at = tokens_N1 * ((heads.num_heads + 2 * heads.num_kv_heads) * heads.head_dim)
+        out_at = tokens_N1 * (heads.num_heads * heads.head_dim)
         told = torch.zeros(2, number, dtype=torch.int32, device=self._device)
         counts_N, ends_N = told.unbind(0)
         rows = slice(spans.first, spans.first + spans.number)
@@ -179,9 +181,9 @@ class Cudnn:
         return True
 
     def _make(self, size: _Size) -> _Graph:
-        library, group = self._library, self._group
-        head, page = group.head_dim, group.page_size
-        width = (group.num_heads + 2 * group.num_kv_heads) * head
+        library, group, heads = self._library, self._group, self._kind
+        head, page = heads.head_dim, group.page_size
+        width = (heads.num_heads + 2 * heads.num_kv_heads) * head
         types = library.data_type
         cells = types.HALF if self._dtype == torch.float16 else types.BFLOAT16
         graph = library.pygraph(
@@ -198,12 +200,12 @@ class Cudnn:
             return tensor(uid, (length, 1, 1, 1), (1, 1, 1, 1), dtype)
 
         queries = tensor(
-            _QUERIES, (size.spans, group.num_heads, size.longest, head), (size.longest * width, head, width, 1)
+            _QUERIES, (size.spans, heads.num_heads, size.longest, head), (size.longest * width, head, width, 1)
         )
         queries.set_ragged_offset(vector(_QUERIES_AT, size.spans + 1, types.INT64))
         pages, strides = (
-            (self._num_pages, group.num_kv_heads, page, head),
-            (group.num_kv_heads * page * head, page * head, head, 1),
+            (self._num_pages, heads.num_kv_heads, page, head),
+            (heads.num_kv_heads * page * head, page * head, head, 1),
         )
         tables = [
             tensor(uid, (size.spans, 1, size.max_pages, 1), (size.max_pages, size.max_pages, 1, 1), types.INT32)
@@ -224,9 +226,9 @@ class Cudnn:
             paged_attention_v_table=tables[1],
             paged_attention_max_seq_len_kv=size.max_pages * page,
         )
-        row = group.num_heads * head
+        row = heads.num_heads * head
         out.set_output(True).set_uid(_OUT).set_data_type(cells)
-        out.set_dim((size.spans, group.num_heads, size.longest, head)).set_stride((size.longest * row, head, row, 1))
+        out.set_dim((size.spans, heads.num_heads, size.longest, head)).set_stride((size.longest * row, head, row, 1))
         out.set_ragged_offset(vector(_OUT_AT, size.spans + 1, types.INT64))
         graph.validate()
         graph.build_operation_graph()

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sapwood.attention.base import Batch
+from sapwood.attention.base import Batch, heads_of
 from sapwood.base.kv import KVGroup
 from sapwood.kernels import Turn
 from sapwood.kernels.cpu.library import Handle, Heads, Machine, Norm, Step, address, pointers
@@ -39,22 +39,24 @@ class Native:
             return f"it stores keys and values as float32, float16 or int8, not {dtype}"
         if group.page_size % _TILE:
             return f"its pages hold multiples of {_TILE} tokens, and --page-size is {group.page_size}"
-        if group.num_heads > _MOST_SHARING * group.num_kv_heads:
-            sharing = group.num_heads // group.num_kv_heads
+        heads = heads_of(group)
+        if heads.num_heads > _MOST_SHARING * heads.num_kv_heads:
+            sharing = heads.num_heads // heads.num_kv_heads
             return f"at most {_MOST_SHARING} query heads may share a KV head, and the model has {sharing}"
         return None
 
     def __init__(self, group: KVGroup, index: int, device: torch.device, dtype: torch.dtype, machine: Machine) -> None:
         self._group, self._index, self._machine, self._dtype = group, index, machine, dtype
+        self._kind = heads = heads_of(group)
         self.cells = Handle(
             machine.library,
             "cells",
             _STORES[dtype],
             group.num_layers,
-            group.num_heads,
-            group.num_kv_heads,
-            group.head_dim,
-            group.window or 0,
+            heads.num_heads,
+            heads.num_kv_heads,
+            heads.head_dim,
+            heads.window or 0,
             group.page_size,
         )
         self._num_cells = 0
@@ -71,14 +73,14 @@ class Native:
         self._batch, self._step = batch, None
 
     def run(self, layer: int, heads_TXD: Tensor, turn: Turn, scale: float) -> Tensor:
-        group = self._group
+        heads = self._kind
         if self._step is None:  # not needed by those who compute whole decoders
             self._step, self._held = step_of(self._batch, [self._index])
         heads_TXD = heads_TXD.float().contiguous()
         cos_TF, sin_TF = turn.cos_TF.contiguous(), turn.sin_TF.contiguous()
         norm = Norm() if turn.norm_ND is None else Norm(address(turn.norm_ND), turn.eps)
         how = Heads(norm, address(cos_TF), address(sin_TF), cos_TF.shape[1], 1, 0, layer, scale)
-        out_THD = torch.empty(len(heads_TXD), group.num_heads, group.head_dim)
+        out_THD = torch.empty(len(heads_TXD), heads.num_heads, heads.head_dim)
         library = self._machine.library
         library.cells_attend(
             self._machine.pointer,
@@ -105,8 +107,8 @@ class Native:
     def _view(self, what: str) -> Tensor:
         """All keys or values as they lie in memory, or the scales of int8 ones; for tests."""
         scaled = self._dtype == torch.int8
-        width = -(-self._group.head_dim // _TILE) * _TILE
-        number = self._group.num_layers * self._group.num_kv_heads * self._num_cells * (1 if scaled else width)
+        width = -(-self._kind.head_dim // _TILE) * _TILE
+        number = self._group.num_layers * self._kind.num_kv_heads * self._num_cells * (1 if scaled else width)
         dtype = torch.float32 if scaled else self._dtype
         name = f"cells_{what[:-1]}_scales" if scaled else f"cells_{what}"
         start = getattr(self._machine.library, name)(self.cells.pointer)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sapwood.attention.base import Batch, turned
+from sapwood.attention.base import Batch, heads_of, turned
 from sapwood.base.kv import KVGroup
 from sapwood.kernels import PLAIN, Turn
 
@@ -39,11 +39,12 @@ class Reference:
 
     def __init__(self, group: KVGroup, index: int, device: torch.device, dtype: torch.dtype) -> None:
         self._group, self._index, self._device, self._dtype = group, index, device, dtype
+        self._kind = heads_of(group)
         self._rows: list[_Row] = []
 
     def allocate(self, num_pages: int) -> None:
-        group = self._group
-        shape = (group.num_layers, num_pages * group.page_size, group.num_kv_heads, group.head_dim)
+        group, heads = self._group, self._kind
+        shape = (group.num_layers, num_pages * group.page_size, heads.num_kv_heads, heads.head_dim)
         self._keys = torch.zeros(shape, dtype=self._dtype, device=self._device)
         self._values = torch.zeros_like(self._keys)
 
@@ -55,7 +56,7 @@ class Reference:
         self._rows = [self._row(table_SP[slot], start, count, first) for slot, start, count, first in rows if count]
 
     def _row(self, table_P: Tensor, start: int, count: int, first: int) -> _Row:
-        page_size, window = self._group.page_size, self._group.window
+        page_size, window = self._group.page_size, self._kind.window
         oldest = 0 if window is None else max(0, start - window + 1)
         positions_L = torch.arange(oldest, start + count, device=self._device)
         positions_N1 = torch.arange(start, start + count, device=self._device)[:, None]
@@ -66,11 +67,11 @@ class Reference:
         return _Row(first, first + count, cells_L, seen_NL)
 
     def run(self, layer: int, heads_TXD: Tensor, turn: Turn, scale: float) -> Tensor:
-        q_THD, k_TKD, v_TKD = turned(heads_TXD, turn, self._group, PLAIN)
+        q_THD, k_TKD, v_TKD = turned(heads_TXD, turn, self._kind, PLAIN)
         keys_CKD, values_CKD = self._keys[layer], self._values[layer]
         keys_CKD[self._cells_T] = k_TKD.to(self._dtype)
         values_CKD[self._cells_T] = v_TKD.to(self._dtype)
-        repeat = self._group.num_heads // self._group.num_kv_heads
+        repeat = self._kind.num_heads // self._kind.num_kv_heads
         out_THD = torch.zeros_like(q_THD)
         for row in self._rows:
             k_LHD = keys_CKD[row.cells_L].float().repeat_interleave(repeat, dim=1)

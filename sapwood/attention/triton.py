@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from sapwood.attention.base import Batch, Shared, tile_members
+from sapwood.attention.base import Batch, Shared, heads_of, tile_members
 from sapwood.attention.cudnn import Cudnn
 from sapwood.base.kv import KVGroup
 from sapwood.base.plan import RUN_LEVELS
@@ -114,16 +114,18 @@ class Triton:
             capability = torch.cuda.get_device_capability(device)
             if capability < (8, 9):
                 return f"float8_e4m3fn needs compute capability 8.9, and {device} has {capability[0]}.{capability[1]}"
-        if group.head_dim > 256:
-            return f"its tiles hold heads of at most 256, and the model's have {group.head_dim}"
+        heads = heads_of(group)
+        if heads.head_dim > 256:
+            return f"its tiles hold heads of at most 256, and the model's have {heads.head_dim}"
         if group.page_size & (group.page_size - 1):
             return f"the page size must be a power of two, and is {group.page_size}"
         return None
 
     def __init__(self, group: KVGroup, index: int, device: torch.device, dtype: torch.dtype) -> None:
         self._group, self._index, self._device, self._dtype = group, index, device, dtype
-        self._repeat = group.num_heads // group.num_kv_heads
-        self._head_pad = max(16, triton.next_power_of_2(group.head_dim))
+        self._kind = heads = heads_of(group)
+        self._repeat = heads.num_heads // heads.num_kv_heads
+        self._head_pad = max(16, triton.next_power_of_2(heads.head_dim))
         self.shapes = shapes(self._repeat, tile_members([group]), self._head_pad, max(2, dtype.itemsize))
         self._pdl, self._tma = pdl.supported(device), True
         self._cudnn = Cudnn.make(group, device, dtype)
@@ -138,8 +140,8 @@ class Triton:
             self.shapes = replace(self.shapes, rows=rows, spans=spans, runs=runs, tma=True)
 
     def allocate(self, num_pages: int) -> None:
-        group = self._group
-        shape = (group.num_layers, num_pages, group.num_kv_heads, group.page_size, group.head_dim)
+        group, heads = self._group, self._kind
+        shape = (group.num_layers, num_pages, heads.num_kv_heads, group.page_size, heads.head_dim)
         self._keys = torch.zeros(shape, dtype=self._dtype, device=self._device)
         self._values = torch.zeros_like(self._keys)
         if self._cudnn is not None:
@@ -155,7 +157,7 @@ class Triton:
     def plan(self, batch: Batch) -> None:
         self._batch = batch
         self._singles, self._longer_R = _single_out(batch)
-        self._shared = batch.shared if self._group.window is None and batch.limits.decodes else None
+        self._shared = batch.shared if self._kind.window is None and batch.limits.decodes else None
         self._rows = self._deal_rows() if batch.limits.decodes else None
         self._runs = None if self._shared is None else self._deal_runs(self._shared)
         self._by_cudnn = (
@@ -173,8 +175,8 @@ class Triton:
         deal.deal_rows[(1,)](
             *self._singles, privates_Q, dealt.items_JW,
             dealt.arrived_JK, num_rows, len(dealt.items_JW), most, self._least(shape),
-            WINDOW=self._group.window or 0, SHARED=privates_Q is not None, N=shape.block, ALIGN=self._align(shape),
-            K=self._group.num_kv_heads, PAD=(pad := self._pad(num_rows)), PDL=self._pdl, num_warps=_deal_warps(pad),
+            WINDOW=self._kind.window or 0, SHARED=privates_Q is not None, N=shape.block, ALIGN=self._align(shape),
+            K=self._kind.num_kv_heads, PAD=(pad := self._pad(num_rows)), PDL=self._pdl, num_warps=_deal_warps(pad),
             launch_pdl=self._pdl,
         )  # fmt: skip
         return dealt
@@ -203,15 +205,15 @@ class Triton:
         deal.deal_spans[(1,)](
             batch.slots_R, batch.starts_R, self._longer_R, batch.offsets_R1, dealt.items_JW,
             dealt.arrived_JK, num_rows, len(dealt.items_JW), most, self._least(shape),
-            WINDOW=self._group.window or 0, QUERIES=tile, N=shape.block, ALIGN=self._align(shape),
-            K=self._group.num_kv_heads, PAD=(pad := self._pad(num_rows)), PDL=self._pdl, num_warps=_deal_warps(pad),
+            WINDOW=self._kind.window or 0, QUERIES=tile, N=shape.block, ALIGN=self._align(shape),
+            K=self._kind.num_kv_heads, PAD=(pad := self._pad(num_rows)), PDL=self._pdl, num_warps=_deal_warps(pad),
             launch_pdl=self._pdl,
         )  # fmt: skip
         return dealt
 
     def _fill(self, shape: Shape) -> int:
         """Items that fill the device, each being a program per KV head."""
-        return max(1, self._num_processors * shape.programs // self._group.num_kv_heads)
+        return max(1, self._num_processors * shape.programs // self._kind.num_kv_heads)
 
     def _least(self, shape: Shape) -> int:
         """In blocks."""
@@ -234,12 +236,12 @@ class Triton:
         parts: bool = True,
         joined: bool = True,
     ) -> _Dealt:
-        group, device = self._group, self._device
+        heads, device = self._kind, self._device
         items_JW = torch.empty((num_items, deal.ITEM), dtype=torch.int32, device=device)
         if not parts:
             return _Dealt(items_JW, tile, None, None, None)
-        rows = (num_items, group.num_kv_heads, tile * self._repeat)
-        parts_JKMD = torch.empty((*rows, group.head_dim), dtype=torch.float32, device=device)
+        rows = (num_items, heads.num_kv_heads, tile * self._repeat)
+        parts_JKMD = torch.empty((*rows, heads.head_dim), dtype=torch.float32, device=device)
         lse_JKM = torch.empty(rows, dtype=torch.float32, device=device)
         arrived_JK = torch.empty(rows[:2], dtype=torch.int32, device=device) if joined else None
         return _Dealt(items_JW, tile, parts_JKMD, lse_JKM, arrived_JK)
@@ -247,15 +249,15 @@ class Triton:
     # ---- once per layer
 
     def run(self, layer: int, heads_TXD: Tensor, turn: Turn, scale: float) -> Tensor:
-        group, shapes = self._group, self.shapes
+        heads, shapes = self._kind, self.shapes
         # Float8 in cells and not in the tokens' own keys: what a query sees would depend on where chunks end.
         dense = shapes.dense and self._dtype == heads_TXD.dtype
         place(
             heads_TXD, turn, self._batch.cells_GT[self._index], self._keys[layer], self._values[layer],
-            num_heads=group.num_heads, keep=dense and self._batch.limits.spans > 0,
+            num_heads=heads.num_heads, keep=dense and self._batch.limits.spans > 0,
         )  # fmt: skip
         out_THD = torch.empty(
-            (len(heads_TXD), group.num_heads, group.head_dim), dtype=heads_TXD.dtype, device=heads_TXD.device
+            (len(heads_TXD), heads.num_heads, heads.head_dim), dtype=heads_TXD.dtype, device=heads_TXD.device
         )
         if self._runs is not None:
             self._attend(layer, heads_TXD, out_THD, scale, self._runs, shapes.runs, paged.RUNS)
@@ -283,7 +285,7 @@ class Triton:
         dense: bool = False,
         runs: _Dealt | None = None,
     ) -> None:
-        group, members_RL = self._group, None
+        group, heads, members_RL = self._group, self._kind, None
         run_parts, run_lse, places_M2, members = None, None, None, 1
         if runs is not None:
             assert self._shared is not None
@@ -291,18 +293,18 @@ class Triton:
             members_RL, members = self._shared.members_QL, self._shared.tile
         part = triton.next_power_of_2(dealt.tile * self._repeat)
         table_SP = self._batch.tables_GSP[self._index]
-        tma = dense and self.shapes.tma and self._tma and self._head_pad == group.head_dim
+        tma = dense and self.shapes.tma and self._tma and self._head_pad == heads.head_dim
         kv_TX = None
         if tma:
-            kv_TX = TensorDescriptor.from_tensor(heads_TXD.flatten(1), [shape.block, group.head_dim])
-        num_items, grid = len(dealt.items_JW), (group.num_kv_heads, len(dealt.items_JW))
+            kv_TX = TensorDescriptor.from_tensor(heads_TXD.flatten(1), [shape.block, heads.head_dim])
+        num_items, grid = len(dealt.items_JW), (heads.num_kv_heads, len(dealt.items_JW))
         if kind == paged.RUNS:
-            grid = (min(num_items * group.num_kv_heads, self._num_processors * shape.programs), 1)
+            grid = (min(num_items * heads.num_kv_heads, self._num_processors * shape.programs), 1)
         paged.attend[grid](
             heads_TXD, heads_TXD.stride(0), kv_TX, self._keys[layer], self._values[layer], out_THD,
             dealt.parts_JKMD, dealt.lse_JKM, dealt.arrived_JK, run_parts, run_lse, members_RL, places_M2,
             dealt.items_JW, dealt.tokens_M, dealt.used_1, table_SP, table_SP.stride(0), scale * math.log2(math.e),
-            K=group.num_kv_heads, G=self._repeat, D=group.head_dim, PAGE=group.page_size, WINDOW=group.window or 0,
+            K=heads.num_kv_heads, G=self._repeat, D=heads.head_dim, PAGE=group.page_size, WINDOW=heads.window or 0,
             KIND=kind.value, DENSE=dense, TMA=tma, TILE=dealt.tile, MEMBERS=members,
             LEVELS=0 if runs is None else RUN_LEVELS, M=shape.rows, N=shape.block,
             S=max(1, _JOINED // (part * self._head_pad)), R=part,

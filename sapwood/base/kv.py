@@ -1,25 +1,76 @@
-"""The geometry of the KV cache, shared by those who count pages and those who hold tensors."""
+"""What layers keep of a sequence, in pages: the kinds that there are, shared by those who count pages and those who hold tensors."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
+
+_FAR = 2**31
+"""Beyond every position."""
+
+
+class KVKind(Protocol):
+    """What a layer keeps of a sequence: something in each page, of which later queries need some. Kinds are values, and layers
+    of equal kinds share a page table."""
+
+    @property
+    def divisible(self) -> bool:
+        """Whether what a page holds of its first positions is of use whatever was computed behind them."""
+        ...
+
+    def oldest(self, position: int) -> int:
+        """The oldest position whose page a query at `position` needs; it needs all pages from there to its own.
+
+        The distance between the two does not shrink as positions grow.
+        """
+        ...
+
+    def bytes_per_page(self, page_size: int, itemsize: int, scale_bytes: int) -> int:
+        """What one layer keeps of `page_size` positions: `itemsize` an element, `scale_bytes` for what shares a scale."""
+        ...
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Keys and values of every position, in `num_kv_heads` heads that `num_heads` query heads share.
+
+    `window` is None, or how many positions a query sees, itself included.
+    """
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    window: int | None = None
+
+    @property
+    def divisible(self) -> bool:
+        return True
+
+    def oldest(self, position: int) -> int:
+        return 0 if self.window is None else max(0, position - self.window + 1)
+
+    def bytes_per_page(self, page_size: int, itemsize: int, scale_bytes: int) -> int:
+        return 2 * page_size * self.num_kv_heads * (self.head_dim * itemsize + scale_bytes)
 
 
 @dataclass(frozen=True)
 class KVGroup:
-    """Layers that share one page table.
+    """Layers of one kind, which share one page table: a page holds `page_size` positions of each of them."""
 
-    A page of the group holds `page_size` tokens of keys and values for each of its `num_layers` layers.
-    `window` is None, or how many positions a query sees, itself included; pages wholly outside are freed.
-    """
-
+    kind: KVKind
     num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    window: int | None
     page_size: int
 
+    @property
+    def window(self) -> int | None:
+        """How many positions a query needs at most, its own included; None if all that there are. Pages wholly outside are freed."""
+        oldest = self.kind.oldest(_FAR)
+        return _FAR - oldest + 1 if oldest else None
+
+    def first_page(self, position: int) -> int:
+        """Index of the first page that a query at `position` needs."""
+        return self.kind.oldest(position) // self.page_size
+
     def bytes_per_page(self, itemsize: int, scale_bytes: int = 0) -> int:
-        """Bytes of one page, all layers, keys and values: `itemsize` an element, `scale_bytes` a head and position."""
-        return 2 * self.num_layers * self.page_size * self.num_kv_heads * (self.head_dim * itemsize + scale_bytes)
+        """Bytes of one page, all layers: see `KVKind.bytes_per_page`."""
+        return self.num_layers * self.kind.bytes_per_page(self.page_size, itemsize, scale_bytes)

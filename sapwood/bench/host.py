@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sapwood.base.kv import KVGroup
+from sapwood.base.kv import Heads, KVGroup
 from sapwood.base.sampling import SamplingParams
 from sapwood.base.slots import Slots
 from sapwood.base.wire import Submit
@@ -75,7 +75,7 @@ class Host:
         own = starting + self.num_steps + WARM_STEPS + 2 * self.input_len
         longest = self.prefix_len + own
         pages = 2 + -(-self.prefix_len // self.page_size) + batch * (-(-own // self.page_size) + 1)
-        group = KVGroup(num_layers=1, num_heads=1, num_kv_heads=1, head_dim=1, window=None, page_size=self.page_size)
+        group = KVGroup(Heads(num_heads=1, num_kv_heads=1, head_dim=1), num_layers=1, page_size=self.page_size)
         slots = Slots(batch, longest)
         stakes = [KVStake(KVCache([group], [pages]), slots)]
         scheduler = Scheduler(slots, stakes, max_num_batched_tokens=batch + STEP_TOKENS)

@@ -57,6 +57,7 @@ class KVCache:
         self.relief = 0
         self._shared_runs = SharedRuns(self.page_size, run_cost)
         self._windows_only = all(group.window is not None for group in groups)
+        self._divisible = all(group.kind.divisible for group in groups)
         # Per group: slot and index packed into one key -> page, so that the last word on an entry counts.
         self._changes: list[dict[int, int]] = [{} for _ in groups]
         self._copies: list[tuple[list[int], list[int]]] = [([], []) for _ in groups]
@@ -371,7 +372,7 @@ class KVCache:
 
     def _copy_partial(self, hold: Hold, wanted: bytes, number: int) -> int:
         """Copy the page that begins like `wanted` into one of our own; return how many tokens that saves."""
-        if not wanted:
+        if not wanted or not self._divisible:
             return 0
         found = self.tree.closest(hold.deepest, wanted, number)
         if found is None:
@@ -420,7 +421,7 @@ class KVCache:
         self._shared_runs.exchanged += 1
 
     def _keep_partial(self, hold: Hold, key: bytes, number: int) -> None:
-        if key and hold.own and key not in hold.deepest.children:
+        if key and hold.own and self._divisible and key not in hold.deepest.children:
             self.tree.settle(self.tree.add(hold.deepest, key, hold.own.pop(0), number))
 
 

@@ -66,6 +66,7 @@ class RadixTree:
     def __init__(self, groups: Sequence[KVGroup], pools: Sequence[PagePool]) -> None:
         self.page_size = groups[0].page_size
         self.page_bytes = 4 * self.page_size
+        self._groups = tuple(groups)
         self.windows = [group.window for group in groups]
         self.windowed = [g for g, window in enumerate(self.windows) if window is not None]
         self.pools = pools
@@ -118,9 +119,8 @@ class RadixTree:
         return path[:usable] if self.windowed else path
 
     def first_seen(self, group: int, position: int) -> int:
-        """Index of the first page that a query at `position` sees in the group."""
-        window = self.windows[group]
-        return 0 if window is None else max(0, position - window + 1) // self.page_size
+        """Index of the first page that a query at `position` needs in the group."""
+        return self._groups[group].first_page(position)
 
     def closest(self, parent: Node, wanted: bytes, before: int) -> tuple[Node, int] | None:
         """The child that shares most leading tokens with `wanted` (bytes of less than or up to a page), and how many.

@@ -252,7 +252,7 @@ class FakeExecutor:
 
     def _check(self, slot: int, start: int, end: int) -> None:
         for g, (group, cells) in enumerate(zip(self.groups, self.cells, strict=True)):
-            first = 0 if group.window is None else max(0, start - group.window + 1)
+            first = group.kind.oldest(start)
             positions = np.arange(first, end)
             good = cells[self._at(g, slot, positions)] == self.hashes[slot, first:end]
             if not good.all():

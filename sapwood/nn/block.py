@@ -1,4 +1,7 @@
-"""Attention, MLP and the block that joins them.
+"""The block that joins a mixer and a feed-forward, and those that there are: attention and the MLP.
+
+A mixer's module is called with (x, residual, norm, angles), a feed-forward's with (x, residual, norm): both compute on the
+norm of x + residual, so that the norm can be fused with their first product, and return what they yield, and that sum.
 
 Suffix legend: T tokens, E hidden size, H query heads, K KV heads, N = H + K, D head size, M intermediate size.
 """
@@ -11,35 +14,34 @@ import torch
 from torch import Tensor, nn
 
 from sapwood.arch import parts
+from sapwood.attention.base import HeadsBackend
 from sapwood.kernels import RmsNorm, Turn
 from sapwood.nn.layers import Angles, Norm
-from sapwood.nn.make import Build, Layer, make
+from sapwood.nn.make import Site, make
 
 
 class Attention(nn.Module):
-    def __init__(self, part: parts.Attention, how: Build, layer: Layer | None) -> None:
-        assert layer is not None
+    def __init__(self, part: parts.Attention, site: Site) -> None:
         super().__init__()
-        self.qkv = make(part.qkv, how, layer)
-        self.out = make(part.out, how, layer)
+        self.qkv = site.make("qkv", part.qkv)
+        self.out = site.make("out", part.out)
         num_qk = part.num_heads + part.num_kv_heads
         self._shape, self._scale = (num_qk + part.num_kv_heads, part.head_dim), part.scale
-        self._backend, self._layer = layer.backend, layer.number
-        self._rope = layer.ropes.index(part.rope)
+        self._backend: HeadsBackend = site.backend
+        self._layer, self._rope = site.number, site.ropes.index(part.rope)
         self._norm_ND: Tensor | None = None
         self._eps = 0.0
         if part.q_norm is not None and part.k_norm is not None:
             # One weight for queries and keys side by side, so that one kernel norms and rotates both.
             assert part.q_norm.eps == part.k_norm.eps
-            norm_ND = torch.empty((num_qk, part.head_dim), device=how.device)
-            self.q_norm = Norm(part.q_norm, how, weight=norm_ND[: part.num_heads])
-            self.k_norm = Norm(part.k_norm, how, weight=norm_ND[part.num_heads :])
+            norm_ND = torch.empty((num_qk, part.head_dim), device=site.how.device)
+            self.q_norm = Norm(part.q_norm, site, weight=norm_ND[: part.num_heads])
+            self.k_norm = Norm(part.k_norm, site, weight=norm_ND[part.num_heads :])
             self._norm_ND, self._eps = norm_ND, part.q_norm.eps
 
     def forward(
         self, x_TE: Tensor, residual_TE: Tensor | None, norm: RmsNorm, angles: Sequence[Angles]
     ) -> tuple[Tensor, Tensor]:
-        """Attention over the norm of x + residual; returns what it yields, and that sum."""
         heads_TX, residual_TE = self.qkv.normed(x_TE, residual_TE, norm)
         heads_TXD = heads_TX.unflatten(-1, self._shape)
         turn = Turn(*angles[self._rope], self._norm_ND, self._eps)
@@ -48,36 +50,35 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    def __init__(self, part: parts.Mlp, how: Build, layer: Layer | None) -> None:
+    def __init__(self, part: parts.Mlp, site: Site) -> None:
         super().__init__()
-        self.gate_up = make(part.gate_up, how, layer)
-        self.down = make(part.down, how, layer)
+        self.gate_up = site.make("gate_up", part.gate_up)
+        self.down = site.make("down", part.down)
         self._activation = part.activation
 
     def forward(self, x_TE: Tensor, residual_TE: Tensor | None, norm: RmsNorm) -> tuple[Tensor, Tensor]:
-        """The MLP of the norm of x + residual; returns what it yields, and that sum."""
         inner_TM, residual_TE = self.gate_up.normed(x_TE, residual_TE, norm, self._activation)
         return self.down(inner_TM), residual_TE
 
 
 class Block(nn.Module):
-    def __init__(self, part: parts.Block, how: Build, layer: Layer | None) -> None:
+    def __init__(self, part: parts.Block, site: Site) -> None:
         super().__init__()
-        self.attention_norm = make(part.attention_norm, how, layer)
-        self.attention = make(part.attention, how, layer)
-        self.after_attention = make(part.after_attention, how, layer) if part.after_attention else None
-        self.mlp_norm = make(part.mlp_norm, how, layer)
-        self.mlp = make(part.mlp, how, layer)
-        self.after_mlp = make(part.after_mlp, how, layer) if part.after_mlp else None
+        self.mixer_norm = site.make("mixer_norm", part.mixer_norm)
+        self.mixer = site.make("mixer", part.mixer)
+        self.after_mixer = site.make("after_mixer", part.after_mixer)
+        self.ffn_norm = site.make("ffn_norm", part.ffn_norm)
+        self.ffn = site.make("ffn", part.ffn)
+        self.after_ffn = site.make("after_ffn", part.after_ffn)
 
     def forward(self, x_TE: Tensor, residual_TE: Tensor | None, angles: Sequence[Angles]) -> tuple[Tensor, Tensor]:
         """x is what the block before yielded, not yet added to the residual stream; returns the same pair."""
-        x_TE, residual_TE = self.attention(x_TE, residual_TE, self.attention_norm.rms, angles)
-        if self.after_attention is not None:
-            x_TE = self.after_attention(x_TE)
-        x_TE, residual_TE = self.mlp(x_TE, residual_TE, self.mlp_norm.rms)
-        if self.after_mlp is not None:
-            x_TE = self.after_mlp(x_TE)
+        x_TE, residual_TE = self.mixer(x_TE, residual_TE, self.mixer_norm.rms, angles)
+        if self.after_mixer is not None:
+            x_TE = self.after_mixer(x_TE)
+        x_TE, residual_TE = self.ffn(x_TE, residual_TE, self.ffn_norm.rms)
+        if self.after_ffn is not None:
+            x_TE = self.after_ffn(x_TE)
         return x_TE, residual_TE
 
 

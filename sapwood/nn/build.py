@@ -1,4 +1,4 @@
-"""From a tree of parts to a tree of modules of the same shape: module `blocks.0.mlp` is made from the part there."""
+"""From a tree of parts to a tree of modules of the same shape: module `blocks.0.ffn` is made from the part there."""
 
 from __future__ import annotations
 

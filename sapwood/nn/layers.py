@@ -14,20 +14,18 @@ from sapwood.arch import parts
 from sapwood.arch.rope import frequencies
 from sapwood.arch.shard import Piece
 from sapwood.kernels import RmsNorm
-from sapwood.nn.make import Build, Layer, make
+from sapwood.nn.make import Site, make
 from sapwood.quant.base import Weights
 
 
 class Norm(nn.Module):
     """RMS norm by `weight`, a float32 [E], or [N, E] with one row for each of N heads that share a norm."""
 
-    def __init__(
-        self, part: parts.Norm, how: Build, layer: Layer | None = None, *, weight: Tensor | None = None
-    ) -> None:
+    def __init__(self, part: parts.Norm, site: Site, *, weight: Tensor | None = None) -> None:
         super().__init__()
         if weight is None:
-            weight = torch.empty(part.size, device=how.device)
-        self.eps, self._offset, self._kernels = part.eps, part.offset, how.kernels
+            weight = torch.empty(part.size, device=site.how.device)
+        self.eps, self._offset, self._kernels = part.eps, part.offset, site.how.kernels
         self.weight = nn.Parameter(weight, requires_grad=False)
 
     def load(self, piece: Piece, data: Tensor) -> None:
@@ -52,8 +50,9 @@ class Norm(nn.Module):
 class Embedding(nn.Module):
     """Rows of weight_VE, scaled."""
 
-    def __init__(self, part: parts.Embedding, how: Build, layer: Layer | None = None) -> None:
+    def __init__(self, part: parts.Embedding, site: Site) -> None:
         super().__init__()
+        how = site.how
         weight_VE = torch.empty((part.vocab_size, part.hidden_size), device=how.device, dtype=how.dtype)
         self.weight = nn.Parameter(weight_VE, requires_grad=False)
         self._scale, self._kernels = torch.tensor(part.scale, dtype=how.dtype).item(), how.kernels
@@ -69,7 +68,8 @@ class Embedding(nn.Module):
         return self._kernels.linear(x_TE, self.weight)[0]
 
 
-def _linear(part: parts.Linear, how: Build, layer: Layer | None) -> Weights:
+def _linear(part: parts.Linear, site: Site) -> Weights:
+    how = site.how
     return how.method.create(part, how.device, how.dtype, how.kernels)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import singledispatch
 from typing import Any
 
@@ -32,15 +32,26 @@ class Build:
 
 
 @dataclass(frozen=True, eq=False)
-class Layer:
-    """Where a block's attention keeps its keys and values (layer `number` of `backend`), and which ropes there are."""
+class Site:
+    """Where in the tree a module stands: `path` and `prefix` are its part's, as in `arch.parts.Place`.
 
-    backend: Backend
-    number: int
-    ropes: Sequence[parts.Rope]
+    Within a block that keeps KV it is kept by layer `number` of `backend`. `ropes` are all of the model's, in the order of the
+    angles that modules are given.
+    """
+
+    how: Build
+    path: str
+    prefix: str = ""
+    ropes: Sequence[parts.Rope] = ()
+    backend: Any = None
+    number: int = 0
+
+    def make(self, name: str, part: object) -> Any:
+        """The module of the part in field `name` of the part that stands here; None for a part that there is not."""
+        return None if part is None else make(part, replace(self, path=f"{self.path}.{name}"))
 
 
 @singledispatch
-def make(part: object, how: Build, layer: Layer | None) -> Any:
-    """The module of a part; `layer` is None outside the blocks. A module's file registers the maker of its part."""
+def make(part: object, site: Site) -> Any:
+    """The module of a part. A module's file registers the maker of its part."""
     raise AssertionError(f"no module is known for {type(part).__name__}")

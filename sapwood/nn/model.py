@@ -5,7 +5,8 @@ Suffix legend: T tokens, N rows that need logits, D hidden size, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,11 +14,11 @@ from torch import Tensor, nn
 
 import sapwood.nn.block  # noqa: F401  registers the makers of the parts inside a block
 from sapwood.arch.groups import kv_places
-from sapwood.arch.parts import Decoder, Tied
+from sapwood.arch.parts import Decoder, Tied, ropes
 from sapwood.arch.shard import Piece
 from sapwood.attention.base import Batch
 from sapwood.nn.layers import Embedding, Norm, Rotary
-from sapwood.nn.make import Build, Layer, make
+from sapwood.nn.make import Build, Site, make
 
 
 class Model(nn.Module):
@@ -26,16 +27,14 @@ class Model(nn.Module):
     def __init__(self, decoder: Decoder, how: Build) -> None:
         super().__init__()
         self.decoder = decoder
-        ropes = list(dict.fromkeys(block.attention.rope for block in decoder.blocks))
         num_positions = min(how.max_positions or decoder.max_positions, decoder.max_positions)
-        self.rotaries = nn.ModuleList(Rotary(rope, num_positions, how.device) for rope in ropes)
-        self.embed = Embedding(decoder.embed, how)
-        layers = [Layer(how.backends[group], number, ropes) for group, number in kv_places(decoder)]
+        self.rotaries = nn.ModuleList(Rotary(rope, num_positions, how.device) for rope in ropes(decoder))
+        self.embed: Embedding = make(decoder.embed, Site(how, "embed"))
         self.blocks = nn.ModuleList(
-            make(block, how, layer) for block, layer in zip(decoder.blocks, layers, strict=True)
+            make(block, site) for block, site in zip(decoder.blocks, _sites(decoder, how), strict=True)
         )
-        self.norm: Norm = make(decoder.norm, how, None)
-        self.head = None if isinstance(decoder.head, Tied) else make(decoder.head, how, None)
+        self.norm: Norm = make(decoder.norm, Site(how, "norm"))
+        self.head = None if isinstance(decoder.head, Tied) else make(decoder.head, Site(how, "head"))
 
     def fill(self, pieces: Sequence[Piece], source: Any) -> None:
         """Take every piece from a `sapwood.nn.load.Source`."""
@@ -65,3 +64,10 @@ class Model(nn.Module):
         """Logits_NV of some of the hidden states, in float32 or, if `raw`, as the product yields them."""
         logits_NV: Tensor = self.embed.project(hidden_ND) if self.head is None else self.head(hidden_ND)
         return logits_NV if raw else logits_NV.float()
+
+
+def _sites(decoder: Decoder, how: Build) -> Iterator[Site]:
+    """Of the blocks."""
+    for index, place in enumerate(kv_places(decoder)):
+        site = Site(how, f"blocks.{index}", decoder.block_prefix.format(index), ropes(decoder))
+        yield site if place is None else replace(site, backend=how.backends[place.group], number=place.layer)

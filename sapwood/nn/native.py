@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sapwood.arch import parts
 from sapwood.arch.groups import kv_places
-from sapwood.arch.parts import Decoder, Tied, walk
+from sapwood.arch.parts import Decoder, Tied, ropes, walk
 from sapwood.arch.shard import Piece
 from sapwood.attention.base import Batch
 from sapwood.attention.native import Native, step_of
@@ -44,9 +44,8 @@ class NativeModel:
     ) -> None:
         self.decoder = decoder
         self._backends, self._machine, self._rounded = backends, machine, rounded
-        ropes = list(dict.fromkeys(block.attention.rope for block in decoder.blocks))
         num_positions = min(max_positions or decoder.max_positions, decoder.max_positions)
-        self._rotaries = {rope: Rotary(rope, num_positions, torch.device("cpu")) for rope in ropes}
+        self._rotaries = {rope: Rotary(rope, num_positions, torch.device("cpu")) for rope in ropes(decoder)}
         self._leaves: dict[str, _Leaf] = {place.path: _Leaf(place.leaf) for place in walk(decoder)}
         self._stack: Handle | None = None
 
@@ -138,14 +137,16 @@ class NativeModel:
         library = self._machine.library
         for backend in self._backends:
             library.stack_add_group(stack.pointer, backend.cells.pointer)
-        for index, (block, (group, number)) in enumerate(zip(decoder.blocks, kv_places(decoder), strict=True)):
-            library.stack_add_layer(stack.pointer, byref(self._layer(f"blocks.{index}", block, group, number)))
+        for index, (block, place) in enumerate(zip(decoder.blocks, kv_places(decoder), strict=True)):
+            assert place is not None
+            library.stack_add_layer(stack.pointer, byref(self._layer(f"blocks.{index}", block, *place)))
 
     def _layer(self, path: str, block: parts.Block, group: int, number: int) -> cpu.Layer:
-        attention = block.attention
+        attention, mlp = block.mixer, block.ffn
+        assert isinstance(attention, parts.Attention) and isinstance(mlp, parts.Mlp)
         both_2PF = self._rotaries[attention.rope].both_2PF
         heads = cpu.Heads(
-            self._head_norm(f"{path}.attention", attention),
+            self._head_norm(f"{path}.mixer", attention),
             address(both_2PF[0]),
             address(both_2PF[1]),
             both_2PF.shape[2],
@@ -155,16 +156,16 @@ class NativeModel:
             attention.scale,
         )
         return cpu.Layer(
-            self._norm(f"{path}.attention_norm", block.attention_norm),
-            self._norm(f"{path}.after_attention", block.after_attention),
-            self._norm(f"{path}.mlp_norm", block.mlp_norm),
-            self._norm(f"{path}.after_mlp", block.after_mlp),
-            self._products[f"{path}.attention.qkv"].pointer,
-            self._products[f"{path}.attention.out"].pointer,
-            self._products[f"{path}.mlp.gate_up"].pointer,
-            self._products[f"{path}.mlp.down"].pointer,
+            self._norm(f"{path}.mixer_norm", block.mixer_norm),
+            self._norm(f"{path}.after_mixer", block.after_mixer),
+            self._norm(f"{path}.ffn_norm", block.ffn_norm),
+            self._norm(f"{path}.after_ffn", block.after_ffn),
+            self._products[f"{path}.mixer.qkv"].pointer,
+            self._products[f"{path}.mixer.out"].pointer,
+            self._products[f"{path}.ffn.gate_up"].pointer,
+            self._products[f"{path}.ffn.down"].pointer,
             heads,
-            _ACTIVATIONS[block.mlp.activation],
+            _ACTIVATIONS[mlp.activation],
         )
 
     def _norm(self, path: str, part: parts.Norm | None) -> cpu.Norm:

@@ -51,7 +51,7 @@ def test_two_ranks_tile_what_is_cut(family: str) -> None:
 @pytest.mark.parametrize("rank", [0, 1])
 def test_no_head_is_cut(family: str, rank: int) -> None:
     model = decoder(family)
-    dim = model.blocks[0].attention.head_dim
+    dim = model.blocks[0].mixer.head_dim
     pieces = [p for p in weight_map(model, rank=rank, size=2) if p.path.endswith((".qkv", ".out"))]
     assert pieces
     for piece in pieces:
@@ -64,9 +64,9 @@ def test_no_head_is_cut(family: str, rank: int) -> None:
 def test_the_bias_of_a_linear_cut_along_its_input_is_with_one_rank() -> None:
     model = decoder("llama")
     biased = [[p.path for p in weight_map(model, rank=rank, size=2) if p.param == "bias"] for rank in range(2)]
-    assert "blocks.0.attention.out" in biased[0]
-    assert "blocks.0.attention.out" not in biased[1]
-    assert "blocks.0.attention.qkv" in biased[1]
+    assert "blocks.0.mixer.out" in biased[0]
+    assert "blocks.0.mixer.out" not in biased[1]
+    assert "blocks.0.mixer.qkv" in biased[1]
 
 
 def test_key_heads_are_repeated_when_there_are_fewer_than_ranks() -> None:

@@ -54,9 +54,9 @@ class World:
     def __post_init__(self) -> None:
         group, random = self.group, torch.Generator().manual_seed(self.seed)
         assert self.shared % group.page_size == 0
-        self.queries = [self._draw(random, length, group.num_heads) for length in self.lengths]
-        self.keys = [self._draw(random, length, group.num_kv_heads) for length in self.lengths]
-        self.values = [self._draw(random, length, group.num_kv_heads) for length in self.lengths]
+        self.queries = [self._draw(random, length, group.kind.num_heads) for length in self.lengths]
+        self.keys = [self._draw(random, length, group.kind.num_kv_heads) for length in self.lengths]
+        self.values = [self._draw(random, length, group.kind.num_kv_heads) for length in self.lengths]
         pages_per_slot = [-(-length // group.page_size) for length in self.lengths]
         self.num_pages = 1 + sum(pages_per_slot)
         order = (
@@ -87,7 +87,7 @@ class World:
 
     def _draw(self, random: torch.Generator, length: int, num_heads: int) -> Tensor:
         """[layer, L, heads, D], rounded to the dtype under test and kept in float32."""
-        shape = (self.group.num_layers, length, num_heads, self.group.head_dim)
+        shape = (self.group.num_layers, length, num_heads, self.group.kind.head_dim)
         return torch.randn(shape, generator=random).to(self.dtype).float()
 
     def start(self, backend: type[Backend]) -> Backend:
@@ -187,7 +187,7 @@ class World:
     ) -> None:
         """Feed the spans through every layer; the last layer's outputs are kept."""
         backend.plan(self.batch(spans, padding=padding, no_rows=no_rows, runs=runs, known=known, drafted=drafted))
-        num_tokens, half = sum(count for _, count in spans) + padding, self.group.head_dim // 2
+        num_tokens, half = sum(count for _, count in spans) + padding, self.group.kind.head_dim // 2
         ones, zeros = (torch.full((num_tokens, half), angle, device=self.device) for angle in (1.0, 0.0))
         for layer in range(self.group.num_layers):
             flat = [self._flat(tensors, layer, spans, padding) for tensors in (self.queries, self.keys, self.values)]
@@ -211,8 +211,8 @@ class World:
         q_LHD, k_LKD, v_LKD = (tensors[slot][-1].double() for tensors in (self.queries, self.keys, self.values))
         out_LHD = torch.empty_like(q_LHD)
         window = self.group.window or len(q_LHD)
-        for head in range(self.group.num_heads):
-            kv_head = head * self.group.num_kv_heads // self.group.num_heads
+        for head in range(self.group.kind.num_heads):
+            kv_head = head * self.group.kind.num_kv_heads // self.group.kind.num_heads
             scores_LL = q_LHD[:, head] @ k_LKD[:, kv_head].T * self.scale
             seen_LL = torch.ones_like(scores_LL).tril().triu(1 - window).bool()
             weights_LL = torch.where(seen_LL, scores_LL.exp(), 0.0)

@@ -17,11 +17,12 @@ from sapwood.attention.native import Native
 from sapwood.attention.reference import Reference
 from sapwood.base.kv import KVGroup
 from sapwood.kernels.cpu.library import Machine, find
+from tests import kv
 
 
 def group(**changes: Any) -> KVGroup:
     facts = {"num_layers": 1, "num_heads": 6, "num_kv_heads": 2, "head_dim": 16, "window": None, "page_size": 8}
-    return KVGroup(**(facts | changes))
+    return kv.group(**(facts | changes))
 
 
 def machine() -> Machine:

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from sapwood.attention import cudnn
-from sapwood.base.kv import KVGroup
+from tests import kv
 
-GROUP = KVGroup(num_layers=2, num_heads=8, num_kv_heads=2, head_dim=64, window=None, page_size=16)
+GROUP = kv.group(num_layers=2, num_heads=8, num_kv_heads=2, head_dim=64, window=None, page_size=16)
 
 
 @pytest.fixture
@@ -111,8 +111,8 @@ def test_groups_that_it_does_not_serve(
     device = torch.device("cpu")
     facts: dict[str, Any] = {"num_layers": 1, "num_heads": 8, "num_kv_heads": 2, "head_dim": 64}
     facts |= {"window": None, "page_size": 16}
-    assert cudnn.Cudnn.make(KVGroup(**facts), device, torch.bfloat16) is not None
-    assert cudnn.Cudnn.make(KVGroup(**(facts | changes)), device, dtype) is None
+    assert cudnn.Cudnn.make(kv.group(**facts), device, torch.bfloat16) is not None
+    assert cudnn.Cudnn.make(kv.group(**(facts | changes)), device, dtype) is None
 
 
 def test_it_is_for_gpus(world: Any) -> None:

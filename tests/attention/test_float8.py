@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from sapwood.base.kv import KVGroup
+from tests import kv
 
 pytest.importorskip("triton")
 
 FLOAT8 = torch.float8_e4m3fn
-GROUP = KVGroup(num_layers=1, num_heads=4, num_kv_heads=2, head_dim=16, window=None, page_size=8)
+GROUP = kv.group(num_layers=1, num_heads=4, num_kv_heads=2, head_dim=16, window=None, page_size=8)
 TOLERANCE = 0.15
 """Of outputs of order 1. Storing rounds a key or value by up to 1/16 of itself, which is what a score may then be off by;
 the mean over several positions is closer."""
@@ -52,7 +52,7 @@ def test_what_is_stored_is_read(world: Any) -> None:
 def test_stored_and_read(world: Any, exact: bool) -> None:
     from sapwood.attention.triton import Triton
 
-    group = KVGroup(num_layers=2, num_heads=8, num_kv_heads=2, head_dim=128, window=None, page_size=16)
+    group = kv.group(num_layers=2, num_heads=8, num_kv_heads=2, head_dim=128, window=None, page_size=16)
     made = world(group, (700, 130), device=torch.device("cuda"), dtype=torch.bfloat16, scale=128**-0.5)
     if exact:
         _rounded(made)

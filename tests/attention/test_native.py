@@ -14,6 +14,7 @@ import torch
 from sapwood.attention.native import Native
 from sapwood.base.kv import KVGroup
 from sapwood.kernels.cpu.library import Machine, find
+from tests import kv
 
 PAGE = 16
 NAN_FREE = "an output that is finite has read no cell that nobody has written"
@@ -29,7 +30,7 @@ def make(request: pytest.FixtureRequest) -> partial[Native]:
 
 def group(**changes: Any) -> KVGroup:
     facts = {"num_layers": 2, "num_heads": 6, "num_kv_heads": 2, "head_dim": 40, "window": None, "page_size": PAGE}
-    return KVGroup(**(facts | changes))
+    return kv.group(**(facts | changes))
 
 
 @pytest.mark.parametrize("members", [2, 9, 40])

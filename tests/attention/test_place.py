@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from sapwood.attention.base import turned
-from sapwood.base.kv import KVGroup
 from sapwood.kernels import PLAIN, Turn
+from tests import kv
 
 pytest.importorskip("triton")
 
@@ -32,7 +32,9 @@ def test_as_plain(
     from sapwood.kernels.triton.place import place
 
     num_tokens, num_pages, page_size = 5, 4, 8
-    group = KVGroup(1, num_heads, num_kv_heads, head_dim, None, page_size)
+    group = kv.group(
+        num_layers=1, num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim, page_size=page_size
+    )
     random = torch.Generator().manual_seed(head_dim)
     wide = torch.randn(num_tokens, (num_heads + 2 * num_kv_heads) * head_dim + 16, generator=random).to(dtype)
     angles_TF = torch.randn(num_tokens, half, generator=random)
@@ -40,7 +42,7 @@ def test_as_plain(
     heads_TXD = wide[:, 16:].unflatten(-1, (-1, head_dim))  # tokens lie apart
     turn = Turn(angles_TF.cos(), angles_TF.sin(), norm_ND, 1e-6)
     cells_T = torch.tensor([9, 31, 0, 15, 8])
-    want_q, want_k, want_v = turned(heads_TXD.clone(), turn, group, PLAIN)
+    want_q, want_k, want_v = turned(heads_TXD.clone(), turn, group.kind, PLAIN)
 
     wide, cells_T = wide.to(device), cells_T.to(device)
     heads_TXD = wide[:, 16:].unflatten(-1, (-1, head_dim))

@@ -10,10 +10,10 @@ import torch
 
 from sapwood.attention.select import choose, stored
 from sapwood.base.errors import ConfigError
-from sapwood.base.kv import KVGroup
+from tests import kv
 
 CPU = torch.device("cpu")
-GROUP = KVGroup(num_layers=1, num_heads=4, num_kv_heads=2, head_dim=64, window=None, page_size=16)
+GROUP = kv.group(num_layers=1, num_heads=4, num_kv_heads=2, head_dim=64, window=None, page_size=16)
 
 
 def test_auto_takes_the_fastest_of_the_device() -> None:
@@ -24,7 +24,7 @@ def test_auto_takes_the_fastest_of_the_device() -> None:
 
 def test_auto_falls_back() -> None:
     pytest.importorskip("triton")
-    odd = KVGroup(num_layers=1, num_heads=1, num_kv_heads=1, head_dim=64, window=None, page_size=12)
+    odd = kv.group(num_layers=1, num_heads=1, num_kv_heads=1, head_dim=64, window=None, page_size=12)
     assert choose(odd, torch.device("cuda"), torch.bfloat16).name == "reference"
     with pytest.raises(ConfigError, match=r"power of two.*12.*Use auto or reference"):
         choose(odd, torch.device("cuda"), torch.bfloat16, "triton")
@@ -51,8 +51,8 @@ def test_float8_is_refused_where_it_is_not_stored() -> None:
 
 def test_triton_is_not_imported_where_it_cannot_run() -> None:
     code = (
-        "import sys, torch; from sapwood.attention.select import choose; from sapwood.base.kv import KVGroup;"
-        "choose(KVGroup(1, 1, 1, 64, None, 16), torch.device('cpu'), torch.float32);"
+        "import sys, torch; from sapwood.attention.select import choose; from sapwood.base.kv import Heads, KVGroup;"
+        "choose(KVGroup(Heads(1, 1, 64), 1, 16), torch.device('cpu'), torch.float32);"
         "sys.exit('sapwood.attention.triton' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -13,7 +13,7 @@ import torch
 from sapwood.attention.base import Backend
 from sapwood.attention.cpu import Cpu
 from sapwood.attention.reference import Reference
-from sapwood.base.kv import KVGroup
+from tests import kv
 
 Start = Callable[..., tuple[Any, Backend]]
 PAGE = 8
@@ -37,7 +37,7 @@ def start(backend: tuple[type[Backend], torch.device], world: Any) -> Start:
 
     def build(lengths: tuple[int, ...], runs: list[Any], **changes: Any) -> tuple[Any, Backend]:
         facts = {"num_layers": 1, "num_heads": 2, "num_kv_heads": 1, "head_dim": 16, "window": None, "page_size": PAGE}
-        made = world(KVGroup(**(facts | changes)), lengths, device=backend[1])
+        made = world(kv.group(**(facts | changes)), lengths, device=backend[1])
         for run in runs:
             made.share(run)
         under_test = made.start(backend[0])

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from sapwood.base.errors import UserError
-from sapwood.base.kv import KVGroup
 from sapwood.base.plan import Outcome, Plan
 from sapwood.base.slots import Slots
 from sapwood.base.wire import Delta, Facts, Submit
@@ -20,6 +19,7 @@ from sapwood.engine.intake import Intake
 from sapwood.engine.loop import Engine
 from sapwood.executor.null import NullExecutor
 from sapwood.scheduler import Scheduler
+from tests import kv
 
 TOKEN, LONGEST, VOCAB_SIZE = 7, 512, 10_000
 
@@ -49,7 +49,7 @@ class Recording(Engine):
 
 
 def engine(executor: Any = None, *, depth: int = 1, max_num_seqs: int = 8, num_pages: int = 400) -> Recording:
-    group = KVGroup(num_layers=1, num_heads=1, num_kv_heads=1, head_dim=1, window=None, page_size=4)
+    group = kv.group(num_layers=1, num_heads=1, num_kv_heads=1, head_dim=1, window=None, page_size=4)
     cache = KVCache([group], [num_pages])
     slots = Slots(max_num_seqs, LONGEST)
     scheduler = Scheduler(slots, [KVStake(cache, slots)], max_num_batched_tokens=64)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from sapwood.base.errors import ConfigError
-from sapwood.base.kv import KVGroup
 from sapwood.base.layout import longest_sequence, split_pages
+from tests import kv
 from tests.sim.world import World, group
 
 
@@ -127,7 +127,13 @@ def test_a_window_gives_way_to_one_long_sequence() -> None:
 
 def test_too_little_memory_says_so() -> None:
     with pytest.raises(ConfigError, match="too little memory"):
-        split_pages([KVGroup(32, 8, 8, 128, None, 16)], 2**20, itemsize=2, max_num_seqs=4, step_tokens=64)
+        split_pages(
+            [kv.group(num_layers=32, num_heads=8, num_kv_heads=8, head_dim=128, page_size=16)],
+            2**20,
+            itemsize=2,
+            max_num_seqs=4,
+            step_tokens=64,
+        )
 
 
 def test_longest_sequence_of_a_window() -> None:

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sapwood.base.errors import ConfigError
-from sapwood.base.kv import KVGroup
 from sapwood.config import flags
 from sapwood.config.facts import DeviceFacts, ModelShape
 from sapwood.config.flags import from_options
 from sapwood.config.options import Config
 from sapwood.config.resolve import resolve, weight_bytes
+from tests import kv
 
 GIB = 1 << 30
 CPU = DeviceFacts(
@@ -41,14 +41,14 @@ SMALL = ModelShape(
     max_positions=8192,
     vocab_size=49152,
     num_parameters=135_000_000,
-    kv_groups=(KVGroup(30, 9, 3, 64, None, 1),),
+    kv_groups=(kv.group(num_layers=30, num_heads=9, num_kv_heads=3, head_dim=64, page_size=1),),
 )
 LLAMA_8B = ModelShape(
     default_name="llama",
     max_positions=131072,
     vocab_size=128256,
     num_parameters=8_000_000_000,
-    kv_groups=(KVGroup(32, 32, 8, 128, None, 1),),
+    kv_groups=(kv.group(num_layers=32, num_heads=32, num_kv_heads=8, head_dim=128, page_size=1),),
 )
 
 
@@ -94,7 +94,10 @@ def test_a_gpu_runs_as_many_requests_as_its_memory_holds() -> None:
     assert seqs(LLAMA_8B, 40, kv_cache_dtype="fp8") == 2 * (seqs(LLAMA_8B, 40) or 0), "half the bytes, twice the rows"
     assert seqs(LLAMA_8B, 80, kv_cache_memory=8 * GIB) == 256
     assert seqs(SMALL, 24) == 1024
-    windows = replace(LLAMA_8B, kv_groups=tuple(replace(group, window=4096) for group in LLAMA_8B.kv_groups))
+    windows = replace(
+        LLAMA_8B,
+        kv_groups=(kv.group(num_layers=32, num_heads=32, num_kv_heads=8, head_dim=128, window=4096, page_size=1),),
+    )
     assert seqs(windows, 80) == 256, "a sequence keeps a whole window however short it is"
 
 
@@ -145,7 +148,13 @@ def test_the_length_follows_the_memory() -> None:
 
 def test_windows_cost_nothing_per_token() -> None:
     """A step beside the window and their borders, and the reserved page of both groups."""
-    windowed = replace(SMALL, kv_groups=(KVGroup(1, 1, 1, 64, None, 1), KVGroup(5, 1, 1, 64, 128, 1)))
+    windowed = replace(
+        SMALL,
+        kv_groups=(
+            kv.group(num_layers=1, num_heads=1, num_kv_heads=1, head_dim=64, page_size=1),
+            kv.group(num_layers=5, num_heads=1, num_kv_heads=1, head_dim=64, window=128, page_size=1),
+        ),
+    )
     page = 2 * 64 * 16 * 2
     need = (8192 // 16 + 1) * page + (128 // 16 + 1 + 512 // 16 + 1 + 1) * 5 * page
     assert resolved(windowed, CPU, kv_cache_memory=need).model.max_model_len == 8192

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from sapwood.base.errors import ConfigError
-from sapwood.base.kv import KVGroup
 from sapwood.base.sampling import SamplingParams
 from sapwood.base.wire import Submit
 from sapwood.config.flags import from_options
@@ -17,7 +16,7 @@ from sapwood.config.resolve import Decision
 from sapwood.engine import launch as root
 from sapwood.engine.launch import launch
 from sapwood.executor.base import Measured
-from tests import models
+from tests import kv, models
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
@@ -45,7 +44,7 @@ def test_one_request_as_long_as_was_asked_for(family: str, options: dict[str, An
 
 def test_a_cache_that_turns_out_smaller() -> None:
     """As on a GPU, whose memory is measured when the weights are there."""
-    group = KVGroup(1, 1, 1, 8, None, 16)
+    group = kv.group(num_layers=1, num_heads=1, num_kv_heads=1, head_dim=8, page_size=16)
     config = from_options(
         {"max_model_len": 256, "max_num_seqs": 2, "max_num_batched_tokens": 16, "kv_cache_dtype": "float32"}
     )

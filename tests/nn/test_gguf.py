@@ -47,7 +47,7 @@ def test_quantised_matrices(kind: str, tmp_path: Path) -> None:
     error = (model.embed.weight - expected).abs().max()
     assert 0 < error <= 0.6 * steps[kind] * expected.abs().max()
     queries = models.make("llama-tied").model.layers[0].self_attn.q_proj.weight.detach()
-    loaded = model.blocks[0].attention.qkv.weight[: len(queries)]
+    loaded = model.blocks[0].mixer.qkv.weight[: len(queries)]
     assert (loaded - queries).abs().max() <= 0.6 * steps[kind] * queries.abs().max()
 
 

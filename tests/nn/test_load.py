@@ -41,9 +41,9 @@ def test_sharded_checkpoint(tmp_path: Path) -> None:
 
 def test_weights_are_converted_to_the_model_dtype_and_norms_stay_float32(tmp_path: Path) -> None:
     model = forward.load(models.save("gemma3", tmp_path), dtype=torch.bfloat16)
-    assert model.blocks[0].mlp.down.weight.dtype == torch.bfloat16
+    assert model.blocks[0].ffn.down.weight.dtype == torch.bfloat16
     expected = models.make("gemma3").model.layers[0].input_layernorm.weight.detach() + 1
-    assert torch.equal(model.blocks[0].attention_norm.weight, expected)
+    assert torch.equal(model.blocks[0].mixer_norm.weight, expected)
     ours, theirs = forward.logits(model, TOKENS), models.logits("gemma3", TOKENS)
     assert ours.dtype == torch.float32
     assert torch.nn.functional.cosine_similarity(ours, theirs).min() > 0.99

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from sapwood.attention.base import Limits
-from sapwood.base.kv import KVGroup
 from sapwood.base.plan import Drafts, Pages, Plan, Runs, Stretch
 from sapwood.base.sampling import SamplingParams
 from sapwood.runner import frame as frames
@@ -19,10 +18,11 @@ from sapwood.runner.batch import Batcher, Heads, fill, settle
 from sapwood.runner.frame import REJECTED, Frame, Kind
 from sapwood.runner.table import Table
 from sapwood.sampling.settings import Need, Settings
+from tests import kv
 from tests.runner.plans import admit, ints, make_plan
 
 GROUPS = [
-    KVGroup(num_layers=1, num_heads=1, num_kv_heads=1, head_dim=4, window=window, page_size=page_size)
+    kv.group(num_layers=1, num_heads=1, num_kv_heads=1, head_dim=4, window=window, page_size=page_size)
     for window, page_size in ((None, 4), (6, 8))
 ]
 CPU = torch.device("cpu")

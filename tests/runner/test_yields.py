@@ -9,18 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from sapwood.base.kv import KVGroup
 from sapwood.base.plan import Admit
 from sapwood.base.sampling import SamplingParams
 from sapwood.runner.table import Table
 from sapwood.runner.yields import find_special
 from sapwood.sampling.logprobs import as_rows
 from sapwood.sampling.sampler import Sampled, sample
+from tests import kv
 from tests.runner.plans import admit, make_plan
 from tests.sampling import twin
 
 VOCAB = 300
-GROUP = KVGroup(num_layers=1, num_heads=1, num_kv_heads=1, head_dim=4, window=None, page_size=4)
+GROUP = kv.group(num_layers=1, num_heads=1, num_kv_heads=1, head_dim=4, window=None, page_size=4)
 
 
 def sampled(admits: Sequence[Admit], logits_NV: Tensor) -> Sampled:

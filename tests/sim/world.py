@@ -20,11 +20,12 @@ from sapwood.cache.tree import ABSENT
 from sapwood.executor.fake import FakeExecutor, Work, next_hash, next_token
 from sapwood.grammar import Constraints, GrammarStake
 from sapwood.scheduler import Scheduler
+from tests import kv
 from tests.sim.toy import Toy
 
 
 def group(window: int | None = None, page_size: int = 4) -> KVGroup:
-    return KVGroup(num_layers=1, num_heads=1, num_kv_heads=1, head_dim=1, window=window, page_size=page_size)
+    return kv.group(num_layers=1, num_heads=1, num_kv_heads=1, head_dim=1, window=window, page_size=page_size)
 
 
 def expected(

@@ -41,10 +41,10 @@ def block(c: HfConfig, attention: Attention, mlp: Mlp) -> Block:
     """A norm before attention and one before the MLP."""
     hidden, eps = c.integer("hidden_size"), c.number("rms_norm_eps")
     return Block(
-        attention_norm=Norm("input_layernorm", hidden, eps),
-        attention=attention,
-        mlp_norm=Norm("post_attention_layernorm", hidden, eps),
-        mlp=mlp,
+        mixer_norm=Norm("input_layernorm", hidden, eps),
+        mixer=attention,
+        ffn_norm=Norm("post_attention_layernorm", hidden, eps),
+        ffn=mlp,
     )
 
 

@@ -45,12 +45,12 @@ def _block(c: HfConfig, kind: str) -> Block:
         norm_offset=1.0,
     )
     return Block(
-        attention_norm=Norm("input_layernorm", hidden, eps, 1.0),
-        attention=attention,
-        after_attention=Norm("post_attention_layernorm", hidden, eps, 1.0),
-        mlp_norm=Norm("pre_feedforward_layernorm", hidden, eps, 1.0),
-        mlp=mlp(c, activation=c.choice("hidden_activation", ACTIVATIONS, "gelu_pytorch_tanh")),
-        after_mlp=Norm("post_feedforward_layernorm", hidden, eps, 1.0),
+        mixer_norm=Norm("input_layernorm", hidden, eps, 1.0),
+        mixer=attention,
+        after_mixer=Norm("post_attention_layernorm", hidden, eps, 1.0),
+        ffn_norm=Norm("pre_feedforward_layernorm", hidden, eps, 1.0),
+        ffn=mlp(c, activation=c.choice("hidden_activation", ACTIVATIONS, "gelu_pytorch_tanh")),
+        after_ffn=Norm("post_feedforward_layernorm", hidden, eps, 1.0),
     )
 
 
