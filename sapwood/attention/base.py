@@ -108,7 +108,7 @@ class Backend(Protocol):
 
     @staticmethod
     def refuse(group: KVGroup, device: torch.device, dtype: torch.dtype) -> str | None:
-        """Why this backend cannot serve the group there, or None."""
+        """Why this backend cannot serve the group there, or None. Kind and device are those of its row in `select`."""
         ...
 
     def __init__(self, group: KVGroup, index: int, device: torch.device, dtype: torch.dtype) -> None:

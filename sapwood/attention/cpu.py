@@ -81,8 +81,6 @@ class Cpu:
 
     @staticmethod
     def refuse(group: KVGroup, device: torch.device, dtype: torch.dtype) -> str | None:
-        if device.type != "cpu":
-            return f"it runs on CPUs, and the device is {device}"
         if dtype.itemsize == 1:
             return f"it stores keys and values in the dtypes that are computed in, not {dtype}"
         return None

@@ -33,8 +33,6 @@ class Native:
 
     @staticmethod
     def refuse(group: KVGroup, device: torch.device, dtype: torch.dtype) -> str | None:
-        if device.type != "cpu":
-            return f"it runs on CPUs, and the device is {device}"
         if dtype not in _STORES:
             return f"it stores keys and values as float32, float16 or int8, not {dtype}"
         if group.page_size % _TILE:

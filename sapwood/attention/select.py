@@ -1,10 +1,12 @@
-"""Which backend serves a KV group."""
+"""Which backend serves a KV group: a table of those that there are, by the kind of KV and by the device."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 
@@ -13,11 +15,63 @@ from sapwood.attention.cpu import Cpu
 from sapwood.attention.native import Native
 from sapwood.attention.reference import Reference
 from sapwood.base.errors import ConfigError
-from sapwood.base.kv import KVGroup
+from sapwood.base.kv import Heads, KVGroup
 from sapwood.kernels.cpu.library import Machine
 
-NAMES = ("triton", "native", "cpu", "reference")
+Make = Callable[[KVGroup, int, torch.device, torch.dtype], Backend]
+"""What makes a backend: see its constructor."""
+
+
+class Wanted(NamedTuple):
+    """What a backend is wanted for. `dtype` is that of what is kept; `machine` runs the CPU kernels, or says why there are none."""
+
+    group: KVGroup
+    device: torch.device
+    dtype: torch.dtype
+    machine: Machine | str
+
+
+class Offer(NamedTuple):
+    """A row of the table: `find` returns what makes the backend of that name, or why it cannot be made.
+
+    It is asked only about groups of that kind on devices of that type, of any where it is None.
+    """
+
+    name: str
+    kind: type
+    device: str | None
+    find: Callable[[Wanted], Make | str]
+
+
+def _plain(backend: type[Backend]) -> Callable[[Wanted], Make | str]:
+    return lambda wanted: backend.refuse(wanted.group, wanted.device, wanted.dtype) or backend
+
+
+def _triton(wanted: Wanted) -> Make | str:
+    """Imported only where it may run."""
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed (`pip install triton`)"
+    from sapwood.attention.triton import Triton
+
+    return _plain(Triton)(wanted)
+
+
+def _native(wanted: Wanted) -> Make | str:
+    if isinstance(wanted.machine, str):
+        return wanted.machine
+    refused = Native.refuse(wanted.group, wanted.device, wanted.dtype)
+    return refused or partial(Native, machine=wanted.machine)
+
+
+BACKENDS = (
+    Offer("triton", Heads, "cuda", _triton),
+    Offer("native", Heads, "cpu", _native),
+    Offer("cpu", Heads, "cpu", _plain(Cpu)),
+    Offer("reference", Heads, None, _plain(Reference)),
+)
 """In the order in which `auto` tries them."""
+
+_ONLY: Mapping[str, str] = MappingProxyType({"cuda": "its kernels run on CUDA devices", "cpu": "it runs on CPUs"})
 
 
 def stored(name: str, computed: torch.dtype) -> torch.dtype:
@@ -25,59 +79,49 @@ def stored(name: str, computed: torch.dtype) -> torch.dtype:
     return {"auto": computed, "fp8_e4m3": torch.float8_e4m3fn}.get(name) or getattr(torch, name)
 
 
-Make = Callable[[KVGroup, int, torch.device, torch.dtype], Backend]
-"""What makes a backend: see its constructor."""
-
-_NO_MACHINE = "the CPU kernels are not loaded"
-
-
 def choose(
-    group: KVGroup, device: torch.device, dtype: torch.dtype, name: str = "auto", machine: Machine | str = _NO_MACHINE
+    group: KVGroup,
+    device: torch.device,
+    dtype: torch.dtype,
+    name: str = "auto",
+    machine: Machine | str = "the CPU kernels are not loaded",
+    backends: Sequence[Offer] = BACKENDS,
 ) -> Make:
-    """What makes the backend of that name, or for "auto" the fastest that does not refuse.
+    """What makes the backend of that name, or for "auto" the first of the table that serves the group.
 
-    `dtype` is that of the stored KV; `machine` runs the CPU kernels, or is a sentence that says why there are none. Raises ConfigError where the named one cannot serve the group there, saying why and what can.
+    `dtype` and `machine` are as in `Wanted`. Raises ConfigError where the named one cannot serve the group there, saying
+    why and what can.
     """
+    wanted = Wanted(group, device, dtype, machine)
+    offers = {offer.name: offer for offer in backends if isinstance(group.kind, offer.kind)}
+    if not offers:
+        raise ConfigError(f"no backend knows layers that keep {type(group.kind).__name__}.")
     if name == "auto":
-        return _first(group, device, dtype, machine)[1]
-    found = _find(name, group, device, dtype, machine)
+        return _first(offers.values(), wanted)[1]
+    if name in offers:
+        found = _find(offers[name], wanted)
+    else:
+        found = f"there is no backend of that name (auto, {', '.join(offers)})"
     if isinstance(found, str):
-        mend, _ = _first(group, device, dtype, machine)
+        mend, _ = _first(offers.values(), wanted)
         raise ConfigError(f"--attention-backend {name} cannot be used: {found}. Use auto or {mend}.")
     return found
 
 
-def _first(group: KVGroup, device: torch.device, dtype: torch.dtype, machine: Machine | str) -> tuple[str, Make]:
+def _first(offers: Iterable[Offer], wanted: Wanted) -> tuple[str, Make]:
     reasons = []
-    for candidate in NAMES:
-        found = _find(candidate, group, device, dtype, machine)
+    for offer in offers:
+        found = _find(offer, wanted)
         if not isinstance(found, str):
-            return candidate, found
-        reasons.append(f"{candidate}: {found}")
+            return offer.name, found
+        reasons.append(f"{offer.name}: {found}")
     raise ConfigError(
-        f"no attention backend can keep {dtype} on {device} ({'; '.join(reasons)}). Use another --kv-cache-dtype."
+        f"no attention backend can keep {wanted.dtype} on {wanted.device} ({'; '.join(reasons)}). "
+        "Use another --kv-cache-dtype."
     )
 
 
-def _find(name: str, group: KVGroup, device: torch.device, dtype: torch.dtype, machine: Machine | str) -> Make | str:
-    """What makes the backend, or why it cannot be. Triton is imported only where it may run."""
-    if name == "native":
-        if isinstance(machine, str):
-            return machine
-        return Native.refuse(group, device, dtype) or partial(Native, machine=machine)
-    backend: type[Backend]
-    if name == "triton":
-        if device.type != "cuda":
-            return f"its kernels run on CUDA devices, and the device is {device}"
-        if importlib.util.find_spec("triton") is None:
-            return "the package triton is not installed (`pip install triton`)"
-        from sapwood.attention.triton import Triton
-
-        backend = Triton
-    elif name == "cpu":
-        backend = Cpu
-    elif name == "reference":
-        backend = Reference
-    else:
-        return f"there is no backend of that name (auto, {', '.join(NAMES)})"
-    return backend.refuse(group, device, dtype) or backend
+def _find(offer: Offer, wanted: Wanted) -> Make | str:
+    if offer.device not in (None, wanted.device.type):
+        return f"{_ONLY[offer.device]}, and the device is {wanted.device}"
+    return offer.find(wanted)

@@ -106,8 +106,6 @@ class Triton:
 
     @staticmethod
     def refuse(group: KVGroup, device: torch.device, dtype: torch.dtype) -> str | None:
-        if device.type != "cuda":
-            return f"its kernels run on CUDA devices, and the device is {device}"
         if dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float8_e4m3fn):
             return f"it stores keys and values as float16, bfloat16, float32 or float8_e4m3fn, not {dtype}"
         if dtype == torch.float8_e4m3fn and torch.cuda.is_available():

@@ -49,7 +49,7 @@ class Recording(Engine):
 
 
 def engine(executor: Any = None, *, depth: int = 1, max_num_seqs: int = 8, num_pages: int = 400) -> Recording:
-    group = kv.group(num_layers=1, num_heads=1, num_kv_heads=1, head_dim=1, window=None, page_size=4)
+    group = kv.group()
     cache = KVCache([group], [num_pages])
     slots = Slots(max_num_seqs, LONGEST)
     scheduler = Scheduler(slots, [KVStake(cache, slots)], max_num_batched_tokens=64)

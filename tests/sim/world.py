@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sapwood.base.kv import KVGroup
+from sapwood.base.kv import KVGroup, KVKind
 from sapwood.base.news import News
 from sapwood.base.plan import Plan
 from sapwood.base.request import Request
@@ -25,7 +25,7 @@ from tests.sim.toy import Toy
 
 
 def group(window: int | None = None, page_size: int = 4) -> KVGroup:
-    return kv.group(num_layers=1, num_heads=1, num_kv_heads=1, head_dim=1, window=window, page_size=page_size)
+    return kv.group(window=window, page_size=page_size)
 
 
 def expected(
@@ -49,6 +49,7 @@ class World:
         self,
         *,
         windows: Sequence[int | None] = (None,),
+        kinds: Sequence[KVKind] = (),
         page_size: int = 4,
         num_pages: int | Sequence[int] = 64,
         max_num_seqs: int = 4,
@@ -62,8 +63,10 @@ class World:
         stakes: Callable[[Slots], Sequence[Stake]] = lambda slots: (),
         **options: Any,
     ) -> None:
-        self.groups = [group(window, page_size) for window in windows]
-        pages = [num_pages] * len(windows) if isinstance(num_pages, int) else list(num_pages)
+        self.groups = [KVGroup(kind, 1, page_size) for kind in kinds] or [
+            group(window, page_size) for window in windows
+        ]
+        pages = [num_pages] * len(self.groups) if isinstance(num_pages, int) else list(num_pages)
         self.kv = KVCache(self.groups, pages, reuse=reuse)
         self.vocab_size = vocab_size
         self.slots = Slots(max_num_seqs, max_model_len)
