@@ -85,8 +85,7 @@ def routes(front: Front) -> list[Route]:
             add_special = body.add_special_tokens is not False
             tokens = await front.encode(body.prompt, param="prompt", add_special=add_special)
         else:
-            rendered = await body.rendered(front, add_special=bool(body.add_special_tokens), tools=body.tools or None)
-            tokens = rendered.tokens
+            tokens = (await front.render(body.talk(), tools=body.tools or None)).tokens
         strings = [front.text.token_text(token) for token in tokens] if body.return_token_strs else None
         return json_response(Tokens(len(tokens), front.facts.max_model_len, tokens, strings))
 

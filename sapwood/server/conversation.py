@@ -1,20 +1,150 @@
-"""What an output says in a conversation, whatever the API that asked: the parser's events, and what is to be done then."""
+"""A turn of a conversation, whatever the API that asks: what is wanted (`Ask`), and what the outputs say (`Turn`).
+
+A dialect makes an `Ask` of its body, words the events of a `Turn`, and has its own envelope and errors. All between is here.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from sapwood.server.front import Front
-from sapwood.server.generation import Choice
+import msgspec
+
+from sapwood.base.sampling import SamplingParams
+from sapwood.grammar.schema import Finding
+from sapwood.grammar.spellings import Asked
+from sapwood.server.calling import EndChecks, Toolbox, grammar_of
+from sapwood.server.front import Front, Talk
+from sapwood.server.generation import Choice, News, Prompt, choices_of
+from sapwood.server.thinking import Budget, bounded
 from sapwood.text.model import Thoughts
 from sapwood.text.parsers import Event, Parser, Said, gather
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Where a request may look for cached prefixes and when it runs, and what its caller calls the most tokens."""
+
+    salt: str = ""
+    priority: int = 0
+    max_tokens: str = "max_tokens"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """What a body asks for.
+
+    Attributes:
+        talk: The messages, and how they become a prompt.
+        toolbox: The tools: which are offered, whether one must be called, whether many may be; None without any.
+        budget: The most tokens of thoughts; None leaves that to the server.
+        format: What the text has to match.
+        params: How tokens are drawn, and how many outputs there are.
+        split: Thoughts are told apart from the text.
+    """
+
+    talk: Talk
+    toolbox: Toolbox | None
+    budget: Budget | None
+    format: Asked | None
+    params: SamplingParams
+    limits: Limits
+    split: bool = True
+
+
+class Turn:
+    """The outputs of an Ask. Run its `choices`, and give what comes of them to `events` or, at the end, to `said`.
+
+    Attributes:
+        plain: An output is the answer as it is: neither thoughts nor calls are looked for.
+        num_past_calls: How many calls the conversation has before: some models number them through.
+    """
+
+    def __init__(
+        self,
+        front: Front,
+        ask: Ask,
+        prompt: Prompt,
+        params: SamplingParams,
+        *,
+        plain: bool,
+        thoughts: Thoughts,
+        end_checks: EndChecks | None,
+    ) -> None:
+        self.choices = choices_of([(prompt, params)])
+        self.plain = plain
+        self.num_past_calls = sum(len(message.get("tool_calls") or ()) for message in ask.talk.messages)
+        self._front, self._ask = front, ask
+        self._thoughts: Thoughts = thoughts
+        self._end_checks = end_checks
+        self._readings: dict[int, Reading] = {}
+
+    @property
+    def prompt(self) -> Prompt:
+        return self.choices[0].prompt
+
+    def events(self, news: News) -> list[Event]:
+        """What some news of a choice say."""
+        return self._reading(news.choice).events(news.choice, news.text)
+
+    def said(self, choice: Choice) -> Said:
+        """What a whole choice says, of which nothing was asked before."""
+        return gather(self._reading(choice).events(choice, choice.text))
+
+    def to_call(self, choice: Choice) -> bool:
+        """Whether a choice has ended so that its calls should be run."""
+        return self._reading(choice).to_call
+
+    def finding(self, choice: Choice) -> Finding | None:
+        """What is found of a complete choice, where its grammar leaves something to check."""
+        if self._end_checks is None:
+            return None
+        # A grammar never binds thoughts, whether they are told apart or not.
+        return self._front.checked(self._end_checks(self._begin(split=True).said(choice.text)))
+
+    def _reading(self, choice: Choice) -> Reading:
+        if choice.index not in self._readings:
+            self._readings[choice.index] = self._begin(split=self._ask.split)
+        return self._readings[choice.index]
+
+    def _begin(self, *, split: bool) -> Reading:
+        toolbox = self._ask.toolbox
+        return Reading(
+            self._front,
+            {} if toolbox is None else toolbox.schemas,
+            most_calls=None if toolbox is None or toolbox.many else 1,
+            thoughts=self._thoughts,
+            split=split,
+            plain=self.plain,
+        )
+
+
+async def begin(front: Front, ask: Ask) -> Turn:
+    """Write the prompt and find the grammar. Raises RequestError, naming the field."""
+    toolbox = ask.toolbox
+    rendered = await front.render(ask.talk, tools=None if toolbox is None else toolbox.told)
+    front.check_tokens(rendered.tokens, "messages")
+    grammar, end_checks = await grammar_of(front, toolbox, ask.format, rendered.thoughts)
+    params = ask.params if grammar is None else msgspec.structs.replace(ask.params, grammar=grammar)
+    params = bounded(front, ask.budget, params, rendered.thoughts)
+    plain = front.text.dialect.reasoning is None and (toolbox is None or not toolbox.offers)
+    prompt = Prompt(
+        rendered.tokens,
+        "messages",
+        ask.limits.salt,
+        ask.limits.priority,
+        limit_param=ask.limits.max_tokens,
+        shown=frozenset() if plain else front.text.markers(calls=toolbox is not None),
+    )
+    return Turn(front, ask, prompt, params, plain=plain, thoughts=rendered.thoughts, end_checks=end_checks)
 
 
 class Reading:
     """Reads one choice, at once or as it grows, and counts what was read when it has ended.
 
-    `schemas` are those of the functions that may be called; without `split` thoughts stay in the text. `to_call`: it has ended so that its calls should be run.
+    `schemas` are those of the functions that may be called; without `split` thoughts stay in the text; `plain` output is text
+    and nothing else. `to_call`: it has ended so that its calls should be run.
     """
 
     def __init__(
@@ -25,36 +155,43 @@ class Reading:
         most_calls: int | None,
         thoughts: Thoughts,
         split: bool = True,
+        plain: bool = False,
     ) -> None:
         self._front = front
         self._open = thoughts == "open"
-        self._parser = Parser(
-            front.text.dialect, tools=schemas, thinking=self._open, split=split, most_calls=most_calls
+        self._parser = (
+            None
+            if plain
+            else Parser(front.text.dialect, tools=schemas, thinking=self._open, split=split, most_calls=most_calls)
         )
         self._called = False
         self.to_call = False
 
     def events(self, choice: Choice, text: str) -> list[Event]:
         """What more of its text says; all that is left when `choice` has ended, after which there must be no more."""
+        if self._parser is None:
+            return [Event("text", text)] if text else []
         events = self._parser.push(text)
         if choice.finish is not None:
             events += self._parser.finish()
         self._called = self._called or any(kind == "call" for kind, _, _ in events)
         if choice.finish is not None:
-            self._end(choice)
+            self._end(self._parser, choice)
         return events
 
     def said(self, text: str) -> Said:
-        """A whole output taken apart, without counting it."""
+        """A whole output taken apart, without counting it. Give it nothing else then."""
+        if self._parser is None:
+            return Said(text, "", [])
         return gather([*self._parser.push(text), *self._parser.finish()])
 
-    def _end(self, choice: Choice) -> None:
+    def _end(self, parser: Parser, choice: Choice) -> None:
         text = self._front.text
         if text.dialect.reasoning is not None:
             choice.num_thought_tokens = text.num_thought_tokens(choice.tokens, open=self._open)
-        broken = self._parser.num_malformed
+        broken = parser.num_malformed
         tally = self._front.metrics.tool_calls
-        tally.labels("read").inc(max(self._parser.num_calls - broken, 0))
+        tally.labels("read").inc(max(parser.num_calls - broken, 0))
         tally.labels("malformed").inc(broken)
-        stopped_within = isinstance(choice.stop, str) and self._parser.cut  # nobody should run such a call
+        stopped_within = isinstance(choice.stop, str) and parser.cut  # nobody should run such a call
         self.to_call = self._called and choice.finish == "stop" and not stopped_within

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 import anyio
@@ -37,6 +38,25 @@ MAX_N = 128
 _SHORT = 4096  # characters that are tokenised sooner than a thread takes over
 _MAX_CHARS_PER_TOKEN = 256  # no vocabulary has a longer token, so a text longer than this a token cannot fit
 _DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Talk:
+    """A conversation that is to become a prompt.
+
+    Attributes:
+        messages: As templates take them.
+        continues: The last message is left open.
+        answers: The beginning of an answer follows.
+        add_special: The prompt is framed by the tokenizer, not only by the template.
+        template: More arguments of the template.
+    """
+
+    messages: list[dict[str, Any]]
+    continues: bool = False
+    answers: bool = True
+    add_special: bool = False
+    template: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Rendered(NamedTuple):
@@ -197,32 +217,24 @@ class Front:
 
         return await self._off_loop(decoded, sum(map(len, several)), "tokens")
 
-    async def render(
-        self,
-        messages: list[dict[str, Any]],
-        *,
-        continue_final: bool = False,
-        add_special: bool = False,
-        add_generation_prompt: bool = True,
-        tools: list[dict[str, Any]] | None = None,
-        template_kwargs: Mapping[str, Any] | None = None,
-    ) -> Rendered:
-        """A conversation by the model's template. `continue_final` leaves its last message open."""
-        num_chars = sum(_num_chars(message.get("content")) for message in messages)
+    async def render(self, talk: Talk, *, tools: list[dict[str, Any]] | None = None) -> Rendered:
+        """A conversation by the model's template."""
+        num_chars = sum(_num_chars(message.get("content")) for message in talk.messages)
         if tools:
             num_chars += len(msgspec.json.encode(tools))
         self._check_length(num_chars, "messages")
 
         def rendered() -> Rendered:
             text = self.text.render(
-                messages,
+                talk.messages,
                 tools=tools,
-                add_generation_prompt=add_generation_prompt,
-                continue_final=continue_final,
-                template_kwargs=template_kwargs,
+                add_generation_prompt=talk.answers,
+                continue_final=talk.continues,
+                template_kwargs=talk.template,
             )
             return Rendered(
-                self.text.encode(text, add_special=add_special), self.text.thoughts(text, continues=continue_final)
+                self.text.encode(text, add_special=talk.add_special),
+                self.text.thoughts(text, continues=talk.continues),
             )
 
         return await self._off_loop(rendered, num_chars, "messages")

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
+from sapwood.base.errors import RequestError
+from sapwood.base.grammar import Grammar
 from sapwood.base.sampling import SamplingParams
 from sapwood.config import Config
+from sapwood.grammar.spellings import Asked
 from sapwood.server import create_app
-from sapwood.server.conversation import Reading
-from sapwood.server.front import Front
-from sapwood.server.generation import Choice, Prompt
+from sapwood.server.calling import Toolbox, grammar_of
+from sapwood.server.conversation import Ask, Limits, Reading, begin
+from sapwood.server.front import Front, Talk
+from sapwood.server.generation import Choice, News, Prompt, complete, generate
+from sapwood.server.thinking import Budget
 from sapwood.text.parsers import Event, gather
+from sapwood.text.parsers.rules import Offer
 from tests.server.fakes import CHATML, MODEL, FakeEngine, make_text
 
+pytestmark = pytest.mark.anyio
+
 TEMPLATE = CHATML + "{# <think></think> {{ tools }} <tool_call>\n #}"
+HELLO: list[dict[str, Any]] = [{"role": "user", "content": "hello"}]
+TOOLBOX = Toolbox(
+    told=[], offers=(Offer(name="now", schema={"type": "object"}),), places=("tools[0]",), must=False, many=True
+)
 CALL = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
 
 
@@ -47,3 +62,81 @@ def test_calls_are_to_be_run_only_where_the_output_is_whole(front: Front, size: 
     assert read(front, written, size, stop="</tool_call>").to_call
     assert not read(front, written.removesuffix("}}\n</tool_call>"), size, stop="}").to_call
     assert not read(front, "<think>Hm.</think>So.", size).to_call
+
+
+ASKS: list[tuple[dict[str, Any], bool]] = [
+    ({}, False),
+    ({"toolbox": TOOLBOX}, True),
+    ({"toolbox": TOOLBOX, "split": False}, True),
+]
+
+
+@pytest.mark.parametrize("chunk", [1, 1000])
+@pytest.mark.parametrize(("more", "calls"), ASKS)
+async def test_a_turn_without_any_dialect(front: Front, more: dict[str, Any], calls: bool, chunk: int) -> None:
+    """What a new API needs: an Ask of its body, then events of the news, or all that was said."""
+    engine = front.engine
+    assert isinstance(engine, FakeEngine)
+    written = f"<think>Hm.</think>So.{CALL}"
+    engine.answer, engine.chunk = lambda tokens, params: [*front.text.encode(written), front.text.eos_ids[0]], chunk
+    fields: dict[str, Any] = {"toolbox": None, "budget": Budget(9, "think"), "format": None, "limits": Limits(salt="s")}
+    ask = Ask(talk=Talk(messages=HELLO), params=SamplingParams(n=2), **fields | more)
+
+    turn = await begin(front, ask)
+    await complete(front, turn.choices)
+    for choice in turn.choices:
+        said = turn.said(choice)
+        split = more.get("split", True)
+        assert said.thought == ("Hm." if split else "")
+        assert said.text == ("" if split else "<think>Hm.</think>") + "So." + ("" if calls else CALL)
+        assert [call.name for call in said.calls] == ["now"] * calls and turn.to_call(choice) == calls
+        assert choice.num_thought_tokens and turn.finding(choice) is None
+    asked = engine.asked[-1]
+    assert asked.salt == "s" and asked.params.thinking is not None and asked.params.thinking.budget == 9
+
+    grown, events = await begin(front, ask), list[Event]()
+
+    def note(news: list[News]) -> None:
+        events.extend(event for one in news if one.choice.index == 1 for event in grown.events(one))
+
+    await generate(front, grown.choices, note)
+    assert gather(events) == said
+
+
+@pytest.mark.parametrize("param", ["think", "format"])
+async def test_errors_name_the_fields_of_the_asker(front: Front, param: str) -> None:
+    fields: dict[str, Any] = {"toolbox": None, "budget": None, "format": None, "limits": Limits()}
+    if param == "format":
+        fields["format"] = Asked(Grammar.regex("(a"), "format")
+    else:
+        fields["toolbox"] = replace(
+            TOOLBOX, places=("think",), must=True, offers=(Offer(name="now", schema={"type": 5}),)
+        )
+    with pytest.raises(RequestError) as raised:
+        await begin(front, Ask(talk=Talk(messages=HELLO), params=SamplingParams(), **fields))
+    assert raised.value.param == param
+
+
+async def test_each_grammar_is_tried_once(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+    check = front._grammars.check
+
+    async def counted(grammar: Grammar) -> list[str]:
+        tried.append(grammar.text)
+        return await check(grammar)
+
+    monkeypatch.setattr(front._grammars, "check", counted)
+    unique = {"type": "array", "items": {"type": "string"}, "uniqueItems": True}
+    asked = Asked(Grammar.json(unique), "format")
+    params, end_check = await front.restrict(SamplingParams(), asked)
+    assert params.grammar is asked.grammar and end_check is not None and tried == [asked.grammar.text]
+    tools = replace(
+        TOOLBOX,
+        offers=(Offer(name="f", schema=unique | {"type": "object"}), Offer(name="g", schema={})),
+        places=("a", "b"),
+    )
+    for toolbox, thoughts, count in [(None, "none", 1), (None, "open", 2), (tools, "none", 4)]:
+        tried.clear()
+        grammar, end_checks = await grammar_of(front, toolbox, asked, thoughts)
+        assert grammar is not None and end_checks is not None and end_checks.text is not None
+        assert len(tried) == len(set(tried)) == count

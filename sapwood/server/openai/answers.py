@@ -9,12 +9,10 @@ from collections.abc import Iterator
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from sapwood.server.conversation import Reading
+from sapwood.server.conversation import Turn
 from sapwood.server.front import Front
 from sapwood.server.generation import Choice, News
-from sapwood.server.openai.tools import Toolbox
-from sapwood.text.model import Thoughts
-from sapwood.text.parsers import Event, Said, gather
+from sapwood.text.parsers import Event
 
 _ALPHABET = string.ascii_letters + string.digits
 
@@ -57,27 +55,19 @@ class AnswerDelta(msgspec.Struct):
     tool_calls: list[CallDelta] | UnsetType = UNSET
 
 
-class Reader:
-    """Words what one choice says as OpenAI does. Give it the choice once as a whole, or its news one by one.
+class Speaker:
+    """Words what the choices of a turn say as OpenAI does: each as a whole, or its news one by one."""
 
-    `past` is how many calls the conversation has before it: some models number them through.
-    """
-
-    def __init__(self, front: Front, toolbox: Toolbox | None, thoughts: Thoughts, *, split: bool, past: int) -> None:
-        self._front = front
+    def __init__(self, front: Front, turn: Turn, *, offered: bool) -> None:
+        tools = front.text.dialect.tools
+        self._turn = turn
+        self._ids = tools.ids if tools is not None else "long"
         self._no_thought = UNSET if front.text.dialect.reasoning is None else None
-        self._reading = Reading(
-            front,
-            {} if toolbox is None else toolbox.schemas,
-            most_calls=None if toolbox is None or toolbox.many else 1,
-            thoughts=thoughts,
-            split=split,
-        )
-        self._past = past
+        self._begin = None if offered else ""  # of the text, where there were tools to call instead
 
     def whole(self, choice: Choice) -> tuple[Answer, str | None]:
         """The message, and why it ended."""
-        said = gather(self._reading.events(choice, choice.text))
+        said = self._turn.said(choice)
         calls = [
             ToolCall(self._id(call.name, number), CalledFunction(call.name, call.arguments))
             for number, call in enumerate(said.calls)
@@ -89,16 +79,16 @@ class Reader:
         )
         return answer, self._finish(choice)
 
-    def said(self, text: str) -> Said:
-        """A whole output taken apart, to be looked at and not to be told. Give it nothing else then."""
-        return self._reading.said(text)
+    def first(self) -> AnswerDelta:
+        """What a streamed message begins with."""
+        return AnswerDelta(content=self._begin, role="assistant", reasoning_content=self._no_thought)
 
     def deltas(self, news: News) -> tuple[list[AnswerDelta], str | None]:
         """What some news add to the message, and why it ended if it has."""
-        return list(self._deltas(self._reading.events(news.choice, news.text))), self._finish(news.choice)
+        return list(self._deltas(self._turn.events(news))), self._finish(news.choice)
 
     def _finish(self, choice: Choice) -> str | None:
-        return "tool_calls" if self._reading.to_call else choice.finish
+        return "tool_calls" if self._turn.to_call(choice) else choice.finish
 
     def _deltas(self, events: list[Event]) -> Iterator[AnswerDelta]:
         for kind, text, number in events:
@@ -114,10 +104,9 @@ class Reader:
                     yield AnswerDelta(tool_calls=[CallDelta(number, function=FunctionDelta(arguments=text))])
 
     def _id(self, name: str, number: int) -> str:
-        tools = self._front.text.dialect.tools
-        match tools.ids if tools is not None else "long":
+        match self._ids:
             case "numbered":
-                return f"functions.{name}:{self._past + number}"
+                return f"functions.{name}:{self._turn.num_past_calls + number}"
             case "short":
                 return "".join(secrets.choice(_ALPHABET) for _ in range(9))
         return f"call_{secrets.token_hex(12)}"

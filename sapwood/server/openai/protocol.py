@@ -16,7 +16,7 @@ from sapwood.base.sampling import SamplingParams
 from sapwood.grammar.spellings import Structured
 from sapwood.server.body import field_error
 from sapwood.server.errors import unsupported
-from sapwood.server.front import Front, Rendered
+from sapwood.server.front import Front, Talk
 
 Int = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
@@ -189,12 +189,11 @@ class Conversation:
     messages: list[dict[str, Any]] | None
     add_generation_prompt: bool | None
     continue_final_message: bool | None
+    add_special_tokens: bool | None
     chat_template_kwargs: dict[str, Any] | None
 
-    async def rendered(
-        self, front: Front, *, add_special: bool, tools: list[dict[str, Any]] | None = None, **extra: Any
-    ) -> Rendered:
-        """The conversation as a prompt; `extra` are more arguments of the template."""
+    def talk(self, **template: Any) -> Talk:
+        """The conversation; `template` are more arguments of the template. Raises RequestError naming the field."""
         if not self.messages:
             raise RequestError("messages is empty; at least one message is needed.", param="messages")
         messages = [said(message, index) for index, message in enumerate(self.messages)]
@@ -204,14 +203,12 @@ class Conversation:
             raise RequestError(
                 "continue_final_message and add_generation_prompt exclude each other.", param="continue_final_message"
             )
-        given = self.chat_template_kwargs or {}
-        return await front.render(
-            messages,
-            continue_final=resume,
-            add_special=add_special,
-            add_generation_prompt=answer,
-            tools=tools,
-            template_kwargs=extra | given,
+        return Talk(
+            messages=messages,
+            continues=resume,
+            answers=answer,
+            add_special=bool(self.add_special_tokens),
+            template=template | (self.chat_template_kwargs or {}),
         )
 
 

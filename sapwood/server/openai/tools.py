@@ -1,26 +1,18 @@
-"""The tools of a chat request: which may be called, which must be, and what the grammar of that is."""
+"""OpenAI's way to offer tools."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from time import perf_counter
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from sapwood.base.errors import RequestError
-from sapwood.base.grammar import Grammar, Part
-from sapwood.grammar.end_check import EndCheck, together
-from sapwood.grammar.schema import Finding
-from sapwood.grammar.spellings import Asked
 from sapwood.server.body import field_error
-from sapwood.server.front import Front
+from sapwood.server.calling import Toolbox
 from sapwood.server.openai.protocol import ChatRequest
-from sapwood.text.model import Thoughts
-from sapwood.text.parsers import Said
-from sapwood.text.parsers.rules import NOTHING, Offer, Rules
+from sapwood.text.parsers.rules import NOTHING, Offer
 
 _NAME = re.compile(r"[A-Za-z0-9_.\-]{1,128}")
 
@@ -57,33 +49,6 @@ class Choice(msgspec.Struct, kw_only=True):
     type: str = "function"
     function: Name | None = None
     allowed_tools: Allowed | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Toolbox:
-    """What a request offers.
-
-    Attributes:
-        told: The tools as the template prints them.
-        offers: Those that may be called; none where calls are not read.
-        places: Where each of them stands in the body.
-        must: One has to be called.
-        many: Several may be called at once.
-    """
-
-    told: list[dict[str, Any]]
-    offers: tuple[Offer, ...]
-    places: tuple[str, ...]
-    must: bool
-    many: bool
-
-    @property
-    def strict(self) -> bool:
-        return any(offer.strict for offer in self.offers)
-
-    @property
-    def schemas(self) -> Mapping[str, Any]:
-        return {offer.name: offer.schema for offer in self.offers}
 
 
 def toolbox_of(body: ChatRequest, *, reads: bool) -> Toolbox | None:
@@ -154,83 +119,3 @@ def _offers(tools: Sequence[dict[str, Any]]) -> dict[str, Offer]:
             raise RequestError(f"{param} must be the schema of an object.", param=param)
         offers[name] = Offer(name=name, schema={"type": "object", **schema}, strict=bool(tool.function.strict))
     return offers
-
-
-@dataclass(frozen=True)
-class EndChecks:
-    """The checks of a chat's complete outputs: of its text, and of the arguments of its calls by tool."""
-
-    text: EndCheck | None
-    calls: Mapping[str, EndCheck]
-
-    def __call__(self, said: Said) -> Finding:
-        findings = [self.calls[call.name](call.arguments) for call in said.calls if call.name in self.calls]
-        if self.text is not None and not said.calls:
-            findings.append(self.text(said.text))
-        return together(findings)
-
-
-async def end_checks_of(
-    front: Front, toolbox: Toolbox | None, asked: Asked | None, grammar: Asked | None
-) -> EndChecks | None:
-    """The checks of outputs of `grammar`, which `grammar_of` made; None where it leaves nothing to check."""
-    if grammar is None or not await front.check_grammar(grammar):
-        return None
-    calls = {}
-    for offer, place in _bound(toolbox, asked):
-        end_check = await front.end_check(_parameters(offer, place))
-        if end_check is not None:
-            calls[offer.name] = end_check
-    return EndChecks(
-        None if asked is None or (toolbox is not None and toolbox.must) else await front.end_check(asked), calls
-    )
-
-
-def _bound(toolbox: Toolbox | None, asked: Asked | None) -> list[tuple[Offer, str]]:
-    """The tools whose parameters a grammar holds to their schemas, and their places."""
-    if toolbox is None:
-        return []
-    pairs = zip(toolbox.offers, toolbox.places, strict=True)
-    return [(offer, place) for offer, place in pairs if toolbox.must or offer.strict or asked is not None]
-
-
-def _parameters(offer: Offer, place: str) -> Asked:
-    return Asked(Grammar.json(offer.schema), place, offer.strict)
-
-
-async def grammar_of(front: Front, toolbox: Toolbox | None, asked: Asked | None, thoughts: Thoughts) -> Asked | None:
-    """The grammar of an answer: `asked` for its text, the toolbox's for its calls, and where thoughts may stand.
-
-    Raises RequestError for a tool's parameters that cannot be a grammar.
-    """
-    rules = front.text.rules()
-    part, param = await _part(front, rules, toolbox, asked)
-    if part is None:
-        return (
-            asked
-            if asked is None or thoughts in ("none", "over")
-            else _behind(rules, rules.text(asked.grammar), asked.param, thoughts)
-        )
-    return _behind(rules, part, param, thoughts)
-
-
-def _behind(rules: Rules, part: Part, param: str, thoughts: Thoughts) -> Asked:
-    if thoughts in ("none", "over"):
-        return Asked(Grammar.parts(part), param)
-    return Asked(rules.behind_thoughts(part, open=thoughts == "open"), param)
-
-
-async def _part(front: Front, rules: Rules, toolbox: Toolbox | None, asked: Asked | None) -> tuple[Part | None, str]:
-    if toolbox is None or not toolbox.offers or not (toolbox.must or toolbox.strict or asked is not None):
-        return None, ""
-    until = perf_counter() + front.config.grammar.compile_seconds
-    for offer, place in _bound(toolbox, asked):
-        if perf_counter() > until:  # one request has one budget; the grammar of all calls is bounded by itself
-            break
-        await front.check_grammar(_parameters(offer, place))
-    if toolbox.must:
-        return rules.must_call(toolbox.offers, many=toolbox.many), "tools"
-    if asked is None:
-        return rules.may_call(toolbox.offers, many=toolbox.many), "tools"
-    await front.check_grammar(asked)
-    return rules.text_or_call(asked.grammar, toolbox.offers, many=toolbox.many), asked.param

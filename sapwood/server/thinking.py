@@ -1,0 +1,46 @@
+"""How long a model may think in a turn."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import msgspec
+
+from sapwood.base.errors import RequestError
+from sapwood.base.grammar import Thinking
+from sapwood.base.sampling import SamplingParams
+from sapwood.server.front import Front
+from sapwood.text.model import Thoughts
+
+
+class Budget(NamedTuple):
+    """The most tokens of thoughts, and the field that says so."""
+
+    tokens: int
+    param: str
+
+
+def bounded(front: Front, asked: Budget | None, params: SamplingParams, thoughts: Thoughts) -> SamplingParams:
+    """The parameters with the bound on thoughts that is asked for, or the server's. Raises RequestError naming the field."""
+    reasoning = front.text.dialect.reasoning
+    if asked is not None and reasoning is None:
+        raise RequestError(
+            f"{asked.param}: this model's thoughts cannot be told from its answers.", param=asked.param
+        )  # fmt: skip
+    budget = front.config.server.thinking_budget if asked is None else asked.tokens
+    if budget is None or reasoning is None or thoughts == "over":
+        return params
+    # What follows thoughts is the grammar's to say, where there is one.
+    leave = (
+        reasoning.leave
+        if params.grammar is None
+        else reasoning.leave[: reasoning.leave.index(reasoning.end)] + reasoning.end
+    )
+    thinking = Thinking(
+        begin=reasoning.begin,
+        end=reasoning.end,
+        leave=tuple(front.text.special_text(leave)),
+        budget=budget,
+        open=thoughts == "open",
+    )
+    return msgspec.structs.replace(params, thinking=thinking)
