@@ -224,13 +224,15 @@ class Plan(Rows):
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
-    """Log probabilities at one position: the token that stands there, its rank (1 is likeliest), the likeliest ones."""
+    """Log probabilities at one position: the token that stands there, its rank (1 is likeliest), the likeliest ones, and
+    those of the tokens that the request names, in its order."""
 
     token: int
     logprob: float
     rank: int
     top_ids: list[int]
     top_logprobs: list[float]
+    named_logprobs: list[float] = []
 
 
 @dataclass(frozen=True, slots=True, eq=False)

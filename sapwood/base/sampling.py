@@ -49,6 +49,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         n: How many independent outputs; they share the prompt's pages.
         logprobs: How many alternatives to report per output token; 0 reports the chosen token only.
         prompt_logprobs: The same for every prompt token but the first.
+        logprob_token_ids: Tokens that are reported too, wherever one of these two reports.
         grammar: What the text has to match; None leaves it free.
         thinking: How long the model may think; None as long as it likes.
     """
@@ -75,6 +76,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     n: int = 1
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    logprob_token_ids: tuple[int, ...] = ()
     grammar: Grammar | None = None
     thinking: Thinking | None = None
 
@@ -126,6 +128,12 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         for token in self.stop_token_ids:
             _token("stop_token_ids", token, vocab_size)
         self._check_selection(vocab_size)
+        for token in self.logprob_token_ids:
+            _token("logprob_token_ids", token, vocab_size)
+        if len(self.logprob_token_ids) > MAX_LOGPROBS:
+            raise RequestError(f"logprob_token_ids takes at most {MAX_LOGPROBS} entries.", param="logprob_token_ids")
+        if self.logprob_token_ids and self.logprobs is None and self.prompt_logprobs is None:
+            raise RequestError("logprob_token_ids needs logprobs.", param="logprob_token_ids")
         for name in ("stop", "stop_regex", "stop_token_ids"):
             if len(getattr(self, name)) > MAX_STOPS:
                 raise RequestError(f"{name} takes at most {MAX_STOPS} entries.", param=name)

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from sapwood.arch.parts import Decoder
     from sapwood.config.options import Config
     from sapwood.hub.files import ModelFiles
+from sapwood.base.sampling import SamplingParams
 
 Hashes = NDArray[np.uint64]
 MULTIPLIER = 6364136223846793005
@@ -194,11 +195,12 @@ class FakeExecutor:
             if self.poison is not None and (admit.tokens[: admit.prompt_len] == self.poison).any():
                 errors[row] = "poisoned"
             if plan.heads_R[row] and admit.params.logprobs is not None:
-                logprobs[row] = [self._logprob(token) for token in work.runs[row]]
+                logprobs[row] = [self._logprob(token, admit.params) for token in work.runs[row]]
             if admit.params.prompt_logprobs is not None:
                 first = int(work.starts[row]) + 1
                 last = min(int(work.starts[row] + plan.counts_R[row]), admit.prompt_len - 1)
-                prompt_logprobs[row] = [self._logprob(int(self.tokens[slot, p])) for p in range(first, last + 1)]
+                known = self.tokens[slot, first : last + 1].tolist()
+                prompt_logprobs[row] = [self._logprob(token, admit.params) for token in known]
         tokens = np.array([token for run in work.runs for token in run], np.int32)
         yielded = np.array([len(run) for run in work.runs], np.int32)
         return Outcome(tokens, yielded, logprobs, prompt_logprobs, errors)
@@ -210,8 +212,8 @@ class FakeExecutor:
         pass
 
     @staticmethod
-    def _logprob(token: int) -> TokenLogprobs:
-        return TokenLogprobs(token, -1.0, 1, [token], [-1.0])
+    def _logprob(token: int, params: SamplingParams) -> TokenLogprobs:
+        return TokenLogprobs(token, -1.0, 1, [token], [-1.0], [-2.0] * len(params.logprob_token_ids))
 
     def _admit(self, admit: Admit) -> None:
         self.admits[admit.slot] = admit

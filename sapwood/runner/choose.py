@@ -19,7 +19,7 @@ from sapwood.runner.assemble import Rank
 from sapwood.runner.frame import REJECTED, Kind
 from sapwood.runner.step import Pass, Step
 from sapwood.runner.table import Table
-from sapwood.runner.transfer import download
+from sapwood.runner.transfer import download, upload
 from sapwood.runner.yields import Yields, find_special
 from sapwood.sampling.fast import draw
 from sapwood.sampling.logprobs import Logprobs, as_rows, logprobs
@@ -32,12 +32,12 @@ _SCORED_ELEMENTS = 1 << 25  # most logits that exist at once when a prompt is sc
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """Some prompt tokens of one row, what was found of them, and how many alternatives are asked for."""
+    """Some prompt tokens of one row, what was found of them, and how many alternatives and named tokens are asked for."""
 
     row: int
     tokens: Ints
     found: Logprobs
-    num_top: int
+    wanted: tuple[int, int]
 
 
 @dataclass(eq=False)
@@ -139,7 +139,8 @@ class Chooser:
         spans = np.arange(plan.num_steady, plan.num_rows)
         for row in spans[self._table.scored_S[plan.slots_R[spans]]].tolist():
             admit = self._table.admit(plan.slots_R[row])
-            num_top = admit.params.prompt_logprobs or 0
+            num_top, named = admit.params.prompt_logprobs or 0, admit.params.logprob_token_ids
+            named_J = upload([np.array(named, np.int64)], self._table.device)[0] if named else None
             start, first = int(plan.starts_R[row]), int(firsts[row])
             length = min(int(plan.counts_R[row]), admit.prompt_len - 1 - start)
             for done in range(0, length, at_once):
@@ -148,8 +149,15 @@ class Chooser:
                 assert work.left.hidden_TD is not None, "a scored prompt is never part of a graph"
                 logits = self._rank.model.logits(work.left.hidden_TD[first + done : first + end])
                 known = self._table.tokens_SL[admit.slot, targets].long()
-                found = _download(logprobs(logits, known, num_top=num_top))
-                scored.append(Scored(row, admit.tokens[targets], found, num_top))
+                found = _download(
+                    logprobs(
+                        logits,
+                        known,
+                        num_top=num_top,
+                        named_NJ=None if named_J is None else named_J.expand(len(known), -1),
+                    )
+                )
+                scored.append(Scored(row, admit.tokens[targets], found, (num_top, len(named))))
         return scored
 
 
@@ -169,7 +177,7 @@ def read(work: Work) -> Outcome:
         errors = dict.fromkeys(rows.tolist(), _NOT_FINITE)
     prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
     for part in work.scored:
-        found = as_rows(part.tokens.tolist(), part.found, [part.num_top] * len(part.tokens))
+        found = as_rows(part.tokens.tolist(), part.found, [part.wanted] * len(part.tokens))
         prompt_logprobs.setdefault(part.row, []).extend(found)
     return Outcome(tokens, yielded, _logprobs(work, drawn), prompt_logprobs, errors)
 
@@ -182,7 +190,7 @@ def _logprobs(work: Work, drawn: Ints) -> dict[int, list[TokenLogprobs]]:
     assert work.special is not None
     asking = work.special.places[work.special.logprobs]
     rows_N = np.repeat(np.arange(work.plan.num_rows), work.plan.heads_R)
-    entries = as_rows(drawn[asking].tolist(), work.logprobs, work.special.num_tops)
+    entries = as_rows(drawn[asking].tolist(), work.logprobs, work.special.wanted)
     for head, entry in zip(asking.tolist(), entries, strict=True):
         if drawn[head] != REJECTED:
             found.setdefault(int(rows_N[head]), []).append(entry)

@@ -23,14 +23,14 @@ from sapwood.sampling.settings import Need, Settings
 
 @dataclass(frozen=True, eq=False)
 class Yields:
-    """Host: the `places` of such heads among all, which of them want logprobs, and each of these how many.
+    """Host: the `places` of such heads among all, which of them want logprobs, and each of these how many: alternatives, and tokens that it names.
 
     Device (int64): the same places. `only_masked`: a mask is all that any of them needs beyond what is drawn at once.
     """
 
     places: Longs
     logprobs: Longs
-    num_tops: list[int]
+    wanted: list[tuple[int, int]]
     places_N: Tensor
     recipe: Recipe
     only_masked: bool
@@ -55,22 +55,28 @@ def find_special(plan: Plan, table: Table) -> Yields | None:
     if Need.MIN_LEN in parts:
         wants = (needs_N & Need.MIN_LEN).astype(bool)
         arrays |= _pairs("stop", [admit.stop_ids if want else () for admit, want in zip(admits, wants, strict=True)])
+    logprobs = np.flatnonzero(needs_N & Need.LOGPROBS)
+    asking = [admits[place].params for place in logprobs.tolist()]
+    wanted = [(params.logprobs or 0, len(params.logprob_token_ids)) for params in asking]
+    if most := max((count for _, count in wanted), default=0):
+        arrays["named"] = np.array(
+            [params.logprob_token_ids + (0,) * (most - len(params.logprob_token_ids)) for params in asking]
+        )
     on_device = dict(zip(arrays, upload(list(arrays.values()), table.device), strict=True))
 
-    logprobs = np.flatnonzero(needs_N & Need.LOGPROBS)
-    num_tops = [admits[place].params.logprobs or 0 for place in logprobs.tolist()]
     recipe = Recipe(
         slots_N=on_device["slots"],
         settings=Settings(table.settings_SK.index_select(0, on_device["slots"])),
         rows={need: on_device.get(need) for need in parts},
         bias=Bias(on_device["bias_rows"], on_device["bias_ids"], on_device["values"]) if Need.BIAS in parts else None,
         stops=Stops(on_device["stop_rows"], on_device["stop_ids"]) if Need.MIN_LEN in parts else None,
-        num_top=max(num_tops, default=0),
+        num_top=max((num for num, _ in wanted), default=0),
+        named_NJ=on_device.get("named"),
     )
     return Yields(
         places=places,
         logprobs=logprobs,
-        num_tops=num_tops,
+        wanted=wanted,
         places_N=on_device["places"],
         recipe=recipe,
         only_masked=parts == {Need.MASK: None},

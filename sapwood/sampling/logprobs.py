@@ -1,6 +1,6 @@
 """Log probabilities of raw logits, for those who ask.
 
-Suffix legend: N rows, V vocabulary, K alternatives.
+Suffix legend: N rows, V vocabulary, K alternatives, J tokens that are named.
 """
 
 from __future__ import annotations
@@ -18,19 +18,23 @@ from sapwood.sampling.rows import likeliest
 
 @dataclass(frozen=True, eq=False)
 class Logprobs:
-    """Of N tokens: their log probability (float32), rank (int64, 1 is likeliest) and K alternatives, best first."""
+    """Of N tokens: their log probability (float32), rank (int64, 1 is likeliest), K alternatives, best first, and those of
+    J tokens that were named."""
 
     chosen_N: Tensor
     rank_N: Tensor
     top_ids_NK: Tensor
     top_NK: Tensor
+    named_NJ: Tensor
 
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.chosen_N, self.rank_N, self.top_ids_NK, self.top_NK
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        return self.chosen_N, self.rank_N, self.top_ids_NK, self.top_NK, self.named_NJ
 
 
-def logprobs(logits_NV: Tensor, tokens_N: Tensor, *, num_top: int) -> Logprobs:
-    """Of `tokens_N` (int64) under float32 logits, and of the `num_top` likeliest tokens."""
+def logprobs(logits_NV: Tensor, tokens_N: Tensor, *, num_top: int, named_NJ: Tensor | None = None) -> Logprobs:
+    """Of `tokens_N` (int64) under float32 logits, of the `num_top` likeliest tokens, and of `named_NJ` (int64)."""
+    if named_NJ is None:
+        named_NJ = tokens_N.new_empty(len(tokens_N), 0)
     total_N1 = logits_NV.logsumexp(-1, keepdim=True)
     logit_N1 = logits_NV.gather(-1, tokens_N[:, None])
     ids_NK = _likeliest(logits_NV, num_top)
@@ -39,6 +43,7 @@ def logprobs(logits_NV: Tensor, tokens_N: Tensor, *, num_top: int) -> Logprobs:
         rank_N=(logits_NV > logit_N1).sum(-1).add_(1),
         top_ids_NK=ids_NK,
         top_NK=logits_NV.gather(-1, ids_NK) - total_N1,
+        named_NJ=logits_NV.gather(-1, named_NJ) - total_N1,
     )
 
 
@@ -55,10 +60,11 @@ def _likeliest(logits_NV: Tensor, num_top: int) -> Tensor:
     return torch.from_numpy(ids_NK)
 
 
-def as_rows(tokens: Sequence[int], found: Logprobs, num_tops: Sequence[int]) -> list[TokenLogprobs]:
-    """The same on the host, each row with as many alternatives as it asked for; `found` must be in host memory."""
+def as_rows(tokens: Sequence[int], found: Logprobs, wanted: Sequence[tuple[int, int]]) -> list[TokenLogprobs]:
+    """The same on the host, each row with as many alternatives and named tokens as it asked for; `found` must be in host
+    memory."""
     columns = (tensor.tolist() for tensor in found.tensors())
     return [
-        TokenLogprobs(token=token, logprob=chosen, rank=rank, top_ids=ids[:num], top_logprobs=top[:num])
-        for token, chosen, rank, ids, top, num in zip(tokens, *columns, num_tops, strict=True)
+        TokenLogprobs(token, chosen, rank, ids[:num], top[:num], named[:count])
+        for token, chosen, rank, ids, top, named, (num, count) in zip(tokens, *columns, wanted, strict=True)
     ]

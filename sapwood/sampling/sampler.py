@@ -43,7 +43,7 @@ class Recipe:
     """How N rows are sampled; the same for as long as they are the same rows.
 
     `rows` holds, for each need of which there is one, the rows that have it (int64; None is all). `num_top` is the
-    largest number of reported alternatives.
+    largest number of reported alternatives; `named_NJ` (int64) are the tokens that rows of Need.LOGPROBS name, then 0.
     """
 
     slots_N: Tensor
@@ -52,6 +52,7 @@ class Recipe:
     bias: Bias | None
     stops: Stops | None
     num_top: int
+    named_NJ: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +85,9 @@ def sample(
     tokens_N = _decide(logits_NV, recipe, positions_N)
     sound_N &= tokens_N >= 0
     tokens_N.clamp_(min=0)
-    found = None if raw is None else logprobs(raw, _pick(tokens_N, asking), num_top=recipe.num_top)
+    found = None
+    if raw is not None:
+        found = logprobs(raw, _pick(tokens_N, asking), num_top=recipe.num_top, named_NJ=recipe.named_NJ)
     return Sampled(tokens_N, sound_N, found)
 
 

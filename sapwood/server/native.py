@@ -36,7 +36,11 @@ _NAMES = {
     "forbidden": "bad_words",
 }
 _STRUCTURED = ("json_schema", "regex", "ebnf", "structural_tag")
-_PLACES = {"logprobs": "top_logprobs_num", "prompt_logprobs": "top_logprobs_num"}
+_PLACES = {
+    "logprob_token_ids": "token_ids_logprob",
+    "logprobs": "top_logprobs_num",
+    "prompt_logprobs": "top_logprobs_num",
+}
 
 
 class NativeSampling(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -80,6 +84,7 @@ class GenerateRequest(msgspec.Struct, kw_only=True):
     return_logprob: bool | list[bool] | None = None
     logprob_start_len: Int | list[Int] | None = None
     top_logprobs_num: Int | list[Int] | None = None
+    token_ids_logprob: list[Int | list[Int]] | None = None
     return_text_in_logprobs: bool | None = None
     rid: str | list[str] | None = None
     priority: Priority | None = None
@@ -109,6 +114,8 @@ class Meta(msgspec.Struct, kw_only=True):
     output_token_logprobs: list[LogprobEntry] | UnsetType = UNSET
     input_top_logprobs: list[list[LogprobEntry] | None] | UnsetType = UNSET
     output_top_logprobs: list[list[LogprobEntry] | None] | UnsetType = UNSET
+    input_token_ids_logprobs: list[list[LogprobEntry] | None] | UnsetType = UNSET
+    output_token_ids_logprobs: list[list[LogprobEntry] | None] | UnsetType = UNSET
 
 
 class Generated(msgspec.Struct, kw_only=True):
@@ -119,11 +126,13 @@ class Generated(msgspec.Struct, kw_only=True):
 
 
 class Wish(msgspec.Struct):
-    """What one prompt's answer is to hold: its id, and logprobs from which prompt position on (-1: output only)."""
+    """What one prompt's answer is to hold: its id, and logprobs from which prompt position on (-1: output only), those of the
+    tokens that are `named` included."""
 
     id: str
     logprobs: int | None
     start: int
+    named: tuple[int, ...] = ()
     end_check: EndCheck | None = None
 
 
@@ -214,6 +223,7 @@ def _wishes(body: GenerateRequest, prompts: Sequence[Prompt]) -> list[Wish]:
     wanted = _spread("return_logprob", body.return_logprob, count, False)
     tops = _spread("top_logprobs_num", body.top_logprobs_num, count, 0)
     starts = _spread("logprob_start_len", body.logprob_start_len, count, -1)
+    named = _named(body, wanted)
     for start, prompt in zip(starts, prompts, strict=True):
         if not -1 <= start < len(prompt.tokens):
             raise RequestError(
@@ -222,9 +232,22 @@ def _wishes(body: GenerateRequest, prompts: Sequence[Prompt]) -> list[Wish]:
                 param="logprob_start_len",
             )
     return [
-        Wish(rid or uuid.uuid4().hex, top if want else None, start)
-        for rid, want, top, start in zip(rids, wanted, tops, starts, strict=True)
+        Wish(rid or uuid.uuid4().hex, top if want else None, start, ids)
+        for rid, want, top, start, ids in zip(rids, wanted, tops, starts, named, strict=True)
     ]
+
+
+def _named(body: GenerateRequest, wanted: Sequence[bool]) -> list[tuple[int, ...]]:
+    """`token_ids_logprob` of each prompt: a list of ids for all of them, or a list of such lists."""
+    given = body.token_ids_logprob or []
+    several = [one for one in given if isinstance(one, list)]
+    ids = [one for one in given if not isinstance(one, list)]
+    if ids and several:
+        raise RequestError("token_ids_logprob must not mix token ids and lists of them.", param="token_ids_logprob")
+    lists = _spread("token_ids_logprob", several or None, len(wanted), ids)
+    if any(named and not want for named, want in zip(lists, wanted, strict=True)):
+        raise RequestError("token_ids_logprob needs return_logprob: true.", param="token_ids_logprob")
+    return [tuple(named) for named in lists]
 
 
 def _converted(given: dict[str, Any] | list[dict[str, Any]] | None) -> NativeSampling | list[NativeSampling] | None:
@@ -256,7 +279,7 @@ def _params(front: Front, native: NativeSampling, wish: Wish) -> SamplingParams:
         fields["allowed_token_ids"] = tuple(native.allowed_token_ids)
     if native.max_new_tokens == 0:
         fields["max_tokens"] = 1  # only the prompt's logprobs are wanted
-    fields["logprobs"] = wish.logprobs
+    fields["logprobs"], fields["logprob_token_ids"] = wish.logprobs, wish.named
     fields["prompt_logprobs"] = wish.logprobs if wish.start >= 0 else None
     return front.check(SamplingParams(**(front.defaults | fields)), _NAMES | _PLACES)
 
@@ -298,13 +321,19 @@ class _Answer:
         first: list[LogprobEntry] = [self._entry(tokens[start], None)] if start >= 0 else []
         meta.input_token_logprobs = first + [self._entry(one.token, one.logprob) for one in asked]
         meta.output_token_logprobs = [self._entry(one.token, one.logprob) for one in choice.logprobs]
+        none: list[list[LogprobEntry] | None] = [None] if start >= 0 else []
+        if wish.named:
+            meta.input_token_ids_logprobs = none + [self._named(one, wish) for one in asked]
+            meta.output_token_ids_logprobs = [self._named(one, wish) for one in choice.logprobs]
         if wish.logprobs:
-            none: list[list[LogprobEntry] | None] = [None] if start >= 0 else []
             meta.input_top_logprobs = none + [self._top(one) for one in asked]
             meta.output_top_logprobs = [self._top(one) for one in choice.logprobs]
 
     def _entry(self, id: int, logprob: float | None) -> LogprobEntry:
         return logprob, id, self._front.text.token_text(id) if self._with_text else None
+
+    def _named(self, one: TokenLogprobs, wish: Wish) -> list[LogprobEntry]:
+        return [self._entry(id, value) for id, value in zip(wish.named, one.named_logprobs, strict=True)]
 
     def _top(self, one: TokenLogprobs) -> list[LogprobEntry]:
         return [self._entry(id, value) for id, value in zip(one.top_ids, one.top_logprobs, strict=True)]

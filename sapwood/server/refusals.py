@@ -24,7 +24,7 @@ Table = dict[str, Refused]
 
 _EVERYWHERE: Table = dict.fromkeys(
     ("input_embeds", "lora_path", "custom_logit_processor", "session_params", "return_hidden_states", "return_entropy",
-     "return_sampling_mask", "return_routed_experts", "require_reasoning", "token_ids_logprob", "logprob_token_ids"),
+     "return_sampling_mask", "return_routed_experts", "require_reasoning"),
     Refused(),
 )  # fmt: skip
 

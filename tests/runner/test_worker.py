@@ -323,7 +323,9 @@ def test_prompt_logprobs(
     monkeypatch.setattr(choose, "_SCORED_ELEMENTS", at_once * model.vocab_size)
     prompt = model.tokens(20, seed=14)
     desk = model.desk()
-    desk.admit(4, prompt, params=SamplingParams(temperature=0.0, prompt_logprobs=2, logprobs=1))
+    desk.admit(
+        4, prompt, params=SamplingParams(temperature=0.0, prompt_logprobs=2, logprobs=1, logprob_token_ids=(9, 3))
+    )
     desk.admit(0, model.tokens(24, seed=15))
     desk.step({0: 24})
     found = []
@@ -337,7 +339,9 @@ def test_prompt_logprobs(
         assert entry.logprob == pytest.approx(logprobs[entry.token].item(), abs=1e-4)
         assert entry.rank == int((logprobs > logprobs[entry.token]).sum()) + 1
         assert entry.top_ids == logprobs.topk(2).indices.tolist()
+        assert entry.named_logprobs == pytest.approx(logprobs[[9, 3]].tolist(), abs=1e-4)
     (last,) = outcome.logprobs[1]
+    assert len(last.named_logprobs) == 2
     assert last.token == last.top_ids[0] == desk.seats[4].tokens[20]
     assert last.rank == 1
     assert last.logprob == pytest.approx(wanted[-1].max().item(), abs=1e-4)

@@ -140,20 +140,23 @@ def test_a_row_without_finite_logits_is_alone_in_it() -> None:
 def test_logprobs_are_of_the_raw_logits(num_rows: int) -> None:
     logits = torch.randn(num_rows, VOCAB, generator=torch.Generator().manual_seed(2)) * 3
     params = [
-        SamplingParams(temperature=1.7, top_k=40, logit_bias={9: 30.0}, logprobs=4),
+        SamplingParams(temperature=1.7, top_k=40, logit_bias={9: 30.0}, logprobs=4, logprob_token_ids=(7, 250)),
         SamplingParams(temperature=0.0),
-        SamplingParams(temperature=0.0, logprobs=0),
+        SamplingParams(temperature=0.0, logprobs=0, logprob_token_ids=(3,)),
     ][:num_rows]
     found = sampled([admit(slot, [1], params=mine) for slot, mine in enumerate(params)], logits)
     assert found.logprobs is not None
     assert found.tokens_N[0] == 9
     asking = [place for place, mine in enumerate(params) if mine.logprobs is not None]
-    rows = as_rows(found.tokens_N[asking].tolist(), found.logprobs, [params[place].logprobs or 0 for place in asking])
-    for row, raw in zip(rows, logits[asking].double().numpy(), strict=True):
+    named = [params[place].logprob_token_ids for place in asking]
+    counts = [(params[place].logprobs or 0, len(ids)) for place, ids in zip(asking, named, strict=True)]
+    rows = as_rows(found.tokens_N[asking].tolist(), found.logprobs, counts)
+    for row, ids, raw in zip(rows, named, logits[asking].double().numpy(), strict=True):
         wanted = raw - np.log(np.exp(raw).sum())
         order = np.argsort(-raw)
         np.testing.assert_allclose(row.logprob, wanted[row.token], atol=1e-5)
         assert row.rank == order.tolist().index(row.token) + 1
         assert row.top_ids == order[: len(row.top_ids)].tolist()
         np.testing.assert_allclose(row.top_logprobs, wanted[row.top_ids], atol=1e-5)
+        np.testing.assert_allclose(row.named_logprobs, wanted[list(ids)], atol=1e-5)
     assert [len(row.top_ids) for row in rows] == [4, 0][: len(asking)]

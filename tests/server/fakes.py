@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -159,17 +159,20 @@ class FakeEngine:
                 finish=("stop" if stop is not None else "length") if last else None,
                 cached_tokens=self.cached if at == 0 else -1,
                 stop=stop,
-                logprobs=self._logprobs(piece, params.logprobs),
-                prompt_logprobs=self._logprobs(prompt[1:], params.prompt_logprobs) if at == 0 else None,
+                logprobs=self._logprobs(piece, params.logprobs, params.logprob_token_ids),
+                prompt_logprobs=(
+                    self._logprobs(prompt[1:], params.prompt_logprobs, params.logprob_token_ids) if at == 0 else None
+                ),
             )
 
     @staticmethod
-    def _logprobs(tokens: list[int], count: int | None) -> list[TokenLogprobs] | None:
-        """The token t has logprob -t / 100 and rank 2, its rivals are the ids from 10 on."""
+    def _logprobs(tokens: list[int], count: int | None, named: Sequence[int]) -> list[TokenLogprobs] | None:
+        """The token t has logprob -t / 100 and rank 2, its rivals are the ids from 10 on, and -t where it is named."""
         if count is None:
             return None
         ids = list(range(10, 10 + count))
-        return [TokenLogprobs(token, -token / 100, 2, ids, [-float(id) for id in ids]) for token in tokens]
+        top, others = ([-float(id) for id in some] for some in (ids, named))
+        return [TokenLogprobs(token, -token / 100, 2, ids, top, others) for token in tokens]
 
     async def control(self, what: str) -> dict[str, Any]:
         if self.dead is not None:

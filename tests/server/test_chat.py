@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import httpx
@@ -85,6 +86,19 @@ async def test_logprobs(client: AsyncOpenAI, text: TextModel) -> None:
     assert [bytes(score.bytes or ()) for score in scores.content] == [text.token_bytes(id) for id in ids]
     assert [score.logprob for score in scores.content] == [-id / 100 for id in ids]
     assert [top.logprob for top in scores.content[0].top_logprobs] == [-10.0, -11.0, -12.0]
+
+
+@pytest.mark.parametrize("name", ["logprob_token_ids", "token_ids_logprob"])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_logprobs_of_named_tokens(http: httpx.AsyncClient, text: TextModel, name: str, stream: bool) -> None:
+    body = {"messages": HELLO, "max_tokens": 1, "logprobs": True, "top_logprobs": 2, name: [30, 11], "stream": stream}
+    reply = (await http.post("/v1/chat/completions", json=body)).text
+    chunks = [json.loads(event.removeprefix("data: ")) for event in reply.split("\n\n") if '"choices"' in event]
+    (told,) = [
+        one for chunk in chunks for choice in chunk["choices"] for one in (choice["logprobs"] or {}).get("content", ())
+    ]
+    found = [(one["bytes"], one["logprob"]) for one in told["top_logprobs"]]
+    assert found == [(list(text.token_bytes(id)), -float(id)) for id in (10, 11, 30)], "each once"
 
 
 async def test_no_logprobs_unless_asked_for(client: AsyncOpenAI, engine: FakeEngine) -> None:

@@ -66,6 +66,22 @@ async def test_stream_equals_whole(
     assert whole.choices[0].text == wanted
 
 
+async def test_logprobs_of_named_tokens(http: httpx.AsyncClient, text: TextModel) -> None:
+    body = {
+        "prompt": [20, 30],
+        "max_tokens": 1,
+        "logprobs": 1,
+        "echo": True,
+        "prompt_logprobs": 1,
+        "logprob_token_ids": [40],
+    }
+    (choice,) = (await http.post("/v1/completions", json=body)).json()["choices"]
+    first, *others = choice["logprobs"]["top_logprobs"]
+    assert first is None and len(others) == 2
+    assert all(-10.0 in one.values() and -40.0 in one.values() for one in others)
+    assert choice["prompt_logprobs"][1]["40"] == {"logprob": -40.0, "rank": None, "decoded_token": text.token_text(40)}
+
+
 async def test_stop_string_ends_the_generation(client: AsyncOpenAI, engine: FakeEngine) -> None:
     reply = await client.completions.create(
         model=MODEL, prompt="x", max_tokens=100, stop="sat", extra_body={"include_stop_str_in_output": True}

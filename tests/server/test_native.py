@@ -85,6 +85,17 @@ async def test_logprobs(http: httpx.AsyncClient, text: TextModel) -> None:
     assert len(meta["output_top_logprobs"]) == 2
 
 
+async def test_logprobs_of_named_tokens(http: httpx.AsyncClient) -> None:
+    fields: dict[str, Any] = {"input_ids": [[20, 30], [40]], "sampling_params": {"max_new_tokens": 1}}
+    fields |= {"return_logprob": True, "logprob_start_len": 0}
+    first, second = await generate(http, **fields, token_ids_logprob=[7, 5])
+    assert first["meta_info"]["input_token_ids_logprobs"] == [None, [[-7.0, 7, None], [-5.0, 5, None]]]
+    assert second["meta_info"]["output_token_ids_logprobs"] == [[[-7.0, 7, None], [-5.0, 5, None]]]
+    first, second = await generate(http, **fields, token_ids_logprob=[[7], []])
+    assert first["meta_info"]["output_token_ids_logprobs"] == [[[-7.0, 7, None]]]
+    assert "output_token_ids_logprobs" not in second["meta_info"]
+
+
 @pytest.mark.parametrize(("start", "positions"), [(-1, []), (1, [30, 40]), (2, [40])])
 async def test_where_input_logprobs_start(http: httpx.AsyncClient, start: int, positions: list[int]) -> None:
     answer = await generate(

@@ -22,6 +22,7 @@ from sapwood.server.generation import Choice, News, complete
 from sapwood.server.openai.answers import Answer, AnswerDelta, Speaker
 from sapwood.server.openai.protocol import ChatRequest
 from sapwood.server.openai.replies import (
+    alternatives,
     event_stream,
     finite,
     json_response,
@@ -91,7 +92,9 @@ def routes(front: Front) -> list[Route]:
         reply.choices = [_choice(front, body, choice, turn, speaker) for choice in turn.choices]
         reply.usage = usage_of(turn.choices)
         if body.prompt_logprobs is not None:
-            reply.prompt_logprobs = prompt_logprobs(front.text, turn.choices[0].prompt_logprobs)
+            reply.prompt_logprobs = prompt_logprobs(
+                front.text, turn.choices[0].prompt_logprobs, ask.params.logprob_token_ids
+            )
         if body.return_token_ids:
             reply.prompt_token_ids = turn.prompt.tokens
         return json_response(reply)
@@ -149,7 +152,7 @@ def _choice(front: Front, body: ChatRequest, choice: Choice, turn: Turn, speaker
     return ChatChoice(
         index=choice.index,
         message=answer,
-        logprobs=_logprobs(front.text, choice.logprobs) if body.logprobs else None,
+        logprobs=_logprobs(front.text, choice.logprobs, choice.params.logprob_token_ids) if body.logprobs else None,
         finish_reason=finish,
         stop_reason=stop_reason(front, choice),
         matched_stop=choice.stop,
@@ -172,7 +175,7 @@ def _shaper(
             deltas = [AnswerDelta()]
         entries = [ChatChunkChoice(index=choice.index, delta=delta) for delta in deltas]
         if entries and body.logprobs:
-            entries[0].logprobs = _logprobs(front.text, news.logprobs)
+            entries[0].logprobs = _logprobs(front.text, news.logprobs, choice.params.logprob_token_ids)
         if entries and body.return_token_ids:
             entries[0].token_ids = news.tokens
         if finish:
@@ -189,13 +192,13 @@ def _plain(index: int, text: str) -> ChatChunkChoice:
     return ChatChunkChoice(index=index, delta=AnswerDelta(content=text))
 
 
-def _logprobs(text: TextModel, entries: Sequence[TokenLogprobs]) -> Logprobs:
+def _logprobs(text: TextModel, entries: Sequence[TokenLogprobs], named: Sequence[int]) -> Logprobs:
     def told(id: int, logprob: float) -> TopLogprob:
         return TopLogprob(text.token_text(id), finite(logprob), list(text.token_bytes(id)))
 
     content = []
     for entry in entries:
-        top = [told(id, value) for id, value in zip(entry.top_ids, entry.top_logprobs, strict=True)]
+        top = [told(id, value) for id, value in alternatives(entry, named)]
         chosen = told(entry.token, entry.logprob)
         content.append(TokenLogprob(chosen.token, chosen.logprob, chosen.bytes, top))
     return Logprobs(content)

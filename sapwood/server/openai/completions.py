@@ -21,6 +21,7 @@ from sapwood.server.generation import Choice, News, Prompt, choices_of, complete
 from sapwood.server.openai.protocol import CompletionRequest
 from sapwood.server.openai.replies import (
     RankedToken,
+    alternatives,
     event_stream,
     finite,
     json_response,
@@ -156,14 +157,14 @@ def _shaper(
 
     def logprobs_of(news: News) -> Logprobs:
         choice, logprobs = news.choice, Logprobs()
-        echo = echoes.get(choice.prompt, "")
+        echo, named = echoes.get(choice.prompt, ""), choice.params.logprob_token_ids
         if news.first:
             places[choice.index] = front.text.output_places(choice.params, begin=len(echo))
             if body.echo:
                 first, within = choice.prompt.tokens[0], front.text.prompt_places(echo)
                 _add_first(logprobs, front.text.token_text(first), within.push(first))
-                _add(logprobs, front.text, choice.prompt_logprobs, within)
-        _add(logprobs, front.text, news.logprobs, places[choice.index])
+                _add(logprobs, front.text, choice.prompt_logprobs, named, within)
+        _add(logprobs, front.text, news.logprobs, named, places[choice.index])
         return logprobs
 
     def shape(news: News) -> Iterator[CompletionChoice]:
@@ -181,7 +182,7 @@ def _shaper(
             entry.token_ids = news.tokens
             entry.prompt_token_ids = choice.prompt.tokens if news.first else UNSET
         if body.prompt_logprobs is not None:
-            entry.prompt_logprobs = prompt_logprobs(front.text, choice.prompt_logprobs)
+            entry.prompt_logprobs = prompt_logprobs(front.text, choice.prompt_logprobs, choice.params.logprob_token_ids)
         yield entry
 
     return shape
@@ -204,11 +205,13 @@ def _add_first(logprobs: Logprobs, token: str, place: int) -> None:
     logprobs.text_offset.append(place)
 
 
-def _add(logprobs: Logprobs, text: TextModel, entries: Sequence[TokenLogprobs], places: Places) -> None:
+def _add(
+    logprobs: Logprobs, text: TextModel, entries: Sequence[TokenLogprobs], named: Sequence[int], places: Places
+) -> None:
     for entry in entries:
         token = _spelled(text, entry.token)
         top: dict[str, float] = {}
-        for id, value in zip(entry.top_ids, entry.top_logprobs, strict=True):
+        for id, value in alternatives(entry, named):
             name = token if id == entry.token else _spelled(text, id)
             if name in top or (name == token and id != entry.token):
                 name = f"token_id:{id}"  # its text is that of another token

@@ -64,6 +64,8 @@ class Sampling(Structured, kw_only=True):
     include_stop_str_in_output: bool | None = None
     add_special_tokens: bool | None = None
     prompt_logprobs: Int | None = None
+    logprob_token_ids: list[Int] | None = None
+    token_ids_logprob: list[Int] | None = None
     priority: Priority | None = None
     cache_salt: str | None = None
     extra_key: str | None = None
@@ -92,7 +94,13 @@ class Sampling(Structured, kw_only=True):
             names = {**names, "min_tokens": "min_new_tokens"}
         if self.allowed_token_ids is not None:
             given["allowed_token_ids"] = tuple(self.allowed_token_ids)
+        named, name = self.logprob_token_ids, "logprob_token_ids"
+        if named is None:
+            named, name = self.token_ids_logprob, "token_ids_logprob"
+        if named and logprobs is None and self.prompt_logprobs is None:
+            raise RequestError(f"{name} needs logprobs.", param=name)
         fields = {
+            "logprob_token_ids": tuple(named or ()),
             "min_tokens": self.min_tokens if self.min_tokens is not None else self.min_new_tokens or 0,
             "forbidden": front.forbidden(self.bad_words),
             "max_tokens": max_tokens,
@@ -104,7 +112,8 @@ class Sampling(Structured, kw_only=True):
             "include_stop": bool(self.include_stop_str_in_output or self.no_stop_trim),
         }
         return front.check(
-            SamplingParams(**(front.defaults | given | fields | more)), {"forbidden": "bad_words", **names}
+            SamplingParams(**(front.defaults | given | fields | more)),
+            {"forbidden": "bad_words", "logprob_token_ids": name, **names},
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from itertools import zip_longest
 from typing import Any, TypeVar
 
 import msgspec
@@ -47,10 +48,10 @@ class Usage(msgspec.Struct):
 
 
 class RankedToken(msgspec.Struct):
-    """An entry of vLLM's prompt_logprobs, under the token's id."""
+    """An entry of vLLM's prompt_logprobs, under the token's id; the rank of a token that the request names is not known."""
 
     logprob: float
-    rank: int
+    rank: int | None
     decoded_token: str
 
 
@@ -191,11 +192,22 @@ class _Framer:
         return frame(self._reply)
 
 
-def prompt_logprobs(text: TextModel, entries: Sequence[TokenLogprobs]) -> list[dict[str, RankedToken] | None]:
+def alternatives(entry: TokenLogprobs, named: Sequence[int]) -> list[tuple[int, float]]:
+    """The likeliest tokens, then those that the request names and that are not among them."""
+    found = dict(zip(entry.top_ids, entry.top_logprobs, strict=True))
+    others = zip(named, entry.named_logprobs, strict=True)
+    return [*found.items(), *((id, value) for id, value in others if id not in found)]
+
+
+def prompt_logprobs(
+    text: TextModel, entries: Sequence[TokenLogprobs], named: Sequence[int]
+) -> list[dict[str, RankedToken] | None]:
     """In vLLM's shape: per prompt token its alternatives and itself by id; None for the first."""
     shaped: list[dict[str, RankedToken] | None] = [None]
     for entry in entries:
-        ranked = [*zip(entry.top_ids, entry.top_logprobs, range(1, len(entry.top_ids) + 1), strict=True)]
+        ranks: list[int | None] = [*range(1, len(entry.top_ids) + 1)]
+        found = alternatives(entry, named)
+        ranked = [(id, value, rank) for (id, value), rank in zip_longest(found, ranks)]
         ranked.append((entry.token, entry.logprob, entry.rank))
         shaped.append({str(id): RankedToken(finite(value), rank, text.token_text(id)) for id, value, rank in ranked})
     return shaped
