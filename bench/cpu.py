@@ -37,6 +37,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -233,7 +234,7 @@ def serving(engine: Command, path: Path, args: argparse.Namespace) -> Iterator[t
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port = one.getsockname()[1]
-    command, server = engine(path, port, args), Server(url=f"http://127.0.0.1:{port}", model="m", timeout=60)
+    command, server = engine(path, port, args), Server(url=f"http://127.0.0.1:{port}", model="m")
     began, over, memory = monotonic(), threading.Event(), [0]
     with running(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
 
@@ -243,7 +244,7 @@ def serving(engine: Command, path: Path, args: argparse.Namespace) -> Iterator[t
 
         threading.Thread(target=watch, daemon=True).start()
         try:
-            while asyncio.run(send(server, Traffic("random", 4, 1), Load("closed", 1, 1)))[1]:
+            while asyncio.run(send(replace(server, timeout=60), Traffic("random", 4, 1), Load("closed", 1, 1)))[1]:
                 if process.poll() is not None or monotonic() - began > START_SECONDS:
                     raise SystemExit(f"cpu: no first token from {' '.join(command)}")
                 sleep(0.01)
