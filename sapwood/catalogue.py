@@ -23,11 +23,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _PREFIX = "sapwood."
-FAMILIES, TOOLS, REASONING = "families", "tool_formats", "reasoning_formats"
+FAMILIES, TOOLS, REASONING, BACKENDS = "families", "tool_formats", "reasoning_formats", "backends"
 KINDS: Mapping[str, str] = {
     FAMILIES: "a `sapwood.arch.family.Family`, or several",
     TOOLS: "a `sapwood.text.parsers.ToolFormat`, under the entry point's name",
     REASONING: "a `sapwood.text.parsers.Reasoning`, under the entry point's name",
+    BACKENDS: "an `sapwood.attention.select.Offer`, or several",
 }
 """What packages may bring, by the entry points' group without "sapwood."."""
 
@@ -66,14 +67,11 @@ class Catalogue:
         from sapwood.arch.families import FAMILIES as OWN
         from sapwood.arch.family import Family
 
-        found = list(_owned(OWN))
-        for plugin in self._of(FAMILIES):
-            brought = plugin.load()
-            several = brought if isinstance(brought, Sequence) else (brought,)
-            found += [(_checked(plugin, one, Family), plugin.package) for one in several]
-        _no_clash(found, lambda family: family.architecture, "config.json's architecture")
-        _no_clash(found, lambda family: family.gguf.architecture if family.gguf else None, "GGUF's architecture")
-        return tuple(family for family, _ in found)
+        names: dict[str, Callable[[Family], str | None]] = {
+            "config.json's architecture": lambda family: family.architecture,
+            "GGUF's architecture": lambda family: family.gguf.architecture if family.gguf else None,
+        }
+        return self.join(FAMILIES, OWN, Family, names)
 
     @cached_property
     def formats(self) -> Formats:
@@ -84,8 +82,22 @@ class Catalogue:
             self._named(TOOLS, FORMATS.tools, ToolFormat), self._named(REASONING, FORMATS.reasoning, Reasoning)
         )
 
+    def join(
+        self, kind: str, own: Sequence[T], type: type[T], names: Mapping[str, Callable[[T], str | None]]
+    ) -> tuple[T, ...]:
+        """Sapwood's own things of a kind, and behind them those that are brought. `names` are those by which one is found, and
+        which no two may have, each with what it is called."""
+        found = list(_owned(own))
+        for plugin in self._of(kind):
+            brought = plugin.load()
+            several = (brought,) if isinstance(brought, type) or not isinstance(brought, Sequence) else brought
+            found += [(_checked(plugin, one, type), plugin.package) for one in several]
+        for what, name_of in names.items():
+            _no_clash(found, name_of, what)
+        return tuple(one for one, _ in found)
+
     def check(self) -> None:
-        """Ask for every kind."""
+        """Ask for every kind that the host uses; those of devices are asked for by whoever computes."""
         _ = self.families, self.formats
 
     def _named(self, kind: str, own: Mapping[str, T], type: type[T]) -> Mapping[str, T]:

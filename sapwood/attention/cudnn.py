@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 
 from sapwood.attention.base import Batch, heads_of
+from sapwood.base.abilities import Ability
 from sapwood.base.kv import KVGroup
+from sapwood.device import abilities_of
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +68,7 @@ class _Step:
 
 def load(device: torch.device) -> ModuleType | None:
     """cuDNN's Python module (package nvidia-cudnn-frontend), where it is installed and this device gains by it."""
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (9, 0):
+    if Ability.CUDNN not in abilities_of(device):
         return None
     try:
         import cudnn  # type: ignore[import-not-found, unused-ignore]

@@ -14,8 +14,10 @@ from sapwood.attention.base import Backend
 from sapwood.attention.cpu import Cpu
 from sapwood.attention.native import Native
 from sapwood.attention.reference import Reference
+from sapwood.base.abilities import Ability
 from sapwood.base.errors import ConfigError
 from sapwood.base.kv import Heads, KVGroup
+from sapwood.device import abilities_of
 from sapwood.kernels.cpu.library import Machine
 
 Make = Callable[[KVGroup, int, torch.device, torch.dtype], Backend]
@@ -34,12 +36,12 @@ class Wanted(NamedTuple):
 class Offer(NamedTuple):
     """A row of the table: `find` returns what makes the backend of that name, or why it cannot be made.
 
-    It is asked only about groups of that kind on devices of that type, of any where it is None.
+    It is asked only about groups of that kind on devices that have what it needs; None is nothing.
     """
 
     name: str
     kind: type
-    device: str | None
+    needs: Ability | None
     find: Callable[[Wanted], Make | str]
 
 
@@ -64,14 +66,16 @@ def _native(wanted: Wanted) -> Make | str:
 
 
 BACKENDS = (
-    Offer("triton", Heads, "cuda", _triton),
-    Offer("native", Heads, "cpu", _native),
-    Offer("cpu", Heads, "cpu", _plain(Cpu)),
+    Offer("triton", Heads, Ability.TRITON, _triton),
+    Offer("native", Heads, Ability.HOST, _native),
+    Offer("cpu", Heads, Ability.HOST, _plain(Cpu)),
     Offer("reference", Heads, None, _plain(Reference)),
 )
 """In the order in which `auto` tries them."""
 
-_ONLY: Mapping[str, str] = MappingProxyType({"cuda": "its kernels run on CUDA devices", "cpu": "it runs on CPUs"})
+_ONLY: Mapping[Ability, str] = MappingProxyType(
+    {Ability.TRITON: "its kernels run on CUDA devices", Ability.HOST: "it runs on CPUs"}
+)
 
 
 def stored(name: str, computed: torch.dtype) -> torch.dtype:
@@ -122,6 +126,7 @@ def _first(offers: Iterable[Offer], wanted: Wanted) -> tuple[str, Make]:
 
 
 def _find(offer: Offer, wanted: Wanted) -> Make | str:
-    if offer.device not in (None, wanted.device.type):
-        return f"{_ONLY[offer.device]}, and the device is {wanted.device}"
+    if offer.needs is not None and offer.needs not in abilities_of(wanted.device):
+        only = _ONLY.get(offer.needs, f"it needs a device that has {offer.needs}")
+        return f"{only}, and the device is {wanted.device}"
     return offer.find(wanted)

@@ -22,8 +22,10 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from sapwood.attention.base import Batch, Shared, heads_of, tile_members
 from sapwood.attention.cudnn import Cudnn
+from sapwood.base.abilities import Ability
 from sapwood.base.kv import KVGroup
 from sapwood.base.plan import RUN_LEVELS
+from sapwood.device import abilities_of
 from sapwood.kernels import Turn
 from sapwood.kernels.triton import deal, paged, pdl
 from sapwood.kernels.triton.place import place
@@ -108,10 +110,8 @@ class Triton:
     def refuse(group: KVGroup, device: torch.device, dtype: torch.dtype) -> str | None:
         if dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float8_e4m3fn):
             return f"it stores keys and values as float16, bfloat16, float32 or float8_e4m3fn, not {dtype}"
-        if dtype == torch.float8_e4m3fn and torch.cuda.is_available():
-            capability = torch.cuda.get_device_capability(device)
-            if capability < (8, 9):
-                return f"float8_e4m3fn needs compute capability 8.9, and {device} has {capability[0]}.{capability[1]}"
+        if dtype == torch.float8_e4m3fn and Ability.FP8 not in abilities_of(device):
+            return f"{device} does not convert float8_e4m3fn"
         heads = heads_of(group)
         if heads.head_dim > 256:
             return f"its tiles hold heads of at most 256, and the model's have {heads.head_dim}"
@@ -127,9 +127,10 @@ class Triton:
         self.shapes = shapes(self._repeat, tile_members([group]), self._head_pad, max(2, dtype.itemsize))
         self._pdl, self._tma = pdl.supported(device), True
         self._cudnn = Cudnn.make(group, device, dtype)
-        if device.type == "cuda":
+        abilities = abilities_of(device)
+        if Ability.TRITON in abilities:
             self._num_processors = torch.cuda.get_device_properties(device).multi_processor_count
-            self._tma = torch.cuda.get_device_capability(device) >= (9, 0)
+            self._tma = Ability.TMA in abilities
         else:  # the interpreter, which stands for a small device, so that tests see parts
             self._num_processors = 4
             rows, spans, runs = (
@@ -307,7 +308,7 @@ class Triton:
             LEVELS=0 if runs is None else RUN_LEVELS, M=shape.rows, N=shape.block,
             S=max(1, _JOINED // (part * self._head_pad)), R=part,
             ALONE=max(1, _JOINED // (2 * shape.rows * self._head_pad)), D_PAD=self._head_pad, PDL=self._pdl,
-            PAIRS=self._dtype.itemsize == 1 and heads_TXD.dtype.itemsize == 2, CVT=self._device.type == "cuda",
+            PAIRS=self._dtype.itemsize == 1 and heads_TXD.dtype.itemsize == 2, CVT=Ability.TRITON in abilities_of(self._device),
             num_warps=shape.warps, num_stages=shape.stages, launch_pdl=self._pdl,
         )  # fmt: skip
 

@@ -114,6 +114,7 @@ def _plugins() -> Iterator[Check]:
             )
             continue
         try:
+            plugin.load()
             Catalogue((plugin,)).check()
         except ConfigError as error:
             yield Check(what, "bad", str(error), mend)

@@ -155,9 +155,9 @@ class DeviceConfig:
     device: str = option("auto", "auto, cpu, cuda or cuda:N", "--device")
     attention_backend: str = option(
         "auto",
-        "which attention kernels",
+        "which attention kernels: triton, native, cpu, reference, one that a package brings, or auto",
         "--attention-backend",
-        choices=("auto", "reference", "cpu", "native", "triton"),
+        metavar="NAME",
     )
     cpu_kernels: str = option(
         "auto",

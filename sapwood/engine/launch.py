@@ -64,7 +64,8 @@ def launch(
     engine has; `max_drafts` is how many drafts they may have one row feed. `executor` is who computes, this process where
     nobody is named; `catalogue` what may be chosen by name, all that is installed where it is not given.
     """
-    clock, executor, families = _Clock(), executor or LocalExecutor(), (catalogue or joined()).families
+    clock, catalogue = _Clock(), catalogue or joined()
+    executor, families = executor or LocalExecutor(catalogue), catalogue.families
     dummy = config.model.load_format == "dummy"
     if dummy:
         preload.complete()

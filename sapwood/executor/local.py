@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 from sapwood.arch.parts import Decoder
+from sapwood.attention.select import BACKENDS, Offer
 from sapwood.base.plan import Bits, LatePart, Outcome, Plan
 from sapwood.config.options import Config
 from sapwood.executor.base import Measured
@@ -13,15 +15,22 @@ from sapwood.hub.files import ModelFiles
 from sapwood.runner.choose import Work
 from sapwood.runner.worker import Worker
 
+if TYPE_CHECKING:
+    from sapwood.catalogue import Catalogue
+
 
 class LocalExecutor:
-    """An Executor that is a worker, without anything in between."""
+    """An Executor that is a worker, without anything in between. `catalogue` is where it finds what attends."""
 
     worker: Worker
 
+    def __init__(self, catalogue: Catalogue) -> None:
+        self._catalogue = catalogue
+
     def start(self, config: Config, decoder: Decoder, files: ModelFiles, *, max_drafts: int = 0) -> Measured:
         began = perf_counter()
-        self.worker = worker = Worker(config, decoder, files, max_drafts=max_drafts)
+        backends = self._catalogue.join("backends", BACKENDS, Offer, {"attention backend": lambda offer: offer.name})
+        self.worker = worker = Worker(config, decoder, files, max_drafts=max_drafts, backends=backends)
         worker.load()
         loaded = perf_counter()
         budget = worker.kv_budget()

@@ -12,7 +12,7 @@ from sapwood.arch.groups import kv_groups
 from sapwood.arch.parts import Decoder
 from sapwood.attention.base import Backend
 from sapwood.attention.native import Native
-from sapwood.attention.select import choose, stored
+from sapwood.attention.select import BACKENDS, Offer, choose, stored
 from sapwood.base.abilities import Ability
 from sapwood.base.errors import ConfigError
 from sapwood.base.kv import KVGroup
@@ -40,7 +40,7 @@ class Rank:
 
 
 @torch.inference_mode()
-def assemble(config: Config, decoder: Decoder) -> Rank:
+def assemble(config: Config, decoder: Decoder, offers: Sequence[Offer] = BACKENDS) -> Rank:
     """Build the model, without its weights."""
     assert config.cache.page_size is not None, "a resolved configuration"
     device, dtype = find(config.device.device), getattr(torch, config.model.dtype)
@@ -49,7 +49,7 @@ def assemble(config: Config, decoder: Decoder) -> Rank:
     device.use()
     machine = _machine(config, device, dtype)
     groups = kv_groups(decoder, config.cache.page_size)
-    backends = _backends(config, groups, device.place, dtype, machine)
+    backends = _backends(config, groups, device.place, dtype, machine, offers)
     model = _model(config, decoder, device.place, dtype, backends, machine)
     return Rank(device, dtype, groups, backends, model)
 
@@ -79,12 +79,18 @@ def _machine(config: Config, device: Device, dtype: torch.dtype) -> Machine | st
 
 
 def _backends(
-    config: Config, groups: Sequence[KVGroup], device: torch.device, dtype: torch.dtype, machine: Machine | str
+    config: Config,
+    groups: Sequence[KVGroup],
+    device: torch.device,
+    dtype: torch.dtype,
+    machine: Machine | str,
+    offers: Sequence[Offer],
 ) -> Sequence[Backend]:
     kept = stored(config.cache.kv_cache_dtype, dtype)
     asked = config.device.attention_backend
     return [
-        choose(group, device, kept, asked, machine)(group, index, device, kept) for index, group in enumerate(groups)
+        choose(group, device, kept, asked, machine, offers)(group, index, device, kept)
+        for index, group in enumerate(groups)
     ]
 
 

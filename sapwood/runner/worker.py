@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from sapwood.arch.parts import Decoder
+from sapwood.attention.select import BACKENDS, Offer
 from sapwood.base.abilities import Ability
 from sapwood.base.plan import Bits, LatePart, Outcome, Plan
 from sapwood.config.options import Config
@@ -26,11 +27,17 @@ class Worker:
 
     Order of calls, all from one thread: `load`, `kv_budget`, `allocate`, `capture`, then steps. Neither `forward` nor `sample`
     waits for the device. `config` must be resolved. Without `files` the weights are random. A row feeds `max_drafts` drafts
-    at most.
+    at most; `backends` are those to choose from.
     """
 
     def __init__(
-        self, config: Config, decoder: Decoder, files: ModelFiles | None = None, *, max_drafts: int = 0
+        self,
+        config: Config,
+        decoder: Decoder,
+        files: ModelFiles | None = None,
+        *,
+        max_drafts: int = 0,
+        backends: Sequence[Offer] = BACKENDS,
     ) -> None:
         assert config.model.max_model_len is not None
         assert config.scheduler.max_num_seqs is not None
@@ -40,11 +47,11 @@ class Worker:
         self._max_len = config.model.max_model_len
         self._max_rows = config.scheduler.max_num_seqs
         self._max_tokens = config.scheduler.max_num_batched_tokens
-        self._max_drafts = max_drafts
+        self._max_drafts, self._backends = max_drafts, backends
 
     def load(self) -> None:
         """Build the model and give it its weights. Raises ModelError if they do not fit."""
-        self.rank = rank = assemble(self.config, self.decoder)
+        self.rank = rank = assemble(self.config, self.decoder, self._backends)
         self.groups, self.device, self.backends, self.model = rank.groups, rank.device, rank.backends, rank.model
         with torch.inference_mode():
             self.table = Table(

@@ -100,6 +100,22 @@ def test_the_library_serves_it(banana: Catalogue, peeled: Path, tiny_model: Path
     assert found.token_ids == wanted.token_ids
 
 
+def test_a_backend_that_is_brought(banana: Catalogue, tiny_model: Path) -> None:
+    """It is taken where it is asked for by name, and no front imports it."""
+    params, options = sapwood.SamplingParams(max_tokens=12, temperature=0), {"device": "cpu", "kv_cache_memory": "16M"}
+    found, wanted = (
+        sapwood.LLM(str(tiny_model), attention_backend=name, dtype="float32", **options)
+        for name in ("mashed", "reference")
+    )
+    assert (found.facts.attention_backend, wanted.facts.attention_backend) == ("mashed", "reference")
+    assert found.generate("abc", params)[0].token_ids == wanted.generate("abc", params)[0].token_ids
+    with pytest.raises(ConfigError, match=r"no backend of that name \(auto, triton, .*, mashed\)"):
+        sapwood.LLM(str(tiny_model), attention_backend="fried", **options)
+    code = "import sys; from sapwood.catalogue import joined; joined().check(); sys.exit('torch' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(PACKAGES), *sys.path])}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
+
+
 def test_where_it_is_not_installed(peeled: Path) -> None:
     with pytest.raises(ModelError, match=r"\['BananaForCausalLM'\] is not supported; these are: .*Llama"):
         sapwood.LLM(str(peeled), device="cpu")
@@ -170,6 +186,9 @@ def test_the_doctor_lists_them(banana: Catalogue, install: Install) -> None:
     for check in check_all():
         found.setdefault(check.what, []).append(check)
     assert [check.state for check in found["plug-in banana"]] == ["ok"] * 3
+    assert [check.found for check in found["plug-in mashed"]] == [
+        "sapwood.backends, sapwood_banana_device:BACKEND of sapwood-banana 1.2"
+    ]
     broken, unknown = sorted(found["plug-in FAMILY"], key=lambda check: check.mend, reverse=True)
     assert broken.state == unknown.state == "bad"
     assert "melon 0.1" in broken.found and "seeds" in broken.found and broken.mend == "pip uninstall melon"

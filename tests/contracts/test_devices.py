@@ -16,7 +16,6 @@ KINDS = {"cpu", "cuda", "hip", "mps", "xpu"}
 ASKING = {"is_cuda", "is_cpu", "is_available", "get_device_capability", "hip"}
 TELLING = {"bench/report.py": "a report says on what it was made"}
 YET = {
-    *(f"attention/{name}.py" for name in ("cpu", "cudnn", "native", "select", "triton")),
     *(f"sampling/{name}.py" for name in ("fast", "logprobs", "masks", "steps")),
     "runner/batch.py",
 }

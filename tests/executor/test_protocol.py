@@ -15,6 +15,7 @@ from sapwood.base.packing import pack_late, pack_outcome, pack_plan, unpack_late
 from sapwood.base.plan import Bits, LatePart, Outcome, Plan
 from sapwood.base.sampling import SamplingParams
 from sapwood.base.wire import Facts, Submit
+from sapwood.catalogue import Catalogue
 from sapwood.config.flags import from_options
 from sapwood.config.options import Config
 from sapwood.engine.launch import launch
@@ -141,7 +142,7 @@ def say(engine: Engine) -> list[list[int]]:
 def test_plans_that_travel_as_bytes(model: Path, depth: int) -> None:
     prompts = prompts_that_share(8)
     wanted, _ = greedy(model, prompts)
-    far = Forward(LocalExecutor())
+    far = Forward(LocalExecutor(Catalogue()))
     found, _ = greedy(model, prompts, executor=far, depth=depth)
     assert found == wanted and far.num_bytes > 1000
 
