@@ -60,9 +60,8 @@ def launch(
 ) -> Launched:
     """Load the model and make the engine. Raises UserError for what the user can mend.
 
-    `text` is the model's text side, where it has been loaded already; grammars need it. `stakes` join those that every
-    engine has; `max_drafts` is how many drafts they may have one row feed. `executor` is who computes, this process where
-    nobody is named; `catalogue` what may be chosen by name, all that is installed where it is not given.
+    `text`, where it is loaded already, is what grammars need. `stakes` join those of every engine; a row feeds `max_drafts` drafts
+    at most. Without an `executor` this process computes; without a `catalogue` all that is installed may be chosen by name.
     """
     clock, catalogue = _Clock(), catalogue or joined()
     executor, families = executor or LocalExecutor(catalogue), catalogue.families
