@@ -14,7 +14,7 @@ from sapwood.grammar.constraints import Constraints, Head
 
 
 class GrammarStake(Stake):
-    """Has a say in requests that are restricted, in any way: by a grammar, or in how long they think."""
+    """Has a say in requests that are restricted, in any way: by a grammar, in the tokens they may use, in how long they think."""
 
     rules = True
 
