@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import subprocess
@@ -14,7 +15,8 @@ import pytest
 import torch
 
 from sapwood.kernels.cpu import build
-from sapwood.kernels.cpu.library import FOLDER, Machine, find, usable
+from sapwood.kernels.cpu import library as loading
+from sapwood.kernels.cpu.library import FOLDER, STRUCTS, Machine, Norm, find, usable
 from sapwood.quant.packed import PackedWeights, Product, packing, stored
 
 
@@ -50,6 +52,40 @@ def test_builds_are_chosen_by_the_processor() -> None:
     assert usable("avx512") == ["base", "avx2", "avx512"]
     assert usable("avx2vnni") == ["base", "avx2", "avx2vnni"]
     assert build.library(FOLDER, found.target).exists()
+
+
+class Wide(ctypes.Structure):
+    _fields_ = (("weight", ctypes.c_void_p), ("eps", ctypes.c_double))
+
+
+class Turned(ctypes.Structure):
+    _fields_ = (("eps", ctypes.c_float), ("weight", ctypes.c_void_p))
+
+
+class Renamed(ctypes.Structure):
+    _fields_ = (("bias", ctypes.c_void_p), ("eps", ctypes.c_float))
+
+
+@pytest.mark.parametrize("other", [Wide, Turned, Renamed, None])
+def test_a_library_with_other_structs_is_not_used(
+    other: type[ctypes.Structure] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if isinstance(found := find("base"), str):
+        pytest.skip(found)
+    structs = list(STRUCTS)
+    if other is None:
+        structs.remove(Norm)
+    else:
+        other.__name__ = "Norm"
+        structs[structs.index(Norm)] = other
+    monkeypatch.setattr(loading, "STRUCTS", structs)
+    shutil.copy(build.library(FOLDER, "base"), build.library(tmp_path, "base"))
+    assert "structs differ: install Sapwood once more" in str(find("base", tmp_path))
+
+
+def test_every_struct_is_compared() -> None:
+    defined = [kind for kind in vars(loading).values() if isinstance(kind, type) and issubclass(kind, ctypes.Structure)]
+    assert set(defined) - {ctypes.Structure} == set(STRUCTS)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])

@@ -69,6 +69,18 @@ class Step(Structure):
     ]
 
 
+STRUCTS: Sequence[type[Structure]] = (Norm, Heads, Layer, Step)
+"""All that cross, in the order of the library's own list."""
+
+
+def layout(struct: type[Structure]) -> str:
+    """The fields of a struct, where each begins, and the struct's size, as `sapwood_layouts` words it."""
+    names = [name for name, *_ in struct._fields_]
+    places = [getattr(struct, name).offset for name in names]
+    fields = ", ".join(f"&{struct.__name__}::{name}" for name in names)
+    return f"{fields} = {' '.join(map(str, places))} {ctypes.sizeof(struct)}"
+
+
 def _status(status: int) -> None:
     """What a function returns that computes on a machine; the numbers are those of `sapwood_cpu.cpp`."""
     if status == 1:
@@ -82,6 +94,7 @@ _SIGNATURES: Mapping[str, tuple[Any, Sequence[Any]]] = {
     "sapwood_version": (_I, []),
     "sapwood_target": (c_char_p, []),
     "sapwood_best": (c_char_p, []),
+    "sapwood_layouts": (c_char_p, []),
     "machine_new": (_P, [_I, _I]),
     "machine_free": (None, [_P]),
     "weights_new": (_P, [_I, _I, _I, _I, _I]),
@@ -155,10 +168,15 @@ def _load(path: Path) -> Library | str:
         return f"{path.name} was not built: install a C++ compiler, then Sapwood once more"
     try:
         library = Library(path)
-    except (OSError, AttributeError) as error:
+    except OSError as error:
         return f"{path.name} cannot be loaded: {error}"
-    if library.sapwood_version() != build.VERSION:
+    except AttributeError:  # it lacks a function
+        library = None
+    if library is None or library.sapwood_version() != build.VERSION:
         return f"{path.name} is of another version: install Sapwood once more"
+    compiled = library.sapwood_layouts().decode().splitlines()
+    if compiled != [layout(struct) for struct in STRUCTS]:
+        return f"{path.name} was built from other sources, whose structs differ: install Sapwood once more"
     return library
 
 

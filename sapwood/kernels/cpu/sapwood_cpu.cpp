@@ -2,6 +2,7 @@
 // something cannot be had; nothing throws.
 
 #include <exception>
+#include <string>
 
 #include "simd.h"
 
@@ -51,6 +52,30 @@ API const char* sapwood_best() {
     if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) return "neon";
 #endif
     return "base";
+}
+
+// The fields of a struct, where each begins, and the struct's size: a line.
+template <class S, class... Fields>
+std::string layout(const char* names, Fields S::*... fields) {
+    S some{};
+    std::string line = std::string(names) + " =";
+    for (void* field : {static_cast<void*>(&(some.*fields))...})
+        line += " " + std::to_string(static_cast<char*>(field) - reinterpret_cast<char*>(&some));
+    return line + " " + std::to_string(sizeof(S)) + "\n";
+}
+#define LAYOUT(...) layout(#__VA_ARGS__, __VA_ARGS__)
+
+// Every struct that crosses this interface, as compiled: `library.py` compares it with its own. A new one is a line here and there.
+API const char* sapwood_layouts() {
+    static const std::string lines =
+        LAYOUT(&Norm::weight, &Norm::eps) +
+        LAYOUT(&Heads::norm, &Heads::cos, &Heads::sin, &Heads::half, &Heads::by_token, &Heads::group, &Heads::layer, &Heads::scale) +
+        LAYOUT(&Layer::attention_norm, &Layer::after_attention, &Layer::mlp_norm, &Layer::after_mlp, &Layer::qkv, &Layer::out,
+               &Layer::gate_up, &Layer::down, &Layer::heads, &Layer::activation) +
+        LAYOUT(&Step::num_tokens, &Step::num_rows, &Step::ids, &Step::positions, &Step::slots, &Step::starts, &Step::counts,
+               &Step::offsets, &Step::tables, &Step::strides, &Step::cells, &Step::num_runs, &Step::run_lows, &Step::run_highs,
+               &Step::run_firsts, &Step::run_sizes, &Step::run_slots, &Step::run_tokens);
+    return lines.c_str();
 }
 
 // What functions return that compute on a machine; `library.py` knows them.
