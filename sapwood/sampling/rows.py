@@ -1,7 +1,8 @@
 """Tokens straight from logits on a CPU: `fast.draw`, row by row, in numpy.
 
 A row is a few passes over its logits, without the cost of a PyTorch operator for each, and what top-k and top-p keep is
-found without a sort of the vocabulary. The same weights as in `steps`, in the same order, so the same tokens.
+found without a sort of the vocabulary. Logits become weights: probabilities times a constant, the likeliest token at 1. Of
+tokens that are equally likely, those with the lower ids are kept first, so what is kept never depends on how it was found.
 
 Suffix legend: N rows, V vocabulary, C tokens that are still possible, S slots, K int32 words of a record.
 """
@@ -58,7 +59,11 @@ def draw_by_rows(logits_NV: Tensor, settings_SK: Tensor, slots_N: Tensor, positi
 
 
 def uniform(seed: int, position: int) -> float:
-    """`sapwood.sampling.random.uniform` of one seed and position."""
+    """In [0, 1): a function of a request's seed and a token's position, so that randomness has no state.
+
+    The stream of a seed is SplitMix64 (Steele, Lea and Flood, 2014) started at the mixed seed, so that neighbouring seeds
+    share nothing. 40 bits are fine enough for any probability that float32 weights express, and 1 - 2**-40 is below 1.
+    """
     hashed = _mix((_mix(seed & _WORD) + (position + 1) * 0x9E3779B97F4A7C15) & _WORD)
     return (hashed >> 24) * 2.0**-40
 
@@ -80,7 +85,7 @@ def _draw(logits_V: Floats, best: Any, k: int, temperature: float, p: float, min
     if min_p > 0:
         kept = np.flatnonzero(weights_C >= np.float32(min_p))
         weights_C, ids_C = weights_C[kept], kept if ids_C is None else ids_C[kept]
-    place = _choose(weights_C, uniform)
+    place = choose(weights_C, uniform)
     return place if ids_C is None else int(ids_C[place])
 
 
@@ -121,8 +126,12 @@ def nucleus(weights_C: Floats, p: float) -> Ids:
     return np.flatnonzero(wanted)
 
 
-def _choose(weights_C: Floats, uniform: float) -> int:
-    """The place at which the sum of the weights passes `uniform` of the whole; see `steps.choose`."""
+def choose(weights_C: Floats, uniform: float) -> int:
+    """The place at which the sum of the weights, in their order, passes `uniform` of the whole.
+
+    First the block is found, then the place in it. Beyond a block sums are float64, so that the order of adding makes no
+    difference that counts.
+    """
     num_blocks = len(weights_C) // _BLOCK
     if num_blocks < 2:
         return _passes(weights_C.cumsum(dtype=np.float64), uniform)

@@ -1,4 +1,4 @@
-"""Tokens drawn by the kernels against the steps one after another, and both against float64."""
+"""Tokens drawn by the kernels and row by row in numpy, each against the other and both against float64."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def by_kernels(
     return out_N.tolist()
 
 
-def by_steps(logits_NV: Tensor, settings_SK: Tensor, slots_N: Tensor, positions_N: Tensor) -> list[int]:
+def by_rows(logits_NV: Tensor, settings_SK: Tensor, slots_N: Tensor, positions_N: Tensor) -> list[int]:
     out_N = torch.full((len(slots_N),), -7, dtype=torch.int32)
     fast.draw(logits_NV, settings_SK, slots_N, positions_N, out_N)
     return out_N.tolist()
@@ -91,21 +91,21 @@ def check_mixed(vocab: int, dtype: torch.dtype, device: str, *, times: int = 1, 
     params = [MIXED[slot % len(MIXED)] for slot in range(num + 3)]
     seeds = [SEEDS[slot % len(SEEDS)] + slot // len(SEEDS) % 5 * (1 if slot % 2 else 0) for slot in range(num + 3)]
     rows = logits_NV, table(params, seeds), slots_N, positions_N
-    found, steps = by_kernels(*rows, device), by_steps(*rows)
+    found, others = by_kernels(*rows, device), by_rows(*rows)
     assert min(found) >= 0
     exact = [
         by_twin(logits_V, params[slot], seeds[slot], position)
         for logits_V, slot, position in zip(logits_NV, slots_N.tolist(), positions_N.tolist(), strict=True)
     ]
-    for others in (steps, exact):
-        differing = [place for place in range(num) if found[place] != others[place]]
+    for mine, wanted in ((found, others), (found, exact), (others, exact)):
+        differing = [place for place in range(num) if mine[place] != wanted[place]]
         assert len(differing) <= num // 50, "float32 may part from float64 at a border, but hardly ever"
         assert all(params[slots_N[place]].temperature > 0 for place in differing)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=["bf16", "f16", "f32"])
 @pytest.mark.parametrize("vocab", [1, 2, 100, 1000, 5003])
-def test_mixed_rows_do_as_the_steps_and_as_float64(vocab: int, dtype: torch.dtype, device: str) -> None:
+def test_mixed_rows_do_as_each_other_and_as_float64(vocab: int, dtype: torch.dtype, device: str) -> None:
     check_mixed(vocab, dtype, device)
 
 
@@ -142,7 +142,7 @@ def test_equal_tokens_are_kept_from_the_lowest_id(small_tiles: None, device: str
         mass = np.cumsum([1.0 if i in rest else np.exp(-1.0) for i in sorted(kept)])
         uniforms = [twin.uniform(11, position) for position in range(num)]
         assert found == [sorted(kept)[int(np.searchsorted(mass, u * mass[-1], side="right"))] for u in uniforms]
-        assert found == by_steps(logits_NV, settings_SK, slots_N, positions_N)
+        assert found == by_rows(logits_NV, settings_SK, slots_N, positions_N)
 
 
 def test_frequencies_follow_the_weights(small_tiles: None, device: str) -> None:
@@ -175,7 +175,7 @@ def test_a_row_without_finite_logits_is_alone_in_it(device: str) -> None:
         )
         before = logits_NV.clone()
         found = by_kernels(logits_NV, *rows, device)
-        assert found == [clean[0], -1, -1, -1, -1, clean[5]] == by_steps(logits_NV, *rows)
+        assert found == [clean[0], -1, -1, -1, -1, clean[5]] == by_rows(logits_NV, *rows)
         assert torch.equal(before.view(torch.int32), logits_NV.view(torch.int32))
 
 
@@ -186,7 +186,7 @@ def test_impossible_tokens_are_never_drawn(device: str) -> None:
     rows = logits_NV, table(MIXED, list(range(len(MIXED)))), places_N, places_N
     found = by_kernels(*rows, device)
     assert set(found) == {17, 290}, "both come, and nothing else"
-    assert found == by_steps(*rows)
+    assert found == by_rows(*rows)
 
 
 def test_rows_may_lie_apart(device: str) -> None:

@@ -1,4 +1,4 @@
-"""Drawing row by row in numpy against the steps one after another."""
+"""Drawing row by row in numpy against the slow twin."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from sapwood.base.sampling import SamplingParams
-from sapwood.sampling import random, rows
-from sapwood.sampling.fast import draw_by_steps
+from sapwood.sampling import rows
 from sapwood.sampling.logprobs import logprobs
 from sapwood.sampling.settings import RECORD_WORDS, records
+from tests.sampling import twin
 
 PARAMS = [
     SamplingParams(temperature=0.0),
@@ -26,11 +26,18 @@ PARAMS = [
 ]
 
 
-def test_uniforms_are_the_same() -> None:
-    seeds = [0, 1, -1, 2**63 - 1, -(2**63), 0x1234_5678_9ABC_DEF0]
-    for position in (0, 1, 77, 2**31 - 2):
-        wanted = random.uniform(torch.tensor(seeds), torch.full((len(seeds),), position)).tolist()
-        assert [rows.uniform(seed, position) for seed in seeds] == wanted
+def test_uniforms_are_the_published_stream_and_look_uniform() -> None:
+    for seed in (0, 1, -1, 2**63 - 1, -(2**63), 0x1234_5678_9ABC_DEF0):
+        for position in (0, 1, 77, 2**31 - 2):
+            assert rows.uniform(seed, position) == twin.uniform(seed, position)
+
+    for numbers in (
+        np.array([rows.uniform(0, position) for position in range(50_000)]),
+        np.array([rows.uniform(seed, 17) for seed in range(50_000)]),
+    ):
+        counts, _ = np.histogram(numbers, bins=100, range=(0, 1))
+        assert ((counts - 500) ** 2 / 500).sum() < 149  # 99 degrees of freedom: p = 0.001
+        assert abs(np.corrcoef(numbers[1:], numbers[:-1])[0, 1]) < 0.017
 
 
 @pytest.mark.parametrize("num", [1, 5, 40, 1000, 4097])
@@ -51,35 +58,53 @@ def test_what_is_kept(num: int, scale: int) -> None:
         assert kept in [sorted(order[:n].tolist()) for n in (count - 1, count, count + 1)], "but for the last digits"
 
 
+@pytest.mark.parametrize("vocab", [5, 128, 129, 700])
+def test_choice_is_the_inverse_of_the_summed_weights(vocab: int) -> None:
+    rng = np.random.default_rng(vocab)
+    for number in (0.0, 1 - 2.0**-40, *rng.random(200)):
+        logits = rng.normal(size=vocab).astype(np.float32) * 2
+        weights = np.exp(logits - logits.max())
+        weights[weights < 0.01] = 0
+        found = rows.choose(weights, number)
+        assert found == twin.choice(weights.astype(np.float64), number)
+        assert weights[found] > 0
+
+
+def draw(logits: torch.Tensor, params: list[SamplingParams], position: int) -> list[int]:
+    """Row i by its own params and the seed i."""
+    settings = records([(mine, row, 0, 0) for row, mine in enumerate(params)])
+    words = torch.from_numpy(settings.view(np.int32).reshape(len(params), RECORD_WORDS).copy())
+    slots = torch.arange(len(params), dtype=torch.int32)
+    found = torch.empty_like(slots)
+    rows.draw_by_rows(logits, words, slots, torch.full_like(slots, position), found)
+    return found.tolist()
+
+
 @pytest.mark.parametrize("vocab", [1, 3, 127, 129, 5000, 49152])
-def test_the_same_tokens_as_by_steps(vocab: int) -> None:
-    num = 4 * len(PARAMS)
-    generator = torch.Generator().manual_seed(vocab)
-    logits = torch.randn(num, vocab, generator=generator) * 3
-    settings = records([(PARAMS[row % len(PARAMS)], row, 0, 0) for row in range(num)])
-    words = torch.from_numpy(settings.view(np.int32).reshape(num, RECORD_WORDS).copy())
-    slots = torch.arange(num, dtype=torch.int32)
-    found, wanted = torch.empty_like(slots), torch.empty_like(slots)
+def test_the_same_tokens_as_the_twin(vocab: int) -> None:
+    params = PARAMS * 4
+    logits = torch.randn(len(params), vocab, generator=torch.Generator().manual_seed(vocab)) * 3
+    before = logits.clone()
     for position in range(3):
-        before = logits.clone()
-        rows.draw_by_rows(logits, words, slots, slots + position, found)
-        assert torch.equal(before, logits)
-        draw_by_steps(logits, words, slots, slots + position, wanted)
-        assert (found != wanted).sum() <= 1, "the last digits of a weight may decide, but hardly ever"
+        found = draw(logits, params, position)
+        wanted = [
+            twin.choice(twin.weights(row, mine), twin.uniform(seed, position)) if mine.temperature else int(row.argmax())
+            for seed, (row, mine) in enumerate(zip(logits.double().numpy(), params, strict=True))
+        ]
+        differing = sum(mine != other for mine, other in zip(found, wanted, strict=True))
+        assert differing <= 1, "the last digits of a weight may decide, but hardly ever"
+    assert torch.equal(before, logits)
 
 
 def test_a_row_is_drawn_the_same_beside_others_and_alone() -> None:
     logits = torch.randn(6, 3000, generator=torch.Generator().manual_seed(1))
     params = [SamplingParams(top_p=0.8, top_k=500)] * 6
-    settings = records([(mine, row, 0, 0) for row, mine in enumerate(params)])
-    words = torch.from_numpy(settings.view(np.int32).reshape(6, RECORD_WORDS).copy())
-    slots = torch.arange(6, dtype=torch.int32)
-    together, alone = torch.empty_like(slots), torch.empty_like(slots)
-    rows.draw_by_rows(logits, words, slots, slots, together)
+    together = draw(logits, params, 3)
     for row in range(6):
-        one = slice(row, row + 1)
-        rows.draw_by_rows(logits[one], words, slots[one], slots[one], alone[one])
-    assert together.tolist() == alone.tolist()
+        others = logits.roll(1, 0)
+        others[row] = logits[row]
+        assert draw(others, params, 3)[row] == together[row]
+        assert draw(logits[: row + 1], params[: row + 1], 3)[row] == together[row]
 
 
 @pytest.mark.parametrize("num_top", [1, 5, 63])

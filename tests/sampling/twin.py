@@ -46,12 +46,8 @@ def weights(logits: Floats, params: SamplingParams) -> Floats:
     if params.top_k > 0:
         out[order[params.top_k :]] = 0.0
     if params.top_p < 1.0:
-        total, reached = out.sum(), 0.0
-        for place, token in enumerate(order):
-            reached += out[token]
-            if reached >= params.top_p * total:
-                out[order[place + 1 :]] = 0.0
-                break
+        reached = np.cumsum(out[order])
+        out[order[np.searchsorted(reached, params.top_p * out.sum()) + 1 :]] = 0.0
     out[out < params.min_p] = 0.0
     return out
 

@@ -1,4 +1,4 @@
-"""Drawing tokens from logits in two launches; `sapwood.sampling.fast` holds the contract and the slow twin.
+"""Drawing tokens from logits in two launches; `sapwood.sampling.fast` holds the contract.
 
 `scan` reads all logits once, a block of the vocabulary per program, and notes the best logit and, for rows that draw at
 random, the sum of the weights. `pick`, a program per row, finds the block in which the token is and then the token.
@@ -121,7 +121,7 @@ def _mix(x):
 
 @jit
 def _uniform(seed, position):
-    """`sapwood.sampling.random.uniform`; `seed` points at two words, the low one first."""
+    """`sapwood.sampling.rows.uniform`; `seed` points at two words, the low one first."""
     high, low = tl.load(seed + 1).to(tl.int64), tl.load(seed).to(tl.int64)
     mixed = _mix(((high << 32) | (low & 0xFFFFFFFF)).to(tl.uint64))
     hashed = _mix(mixed + (position.to(tl.int64) + 1).to(tl.uint64) * 0x9E3779B97F4A7C15)
