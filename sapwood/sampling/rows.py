@@ -9,7 +9,6 @@ Suffix legend: N rows, V vocabulary, C tokens that are still possible, S slots, 
 
 from __future__ import annotations
 
-import struct
 from typing import Any
 
 import numpy as np
@@ -17,19 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sapwood.sampling.settings import RECORD, WORDS
+from sapwood.sampling.settings import reader
 
 Floats = NDArray[np.float32]
 Ids = NDArray[np.intp]
 
-_read_record = struct.Struct("=q8xifff12x4x").unpack  # the view of an array as records takes as long as a token
-assert RECORD.itemsize == 48 and [WORDS[name] for name in ("seed", "top_k", "temperature", "top_p", "min_p")] == [
-    0,
-    4,
-    5,
-    6,
-    7,
-]
+_read_record = reader("seed", "top_k", "temperature", "top_p", "min_p")
 _WORD = 2**64 - 1
 _BLOCK = 128
 _STRIDE = 16

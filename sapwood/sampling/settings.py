@@ -5,7 +5,8 @@ Suffix legend: N rows, K int32 words of a record.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import struct
+from collections.abc import Callable, Sequence
 from enum import IntFlag
 from typing import Any
 
@@ -33,12 +34,10 @@ RECORD = np.dtype(
 )
 RECORD_WORDS = RECORD.itemsize // 4
 WORDS = {name: offset // 4 for name, (_, offset, *_) in (RECORD.fields or {}).items()}
-"""The first int32 word of each column of a record."""
+"""The first int32 word of each column of a record: by these the kernels read it."""
 
-_KINDS = {"i8": torch.int64, "i4": torch.int32, "f4": torch.float32}
-_COLUMNS = {
-    name: (_KINDS[kind.str[1:]], offset // kind.itemsize) for name, (kind, offset, *_) in (RECORD.fields or {}).items()
-}
+_KINDS = {"i8": (torch.int64, "q"), "i4": (torch.int32, "i"), "f4": (torch.float32, "f")}
+_COLUMNS = {name: (*_KINDS[kind.str[1:]], offset) for name, (kind, offset, *_) in (RECORD.fields or {}).items()}
 
 
 class Need(IntFlag):
@@ -96,6 +95,16 @@ def records(settings: Sequence[tuple[SamplingParams, int, int, int]]) -> NDArray
     )
 
 
+def reader(*names: str) -> Callable[[bytes], tuple[Any, ...]]:
+    """What reads these columns, named in the order of the record, from the bytes of one: numpy takes as long as a token."""
+    layout, end = "=", 0
+    for name in names:
+        _, code, offset = _COLUMNS[name]
+        layout += f"{offset - end}x{code}"
+        end = offset + struct.calcsize(code)
+    return struct.Struct(f"{layout}{RECORD.itemsize - end}x").unpack
+
+
 class Settings:
     """Records on the device, read by column: `settings["top_p"]` is float32 [N]."""
 
@@ -103,8 +112,8 @@ class Settings:
         self.words_NK = words_NK
 
     def __getitem__(self, name: str) -> Tensor:
-        dtype, index = _COLUMNS[name]
-        return self.words_NK.view(dtype)[:, index]
+        dtype, _, offset = _COLUMNS[name]
+        return self.words_NK.view(dtype)[:, offset // dtype.itemsize]
 
     def pick(self, rows: Tensor | None) -> Settings:
         """Those of some rows; None means all."""

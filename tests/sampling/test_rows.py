@@ -88,7 +88,9 @@ def test_the_same_tokens_as_the_twin(vocab: int) -> None:
     for position in range(3):
         found = draw(logits, params, position)
         wanted = [
-            twin.choice(twin.weights(row, mine), twin.uniform(seed, position)) if mine.temperature else int(row.argmax())
+            twin.choice(twin.weights(row, mine), twin.uniform(seed, position))
+            if mine.temperature
+            else int(row.argmax())
             for seed, (row, mine) in enumerate(zip(logits.double().numpy(), params, strict=True))
         ]
         differing = sum(mine != other for mine, other in zip(found, wanted, strict=True))
