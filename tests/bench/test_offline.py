@@ -10,7 +10,7 @@ import pytest
 from sapwood.base.errors import UserError
 from sapwood.base.plan import Outcome, Plan
 from sapwood.base.slots import Slots
-from sapwood.base.wire import Delta, Facts, Submit
+from sapwood.base.wire import Delta, Submit
 from sapwood.bench import offline, workloads
 from sapwood.bench.offline import Opened, Settings, WorkloadFailed
 from sapwood.bench.workloads import Turn, Unit, Workload
@@ -20,6 +20,7 @@ from sapwood.engine.loop import Engine
 from sapwood.executor.null import NullExecutor
 from sapwood.scheduler import Scheduler
 from tests import kv
+from tests.facts import make_facts
 
 TOKEN, LONGEST, VOCAB_SIZE = 7, 512, 10_000
 
@@ -61,19 +62,7 @@ def engine(executor: Any = None, *, depth: int = 1, max_num_seqs: int = 8, num_p
 
 
 def opened(made: Engine, max_model_len: int = LONGEST) -> Opened:
-    facts = Facts(
-        max_model_len=max_model_len,
-        vocab_size=VOCAB_SIZE,
-        max_num_seqs=8,
-        max_num_batched_tokens=64,
-        page_size=4,
-        num_pages=[400],
-        device="cpu",
-        dtype="float32",
-        attention_backend="none",
-        seconds_to_ready={"weights": 1.5},
-        decisions=[],
-    )
+    facts = make_facts(max_model_len=max_model_len, vocab_size=VOCAB_SIZE)
     return Opened(made, facts, "m", 2.5)
 
 

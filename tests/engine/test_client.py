@@ -11,23 +11,11 @@ import pytest
 from sapwood.base.errors import EngineDead, GenerationFailed, Overloaded, RequestError
 from sapwood.base.plan import TokenLogprobs
 from sapwood.base.sampling import SamplingParams
-from sapwood.base.wire import Abort, Control, Delta, Deltas, Facts, Reply, Submit, ToEngine
+from sapwood.base.wire import Abort, Control, Delta, Deltas, Reply, Submit, ToEngine
 from sapwood.engine.client import AsyncEngine, Stream, check_request, copies
+from tests.facts import make_facts
 
-FACTS = Facts(
-    max_model_len=32,
-    vocab_size=100,
-    max_num_seqs=2,
-    max_num_batched_tokens=16,
-    page_size=4,
-    num_pages=[64],
-    device="cpu",
-    dtype="float32",
-    attention_backend="fake",
-    seconds_to_ready={},
-    decisions=[],
-    eos_ids=[2],
-)
+FACTS = make_facts(max_model_len=32, eos_ids=[2])
 
 
 class Wire:

@@ -8,25 +8,13 @@ import pytest
 
 from sapwood.base.errors import EngineDead, GenerationFailed, RequestError
 from sapwood.base.sampling import SamplingParams
-from sapwood.base.wire import Facts
 from sapwood.engine.client import Stream
 from sapwood.engine.inprocess import InProcess
 from tests.engine.test_loop import VOCAB, Recorder, make
+from tests.facts import make_facts
 from tests.sim.world import expected
 
-FACTS = Facts(
-    max_model_len=100,  # more than the engine takes
-    vocab_size=VOCAB,
-    max_num_seqs=4,
-    max_num_batched_tokens=32,
-    page_size=4,
-    num_pages=[64],
-    device="fake",
-    dtype="float32",
-    attention_backend="none",
-    seconds_to_ready={},
-    decisions=[],
-)
+FACTS = make_facts(vocab_size=VOCAB)  # max_model_len is more than the engine takes
 
 
 class Listener:

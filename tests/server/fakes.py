@@ -14,10 +14,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from sapwood.base.errors import EngineDead, Overloaded
 from sapwood.base.plan import TokenLogprobs
 from sapwood.base.sampling import SamplingParams
-from sapwood.base.wire import Delta, Facts, Stats
+from sapwood.base.wire import Delta, Stats
 from sapwood.engine.client import Follower, Stream, check_request
 from sapwood.hub.files import ModelFiles
 from sapwood.text import TextModel
+from tests.facts import make_facts
 
 MODEL = "tiny"
 CHATML = (
@@ -63,20 +64,7 @@ class FakeEngine:
     """
 
     def __init__(self, text: TextModel, *, max_model_len: int = 512) -> None:
-        self.facts = Facts(
-            max_model_len=max_model_len,
-            vocab_size=text.vocab_size,
-            eos_ids=list(text.eos_ids),
-            max_num_seqs=8,
-            max_num_batched_tokens=64,
-            page_size=16,
-            num_pages=[32],
-            device="cpu",
-            dtype="float32",
-            attention_backend="cpu",
-            seconds_to_ready={},
-            decisions=[],
-        )
+        self.facts = make_facts(max_model_len=max_model_len, vocab_size=text.vocab_size, eos_ids=list(text.eos_ids))
         self.stats: Stats | None = None
         self.dead: str | None = None
         end = text.eos_ids[0]
