@@ -6,6 +6,7 @@ message that does not fit its type is refused (msgspec.DecodeError). A part is n
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
 from typing import Any, TypeVar, get_args
 
 import msgspec
@@ -39,11 +40,13 @@ class _Parts(msgspec.Struct, frozen=True, array_like=True):
     parts: list[tuple[str, msgspec.Raw]]
 
 
-class _Plan(msgspec.Struct, frozen=True, array_like=True):
-    rows: Rows
+@dataclass(frozen=True, slots=True, eq=False)
+class _Plan(Rows):
+    """A plan whose parts are packed."""
+
     number: int
-    late: bool
     parts: _Parts
+    late: bool
 
 
 class _Named:
@@ -66,19 +69,16 @@ _lates: msgspec.msgpack.Decoder[_Parts] = msgspec.msgpack.Decoder(_Parts)
 
 
 def pack_plan(plan: Plan) -> bytes:
-    rows = Rows(
-        plan.num_steady, plan.version, plan.slots_R, plan.starts_R, plan.counts_R, plan.heads_R, plan.owners_R
-    )  # fmt: skip
-    return _encode(_Plan(rows, plan.number, plan.late, _parts.pack(plan.parts)))
+    return _encode(_Plan(**_fields(plan) | {"parts": _parts.pack(plan.parts)}))
 
 
 def unpack_plan(message: bytes) -> Plan:
     packed = _plans.decode(message)
-    rows = packed.rows
-    return Plan(
-        rows.num_steady, rows.version, rows.slots_R, rows.starts_R, rows.counts_R, rows.heads_R, rows.owners_R,
-        number=packed.number, parts=_parts.unpack(packed.parts), late=packed.late,
-    )  # fmt: skip
+    return Plan(**_fields(packed) | {"parts": _parts.unpack(packed.parts)})
+
+
+def _fields(value: Plan | _Plan) -> dict[str, Any]:
+    return {field.name: getattr(value, field.name) for field in fields(value)}
 
 
 def pack_late(late: tuple[LatePart, ...]) -> bytes:
