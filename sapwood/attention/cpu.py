@@ -27,6 +27,7 @@ from torch import Tensor
 from sapwood.attention.base import Batch, heads_of, turned
 from sapwood.base.kv import KVGroup
 from sapwood.base.plan import Longs
+from sapwood.base.ragged import spread
 from sapwood.kernels import PLAIN, Turn
 
 BLOCK = 128
@@ -119,8 +120,8 @@ class Cpu:
     def _cut(self, batch: Batch) -> _Blocks:
         counts_R = batch.counts_R.numpy().astype(np.int64)
         pieces_R = -(-counts_R // BLOCK)
-        rows_B = np.repeat(np.arange(len(counts_R)), pieces_R)
-        skipped_B = BLOCK * (np.arange(len(rows_B)) - np.repeat(np.cumsum(pieces_R) - pieces_R, pieces_R))
+        rows_B, pieces_B = spread(pieces_R)
+        skipped_B = BLOCK * pieces_B
         positions_B = batch.starts_R.numpy()[rows_B] + skipped_B
         window = self._kind.window
         return _Blocks(

@@ -197,6 +197,11 @@ class Rows:
         return int(self.heads_R.sum())
 
     @property
+    def drafted(self) -> bool:
+        """Whether some row feeds drafts."""
+        return bool((self.heads_R > 1).any())
+
+    @property
     def steady(self) -> Ints:
         """The slots of the steady rows."""
         return self.slots_R[: self.num_steady]

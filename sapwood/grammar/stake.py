@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from sapwood.base.plan import Bools, Longs, Masked, Masks, Part, Plan, Rows
+from sapwood.base.ragged import rows_of
 from sapwood.base.request import Request
 from sapwood.base.slots import Slots
 from sapwood.base.stake import LATER, NOW, Landed, Ready, Refusal, Ruling, Stake
@@ -88,9 +89,8 @@ class GrammarStake(Stake):
         """Which rows were restricted when the plan was made: of those that are gone the masks are expected still."""
         mine = plan.part(Masked)
         assert mine is not None
-        rows_N = np.repeat(np.arange(plan.num_rows), plan.heads_R)
         found = np.zeros(plan.num_rows, np.bool_)
-        found[rows_N[mine.heads_M]] = True
+        found[rows_of(plan.heads_R)[mine.heads_M]] = True
         return found
 
     # -- landing --------------------------------------------------------------------------------------------------

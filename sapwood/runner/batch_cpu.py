@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from sapwood.runner.frame import REJECTED, Frame, Kind
+from sapwood.base.ragged import spread
+from sapwood.runner.frame import NO_ENTRY, REJECTED, TOLD_BY_DEVICE, Columns, Frame, Kind
 from sapwood.runner.table import Table
 
 if TYPE_CHECKING:
@@ -27,17 +28,17 @@ def fill(
     tokens: Tensor,
     single: bool,
 ) -> None:
-    slots, told, counts, counts_of_heads, places, kinds = (column.numpy() for column in frame.columns())
-    num_rows = frame.num_rows
+    rows = Columns(*(column.numpy() for column in frame.columns()))
+    slots, counts, kinds, num_rows = rows.slots_R, rows.counts_R, rows.kinds_R, frame.num_rows
     entries, pages = (column.numpy() for column in frame.changes())
     tables, fed, page_sizes = table.tables_GSP.numpy(), table.fed_S.numpy(), page_sizes_G.numpy()
     if len(entries):
-        turned = entries >= 0
+        turned = entries != NO_ENTRY
         tables.reshape(-1)[entries[turned]] = pages[turned]
-        entries.fill(-1)
+        entries.fill(NO_ENTRY)
 
     starts, offsets = starts_R.numpy(), offsets_R1.numpy()
-    starts[:] = np.where(told < 0, fed[slots], told)
+    starts[:] = np.where(rows.told_R == TOLD_BY_DEVICE, fed[slots], rows.told_R)
     ends = starts + counts
     offsets[0] = 0
     counts.cumsum(out=offsets[1:])
@@ -55,10 +56,9 @@ def fill(
     else:
         last[:] = at[:] = 0
         owners[:] = draws[:] = table.nobody
-        rows_N = np.repeat(np.arange(num_rows), counts_of_heads)
-        # From the last head of its row back, for each.
-        back_N = np.cumsum(counts_of_heads)[rows_N] - 1 - np.arange(len(rows_N))
-        to = places[rows_N] + counts_of_heads[rows_N] - 1 - back_N
+        rows_N, within_N = spread(rows.heads_R)
+        back_N = rows.heads_R[rows_N] - 1 - within_N  # from the last head of its row, for each
+        to = rows.places_R[rows_N] + within_N
         last[to], at[to], owners[to] = offsets[1:][rows_N] - 1 - back_N, ends[rows_N] - back_N, slots[rows_N]
         draws[to] = np.where(kinds == Kind.DRAWN, slots, table.nobody)[rows_N]
 
@@ -66,15 +66,15 @@ def fill(
     if each_one:
         slots_T, places_T = slots, starts
     else:
-        rows_T = np.repeat(np.arange(num_rows), counts)
-        slots_T, places_T = slots[rows_T], np.arange(num_tokens) + (starts - offsets[:-1])[rows_T]
+        rows_T, within_T = spread(counts)
+        slots_T, places_T = slots[rows_T], starts[rows_T] + within_T
     ids_T[:num_tokens] = table.tokens_SL.numpy()[slots_T, places_T]
     positions_T[:num_tokens] = places_T
     for group, cells_T in enumerate(cells_GT):
-        indices_T, within_T = np.divmod(places_T, page_sizes[group])
+        indices_T, in_page_T = np.divmod(places_T, page_sizes[group])
         cells_T[:num_tokens] = tables[group, slots_T, indices_T]
         cells_T[:num_tokens] *= page_sizes[group]
-        cells_T[:num_tokens] += within_T
+        cells_T[:num_tokens] += in_page_T
     if num_tokens < len(ids_T):
         tokens.numpy()[:, num_tokens:] = 0
 
@@ -86,8 +86,7 @@ def settle(table: Table, frame: Frame, heads: Heads, drawn_N: Tensor, kind: Kind
     slots, places = rows.slots_R.numpy()[mine], rows.places_R.numpy()[mine]
     if frame.drafted:
         counts = rows.heads_R.numpy()[mine]
-        rows_N = np.repeat(np.arange(len(mine)), counts)
-        within_N = np.arange(len(rows_N)) - np.repeat(np.cumsum(counts) - counts, counts)
+        rows_N, within_N = spread(counts)
         at = places[rows_N] + within_N
         wrong = (tokens[slots[rows_N], ends[at]] != drawn[at]) | (within_N == counts[rows_N] - 1)
         yielded = counts.copy()

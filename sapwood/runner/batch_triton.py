@@ -8,7 +8,7 @@ import triton
 from torch import Tensor
 
 from sapwood.kernels.triton import step
-from sapwood.runner.frame import REJECTED, Frame, Kind
+from sapwood.runner.frame import NO_ENTRY, REJECTED, TOLD_BY_DEVICE, Frame, Kind
 from sapwood.runner.table import Table
 
 if TYPE_CHECKING:
@@ -40,9 +40,11 @@ def fill(
         heads.slots_N.fill_(table.nobody)
         heads.draws_N.fill_(table.nobody)
     step.take_rows[(1 + triton.cdiv(len(entries_C), block),)](
-        *rows, entries_C, pages_C, table.fed_S, tables_GSP,
+        rows.slots_R, rows.told_R, rows.counts_R, rows.heads_R, rows.places_R, rows.kinds_R,
+        entries_C, pages_C, table.fed_S, tables_GSP,
         starts_R, offsets_R1, heads.last_N, heads.slots_N, heads.draws_N, heads.ends_N,
         frame.num_rows, len(entries_C), table.nobody,
+        TOLD_BY_DEVICE=TOLD_BY_DEVICE, NO_ENTRY=NO_ENTRY, NONE=int(Kind.NONE), DRAWN=int(Kind.DRAWN),
         BLOCK=block, num_warps=max(2, min(16, block // 128)),
     )  # fmt: skip
     num_tokens = tokens.shape[1]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sapwood.base.abilities import Ability
 from sapwood.base.plan import Bits, Ints, LatePart, Masked, Masks, Outcome, Plan, TokenLogprobs
+from sapwood.base.ragged import firsts, rows_of
 from sapwood.device import Mark
 from sapwood.runner.assemble import Rank
 from sapwood.runner.frame import REJECTED, Kind
@@ -135,13 +136,13 @@ class Chooser:
         if plan.num_rows == plan.num_steady:
             return scored
         at_once = max(1, _SCORED_ELEMENTS // self._vocab_size)
-        firsts = np.cumsum(plan.counts_R) - plan.counts_R
+        first_R = firsts(plan.counts_R)
         spans = np.arange(plan.num_steady, plan.num_rows)
         for row in spans[self._table.scored_S[plan.slots_R[spans]]].tolist():
             admit = self._table.admit(plan.slots_R[row])
             num_top, named = admit.params.prompt_logprobs or 0, admit.params.logprob_token_ids
             named_J = upload([np.array(named, np.int64)], self._table.device)[0] if named else None
-            start, first = int(plan.starts_R[row]), int(firsts[row])
+            start, first = int(plan.starts_R[row]), int(first_R[row])
             length = min(int(plan.counts_R[row]), admit.prompt_len - 1 - start)
             for done in range(0, length, at_once):
                 end = min(done + at_once, length)
@@ -169,11 +170,11 @@ def read(work: Work) -> Outcome:
     if kept.all():
         tokens, yielded = drawn, plan.heads_R
     else:
-        rows_N = np.repeat(np.arange(plan.num_rows), plan.heads_R)
+        rows_N = rows_of(plan.heads_R)
         tokens, yielded = drawn[kept], np.bincount(rows_N[kept], minlength=plan.num_rows).astype(np.int32)
     errors: dict[int, str] = {}
     if len(tokens) and tokens.min() < 0:
-        rows = np.repeat(np.arange(plan.num_rows), yielded)[tokens < 0]
+        rows = rows_of(yielded)[tokens < 0]
         errors = dict.fromkeys(rows.tolist(), _NOT_FINITE)
     prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
     for part in work.scored:
@@ -189,7 +190,7 @@ def _logprobs(work: Work, drawn: Ints) -> dict[int, list[TokenLogprobs]]:
         return found
     assert work.special is not None
     asking = work.special.places[work.special.logprobs]
-    rows_N = np.repeat(np.arange(work.plan.num_rows), work.plan.heads_R)
+    rows_N = rows_of(work.plan.heads_R)
     entries = as_rows(drawn[asking].tolist(), work.logprobs, work.special.wanted)
     for head, entry in zip(asking.tolist(), entries, strict=True):
         if drawn[head] != REJECTED:

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sapwood.base.plan import Ints, Pages, Plan
+from sapwood.base.ragged import firsts
 from sapwood.runner.table import Table
 from sapwood.runner.transfer import upload
 
@@ -38,15 +39,18 @@ class Kind(IntEnum):
     SPECIAL = 2  # by the general steps, later
 
 
-class Columns(NamedTuple):
-    """What a frame says of each row, in this order."""
+X = TypeVar("X")
 
-    slots_R: Tensor
-    told_R: Tensor
-    counts_R: Tensor
-    heads_R: Tensor
-    places_R: Tensor
-    kinds_R: Tensor
+
+class Columns(NamedTuple, Generic[X]):
+    """What a frame says of each row, in this order: of tensors, or of their memory as numpy arrays."""
+
+    slots_R: X
+    told_R: X
+    counts_R: X
+    heads_R: X
+    places_R: X
+    kinds_R: X
 
 
 _COLUMNS = len(Columns._fields)
@@ -62,7 +66,7 @@ class Frame:
     num_heads: int
     drafted: bool
 
-    def columns(self) -> Columns:
+    def columns(self) -> Columns[Tensor]:
         return Columns(*self.words[: _COLUMNS * self.num_rows].view(_COLUMNS, self.num_rows).unbind(0))
 
     def changes(self) -> tuple[Tensor, Tensor]:
@@ -81,33 +85,33 @@ def exact(plan: Plan, table: Table) -> Frame:
     """The frame of a plan and nothing more, on its way to the device."""
     entries, pages = changes(plan.part(Pages), table)
     words = np.concatenate([rows(plan, table, plan.num_rows, pad_heads=False), entries, pages])
-    drafted = bool((plan.heads_R > 1).any())
-    return Frame(upload([words], table.device)[0], plan.num_rows, plan.num_heads, drafted)
+    return Frame(upload([words], table.device)[0], plan.num_rows, plan.num_heads, plan.drafted)
 
 
 def rows(plan: Plan, table: Table, num_rows: int, *, pad_heads: bool) -> Ints:
     """The first part of a frame of `num_rows` rows. With `pad_heads` there is a head for every row at least, and all of
     the first `num_rows` belong to some row."""
     words = _padding(num_rows, table.nobody, pad_heads=pad_heads)
-    slots, told, counts, heads, places, kinds = words.reshape(_COLUMNS, num_rows)
+    row = _columns(words)
     used, yields = plan.num_rows, plan.heads_R > 0
-    slots[:used] = plan.slots_R
-    told[: plan.num_steady] = TOLD_BY_DEVICE
-    told[plan.num_steady : used] = plan.starts_R[plan.num_steady :]
-    counts[:used] = plan.counts_R
-    heads[:used] = plan.heads_R
-    kinds[:used] = np.where(yields, np.where(table.special_S[plan.slots_R], Kind.SPECIAL, Kind.DRAWN), Kind.NONE)
+    row.slots_R[:used] = plan.slots_R
+    row.told_R[: plan.num_steady] = TOLD_BY_DEVICE
+    row.told_R[plan.num_steady : used] = plan.starts_R[plan.num_steady :]
+    row.counts_R[:used] = plan.counts_R
+    row.heads_R[:used] = plan.heads_R
+    kinds = np.where(table.special_S[plan.slots_R], Kind.SPECIAL, Kind.DRAWN)
+    row.kinds_R[:used] = np.where(yields, kinds, Kind.NONE)
     if not plan.plain:
-        ends = np.cumsum(plan.heads_R)
-        places[:used] = np.where(yields, ends - plan.heads_R, NO_ENTRY)
+        first = firsts(plan.heads_R)
+        row.places_R[:used] = np.where(yields, first, NO_ENTRY)
         if pad_heads:
             # Rows without heads share out the places that are left, so that every head is written to.
             quiet = np.concatenate([np.flatnonzero(~yields), np.arange(used, num_rows)])
-            left = np.arange(ends[-1], num_rows)[: len(quiet)]
-            places[quiet] = NO_ENTRY
-            places[quiet[: len(left)]] = left
+            left = np.arange(plan.num_heads, num_rows)[: len(quiet)]
+            row.places_R[quiet] = NO_ENTRY
+            row.places_R[quiet[: len(left)]] = left
     elif not pad_heads:
-        places[:used] = np.arange(used)
+        row.places_R[:used] = np.arange(used)
     return words
 
 
@@ -126,8 +130,13 @@ def changes(pages: Pages | None, table: Table) -> tuple[Ints, Ints]:
 _NOTHING: Ints = np.zeros(0, np.int32)
 
 
+def _columns(words: Ints) -> Columns[Ints]:
+    return Columns(*words.reshape(_COLUMNS, -1))
+
+
 def _padding(num_rows: int, nobody: int, *, pad_heads: bool) -> Ints:
-    words = np.zeros((_COLUMNS, num_rows), dtype=np.int32)
-    words[0] = nobody
-    words[Columns._fields.index("places_R")] = np.arange(num_rows) if pad_heads else NO_ENTRY
-    return words.reshape(-1)
+    words = np.zeros(_COLUMNS * num_rows, dtype=np.int32)
+    row = _columns(words)
+    row.slots_R[:] = nobody
+    row.places_R[:] = np.arange(num_rows) if pad_heads else NO_ENTRY
+    return words

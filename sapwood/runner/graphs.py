@@ -32,6 +32,7 @@ _LEAST_TILES = 8
 _MIXED_ROWS = (64, 256, 512)
 _KINDS = (256, 64, 16)  # rows, or tokens of a mixed step, up to which other kernels are launched than for more
 _MIXED_CHANGES = 4096  # pages that a step with prompt chunks may turn; those of cached prefixes are among them
+_NOTHING: Ints = np.zeros(0, np.int32)
 
 
 class Size(NamedTuple):
@@ -179,7 +180,7 @@ class Graphs(Generic[T]):
         num_tokens = plan.num_tokens
         if num_tokens > self._max_tokens or self._table.scored_S[plan.slots_R[plan.num_steady :]].any():
             return None
-        drafted = plan.num_heads > plan.num_rows or bool((plan.heads_R > 1).any())
+        drafted = plan.drafted
         if drafted and not self._drafts:
             return None
         if num_tokens == plan.num_rows == plan.num_heads:
@@ -239,19 +240,13 @@ class _Captured(Generic[T]):
         count, words = len(entries), self._frame.words
         if count > self._num_changes:
             return False
-        if not plan.plain or self._version != plan.version:
-            vector = np.full(len(words), frame.NO_ENTRY, dtype=np.int32)
-            rows = frame.rows(plan, self._table, self.size.rows, pad_heads=True)
+        same = plan.plain and self._version == plan.version
+        rows = _NOTHING if same else frame.rows(plan, self._table, self.size.rows, pad_heads=True)
+        if len(rows) or count:
+            vector = np.full(len(rows) + 2 * self._num_changes, frame.NO_ENTRY, dtype=np.int32)
             vector[: len(rows)] = rows
-            first = len(rows)
-        elif count:
-            vector = np.full(2 * self._num_changes, frame.NO_ENTRY, dtype=np.int32)
-            first = 0
-        else:
-            vector, first = _NO_SLOTS, 0
-        if len(vector):
-            vector[first : first + count] = entries
-            vector[first + self._num_changes : first + self._num_changes + count] = pages
+            vector[len(rows) : len(rows) + count] = entries
+            vector[len(rows) + self._num_changes :][:count] = pages
             send(vector, words[len(words) - len(vector) :])
         self._version = plan.version if plan.plain else None
         if self._words is not None:
@@ -297,6 +292,3 @@ class _Camera:
             finally:
                 graph.capture_end()
         return graph, left
-
-
-_NO_SLOTS: Ints = np.zeros(0, np.int32)

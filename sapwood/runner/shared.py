@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sapwood.attention.base import Shared
 from sapwood.base.plan import RUN_LEVELS, Ints, Rows, Runs
+from sapwood.base.ragged import firsts, spread
 
 _NONE = -1
 
@@ -50,11 +51,10 @@ def members(runs: Runs, rows: Rows) -> Members:
     sizes_U = np.diff(runs.offsets_U1)
     if int(counts.sum()) == len(counts):
         return Members(mine, sizes_U)
-    firsts = np.cumsum(counts) - counts
-    number = counts[mine]
-    ends = np.cumsum(number)
-    tokens_M = np.repeat(firsts[mine] - (ends - number), number) + np.arange(ends[-1])
-    return Members(tokens_M.astype(np.int32), np.add.reduceat(number, runs.offsets_U1[:-1]).astype(np.int32))
+    of_M, within_M = spread(counts[mine])
+    tokens_M = firsts(counts)[mine][of_M] + within_M
+    sizes_U = np.add.reduceat(counts[mine], runs.offsets_U1[:-1])
+    return Members(tokens_M.astype(np.int32), sizes_U.astype(np.int32))
 
 
 def num_tiles(members: Members, tile: int) -> int:
@@ -73,10 +73,8 @@ def words(runs: Runs | None, members: Members | None, size: Size) -> Ints:
         return vector
     sizes_U, tokens = members.sizes_U, members.tokens_M
     tiles_U = -(-sizes_U // size.tile)
-    runs_I = np.repeat(np.arange(len(tiles_U)), tiles_U)
-    used = len(runs_I)
-    index_I = np.arange(used) - np.repeat(np.cumsum(tiles_U) - tiles_U, tiles_U)  # of the tile in its run
-    offsets_U = np.cumsum(sizes_U) - sizes_U
+    runs_I, index_I = spread(tiles_U)  # of each tile, and its place in its run
+    used, offsets_U = len(runs_I), firsts(sizes_U)
     lows_I[:used], highs_I[:used] = runs.lows_U[runs_I], runs.highs_U[runs_I]
     firsts_I[:used] = offsets_U[runs_I] + index_I * size.tile
     sizes_I[:used] = np.minimum(size.tile, (offsets_U + sizes_U)[runs_I] - firsts_I[:used])

@@ -8,6 +8,7 @@ import numpy as np
 
 from sapwood.base.news import FinishReason, Landing, News
 from sapwood.base.plan import Bools, Ints, Longs, Outcome, Plan, Stretch, TokenLogprobs
+from sapwood.base.ragged import firsts, spread
 from sapwood.base.request import Request
 from sapwood.base.stake import Landed, Ruling
 from sapwood.scheduler.roster import Roster
@@ -45,8 +46,7 @@ class Commit:
         """What the rows yielded, and where in it each row's tokens begin."""
         if len(rows) == len(outcome.tokens_N) and (yielded == 1).all():
             return outcome.tokens_N, np.arange(len(rows))
-        ends = np.cumsum(outcome.yielded_R)
-        return outcome.tokens_N, (ends - outcome.yielded_R)[rows]
+        return outcome.tokens_N, firsts(outcome.yielded_R)[rows]
 
     def _take_tokens(self, slots: Ints, yielded: Ints, tokens: Ints, starts: Longs) -> tuple[Ints, Bools, Bools]:
         """Make tokens known, up to the one that ends its request. Per row: how many, whether the last of them stops it,
@@ -59,8 +59,7 @@ class Commit:
             s.known[slots] = places + 1
             stopped = s.stopped(slots, new) & (places >= s.min_len[slots])
             return yielded, stopped, stopped | (places + 1 >= s.limit[slots])
-        of_N = np.repeat(np.arange(len(slots)), yielded)
-        within_N = np.arange(len(of_N)) - np.repeat(np.cumsum(yielded) - yielded, yielded)
+        of_N, within_N = spread(yielded)
         slots_N, places_N, new_N = slots[of_N], places[of_N] + within_N, tokens[starts[of_N] + within_N]
         stopped_N = s.stopped(slots_N, new_N) & (places_N >= s.min_len[slots_N])
         ended_N = stopped_N | (places_N + 1 >= s.limit[slots_N])
@@ -199,8 +198,7 @@ class Commit:
         counts, starts = taken[plain], starts[plain]
         if (counts == 1).all():
             return Landing(ids.tolist(), tokens[starts].tolist(), news)
-        of_N = np.repeat(np.arange(len(ids)), counts)
-        within_N = np.arange(len(of_N)) - np.repeat(np.cumsum(counts) - counts, counts)
+        of_N, within_N = spread(counts)
         return Landing(ids[of_N].tolist(), tokens[starts[of_N] + within_N].tolist(), news)
 
     def _take_errors(self, plan: Plan, outcome: Outcome, alive: Bools) -> list[News]:

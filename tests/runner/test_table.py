@@ -14,12 +14,13 @@ from sapwood.base.plan import Drafts, Pages, Plan, Runs, Stretch
 from sapwood.base.sampling import SamplingParams
 from sapwood.runner import frame as frames
 from sapwood.runner import shared
-from sapwood.runner.batch import Batcher, Heads, fill, settle
+from sapwood.runner.batch import Batcher, Heads
 from sapwood.runner.frame import REJECTED, Frame, Kind
 from sapwood.runner.table import Table
 from sapwood.sampling.settings import Need, Settings
 from tests import kv
 from tests.runner.plans import admit, ints, make_plan
+from tests.runner.twin import fill, settle
 
 GROUPS = [
     kv.group(num_layers=1, num_heads=1, num_kv_heads=1, head_dim=4, window=window, page_size=page_size)

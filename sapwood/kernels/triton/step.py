@@ -1,5 +1,5 @@
 """What a step does around the model, as launches whose sizes a host knows: finding out what to compute, and taking in
-the tokens that were drawn. `sapwood.runner.batch` holds the twins.
+the tokens that were drawn. What stands in a frame is said by `sapwood.runner.frame`, `sapwood.runner.batch_cpu` does the same.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -48,27 +48,31 @@ def take_rows(
     num_rows,
     num_changes,
     nobody,
+    TOLD_BY_DEVICE: tl.constexpr,
+    NO_ENTRY: tl.constexpr,
+    NONE: tl.constexpr,
+    DRAWN: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Turn pages, find where rows start and end, and what their heads need.
+    """Turn pages, find where rows start and end, and what their heads need. NONE and DRAWN are kinds.
 
     Grid (1 + ceil(C / BLOCK),): the first program does all rows (BLOCK is enough for them), the others the changes. A
-    change is used up: its entry becomes -1, so that a frame may be run again.
+    change is used up: its entry becomes NO_ENTRY, so that a frame may be run again.
     """
     i = tl.arange(0, BLOCK)
     program = tl.program_id(0)
     if program > 0:
         place = (program - 1) * BLOCK + i
-        entry = tl.load(entries_C + place, mask=place < num_changes, other=-1)
-        page = tl.load(pages_C + place, mask=entry >= 0, other=0)
-        tl.store(tables_GSP + entry, page, mask=entry >= 0)
-        tl.store(entries_C + place, -1, mask=entry >= 0)
+        entry = tl.load(entries_C + place, mask=place < num_changes, other=NO_ENTRY)
+        page = tl.load(pages_C + place, mask=entry != NO_ENTRY, other=0)
+        tl.store(tables_GSP + entry, page, mask=entry != NO_ENTRY)
+        tl.store(entries_C + place, NO_ENTRY, mask=entry != NO_ENTRY)
         return
     inside = i < num_rows
     slot = tl.load(slots_R + i, mask=inside, other=nobody)
     told = tl.load(told_R + i, mask=inside, other=0)
     count = tl.load(counts_R + i, mask=inside, other=0)
-    start = tl.where(told < 0, tl.load(fed_S + slot, mask=inside, other=0), told)
+    start = tl.where(told == TOLD_BY_DEVICE, tl.load(fed_S + slot, mask=inside, other=0), told)
     end = start + count
     tl.store(fed_S + slot, end, mask=inside & (count > 0))
     offset = tl.cumsum(count, axis=0)
@@ -76,16 +80,16 @@ def take_rows(
     tl.store(offsets_R1 + i, offset - count, mask=inside)
     tl.store(offsets_R1 + 1 + i, offset, mask=i == num_rows - 1)
     heads = tl.load(heads_R + i, mask=inside, other=0)
-    place = tl.load(places_R + i, mask=inside, other=-1)
-    kind = tl.load(kinds_R + i, mask=inside, other=0)
+    place = tl.load(places_R + i, mask=inside, other=NO_ENTRY)
+    kind = tl.load(kinds_R + i, mask=inside, other=NONE)
     # A row without heads may have the place of one of padding.
     for number in range(0, tl.maximum(tl.max(heads, axis=0), 1)):
-        there = inside & (place >= 0) & (number < tl.maximum(heads, 1))
+        there = inside & (place != NO_ENTRY) & (number < tl.maximum(heads, 1))
         back = heads - 1 - number  # from the row's last head
-        tl.store(last_N + place + number, tl.where(kind > 0, offset - 1 - back, 0).to(tl.int64), mask=there)
-        tl.store(slots_N + place + number, tl.where(kind > 0, slot, nobody), mask=there)
-        tl.store(draws_N + place + number, tl.where(kind == 1, slot, nobody), mask=there)
-        tl.store(ends_N + place + number, tl.where(kind > 0, end - back, 0), mask=there)
+        tl.store(last_N + place + number, tl.where(kind != NONE, offset - 1 - back, 0).to(tl.int64), mask=there)
+        tl.store(slots_N + place + number, tl.where(kind != NONE, slot, nobody), mask=there)
+        tl.store(draws_N + place + number, tl.where(kind == DRAWN, slot, nobody), mask=there)
+        tl.store(ends_N + place + number, tl.where(kind != NONE, end - back, 0), mask=there)
 
 
 @jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=_POINTERS)
