@@ -1,5 +1,37 @@
-"""Triton's interpreter is made to take loop bounds from tensors here too."""
+"""Triton's interpreter is made to take loop bounds from tensors here too; a worker of each family for a module's tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
 
 from tests.attention.conftest import interpreter_loops
+from tests.runner.subject import Padded, Subject
 
 __all__ = ["interpreter_loops"]
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        "cpu",
+        "cpu padded",
+        pytest.param("cuda:0", marks=pytest.mark.gpu),
+        pytest.param("cuda:0 padded", marks=pytest.mark.gpu),
+    ],
+)
+def subject(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[str], Subject]]:
+    made: dict[str, Subject] = {}
+
+    def get(family: str) -> Subject:
+        if family not in made:
+            device, _, padded = request.param.partition(" ")
+            made[family] = (Padded if padded else Subject)(family, tmp_path_factory.mktemp(family), device)
+        return made[family]
+
+    yield get
+    for one in made.values():
+        one.worker.shutdown()

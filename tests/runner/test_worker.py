@@ -2,124 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from sapwood.arch.families import declare
-from sapwood.base.grammar import Grammar
 from sapwood.base.plan import Masks, Stretch
 from sapwood.base.sampling import SamplingParams
 from sapwood.config.options import CacheConfig, Config, DeviceConfig, ModelConfig, SchedulerConfig
 from sapwood.hub.files import open_files
-from sapwood.runner import choose, graphs
+from sapwood.runner import graphs
 from sapwood.runner.graphs import Graphs
 from sapwood.runner.worker import Worker
 from tests import models
 from tests.runner.desk import Desk
 from tests.runner.plans import admit, ints, make_plan
-
-NUM_PAGES = 120
-PAGE = 4
-MAX_LEN = 64
-
-
-class Subject:
-    """A tiny random model twice: in a worker, and in transformers."""
-
-    def __init__(self, family: str, path: Path, device: str) -> None:
-        self.family = family
-        files = open_files(models.save(family, path), name=family)
-        config = Config(
-            model=ModelConfig(dtype="float32", max_model_len=MAX_LEN),
-            cache=CacheConfig(page_size=PAGE, kv_cache_memory=1 << 20),
-            scheduler=SchedulerConfig(max_num_seqs=8, max_num_batched_tokens=128),
-            device=DeviceConfig(device=device, threads=1),
-        )
-        self.worker = Worker(config, declare(files.config), files)
-        self.worker.load()
-        self.vocab_size = self.worker.decoder.vocab_size
-
-    def desk(self, seed: int = 0) -> Desk:
-        """A fresh start: empty pages, whose numbers are handed out in another order for another seed."""
-        self.worker.allocate([NUM_PAGES] * len(self.worker.groups))
-        return Desk(self.worker, num_pages=NUM_PAGES, seed=seed)
-
-    def tokens(self, length: int, seed: int = 0) -> list[int]:
-        return np.random.default_rng(seed).integers(0, self.vocab_size, length).tolist()
-
-    def logits(self, tokens: list[int]) -> Tensor:
-        return models.logits(self.family, tokens)
-
-    def greedy(self, tokens: list[int], num_tokens: int) -> list[int]:
-        known = list(tokens)
-        for _ in range(num_tokens):
-            known.append(int(self.logits(known)[-1].argmax()))
-        return known[len(tokens) :]
-
-
-class Padded(Subject):
-    """Whose steps are padded as those of graphs, and on a GPU are graphs."""
-
-    def __init__(self, family: str, path: Path, device: str) -> None:
-        super().__init__(family, path, device)
-        step = self.worker._step
-        step._logits_NV = torch.empty(64, self.vocab_size, device=self.worker.device)
-        step.graphs = Graphs(
-            step.compute_for_graph,
-            self.worker.table,
-            max_rows=8,
-            max_tokens=64,
-            tile=step.tile,
-            drafts=True,
-            capture=device != "cpu",
-        )
-
-    def desk(self, seed: int = 0) -> Desk:
-        for backend in self.worker.backends:  # graphs know where keys and values lie
-            if not hasattr(backend, "_keys"):
-                backend.allocate(NUM_PAGES)
-        return Desk(self.worker, num_pages=NUM_PAGES, seed=seed)
-
-
-@pytest.fixture(
-    scope="module",
-    params=[
-        "cpu",
-        "cpu padded",
-        pytest.param("cuda:0", marks=pytest.mark.gpu),
-        pytest.param("cuda:0 padded", marks=pytest.mark.gpu),
-    ],
-)
-def subject(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[[str], Subject]]:
-    made: dict[str, Subject] = {}
-
-    def get(family: str) -> Subject:
-        if family not in made:
-            device, _, padded = request.param.partition(" ")
-            made[family] = (Padded if padded else Subject)(family, tmp_path_factory.mktemp(family), device)
-        return made[family]
-
-    yield get
-    for one in made.values():
-        one.worker.shutdown()
-
-
-def near(found: Tensor, wanted: Tensor) -> None:
-    """Of the last rows, those that there are."""
-    assert len(found) in (1, len(wanted))
-    torch.testing.assert_close(found, wanted[-len(found) :], atol=1e-4, rtol=0)
-
+from tests.runner.subject import ANY, MAX_LEN, PAGE, Subject, near, two_families
 
 each_family = pytest.mark.parametrize("family", list(models.MODELS))
-two_families = pytest.mark.parametrize("family", ["llama", "gemma3"])  # one KV group; two, one with a window
 
 
 @each_family
@@ -267,111 +171,6 @@ def test_anything_with_anything(subject: Callable[[str], Subject], family: str, 
             near(logits, wanted[starts[s] :])
 
 
-def test_a_seed_means_the_same_tokens_anywhere(subject: Callable[[str], Subject]) -> None:
-    model = subject("llama")
-    prompt = model.tokens(9, seed=12)
-    requests = {
-        "plain": SamplingParams(),
-        "cut": SamplingParams(temperature=1.3, top_k=40, top_p=0.8, min_p=0.01),
-        "penalised": SamplingParams(temperature=0.9, repetition_penalty=1.2, presence_penalty=0.5),
-        "greedy": SamplingParams(temperature=0.0),
-    }
-    alone = {}
-    for name, params in requests.items():
-        desk = model.desk()
-        desk.admit(2, prompt, params=params, seed=77)
-        alone[name] = desk.generate(2, 12)
-    assert len(set(map(tuple, alone.values()))) == len(alone)
-
-    desk = model.desk(seed=3)
-    slots = dict(zip(requests, [7, 0, 4, 1], strict=True))
-    for name, slot in slots.items():
-        desk.admit(slot, prompt, params=requests[name], seed=77)
-    desk.admit(5, prompt, params=SamplingParams(), seed=78)
-    desk.step({slots["plain"]: 9, slots["cut"]: 4, 5: 9})
-    desk.step({slots["cut"]: 5, slots["penalised"]: 9}, steady=[5, slots["plain"]])
-    while any(len(desk.seats[slot].tokens) < 21 for slot in slots.values()):
-        steady = [slot for slot in slots.values() if desk.seats[slot].fed >= 9 and len(desk.seats[slot].tokens) < 21]
-        desk.step({slot: 9 for slot in slots.values() if not desk.seats[slot].fed}, steady=steady)
-    assert {name: desk.seats[slot].tokens[9:] for name, slot in slots.items()} == alone
-    assert desk.seats[5].tokens[9:] != alone["plain"][:2]
-
-    preempted = desk.seats[slots["penalised"]].tokens[:15]
-    desk.admit(3, preempted, prompt_len=9, params=requests["penalised"], seed=77)
-    assert desk.generate(3, 6) == alone["penalised"][6:]
-
-
-def test_min_tokens_and_bias_act_by_position(subject: Callable[[str], Subject]) -> None:
-    model = subject("llama")
-    prompt = model.tokens(6, seed=13)
-    likely = model.greedy(prompt, 1)[0]
-    desk = model.desk()
-    desk.admit(
-        0, prompt, min_len=9, stop_ids=(likely, 5), params=SamplingParams(temperature=0.0, logit_bias={5: 100.0})
-    )
-    tokens = desk.generate(0, 5)
-    assert not {likely, 5} & set(tokens[:3])
-    assert tokens[3:] == [5, 5]
-
-
-@pytest.mark.parametrize("sizes", [[20], [7, 6, 7], [19, 1]])
-@pytest.mark.parametrize("at_once", [4, 1000])
-def test_prompt_logprobs(
-    subject: Callable[[str], Subject], sizes: list[int], at_once: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = subject("llama")
-    monkeypatch.setattr(choose, "_SCORED_ELEMENTS", at_once * model.vocab_size)
-    prompt = model.tokens(20, seed=14)
-    desk = model.desk()
-    desk.admit(
-        4, prompt, params=SamplingParams(temperature=0.0, prompt_logprobs=2, logprobs=1, logprob_token_ids=(9, 3))
-    )
-    desk.admit(0, model.tokens(24, seed=15))
-    desk.step({0: 24})
-    found = []
-    for size in sizes:
-        outcome = desk.step({4: size}, steady=[0]).outcome
-        assert outcome.prompt_logprobs.keys() <= {1}
-        found += outcome.prompt_logprobs.get(1, [])
-    wanted = model.logits(prompt).log_softmax(-1)
-    assert [entry.token for entry in found] == prompt[1:]
-    for entry, logprobs in zip(found, wanted, strict=False):
-        assert entry.logprob == pytest.approx(logprobs[entry.token].item(), abs=1e-4)
-        assert entry.rank == int((logprobs > logprobs[entry.token]).sum()) + 1
-        assert entry.top_ids == logprobs.topk(2).indices.tolist()
-        assert entry.named_logprobs == pytest.approx(logprobs[[9, 3]].tolist(), abs=1e-4)
-    (last,) = outcome.logprobs[1]
-    assert len(last.named_logprobs) == 2
-    assert last.token == last.top_ids[0] == desk.seats[4].tokens[20]
-    assert last.rank == 1
-    assert last.logprob == pytest.approx(wanted[-1].max().item(), abs=1e-4)
-    assert not desk.step({}, steady=[0, 4]).outcome.prompt_logprobs
-
-
-def test_a_row_without_finite_logits_ends_alone(subject: Callable[[str], Subject]) -> None:
-    model = subject("llama")
-    prompts = [[token for token in model.tokens(12, seed=seed) if token != 9] for seed in (16, 17)]
-    wanted = model.greedy(prompts[0], 4)
-    desk = model.desk()
-    embedding = model.worker.model.embed.weight
-    kept = embedding[9].clone()
-    try:
-        with torch.inference_mode():
-            embedding[9] = torch.nan
-        if model.worker.model.head is None:
-            pytest.skip("this model's head is its embedding")
-        desk.admit(0, prompts[0])
-        desk.admit(1, [*prompts[1], 9])
-        first = desk.step({0: len(prompts[0]), 1: len(prompts[1]) + 1}).outcome
-        assert list(first.errors) == [1]
-        for _ in range(3):
-            assert not desk.step({}, steady=[0]).outcome.errors
-    finally:
-        with torch.inference_mode():
-            embedding[9] = kept
-    assert desk.seats[0].tokens[len(prompts[0]) :] == wanted
-
-
 def test_a_step_is_read_after_the_next_has_begun(subject: Callable[[str], Subject]) -> None:
     """The slot has changed hands by then, and what is read is still the first one's."""
     model = subject("llama")
@@ -403,122 +202,6 @@ def test_a_step_that_yields_nothing(subject: Callable[[str], Subject]) -> None:
     assert not outcome.errors
     assert not len(outcome.tokens_N) and outcome.yielded_R.tolist() == [0]
     assert desk.worker.table.fed_S[0] == 6
-
-
-ANY = Grammar.regex(".*")  # the worker only has to know that there is one; which tokens it allows, the host says
-
-
-@two_families
-@pytest.mark.parametrize("special", [False, True])
-def test_masked_rows_beside_free_ones(subject: Callable[[str], Subject], family: str, special: bool) -> None:
-    """Greedy among the allowed tokens, in spans and steady rows, with and without other edits in the same step."""
-    model = subject(family)
-    desk, chance = model.desk(), np.random.default_rng(3)
-    prompts = {slot: model.tokens(5 + 3 * slot, seed=slot) for slot in range(4)}
-    restricted = {1: SamplingParams(temperature=0, grammar=ANY), 3: SamplingParams(temperature=0, grammar=ANY)}
-    if special:
-        restricted[3] = SamplingParams(temperature=0, grammar=ANY, logit_bias={5: 3.0}, logprobs=2)
-    for slot, prompt in prompts.items():
-        desk.admit(slot, prompt, params=restricted.get(slot))
-    for number in range(6):
-        # Slot 3 starts later: other rows are masked by then, and it comes as a span among steady ones.
-        allowed = {slot: chance.choice(model.vocab_size, 4, replace=False).tolist() for slot in restricted}
-        allowed |= {1: [7]} if number == 2 else {}
-        if number == 0:
-            step = desk.step({slot: len(prompts[slot]) for slot in (0, 1, 2)}, allowed=allowed)
-        elif number == 1:
-            step = desk.step({3: len(prompts[3])}, steady=[0, 1, 2], allowed=allowed)
-        else:
-            step = desk.step({}, steady=[0, 1, 2, 3], allowed=allowed)
-        for slot in step.slots:
-            logits = model.logits(desk.seats[slot].tokens[:-1])[-1].clone()
-            raw = logits.log_softmax(-1)
-            if slot in restricted:
-                if special and slot == 3:
-                    logits[5] += 3.0
-                    (found,) = step.outcome.logprobs[step.slots.index(3)]
-                    assert found.logprob == pytest.approx(float(raw[found.token]), abs=1e-3), (
-                        "raw logits, not masked ones"
-                    )
-                forbidden = torch.ones(model.vocab_size, dtype=torch.bool)
-                forbidden[allowed[slot]] = False
-                logits[forbidden] = -torch.inf
-            assert step.token(slot) == int(logits.argmax())
-    assert not step.outcome.errors
-
-
-def test_random_tokens_are_the_same_whether_masked_rows_are_special(subject: Callable[[str], Subject]) -> None:
-    model = subject("llama")
-    outputs = []
-    for logprobs in (None, 1):
-        desk = model.desk()
-        params = SamplingParams(temperature=1.5, top_p=0.9, grammar=ANY, logprobs=logprobs)
-        desk.admit(2, model.tokens(9), params=params, seed=77)
-        allowed = {2: list(range(3, model.vocab_size, 2))}
-        tokens = [desk.step({2: 9}, allowed=allowed).token(2)]
-        tokens += [desk.step({}, steady=[2], allowed=allowed).token(2) for _ in range(10)]
-        assert all(token in allowed[2] for token in tokens)
-        outputs.append(tokens)
-    assert outputs[0] == outputs[1] and len(set(outputs[0])) > 1
-
-
-def test_a_row_that_may_yield_nothing_is_an_error_of_its_own(subject: Callable[[str], Subject]) -> None:
-    model = subject("llama")
-    desk = model.desk()
-    desk.admit(0, model.tokens(5), params=SamplingParams(grammar=ANY))
-    desk.admit(1, model.tokens(5))
-    step = desk.step({0: 5, 1: 5}, allowed={0: []})
-    assert list(step.outcome.errors) == [0]
-
-
-@two_families
-def test_tokens_that_the_host_tells_are_fed_like_a_prompt(subject: Callable[[str], Subject], family: str) -> None:
-    model = subject(family)
-    desk, prompt = model.desk(), model.tokens(10)
-    desk.admit(1, prompt)
-    desk.admit(2, model.tokens(4, seed=5))
-    desk.step({1: 10, 2: 4})
-    desk.step({}, steady=[1, 2])
-    desk.tell(1, model.tokens(6, seed=9))
-    near(desk.step({1: 7}, steady=[2]).logits[1], model.logits(desk.seats[1].tokens[:-1])[-7:])
-    near(desk.step({}, steady=[1, 2]).logits[1], model.logits(desk.seats[1].tokens[:-1])[-1:])
-
-
-@two_families
-def test_rows_yield_what_they_would_without_drafts(subject: Callable[[str], Subject], family: str) -> None:
-    """Right, half right and wrong drafts, beside rows without and a prompt; greedy, random, penalised, with logprobs."""
-    model = subject(family)
-    kinds = {
-        0: SamplingParams(temperature=0),
-        1: SamplingParams(temperature=0.8, top_k=20),
-        2: SamplingParams(temperature=0, repetition_penalty=1.3, logprobs=2),
-        3: SamplingParams(temperature=0),
-    }
-    prompts = {slot: model.tokens(5 + 3 * slot, seed=slot) for slot in kinds}
-    plain = model.desk()
-    for slot, params in kinds.items():
-        plain.admit(slot, prompts[slot], params=params, seed=slot)
-        plain.generate(slot, 16)
-    desk = model.desk()
-    for slot, params in kinds.items():
-        desk.admit(slot, prompts[slot], params=params, seed=slot)
-    desk.step({slot: len(prompts[slot]) for slot in (0, 1, 2)})
-    draw = np.random.default_rng(0)
-    spans = {3: len(prompts[3])}
-    while len(desk.seats[0].tokens) < len(prompts[0]) + 10:
-        for slot in (0, 1, 2):
-            known = desk.seats[slot].tokens
-            future = plain.seats[slot].tokens[len(known) : len(known) + 4]
-            right = int(draw.integers(0, 5))
-            wrong = [(token + 1) % model.vocab_size for token in future[right:]]
-            desk.draft(slot, (future[:right] + wrong)[: int(draw.integers(0, 5))])
-        steady = [0, 1, 2] if spans else [0, 1, 2, 3]
-        outcome = desk.step(spans, steady=steady).outcome
-        assert [len(outcome.logprobs.get(row, ())) for row in range(3)] == [0, 0, outcome.yielded_R[2]]
-        spans = {}
-    for slot in kinds:
-        known = desk.seats[slot].tokens
-        assert known == plain.seats[slot].tokens[: len(known)]
 
 
 def test_the_configured_memory_is_the_budget(subject: Callable[[str], Subject]) -> None:

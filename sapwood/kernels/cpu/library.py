@@ -74,11 +74,11 @@ STRUCTS: Sequence[type[Structure]] = (Norm, Heads, Layer, Step)
 
 
 def layout(struct: type[Structure]) -> str:
-    """The fields of a struct, where each begins, and the struct's size, as `sapwood_layouts` words it."""
+    """The fields of a struct, where each begins and its size, and the struct's size, as `sapwood_layouts` words it."""
     names = [name for name, *_ in struct._fields_]
-    places = [getattr(struct, name).offset for name in names]
-    fields = ", ".join(f"&{struct.__name__}::{name}" for name in names)
-    return f"{fields} = {' '.join(map(str, places))} {ctypes.sizeof(struct)}"
+    fields = [getattr(struct, name) for name in names]
+    places = " ".join(f"{field.offset}:{field.size}" for field in fields)
+    return f"{', '.join(f'&{struct.__name__}::{name}' for name in names)} = {places} {ctypes.sizeof(struct)}"
 
 
 def _status(status: int) -> None:

@@ -54,13 +54,15 @@ API const char* sapwood_best() {
     return "base";
 }
 
-// The fields of a struct, where each begins, and the struct's size: a line.
+// The fields of a struct, where each begins and its size, and the struct's size: a line.
 template <class S, class... Fields>
 std::string layout(const char* names, Fields S::*... fields) {
     S some{};
     std::string line = std::string(names) + " =";
-    for (void* field : {static_cast<void*>(&(some.*fields))...})
-        line += " " + std::to_string(static_cast<char*>(field) - reinterpret_cast<char*>(&some));
+    auto add = [&](void* field, size_t size) {
+        line += " " + std::to_string(static_cast<char*>(field) - reinterpret_cast<char*>(&some)) + ":" + std::to_string(size);
+    };
+    (add(&(some.*fields), sizeof(Fields)), ...);
     return line + " " + std::to_string(sizeof(S)) + "\n";
 }
 #define LAYOUT(...) layout(#__VA_ARGS__, __VA_ARGS__)

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import NamedTuple, Protocol, TypeVar
 
 from sapwood.base.errors import ConfigError
-from sapwood.text.parsers.formats import REASONING, TOOLS, Dialect, Reasoning, ToolFormat
+from sapwood.text.parsers.families import REASONING, TOOLS
+from sapwood.text.parsers.formats import Dialect, Reasoning, ToolFormat
 
 
 class Format(Protocol):
