@@ -36,12 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from sapwood.engine import settle
+    from sapwood.engine import lean
     from sapwood.engine.spawn import spawn
 
     began = perf_counter()
     config = from_args(args)
-    settle.begin()
+    lean.begin()
     with spawn() as child:  # it imports beside us, and takes longer
         from sapwood.observe.log import set_up_logging
         from sapwood.server import run as run_loop
@@ -64,7 +64,7 @@ async def _serve_on(sock: socket.socket, config: Config, child: Child | None, be
 
     from sapwood.catalogue import joined
     from sapwood.cli.terminal import pull_progress
-    from sapwood.engine import settle
+    from sapwood.engine import lean
     from sapwood.engine.process import start
     from sapwood.hub.files import find
     from sapwood.server import create_app, serve
@@ -86,7 +86,7 @@ async def _serve_on(sock: socket.socket, config: Config, child: Child | None, be
             engine.end_at(text.eos_ids)
             name = config.model.served_model_name or files.name
             app = create_app(engine, text, config, name, defaults=files.generation_config)
-            settle.settle()
+            lean.settle()
             serving = asyncio.create_task(
                 serve(
                     app,

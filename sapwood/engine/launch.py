@@ -20,7 +20,7 @@ from sapwood.config.devices import rules_of
 from sapwood.config.resolve import ITEMSIZE, KV_SCALE_BYTES, Decision, resolve
 from sapwood.config.shape import shape_of
 from sapwood.device import probe
-from sapwood.engine import preload
+from sapwood.engine import lean
 from sapwood.engine.intake import Intake
 from sapwood.engine.loop import Engine
 from sapwood.executor.base import Executor, Measured
@@ -67,7 +67,7 @@ def launch(
     executor, families = executor or LocalExecutor(catalogue), catalogue.families
     dummy = config.model.load_format == "dummy"
     if dummy:
-        preload.complete()
+        lean.whole_torch()
     model = config.model
     files = files or find(model.model, revision=model.revision, weights=not dummy, families=families)
     decoder = declare(files.config, families)

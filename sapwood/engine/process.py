@@ -7,9 +7,9 @@ standard input, which stays open: when the front is gone, however it went, the e
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from sapwood.engine import preload
+    from sapwood.engine import lean
 
-    preload.begin()
+    lean.thin_torch()
 
 import asyncio
 import contextlib
@@ -30,7 +30,7 @@ import zmq
 from sapwood.base.errors import EngineDead, UserError
 from sapwood.base.wire import Abort, Control, Deltas, Failed, FromEngine, Ready, Reply, Submit, ToEngine
 from sapwood.config import Config
-from sapwood.engine import settle
+from sapwood.engine import lean
 from sapwood.engine.client import AsyncEngine
 from sapwood.engine.loop import Engine
 from sapwood.engine.spawn import Child, spawn
@@ -328,7 +328,7 @@ def main() -> None:
     # The front decides when we end: a Ctrl-C or SIGTERM to the whole group must not cut off a drain.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    settle.begin()
+    lean.begin()
     launch = _launcher()
     told = msgspec.msgpack.decode(_read_start(), type=Start)
     logging.basicConfig(level=told.config.server.log_level.upper(), format="engine: %(levelname)s %(message)s")
@@ -337,7 +337,7 @@ def main() -> None:
     post = Post(told.folder)
     try:
         engine, facts, _ = launch(told.config)
-        settle.settle()
+        lean.settle()
         serving.set()
         post.send(Ready(facts))
         Service(engine, post, orphaned).run()

@@ -1,7 +1,8 @@
-"""How an engine process begins and settles."""
+"""How an engine process begins, settles and ends."""
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import subprocess
 import sys
@@ -9,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from sapwood.engine import settle
-from sapwood.engine.preload import Lateness
+from sapwood.base.sampling import SamplingParams
+from sapwood.config.flags import from_options
+from sapwood.engine import lean
+from sapwood.engine.lean import Lateness
+from sapwood.engine.process import start
 from sapwood.engine.spawn import Child, spawn
 
 
@@ -41,16 +45,16 @@ def test_a_late_module_is_executed_when_it_is_asked_for_something(
 
 def test_torch_works_without_its_late_parts_and_gets_them() -> None:
     code = """
-from sapwood.engine import preload
-preload._GPUS = ()
-preload.begin()
+from sapwood.engine import lean
+lean._GPUS = ()
+lean.thin_torch()
 import torch
-late = [name for name in preload.LATE if type(__import__("sys").modules[name]).__name__ == "_Late"]
-assert late == list(preload.LATE), late
+late = [name for name in lean.LATE if type(__import__("sys").modules[name]).__name__ == "_Late"]
+assert late == list(lean.LATE), late
 x = torch.ones(3, 4)
 assert torch.nn.functional.linear(x, x).sum() == 36
 assert callable(torch.export.export)
-preload.complete()
+lean.whole_torch()
 torch.Generator().manual_seed(1)
 assert torch.empty(2, 3, device="meta").expand(4, 2, 3).shape == (4, 2, 3)
 """
@@ -72,24 +76,47 @@ def test_only_untouched_code_is_given_back() -> None:
         *mapping(0x60000000, "r-xp", "", 4096, 0),
         *mapping(0x70000000, "r-xp", "  [vdso]", 4096, 0),
     ]
-    assert list(settle.code_mappings(lines)) == [(0x10000000, 0x400000)]
+    assert list(lean.code_mappings(lines)) == [(0x10000000, 0x400000)]
 
 
 def test_settled_processes_work_on() -> None:
     code = """
 import gc, numpy as np
-from sapwood.engine import settle
-settle.begin()
+from sapwood.engine import lean
+lean.begin()
 assert not gc.isenabled()
 a = np.random.default_rng(0).normal(size=(300, 300))
 before = np.linalg.norm(a @ a)
-settle.settle()
+lean.settle()
 assert gc.isenabled() and gc.get_freeze_count()
 assert np.linalg.norm(a @ a) == before
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert gc.isenabled()
+
+
+WITHOUT_LEAN = """
+import runpy, sys, types
+import sapwood.engine
+lean = types.ModuleType("sapwood.engine.lean")
+lean.begin = lean.thin_torch = lean.whole_torch = lean.settle = lambda: None
+sys.modules[lean.__name__] = sapwood.engine.lean = lean
+runpy.run_module("sapwood.engine.process", run_name="__main__")
+"""
+
+
+def test_an_engine_needs_nothing_of_what_makes_it_lean(tiny_model: Path) -> None:
+    options = {"model": str(tiny_model), "device": "cpu", "dtype": "float32", "max_model_len": 64}
+    config = from_options(options | {"max_total_tokens": 256, "max_num_seqs": 2, "load_format": "dummy"})
+
+    async def tokens(child: Child) -> list[int]:
+        async with start(config, child) as engine:
+            params = SamplingParams(max_tokens=5, temperature=0, ignore_eos=True)
+            return [token async for delta in engine.generate([1, 2, 3], params) for token in delta.tokens]
+
+    with spawn([sys.executable, "-c", WITHOUT_LEAN]) as child:
+        assert len(asyncio.run(tokens(child))) == 5
 
 
 def test_a_child_that_is_told_nothing_ends_quietly(capfd: pytest.CaptureFixture[str]) -> None:
