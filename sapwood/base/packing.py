@@ -41,7 +41,7 @@ class _Parts(msgspec.Struct, frozen=True, array_like=True):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Plan(Rows):
+class _Packed(Rows):
     """A plan whose parts are packed."""
 
     number: int
@@ -63,13 +63,13 @@ class _Named:
 
 
 _parts, _late_parts = _Named(Part), _Named(LatePart)
-_plans: msgspec.msgpack.Decoder[_Plan] = msgspec.msgpack.Decoder(_Plan, dec_hook=_array)
+_plans: msgspec.msgpack.Decoder[_Packed] = msgspec.msgpack.Decoder(_Packed, dec_hook=_array)
 _outcomes: msgspec.msgpack.Decoder[Outcome] = msgspec.msgpack.Decoder(Outcome, dec_hook=_array)
 _lates: msgspec.msgpack.Decoder[_Parts] = msgspec.msgpack.Decoder(_Parts)
 
 
 def pack_plan(plan: Plan) -> bytes:
-    return _encode(_Plan(**_fields(plan) | {"parts": _parts.pack(plan.parts)}))
+    return _encode(_Packed(**_fields(plan) | {"parts": _parts.pack(plan.parts)}))
 
 
 def unpack_plan(message: bytes) -> Plan:
@@ -77,7 +77,7 @@ def unpack_plan(message: bytes) -> Plan:
     return Plan(**_fields(packed) | {"parts": _parts.unpack(packed.parts)})
 
 
-def _fields(value: Plan | _Plan) -> dict[str, Any]:
+def _fields(value: Plan | _Packed) -> dict[str, Any]:
     return {field.name: getattr(value, field.name) for field in fields(value)}
 
 

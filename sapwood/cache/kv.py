@@ -167,7 +167,7 @@ class KVCache:
         pages = hold.num_pages + min(self.num_available(g) for g in range(len(self.groups)))
         return min(count, pages * self.page_size - start)
 
-    def take(self, request: Request, end: int) -> bool:
+    def reserve(self, request: Request, end: int) -> bool:
         """Have pages for all positions below `end`, all or nothing."""
         hold: Hold = request.hold
         missing = -(-end // self.page_size) - hold.num_pages
@@ -182,7 +182,7 @@ class KVCache:
             if missing > len(pool.free):
                 self.tree.evict(g, missing - len(pool.free))
             for i in range(missing):
-                new[i][g] = pool.take()
+                new[i][g] = pool.allocate()
                 self._change(g, request.slot, first + i, new[i][g])
         hold.own.extend(new)
         return True
@@ -211,7 +211,7 @@ class KVCache:
             else:
                 break
 
-    def turn(
+    def advance(
         self, slots: Ints, requests: Sequence[Request | None], starts: Ints, planned: Ints, history: Ints, number: int
     ) -> bool:
         """Publish what is full and take one page more, for many sequences at once: each is at the end of its pages.
@@ -236,7 +236,7 @@ class KVCache:
         for g, pool in enumerate(self.pools):
             if len(slots) > len(pool.free):
                 self.tree.evict(g, len(slots) - len(pool.free))
-            pages = pool.take_many(len(slots))
+            pages = pool.allocate_many(len(slots))
             self._changes[g].update(zip(entries, pages, strict=True))
             taken.append(pages)
         for hold, own in zip(holds, zip(*taken, strict=True), strict=True):
@@ -388,7 +388,7 @@ class KVCache:
             for g, pool in enumerate(self.pools):
                 if not pool.free:
                     self.tree.evict(g, 1)
-                page = pool.take()
+                page = pool.allocate()
                 own.append(page)
                 self._copies[g][0].append(source.pages[g])
                 self._copies[g][1].append(page)
@@ -422,7 +422,7 @@ class KVCache:
 
     def _keep_partial(self, hold: Hold, key: bytes, number: int) -> None:
         if key and hold.own and self._divisible and key not in hold.deepest.children:
-            self.tree.settle(self.tree.add(hold.deepest, key, hold.own.pop(0), number))
+            self.tree.make_evictable(self.tree.add(hold.deepest, key, hold.own.pop(0), number))
 
 
 def _running(request: Request | None) -> Request:

@@ -19,10 +19,10 @@ class PagePool:
         """Pages that requests can have in all."""
         return self.num_pages - 1
 
-    def take(self) -> int:
+    def allocate(self) -> int:
         return self.free.pop()
 
-    def take_many(self, count: int) -> list[int]:
+    def allocate_many(self, count: int) -> list[int]:
         """As many pages at once; there must be as many."""
         pages = self.free[-count:]
         del self.free[-count:]

@@ -92,7 +92,7 @@ class KVStake(Stake):
         return self.kv.clamp(request, start, count, seen=start - int(self._slots.slack[request.slot]))
 
     def take(self, request: Request, start: int, end: int, number: int) -> int:
-        taken = self.kv.take(request, end)
+        taken = self.kv.reserve(request, end)
         assert taken, "clamp promised these pages"
         self.kv.publish(request, self._known(request.slot)[: 4 * end], start=start, number=number)
         self._until[request.slot] = until = self.kv.horizon(request)
@@ -110,13 +110,13 @@ class KVStake(Stake):
         if len(due):
             until = self._until[due]
             planned = np.minimum(s.known[due], s.fed[due])
-            if self.kv.turn(due, s.requests, until, planned, s.history, number):
+            if self.kv.advance(due, s.requests, until, planned, s.history, number):
                 self._until[due] = until + self.kv.page_size
             else:
                 self._publish(due, number)
         for place in np.flatnonzero((ends > self._until[slots]) & (s.fed[slots] < self._until[slots])).tolist():
             request = s.of(int(slots[place]))
-            if self.kv.take(request, int(ends[place])):
+            if self.kv.reserve(request, int(ends[place])):
                 self._until[request.slot] = self.kv.horizon(request)
         until_S: Ints = self._until[slots]
         return until_S

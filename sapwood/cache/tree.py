@@ -198,7 +198,7 @@ class RadixTree:
     # -- growing and shrinking ----------------------------------------------------------------------------------
 
     def add(self, parent: Node, key: bytes, pages: list[int], born: int) -> Node:
-        """Hand pages to the tree as a new child. The caller leases it, or lets it be evictable through `settle`."""
+        """Hand pages to the tree as a new child. The caller leases it, or lets it be evictable through `make_evictable`."""
         node = Node(parent, key, pages, born)
         parent.children[key] = node
         self.num_nodes += 1
@@ -223,7 +223,7 @@ class RadixTree:
         node.pages[group] = page
         self.num_present[group] += 1
 
-    def settle(self, node: Node) -> None:
+    def make_evictable(self, node: Node) -> None:
         """Make a node that nobody leases evictable as the most recently used one."""
         self.lease(node)
         self.release(node)

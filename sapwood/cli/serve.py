@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sapwood.base.wire import Facts
     from sapwood.catalogue import Catalogue
     from sapwood.config import Config
-    from sapwood.engine.client import Engine
+    from sapwood.engine.client import EngineClient
     from sapwood.engine.spawn import Child
     from sapwood.hub.files import ModelFiles
     from sapwood.text import TextModel
@@ -86,7 +86,7 @@ async def _serve_on(sock: socket.socket, config: Config, child: Child | None, be
             engine.end_at(text.eos_ids)
             name = config.model.served_model_name or files.name
             app = create_app(engine, text, config, name, defaults=files.generation_config)
-            lean.settle()
+            lean.trim()
             serving = asyncio.create_task(
                 serve(
                     app,
@@ -127,7 +127,7 @@ def _announce(url: str, name: str, facts: Facts, began: float, api_key: str | No
     )
 
 
-async def _until_over(serving: asyncio.Task[None], engine: Engine) -> None:
+async def _until_over(serving: asyncio.Task[None], engine: EngineClient) -> None:
     """Wait until the server was told to stop, or for a while after its engine has died."""
     import asyncio
 

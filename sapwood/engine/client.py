@@ -95,7 +95,7 @@ class Stream:
             leave(self)
 
 
-class Engine(Protocol):
+class EngineClient(Protocol):
     """What servers and command lines need of an engine, wherever it runs."""
 
     @property
@@ -209,7 +209,7 @@ class AsyncEngine:
         adapter: str = "",
         priority: int = 0,
     ) -> Stream:
-        """See `Engine.submit`."""
+        """See `EngineClient.submit`."""
         assert params.n == 1, "copies() makes n requests of one"
         check_request(tokens, params, self.facts)
         if self.dead is not None:

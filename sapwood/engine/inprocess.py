@@ -16,7 +16,7 @@ class InProcess(AsyncEngine):
     """
 
     def __init__(self, engine: Engine, facts: Facts) -> None:
-        super().__init__(self._take, facts, max_live=sys.maxsize)
+        super().__init__(self._handle, facts, max_live=sys.maxsize)
         self._engine = engine
         self._said: list[FromEngine] = []  # before the step that hands it on
 
@@ -34,7 +34,7 @@ class InProcess(AsyncEngine):
         while self.dead is None and not self._engine.idle:
             self.step()
 
-    def _take(self, message: ToEngine) -> None:
+    def _handle(self, message: ToEngine) -> None:
         match message:
             case Submit():
                 refused = self._engine.submit(message)

@@ -49,7 +49,7 @@ def whole_torch() -> None:
             module.execute()
 
 
-def settle() -> None:
+def trim() -> None:
     """Collect garbage from now on, of what is made from now on, and give back the memory that lies idle.
 
     That is free memory of the C library, and pages of code that linking and initialisation touched: those that are used

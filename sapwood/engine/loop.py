@@ -89,7 +89,7 @@ class Engine:
         had landed before is told.
         """
         try:
-            self._turn()
+            self._iterate()
             self._failures = 0
         except Exception as error:
             self._failures += 1
@@ -101,7 +101,7 @@ class Engine:
         news, self._outbox = self._outbox, []
         return news
 
-    def _turn(self) -> None:
+    def _iterate(self) -> None:
         began = perf_counter()
         refused = self.scheduler.usher()
         if refused:

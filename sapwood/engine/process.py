@@ -265,9 +265,9 @@ class Service:
 
     def run(self) -> None:
         while not self.orphaned.is_set():
-            self.turn()
+            self.iterate()
 
-    def turn(self) -> None:
+    def iterate(self) -> None:
         """Take in what has arrived, then a step; without either, some idle work."""
         engine = self.engine
         idle = engine.idle
@@ -301,14 +301,14 @@ class Service:
         """Returns how many messages were taken in; the rest of a crowd waits for the next turn."""
         taken, until = 0, 0.0
         for message in self.post.receive(wait_seconds):
-            self._take(message)
+            self._handle(message)
             taken += 1
             until = until or monotonic() + INTAKE_SECONDS
             if monotonic() > until:
                 break
         return taken
 
-    def _take(self, message: ToEngine) -> None:
+    def _handle(self, message: ToEngine) -> None:
         match message:
             case Submit():
                 refused = self.engine.submit(message)
@@ -337,7 +337,7 @@ def main() -> None:
     post = Post(told.folder)
     try:
         engine, facts, _ = launch(told.config)
-        lean.settle()
+        lean.trim()
         serving.set()
         post.send(Ready(facts))
         Service(engine, post, orphaned).run()

@@ -123,7 +123,7 @@ class Graphs(Generic[T]):
             return None
         step = self._captured.get(size)
         if step is None:
-            step = self._captured[size] = _Captured(size, self._room(size), self._table)
+            step = self._captured[size] = _Captured(size, self._runs_size(size), self._table)
         if not step.tell(plan, self._members(plan) if size.shared else None):
             return None
         if step.graph is None:
@@ -142,7 +142,7 @@ class Graphs(Generic[T]):
         ]
         decode = [Size(rows, rows, False, shared) for rows in (most, *_KINDS, 2, 1) for shared in (True, False)]
         for size in dict.fromkeys(size for size in (*mixed, *decode) if size.rows <= most):
-            step: _Captured[T] = _Captured(size, self._room(size), self._table)
+            step: _Captured[T] = _Captured(size, self._runs_size(size), self._table)
             step.launch(self._compute)
 
     def capture_largest(self) -> None:
@@ -161,7 +161,7 @@ class Graphs(Generic[T]):
         return False
 
     def _make(self, size: Size) -> None:
-        step = self._captured[size] = _Captured(size, self._room(size), self._table)
+        step = self._captured[size] = _Captured(size, self._runs_size(size), self._table)
         step.launch(self._compute)  # of nobody's rows: kernels are compiled and libraries initialised by it
         self._capture(step)
 
@@ -192,7 +192,7 @@ class Graphs(Generic[T]):
 
     def _shares(self, size: Size, plan: Plan) -> bool:
         members = self._members(plan)
-        return members is not None and self._room(size).holds(members)
+        return members is not None and self._runs_size(size).holds(members)
 
     def _members(self, plan: Plan) -> shared.Members | None:
         """Who is a member of the plan's runs; found anew only where that may have changed."""
@@ -204,7 +204,7 @@ class Graphs(Generic[T]):
             self._known_members = key, shared.members(runs, plan)
         return self._known_members[1]
 
-    def _room(self, size: Size) -> shared.Size:
+    def _runs_size(self, size: Size) -> shared.Size:
         return shared.Size(max(_LEAST_TILES, size.heads // 4), size.heads, self._tile)
 
     def _mixed(self, num_tokens: int, num_rows: int) -> Size:

@@ -38,7 +38,7 @@ def after(part: object, memory: Memory) -> None:
 
 @before.register
 def _(part: Admissions, memory: Memory) -> None:
-    memory.table.take(part.admits)
+    memory.table.install(part.admits)
 
 
 @before.register

@@ -51,7 +51,7 @@ class Table:
         assert admit is not None
         return admit
 
-    def take(self, admits: Sequence[Admit]) -> None:
+    def install(self, admits: Sequence[Admit]) -> None:
         """Write what requests that take slots bring, with one transfer."""
         for admit in admits:
             self._admits[admit.slot] = admit

@@ -29,7 +29,7 @@ class Commit:
         slots, yielded = plan.slots_R[rows], outcome.yielded_R[rows]
         tokens, starts = self._tokens(outcome, rows, yielded)
         taken, stopped, ended = self._take_tokens(slots, yielded, tokens, starts)
-        self._settle(slots, plan.heads_R[rows], yielded, taken)
+        self._correct(slots, plan.heads_R[rows], yielded)
 
         rulings = self._rulings(rows, slots, taken, tokens, starts, ended)
         special = ended | self._slots.verbose[slots]
@@ -73,7 +73,7 @@ class Commit:
         ended[of_N[kept_N & ended_N]] = True
         return taken, stopped, ended
 
-    def _settle(self, slots: Ints, heads: Ints, yielded: Ints, taken: Ints) -> None:
+    def _correct(self, slots: Ints, heads: Ints, yielded: Ints) -> None:
         """Of what was counted in advance, as if all drafts were accepted, take back what was not."""
         s, roster = self._slots, self._roster
         s.flying[slots] -= heads

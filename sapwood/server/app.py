@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sapwood.base.errors import SapwoodError
 from sapwood.config import Config
-from sapwood.engine.client import Engine
+from sapwood.engine.client import EngineClient
 from sapwood.observe import Metrics
 from sapwood.server import admin, native
 from sapwood.server.auth import check_key
@@ -36,7 +36,7 @@ _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 def create_app(
-    engine: Engine,
+    engine: EngineClient,
     text: TextModel,
     config: Config,
     model_name: str,

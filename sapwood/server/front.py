@@ -18,7 +18,7 @@ from sapwood.base.errors import ConfigError, GrammarError, RequestError
 from sapwood.base.sampling import MAX_FORBIDDEN, SamplingParams
 from sapwood.base.wire import Facts
 from sapwood.config import Config
-from sapwood.engine.client import Engine
+from sapwood.engine.client import EngineClient
 from sapwood.grammar import Checker
 from sapwood.grammar.end_check import EndCheck
 from sapwood.grammar.schema import Finding
@@ -84,7 +84,7 @@ class Front:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: EngineClient,
         text: TextModel,
         config: Config,
         model_name: str,

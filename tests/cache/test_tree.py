@@ -84,7 +84,7 @@ class CacheMachine(RuleBasedStateMachine):
         count = self.kv.clamp(request, start, len(known) - start, seen=start)
         if count <= 0:
             return
-        assert self.kv.take(request, start + count)
+        assert self.kv.reserve(request, start + count)
         fed = known[: start + count]
         self.requests[request.slot] = (request, fed)
         self.kv.publish(request, np.array(fed, np.int32).tobytes(), start=start, number=self.number)

@@ -146,7 +146,7 @@ def test_idle_time_is_used_piece_by_piece_and_then_waited() -> None:
     loop, post = FakeLoop(pieces=3), FakePost()
     service = service_of(loop, post)
     for _ in range(5):
-        service.turn()
+        service.iterate()
     assert loop.done == ["tidy"] * 3
     assert post.waits[:3] == [0, 0, 0] and all(post.waits[3:]), "waits for messages only when nothing is left to do"
 
@@ -154,14 +154,14 @@ def test_idle_time_is_used_piece_by_piece_and_then_waited() -> None:
 def test_a_request_goes_before_idle_work_and_the_audit_waits_for_rest() -> None:
     loop, post = FakeLoop(pieces=5), FakePost()
     service = service_of(loop, post)
-    service.turn()
+    service.iterate()
     post.arrived.append(Submit(1, [5], SamplingParams()))
-    service.turn()
-    service.turn()
+    service.iterate()
+    service.iterate()
     assert loop.done == ["tidy", "submit", "step", "step"]
-    service.turn()
+    service.iterate()
     assert post.waits[-1] > 0, "somebody may follow at once"
-    service.turn()
+    service.iterate()
     assert loop.done[4:] == ["audit", "tidy"]
     assert [message.ids for message in post.sent if isinstance(message, Deltas)] == [[1], [1]]
 
@@ -179,7 +179,7 @@ def test_a_crowd_does_not_hold_up_steps(monkeypatch: pytest.MonkeyPatch) -> None
     service = service_of(loop, post)
     post.arrived += [Submit(id, [5], SamplingParams()) for id in range(200)]
     while post.arrived:
-        service.turn()
+        service.iterate()
     between = np.diff([-1, *np.flatnonzero(np.array(loop.done) == "step")]) - 1
     assert between.max() <= 11 and between.sum() == 200
     last = next(message for message in reversed(post.sent) if isinstance(message, Deltas))
@@ -189,5 +189,5 @@ def test_a_crowd_does_not_hold_up_steps(monkeypatch: pytest.MonkeyPatch) -> None
 def test_questions_are_answered_while_idle() -> None:
     loop, post = FakeLoop(), FakePost()
     post.arrived.append(Control(3, "status"))
-    service_of(loop, post).turn()
+    service_of(loop, post).iterate()
     assert post.sent[0] == Reply(3, {"did": "status"})

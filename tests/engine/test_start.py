@@ -1,4 +1,4 @@
-"""How an engine process begins, settles and ends."""
+"""How an engine process begins, and what it is trimmed of."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_only_untouched_code_is_given_back() -> None:
     assert list(lean.code_mappings(lines)) == [(0x10000000, 0x400000)]
 
 
-def test_settled_processes_work_on() -> None:
+def test_trimmed_processes_work_on() -> None:
     code = """
 import gc, numpy as np
 from sapwood.engine import lean
@@ -87,7 +87,7 @@ lean.begin()
 assert not gc.isenabled()
 a = np.random.default_rng(0).normal(size=(300, 300))
 before = np.linalg.norm(a @ a)
-lean.settle()
+lean.trim()
 assert gc.isenabled() and gc.get_freeze_count()
 assert np.linalg.norm(a @ a) == before
 """

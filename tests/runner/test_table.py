@@ -37,7 +37,7 @@ def test_admits_and_pages_land_in_their_slots() -> None:
     table = make_table()
     params = SamplingParams(temperature=0.5, top_k=7, top_p=0.25, min_p=0.125, presence_penalty=1.5)
     first = admit(4, [5, 6, 7], fed=2, prompt_len=1, seed=2**63 + 5, min_len=9, params=params)
-    table.take([first, admit(0, range(10, 21), fed=0, seed=-1)])
+    table.install([first, admit(0, range(10, 21), fed=0, seed=-1)])
     assert table.fed_S.tolist() == [0, 0, 0, 0, 2, 0, 0]
     plan = make_plan([(4, 2, 1, True)], pages=[{4: {0: 3, 1: 9}, 0: {2: 1}}, {4: {0: 8}}])
     batch(plan, table)
@@ -97,7 +97,7 @@ def scene(device: torch.device = CPU) -> Scene:
     ]
     penalised = SamplingParams(temperature=0, presence_penalty=1)
     admits = [admit(slot, known[slot], fed=fed[slot], params=penalised if slot == 1 else None) for slot in range(6)]
-    table.take(admits)
+    table.install(admits)
     return Scene(table, make_plan(rows, admits=admits, pages=pages, num_steady=2), known, pages, rows)
 
 

@@ -27,7 +27,7 @@ def sampled(admits: Sequence[Admit], logits_NV: Tensor) -> Sampled:
     """The tokens that follow all known ones of each admit."""
     table = Table(num_slots=16, max_len=40, groups=[GROUP], device=logits_NV.device)
     plan = make_plan([(a.slot, 0, len(a.tokens), True) for a in admits], admits=admits)
-    table.take(admits)
+    table.install(admits)
     table.special_S[:] = True
     special = find_special(plan, table)
     assert special is not None
