@@ -100,9 +100,9 @@ WITHOUT_LEAN = """
 import runpy, sys, types
 import sapwood.engine
 lean = types.ModuleType("sapwood.engine.lean")
-lean.begin = lean.thin_torch = lean.whole_torch = lean.settle = lambda: None
+lean.begin = lean.thin_torch = lean.whole_torch = lean.trim = lambda: None
 sys.modules[lean.__name__] = sapwood.engine.lean = lean
-runpy.run_module("sapwood.engine.process", run_name="__main__")
+runpy.run_module("sapwood.engine.process", run_name="__main__", alter_sys=True)
 """
 
 
