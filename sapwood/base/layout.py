@@ -12,31 +12,30 @@ def split_pages(
     groups: Sequence[KVGroup],
     num_bytes: int,
     *,
-    itemsize: int,
-    scale_bytes: int = 0,
+    page_bytes: Sequence[int],
     max_num_seqs: int,
     step_tokens: int,
     max_tokens: int | None = None,
     longest: int = 0,
 ) -> list[int]:
-    """Pages per group (the reserved page 0 included) such that all groups together take at most `num_bytes`.
+    """Pages per group (the reserved page 0 included) such that all groups together take at most `num_bytes`; a page of each
+    group takes `page_bytes`.
 
     All groups hold the same number of tokens, except that a windowed group stops growing at what `max_num_seqs` windows
     and two steps of `step_tokens` tokens can use, twice over so that windows of cached prefixes survive a while; the
     others take what it leaves. `max_tokens` caps every group. Windowed groups give way so that the others hold one
     sequence of `longest` tokens, as long as its own windows fit.
     """
-    costs = [group.bytes_per_page(itemsize, scale_bytes) for group in groups]
     caps = [_useful_pages(group, max_num_seqs, step_tokens, max_tokens) for group in groups]
-    counts = _shares(costs, caps, num_bytes)
+    counts = _shares(page_bytes, caps, num_bytes)
     if longest_sequence(groups, counts, step_tokens=step_tokens) < longest:
         wanted = [pages_for(group, 1, longest, step_tokens=step_tokens) for group in groups]
-        spare = num_bytes - sum(count * cost for count, cost in zip(wanted, costs, strict=True))
+        spare = num_bytes - sum(count * cost for count, cost in zip(wanted, page_bytes, strict=True))
         if spare >= 0 and all(cap is None or count <= cap for count, cap in zip(wanted, caps, strict=True)):
             left = [None if cap is None else cap - count for count, cap in zip(wanted, caps, strict=True)]
-            counts = [count + more for count, more in zip(wanted, _shares(costs, left, spare), strict=True)]
+            counts = [count + more for count, more in zip(wanted, _shares(page_bytes, left, spare), strict=True)]
     if min(counts) < 2:
-        need = 2 * sum(costs)
+        need = 2 * sum(page_bytes)
         raise ConfigError(
             f"too little memory for the KV cache: {num_bytes / 2**20:.1f} MiB are left and even one page a group needs "
             f"{need / 2**20:.1f} MiB. Raise --kv-cache-memory or --mem-fraction-static, or free memory."

@@ -8,6 +8,7 @@ import msgspec
 
 from sapwood.base.errors import RequestError
 from sapwood.base.grammar import Grammar, Thinking
+from sapwood.base.tokens import check_ids
 
 MAX_LOGPROBS = 64
 MAX_STOPS = 64
@@ -122,11 +123,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
                 _within(name, value, 0, min(MAX_LOGPROBS, vocab_size))
         if self.seed is not None:
             _within("seed", self.seed, -SEED_LIMIT, 2 * SEED_LIMIT - 1)
-        for token, bias in self.logit_bias.items():
-            _token("logit_bias", token, vocab_size)
+        check_ids(self.logit_bias, vocab_size=vocab_size, param="logit_bias")
+        for bias in self.logit_bias.values():
             _within("logit_bias", bias, -100.0, 100.0)
-        for token in self.stop_token_ids:
-            _token("stop_token_ids", token, vocab_size)
+        check_ids(self.stop_token_ids, vocab_size=vocab_size, param="stop_token_ids")
         self._check_selection(vocab_size)
         for token in self.logprob_token_ids:
             _token("logprob_token_ids", token, vocab_size)
@@ -148,12 +148,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         for run in self.forbidden:
             if not run:
                 raise RequestError("forbidden must not hold a run of no tokens.", param="forbidden")
-            for token in run:
-                _token("forbidden", token, vocab_size)
+            check_ids(run, vocab_size=vocab_size, param="forbidden")
         if self.allowed_token_ids is None:
             return
-        for token in self.allowed_token_ids:
-            _token("allowed_token_ids", token, vocab_size)
+        check_ids(self.allowed_token_ids, vocab_size=vocab_size, param="allowed_token_ids")
         if not set(self.allowed_token_ids) - {run[0] for run in self.forbidden if len(run) == 1}:
             what = "is empty" if not self.allowed_token_ids else "holds only tokens that forbidden rules out"
             raise RequestError(f"allowed_token_ids {what}: there is nothing to choose.", param="allowed_token_ids")
@@ -162,8 +160,3 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 def _within(name: str, value: Any, low: float, high: float) -> None:
     if not low <= value <= high:  # as is a NaN
         raise RequestError(f"{name} must be in [{low}, {high}], got {value}.", param=name)
-
-
-def _token(name: str, token: int, vocab_size: int) -> None:
-    if not 0 <= token < vocab_size:
-        raise RequestError(f"{name}: token id {token} is outside the vocabulary [0, {vocab_size}).", param=name)

@@ -49,10 +49,10 @@ class KVCache:
         run_cost: RunCost = RunCost(),  # noqa: B008 (immutable)
     ) -> None:
         self.groups = tuple(groups)
-        self.page_size = groups[0].page_size
         self.reuse = reuse
         self.pools = [PagePool(count) for count in num_pages]
         self.tree = RadixTree(groups, self.pools)
+        self.page_size = self.tree.page_size
         self.num_copied = 0
         self.relief = 0
         self._shared_runs = SharedRuns(self.page_size, run_cost)

@@ -131,7 +131,7 @@ _LEAST_LEN = 256
 def _seqs_held(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[int, str]:
     groups = _kv_groups(config, model)
     each = sum(
-        -(-max(_LEAST_LEN, group.window or 0) // group.page_size) * _page_bytes(config, group) for group in groups
+        -(-max(_LEAST_LEN, group.window or 0) // group.page_size) * page_bytes(config, group) for group in groups
     )
     held = max(_cache_budget(config, model, device), 0) // max(each, 1)
     choices = device.rules.seqs
@@ -262,11 +262,12 @@ def _weight_bytes(config: Config, model: ModelShape) -> int:
 
 def token_bytes(config: Config, model: ModelShape) -> int:
     """Bytes that one token keeps in the layers that see everything."""
-    sizes = [_page_bytes(config, group) for group in _kv_groups(config, model) if group.window is None]
+    sizes = [page_bytes(config, group) for group in _kv_groups(config, model) if group.window is None]
     return sum(sizes) // _known(config.cache.page_size)
 
 
-def _page_bytes(config: Config, group: KVGroup) -> int:
+def page_bytes(config: Config, group: KVGroup) -> int:
+    """Bytes of one page of a group."""
     dtype = config.cache.kv_cache_dtype
     return group.bytes_per_page(ITEMSIZE[dtype], KV_SCALE_BYTES.get(dtype, 0))
 
@@ -279,22 +280,21 @@ def _pool_bytes(config: Config, model: ModelShape, num_seqs: int, num_tokens: in
     """What a KV cache takes that holds sequences of a length."""
     step = _known(config.scheduler.max_num_batched_tokens)
     return sum(
-        pages_for(group, num_seqs, num_tokens, step_tokens=step) * _page_bytes(config, group)
+        pages_for(group, num_seqs, num_tokens, step_tokens=step) * page_bytes(config, group)
         for group in _kv_groups(config, model)
     )
 
 
 def _longest_sequence(config: Config, model: ModelShape, device: DeviceFacts) -> int:
     """Tokens of one sequence that has the whole KV cache to itself; where its size is not known, an estimate."""
-    budget, dtype = _cache_budget(config, model, device), config.cache.kv_cache_dtype
+    budget = _cache_budget(config, model, device)
     if budget < _pool_bytes(config, model, 1, 1):
         return 0
     groups, step = _kv_groups(config, model), _known(config.scheduler.max_num_batched_tokens)
     num_pages = split_pages(
         groups,
         budget,
-        itemsize=ITEMSIZE[dtype],
-        scale_bytes=KV_SCALE_BYTES.get(dtype, 0),
+        page_bytes=[page_bytes(config, group) for group in groups],
         max_num_seqs=_known(config.scheduler.max_num_seqs),
         step_tokens=step,
         max_tokens=config.cache.max_total_tokens,

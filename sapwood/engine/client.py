@@ -12,6 +12,7 @@ import msgspec
 
 from sapwood.base.errors import EngineDead, GenerationFailed, Overloaded, RequestError
 from sapwood.base.sampling import SEED_LIMIT, SamplingParams
+from sapwood.base.tokens import check_ids
 from sapwood.base.wire import Abort, Control, Delta, Deltas, Facts, FromEngine, Reply, Stats, Submit, ToEngine
 
 
@@ -158,10 +159,7 @@ def check_request(tokens: list[int], params: SamplingParams, facts: Facts) -> No
             param="max_tokens",
             code="context_length_exceeded",
         )
-    worst = min(tokens), max(tokens)
-    if worst[0] < 0 or worst[1] >= facts.vocab_size:
-        bad = worst[0] if worst[0] < 0 else worst[1]
-        raise RequestError(f"token id {bad} is outside the vocabulary [0, {facts.vocab_size}).", param="prompt")
+    check_ids(tokens, vocab_size=facts.vocab_size, param="prompt")
 
 
 class Bell:

@@ -6,7 +6,9 @@ import random
 
 import numpy as np
 
+from sapwood.base.errors import RequestError
 from sapwood.base.request import Request
+from sapwood.base.tokens import check_ids
 from sapwood.base.wire import Delta, Submit
 
 SEED_MASK = 2**63 - 1
@@ -28,8 +30,10 @@ class Intake:
         tokens = np.array(message.tokens, dtype=np.int64)
         if not 0 < len(tokens) < self.longest:
             return _refused(message, f"a prompt must have 1 to {self.longest - 1} tokens, this one has {len(tokens)}")
-        if tokens.min() < 0 or tokens.max() >= self.vocab_size:
-            return _refused(message, f"a token id is outside the vocabulary [0, {self.vocab_size})")
+        try:
+            check_ids((int(tokens.min()), int(tokens.max())), vocab_size=self.vocab_size, param="prompt")
+        except RequestError as error:
+            return _refused(message, str(error))
         params = message.params
         if params.restricted and not self.grammars:
             return _refused(

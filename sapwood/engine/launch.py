@@ -17,7 +17,7 @@ from sapwood.cache import KVCache, KVStake
 from sapwood.catalogue import Catalogue, joined
 from sapwood.config import Config
 from sapwood.config.devices import rules_of
-from sapwood.config.resolve import ITEMSIZE, KV_SCALE_BYTES, Decision, resolve
+from sapwood.config.resolve import Decision, page_bytes, resolve
 from sapwood.config.shape import shape_of
 from sapwood.device import probe
 from sapwood.engine import lean
@@ -162,8 +162,7 @@ def _pages(config: Config, measured: Measured, *, asked: int | None) -> tuple[li
     num_pages = split_pages(
         measured.groups,
         measured.kv_bytes,
-        itemsize=ITEMSIZE[config.cache.kv_cache_dtype],
-        scale_bytes=KV_SCALE_BYTES.get(config.cache.kv_cache_dtype, 0),
+        page_bytes=[page_bytes(config, group) for group in measured.groups],
         max_num_seqs=_set(config.scheduler.max_num_seqs),
         step_tokens=step_tokens,
         max_tokens=config.cache.max_total_tokens,

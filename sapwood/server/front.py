@@ -16,6 +16,7 @@ from starlette.types import Receive
 from sapwood import __version__
 from sapwood.base.errors import ConfigError, GrammarError, RequestError
 from sapwood.base.sampling import MAX_FORBIDDEN, SamplingParams
+from sapwood.base.tokens import check_ids
 from sapwood.base.wire import Facts
 from sapwood.config import Config
 from sapwood.engine.client import EngineClient
@@ -187,10 +188,7 @@ class Front:
         """Raise RequestError unless there are tokens and all are in the vocabulary."""
         if not tokens:
             raise RequestError(f"{param} is empty; at least one token is needed.", param=param)
-        size = self.facts.vocab_size
-        worst = low if (low := min(tokens)) < 0 else max(tokens)
-        if not 0 <= worst < size:
-            raise RequestError(f"{param}: token id {worst} is outside the vocabulary [0, {size}).", param=param)
+        check_ids(tokens, vocab_size=self.facts.vocab_size, param=param)
 
     async def encode(self, text: str, *, param: str, add_special: bool = True) -> list[int]:
         """Tokens of a text."""

@@ -109,16 +109,16 @@ def test_pages_outside_the_window_can_go_to_others() -> None:
 def test_split_pages_is_even_until_a_window_has_enough() -> None:
     full, narrow = group(None, 16), group(64, 16)
     cost = full.bytes_per_page(2)
-    assert split_pages([full, narrow], 100 * cost, itemsize=2, max_num_seqs=64, step_tokens=512) == [50, 50]
-    counts = split_pages([full, narrow], 10_000 * cost, itemsize=2, max_num_seqs=4, step_tokens=64)
+    assert split_pages([full, narrow], 100 * cost, page_bytes=[cost] * 2, max_num_seqs=64, step_tokens=512) == [50, 50]
+    counts = split_pages([full, narrow], 10_000 * cost, page_bytes=[cost] * 2, max_num_seqs=4, step_tokens=64)
     assert counts[1] < 100 and sum(counts) == 10_000
-    assert split_pages([full], 10**9, itemsize=2, max_num_seqs=4, step_tokens=64, max_tokens=160) == [11]
+    assert split_pages([full], 10**9, page_bytes=[cost], max_num_seqs=4, step_tokens=64, max_tokens=160) == [11]
 
 
 def test_a_window_gives_way_to_one_long_sequence() -> None:
     full, narrow = group(None, 16), group(64, 16)
     cost = full.bytes_per_page(2)
-    split = partial(split_pages, [full, narrow], 100 * cost, itemsize=2, max_num_seqs=64, step_tokens=64)
+    split = partial(split_pages, [full, narrow], 100 * cost, page_bytes=[cost] * 2, max_num_seqs=64, step_tokens=64)
     for longest in (800, 1200, 1408):  # the last with the pages of one window, one step and their borders
         counts = split(longest=longest)
         assert sum(counts) <= 100 and longest_sequence([full, narrow], counts, step_tokens=64) >= longest
@@ -127,13 +127,7 @@ def test_a_window_gives_way_to_one_long_sequence() -> None:
 
 def test_too_little_memory_says_so() -> None:
     with pytest.raises(ConfigError, match="too little memory"):
-        split_pages(
-            [kv.group(num_layers=32, num_heads=8, num_kv_heads=8, head_dim=128, page_size=16)],
-            2**20,
-            itemsize=2,
-            max_num_seqs=4,
-            step_tokens=64,
-        )
+        split_pages([group(None, 16)], 2**20, page_bytes=[2**20], max_num_seqs=4, step_tokens=64)
 
 
 def test_longest_sequence_of_a_window() -> None:
