@@ -109,10 +109,6 @@ class Graphs(Generic[T]):
         self._ahead = self._likely()
 
     @property
-    def num_captured(self) -> int:
-        return sum(step.graph is not None for step in self._captured.values())
-
-    @property
     def num_ahead(self) -> int:
         return len(self._ahead)
 

@@ -177,18 +177,6 @@ class TextModel:
             extra=template_kwargs,
         )
 
-    def chat_tokens(
-        self,
-        messages: list[dict[str, Any]],
-        /,
-        *,
-        tools: list[dict[str, Any]] | None = None,
-        add_generation_prompt: bool = True,
-    ) -> list[int]:
-        """Tokens of a rendered conversation; the template writes the special tokens, so none are added."""
-        text = self.render(messages, tools=tools, add_generation_prompt=add_generation_prompt)
-        return self._encode(text, False, "messages")
-
     def assembler(self, params: SamplingParams, *, shown: Set[int] = frozenset()) -> Assembler:
         """Assembles one output to come, in which the special tokens `shown` have text in any case."""
         hidden = self._names if params.skip_special_tokens else {}

@@ -48,7 +48,7 @@ def test_lone_surrogates_are_refused(text: TextModel) -> None:
         text.encode("a\ud800")
     assert caught.value.param == "prompt"
     with pytest.raises(RequestError) as caught:
-        text.chat_tokens([{"role": "user", "content": "\udfff"}])
+        text.special_text(text.render([{"role": "user", "content": "\udfff"}]), param="messages")
     assert caught.value.param == "messages"
 
 
@@ -56,7 +56,7 @@ def test_chat(text: TextModel) -> None:
     assert text.has_template
     rendered = "<|im_start|>user\nthe cat<|im_end|>\n"
     assert text.render(USER, add_generation_prompt=False) == rendered
-    assert text.decode(text.chat_tokens(USER), skip_special=False) == f"{rendered}<|im_start|>assistant\n"
+    assert text.decode(text.special_text(text.render(USER)), skip_special=False) == f"{rendered}<|im_start|>assistant\n"
 
 
 def test_without_a_template(load: Load) -> None:
@@ -107,7 +107,7 @@ def test_the_bos_token_is_added_once(load: Load, byte_level: Tokenizer, tmp_path
     text = load(bos_token="<|endoftext|>", add_bos_token=True)  # tokenizer.json does not add it
     assert text.encode("a")[0] == 0
     assert text.encode("a", add_special=False)[0] != 0
-    assert 0 not in text.chat_tokens(USER)
+    assert 0 not in text.special_text(text.render(USER))
     framing = Tokenizer.from_str(byte_level.to_str())
     framing.post_processor = processors.TemplateProcessing("<|endoftext|> $A", None, [("<|endoftext|>", 0)])
     framing.save(str(tmp_path / "tokenizer.json"))
@@ -127,7 +127,7 @@ def test_other_tokenizers_and_templates(load: Load, byte_level: Tokenizer, tmp_p
     files = ModelFiles("elsewhere", tmp_path / "nothing", "hf", {}, {})
     for override in (tmp_path, tmp_path / "tokenizer.json"):
         text = TextModel.load(files, tokenizer=str(override), chat_template="{{ messages[0].content }}")
-        assert text.decode(text.chat_tokens(USER)) == "the cat"
+        assert text.decode(text.special_text(text.render(USER))) == "the cat"
     with pytest.raises(ConfigError, match="--tokenizer"):
         TextModel.load(files, tokenizer=str(tmp_path / "missing"))
 
