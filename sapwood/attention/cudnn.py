@@ -188,11 +188,9 @@ class Cudnn:
         width = (heads.num_heads + 2 * heads.num_kv_heads) * head
         types = library.data_type
         cells = types.HALF if self._dtype == torch.float16 else types.BFLOAT16
+        inner = types.FLOAT
         graph = library.pygraph(
-            io_data_type=cells,
-            intermediate_data_type=types.FLOAT,
-            compute_data_type=types.FLOAT,
-            handle=self._handle,
+            io_data_type=cells, intermediate_data_type=inner, compute_data_type=inner, handle=self._handle
         )
 
         def tensor(uid: int, dim: tuple[int, ...], stride: tuple[int, ...], dtype: Any = cells) -> Any:
@@ -232,9 +230,12 @@ class Cudnn:
         out.set_output(True).set_uid(_OUT).set_data_type(cells)
         out.set_dim((size.spans, heads.num_heads, size.longest, head)).set_stride((size.longest * row, head, row, 1))
         out.set_ragged_offset(vector(_OUT_AT, size.spans + 1, types.INT64))
+        return self._built(graph)
+
+    def _built(self, graph: Any) -> _Graph:
         graph.validate()
         graph.build_operation_graph()
-        graph.create_execution_plans([library.heur_mode.A])
+        graph.create_execution_plans([self._library.heur_mode.A])
         graph.check_support()
         graph.build_plans()
         room = max(1, graph.get_workspace_size())

@@ -79,13 +79,7 @@ def routes(front: Front) -> list[Route]:
     async def tokenize(request: Request) -> Response:
         body = await read_tokenize(request)
         front.check_model(body.model)
-        if (body.prompt is None) == (body.messages is None):
-            raise RequestError("Give either prompt or messages.", param="prompt")
-        if body.prompt is not None:
-            add_special = body.add_special_tokens is not False
-            tokens = await front.encode(body.prompt, param="prompt", add_special=add_special)
-        else:
-            tokens = (await front.render(body.talk(), tools=body.tools or None)).tokens
+        tokens = await _tokens_of(body, front)
         strings = [front.text.token_text(token) for token in tokens] if body.return_token_strs else None
         return json_response(Tokens(len(tokens), front.facts.max_model_len, tokens, strings))
 
@@ -108,6 +102,14 @@ def routes(front: Front) -> list[Route]:
         Route("/detokenize", detokenize, methods=["POST"]),
         Route("/flush_cache", flush_cache, methods=["POST"]),
     ]
+
+
+async def _tokens_of(body: TokenizeRequest, front: Front) -> list[int]:
+    if (body.prompt is None) == (body.messages is None):
+        raise RequestError("Give either prompt or messages.", param="prompt")
+    if body.prompt is not None:
+        return await front.encode(body.prompt, param="prompt", add_special=body.add_special_tokens is not False)
+    return (await front.render(body.talk(), tools=body.tools or None)).tokens
 
 
 def index(front: Front, routes: Sequence[Route]) -> Route:
