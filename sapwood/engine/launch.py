@@ -72,12 +72,11 @@ def launch(
     files = files or find(model.model, revision=model.revision, weights=not dummy, families=families)
     decoder = declare(files.config, families)
     shape = shape_of(decoder, name=files.name, stored_bytes=files.stored_bytes)
-    asked = model.max_model_len
     config, decisions = resolve(config, shape, probe(config.device.device))
     clock.lap("configure")
     measured = executor.start(config, decoder, files, max_drafts=max_drafts)
     clock.took(measured.seconds)
-    num_pages, longest = _pages(config, measured, asked=asked)
+    num_pages, longest = _pages(config, measured, asked=model.max_model_len)
     executor.allocate(num_pages)
     clock.lap("kv_cache")
     executor.capture()
