@@ -49,7 +49,7 @@ class Recorder(FakeExecutor):
 
 def make(depth: int = 1) -> tuple[Engine, Recorder]:
     groups = [group(None, 4)]
-    device = Recorder(groups, [64], vocab_size=VOCAB, max_num_seqs=4, max_model_len=64)
+    device = Recorder.of(groups, [64], vocab_size=VOCAB, max_num_seqs=4, max_model_len=64)
     slots, kv = Slots(4, 64), KVCache(groups, [64])
     scheduler = Scheduler(slots, [KVStake(kv, slots)], max_num_batched_tokens=32)
     intake = Intake(longest=64, vocab_size=VOCAB, seed=0)
