@@ -63,7 +63,7 @@ class Padded(Subject):
     def __init__(self, family: str, path: Path, device: str) -> None:
         super().__init__(family, path, device)
         step = self.worker._step
-        step._logits_NV = torch.empty(64, self.vocab_size, device=self.worker.device)
+        step._logits_NV = torch.empty(64, self.vocab_size, device=self.worker.table.device)
         step.graphs = Graphs(
             step.compute_for_graph,
             self.worker.table,
