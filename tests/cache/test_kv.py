@@ -9,7 +9,6 @@ import pytest
 
 from sapwood.base.errors import ConfigError
 from sapwood.base.layout import longest_sequence, split_pages
-from tests import kv
 from tests.sim.world import World, group
 
 

@@ -178,7 +178,9 @@ def test_a_kind_is_served_by_a_row_of_the_table() -> None:
 
 def test_a_pool_of_states_is_no_larger_than_states_that_run() -> None:
     groups = [kv.group(head_dim=64, page_size=16), KVGroup(State(64), 1, 16)]
-    counts = split_pages(groups, 2**22, itemsize=4, max_num_seqs=4, step_tokens=64)
+    counts = split_pages(
+        groups, 2**22, page_bytes=[group.bytes_per_page(4) for group in groups], max_num_seqs=4, step_tokens=64
+    )
     assert counts[1] < 64 < counts[0]
     assert longest_sequence(groups, counts, step_tokens=64) == (counts[0] - 1) * 16
 
