@@ -128,8 +128,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             _within("logit_bias", bias, -100.0, 100.0)
         check_ids(self.stop_token_ids, vocab_size=vocab_size, param="stop_token_ids")
         self._check_selection(vocab_size)
-        for token in self.logprob_token_ids:
-            _token("logprob_token_ids", token, vocab_size)
+        check_ids(self.logprob_token_ids, vocab_size=vocab_size, param="logprob_token_ids")
         if len(self.logprob_token_ids) > MAX_LOGPROBS:
             raise RequestError(f"logprob_token_ids takes at most {MAX_LOGPROBS} entries.", param="logprob_token_ids")
         if self.logprob_token_ids and self.logprobs is None and self.prompt_logprobs is None:
