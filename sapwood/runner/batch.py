@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from sapwood.attention.base import Batch, Limits, Shared, Spans
+from sapwood.base.abilities import Ability
 from sapwood.base.kv import KVGroup
 from sapwood.base.plan import Plan
+from sapwood.device import abilities_of
 from sapwood.runner import batch_cpu
 from sapwood.runner.frame import Frame, Kind
 from sapwood.runner.table import Table
@@ -51,7 +53,7 @@ class Batcher:
         self._table = table
         self._tables = table.tables_GSP.unbind(0)
         self._page_sizes_G = torch.tensor([group.page_size for group in groups], dtype=torch.int32, device=table.device)
-        if table.device.type == "cuda":
+        if Ability.TRITON in abilities_of(table.device):
             from sapwood.runner import batch_triton
 
             self._fill, self._settle = batch_triton.fill, batch_triton.settle

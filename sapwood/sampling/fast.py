@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from sapwood.base.abilities import Ability
+from sapwood.device import abilities_of
 from sapwood.sampling.rows import draw_by_rows
 from sapwood.sampling.settings import WORDS, Need
 
@@ -23,7 +25,7 @@ def draw(logits_NV: Tensor, settings_SK: Tensor, slots_N: Tensor, positions_N: T
     the lowest id among the largest logits. On CUDA this neither waits for the device nor depends on values on the host,
     so a graph may hold it.
     """
-    if logits_NV.is_cuda:
+    if Ability.TRITON in abilities_of(logits_NV.device):
         from sapwood.kernels.triton.sample import draw as launch
 
         launch(logits_NV, settings_SK, slots_N, positions_N, out_N, WORDS)

@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sapwood.base.abilities import Ability
 from sapwood.base.plan import TokenLogprobs
+from sapwood.device import abilities_of
 from sapwood.sampling.rows import likeliest
 
 
@@ -50,7 +52,7 @@ def logprobs(logits_NV: Tensor, tokens_N: Tensor, *, num_top: int, named_NJ: Ten
 def _likeliest(logits_NV: Tensor, num_top: int) -> Tensor:
     """Ids of the largest logits (int64), largest first. On CPUs those with lower ids come first among equal ones, whatever
     else is asked for; topk's choice among them depends on `num_top`, which is that of the whole batch."""
-    if logits_NV.device.type != "cpu" or not 0 < num_top < logits_NV.shape[-1]:
+    if Ability.HOST not in abilities_of(logits_NV.device) or not 0 < num_top < logits_NV.shape[-1]:
         return logits_NV.topk(num_top).indices
     ids_NK = np.tile(np.arange(num_top), (len(logits_NV), 1))
     for logits_V, ids_K in zip(logits_NV.numpy(), ids_NK, strict=True):

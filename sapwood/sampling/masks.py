@@ -10,10 +10,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sapwood.base.abilities import Ability
+from sapwood.device import abilities_of
+
 
 def restrict(logits_NV: Tensor, places_M: Tensor, bits_MW: Tensor) -> None:
     """Make impossible, in place, what the masks of the rows at `places_M` (int64) do not allow."""
-    if logits_NV.is_cuda:
+    if Ability.TRITON in abilities_of(logits_NV.device):
         from sapwood.kernels.triton.mask import launch
 
         launch(logits_NV, places_M, bits_MW, logits_NV, gather=False)
@@ -23,7 +26,7 @@ def restrict(logits_NV: Tensor, places_M: Tensor, bits_MW: Tensor) -> None:
 
 def restricted(logits_NV: Tensor, places_M: Tensor, bits_MW: Tensor) -> Tensor:
     """The same for a copy of those rows: [M, V]."""
-    if logits_NV.is_cuda:
+    if Ability.TRITON in abilities_of(logits_NV.device):
         from sapwood.kernels.triton.mask import launch
 
         out_MV = logits_NV.new_empty(len(places_M), logits_NV.shape[1])

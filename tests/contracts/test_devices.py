@@ -15,11 +15,6 @@ THEIR_OWN = ("device", "config/devices.py")
 KINDS = {"cpu", "cuda", "hip", "mps", "xpu"}
 ASKING = {"is_cuda", "is_cpu", "is_available", "get_device_capability", "hip"}
 TELLING = {"bench/report.py": "a report says on what it was made"}
-YET = {
-    *(f"sampling/{name}.py" for name in ("fast", "logprobs", "masks", "steps")),
-    "runner/batch.py",
-}
-"""Files that ask as long as they are not changed over."""
 
 
 def sources() -> Iterator[Path]:
@@ -48,7 +43,7 @@ def _of_torch(node: ast.Attribute) -> bool:
 
 def test_nobody_asks_what_kind_of_device_it_runs_on() -> None:
     found = {path.relative_to(ROOT).as_posix(): asked(path) for path in sources()}
-    assert {name: lines for name, lines in found.items() if lines and name not in TELLING and name not in YET} == {}
+    assert {name: lines for name, lines in found.items() if lines and name not in TELLING} == {}
     assert all(found[name] for name in TELLING), "a file that asks no more needs no leave to"
 
 
