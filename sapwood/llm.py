@@ -268,16 +268,17 @@ class AsyncLLM:
 
         catalogue = joined()
         files = _find(self.config, catalogue)
-        # First: what fails here must leave no process behind.
         self.text = TextModel.configured(files, self.config.model, catalogue.formats)
-        self.engine = await self._stack.enter_async_context(start(self.config))
-        self.engine.end_at(self.text.eos_ids)
-        self._grammars = Checker(
-            lambda: spec_of(self.text, self.engine.facts.vocab_size),
-            compact_json=self.config.grammar.compact_json,
-            seconds=self.config.grammar.compile_seconds,
-        )
-        self._stack.push_async_callback(self._grammars.close)
+        async with AsyncExitStack() as stack:  # what fails here leaves no process behind
+            self.engine = await stack.enter_async_context(start(self.config))
+            self.engine.end_at(self.text.eos_ids)
+            self._grammars = Checker(
+                lambda: spec_of(self.text, self.engine.facts.vocab_size),
+                compact_json=self.config.grammar.compact_json,
+                seconds=self.config.grammar.compile_seconds,
+            )
+            stack.push_async_callback(self._grammars.close)
+            self._stack = stack.pop_all()
         return self
 
     async def __aexit__(

@@ -18,6 +18,7 @@ from sapwood.base.errors import RequestError, SapwoodError, UserError
 from sapwood.cli.sampling import add_sampling, params_of, sampling_fields
 from sapwood.cli.terminal import bring
 from sapwood.config.flags import add_flags, from_args, given
+from sapwood.engine import interrupts
 
 HELP = "answer one prompt, or a JSONL file of them"
 
@@ -42,8 +43,9 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("a prompt and --input exclude each other.")
     if args.resume and not (args.input and args.output):
         raise UserError("--resume needs --input and --output.")
-    bring(from_args(args))
-    return asyncio.run(_run_file(args) if args.input else _run_one(args))
+    with interrupts.by_sigterm():
+        bring(from_args(args))
+        return asyncio.run(_run_file(args) if args.input else _run_one(args))
 
 
 async def _run_one(args: argparse.Namespace) -> int:

@@ -36,49 +36,50 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from sapwood.engine import lean
+    from sapwood.engine import interrupts, lean
     from sapwood.engine.spawn import spawn
 
     began = perf_counter()
     config = from_args(args)
     lean.begin()
-    with spawn() as child:  # it imports beside us, and takes longer
+    with interrupts.by_sigterm(), spawn() as child:  # it imports beside us, and takes longer
+        from sapwood.catalogue import joined
         from sapwood.observe.log import set_up_logging
+        from sapwood.server import bind
         from sapwood.server import run as run_loop
 
         set_up_logging(config.server.log_level)
-        run_loop(_serve(config, child, began=began))
+        with bind(config) as sock:  # a port in use is an error now, not after the model was loaded
+            catalogue = joined()
+            files = _find(config, catalogue)
+            run_loop(_serve(sock, config, files, catalogue, child, began))
     return 0
 
 
-async def _serve(config: Config, child: Child | None = None, *, began: float | None = None) -> None:
-    """Raises EngineDead if the engine ends on its own."""
-    from sapwood.server import bind
-
-    with bind(config) as sock:  # a port in use is an error now, not after the model was loaded
-        await _serve_on(sock, config, child, perf_counter() if began is None else began)
-
-
-async def _serve_on(sock: socket.socket, config: Config, child: Child | None, began: float) -> None:
-    import asyncio
-
-    from sapwood.catalogue import joined
+def _find(config: Config, catalogue: Catalogue) -> ModelFiles:
     from sapwood.cli.terminal import pull_progress
-    from sapwood.engine import lean
-    from sapwood.engine.process import start
     from sapwood.hub.files import find
-    from sapwood.server import create_app, serve
 
-    catalogue, weights = joined(), config.model.load_format != "dummy"
     with pull_progress() as progress:
-        files = await asyncio.to_thread(
-            find,
+        return find(
             config.model.model,
             revision=config.model.revision,
-            weights=weights,
+            weights=config.model.load_format != "dummy",
             progress=progress,
             families=catalogue.families,
         )
+
+
+async def _serve(
+    sock: socket.socket, config: Config, files: ModelFiles, catalogue: Catalogue, child: Child, began: float
+) -> None:
+    """Raises EngineDead if the engine ends on its own."""
+    import asyncio
+
+    from sapwood.engine import lean
+    from sapwood.engine.process import start
+    from sapwood.server import create_app, serve
+
     loading = asyncio.create_task(asyncio.to_thread(_load_text, config, files, catalogue))
     try:
         async with start(config, child) as engine:

@@ -63,26 +63,34 @@ async def start(config: Config, child: Child | None = None) -> AsyncIterator[Asy
     `child` is one that `spawn` has begun, which is told here what it is to be; it has ended when the context has.
     Raises ModelError or ConfigError (as UserError) if it cannot start because of what the user asked, else EngineDead.
     """
-    folder = tempfile.mkdtemp(prefix="sapwood-")  # private: mode 0700
-    line = Line(folder)
-    child = child or spawn()
-    try:
+    with contextlib.ExitStack() as stack:  # left without waiting for anything, so that no interrupt can cut it off
+        child = stack.enter_context(child or spawn())
+        private = tempfile.TemporaryDirectory(prefix="sapwood-", ignore_cleanup_errors=True)  # mode 0700
+        folder = stack.enter_context(private)
+        line = stack.enter_context(contextlib.closing(Line(folder)))
         child.tell(msgspec.msgpack.encode(Start(config, folder)))
         ended = asyncio.create_task(_end_of(child))
-        ready = await _await_ready(line, ended)
-        live = ready.facts.max_num_seqs + config.scheduler.max_waiting
-        engine = AsyncEngine(line.send, ready.facts, max_live=live)
-        following = asyncio.create_task(_follow(engine, line, ended))
         try:
-            yield engine
+            async with _speaking(config, line, ended) as engine:
+                yield engine
         finally:
-            following.cancel()
-            await asyncio.wait([following])
-            engine.die("the engine was shut down")
+            child.close()
+            await asyncio.wait([ended], timeout=EXIT_SECONDS)  # one that has not gone by then is killed
+
+
+@contextlib.asynccontextmanager
+async def _speaking(config: Config, line: Line, ended: asyncio.Task[int]) -> AsyncIterator[AsyncEngine]:
+    """The engine at the other end of the line, once it is ready."""
+    ready = await _await_ready(line, ended)
+    live = ready.facts.max_num_seqs + config.scheduler.max_waiting
+    engine = AsyncEngine(line.send, ready.facts, max_live=live)
+    following = asyncio.create_task(_follow(engine, line, ended))
+    try:
+        yield engine
     finally:
-        await _stop(child)
-        line.close()
-        shutil.rmtree(folder, ignore_errors=True)
+        following.cancel()
+        await asyncio.wait([following])
+        engine.die("the engine was shut down")
 
 
 class Line:
@@ -210,16 +218,6 @@ async def _end_of(child: Child) -> int:
     return child.wait()
 
 
-async def _stop(child: Child) -> None:
-    """Close the engine's standard input, which it takes as its end; kill it if it does not go."""
-    child.close()
-    try:
-        await asyncio.wait_for(_end_of(child), EXIT_SECONDS)
-    except TimeoutError:
-        child.kill()
-        await _end_of(child)
-
-
 # -- the engine's side ------------------------------------------------------------------------------------------------
 
 
@@ -333,7 +331,7 @@ def main() -> None:
     told = msgspec.msgpack.decode(_read_start(), type=Start)
     logging.basicConfig(level=told.config.server.log_level.upper(), format="engine: %(levelname)s %(message)s")
     serving, orphaned = threading.Event(), threading.Event()
-    threading.Thread(target=_watch_front, args=(serving, orphaned), daemon=True).start()
+    threading.Thread(target=_watch_front, args=(serving, orphaned, told.folder), daemon=True).start()
     post = Post(told.folder)
     try:
         engine, facts, _ = launch(told.config)
@@ -379,12 +377,13 @@ def _read_start() -> bytes:
     return told
 
 
-def _watch_front(serving: threading.Event, orphaned: threading.Event) -> None:
+def _watch_front(serving: threading.Event, orphaned: threading.Event, folder: str) -> None:
     """End this process soon after its front: between two steps, or at once while it only loads."""
     # Not sys.stdin: a thread that waits in it holds its lock, and the interpreter could not end.
     while os.read(0, 1):
         pass
     orphaned.set()
+    shutil.rmtree(folder, ignore_errors=True)  # a front that was killed could not
     if serving.is_set():
         threading.Event().wait(EXIT_SECONDS - 1)  # a step that never ends must not keep an orphan alive
     os._exit(1)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Sequence
+
+from sapwood.engine import interrupts
 
 COMMAND = (sys.executable, "-m", "sapwood.engine.process")
 
@@ -15,15 +16,17 @@ COMMAND = (sys.executable, "-m", "sapwood.engine.process")
 class Child:
     """A process that imports what it needs while it waits, on its standard input, for what it is to do.
 
-    Leaving its context ends it, unless it has ended.
+    It lives no longer than this object: leaving its context ends it, and so does forgetting it, or the interpreter's
+    end, whatever an exception or a signal has skipped.
     """
 
     def __init__(self, command: Sequence[str]) -> None:
         try:
-            with _interrupts_held():  # one amid Popen would leave a process that nobody holds
+            with interrupts.held():  # one amid Popen would leave a process that nobody holds
                 self._process = subprocess.Popen(command, stdin=subprocess.PIPE)
-        except KeyboardInterrupt:
-            self.__exit__()
+                self._forgotten = weakref.finalize(self, _end, self._process)
+        except (KeyboardInterrupt, SystemExit):
+            self.end()
             raise
 
     def tell(self, start: bytes) -> None:
@@ -39,41 +42,31 @@ class Child:
 
     def close(self) -> None:
         """Close its standard input, which it takes as its end."""
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
+        _close(self._process)
 
-    def kill(self) -> None:
-        self._process.kill()
+    def end(self) -> None:
+        """Kill it unless it has ended. When this returns it is gone; an interrupt meanwhile is raised then."""
+        with interrupts.held():
+            _end(self._process)
+            self._forgotten.detach()
 
     def __enter__(self) -> Child:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._process.poll() is None:
-            self.close()
-            self.kill()
-            self.wait()
+        self.end()
 
 
-@contextlib.contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Raise the KeyboardInterrupt of a Ctrl-C that comes inside when the context is left.
+def _close(process: subprocess.Popen[bytes]) -> None:
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.close()
 
-    Only where Ctrl-C would raise one: in the main thread, under Python's own handler.
-    """
-    ours = threading.current_thread() is threading.main_thread()
-    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
-        return
-    came: list[int] = []
-    signal.signal(signal.SIGINT, lambda number, _: came.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    if came:
-        raise KeyboardInterrupt
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    _close(process)
+    process.kill()  # nothing, if it has ended
+    process.wait()
 
 
 def spawn(command: Sequence[str] | None = None) -> Child:

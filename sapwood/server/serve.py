@@ -153,16 +153,18 @@ class _Server(uvicorn.Server):
 def _signals(stop: Callable[[], None]) -> Iterator[None]:
     """Call `stop` for SIGTERM and SIGINT. Elsewhere than in the main thread there are no signals to listen to."""
     loop = asyncio.get_running_loop()
-    heard = []
+    before = {}
     for number in (signal.SIGTERM, signal.SIGINT):
         with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
+            handler = signal.getsignal(number)
             loop.add_signal_handler(number, stop)
-            heard.append(number)
+            before[number] = handler or signal.SIG_DFL
     try:
         yield
     finally:
-        for number in heard:
+        for number, handler in before.items():
             loop.remove_signal_handler(number)
+            signal.signal(number, handler)  # whoever listened before us does again
 
 
 def _refused(error: OSError, host: str, port: int) -> ConfigError:

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 import pytest
 
-from sapwood.base.errors import EngineDead, ModelError, UserError
+from sapwood.base.errors import EngineDead, ModelError
+from sapwood.catalogue import joined
 from sapwood.cli import serve
 from sapwood.cli.terminal import console, print_decisions
 from sapwood.config import Config, ModelConfig, ServerConfig
@@ -53,10 +54,9 @@ def test_what_the_server_raises_comes_through() -> None:
 
 def test_dummy_weights_need_no_weight_files(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UserError, match="architectures"):  # what is missed next, and not the weights
-        asyncio.run(serve._serve(_of_model(tmp_path, "dummy")))
+    assert serve._find(_of_model(tmp_path, "dummy"), joined()).path == tmp_path
     with pytest.raises(ModelError, match="holds no weights"):
-        asyncio.run(serve._serve(_of_model(tmp_path, "auto")))
+        serve._find(_of_model(tmp_path, "auto"), joined())
 
 
 def _of_model(path: Path, load_format: Literal["auto", "dummy"]) -> Config:

@@ -1,4 +1,4 @@
-"""A child that was begun is never left behind by an interrupt, at whatever moment it comes."""
+"""A child that was begun is never left behind, at whatever moment an interrupt comes."""
 
 from __future__ import annotations
 
@@ -15,13 +15,26 @@ from sapwood.engine.spawn import spawn
 SLEEPS = (sys.executable, "-c", "import sys; sys.stdin.read()")
 
 
-def test_interrupted_before_anybody_holds_the_child(monkeypatch: pytest.MonkeyPatch) -> None:
-    begun: list[subprocess.Popen[bytes]] = []
+@pytest.fixture
+def begun(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
+    """Every process that is begun."""
+    found: list[subprocess.Popen[bytes]] = []
 
-    class Interrupted(subprocess.Popen[bytes]):
+    class Noted(subprocess.Popen[bytes]):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
-            begun.append(self)
+            found.append(self)
+
+    monkeypatch.setattr(subprocess, "Popen", Noted)
+    return found
+
+
+def test_interrupted_before_anybody_holds_the_child(
+    begun: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted(subprocess.Popen):  # type: ignore[type-arg]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(subprocess, "Popen", Interrupted)
@@ -30,6 +43,19 @@ def test_interrupted_before_anybody_holds_the_child(monkeypatch: pytest.MonkeyPa
         spawn(SLEEPS)
     assert begun[0].returncode is not None  # ended, and waited for
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_child_that_is_forgotten_has_ended(begun: list[subprocess.Popen[bytes]]) -> None:
+    spawn(SLEEPS)  # an exception between this and a `with` has the same end
+    assert begun[0].returncode is not None
+
+
+def test_interrupted_while_it_ends(begun: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch) -> None:
+    child = spawn(SLEEPS)
+    monkeypatch.setattr(begun[0], "kill", lambda: (os.kill(os.getpid(), signal.SIGINT), begun[0].terminate()))
+    with pytest.raises(KeyboardInterrupt), child:
+        pass
+    assert begun[0].returncode is not None
 
 
 def test_not_interrupted() -> None:
