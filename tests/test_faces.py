@@ -15,6 +15,7 @@ import pytest
 
 from sapwood import LLM, AsyncLLM, Grammar, Output, SamplingParams
 from sapwood.server import create_app
+from tests.waiting import SECONDS
 
 SPECIAL, END = 256, 257  # <|im_start|>, which ends nothing, and <|im_end|>
 OPTIONS: dict[str, Any] = {"device": "cpu", "kv_cache_memory": "16M", "threads": 1}
@@ -216,7 +217,7 @@ def elsewhere(model: Path, llm: LLM) -> dict[str, dict[str, Any]]:
         async with AsyncLLM(str(model), **OPTIONS) as other:
             app = create_app(other.engine, other.text, other.config, "tiny")
             transport = httpx.ASGITransport(app=app)
-            async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=120) as http:
+            async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=SECONDS) as http:
                 found = {
                     name: await completions(other, http, params_of(llm, given)) for name, (given, _) in CASES.items()
                 }

@@ -28,6 +28,7 @@ from tests.runner.plans import admit, make_plan
 from tests.sim.test_drafts import drafted
 from tests.sim.test_scheduler import workload
 from tests.sim.world import World
+from tests.waiting import SECONDS
 
 VOCAB = 50
 
@@ -77,7 +78,7 @@ def world() -> Iterator[World]:
     made.device = Remote(here)  # type: ignore[assignment]
     yield made
     here.send_bytes(b"")
-    child.join(30)
+    child.join(SECONDS)
 
 
 def test_an_engine_whose_device_is_another_process(world: World) -> None:

@@ -14,6 +14,7 @@ from sapwood.bench.load import Load, Server, send, warnings
 from sapwood.bench.statistics import Stream, serving_figures
 from sapwood.bench.traffic import Traffic, arrivals
 from tests.bench.server import CompletionServer
+from tests.waiting import SECONDS
 
 RANDOM = Traffic("random", input_len=6, output_len=5)
 AGENT = Traffic("agent", prefix_len=10, input_len=4, output_len=3, turns=3)
@@ -21,7 +22,7 @@ AGENT = Traffic("agent", prefix_len=10, input_len=4, output_len=3, turns=3)
 
 def run(main: Coroutine[Any, Any, Any]) -> Any:
     async def bounded() -> Any:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(SECONDS):
             return await main
 
     return asyncio.run(bounded())
@@ -118,11 +119,11 @@ def test_an_agent_in_words() -> None:
         ("drop", "connection closed", "middle of an answer"),
         ("garbage", "not understood", "not HTTP"),
         ("empty", "no tokens", "empty"),
-        ("silence", "timeout", "0.2 s"),
+        ("silence", "timeout", "2 s"),
     ],
 )
 def test_a_failed_request_is_its_own_trouble(trouble: str, kind: str, said: str) -> None:
-    streams, messages, _ = sent(RANDOM, CLOSED, trouble={5: trouble}, options={"timeout": 0.2})
+    streams, messages, _ = sent(RANDOM, CLOSED, trouble={5: trouble}, options={"timeout": 2})
     assert [s.error for s in streams if s.error] == [kind]
     assert len(streams) == 12
     assert said in messages[kind]

@@ -24,6 +24,7 @@ from sapwood.scheduler import Scheduler
 from tests.engine.test_loop import drain, tokens
 from tests.grammar.conftest import EOS, spec
 from tests.sim.world import group
+from tests.waiting import SECONDS
 
 VOCAB = 300
 PHONE = Grammar.regex(r"\d{3}-\d{4}")
@@ -82,7 +83,7 @@ def test_a_grammar_is_compiled_while_others_run(vocabulary: Vocabulary) -> None:
     may = threading.Event()
 
     def slow() -> Vocabulary:
-        assert may.wait(30)
+        assert may.wait(SECONDS)
         return vocabulary
 
     engine = make(slow)

@@ -15,6 +15,7 @@ from sapwood.base.sampling import SamplingParams
 from sapwood.base.wire import Abort, Control, Deltas, FromEngine, Reply, Stats, Submit, ToEngine
 from sapwood.engine import process
 from sapwood.engine.process import MOST_AT_ONCE, Line, Post, Service
+from tests.waiting import within
 
 
 async def send_for_ever(line: Line) -> None:
@@ -31,7 +32,7 @@ def test_sending_to_an_engine_that_is_gone_does_not_wait(tmp_path: Path) -> None
             line.send(Abort([1]))
         post.close()
         with pytest.raises(EngineDead):
-            await asyncio.wait_for(send_for_ever(line), 10)
+            await within(send_for_ever(line))
         line.close()
 
     asyncio.run(scenario())
@@ -55,7 +56,7 @@ def test_a_front_that_does_not_read_never_stops_the_engine(tmp_path: Path) -> No
                     assert isinstance(message, Deltas)
                     heard += message.ids
                 if not messages:
-                    await asyncio.wait_for(arrived.wait(), 10)
+                    await within(arrived.wait())
                     arrived.clear()
         assert heard == [*range(total)]
         post.close()

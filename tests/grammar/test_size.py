@@ -10,6 +10,7 @@ from sapwood.grammar.compiler import Compiled, Compiler
 from sapwood.grammar.size import MOST_REPEATS, MOST_TEXT
 from sapwood.grammar.vocabulary import Vocabulary, VocabularySpec
 from tests.grammar.conftest import spec
+from tests.waiting import SECONDS
 
 LONG = "x" * (MOST_TEXT + 1)
 
@@ -72,7 +73,7 @@ def test_what_is_kept_is_counted_as_it_is(vocabulary: Vocabulary) -> None:
     """Grammars of a few bytes that compile to much push one another out."""
     compiler = Compiler(lambda: vocabulary, cache_bytes=24 << 20)
     for count in range(40):
-        compiler.compile(Grammar.regex(f"(ab?){{{4000 + count}}}")).result(60)
+        compiler.compile(Grammar.regex(f"(ab?){{{4000 + count}}}")).result(SECONDS)
     assert compiler._num_bytes <= 24 << 20
     assert sum(kept.num_bytes for kept in compiler._kept.values()) == compiler._num_bytes
     compiler.close()

@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+
+from tests.waiting import SECONDS, eventually
 
 
 class Server:
@@ -45,12 +47,11 @@ class Server:
             for line in lines:
                 self.output += line
 
-    def _wait_for_url(self, seconds: float = 90) -> str:
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and self.process.poll() is None:
-            if found := re.search(r"ready at (http://\S+)", self.output):
-                return found[1]
-            time.sleep(0.05)
+    def _wait_for_url(self) -> str:
+        at = re.compile(r"ready at (http://\S+)")
+        eventually(lambda: at.search(self.output) or self.process.poll() is not None)
+        if found := at.search(self.output):
+            return found[1]
         self.kill()
         raise AssertionError(f"the server did not start:\n{self.output}")
 
@@ -60,14 +61,17 @@ class Server:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         return next(int(c) for c in children if b"engine.process" in Path(f"/proc/{c}/cmdline").read_bytes())
 
-    def health(self) -> httpx.Response:
-        return httpx.get(f"{self.url}/health", timeout=10)
+    def get(self, path: str) -> httpx.Response:
+        return httpx.get(self.url + path, timeout=SECONDS)
 
-    def wait_until(self, condition: Callable[[], bool], seconds: float = 20) -> None:
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < deadline, "it did not come to pass"
-            time.sleep(0.05)
+    def post(self, path: str, **what: Any) -> httpx.Response:
+        return httpx.post(self.url + path, timeout=SECONDS, **what)
+
+    def health(self) -> httpx.Response:
+        return self.get("/health")
+
+    def wait_until_running(self, count: int) -> None:
+        eventually(lambda: self.health().json().get("running") == count)
 
     def kill(self) -> None:
         self.process.kill()
@@ -77,7 +81,7 @@ class Server:
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
         try:
-            return self.process.wait(20)
+            return self.process.wait(SECONDS)
         finally:
             self.kill()
 

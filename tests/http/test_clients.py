@@ -17,6 +17,7 @@ from langchain_openai import ChatOpenAI
 from pydantic import BaseModel, Field
 
 from tests.http.conftest import Server
+from tests.waiting import SECONDS
 
 ASK: Any = [{"role": "user", "content": "What is the weather in Paris? Use celsius."}]
 
@@ -49,12 +50,12 @@ def real(smollm2: Path) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def client(real: Server) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{real.url}/v1", api_key="none", max_retries=0, timeout=120)
+    return openai.OpenAI(base_url=f"{real.url}/v1", api_key="none", max_retries=0, timeout=SECONDS)
 
 
 @pytest.fixture(scope="module")
 def model(real: Server) -> ChatOpenAI:
-    return ChatOpenAI(base_url=f"{real.url}/v1", api_key="none", model="smol", max_tokens=120, seed=1, timeout=120)  # type: ignore[arg-type]
+    return ChatOpenAI(base_url=f"{real.url}/v1", api_key="none", model="smol", max_tokens=120, seed=1, timeout=SECONDS)  # type: ignore[arg-type]
 
 
 def test_parse_an_answer(client: openai.OpenAI) -> None:
@@ -227,9 +228,8 @@ def test_eight_streams_side_by_side(client: openai.OpenAI, real: Server) -> None
 
 
 def test_free_calls_are_counted(client: openai.OpenAI, real: Server) -> None:
-    import httpx
 
-    text = httpx.get(f"{real.url}/metrics").text
+    text = real.get("/metrics").text
     assert (
         json.loads(next(line.split()[1] for line in text.splitlines() if 'tool_calls_total{result="read"}' in line)) > 5
     )

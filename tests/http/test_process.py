@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from tests.http.conftest import Server, alive
+from tests.waiting import SECONDS, eventually
 
 
 def generate(server: Server, result: dict[str, Any], *, max_tokens: int) -> threading.Thread:
@@ -24,14 +25,14 @@ def generate(server: Server, result: dict[str, Any], *, max_tokens: int) -> thre
         body = {"model": "tiny", "prompt": "Hello", "max_tokens": max_tokens, "ignore_eos": True, "stream": True}
         result["lines"] = lines = []
         try:
-            with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as answer:
+            with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=SECONDS) as answer:
                 lines.extend(answer.iter_lines())
         except httpx.HTTPError as error:
             result["error"] = error
 
     thread = threading.Thread(target=run)
     thread.start()
-    server.wait_until(lambda: server.health().json().get("running") == 1)
+    server.wait_until_running(1)
     return thread
 
 
@@ -39,37 +40,37 @@ def test_a_killed_engine_fails_health_and_requests(own_server: Server) -> None:
     result: dict[str, Any] = {}
     thread = generate(own_server, result, max_tokens=4000)
     os.kill(own_server.engine_pid, signal.SIGKILL)
-    thread.join(10)
+    thread.join(SECONDS)
     assert not thread.is_alive(), "the request hangs"
     assert any("error" in line for line in result["lines"])
     answer = own_server.health()
     assert answer.status_code == 503 and "SIGKILL" in answer.text
-    late = httpx.post(f"{own_server.url}/v1/completions", json={"model": "tiny", "prompt": "Hi"})
+    late = own_server.post("/v1/completions", json={"model": "tiny", "prompt": "Hi"})
     assert late.status_code == 503
-    assert own_server.process.wait(30) == 1
+    assert own_server.process.wait(SECONDS) == 1
 
 
 def test_sigterm_drains(own_server: Server) -> None:
     result: dict[str, Any] = {}
     thread = generate(own_server, result, max_tokens=1500)
     own_server.process.send_signal(signal.SIGTERM)
-    thread.join(60)
+    thread.join(SECONDS)
     assert "error" not in result and result["lines"][-2:] != []
     assert any(line == "data: [DONE]" for line in result["lines"])
     assert any('"finish_reason":"length"' in line for line in result["lines"])
-    assert own_server.process.wait(20) == 0
+    assert own_server.process.wait(SECONDS) == 0
 
 
 def test_an_engine_does_not_outlive_its_front(own_server: Server) -> None:
     engine = own_server.engine_pid
     own_server.process.kill()
     own_server.process.wait()
-    own_server.wait_until(lambda: not alive(engine), seconds=15)
+    eventually(lambda: not alive(engine))
 
 
 def serve(*flags: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "sapwood", "serve", "--device", "cpu", *flags]
-    return subprocess.run(command, capture_output=True, text=True, timeout=90)
+    return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
 
 
 def test_a_port_in_use(tiny_model: Path) -> None:
@@ -111,6 +112,6 @@ def test_stopping_while_the_engine_loads_is_quick(tiny_model: Path) -> None:
         assert process.poll() is None
     engine = int(children.read_text().split()[0])
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    process.communicate(timeout=SECONDS)
     assert process.returncode == 130
     assert not alive(engine)

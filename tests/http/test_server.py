@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import concurrent.futures as futures
+import json
+from contextlib import closing
+from http.client import HTTPConnection
 from typing import Any
 
-import httpx
 import openai
 import pytest
 
 from tests.http.conftest import Server
+from tests.waiting import SECONDS
 
 PROMPT = "The quick brown fox jumps over the lazy dog. " * 4
 
 
 @pytest.fixture(scope="module")
 def client(server: Server) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60)
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=SECONDS)
 
 
 def complete(client: openai.OpenAI, **fields: Any) -> Any:
@@ -40,7 +43,7 @@ def test_chat_and_its_stream_say_the_same(client: openai.OpenAI) -> None:
 
 
 def test_a_shared_prefix_is_reported_as_cached(client: openai.OpenAI, server: Server) -> None:
-    httpx.post(f"{server.url}/flush_cache").raise_for_status()
+    server.post("/flush_cache").raise_for_status()
     cold, warm = complete(client), complete(client, prompt=PROMPT + "Again?")
     assert cold.usage.prompt_tokens_details.cached_tokens == 0
     assert warm.usage.prompt_tokens_details.cached_tokens >= len(PROMPT) - 16
@@ -90,14 +93,14 @@ def test_logprobs_of_prompt_and_output(client: openai.OpenAI) -> None:
 
 def test_native_generate(server: Server, client: openai.OpenAI) -> None:
     body = {"text": PROMPT, "sampling_params": {"max_new_tokens": 16, "temperature": 0}}
-    native = httpx.post(f"{server.url}/generate", json=body, timeout=60).json()
+    native = server.post("/generate", json=body).json()
     assert native["text"] == complete(client).choices[0].text
     assert native["meta_info"]["completion_tokens"] == 16
 
 
 def test_tokens_there_and_back(server: Server) -> None:
-    tokens = httpx.post(f"{server.url}/tokenize", json={"prompt": "Grüße 👋"}).json()["tokens"]
-    back = httpx.post(f"{server.url}/detokenize", json={"tokens": tokens}).json()
+    tokens = server.post("/tokenize", json={"prompt": "Grüße 👋"}).json()["tokens"]
+    back = server.post("/detokenize", json={"tokens": tokens}).json()
     assert back["prompt"] == "Grüße 👋"
 
 
@@ -120,7 +123,7 @@ def test_tokens_there_and_back(server: Server) -> None:
 )
 def test_bad_input_is_named_and_harms_nobody(server: Server, fields: dict[str, Any], param: str) -> None:
     body = {"model": "tiny", "prompt": "Hi", "max_tokens": 4} | fields
-    answer = httpx.post(f"{server.url}/v1/completions", json=body)
+    answer = server.post("/v1/completions", json=body)
     assert answer.status_code == 400
     assert answer.json()["error"]["param"].startswith(param), answer.text
     assert server.health().status_code == 200
@@ -132,34 +135,28 @@ def test_bad_input_is_named_and_harms_nobody(server: Server, fields: dict[str, A
     ids=["cut", "not UTF-8", "NaN", "deep", "null", "nothing"],
 )
 def test_bodies_that_are_not_json(server: Server, body: bytes) -> None:
-    answer = httpx.post(f"{server.url}/v1/completions", content=body, headers={"content-type": "application/json"})
+    answer = server.post("/v1/completions", content=body, headers={"content-type": "application/json"})
     assert answer.status_code == 400 and answer.json()["error"]["message"]
 
 
 def test_unknown_model_and_path(server: Server, client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match="nothing-like-it"):
         complete(client, model="nothing-like-it")
-    assert httpx.get(f"{server.url}/v1/nowhere").status_code == 404
+    assert server.get("/v1/nowhere").status_code == 404
 
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_has_its_pages_back(server: Server, stream: bool) -> None:
     body = {"model": "tiny", "prompt": PROMPT, "max_tokens": 3500, "ignore_eos": True, "stream": stream}
-    with httpx.Client(base_url=server.url) as http:
-        if stream:
-            with http.stream("POST", "/v1/completions", json=body, timeout=10) as answer:
-                lines = answer.iter_lines()  # kept: the connection closes with it
-                next(lines)
-                server.wait_until(lambda: server.health().json()["running"] == 1)
-        else:
-            with pytest.raises(httpx.TimeoutException):
-                http.post("/v1/completions", json=body, timeout=1)
-    server.wait_until(lambda: server.health().json()["running"] == 0, seconds=5)
+    with closing(HTTPConnection(server.url.removeprefix("http://"), timeout=SECONDS)) as connection:
+        connection.request("POST", "/v1/completions", json.dumps(body), {"content-type": "application/json"})
+        server.wait_until_running(1)
+    server.wait_until_running(0)
 
 
 def test_metrics_tell_what_happened(server: Server, client: openai.OpenAI) -> None:
     complete(client)
-    text = httpx.get(f"{server.url}/metrics").text
+    text = server.get("/metrics").text
     for name in (
         "sapwood_prompt_tokens_total",
         "sapwood_cached_prompt_tokens_total",

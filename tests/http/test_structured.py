@@ -5,7 +5,6 @@ from __future__ import annotations
 import concurrent.futures as futures
 import json
 import re
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import pytest
 
 from tests.grammar.test_compiler import HOSTILE
 from tests.http.conftest import Server, alive
+from tests.waiting import SECONDS, eventually
 
 HELLO: Any = [{"role": "user", "content": "Hello!"}]
 SCHEMA = {
@@ -28,7 +28,7 @@ FORMAT: Any = {"type": "json_schema", "json_schema": {"name": "pet", "schema": S
 
 @pytest.fixture(scope="module")
 def client(server: Server) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=120)
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=SECONDS)
 
 
 def chat(client: openai.OpenAI, **fields: Any) -> Any:
@@ -64,7 +64,7 @@ def test_other_spellings(client: openai.OpenAI, server: Server) -> None:
     )
     assert re.fullmatch(r"[0-9]{3}-[0-9]{4}", reply.choices[0].text)
     body = {"text": "x", "sampling_params": {"json_schema": json.dumps(SCHEMA), "max_new_tokens": 300}}
-    check(httpx.post(f"{server.url}/generate", json=body, timeout=60).json()["text"])
+    check(server.post("/generate", json=body).json()["text"])
 
 
 def test_a_hostile_schema_gets_400_in_time_and_delays_nobody(client: openai.OpenAI, server: Server) -> None:
@@ -73,11 +73,11 @@ def test_a_hostile_schema_gets_400_in_time_and_delays_nobody(client: openai.Open
     def hostile(number: int) -> httpx.Response:
         schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": HOSTILE | {"title": str(number)}}}
         body = {"model": "tiny", "messages": HELLO, "response_format": schema}
-        return httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=120)
+        return server.post("/v1/chat/completions", json=body)
 
     with futures.ThreadPoolExecutor(3) as pool:
         replies = [pool.submit(hostile, number) for number in range(3)]
-        time.sleep(0.3)
+        eventually(lambda: all(reply.running() for reply in replies))
         check(chat(client, response_format=FORMAT).choices[0].message.content)
         fresh = FORMAT | {"json_schema": {"name": "y", "schema": SCHEMA | {"title": "not seen before"}}}
         check(chat(client, response_format=fresh).choices[0].message.content)
@@ -92,20 +92,20 @@ def test_the_metrics_tell(client: openai.OpenAI, server: Server) -> None:
     chat(client, response_format=FORMAT)
 
     def told() -> bool:
-        text = httpx.get(f"{server.url}/metrics").text
+        text = server.get("/metrics").text
         names = ("constrained", "masks", "forced_tokens", "compiled_grammars", "mask_seconds", "compile_seconds")
         found = {name: re.search(rf"^sapwood_engine_{name}_total (\S+)", text, re.MULTILINE) for name in names}
         return all(one is not None and float(one[1]) > 0 for one in found.values())
 
-    server.wait_until(told)
+    eventually(told)
 
 
 def test_no_process_stays_behind(own_server: Server) -> None:
-    client = openai.OpenAI(base_url=f"{own_server.url}/v1", api_key="none", max_retries=0, timeout=60)
+    client = openai.OpenAI(base_url=f"{own_server.url}/v1", api_key="none", max_retries=0, timeout=SECONDS)
     chat(client, response_format=FORMAT)
     pid = own_server.process.pid
     children = [int(c) for c in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     trials = [c for c in children if b"grammar.trial" in Path(f"/proc/{c}/cmdline").read_bytes()]
     assert len(trials) == 1
     own_server.process.kill()
-    own_server.wait_until(lambda: not alive(trials[0]))
+    eventually(lambda: not alive(trials[0]))

@@ -10,6 +10,7 @@ import openai
 import pytest
 
 from tests.http.conftest import Server
+from tests.waiting import SECONDS
 
 THINKER = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -42,7 +43,7 @@ def server(tiny_model: Path) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def client(server: Server) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=120)
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=SECONDS)
 
 
 def whole(client: openai.OpenAI, **fields: Any) -> Any:

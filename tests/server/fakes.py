@@ -19,6 +19,7 @@ from sapwood.engine.client import Follower, Stream, check_request
 from sapwood.hub.files import ModelFiles
 from sapwood.text import TextModel
 from tests.facts import make_facts
+from tests.waiting import SECONDS
 
 MODEL = "tiny"
 CHATML = (
@@ -87,9 +88,10 @@ class FakeEngine:
 
     async def until_running(self, count: int) -> None:
         """Wait until so many generations run."""
-        while self.running != count:
-            self._changed.clear()
-            await self._changed.wait()
+        async with asyncio.timeout(SECONDS):
+            while self.running != count:
+                self._changed.clear()
+                await self._changed.wait()
 
     def submit(
         self,

@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from sapwood.server import connection
 from sapwood.server.connection import Limits
+from tests.waiting import SECONDS
 
 Speak = Callable[..., bytes]
 
@@ -43,7 +44,7 @@ def speak(request: pytest.FixtureRequest) -> Iterator[Speak]:
     thread.start()
 
     def ask(*parts: bytes) -> bytes:
-        with socket.create_connection(listener.getsockname(), timeout=30) as client:
+        with socket.create_connection(listener.getsockname(), timeout=SECONDS) as client:
             for part in parts:
                 client.sendall(part)
             found = b""
@@ -53,7 +54,7 @@ def speak(request: pytest.FixtureRequest) -> Iterator[Speak]:
 
     yield ask
     server.should_exit = True
-    thread.join(30)
+    thread.join(SECONDS)
 
 
 def test_http_1_0_gets_no_chunks(speak: Speak) -> None:

@@ -11,6 +11,7 @@ from starlette.applications import Starlette
 
 from sapwood.base.errors import Overloaded
 from tests.server.fakes import FakeEngine
+from tests.waiting import within
 
 pytestmark = pytest.mark.anyio
 
@@ -58,7 +59,7 @@ async def test_without_stream(app: Starlette, engine: FakeEngine, path: str) -> 
     num_outputs = 4 if "prompt" in BODIES[path] else 1
     await engine.until_running(num_outputs)
     caller.hang_up()
-    await asyncio.wait_for(call, 5)
+    await within(call)
     assert (engine.running, engine.broken_off) == (0, num_outputs)
 
 
@@ -69,9 +70,9 @@ async def test_in_the_middle_of_a_stream(app: Starlette, engine: FakeEngine, pat
     call = asyncio.create_task(caller.call(app))
     num_outputs = 4 if "prompt" in BODIES[path] else 1
     await engine.until_running(num_outputs)
-    await asyncio.wait_for(caller.heard.wait(), 5)
+    await within(caller.heard.wait())
     caller.hang_up()
-    await asyncio.wait_for(call, 5)
+    await within(call)
     assert (engine.running, engine.broken_off) == (0, num_outputs)
 
 
@@ -81,7 +82,7 @@ async def test_before_the_first_token(app: Starlette, engine: FakeEngine) -> Non
     call = asyncio.create_task(caller.call(app))
     await engine.until_running(1)
     caller.hang_up()
-    await asyncio.wait_for(call, 5)
+    await within(call)
     assert engine.running == 0
 
 
@@ -102,10 +103,10 @@ async def test_the_server_ends_everything(app: Starlette, engine: FakeEngine) ->
     streaming = Caller("/v1/completions", {"prompt": "x", "stream": True})
     waiting = Caller("/v1/completions", {"prompt": "x"})
     calls = [asyncio.create_task(caller.call(app)) for caller in (streaming, waiting)]
-    await asyncio.wait_for(streaming.heard.wait(), 5)
+    await within(streaming.heard.wait())
     await engine.until_running(2)
     app.state.front.end_all(Overloaded("The server is stopping."))
-    await asyncio.wait_for(asyncio.gather(*calls), 5)
+    await within(asyncio.gather(*calls))
     assert engine.running == 0
     assert b"stopping" in streaming.sent[-1]["body"]
     assert streaming.sent[-1]["body"].endswith(b"data: [DONE]\n\n")

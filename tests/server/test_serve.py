@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -19,6 +20,7 @@ from sapwood.config import Config
 from sapwood.config.options import ServerConfig
 from sapwood.server import bind, run, serve
 from tests.server.fakes import MODEL, FakeEngine
+from tests.waiting import SECONDS, within
 
 pytestmark = pytest.mark.anyio
 
@@ -35,27 +37,23 @@ async def serving(app: Starlette, config: Config) -> AsyncIterator[tuple[str, as
     """The server's URL and its task, which the test or a signal ends."""
     url = asyncio.get_running_loop().create_future()
     task = asyncio.create_task(serve(app, config, on_ready=url.set_result))
-    await asyncio.wait({task, url}, timeout=20, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait({task, url}, timeout=SECONDS, return_when=asyncio.FIRST_COMPLETED)
     try:
-        yield await asyncio.wait_for(url, 1), task
+        yield await within(url), task
     finally:
         if not task.done():
             os.kill(os.getpid(), signal.SIGTERM)
             await asyncio.sleep(0)
             os.kill(os.getpid(), signal.SIGTERM)
-        await asyncio.wait_for(task, 20)
+        await within(task)
 
 
-async def refuses(url: str) -> bool:
-    """Whether the server stops to take connections, which takes it a moment."""
-    for _ in range(500):
-        try:
-            async with httpx.AsyncClient() as http:
-                await http.get(f"{url}/health")
-        except httpx.TransportError:
-            return True
-        await asyncio.sleep(0.02)
-    return False
+async def refuse(url: str) -> None:
+    """Wait until the server has stopped to take connections."""
+    async with asyncio.timeout(SECONDS), httpx.AsyncClient(timeout=SECONDS) as http:
+        with contextlib.suppress(httpx.TransportError):
+            while True:
+                await http.get(f"{url}/health", headers={"connection": "close"})
 
 
 async def test_the_official_client(app: Starlette, config: Config, engine: FakeEngine) -> None:
@@ -73,7 +71,7 @@ async def test_the_official_client(app: Starlette, config: Config, engine: FakeE
 @pytest.mark.parametrize("stream", [True, False])
 async def test_hanging_up(app: Starlette, config: Config, engine: FakeEngine, stream: bool) -> None:
     engine.hold = asyncio.Event()
-    async with serving(app, config) as (url, _), httpx.AsyncClient() as http:
+    async with serving(app, config) as (url, _), httpx.AsyncClient(timeout=SECONDS) as http:
         call = asyncio.create_task(http.post(f"{url}/v1/completions", json=HELLO | {"stream": stream}))
         await engine.until_running(1)
         call.cancel()
@@ -86,7 +84,7 @@ SMALL = pytest.mark.parametrize("config", [Config(server=ServerConfig(port=0, ma
 
 @SMALL
 async def test_a_large_body_hears_why(app: Starlette, config: Config) -> None:
-    async with serving(app, config) as (url, _), httpx.AsyncClient() as http:
+    async with serving(app, config) as (url, _), httpx.AsyncClient(timeout=SECONDS) as http:
         reply = await http.post(f"{url}/v1/completions", content=b" " * 3000)
         assert reply.status_code == 413
 
@@ -97,49 +95,49 @@ async def test_a_body_without_end_is_cut_off(app: Starlette, config: Config) -> 
         reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
         writer.write(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
         writer.write(b"1388\r\n%s\r\n" % (b" " * 5000))
-        assert b" 413 " in await asyncio.wait_for(reader.readline(), 20)
-        await asyncio.wait_for(reader.read(), 20)  # ends because the server closes
+        assert b" 413 " in await within(reader.readline())
+        await within(reader.read())  # ends because the server closes
         writer.close()
 
 
 async def test_running_requests_finish_after_sigterm(app: Starlette, config: Config, engine: FakeEngine) -> None:
     engine.hold = asyncio.Event()
-    async with serving(app, config) as (url, task), httpx.AsyncClient() as http:
+    async with serving(app, config) as (url, task), httpx.AsyncClient(timeout=SECONDS) as http:
         call = asyncio.create_task(http.post(f"{url}/v1/completions", json=HELLO))
         await engine.until_running(1)
         os.kill(os.getpid(), signal.SIGTERM)
-        assert await refuses(url)
+        await refuse(url)
         assert not task.done()
         engine.hold.set()
         reply = await call
         assert reply.text.endswith("data: [DONE]\n\n")
         assert '"finish_reason":"length"' in reply.text
-        await asyncio.wait_for(task, 20)
+        await within(task)
 
 
 async def test_requests_that_do_not_finish_in_time_are_told(app: Starlette, engine: FakeEngine) -> None:
     engine.hold = asyncio.Event()
     config = Config(server=ServerConfig(port=0, drain_seconds=0.1))
-    async with serving(app, config) as (url, task), httpx.AsyncClient() as http:
+    async with serving(app, config) as (url, task), httpx.AsyncClient(timeout=SECONDS) as http:
         call = asyncio.create_task(http.post(f"{url}/v1/completions", json=HELLO))
         await engine.until_running(1)
         os.kill(os.getpid(), signal.SIGTERM)
         assert "The server is stopping." in (await call).text
-        await asyncio.wait_for(task, 20)
+        await within(task)
     assert engine.running == 0
 
 
 async def test_a_second_signal_does_not_wait(app: Starlette, config: Config, engine: FakeEngine) -> None:
     engine.hold = asyncio.Event()
-    async with serving(app, config) as (url, task), httpx.AsyncClient() as http:
+    async with serving(app, config) as (url, task), httpx.AsyncClient(timeout=SECONDS) as http:
         call = asyncio.create_task(http.post(f"{url}/v1/completions", json=HELLO))
         await engine.until_running(1)
-        for _ in range(2):
-            os.kill(os.getpid(), signal.SIGINT)
-            await asyncio.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+        await refuse(url)  # the first has been heard, so that the two are not one
+        os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(httpx.TransportError):
             await call
-        await asyncio.wait_for(task, 20)
+        await within(task)
     assert engine.running == 0
 
 

@@ -19,6 +19,7 @@ from sapwood.server.sse import cut, frame, quoted
 from sapwood.text import TextModel
 from tests.server.fakes import FakeEngine
 from tests.server.test_disconnects import Caller
+from tests.waiting import within
 
 pytestmark = pytest.mark.anyio
 
@@ -117,7 +118,7 @@ async def test_a_slow_client_gets_what_has_come_in_one_frame(app: Starlette, eng
     letter = text.token_text(70)
     assert slow.texts() == [letter, letter, letter * 298]
     engine.say(*engine.streams, finish="length")
-    await asyncio.wait_for(asyncio.gather(*calls), 5)
+    await within(asyncio.gather(*calls))
     assert "".join(slow.texts()) == "".join(quick.texts()) == letter * 301
     assert slow.sent[-1]["body"] == b"data: [DONE]\n\n"
 
@@ -134,7 +135,7 @@ async def test_the_end_waits_for_a_slow_client(app: Starlette, engine: Spoken, t
     await settle()
     assert not call.done()
     slow.drain()
-    await asyncio.wait_for(call, 5)
+    await within(call)
     assert "".join(slow.texts()) == text.token_text(70) * 3
     assert b'"finish_reason":"length"' in slow.sent[-2]["body"]
     assert (engine.running, engine.broken_off) == (0, 0)
@@ -149,7 +150,7 @@ async def test_a_slow_client_that_hangs_up_is_let_go(app: Starlette, engine: Spo
     slow.full = True
     engine.say(*engine.streams)
     slow.hang_up()
-    await asyncio.wait_for(call, 5)
+    await within(call)
     assert (engine.running, engine.broken_off) == (0, 1)
 
 
@@ -170,9 +171,9 @@ async def test_a_connection_that_breaks_ends_its_request_alone(app: Starlette, e
     await engine.until_running(1)
     assert engine.broken_off == 1
     with pytest.raises(OSError, match="broken"):
-        await asyncio.wait_for(calls[0], 5)
+        await within(calls[0])
     engine.say(engine.streams[1], finish="length")
-    await asyncio.wait_for(calls[1], 5)
+    await within(calls[1])
     assert len(fine.texts()) == 3
 
 
@@ -187,7 +188,7 @@ async def test_outputs_of_one_request_that_come_together_are_sent_together(app: 
     assert [body.count(b"data: ") for body in bodies] == [3, 2]
     engine.say(engine.streams[0], finish="length")
     engine.say(*engine.streams[1:], finish="length")
-    await asyncio.wait_for(call, 5)
+    await within(call)
     assert engine.broken_off == 0
 
 
@@ -203,4 +204,4 @@ async def test_plain_chunks_are_those_that_the_structs_make(app: Starlette, engi
     assert first == second == third
     assert list(first) == list(second)
     caller.hang_up()
-    await asyncio.wait_for(call, 5)
+    await within(call)

@@ -8,6 +8,7 @@ import pytest
 
 from sapwood.server import turns as room
 from sapwood.server.turns import Turns, begin
+from tests.waiting import within
 
 pytestmark = pytest.mark.anyio
 
@@ -76,10 +77,10 @@ async def test_who_leaves_the_line_holds_up_nobody() -> None:
     await asyncio.sleep(0)
     for task in crowd[5:45]:
         task.cancel()
-    done = await asyncio.wait_for(asyncio.gather(*crowd, return_exceptions=True), 5)
+    done = await within(asyncio.gather(*crowd, return_exceptions=True))
     assert all(isinstance(result, asyncio.CancelledError) for result in done[10:45])
     assert not any(done[45:])
-    await asyncio.wait_for(turns(), 5)
+    await within(turns())
 
 
 async def test_begin_runs_at_once_what_need_not_wait() -> None:
@@ -114,7 +115,7 @@ async def test_begin_goes_on_in_a_task_where_it_has_to_wait() -> None:
     assert task is not None and done == ["begun"]
     gate.set()
     second.set()
-    await asyncio.wait_for(task, 5)
+    await within(task)
     assert done == ["begun", "half", "over"]
 
 
