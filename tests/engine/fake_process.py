@@ -24,6 +24,7 @@ WAYS = {
 def main(way: str, folder: Path) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.alarm(600)  # however a test ends, it stays no longer
     note(folder / "begun")
     import msgspec
     import zmq
