@@ -20,8 +20,7 @@ serve:
 test:
 	@scripts/install test
 	@scripts/lint
-	@scripts/check
-	@scripts/test
+	@scripts/verify
 
 format:
 	@scripts/install test

@@ -66,7 +66,7 @@ def workload(
 def test_constrained_requests_beside_free_ones(shape: dict[str, Any]) -> None:
     """Forced tokens, late masks and ends that only the grammar knows change nothing in what anybody gets."""
     forced = 0
-    for seed in range(80):
+    for seed in range(40):
         rng = random.Random(seed)
         world = World(**shape)
         longest = min(shape.get("max_model_len", 128), 60)
@@ -93,7 +93,7 @@ def test_forced_tokens_save_steps() -> None:
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_random_workloads(shape: dict[str, Any]) -> None:
-    for seed in range(160):
+    for seed in range(80):
         rng = random.Random(seed)
         world = World(**shape)
         longest = min(shape.get("max_model_len", 128), 60)
