@@ -104,6 +104,6 @@ def server(tiny_model: Path) -> Iterator[Server]:
 @pytest.fixture
 def own_server(tiny_model: Path) -> Iterator[Server]:
     """A server that the test may harm. It has time for what it was asked before it ends."""
-    server = Server(tiny_model, "--kv-cache-memory", "32M", "--served-model-name", "tiny", "--drain-seconds", "600")
+    server = Server(tiny_model, "--kv-cache-memory", "32M", "--served-model-name", "tiny", "--drain-timeout", "600")
     yield server
     server.kill()
