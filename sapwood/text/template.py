@@ -89,7 +89,7 @@ class ChatTemplate:
         if taken := sorted((variables.keys() | self._constants.keys()) & extra.keys()):
             raise RequestError(f"{taken[0]} cannot be set as a template argument.", param="chat_template_kwargs")
         text = self._run(code, variables | extra)
-        return _cut(text) if continue_final else text
+        return _cut(text, messages) if continue_final else text
 
     def _run(self, code: _Code, variables: dict[str, Any]) -> str:
         sandbox = _Sandbox()
@@ -254,15 +254,17 @@ def _marked(messages: list[Message]) -> list[Message]:
     return [*others, {**last, "content": (content or "") + _END}]
 
 
-def _cut(text: str) -> str:
-    """What stands before the mark, its end stripped where the template strips texts."""
+def _cut(text: str, marked: list[Message]) -> str:
+    """What stands before the mark. Where the template strips texts this one ends stripped, but a blank one has no end:
+    what would be stripped there are the template's own words."""
     at = text.rfind(_END.strip())
     if at < 0:
         raise RequestError(
             "continue_final_message needs a last message whose text the chat template prints.",
             param="continue_final_message",
         )
-    return text[:at] if text.startswith(_END, at) else text[:at].rstrip()
+    whole = text.startswith(_END, at) or not _text(marked[-1]).removesuffix(_END).strip()
+    return text[:at] if whole else text[:at].rstrip()
 
 
 def _tool_call(call: Any) -> Any:

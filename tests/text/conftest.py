@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from sapwood.hub.files import ModelFiles
 from sapwood.text import TextModel
+from tests.text.styles import CHATML
 
 CORPUS = [
     "the cat sat on the mat; the dog did not.",
@@ -19,10 +20,6 @@ CORPUS = [
     "ça va très bien, 日本語 😀",
     "123 4567",
 ]
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
 
 @pytest.fixture(scope="session")

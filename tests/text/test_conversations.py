@@ -8,20 +8,8 @@ import pytest
 
 from sapwood.base.errors import RequestError
 from sapwood.text.template import ChatTemplate
+from tests.text.styles import CHATML, GEMMA
 
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-LLAMA3 = (
-    "{% for m in messages %}{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' + m['content'] | trim + '<|eot_id|>' }}"
-    "{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
-)
-GEMMA = (
-    "{% for m in messages %}{% set role = 'model' if m.role == 'assistant' else m.role %}<start_of_turn>{{ role }}\n"
-    "{% if m.content is string %}{{ m.content | trim }}{% else %}{% for p in m.content %}{{ p.text | trim }}{% endfor %}{% endif %}"
-    "<end_of_turn>\n{% endfor %}"
-)
 STRICT = (
     "{% for m in messages %}{% if m.role == 'system' and not loop.first %}"
     "{{ raise_exception('System message must be at the beginning.') }}{% endif %}[{{ m.role }}]{{ m.content }}{% endfor %}"
@@ -50,37 +38,6 @@ def reference(template: str, messages: Messages, **options: Any) -> str:
 
 def asked(content: Any) -> Messages:
     return [{"role": "user", "content": "x"}, {"role": "assistant", "content": content}]
-
-
-@pytest.mark.parametrize("template", [CHATML, LLAMA3, GEMMA], ids=["chatml", "llama3", "gemma"])
-@pytest.mark.parametrize(
-    "text",
-    [
-        "The end",
-        "end",
-        "|",
-        "<",
-        "id",
-        "e",
-        "text",
-        "im_end|>",
-        "```json\n",
-        "The answer is ",
-        " \n lead",
-        "a\n\n",
-        "x",
-        "",
-        "\n",
-    ],
-)
-def test_a_message_that_goes_on_is_left_open(template: str, text: str) -> None:
-    """Texts that stand again in what the template writes behind them; white space at both ends; nothing at all."""
-    found = render(template, asked(text), continue_final=True)
-    whole = render(template, asked(text))
-    assert whole.startswith(found)
-    if text.strip():  # transformers looks for the text before it cuts, and finds no place for white space alone
-        assert found == reference(template, asked(text), continue_final_message=True)
-    assert found.endswith(text if template is CHATML else text.strip())
 
 
 def test_parts_that_go_on() -> None:
@@ -160,18 +117,3 @@ def test_one_first_system_message_where_the_template_wants_that() -> None:
 @pytest.mark.parametrize("name", ["self", "context", "environment", "loop", "caller", "args", "kwargs"])
 def test_arguments_of_any_name_are_taken(name: str) -> None:
     assert render("{{ messages[0].content }}", [{"role": "user", "content": "a"}], extra={name: 1}) == "a"
-
-
-@pytest.mark.parametrize(
-    ("template", "says"),
-    [
-        ("{{ raise_exception('no') }}", "refuses these messages: no"),
-        ("{{ nothing.at.all }}", "refuses these messages"),
-        ("{{ 'x' * 999999999 }}", "was stopped"),
-        ("{% for i in range(10 ** 9) %}{% endfor %}", "was stopped|refuses"),
-    ],
-)
-def test_broken_templates_say_so(template: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sapwood.text.template.MAX_SECONDS", 0.2)
-    with pytest.raises(RequestError, match=says):
-        render(template, [{"role": "user", "content": "a"}])
