@@ -80,12 +80,6 @@ async def test_paths_that_are_put_together_wrongly(http: httpx.AsyncClient, path
         assert reply.headers["location"].endswith(CHAT)
 
 
-@pytest.mark.parametrize("body", [b"\xef\xbb\xbf" + json.dumps(HELLO).encode(), json.dumps(HELLO).encode("utf-16")])
-async def test_a_body_that_is_not_plain_utf_8(http: httpx.AsyncClient, body: bytes) -> None:
-    reply = await http.post(CHAT, content=body, headers={"content-type": "application/json"})
-    assert reply.status_code == 400 and "JSON" in reply.json()["error"]["message"]
-
-
 async def test_a_body_in_small_parts(http: httpx.AsyncClient) -> None:
     async def parts() -> Any:
         for byte in json.dumps(HELLO).encode():

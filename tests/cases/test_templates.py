@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from sapwood.config import Config
 from sapwood.server import create_app
 from sapwood.text import TextModel
 from sapwood.text.template import ChatTemplate
+from tests.broken import REFUSING
 from tests.server.fakes import CHATML, MODEL, FakeEngine, make_text
 
 pytestmark = pytest.mark.anyio
@@ -109,3 +111,15 @@ async def test_the_template_writes_the_only_beginning(tmp_path: Path) -> None:
     chat, plain, nothing = (asked.tokens for asked in engine.asked)
     assert (chat.count(text.bos_id), plain.count(text.bos_id), nothing) == (1, 1, [text.bos_id])
     assert empty.status_code == 200, "a beginning is something to go on from"
+
+
+@pytest.mark.parametrize(("source", "says"), REFUSING.values(), ids=REFUSING)
+async def test_a_model_whose_template_fails_still_completes(tmp_path: Path, source: str, says: str) -> None:
+    text = make_text(tmp_path, source)
+    transport = httpx.ASGITransport(app=create_app(FakeEngine(text), text, Config(), MODEL))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+        for path in (CHAT, "/tokenize"):
+            reply = await http.post(path, json={"messages": TOLD})
+            assert reply.status_code == 400 and reply.json()["error"]["param"] == "messages"
+            assert re.search(says, reply.json()["error"]["message"])
+        assert (await http.post("/v1/completions", json={"prompt": "x"})).status_code == 200

@@ -16,6 +16,7 @@ from sapwood.text.convert import CONTROL, NORMAL, SPACE, USER_DEFINED, convert
 from sapwood.text.detokenizer import Detokenizer
 from sapwood.text.pieces import BYTE_OF, Pieces
 from sapwood.text.template import find_templates
+from tests.broken import METADATA
 
 BYTE, UNKNOWN = 6, 2
 WORDS = [
@@ -113,17 +114,7 @@ def test_ids_of_no_token_name_none(key: str, id: int) -> None:
     assert tokenizer.encode("hello").tokens == (begun[1:] if key == "bos" else begun)
 
 
-@pytest.mark.parametrize(
-    ("damage", "says"),
-    [
-        ({"token_type": [NORMAL] * 3}, "token_type has 3 entries for"),
-        ({"token_type": [NORMAL] * 999}, "token_type has 999 entries for"),
-        ({"scores": [0.0]}, "scores has 1 entries for"),
-        ({"scores": None}, "scores is missing"),
-        ({"add_bos_token": "false"}, "add_bos_token must be true or false, got 'false'"),
-        ({"add_space_prefix": 2}, "add_space_prefix must be true or false, got 2"),
-    ],
-)
+@pytest.mark.parametrize(("damage", "says"), METADATA.values(), ids=METADATA)
 def test_damaged_columns_and_flags_are_named(damage: dict[str, Any], says: str) -> None:
     metadata = sentence_piece() | {f"tokenizer.ggml.{name}": value for name, value in damage.items()}
     with pytest.raises(ModelError, match=f"{says}.*--tokenizer"):

@@ -10,11 +10,12 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
-from tokenizers import Tokenizer, decoders, models, processors
+from tokenizers import Tokenizer, processors
 
 from sapwood.base.errors import ConfigError, ModelError, RequestError
 from sapwood.hub import ModelFiles
 from sapwood.text import TextModel
+from tests.broken import TOKENIZERS, Damage
 
 Load = Callable[..., TextModel]
 USER = [{"role": "user", "content": "the cat"}]
@@ -147,14 +148,13 @@ def test_broken_tokenizers_are_refused_in_words(tmp_path: Path, byte_level: Toke
     (tmp_path / "tokenizer.json").write_text(byte_level.to_str()[:500])
     with pytest.raises(ModelError, match=r"tokenizer\.json is damaged"):
         TextModel.load(files)
-    strange = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
-    strange.save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(ModelError, match="no decoder"):
-        TextModel.load(files)
-    strange.decoder = decoders.WordPiece()
-    strange.save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(ModelError, match="WordPiece"):
-        TextModel.load(files)
+
+
+@pytest.mark.parametrize(("damage", "says"), TOKENIZERS.values(), ids=TOKENIZERS)
+def test_tokenizers_of_which_a_part_is_broken(tmp_path: Path, byte_level: Tokenizer, damage: Damage, says: str) -> None:
+    (tmp_path / "tokenizer.json").write_text(json.dumps(damage(json.loads(byte_level.to_str()))))
+    with pytest.raises(ModelError, match=says):
+        TextModel.load(ModelFiles("tiny", tmp_path, "hf", {}, {}))
 
 
 def test_a_truncating_tokenizer_is_told_not_to(load: Load, byte_level: Tokenizer, tmp_path: Path) -> None:

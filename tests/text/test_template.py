@@ -12,6 +12,7 @@ import pytest
 from sapwood.base.errors import ConfigError, ModelError, RequestError
 from sapwood.text import template as template_module
 from sapwood.text.template import ChatTemplate, find_templates, given_template
+from tests.broken import NO_JINJA, REFUSING
 
 USER = [{"role": "user", "content": "hi"}]
 
@@ -51,10 +52,6 @@ def test_the_templates_own_words_reach_the_client() -> None:
     with pytest.raises(RequestError, match="Only user and assistant, please") as caught:
         render("{{ raise_exception('Only user and assistant, please') }}")
     assert caught.value.param == "messages"
-    with pytest.raises(RequestError, match="refuses these messages"):
-        render("{{ messages[0].content + 1 }}")
-    with pytest.raises(RequestError, match="refuses these messages"):
-        render("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}")
 
 
 @pytest.mark.parametrize(
@@ -67,8 +64,6 @@ def test_the_templates_own_words_reach_the_client() -> None:
         "{% include '/etc/passwd' %}",
         "{{ lipsum(n=5) }}",
         "{{ range(10 ** 9) | list }}",
-        "{{ 'x' * 10 ** 12 }}",
-        "{{ [0] * 2 ** 40 }}",
         "{{ 9 ** 99999999 }}",
     ],
 )
@@ -166,6 +161,15 @@ def test_a_template_that_the_user_gives(tmp_path: Path) -> None:
         given_template("no-such.jinja")
 
 
-def test_a_template_that_is_no_jinja() -> None:
-    with pytest.raises(ModelError, match="line 2"):
-        render("fine\n{% for %}")
+@pytest.mark.parametrize(("source", "says"), NO_JINJA.values(), ids=NO_JINJA)
+def test_a_template_that_is_no_jinja(source: str, says: str) -> None:
+    with pytest.raises(ModelError, match=says):
+        render(source)
+
+
+@pytest.mark.parametrize(("source", "says"), REFUSING.values(), ids=REFUSING)
+def test_a_template_that_always_fails(source: str, says: str) -> None:
+    chat = ChatTemplate({"default": source}, {})
+    with pytest.raises(RequestError, match=says) as caught:
+        chat.render(USER)
+    assert caught.value.param == "messages"
