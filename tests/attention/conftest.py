@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from sapwood.attention.base import Backend, Batch, Limits, Shared, Spans, tile_members
+from sapwood.attention.reference import Reference
 from sapwood.base.kv import KVGroup
 from sapwood.base.plan import RUN_LEVELS
 from sapwood.kernels import Turn
@@ -200,6 +201,19 @@ class World:
                     place += count
         for slot, count in spans:
             self.fed[slot] += count
+
+    def feed(self, backend: Backend, spans: list[tuple[int, int]]) -> None:
+        """Feed a fresh backend what comes before that which is tested. Interpreted kernels would be long about it: they get
+        the pages that the reference makes of it."""
+        if backend.name != "triton":
+            self.step(backend, spans)
+            return
+        reference = self.start(Reference)
+        self.step(reference, spans)
+        for name in ("_keys", "_values"):
+            cells_LCKD = getattr(reference, name)
+            pages_LPCKD = cells_LCKD.unflatten(1, (self.num_pages, self.group.page_size))
+            getattr(backend, name).copy_(pages_LPCKD.transpose(2, 3))
 
     def _flat(self, tensors: list[Tensor], layer: int, spans: list[tuple[int, int]], padding: int) -> Tensor:
         parts = [tensors[slot][layer, self.fed[slot] : self.fed[slot] + count] for slot, count in spans]

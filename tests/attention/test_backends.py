@@ -161,7 +161,7 @@ def test_rows_of_no_token(start: Start) -> None:
 def test_few_queries_over_a_long_history(start: Start) -> None:
     for window in (None, 100):
         world, backend = start(group(window=window), (420, 30))
-        world.step(backend, [(0, 400), (1, 20)])
+        world.feed(backend, [(0, 400), (1, 20)])
         world.step(backend, [(0, 5), (1, 3)])
         world.step(backend, [(0, 3), (1, 1)])
         world.check()

@@ -41,7 +41,7 @@ def start(backend: tuple[type[Backend], torch.device], world: Any) -> Start:
         for run in runs:
             made.share(run)
         under_test = made.start(backend[0])
-        made.step(under_test, [(slot, length - 2) for slot, length in enumerate(lengths)])
+        made.feed(under_test, [(slot, length - 2) for slot, length in enumerate(lengths)])
         return made, under_test
 
     return build
