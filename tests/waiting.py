@@ -9,7 +9,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-SECONDS = 120.0
+SECONDS = 300.0
 """The only bound. It says that something hangs, not how long it may take."""
 
 

@@ -52,9 +52,10 @@ def test_a_killed_engine_fails_health_and_requests(own_server: Server) -> None:
 
 def test_sigterm_drains(own_server: Server) -> None:
     result: dict[str, Any] = {}
-    thread = generate(own_server, result, max_tokens=1500)
+    thread = generate(own_server, result, max_tokens=800)
     own_server.process.send_signal(signal.SIGTERM)
     thread.join(SECONDS)
+    assert not thread.is_alive(), "the request hangs"
     assert "error" not in result and result["lines"][-2:] != []
     assert any(line == "data: [DONE]" for line in result["lines"])
     assert any('"finish_reason":"length"' in line for line in result["lines"])
