@@ -18,6 +18,7 @@ from sapwood.base.errors import ConfigError
 
 if TYPE_CHECKING:
     from sapwood.arch.family import Family
+    from sapwood.quant.base import Choice
     from sapwood.text.parsers import Formats
 
 T = TypeVar("T")
@@ -95,6 +96,13 @@ class Catalogue:
         for what, name_of in names.items():
             _no_clash(found, name_of, what)
         return tuple(one for one, _ in found)
+
+    @cached_property
+    def methods(self) -> Mapping[str, Callable[[Mapping[str, Any]], Choice]]:
+        """Ways to store weights, by the names that checkpoints give them: Sapwood's own."""
+        from sapwood.quant.methods import METHODS
+
+        return METHODS
 
     def check(self) -> None:
         """Ask for every kind that the host uses; those of devices are asked for by whoever computes."""

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from sapwood.base.kv import Heads, KVKind
 
@@ -234,7 +234,8 @@ class Tied:
 
 @dataclass(frozen=True)
 class Decoder:
-    """A whole model. `dtype` is what the config says that the weights are stored in, if it does."""
+    """A whole model. `dtype` is what the config says that the weights are stored in, if it does; `quantization` is the config's
+    own section about them, which methods read."""
 
     architecture: str
     max_positions: int
@@ -244,6 +245,7 @@ class Decoder:
     block_prefix: str
     norm: Norm
     head: Linear | Tied
+    quantization: Mapping[str, Any] | None = dataclasses.field(default=None, hash=False)
 
     @property
     def vocab_size(self) -> int:

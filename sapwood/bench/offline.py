@@ -78,7 +78,8 @@ def open_engine(options: Mapping[str, Any], *, longest: int) -> Opened:
     weights, families = config.model.load_format != "dummy", catalogue.families
     files = find(config.model.model, revision=config.model.revision, weights=weights, families=families)
     if config.model.max_model_len is None:
-        most = shape_of(declare(files.config, families), name=files.name).max_positions
+        decoder = declare(files.config, families, methods=catalogue.methods)
+        most = shape_of(decoder, name=files.name).max_positions
         config = replace(config, "model", max_model_len=min(longest + SPARE_LEN, most))
     engine, facts, _ = launch(config, files, catalogue=catalogue)
     name = config.model.served_model_name or Path(config.model.model).name

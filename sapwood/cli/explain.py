@@ -22,12 +22,16 @@ def run(args: argparse.Namespace) -> int:
     from sapwood.device import probe
     from sapwood.hub.files import find
 
-    config, families = from_args(args), joined().families
+    config, catalogue = from_args(args), joined()
     with pull_progress() as progress:
         files = find(
-            config.model.model, revision=config.model.revision, weights=False, progress=progress, families=families
+            config.model.model,
+            revision=config.model.revision,
+            weights=False,
+            progress=progress,
+            families=catalogue.families,
         )
-    decoder, device = declare(files.config, families), probe(config.device.device)
+    decoder, device = declare(files.config, catalogue.families, methods=catalogue.methods), probe(config.device.device)
     model = shape_of(decoder, name=files.name, stored_bytes=files.stored_bytes)
     config, decisions = resolve(config, model, device)
     weights, how = weight_bytes(config, model)

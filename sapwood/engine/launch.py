@@ -64,13 +64,13 @@ def launch(
     at most. Without an `executor` this process computes; without a `catalogue` all that is installed may be chosen by name.
     """
     clock, catalogue = _Clock(), catalogue or joined()
-    executor, families = executor or LocalExecutor(catalogue), catalogue.families
+    executor = executor or LocalExecutor(catalogue)
     dummy = config.model.load_format == "dummy"
     if dummy:
         lean.whole_torch()
     model = config.model
-    files = files or find(model.model, revision=model.revision, weights=not dummy, families=families)
-    decoder = declare(files.config, families)
+    files = files or find(model.model, revision=model.revision, weights=not dummy, families=catalogue.families)
+    decoder = declare(files.config, catalogue.families, methods=catalogue.methods)
     shape = shape_of(decoder, name=files.name, stored_bytes=files.stored_bytes)
     config, decisions = resolve(config, shape, probe(config.device.device))
     clock.lap("configure")

@@ -14,7 +14,7 @@ from torch import Tensor
 from sapwood.arch.family import Gguf
 from sapwood.arch.gguf import INNER, OUTER
 from sapwood.hub.gguf import GgufFile
-from sapwood.quant.packed import Form, Stored
+from sapwood.quant.source import Form, Stored
 
 _NAME = re.compile(r"(?:blk\.(?P<layer>\d+)\.)?(?P<stem>\w+)\.(?P<param>weight|bias)")
 _IN_CONFIG = frozenset({"rope_freqs.weight"})  # read by config_of

@@ -15,10 +15,11 @@ from sapwood.arch.rope import frequencies
 from sapwood.arch.shard import Piece
 from sapwood.kernels import RmsNorm
 from sapwood.nn.make import Site, make
-from sapwood.quant.base import Weights
+from sapwood.quant.base import Leaf, Weights
+from sapwood.quant.source import Source, plain
 
 
-class Norm(nn.Module):
+class Norm(Leaf):
     """RMS norm by `weight`, a float32 [E], or [N, E] with one row for each of N heads that share a norm."""
 
     def __init__(self, part: parts.Norm, site: Site, *, weight: Tensor | None = None) -> None:
@@ -28,10 +29,13 @@ class Norm(nn.Module):
         self.eps, self._offset, self._kernels = part.eps, part.offset, site.how.kernels
         self.weight = nn.Parameter(weight, requires_grad=False)
 
-    def load(self, piece: Piece, data: Tensor) -> None:
-        self.weight.copy_(data)
+    def load(self, piece: Piece, source: Source) -> None:
+        self.weight.copy_(plain(piece, source))
         if self._offset:
             self.weight.add_(self._offset)
+
+    def randomize(self, random: torch.Generator) -> None:
+        self.weight.fill_(1.0)
 
     @property
     def rms(self) -> RmsNorm:
@@ -47,7 +51,7 @@ class Norm(nn.Module):
         return self._kernels.add_rms_norm(x_TE, residual_TE, self.weight, self.eps)
 
 
-class Embedding(nn.Module):
+class Embedding(Leaf):
     """Rows of weight_VE, scaled."""
 
     def __init__(self, part: parts.Embedding, site: Site) -> None:
@@ -57,8 +61,8 @@ class Embedding(nn.Module):
         self.weight = nn.Parameter(weight_VE, requires_grad=False)
         self._scale, self._kernels = torch.tensor(part.scale, dtype=how.dtype).item(), how.kernels
 
-    def load(self, piece: Piece, data: Tensor) -> None:
-        self.weight[piece.target].copy_(data)
+    def load(self, piece: Piece, source: Source) -> None:
+        self.weight[piece.target].copy_(plain(piece, source))
 
     def forward(self, ids_T: Tensor) -> Tensor:
         return self._kernels.embed(ids_T, self.weight, self._scale)
@@ -69,8 +73,8 @@ class Embedding(nn.Module):
 
 
 def _linear(part: parts.Linear, site: Site) -> Weights:
-    how = site.how
-    return how.method.create(part, how.device, how.dtype, how.kernels)
+    how, place = site.how, parts.Place(site.path, site.prefix, part)
+    return how.method(place).create(place, how.device, how.dtype, how.kernels)
 
 
 make.register(parts.Linear, _linear)

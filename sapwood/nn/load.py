@@ -15,40 +15,40 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sapwood.arch.parts import Tied
+from sapwood.arch.parts import Decoder, Tied, walk
 from sapwood.arch.shard import Piece, weight_map
 from sapwood.base.errors import ModelError
 from sapwood.hub.files import ModelFiles, weight_files
-from sapwood.nn.model import Model
-from sapwood.nn.native import NativeModel
-from sapwood.quant.packed import Stored, stored
+from sapwood.quant.base import Choice, Leaf, tensors_by
+from sapwood.quant.source import Source, Stored
 
 # Tables that old checkpoints hold although they follow from the config.
 _COMPUTED = re.compile(r"\.(rotary_emb\.inv_freq|masked_bias)$|\.attn\.bias$")
 _NUM_NAMED = 4
 
 
-class Source(Protocol):
-    """A checkpoint, with Hugging Face names and layout."""
+class Loadable(Protocol):
+    """A model without its weights, on `device`: a leaf for each that its decoder has, its Linears stored by `method`."""
 
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """The shape of every tensor, by name."""
+    @property
+    def decoder(self) -> Decoder: ...
+
+    @property
+    def method(self) -> Choice: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def leaf(self, path: str) -> Leaf:
+        """The module at a path of `arch.parts.walk`."""
         ...
 
-    def read(self, name: str, where: tuple[slice, ...]) -> Tensor:
-        """A slice of one tensor on the CPU, in the checkpoint's dtype or, if that is quantised, in float32."""
-        ...
-
-    def stored(self, name: str, rows: slice) -> Stored | None:
-        """Whole rows of a matrix as they are stored, or None where the CPU's own kernels know no such form."""
-        ...
-
-    def release(self, name: str) -> None:
-        """Whoever has read a tensor has copied it: what the process holds of the file may go."""
+    def finish(self) -> None:
+        """All leaves have been filled: finish each."""
         ...
 
 
-def load_weights(model: Model | NativeModel, files: ModelFiles) -> None:
+def load_weights(model: Loadable, files: ModelFiles) -> None:
     """Fill every weight of the model. Raises ModelError."""
     with ExitStack() as stack:
         load_from(model, open_source(files, stack), name=files.name)
@@ -66,13 +66,16 @@ def open_source(files: ModelFiles, stack: ExitStack) -> Source:
 
 
 @torch.inference_mode()
-def load_from(model: Model | NativeModel, source: Source, *, name: str) -> None:
+def load_from(model: Loadable, source: Source, *, name: str) -> None:
     """Fill every weight of the model; `name` is the model's, for messages."""
-    pieces = weight_map(model.decoder)
+    pieces = weight_map(model.decoder, tensors=tensors_by(model.method))
     shapes = source.shapes()
     head = model.decoder.head
     _check(name, pieces, shapes, unused={f"{head.name}.weight"} if isinstance(head, Tied) else set())
-    model.fill(pieces, source)
+    for piece in pieces:
+        model.leaf(piece.path).load(piece, source)
+        source.release(piece.name)  # or a file would be in memory twice when all of it has been read
+    model.finish()
 
 
 def _check(name: str, pieces: Sequence[Piece], shapes: Mapping[str, tuple[int, ...]], *, unused: set[str]) -> None:
@@ -117,18 +120,19 @@ class Safetensors:
 
     def read(self, name: str, where: tuple[slice, ...]) -> Tensor:
         tensor: Tensor = self._files[name].get_tensor(name)
-        if not tensor.is_floating_point():
-            raise ModelError(f"{name} holds {tensor.dtype}: only plain floating-point weights can be loaded.")
         return tensor[where]
 
     def stored(self, name: str, rows: slice) -> Stored | None:
-        return stored(self.read(name, (rows,)))
+        return None  # rows here are in no blocks
 
     def release(self, name: str) -> None:
         """The system has mapped the file for safetensors alone; it keeps what was read while there is room for it."""
 
 
 @torch.inference_mode()
-def dummy_weights(model: Model | NativeModel, seed: int) -> None:
+def dummy_weights(model: Loadable, seed: int) -> None:
     """Random weights, made on the model's device; the same for the same seed, device and dtype."""
-    model.randomize(seed)
+    random = torch.Generator(model.device).manual_seed(seed)
+    for place in walk(model.decoder):
+        model.leaf(place.path).randomize(random)
+    model.finish()

@@ -12,7 +12,7 @@ import torch
 from sapwood.arch import parts
 from sapwood.attention.base import Backend
 from sapwood.kernels import PLAIN, Kernels
-from sapwood.quant.base import Method
+from sapwood.quant.base import Choice, everywhere
 from sapwood.quant.plain import Plain
 
 
@@ -27,7 +27,7 @@ class Build:
     dtype: torch.dtype
     backends: Sequence[Backend]
     kernels: Kernels = PLAIN
-    method: Method = field(default_factory=Plain)
+    method: Choice = field(default_factory=lambda: everywhere(Plain()))
     max_positions: int | None = None
 
 

@@ -5,20 +5,19 @@ Suffix legend: T tokens, N rows that need logits, D hidden size, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import cast
 
-import torch
 from torch import Tensor, nn
 
 import sapwood.nn.block  # noqa: F401  registers the makers of the parts inside a block
 from sapwood.arch.groups import kv_places
-from sapwood.arch.parts import Decoder, Tied, ropes
-from sapwood.arch.shard import Piece
+from sapwood.arch.parts import Decoder, Tied, ropes, walk
 from sapwood.attention.base import Batch
 from sapwood.nn.layers import Embedding, Norm, Rotary
 from sapwood.nn.make import Build, Site, make
+from sapwood.quant.base import Leaf
 
 
 class Model(nn.Module):
@@ -26,7 +25,7 @@ class Model(nn.Module):
 
     def __init__(self, decoder: Decoder, how: Build) -> None:
         super().__init__()
-        self.decoder = decoder
+        self.decoder, self.method, self.device = decoder, how.method, how.device
         num_positions = min(how.max_positions or decoder.max_positions, decoder.max_positions)
         self.rotaries = nn.ModuleList(Rotary(rope, num_positions, how.device) for rope in ropes(decoder))
         self.embed: Embedding = make(decoder.embed, Site(how, "embed"))
@@ -36,21 +35,14 @@ class Model(nn.Module):
         self.norm: Norm = make(decoder.norm, Site(how, "norm"))
         self.head = None if isinstance(decoder.head, Tied) else make(decoder.head, Site(how, "head"))
 
-    def fill(self, pieces: Sequence[Piece], source: Any) -> None:
-        """Take every piece from a `sapwood.nn.load.Source`."""
-        for piece in pieces:
-            module: Any = self.get_submodule(piece.path)
-            module.load(piece, source.read(piece.name, piece.source))
+    def leaf(self, path: str) -> Leaf:
+        """The module of a part with weights."""
+        return cast(Leaf, self.get_submodule(path))
 
-    def randomize(self, seed: int) -> None:
-        """Random weights, made where they are to be."""
-        generator = torch.Generator(self.embed.weight.device).manual_seed(seed)
-        for module in self.modules():
-            for weight in module.parameters(recurse=False):
-                if isinstance(module, Norm):
-                    weight.fill_(1.0)
-                else:
-                    weight.normal_(std=0.02, generator=generator)
+    def finish(self) -> None:
+        """All leaves have their weights."""
+        for place in walk(self.decoder):
+            self.leaf(place.path).finish()
 
     def forward(self, batch: Batch) -> Tensor:
         """The hidden states of every token after the last norm, hidden_TD."""

@@ -5,26 +5,40 @@ Suffix legend: T tokens, I inputs, O outputs.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from sapwood.arch.parts import Linear
+from sapwood.arch.parts import Linear, Place, StoredTensor
 from sapwood.arch.shard import Piece
 from sapwood.kernels import Activation, Kernels, RmsNorm
+from sapwood.quant.source import Source
 
 
-class Weights(nn.Module):
+class Leaf(nn.Module):
+    """The module of a part with weights. Order of calls: `load` for each piece, or `randomize` once; then `finish`."""
+
+    def load(self, piece: Piece, source: Source) -> None:
+        """Take one piece of the checkpoint."""
+        raise NotImplementedError
+
+    def randomize(self, random: torch.Generator) -> None:
+        """Random weights, made where they are to be."""
+        for weight in self.parameters(recurse=False):
+            weight.normal_(std=0.02, generator=random)
+
+    def finish(self) -> None:
+        """All pieces are there: they may be laid out anew."""
+
+
+class Weights(Leaf):
     """One Linear's weights. A method writes `load` and `forward`, and `normed` where it can do better."""
 
     def __init__(self, kernels: Kernels) -> None:
         super().__init__()
         self._kernels = kernels
-
-    def load(self, piece: Piece, data: Tensor) -> None:
-        """Take one piece of the checkpoint: `data` is already cut to the piece, in the checkpoint's dtype, on the CPU."""
-        raise NotImplementedError
 
     def forward(self, x_TI: Tensor) -> Tensor:
         """y_TO, in the model's dtype."""
@@ -42,8 +56,35 @@ class Weights(nn.Module):
 
 
 class Method(Protocol):
-    """Chosen per Linear when a model is built."""
+    """One way. It is chosen for each Linear by its place, when a model is built."""
 
-    def create(self, part: Linear, device: torch.device, dtype: torch.dtype, kernels: Kernels) -> Weights:
-        """The weights of a part, their memory taken but not filled."""
+    def tensors(self, place: Place) -> Sequence[StoredTensor]:
+        """What the Linear there is made of in a checkpoint that stores it this way."""
         ...
+
+    def create(self, place: Place, device: torch.device, dtype: torch.dtype, kernels: Kernels) -> Weights:
+        """Its weights, not yet filled."""
+        ...
+
+
+Choice = Callable[[Place], Method]
+"""The method of each Linear of a model."""
+
+
+def everywhere(method: Method) -> Choice:
+    return lambda place: method
+
+
+def tensors_by(choice: Choice) -> Callable[[Place], Sequence[StoredTensor]]:
+    """What each leaf of a model is made of."""
+
+    def tensors(place: Place) -> Sequence[StoredTensor]:
+        return choice(place).tensors(place) if isinstance(place.leaf, Linear) else place.leaf.tensors()
+
+    return tensors
+
+
+def linear_at(place: Place) -> Linear:
+    """The part there, for methods."""
+    assert isinstance(place.leaf, Linear), "methods store Linears"
+    return place.leaf

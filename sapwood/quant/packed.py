@@ -8,45 +8,24 @@ Suffix legend: T tokens, I inputs, O outputs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from enum import IntEnum
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from sapwood.arch.parts import Embedding, Leaf, Linear, Place, StoredTensor
+from sapwood.arch.shard import Piece
+from sapwood.kernels import Kernels
 from sapwood.kernels.cpu.library import Handle, Machine, address
+from sapwood.quant.base import Weights
+from sapwood.quant.source import FLOATS, Form, Source, Stored, plain, stored
 
 Rounded = Literal["int8", "int4"]
 """Group-wise, 32 inputs a group: int8 is symmetric, int4 has a minimum. As GGUF's Q8_0 and Q4_1."""
 
 _ROWS_AT_ONCE = 1024  # of floats that are widened before they are rounded
-
-
-class Form(IntEnum):
-    """How a checkpoint stores rows; GGUF's numbers."""
-
-    F32 = 0
-    F16 = 1
-    Q4_0 = 2
-    Q4_1 = 3
-    Q5_0 = 6
-    Q5_1 = 7
-    Q8_0 = 8
-    Q4_K = 12
-    Q5_K = 13
-    Q6_K = 14
-    BF16 = 30
-
-
-class Stored(NamedTuple):
-    """Rows of a checkpoint's tensor, contiguous; `order`, if there is one, says which of them is the i-th (int64)."""
-
-    form: Form
-    data: Tensor | NDArray[np.uint8]
-    order: NDArray[np.int64] | None = None
 
 
 class Packing(NamedTuple):
@@ -72,24 +51,12 @@ PACKINGS: Mapping[Form, Packing] = {
     Form.Q8_0: Packing(_I8, 32),
 }
 _ROUNDED: Mapping[Rounded, Packing] = {"int8": PACKINGS[Form.Q8_0], "int4": PACKINGS[Form.Q4_1]}
-_FLOATS: Mapping[torch.dtype, Form] = {
-    torch.float32: Form.F32,
-    torch.float16: Form.F16,
-    torch.bfloat16: Form.BF16,
-}
-_DTYPES = {form: dtype for dtype, form in _FLOATS.items()}
-
-
-def stored(rows: Tensor) -> Stored:
-    """Plain rows; what is neither float32 nor half of it becomes float32."""
-    if rows.dtype not in _FLOATS:
-        rows = rows.float()
-    return Stored(_FLOATS[rows.dtype], rows.contiguous())
+_DTYPES = {form: dtype for dtype, form in FLOATS.items()}
 
 
 def packing(form: Form, num_inputs: int, rounded: Rounded | None) -> Packing:
     """Quantised rows stay as they are; plain ones are rounded if that is asked for and their groups are whole."""
-    if rounded is not None and form in _FLOATS.values() and num_inputs % 32 == 0:
+    if rounded is not None and form in FLOATS.values() and num_inputs % 32 == 0:
         return _ROUNDED[rounded]
     return PACKINGS[form]
 
@@ -110,7 +77,7 @@ class PackedWeights(Handle):
 
     def put(self, rows: Stored, first: int, number: int) -> None:
         """Outputs [first, first + number) from rows whose form has this packing, or from plain rows to be rounded."""
-        if rows.form in _FLOATS.values() and PACKINGS[rows.form] != self.packing:
+        if rows.form in FLOATS.values() and PACKINGS[rows.form] != self.packing:
             for start, part in _widened(rows, number):
                 self._put(Stored(Form.F32, part), first + start, len(part))
         else:
@@ -168,3 +135,75 @@ class Product(Handle):
         y_TO = torch.empty(len(x_TI), self.num_outputs)
         self.library.linear_apply(self.machine.pointer, self.pointer, address(x_TI), len(x_TI), address(y_TO))
         return y_TO
+
+
+class Packed:
+    """The Method that keeps weights in the checkpoint's precision, in the layout of the CPU's kernels, or rounds plain ones."""
+
+    def __init__(self, machine: Machine, rounded: Rounded | None = None) -> None:
+        self._machine, self._rounded = machine, rounded
+
+    def tensors(self, place: Place) -> Sequence[StoredTensor]:
+        return place.leaf.tensors()
+
+    def create(self, place: Place, device: torch.device, dtype: torch.dtype, kernels: Kernels) -> PackedLinear:
+        return PackedLinear(place.leaf, self._machine, self._rounded, kernels)
+
+
+class PackedLinear(Weights):
+    """A matrix for each of a Linear's parts, or the one of an embedding, whose rows can be read. Memory is taken as pieces
+    come, since they say what form they have."""
+
+    def __init__(self, part: Leaf, machine: Machine, rounded: Rounded | None, kernels: Kernels) -> None:
+        super().__init__(kernels)
+        if isinstance(part, Linear):
+            self._sizes, self._inp, has_bias = [one.size for one in part.parts], part.inp, part.bias
+        else:
+            assert isinstance(part, Embedding)
+            self._sizes, self._inp, has_bias = [part.vocab_size], part.hidden_size, False
+        self._machine, self._rounded = machine, rounded
+        self._matrices: dict[int, PackedWeights] = {}  # by their first output
+        self._bias = torch.zeros(sum(self._sizes)) if has_bias else None
+        self.product: Product
+
+    def load(self, piece: Piece, source: Source) -> None:
+        rows = piece.target[0]
+        if piece.param == "bias":
+            assert self._bias is not None
+            self._bias[rows] = plain(piece, source).float()
+        else:
+            self._put(rows.start, source.stored(piece.name, piece.source[0]) or stored(plain(piece, source)), rows.stop)
+
+    def randomize(self, random: torch.Generator) -> None:
+        values_OI = torch.empty(sum(self._sizes), self._inp).normal_(std=0.02, generator=random)
+        first = 0
+        for size in self._sizes:
+            self._put(first, stored(values_OI[first : first + size]), first + size)
+            first += size
+        if self._bias is not None:
+            self._bias.normal_(std=0.02, generator=random)
+
+    def _put(self, first: int, rows: Stored, end: int) -> None:
+        """Pack the rows that are outputs [first, end)."""
+        made = PackedWeights(self._machine, packing(rows.form, self._inp, self._rounded), end - first, self._inp)
+        made.put(rows, 0, end - first)
+        self._matrices[first] = made
+
+    def finish(self) -> None:
+        ordered = sorted(self._matrices.items())
+        biases = {}
+        if self._bias is not None:
+            biases = {i: self._bias[first : first + one.num_outputs] for i, (first, one) in enumerate(ordered)}
+        self.product = Product(*(one for _, one in ordered), biases=biases)
+
+    @property
+    def first(self) -> PackedWeights:
+        """The first matrix, which is all of an embedding."""
+        return self._matrices[0]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(one.nbytes for one in self._matrices.values())
+
+    def forward(self, x_TI: Tensor) -> Tensor:
+        return self.product(x_TI).to(x_TI.dtype)

@@ -5,13 +5,16 @@ Suffix legend: T tokens, I inputs, O outputs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
-from sapwood.arch.parts import Linear
+from sapwood.arch.parts import Linear, Place, StoredTensor
 from sapwood.arch.shard import Piece
 from sapwood.kernels import Activation, Kernels, RmsNorm
-from sapwood.quant.base import Weights
+from sapwood.quant.base import Weights, linear_at
+from sapwood.quant.source import Source, plain
 
 
 class PlainWeights(Weights):
@@ -22,8 +25,8 @@ class PlainWeights(Weights):
         self.weight = _empty((part.out, part.inp), device, dtype)
         self.bias = _empty((part.out,), device, dtype) if part.bias else None
 
-    def load(self, piece: Piece, data: Tensor) -> None:
-        self.get_parameter(piece.param)[piece.target].copy_(data)
+    def load(self, piece: Piece, source: Source) -> None:
+        self.get_parameter(piece.param)[piece.target].copy_(plain(piece, source))
 
     def forward(self, x_TI: Tensor) -> Tensor:
         return self._kernels.linear(x_TI, self.weight, self.bias)[0]
@@ -37,8 +40,11 @@ class PlainWeights(Weights):
 class Plain:
     """The Method that stores weights as they are multiplied."""
 
-    def create(self, part: Linear, device: torch.device, dtype: torch.dtype, kernels: Kernels) -> PlainWeights:
-        return PlainWeights(part, device, dtype, kernels)
+    def tensors(self, place: Place) -> Sequence[StoredTensor]:
+        return place.leaf.tensors()
+
+    def create(self, place: Place, device: torch.device, dtype: torch.dtype, kernels: Kernels) -> PlainWeights:
+        return PlainWeights(linear_at(place), device, dtype, kernels)
 
 
 def _empty(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> nn.Parameter:

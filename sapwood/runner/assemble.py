@@ -25,7 +25,11 @@ from sapwood.nn.build import Build, build
 from sapwood.nn.load import dummy_weights, load_weights
 from sapwood.nn.model import Model
 from sapwood.nn.native import NativeModel
-from sapwood.quant.packed import Rounded
+from sapwood.nn.stack import unlisted
+from sapwood.quant import methods
+from sapwood.quant.base import everywhere
+from sapwood.quant.packed import Packed, Rounded
+from sapwood.quant.plain import Plain
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,22 +106,35 @@ def _model(
     backends: Sequence[Backend],
     machine: Machine | str,
 ) -> Model | NativeModel:
-    """The whole decoder by the CPU's own kernels where all of its attention is theirs, else modules of PyTorch's."""
+    """The whole decoder by the CPU's own kernels where they can, else modules of PyTorch's."""
     assert config.model.max_model_len is not None, "a resolved configuration"
     native = [backend for backend in backends if isinstance(backend, Native)]
-    if not isinstance(machine, str) and len(native) == len(backends):
+    rounded: Rounded | None = config.model.quantization  # type: ignore[assignment]
+    refused = _no_stack(decoder, machine, all_native=len(native) == len(backends))
+    if refused is None and not isinstance(machine, str):
         # PyTorch's own threads would still be waiting for work, busily, when the kernels' are to begin.
         torch.set_num_threads(1)
-        rounded: Rounded | None = config.model.quantization  # type: ignore[assignment]
-        return NativeModel(decoder, native, machine, max_positions=config.model.max_model_len, rounded=rounded)
-    if config.model.quantization is not None:
-        why = machine if isinstance(machine, str) else "--attention-backend is not native"
-        raise ConfigError(f"--quantization {config.model.quantization} needs the CPU kernels: {why}.")
+        method = everywhere(Packed(machine, rounded))
+        return NativeModel(decoder, native, machine, method, max_positions=config.model.max_model_len)
+    if rounded is not None:
+        raise ConfigError(f"--quantization {rounded} needs the CPU kernels: {refused}.")
     how = Build(
         device=device,
         dtype=dtype,
         backends=backends,
         kernels=kernels.choose(device),
+        method=methods.of(decoder.quantization, everywhere(Plain())),
         max_positions=config.model.max_model_len,
     )
     return build(decoder, how)
+
+
+def _no_stack(decoder: Decoder, machine: Machine | str, *, all_native: bool) -> str | None:
+    """Why the CPU's own kernels do not compute the whole decoder."""
+    if isinstance(machine, str):
+        return machine
+    if decoder.quantization is not None:
+        return "the checkpoint has a quantisation of its own"
+    if (part := unlisted(decoder)) is not None:
+        return f"they know no {part}"
+    return None if all_native else "--attention-backend is not native"

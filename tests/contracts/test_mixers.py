@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,14 @@ from sapwood.arch.memory import num_parameters
 from sapwood.arch.shard import weight_map
 from sapwood.attention.base import Batch
 from sapwood.attention.select import BACKENDS, Offer, choose
+from sapwood.base.abilities import Ability
 from sapwood.base.errors import ConfigError
 from sapwood.base.kv import Heads, KVGroup
 from sapwood.base.layout import longest_sequence, split_pages
 from sapwood.engine import launch
+from sapwood.executor import local
 from sapwood.kernels import RmsNorm
 from sapwood.nn.make import Site, make
-from sapwood.runner import assemble
 from tests import kv, models
 from tests.engine.test_drafts import Said, same, say
 from tests.engine.whole import prompts_that_share
@@ -131,10 +131,10 @@ class StillModule(nn.Module):
 
 make.register(Scan, ScanModule)
 make.register(Still, StillModule)
-TABLE = (*BACKENDS, Offer("states", State, "cpu", lambda wanted: States.refuse(*wanted[:3]) or States))
+TABLE = (*BACKENDS, Offer("states", State, Ability.HOST, lambda wanted: States.refuse(*wanted[:3]) or States))
 
 
-def mixed(config: Any, families: object = None) -> parts.Decoder:
+def mixed(config: Any, *_: object, **__: object) -> parts.Decoder:
     """A Llama in which every mixer but the last is one of ours."""
     decoder = declare(config)
     block, hidden = decoder.blocks[0], decoder.hidden_size
@@ -212,7 +212,7 @@ Requests = Sequence[tuple[list[int], sapwood.SamplingParams]]
 def test_a_model_of_them_says_the_same_alone_and_in_a_crowd(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In pieces, behind prefixes that others have computed, and after preemption, as at once and alone."""
     monkeypatch.setattr(launch, "declare", mixed)
-    monkeypatch.setattr(assemble, "choose", partial(choose, backends=TABLE))
+    monkeypatch.setattr(local, "BACKENDS", TABLE)
     options = {"load_format": "dummy", "cpu_kernels": "off", "kv_cache_dtype": "float32", "page_size": 8}
     params = sapwood.SamplingParams(max_tokens=16, temperature=0)
     requests = [(prompt, params) for prompt in prompts_that_share(8)]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from sapwood.arch import declare
+from sapwood.arch import Decoder, declare
 from sapwood.arch.groups import kv_groups
 from sapwood.attention.base import Batch, Limits
 from sapwood.attention.native import Native
@@ -18,7 +19,8 @@ from sapwood.hub.files import open_files
 from sapwood.kernels.cpu.library import Machine, find
 from sapwood.nn.load import load_weights
 from sapwood.nn.native import NativeModel
-from sapwood.quant.packed import Rounded
+from sapwood.quant.base import everywhere
+from sapwood.quant.packed import Packed, Rounded
 
 PAGE_SIZE = 16
 SLOT_PAGES = 16
@@ -32,17 +34,21 @@ def machine(build: str = "auto", *, fine: bool = True) -> Machine:
     return Machine(library, 2, fine=fine)
 
 
-def load(
-    path: Path, machine: Machine, *, dtype: torch.dtype = torch.float32, rounded: Rounded | None = None
+def empty(
+    decoder: Decoder, machine: Machine, *, dtype: torch.dtype = torch.float32, rounded: Rounded | None = None
 ) -> NativeModel:
-    """The model of a directory or GGUF file; `dtype` is that of its keys and values."""
-    files = open_files(path, name=path.name)
-    decoder = declare(files.config)
+    """The model without its weights; `dtype` is that of its keys and values."""
     groups = kv_groups(decoder, PAGE_SIZE)
     backends = [Native(group, i, torch.device("cpu"), dtype, machine) for i, group in enumerate(groups)]
     for backend in backends:
         backend.allocate(NUM_SLOTS * SLOT_PAGES + 1)
-    model = NativeModel(decoder, backends, machine, rounded=rounded)
+    return NativeModel(decoder, backends, machine, everywhere(Packed(machine, rounded)))
+
+
+def load(path: Path, machine: Machine, **options: Any) -> NativeModel:
+    """The model of a directory or GGUF file."""
+    files = open_files(path, name=path.name)
+    model = empty(declare(files.config), machine, **options)
     load_weights(model, files)
     return model
 

@@ -3,7 +3,8 @@ its own in its entry points (`sapwood.catalogue`)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from sapwood.arch.families import gemma3, llama, phi3, qwen
@@ -15,8 +16,10 @@ from sapwood.base.errors import ModelError
 FAMILIES: tuple[Family, ...] = (*gemma3.FAMILIES, *llama.FAMILIES, *phi3.FAMILIES, *qwen.FAMILIES)
 
 
-def declare(config: Mapping[str, Any], families: Sequence[Family] = FAMILIES) -> Decoder:
-    """The model that a config.json describes.
+def declare(
+    config: Mapping[str, Any], families: Sequence[Family] = FAMILIES, *, methods: Collection[str] = ()
+) -> Decoder:
+    """The model that a config.json describes. `methods` are ways to quantise weights that can be read.
 
     Raises ModelError, naming the field, for an architecture that no family has and for settings that are not supported.
     """
@@ -26,7 +29,11 @@ def declare(config: Mapping[str, Any], families: Sequence[Family] = FAMILIES) ->
     if family is None:
         known = ", ".join(sorted(one.architecture for one in families))
         raise ModelError(f"config.json: architectures = {list(names)} is not supported; these are: {known}.")
-    c.refuse("quantization_config", because="only plain weights can be loaded")
+    quantization = config.get("quantization_config") or None
+    if not isinstance(quantization, Mapping) or quantization.get("quant_method") not in methods:
+        known = ", ".join(["plain weights", *sorted(methods)])
+        c.refuse("quantization_config", because=f"only {known} can be loaded")
+    c.ignore("quantization_config")
     decoder = family.declare(c)
     c.refuse_unread()
-    return decoder
+    return replace(decoder, quantization=quantization)

@@ -31,21 +31,6 @@ class Heads(Structure):
     ]
 
 
-class Layer(Structure):
-    _fields_ = [
-        ("attention_norm", Norm),
-        ("after_attention", Norm),
-        ("mlp_norm", Norm),
-        ("after_mlp", Norm),
-        ("qkv", c_void_p),
-        ("out", c_void_p),
-        ("gate_up", c_void_p),
-        ("down", c_void_p),
-        ("heads", Heads),
-        ("activation", c_int),
-    ]
-
-
 class Step(Structure):
     _fields_ = [
         ("num_tokens", c_int),
@@ -69,7 +54,7 @@ class Step(Structure):
     ]
 
 
-STRUCTS: Sequence[type[Structure]] = (Norm, Heads, Layer, Step)
+STRUCTS: Sequence[type[Structure]] = (Norm, Heads, Step)
 """All that cross, in the order of the library's own list."""
 
 
@@ -116,10 +101,15 @@ _SIGNATURES: Mapping[str, tuple[Any, Sequence[Any]]] = {
     "cells_value_scales": (_P, [_P]),
     "cells_copy": (None, [_P, _P, _P, _L]),
     "cells_attend": (_status, [_P, _P, POINTER(Heads), POINTER(Step), _P, _P]),
-    "stack_new": (_P, [_P, _P, _F, _P, _F, _I]),
+    "stack_new": (_P, [_P]),
     "stack_free": (None, [_P]),
     "stack_add_group": (None, [_P, _P]),
-    "stack_add_layer": (None, [_P, POINTER(Layer)]),
+    "stack_embed": (None, [_P, _P, _F]),
+    "stack_norm": (None, [_P, POINTER(Norm), POINTER(Norm), _I, _I]),
+    "stack_project": (None, [_P, _P, _I, _I]),
+    "stack_attend": (None, [_P, POINTER(Heads), _I]),
+    "stack_gate": (None, [_P, _P, _I]),
+    "stack_finish": (None, [_P, POINTER(Norm), POINTER(Norm), _I, _I]),
     "stack_forward": (_status, [_P, POINTER(Step), _P]),
 }
 

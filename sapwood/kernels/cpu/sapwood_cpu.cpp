@@ -72,8 +72,6 @@ API const char* sapwood_layouts() {
     static const std::string lines =
         LAYOUT(&Norm::weight, &Norm::eps) +
         LAYOUT(&Heads::norm, &Heads::cos, &Heads::sin, &Heads::half, &Heads::by_token, &Heads::group, &Heads::layer, &Heads::scale) +
-        LAYOUT(&Layer::attention_norm, &Layer::after_attention, &Layer::mlp_norm, &Layer::after_mlp, &Layer::qkv, &Layer::out,
-               &Layer::gate_up, &Layer::down, &Layer::heads, &Layer::activation) +
         LAYOUT(&Step::num_tokens, &Step::num_rows, &Step::ids, &Step::positions, &Step::slots, &Step::starts, &Step::counts,
                &Step::offsets, &Step::tables, &Step::strides, &Step::cells, &Step::num_runs, &Step::run_lows, &Step::run_highs,
                &Step::run_firsts, &Step::run_sizes, &Step::run_slots, &Step::run_tokens);
@@ -163,10 +161,11 @@ API void linear_add(Linear* linear, const Weights* weights, const float* bias) {
 API int linear_apply(Machine* machine, const Linear* linear, const float* x, int rows, float* out) {
     if (!rows) return DONE;
     return on(machine, [&] {
-        machine->make_room(rows, linear->ins);
+        machine->make_room(rows, linear->want.ins);
         machine->pool.run([&](int id) {
-            Rows input = machine->rows_for(id, *linear, rows, machine->wide, false, [&](int row, float* target) {
-                std::memcpy(target, x + size_t(row) * linear->ins, linear->ins * 4);
+            const int ins = linear->want.ins;
+            Rows input = machine->rows_for(id, linear->want, rows, machine->wide, false, [&](int row, float* target) {
+                std::memcpy(target, x + size_t(row) * ins, ins * 4);
             });
             machine->project(id, *linear, input, rows, out, false);
         });
@@ -207,12 +206,28 @@ API int cells_attend(Machine* machine, Cells* cells, const Heads* how, const Ste
 
 // ---- stacks
 
-API Stack* stack_new(Machine* machine, const Weights* embedding, float embed_scale, const float* norm, float eps, int hidden) {
-    return made([&] { return new Stack(*machine, embedding, embed_scale, {norm, eps}, hidden); });
+API Stack* stack_new(Machine* machine) {
+    return made([&] { return new Stack(*machine); });
 }
 API void stack_free(Stack* stack) { delete stack; }
 API void stack_add_group(Stack* stack, Cells* cells) { stack->groups.push_back(cells); }
-API void stack_add_layer(Stack* stack, const Layer* layer) { stack->layers.push_back(*layer); }
+
+// Its operations, in their order; see `stack.h`.
+API void stack_embed(Stack* stack, const Weights* table, float scale) { stack->add(std::make_unique<Embed>(*table, scale)); }
+API void stack_norm(Stack* stack, const Norm* norm, const Norm* after, int from, int size) {
+    stack->add(std::make_unique<Normalise>(*norm, *after, from, size));
+}
+API void stack_project(Stack* stack, const Linear* linear, int to, int add) {
+    stack->add(std::make_unique<Project>(*linear, to, add));
+}
+API void stack_attend(Stack* stack, const Heads* how, int from) { stack->add(std::make_unique<AttendHeads>(*how, from)); }
+API void stack_gate(Stack* stack, const Linear* linear, int activation) {
+    stack->add(std::make_unique<Gate>(*linear, activation));
+}
+API void stack_finish(Stack* stack, const Norm* norm, const Norm* after, int from, int size) {
+    stack->add(std::make_unique<Finish>(*norm, *after, from, size));
+}
+
 API int stack_forward(Stack* stack, const Step* step, float* hidden) {
     return on(&stack->machine, [&] { stack->forward(*step, hidden); });
 }

@@ -1,6 +1,9 @@
-// A whole decoder, from token ids to the hidden states behind its last norm, as one job of all threads.
+// A whole decoder, from token ids to the hidden states behind its last norm, as one job of all threads: a list of operations that
+// somebody else has made from a model's parts.
 #pragma once
 
+#include <deque>
+#include <memory>
 #include <new>
 
 #include "attention.h"
@@ -13,17 +16,25 @@ struct Norm {
     float eps;
 };
 
+// How products want the rows that they take.
+struct Want {
+    int ins = 0;
+    bool bytes = false, floats = false;
+
+    void add(const Want& other) { ins = other.ins, bytes |= other.bytes, floats |= other.floats; }
+};
+
 // Products that share their input, one behind the other in the output. `biases` may be null.
 struct Linear {
     std::vector<const Weights*> weights;
     std::vector<const float*> biases;
-    int ins = 0, outs = 0;
-    bool wants_bytes = false, wants_floats = false;
+    Want want;
+    int outs = 0;
 
     void add(const Weights* w, const float* bias) {
         weights.push_back(w), biases.push_back(bias);
-        ins = w->ins, outs += w->outs;
-        (w->quantised() ? wants_bytes : wants_floats) = true;
+        want.add({w->ins, w->quantised(), !w->quantised()});
+        outs += w->outs;
     }
 };
 
@@ -34,13 +45,6 @@ struct Heads {
     int half, by_token;
     int group, layer;        // which cells, which of their layers
     float scale;
-};
-
-struct Layer {
-    Norm attention_norm, after_attention, mlp_norm, after_mlp;
-    const Linear *qkv, *out, *gate_up, *down;
-    Heads heads;
-    int activation;
 };
 
 struct Step {
@@ -125,17 +129,18 @@ struct RowsBuffer {
     }
 };
 
-INLINE void prepare(const Linear& linear, const Rows& rows, int row) {
-    if (linear.wants_bytes)
-        for (int g = 0; g < linear.ins / 32; g++)
-            quantise(rows, row, linear.ins, g, rows.floats + size_t(row) * linear.ins + g * 32);
+INLINE void prepare(const Want& want, const Rows& rows, int row) {
+    if (want.bytes)
+        for (int g = 0; g < want.ins / 32; g++)
+            quantise(rows, row, want.ins, g, rows.floats + size_t(row) * want.ins + g * 32);
 }
 
 // What the threads of one engine compute with: pool, and room that all products and stacks on it use one after the other.
 struct Machine {
     Pool pool;
-    RowsBuffer wide, inner;             // inputs of products: norms' and attention's outputs; the MLP's inner rows
-    Buffer<float> residual, heads, attended, fresh;
+    RowsBuffer wide, inner;             // inputs of products: norms' and attention's outputs; gates'
+    std::deque<Buffer<float>> buffers;  // outputs of products, by number
+    Buffer<float> attended;
     std::vector<RowsBuffer> own;        // of each thread, for a single row
     std::vector<AttendRoom> rooms;
     std::vector<Buffer<float>> strips;  // of each thread: two chunks of outputs
@@ -186,8 +191,8 @@ struct Machine {
         });
     }
 
-    // inner = activation(gate) * up, in the form that `down` wants. The two halves of `gate_up` are its two weights.
-    void gated(int id, const Linear& gate_up, const Linear& down, const Rows& x, int rows, const Rows& inner, int activation) {
+    // inner = activation(gate) * up, in the form that is wanted. The two halves of `gate_up` are its two weights.
+    void gated(int id, const Linear& gate_up, const Want& want, const Rows& x, int rows, const Rows& inner, int activation) {
         float* gates = strips[id].data;
         float* ups = gates + STRIP * CHUNK;
         const Weights &gate = *gate_up.weights[0], &up = *gate_up.weights[1];
@@ -210,8 +215,8 @@ struct Machine {
                         vf v = load(g + i);
                         store(g + i, (activation == SILU ? vsilu(v) : vgelu(v)) * load(u + i));
                     }
-                    if (down.wants_bytes) quantise(inner, r, down.ins, begin / 32, g);
-                    if (down.wants_floats) std::memcpy(inner.floats + size_t(r) * down.ins + begin, g, width * 4);
+                    if (want.bytes) quantise(inner, r, want.ins, begin / 32, g);
+                    if (want.floats) std::memcpy(inner.floats + size_t(r) * want.ins + begin, g, width * 4);
                 }
             }
         });
@@ -267,103 +272,201 @@ struct Machine {
     // Each row by one thread; a single row by every thread into room of its own, which saves a barrier. `make(row, floats)`
     // writes a row's floats. `writes` says that it changes anything else, so that it must run once.
     template <class Make>
-    Rows rows_for(int id, const Linear& linear, int rows, RowsBuffer& shared, bool writes, Make&& make) {
+    Rows rows_for(int id, const Want& want, int rows, RowsBuffer& shared, bool writes, Make&& make) {
         if (rows == 1 && !writes) {
-            Rows mine = own[id].reserve(1, linear.ins, linear.wants_bytes);
+            Rows mine = own[id].reserve(1, want.ins, want.bytes);
             make(0, mine.floats);
-            prepare(linear, mine, 0);
+            prepare(want, mine, 0);
             return mine;
         }
-        Rows found = shared.reserve(rows, linear.ins, linear.wants_bytes);  // large enough already: see `make_room`
+        Rows found = shared.reserve(rows, want.ins, want.bytes);  // large enough already: see `make_room`
         pool.share(rows, [&](int row) {
-            make(row, found.floats + size_t(row) * linear.ins);
-            prepare(linear, found, row);
+            make(row, found.floats + size_t(row) * want.ins);
+            prepare(want, found, row);
         });
         pool.barrier();
         return found;
     }
 };
 
+// What one thread has on its way through a stack: the step, outputs of products by number, of which the first is the residual
+// stream, and `x`, the rows that the next product takes.
+struct Pass {
+    Machine& machine;
+    const int id;
+    const Step& step;
+    const std::vector<Cells*>& groups;
+    const std::vector<float*>& buffers;
+    float* hidden;
+    Rows x;
+};
+
+// How much room a stack's operations need for each token.
+struct Room {
+    std::vector<size_t> buffers;
+    size_t wide = 0, inner = 0, attended = 0;
+
+    static void grow(size_t& size, size_t wanted) { size = std::max(size, wanted); }
+    void buffer(int number, size_t width) {
+        if (buffers.size() <= size_t(number)) buffers.resize(number + 1);
+        grow(buffers[number], width);
+    }
+};
+
+// One thing that all threads do to a step together. What others need of it is there when it ends.
+struct Op {
+    Want wanted;  // of the rows that it leaves in `x`: how the products behind it want them
+
+    virtual ~Op() = default;
+    virtual const Linear* takes() const { return nullptr; }  // what it multiplies the rows in `x` with
+    virtual bool leaves() const { return false; }            // whether it leaves new ones there
+    virtual void reserve(Room& room) const = 0;
+    virtual void run(Pass& pass) const = 0;
+};
+
+// The residual stream begins as the tokens' rows of `table`.
+struct Embed : Op {
+    const Weights& table;
+    const float scale;
+
+    Embed(const Weights& table, float scale) : table(table), scale(scale) {}
+    void reserve(Room& room) const override { room.buffer(0, table.ins); }
+    void run(Pass& pass) const override {
+        Pool& pool = pass.machine.pool;
+        pool.share(pass.step.num_tokens,
+                   [&](int t) { read_row(table, int(pass.step.ids[t]), scale, pass.buffers[0] + size_t(t) * table.ins); });
+        pool.barrier();
+    }
+};
+
+// x = the stream's norm. Where there is a norm `after`, that of what lies in buffer `from` is added to the stream first.
+struct Normalise : Op {
+    const Norm norm, after;
+    const int from, size;
+
+    Normalise(const Norm& norm, const Norm& after, int from, int size) : norm(norm), after(after), from(from), size(size) {}
+    bool leaves() const override { return true; }
+    void reserve(Room& room) const override { Room::grow(room.wide, wanted.ins); }
+    void run(Pass& pass) const override {
+        Machine& m = pass.machine;
+        bool joins = after.weight != nullptr;
+        pass.x = m.rows_for(pass.id, wanted, pass.step.num_tokens, m.wide, joins, [&](int t, float* out) { row(pass, t, out); });
+    }
+
+protected:
+    INLINE void row(const Pass& pass, int t, float* out) const {
+        float* x = pass.buffers[0] + size_t(t) * size;
+        if (after.weight) {
+            normed(pass.buffers[from] + size_t(t) * size, after, size, out);
+            add_to(x, out, size);
+        }
+        normed(x, norm, size, out);
+    }
+};
+
+// The same, and what the stack yields.
+struct Finish : Normalise {
+    using Normalise::Normalise;
+    bool leaves() const override { return false; }
+    void reserve(Room&) const override {}
+    void run(Pass& pass) const override {
+        pass.machine.pool.share(pass.step.num_tokens, [&](int t) { row(pass, t, pass.hidden + size_t(t) * size); });
+    }
+};
+
+// Buffer `to` = x * linear, or += where `add`.
+struct Project : Op {
+    const Linear& linear;
+    const int to;
+    const bool add;
+
+    Project(const Linear& linear, int to, bool add) : linear(linear), to(to), add(add) {}
+    const Linear* takes() const override { return &linear; }
+    void reserve(Room& room) const override { room.buffer(to, linear.outs); }
+    void run(Pass& pass) const override {
+        pass.machine.project(pass.id, linear, pass.x, pass.step.num_tokens, pass.buffers[to], add);
+        pass.machine.pool.barrier();
+    }
+};
+
+// x = attention of the heads in buffer `from`, whose keys and values go to their cells.
+struct AttendHeads : Op {
+    const Heads how;
+    const int from;
+
+    AttendHeads(const Heads& how, int from) : how(how), from(from) {}
+    bool leaves() const override { return true; }
+    void reserve(Room& room) const override { Room::grow(room.wide, wanted.ins), Room::grow(room.attended, wanted.ins); }
+    void run(Pass& pass) const override {
+        Machine& m = pass.machine;
+        Cells& kv = *pass.groups[how.group];
+        Attend& plan = m.plans[how.group];
+        float* attended = m.attended.data;
+        m.attend(pass.id, kv, plan, how, pass.step, pass.buffers[from], attended);
+        pass.x = m.rows_for(pass.id, wanted, pass.step.num_tokens, m.wide, false, [&](int t, float* out) {
+            if (plan.parts_of[t]) merge(kv, plan, t, plan.partial.data(), m.rooms[pass.id], out);
+            else std::memcpy(out, attended + size_t(t) * wanted.ins, wanted.ins * 4);
+        });
+    }
+};
+
+// x = activation(gate) * up, the two halves of x * linear.
+struct Gate : Op {
+    const Linear& linear;
+    const int activation;
+
+    Gate(const Linear& linear, int activation) : linear(linear), activation(activation) {}
+    const Linear* takes() const override { return &linear; }
+    bool leaves() const override { return true; }
+    void reserve(Room& room) const override { Room::grow(room.inner, wanted.ins); }
+    void run(Pass& pass) const override {
+        Machine& m = pass.machine;
+        Rows inner = m.inner.reserve(pass.step.num_tokens, wanted.ins, wanted.bytes);
+        m.gated(pass.id, linear, wanted, pass.x, pass.step.num_tokens, inner, activation);
+        m.pool.barrier();
+        pass.x = inner;
+    }
+};
+
 struct Stack {
     Machine& machine;
-    const Weights* embedding;
-    float embed_scale;
-    Norm norm;
-    int hidden;
-    std::vector<Layer> layers;
     std::vector<Cells*> groups;
 
-    Stack(Machine& machine, const Weights* embedding, float embed_scale, Norm norm, int hidden)
-        : machine(machine), embedding(embedding), embed_scale(embed_scale), norm(norm), hidden(hidden) {}
+    explicit Stack(Machine& machine) : machine(machine) {}
 
-    // hidden_out: [token][hidden].
-    void forward(const Step& step, float* hidden_out) {
+    void add(std::unique_ptr<Op> op) {
+        if (const Linear* linear = op->takes()) source->wanted.add(linear->want);
+        if (op->leaves()) source = op.get();
+        ops.push_back(std::move(op));
+    }
+
+    // hidden: [token][hidden size].
+    void forward(const Step& step, float* hidden) {
         Machine& m = machine;
         const int tokens = step.num_tokens;
         if (!tokens) return;
         m.plan(step, groups);
-        size_t widest_heads = 0, widest_out = 0, widest_inner = 0;
-        for (const Layer& layer : layers) {
-            widest_heads = std::max(widest_heads, size_t(layer.qkv->outs));
-            widest_out = std::max(widest_out, size_t(layer.out->ins));
-            widest_inner = std::max(widest_inner, size_t(layer.down->ins));
-        }
-        float* residual = m.residual.reserve(size_t(tokens) * hidden);
-        float* heads = m.heads.reserve(size_t(tokens) * widest_heads);
-        float* attended = m.attended.reserve(size_t(tokens) * widest_out);
-        float* fresh = m.fresh.reserve(size_t(tokens) * hidden);
-        m.make_room(tokens, std::max(size_t(hidden), widest_out));
-        m.inner.reserve(tokens, int(widest_inner + 31) / 32 * 32, true);
-        m.pool.run([&](int id) { run(id, step, residual, heads, attended, fresh, hidden_out); });
+        std::vector<float*> buffers = make_room(tokens);
+        m.pool.run([&](int id) {
+            Pass pass{m, id, step, groups, buffers, hidden, {}};
+            for (const auto& op : ops) op->run(pass);
+        });
     }
 
 private:
-    void run(int id, const Step& step, float* residual, float* heads, float* attended, float* fresh, float* hidden_out) {
+    std::vector<std::unique_ptr<Op>> ops;
+    Op* source = nullptr;  // the last that leaves rows
+
+    std::vector<float*> make_room(int tokens) {
         Machine& m = machine;
-        const int tokens = step.num_tokens;
-        m.pool.share(tokens, [&](int t) { read_row(*embedding, int(step.ids[t]), embed_scale, residual + size_t(t) * hidden); });
-        m.pool.barrier();
-        const Norm* after = nullptr;  // of what the layer before has left in `fresh`
-        for (const Layer& layer : layers) {
-            auto enter = [&](const Norm& norm, const Linear& linear) {
-                const Norm* pending = after;
-                return m.rows_for(id, linear, tokens, m.wide, pending != nullptr, [&, pending](int t, float* out) {
-                    float* x = residual + size_t(t) * hidden;
-                    if (pending) {
-                        normed(fresh + size_t(t) * hidden, *pending, hidden, out);
-                        add_to(x, out, hidden);
-                    }
-                    normed(x, norm, hidden, out);
-                });
-            };
-            auto leave = [&](const Linear& linear, const Rows& x, const Norm& norm) {
-                bool waits = norm.weight != nullptr;
-                m.project(id, linear, x, tokens, waits ? fresh : residual, !waits);
-                m.pool.barrier();
-                after = waits ? &norm : nullptr;
-            };
-            m.project(id, *layer.qkv, enter(layer.attention_norm, *layer.qkv), tokens, heads, false);
-            m.pool.barrier();
-            Cells& kv = *groups[layer.heads.group];
-            Attend& plan = m.plans[layer.heads.group];
-            m.attend(id, kv, plan, layer.heads, step, heads, attended);
-            Rows x = m.rows_for(id, *layer.out, tokens, m.wide, false, [&](int t, float* out) {
-                if (plan.parts_of[t]) merge(kv, plan, t, plan.partial.data(), m.rooms[id], out);
-                else std::memcpy(out, attended + size_t(t) * layer.out->ins, layer.out->ins * 4);
-            });
-            leave(*layer.out, x, layer.after_attention);
-            Rows inner = m.inner.reserve(tokens, layer.down->ins, layer.down->wants_bytes);
-            m.gated(id, *layer.gate_up, *layer.down, enter(layer.mlp_norm, *layer.gate_up), tokens, inner, layer.activation);
-            m.pool.barrier();
-            leave(*layer.down, inner, layer.after_mlp);
-        }
-        m.pool.share(tokens, [&](int t) {
-            float *x = residual + size_t(t) * hidden, *out = hidden_out + size_t(t) * hidden;
-            if (after) {
-                normed(fresh + size_t(t) * hidden, *after, hidden, out);
-                add_to(x, out, hidden);
-            }
-            normed(x, norm, hidden, out);
-        });
+        Room room;
+        for (const auto& op : ops) op->reserve(room);
+        m.make_room(tokens, room.wide);
+        m.inner.reserve(tokens, int(room.inner + 31) / 32 * 32, true);
+        m.attended.reserve(size_t(tokens) * room.attended);
+        while (m.buffers.size() < room.buffers.size()) m.buffers.emplace_back();
+        std::vector<float*> found;
+        for (size_t i = 0; i < room.buffers.size(); i++) found.push_back(m.buffers[i].reserve(tokens * room.buffers[i]));
+        return found;
     }
 };
