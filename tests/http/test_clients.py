@@ -17,7 +17,7 @@ from langchain_openai import ChatOpenAI
 from pydantic import BaseModel, Field
 
 from tests.http.conftest import Server
-from tests.waiting import SECONDS
+from tests.waiting import SECONDS, eventually
 
 ASK: Any = [{"role": "user", "content": "What is the weather in Paris? Use celsius."}]
 
@@ -224,7 +224,7 @@ def test_eight_streams_side_by_side(client: openai.OpenAI, real: Server) -> None
                 assert Weather.model_validate_json(arguments) and not text and finish == "tool_calls"
             case _:
                 assert (text or arguments) and finish
-    real.wait_until(lambda: (real.health().json()["running"], real.health().json()["waiting"]) == (0, 0))
+    eventually(lambda: (real.health().json()["running"], real.health().json()["waiting"]) == (0, 0))
 
 
 def test_free_calls_are_counted(client: openai.OpenAI, real: Server) -> None:

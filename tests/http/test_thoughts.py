@@ -98,4 +98,4 @@ def test_hanging_up_in_the_middle(client: openai.OpenAI, server: Server) -> None
     for _, _chunk in zip(range(5), stream, strict=False):
         pass
     stream.close()
-    server.wait_until(lambda: server.health().json()["running"] == 0)
+    server.wait_until_running(0)
