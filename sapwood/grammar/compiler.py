@@ -18,6 +18,7 @@ import numpy as np
 
 from sapwood.base.errors import GrammarError
 from sapwood.base.grammar import Grammar
+from sapwood.grammar.size import prescribes_much
 from sapwood.grammar.translate import translate
 from sapwood.grammar.trigger import Trigger
 from sapwood.grammar.vocabulary import Vocabulary
@@ -42,36 +43,49 @@ def limits() -> llguidance.LLParserLimits:
 class Compiled:
     """A grammar ready for any number of outputs: `matcher` is at its beginning and stays there; copy it.
 
-    `unchecked` are keywords of JSON schemas that it leaves out, see `translate`. Copies of the matcher share what they find
-    out; one that runs out of its limits spoils that for all, and says so here: `spoiled`.
+    Attributes:
+        unchecked: Keywords of JSON schemas that it leaves out, see `translate`.
+        forcing: Matchers find the tokens that are forced. They do so to the end of a stretch, so where it is long, or has no
+            end, they do not, and masks leave every way to write it.
+        spoiled: Copies of the matcher share what they find out; one has run out of its limits, and says so here.
     """
 
-    def __init__(self, vocabulary: Vocabulary, grammar: Grammar, *, compact_json: bool) -> None:
-        """Raises GrammarError for what is wrong, not supported or beyond the limits."""
+    def __init__(
+        self, vocabulary: Vocabulary, grammar: Grammar, *, compact_json: bool, forcing: bool | None = None
+    ) -> None:
+        """`forcing` follows from the grammar where it is not given. Raises GrammarError for what is wrong, not supported or
+        beyond the limits."""
         self.vocabulary = vocabulary
-        text, self.unchecked = translate(grammar, compact_json=compact_json)
         self.spoiled = False
+        self.forcing = not prescribes_much(grammar) if forcing is None else forcing
         before = _resident()
-        self.matcher = llguidance.LLMatcher(vocabulary.tokenizer, text, limits=limits(), log_level=0)
-        self._try()
+        self._compile(grammar, compact_json)
+        if self.forcing and self.matcher.is_error():
+            self.forcing = False
+            self._compile(grammar, compact_json)
+        if self.matcher.is_error():
+            raise GrammarError(_reason(self.matcher.get_error()))
         self.trigger = Trigger(grammar.after.encode(), vocabulary.pieces, self._allows) if grammar.after else None
         # What else takes memory meanwhile is counted in: better too much than too little.
         self.num_bytes = max(_BASE_BYTES + _BYTES_PER_BYTE * len(grammar.text), _resident() - before)
 
-    def _try(self) -> None:
-        """Raises GrammarError if the grammar is of no use: wrong, or one whose first masks already cannot be told.
+    def _compile(self, grammar: Grammar, compact_json: bool) -> None:
+        """Make the matcher; what is wrong with it if the grammar is of no use: one that cannot be compiled, or whose first
+        masks already cannot be told.
 
         The second is looked at where the first token is prescribed: a text without end shows itself there.
         """
-        copy = self.matcher
+        text, self.unchecked = translate(grammar, compact_json=compact_json, forcing=self.forcing)
+        self.matcher = copy = llguidance.LLMatcher(self.vocabulary.tokenizer, text, limits=limits(), log_level=0)
         bits_W = np.empty(self.vocabulary.width, np.int32)
         for count in (0, 1):
-            if not copy.is_error():
-                copy = copy.deep_copy()
-                copy.consume_tokens(copy.compute_ff_tokens()[:count])
-                copy.unsafe_compute_mask_ptr(bits_W.ctypes.data, bits_W.nbytes)
             if copy.is_error():
-                raise GrammarError(_reason(copy.get_error()))
+                break
+            copy = copy.deep_copy()
+            copy.consume_tokens(copy.compute_ff_tokens()[:count])
+            copy.unsafe_compute_mask_ptr(bits_W.ctypes.data, bits_W.nbytes)
+        if copy.is_error():
+            self.matcher = copy
 
     def _allows(self, rest: bytes) -> bool:
         tokens = self.vocabulary.tokenizer.tokenize_bytes(rest)
@@ -121,10 +135,11 @@ class Compiler:
             return self._making
 
     def compile(self, grammar: Grammar, *, alone: bool = False) -> Future[Compiled]:
-        """The compiled grammar, at once where it is kept; `alone`, one that nobody else uses. The future raises GrammarError."""
+        """The compiled grammar, at once where it is kept; `alone`, one that nobody else uses, and that forces nothing, since
+        that may be what has spoiled the other. The future raises GrammarError."""
         self.vocabulary  # noqa: B018  first: a thread that compiles waits for it
         if alone:
-            return self._threads.submit(self._make, grammar)
+            return self._threads.submit(self._make, grammar, forcing=False)
         with self._lock:
             kept = self._kept.get(grammar)
             if kept is not None and kept.spoiled:
@@ -152,10 +167,10 @@ class Compiler:
         """Let the threads end when they have done what they are doing."""
         self._threads.close()
 
-    def _make(self, grammar: Grammar) -> Compiled:
+    def _make(self, grammar: Grammar, *, forcing: bool | None = None) -> Compiled:
         vocabulary = self.vocabulary.result()
         began = perf_counter()
-        compiled = Compiled(vocabulary, grammar, compact_json=self._compact_json)
+        compiled = Compiled(vocabulary, grammar, compact_json=self._compact_json, forcing=forcing)
         with self._lock:
             self.num_compiled += 1
             self.seconds += perf_counter() - began
@@ -190,12 +205,12 @@ class _Threads:
         for number in range(count):
             threading.Thread(target=self._run, name=f"grammar-{number}", daemon=True).start()
 
-    def submit(self, work: Callable[..., T], *args: Any) -> Future[T]:
+    def submit(self, work: Callable[..., T], *args: Any, **named: Any) -> Future[T]:
         future: Future[T] = Future()
 
         def run() -> None:
             try:
-                future.set_result(work(*args))
+                future.set_result(work(*args, **named))
             except BaseException as error:
                 future.set_exception(error)
 

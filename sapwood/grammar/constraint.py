@@ -146,7 +146,7 @@ class Constraint:
 
         Bytes that are certain while their tokens are not, because what follows might be merged with them, wait.
         """
-        if self.matcher is None or self.done or self.position < self._min_len:
+        if self.matcher is None or self.done or self.position < self._min_len or not self.compiled.forcing:
             return []
         tokens: list[int] = self.matcher.compute_ff_tokens()
         ends = {*self._early, *self._shut, *self.compiled.vocabulary.eos_ids}

@@ -1,62 +1,81 @@
-"""How much text a grammar prescribes in one stretch, found before it is compiled.
+"""How much text a grammar prescribes in one stretch, and how much an expression repeats, found before it is compiled.
 
-A mask inside a prescribed stretch takes time with the length of what is left of it, and expressions that repeat
-repetitions are a few bytes that become millions of states. Whoever sends such a thing would hold up everybody who runs.
+Where llguidance looks for tokens that are forced, it takes time with the length of what is left of a prescribed stretch; and
+expressions that repeat repetitions are a few bytes that become millions of states. Either would hold up everybody who runs.
 """
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from sapwood.base.errors import GrammarError
+from sapwood.base.grammar import Grammar
 
-MOST_TEXT = 16 << 10  # bytes of one literal: more tokens than most contexts hold
+MOST_TEXT = 4 << 10  # bytes of one stretch in which forced tokens are looked for
 MOST_REPEATS = 20_000  # characters that an expression's counted repetitions come to
 _COUNT = re.compile(r"\{(\d{1,9})(?:,(\d{0,9}))?\}")
 _ONE = re.compile(r"\\p\{\w*\}|\\.|\[(?:[^\]\\]|\\.)*\]|.", re.DOTALL | re.IGNORECASE)
 _QUOTED = re.compile(r'"(?:[^"\\\n]|\\.)*"')
+_REMARKS = ("description", "title", "$comment", "examples", "default")
 
 
-def bound_text(text: str, what: str) -> None:
-    """Raises GrammarError for a literal that is too long; `what` it is."""
-    size = len(text.encode("utf-8", "surrogatepass"))
-    if size > MOST_TEXT:
-        raise GrammarError(f"{what} has {size} bytes; at most {MOST_TEXT} may be prescribed in one stretch")
+def prescribes_much(grammar: Grammar) -> bool:
+    """Whether it has a literal of more than MOST_TEXT bytes, about: one that cannot be read is somebody else's to refuse."""
+    text = grammar.text
+    if len(text) <= MOST_TEXT // 4:  # characters have four bytes at most
+        return False
+    if grammar.kind == "regex":
+        return len(text) > MOST_TEXT
+    if grammar.kind in ("lark", "gbnf"):
+        texts = iter(_QUOTED.findall(text))
+    else:
+        try:
+            texts = _strings(json.loads(text))
+        except (ValueError, RecursionError):
+            return False
+    return any(len(one.encode("utf-8", "surrogatepass")) > MOST_TEXT for one in texts)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """All strings in it that say something about outputs. Not recursive: schemas may be deep."""
+    left = [value]
+    while left:
+        inner = left.pop()
+        if isinstance(inner, str):
+            yield inner
+        elif isinstance(inner, list):
+            left.extend(inner)
+        elif isinstance(inner, dict):
+            yield from inner
+            left.extend(one for key, one in inner.items() if key not in _REMARKS)
 
 
 def bound_expression(text: str) -> None:
-    """Raises GrammarError for an expression that repeats too much, or prescribes too much."""
+    """Raises GrammarError for an expression that repeats too much."""
     if _length(text) > MOST_REPEATS:
         raise GrammarError(
             f"with its repetitions it comes to more than {MOST_REPEATS} characters; repeat less often, or use + or *"
         )
 
 
-def bound_rules(text: str) -> None:
-    """The same for the literals of Lark and GBNF."""
-    for quoted in _QUOTED.findall(text):
-        bound_text(quoted, "a literal")
-
-
-def bound_schema(schema: Any) -> None:
-    """The same for the texts that a JSON schema prescribes, and its expressions. Not recursive: schemas may be deep."""
+def bound_patterns(schema: Any) -> None:
+    """The same for the expressions of a JSON schema. Not recursive: schemas may be deep."""
     left = [schema]
     while left:
         value = left.pop()
-        if isinstance(value, str):
-            bound_text(value, "a text of the schema")
-        elif isinstance(value, list):
+        if isinstance(value, list):
             left.extend(value)
         elif isinstance(value, dict):
             for key, inner in value.items():
-                bound_text(key, "a name of the schema")
                 if key == "pattern" and isinstance(inner, str):
                     bound_expression(inner)
                 elif key == "patternProperties" and isinstance(inner, dict):
                     for pattern in inner:
                         bound_expression(pattern)
-                if key not in ("description", "title", "$comment", "examples", "default"):
+                if key not in _REMARKS:
                     left.append(inner)
 
 

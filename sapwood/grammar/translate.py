@@ -14,7 +14,7 @@ from llguidance.gbnf_to_lark import GbnfToLarkError, any_to_lark
 from sapwood.base.errors import GrammarError
 from sapwood.base.grammar import Grammar
 from sapwood.grammar.schema import rewrite
-from sapwood.grammar.size import bound_expression, bound_rules, bound_schema, bound_text
+from sapwood.grammar.size import bound_expression, bound_patterns
 
 MAX_BYTES = 512 << 10  # of a grammar's text
 _MAX_RULES_BYTES = 64 << 10  # of one that Python has to read character by character
@@ -25,6 +25,7 @@ how to go on writes spaces until it is cut off."""
 
 _ASCII = "dw"  # \d and \w mean what they mean in JSON schemas, not any script's digits and letters
 _META = re.compile(r"[\\.+*?()|\[\]{}^$#&\-~/]")
+_UNFORCED = '%llguidance {"no_forcing": true}'  # said once, it holds for all grammars within
 
 
 class Structure(msgspec.Struct):
@@ -53,10 +54,24 @@ class Translated(NamedTuple):
     unchecked: tuple[str, ...]
 
 
-def translate(grammar: Grammar, *, compact_json: bool = False) -> Translated:
-    """`compact_json` allows no whitespace in JSON. A schema's own "x-guidance" goes before. Raises GrammarError."""
+def translate(grammar: Grammar, *, compact_json: bool = False, forcing: bool = True) -> Translated:
+    """`compact_json` allows no whitespace in JSON. A schema's own "x-guidance" goes before. Without `forcing` llguidance does
+    not look for tokens that are forced, and every way to write a text is allowed. Raises GrammarError."""
     unchecked: dict[str, None] = {}
-    return Translated(_text(grammar, _Schemas(compact_json, unchecked)), tuple(unchecked))
+    text = _text(grammar, _Schemas(compact_json, unchecked))
+    return Translated(text if forcing else _unforced(text), tuple(unchecked))
+
+
+def _unforced(text: str) -> str:
+    """llguidance's form of a grammar, made so that it forces nothing."""
+    if not text.startswith("{"):
+        return f"{text}\n{_UNFORCED}"
+    first, *others = json.loads(text)["grammars"]
+    if first.get("lark_grammar"):
+        first["lark_grammar"] = _unforced(first["lark_grammar"])
+        return json.dumps({"grammars": [first, *others]})
+    outer = {"lark_grammar": _unforced("start: @whole")}
+    return json.dumps({"grammars": [outer, first | {"name": "whole"}, *others]})
 
 
 def _text(grammar: Grammar, schemas: _Schemas) -> str:
@@ -74,10 +89,8 @@ def _text(grammar: Grammar, schemas: _Schemas) -> str:
         case "choice":
             return llguidance.LLMatcher.grammar_from_regex("|".join(map(_literal, _choices(text))))
         case "lark":
-            bound_rules(text)
             return _lark(text)
         case "gbnf":
-            bound_rules(text)
             return _lark(_lark_of(text))
         case "structural_tag":
             tag = structural_tag(text)
@@ -115,7 +128,7 @@ class _Schemas:
         """The schema within another grammar."""
         if not isinstance(schema, dict | bool):
             raise GrammarError("a JSON schema is an object or a boolean")
-        bound_schema(schema)
+        bound_patterns(schema)
         rewritten = rewrite(schema)
         self._unchecked.update(dict.fromkeys(rewritten.unchecked))
         return json.dumps(_with_whitespace(rewritten.schema, compact=self._compact))
@@ -140,8 +153,6 @@ def _choices(text: str) -> list[str]:
         raise GrammarError(f"a choice is a list of strings: {error}") from None
     if not choices:
         raise GrammarError("there is nothing to choose from")
-    for choice in choices:
-        bound_text(choice, "a choice")
     return choices
 
 

@@ -187,6 +187,33 @@ def test_a_spoiled_grammar_is_compiled_anew_for_those_who_go_on(
         assert engine.audit() == 0
 
 
+def test_an_abort_while_a_grammar_is_compiled_anew(vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, may, make_anew, finish = make(lambda: vocabulary), threading.Event(), Compiler._make, Constraint.finish
+
+    def slow(self: Compiler, grammar: Grammar, **how: Any) -> Any:
+        assert self.num_compiled == 0 or may.wait(30)
+        return make_anew(self, grammar, **how)
+
+    def spoil(self: Constraint, bits_W: Any) -> None:
+        finish(self, bits_W)
+        if self.position >= 6 and not self._alone:
+            self.error, self.compiled.spoiled = "out of fuel", True
+            bits_W.fill(-1)
+
+    monkeypatch.setattr(Compiler, "_make", slow)
+    monkeypatch.setattr(Constraint, "finish", spoil)
+    for id in (1, 2):
+        submit(engine, id, Grammar.regex("[a-z]{30}"))
+    engine.step()
+    while engine.stats().running or not engine.counters["steps"]:
+        engine.step()
+    assert engine.stats().waiting == 2
+    assert engine.abort(Abort([1])) == [Delta(1, [], finish="abort")]
+    may.set()
+    news = drain(engine)
+    assert news[2][-1].finish == "stop" and 1 not in news and engine.audit() == 0 and engine.idle
+
+
 def test_whose_grammar_fails_alone_too_ends_with_the_reason(
     vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
 ) -> None:

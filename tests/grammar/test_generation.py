@@ -125,6 +125,37 @@ def test_logprobs_do_not_change_what_is_said(llm: LLM) -> None:
     assert plain.token_ids == told.token_ids == [one.token for one in told.outputs[0].logprobs]
 
 
+LONG = "".join(f"{number} apples, " for number in range(30_000))
+STRETCHES = {
+    "50 KB": (Grammar.choice([LONG[:50_000]]), LONG),
+    "400 KB": (Grammar.choice([LONG[:400_000]]), LONG),
+    "endless": (Grammar.rules('root ::= "ab" root'), "ab" * 400),
+    "free, then endless": (Grammar.rules('root ::= [x-z] rest\nrest ::= "ab" rest'), None),
+}
+
+
+@pytest.mark.parametrize("name", STRETCHES)
+@pytest.mark.parametrize("jump", [True, False])
+def test_prescribed_text_goes_on_until_the_output_is_full(tiny_model: Path, llm: LLM, name: str, jump: bool) -> None:
+    """Jumped over or not, several at once, with logprobs, up to a stop string."""
+    grammar, text = STRETCHES[name]
+    asked = [{"n": 2}, {"logprobs": 0}, {"stop": ("7 apples", "bab")}, {}]
+    params = [restricted(grammar, max_tokens=200, **more) for more in asked]
+    free = SamplingParams(max_tokens=40, temperature=0)
+    one = llm if jump else make(tiny_model, jump_forward=False)
+    *found, beside = one.chat([HELLO] * 5, [*params, free])
+    assert beside.token_ids == llm.chat(HELLO, free)[0].token_ids
+    for generation in found:
+        for output in generation.outputs:
+            want = text or output.text[:1] + "ab" * 400
+            if output.finish_reason == "length":
+                assert output.text == want[:200] and len(output.token_ids) == 200
+            else:
+                assert output.stop and want.startswith(output.text + output.stop)
+    assert [one.finish_reason for one in found] == ["length", "length", "stop", "length"]
+    assert len(found[1].outputs[0].logprobs) == 200
+
+
 def test_stop_strings_and_length_end_it_too(llm: LLM) -> None:
     schema = SCHEMAS["flat"]
     stopped, cut = llm.chat([HELLO] * 2, [restricted(schema, stop=('"age"',)), restricted(schema, max_tokens=3)])
