@@ -18,18 +18,19 @@ from sapwood.base.errors import ConfigError
 
 if TYPE_CHECKING:
     from sapwood.arch.family import Family
-    from sapwood.quant.base import Choice
+    from sapwood.quant.methods import ReadSection
     from sapwood.text.parsers import Formats
 
 T = TypeVar("T")
 
 _PREFIX = "sapwood."
-FAMILIES, TOOLS, REASONING, BACKENDS = "families", "tool_formats", "reasoning_formats", "backends"
+FAMILIES, TOOLS, REASONING, BACKENDS, METHODS = "families", "tool_formats", "reasoning_formats", "backends", "methods"
 KINDS: Mapping[str, str] = {
     FAMILIES: "a `sapwood.arch.family.Family`, or several",
     TOOLS: "a `sapwood.text.parsers.ToolFormat`, under the entry point's name",
     REASONING: "a `sapwood.text.parsers.Reasoning`, under the entry point's name",
     BACKENDS: "an `sapwood.attention.select.Offer`, or several",
+    METHODS: "a function from a `quantization_config` to the method of each Linear, under its `quant_method`",
 }
 """What packages may bring, by the entry points' group without "sapwood."."""
 
@@ -98,11 +99,11 @@ class Catalogue:
         return tuple(one for one, _ in found)
 
     @cached_property
-    def methods(self) -> Mapping[str, Callable[[Mapping[str, Any]], Choice]]:
-        """Ways to store weights, by the names that checkpoints give them: Sapwood's own."""
-        from sapwood.quant.methods import METHODS
+    def methods(self) -> Mapping[str, ReadSection]:
+        """Ways to store weights, by the names that checkpoints give them: see `sapwood.quant.methods`."""
+        from sapwood.quant.methods import METHODS as OWN
 
-        return METHODS
+        return self._named(METHODS, OWN, Callable)
 
     def check(self) -> None:
         """Ask for every kind that the host uses; those of devices are asked for by whoever computes."""

@@ -128,7 +128,8 @@ class Triton:
         self._pdl, self._tma = pdl.supported(device), True
         self._cudnn = Cudnn.make(group, device, dtype)
         abilities = abilities_of(device)
-        if Ability.TRITON in abilities:
+        self._compiled = Ability.TRITON in abilities
+        if self._compiled:
             self._num_processors = torch.cuda.get_device_properties(device).multi_processor_count
             self._tma = Ability.TMA in abilities
         else:  # the interpreter, which stands for a small device, so that tests see parts
@@ -308,7 +309,7 @@ class Triton:
             LEVELS=0 if runs is None else RUN_LEVELS, M=shape.rows, N=shape.block,
             S=max(1, _JOINED // (part * self._head_pad)), R=part,
             ALONE=max(1, _JOINED // (2 * shape.rows * self._head_pad)), D_PAD=self._head_pad, PDL=self._pdl,
-            PAIRS=self._dtype.itemsize == 1 and heads_TXD.dtype.itemsize == 2, CVT=Ability.TRITON in abilities_of(self._device),
+            PAIRS=self._dtype.itemsize == 1 and heads_TXD.dtype.itemsize == 2, CVT=self._compiled,
             num_warps=shape.warps, num_stages=shape.stages, launch_pdl=self._pdl,
         )  # fmt: skip
 

@@ -12,6 +12,7 @@ from sapwood.base.plan import Bits, LatePart, Outcome, Plan
 from sapwood.config.options import Config
 from sapwood.executor.base import Measured
 from sapwood.hub.files import ModelFiles
+from sapwood.runner.assemble import Choices
 from sapwood.runner.choose import Work
 from sapwood.runner.worker import Worker
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class LocalExecutor:
-    """An Executor that is a worker, without anything in between. `catalogue` is where it finds what attends."""
+    """An Executor that is a worker, without anything in between. `catalogue` has what it is put together from."""
 
     worker: Worker
 
@@ -30,7 +31,8 @@ class LocalExecutor:
     def start(self, config: Config, decoder: Decoder, files: ModelFiles, *, max_drafts: int = 0) -> Measured:
         began = perf_counter()
         backends = self._catalogue.join("backends", BACKENDS, Offer, {"attention backend": lambda offer: offer.name})
-        self.worker = worker = Worker(config, decoder, files, max_drafts=max_drafts, backends=backends)
+        choices = Choices(backends, self._catalogue.methods)
+        self.worker = worker = Worker(config, decoder, files, max_drafts=max_drafts, choices=choices)
         worker.load()
         loaded = perf_counter()
         budget = worker.kv_budget()

@@ -60,6 +60,7 @@ class Model(nn.Module):
 
 def _sites(decoder: Decoder, how: Build) -> Iterator[Site]:
     """Of the blocks."""
+    found = ropes(decoder)
     for index, place in enumerate(kv_places(decoder)):
-        site = Site(how, f"blocks.{index}", decoder.block_prefix.format(index), ropes(decoder))
+        site = Site(how, f"blocks.{index}", decoder.block_prefix.format(index), found)
         yield site if place is None else replace(site, backend=how.backends[place.group], number=place.layer)

@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sapwood.quant.base import Choice
 
-METHODS: Mapping[str, Callable[[Mapping[str, Any]], Choice]] = MappingProxyType({})
-"""By `quant_method`: from a config's `quantization_config` to the method of each Linear, which is another one for those that
-the section excepts (`modules_to_not_convert`, `ignore`). A checkpoint of another name is refused when it is declared."""
+ReadSection = Callable[[Mapping[str, Any]], "Choice"]
+"""From a config's `quantization_config` to the method of each Linear, which is another one for those that the section excepts
+(`modules_to_not_convert`, `ignore`)."""
+
+METHODS: Mapping[str, ReadSection] = MappingProxyType({})
+"""By `quant_method`. A checkpoint of another name is refused when it is declared."""
 
 
-def of(
-    section: Mapping[str, Any] | None,
-    otherwise: Choice,
-    methods: Mapping[str, Callable[[Mapping[str, Any]], Choice]] = METHODS,
-) -> Choice:
+def of(section: Mapping[str, Any] | None, otherwise: Choice, methods: Mapping[str, ReadSection] = METHODS) -> Choice:
     """What the section of a checkpoint asks for, `otherwise` where it has none."""
     return otherwise if section is None else methods[section["quant_method"]](section)

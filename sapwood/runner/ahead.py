@@ -66,7 +66,11 @@ def fingerprint(facts: object) -> str:
 def _sources() -> list[Path]:
     """What decides which kernels there are, and for what they are compiled."""
     roots = [Path(kernels.__file__).parent / "triton", Path(attention.__file__).parent]
-    return [path for root in roots for path in sorted(root.glob("*.py"))]
+    here = Path(__file__).parent
+    return [path for root in roots for path in sorted(root.glob("*.py"))] + [
+        here / "batch_triton.py",
+        here / "frame.py",
+    ]
 
 
 def compile_ahead(facts: object, launch: Callable[[], None]) -> Callable[[], None]:

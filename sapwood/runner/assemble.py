@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -28,6 +29,7 @@ from sapwood.nn.native import NativeModel
 from sapwood.nn.stack import unlisted
 from sapwood.quant import methods
 from sapwood.quant.base import everywhere
+from sapwood.quant.methods import METHODS, ReadSection
 from sapwood.quant.packed import Packed, Rounded
 from sapwood.quant.plain import Plain
 
@@ -43,8 +45,15 @@ class Rank:
     model: Model | NativeModel
 
 
+class Choices(NamedTuple):
+    """What may be chosen: backends, and methods by their names in checkpoints."""
+
+    backends: Sequence[Offer] = BACKENDS
+    methods: Mapping[str, ReadSection] = METHODS
+
+
 @torch.inference_mode()
-def assemble(config: Config, decoder: Decoder, offers: Sequence[Offer] = BACKENDS) -> Rank:
+def assemble(config: Config, decoder: Decoder, choices: Choices) -> Rank:
     """Build the model, without its weights."""
     assert config.cache.page_size is not None, "a resolved configuration"
     device, dtype = find(config.device.device), getattr(torch, config.model.dtype)
@@ -53,8 +62,8 @@ def assemble(config: Config, decoder: Decoder, offers: Sequence[Offer] = BACKEND
     device.use()
     machine = _machine(config, device, dtype)
     groups = kv_groups(decoder, config.cache.page_size)
-    backends = _backends(config, groups, device.place, dtype, machine, offers)
-    model = _model(config, decoder, device.place, dtype, backends, machine)
+    backends = _backends(config, groups, device.place, dtype, machine, choices.backends)
+    model = _model(config, decoder, device.place, dtype, backends, machine, choices.methods)
     return Rank(device, dtype, groups, backends, model)
 
 
@@ -105,6 +114,7 @@ def _model(
     dtype: torch.dtype,
     backends: Sequence[Backend],
     machine: Machine | str,
+    known: Mapping[str, ReadSection],
 ) -> Model | NativeModel:
     """The whole decoder by the CPU's own kernels where they can, else modules of PyTorch's."""
     assert config.model.max_model_len is not None, "a resolved configuration"
@@ -123,7 +133,7 @@ def _model(
         dtype=dtype,
         backends=backends,
         kernels=kernels.choose(device),
-        method=methods.of(decoder.quantization, everywhere(Plain())),
+        method=methods.of(decoder.quantization, everywhere(Plain()), known),
         max_positions=config.model.max_model_len,
     )
     return build(decoder, how)

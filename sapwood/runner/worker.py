@@ -7,12 +7,11 @@ from collections.abc import Callable, Sequence
 import torch
 
 from sapwood.arch.parts import Decoder
-from sapwood.attention.select import BACKENDS, Offer
 from sapwood.base.abilities import Ability
 from sapwood.base.plan import Bits, LatePart, Outcome, Plan
 from sapwood.config.options import Config
 from sapwood.hub.files import ModelFiles
-from sapwood.runner.assemble import assemble, give_weights
+from sapwood.runner.assemble import Choices, assemble, give_weights
 from sapwood.runner.choose import Chooser, Work, read
 from sapwood.runner.graphs import Graphs
 from sapwood.runner.parts import Memory, after, before
@@ -27,7 +26,7 @@ class Worker:
 
     Order of calls, all from one thread: `load`, `kv_budget`, `allocate`, `capture`, then steps. Neither `forward` nor `sample`
     waits for the device. `config` must be resolved. Without `files` the weights are random. A row feeds `max_drafts` drafts
-    at most; `backends` are those to choose from.
+    at most; `choices` are what it is put together from.
     """
 
     def __init__(
@@ -37,7 +36,7 @@ class Worker:
         files: ModelFiles | None = None,
         *,
         max_drafts: int = 0,
-        backends: Sequence[Offer] = BACKENDS,
+        choices: Choices = Choices(),  # noqa: B008 (immutable)
     ) -> None:
         assert config.model.max_model_len is not None
         assert config.scheduler.max_num_seqs is not None
@@ -47,11 +46,11 @@ class Worker:
         self._max_len = config.model.max_model_len
         self._max_rows = config.scheduler.max_num_seqs
         self._max_tokens = config.scheduler.max_num_batched_tokens
-        self._max_drafts, self._backends = max_drafts, backends
+        self._max_drafts, self._choices = max_drafts, choices
 
     def load(self) -> None:
         """Build the model and give it its weights. Raises ModelError if they do not fit."""
-        self.rank = rank = assemble(self.config, self.decoder, self._backends)
+        self.rank = rank = assemble(self.config, self.decoder, self._choices)
         self.groups, self.device, self.backends, self.model = rank.groups, rank.device, rank.backends, rank.model
         with torch.inference_mode():
             self.table = Table(
@@ -75,7 +74,8 @@ class Worker:
 
         options = self.config.model.dtype, self.config.cache.kv_cache_dtype, self.config.device.attention_backend
         sizes = self._max_len, self._max_rows, self._max_tokens, self._graph_tokens, self.config.cache.page_size
-        facts = self.device.facts.capability, self.decoder, options, sizes, self._max_drafts
+        device = self.device.facts.capability, sorted(self.device.facts.abilities)
+        facts = device, self.decoder, options, sizes, self._max_drafts
         return compile_ahead(facts, self._rehearse)
 
     def _rehearse(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
 from typing import Any
 
@@ -32,6 +32,10 @@ from sapwood.text import TextModel
 
 log = logging.getLogger(__name__)
 
+Routes = Callable[[Front], list[Route]]
+ROOMS: Sequence[Routes] = (completions.routes, chat.routes, models.routes, native.routes, admin.routes)
+"""What there is over HTTP: a dialect is one more of these."""
+
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -43,6 +47,7 @@ def create_app(
     *,
     defaults: Mapping[str, Any] | None = None,
     registry: CollectorRegistry | None = None,
+    rooms: Sequence[Routes] = ROOMS,
 ) -> Starlette:
     """The HTTP server of one engine.
 
@@ -52,8 +57,7 @@ def create_app(
     """
     metrics = Metrics(registry or CollectorRegistry(), model=model_name, stats=lambda: engine.stats)
     front = Front(engine, text, config, model_name, metrics=metrics, defaults=defaults or {})
-    routes = [room.routes(front) for room in (completions, chat, models, native, admin)]
-    known = [route for room in routes for route in room]
+    known = [route for routes in rooms for route in routes(front)]
     known.append(admin.index(front, known))
     server = config.server
     middleware = [Middleware(Gate, front=front, routes=known)]

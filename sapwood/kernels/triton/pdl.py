@@ -9,6 +9,8 @@ kernel, such as reading weights. Before it reads or writes anything that another
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
@@ -17,6 +19,7 @@ from sapwood.device import abilities_of
 from sapwood.kernels.triton.jit import jit
 
 
+@functools.cache  # asked before every launch
 def supported(device: torch.device) -> bool:
     """Whether kernels on this device may be launched so; never in Triton's interpreter."""
     return Ability.EARLY_LAUNCH in abilities_of(device)
