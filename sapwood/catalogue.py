@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import EntryPoint, distributions
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from sapwood.base.errors import ConfigError
 
@@ -103,7 +103,7 @@ class Catalogue:
         """Ways to store weights, by the names that checkpoints give them: see `sapwood.quant.methods`."""
         from sapwood.quant.methods import METHODS as OWN
 
-        return self._named(METHODS, OWN, Callable)
+        return self._named(METHODS, OWN, cast(Any, Callable))
 
     def check(self) -> None:
         """Ask for every kind that the host uses; those of devices are asked for by whoever computes."""
