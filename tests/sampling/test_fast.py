@@ -126,7 +126,10 @@ def test_whole_vocabularies(vocab: int, dtype: torch.dtype) -> None:
 
 
 def test_equal_tokens_are_kept_from_the_lowest_id(small_tiles: None, device: str) -> None:
-    vocab, num = 150, 40
+    """At the positions whose draws lie nearest to both ends of what is kept, where one token more or less shows."""
+    vocab, num = 150, 40 if device == "cuda" else 4
+    uniforms = np.array([twin.uniform(11, position) for position in range(400)])
+    positions = np.sort(np.argsort(uniforms)[[*range(num // 2), *range(-num // 2, 0)]])
     logits_NV = torch.zeros(num, vocab)
     logits_NV[:, [2, 90]] = -1.0
     rest = [i for i in range(vocab) if i not in (2, 90)]
@@ -138,21 +141,23 @@ def test_equal_tokens_are_kept_from_the_lowest_id(small_tiles: None, device: str
         (SamplingParams(min_p=0.5), rest),
         (SamplingParams(top_k=100, min_p=1.0), rest[:100]),
     ):
-        settings_SK = table([params], [11])
-        slots_N, positions_N = torch.zeros(num, dtype=torch.int32), torch.arange(num, dtype=torch.int32)
-        found = by_kernels(logits_NV, settings_SK, slots_N, positions_N, device)
+        rows = table([params], [11]), torch.zeros(num, dtype=torch.int32), torch.tensor(positions, dtype=torch.int32)
+        found = by_kernels(logits_NV, *rows, device)
         mass = np.cumsum([1.0 if i in rest else np.exp(-1.0) for i in sorted(kept)])
-        uniforms = [twin.uniform(11, position) for position in range(num)]
-        assert found == [sorted(kept)[int(np.searchsorted(mass, u * mass[-1], side="right"))] for u in uniforms]
-        assert found == by_rows(logits_NV, settings_SK, slots_N, positions_N)
+        places = np.searchsorted(mass, uniforms[positions] * mass[-1], side="right")
+        assert found == [sorted(kept)[place] for place in places.tolist()] == by_rows(logits_NV, *rows)
 
 
 def test_frequencies_follow_the_weights(small_tiles: None, device: str) -> None:
+    """The kernels draw what the host's rows draw: interpreted ones are asked for some of them."""
     num, vocab = 600, 60
+    some = num if device == "cuda" else 20
     params = SamplingParams(temperature=0.8, top_k=12, top_p=0.9)
     logits_V = torch.randn(vocab, generator=torch.Generator().manual_seed(4)) * 1.5
+    logits_NV, settings_SK = logits_V.repeat(num, 1), table([params], [5])
     slots_N, positions_N = torch.zeros(num, dtype=torch.int32), torch.arange(num, dtype=torch.int32)
-    found = by_kernels(logits_V.repeat(num, 1), table([params], [5]), slots_N, positions_N, device)
+    found = by_rows(logits_NV, settings_SK, slots_N, positions_N)
+    assert found[:some] == by_kernels(logits_NV[:some], settings_SK, slots_N[:some], positions_N[:some], device)
     wanted = twin.weights(logits_V.double().numpy(), params)
     likely = np.flatnonzero(wanted)
     counts = np.bincount(found, minlength=vocab)
