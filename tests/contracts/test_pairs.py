@@ -312,7 +312,7 @@ def test_every_two_features_meet_or_are_refused() -> None:
         assert frozenset(pair) in met or not meet(*pair)
 
 
-@pytest.mark.parametrize("pair", REFUSED, ids=" + ".join)
+@pytest.mark.parametrize("pair", REFUSED, ids=lambda pair: " + ".join(sorted(pair)))
 def test_refused_pairs(tiny_model: Path, pair: frozenset[str]) -> None:
     with pytest.raises(ConfigError, match=REFUSED[pair]):
         answers(tiny_model, [FEATURES[name] for name in pair], CASES[:1])
