@@ -150,6 +150,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             check_ids(run, vocab_size=vocab_size, param="forbidden")
         if self.allowed_token_ids is None:
             return
+        if len(self.allowed_token_ids) > vocab_size:
+            raise RequestError(f"allowed_token_ids takes at most {vocab_size} entries.", param="allowed_token_ids")
         check_ids(self.allowed_token_ids, vocab_size=vocab_size, param="allowed_token_ids")
         if not set(self.allowed_token_ids) - {run[0] for run in self.forbidden if len(run) == 1}:
             what = "is empty" if not self.allowed_token_ids else "holds only tokens that forbidden rules out"

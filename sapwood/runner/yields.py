@@ -60,7 +60,7 @@ def find_special(plan: Plan, table: Table) -> Yields | None:
     wanted = [(params.logprobs or 0, len(params.logprob_token_ids)) for params in asking]
     if most := max((count for _, count in wanted), default=0):
         arrays["named"] = np.array(
-            [params.logprob_token_ids + (0,) * (most - len(params.logprob_token_ids)) for params in asking]
+            [(*params.logprob_token_ids, *[0] * (most - len(params.logprob_token_ids))) for params in asking]
         )
     on_device = dict(zip(arrays, upload(list(arrays.values()), table.device), strict=True))
 
