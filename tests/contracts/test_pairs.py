@@ -23,10 +23,11 @@ from sapwood import LLM, ConfigError, Grammar, SamplingParams
 from sapwood.base.plan import Ints
 from sapwood.base.request import Request
 from sapwood.base.slots import Slots
-from sapwood.base.stake import LATER, NOW, Ready, Stake
+from sapwood.base.stake import Stake
 from sapwood.draft import Drafter
 from sapwood.engine import launch
 from sapwood.llm import Generation, Output
+from tests.contracts.test_guests import Pause
 
 # -- features of a request ----------------------------------------------------------------------------------------
 
@@ -134,20 +135,6 @@ class Lookup(Drafter):
     def propose(self, request: Request, tokens: Ints, count: int) -> Sequence[int]:
         places = (tokens[:-1] == tokens[-1]).nonzero()[0]
         return tokens[places[-1] + 1 :][:count].tolist() if len(places) else [65] * count
-
-
-class Pause(Stake):
-    """Every third request has to wait for a while."""
-
-    def __init__(self) -> None:
-        self.asked: dict[int, int] = {}
-
-    def concerns(self, request: Request) -> bool:
-        return request.id % 3 == 0
-
-    def ready(self, request: Request) -> Ready:
-        self.asked[request.id] = self.asked.get(request.id, 0) + 1
-        return NOW if self.asked[request.id] > 3 else LATER
 
 
 def _drafts(slots: Slots) -> Sequence[Stake]:

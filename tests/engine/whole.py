@@ -32,9 +32,16 @@ def greedy(
     """Greedy tokens of prompts that arrive together, and the engine that made them, for its counters."""
     base = {"model": str(model), "dtype": "float32", "max_model_len": 200, "max_total_tokens": 4096, "max_num_seqs": 8}
     engine, *_ = launch(from_options(base | options), executor=executor)
-    found: dict[int, list[int]] = {id: [] for id in range(len(prompts))}
     for id, prompt in enumerate(prompts):
         assert engine.submit(Submit(id, prompt, SamplingParams(max_tokens=MAX_TOKENS, temperature=0))) is None
+    found = drain(engine, len(prompts))
+    engine.executor.shutdown()
+    return found, engine
+
+
+def drain(engine: Engine, count: int) -> list[list[int]]:
+    """Step until requests 0 to `count` are done: the tokens of each."""
+    found: list[list[int]] = [[] for _ in range(count)]
     while not engine.idle:
         for news in engine.step():
             for id, token in zip(news.ids, news.tokens, strict=True):
@@ -43,8 +50,7 @@ def greedy(
                 assert delta.error is None
                 found[delta.id] += delta.tokens
     assert engine.audit() == 0
-    engine.executor.shutdown()
-    return [found[id] for id in range(len(prompts))], engine
+    return found
 
 
 def replay(model: Path, workload: Workload, **options: Any) -> tuple[list[list[int]], Engine]:

@@ -26,7 +26,7 @@ from sapwood.executor.local import LocalExecutor
 from sapwood.executor.null import NullExecutor
 from sapwood.hub.files import ModelFiles
 from tests import models
-from tests.engine.whole import greedy, prompts_that_share
+from tests.engine.whole import drain, greedy, prompts_that_share
 
 
 class Forward:
@@ -123,19 +123,10 @@ def launched(model: Path, executor: Executor, **options: Any) -> tuple[Engine, F
 
 def say(engine: Engine) -> list[list[int]]:
     """What requests of one beginning say."""
-    said: list[list[int]] = [[] for _ in range(6)]
-    for id in range(len(said)):
+    for id in range(6):
         params = SamplingParams(max_tokens=12, temperature=0, ignore_eos=True)
         assert engine.submit(Submit(id, [*range(9), id], params)) is None
-    while not engine.idle:
-        for news in engine.step():
-            for id, token in zip(news.ids, news.tokens, strict=True):
-                said[id].append(token)
-            for delta in news.deltas:
-                assert delta.error is None
-                said[delta.id] += delta.tokens
-    assert engine.audit() == 0
-    return said
+    return drain(engine, 6)
 
 
 @pytest.mark.parametrize("depth", [0, 1])
