@@ -37,6 +37,7 @@ MAX_CHOICES = 1024  # outputs of one HTTP request: prompts times n
 MAX_N = 128
 
 _SHORT = 4096  # characters that are tokenised sooner than a thread takes over
+_PER_TEXT = 128  # of them, about, that one text more takes as long as
 _MAX_CHARS_PER_TOKEN = 256  # no vocabulary has a longer token, so a text longer than this a token cannot fit
 _DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
@@ -135,15 +136,16 @@ class Front:
         except RequestError as error:
             raise respelled(error, names) from None
 
-    def forbidden(self, words: Sequence[str] | None) -> tuple[tuple[int, ...], ...]:
+    async def forbidden(self, words: Sequence[str] | None) -> tuple[tuple[int, ...], ...]:
         """The runs of tokens that bad words are. Raises RequestError."""
         words = words or ()
-        if len(words) > MAX_FORBIDDEN // 2 or sum(map(len, words)) > _SHORT:
+        size = sum(map(len, words))
+        if len(words) > MAX_FORBIDDEN // 2 or size > _SHORT:
             raise RequestError(
                 f"bad_words takes at most {MAX_FORBIDDEN // 2} words, of {_SHORT} characters together.",
                 param="bad_words",
             )
-        return self.text.runs_of(words)
+        return await self._off_loop(lambda: self.text.runs_of(words), size + _PER_TEXT * len(words), "bad_words")
 
     async def restrict(self, params: SamplingParams, asked: Asked | None) -> tuple[SamplingParams, EndCheck | None]:
         """The parameters with the grammar that a request asks for, and the check of complete outputs, where that grammar

@@ -157,9 +157,12 @@ def routes(front: Front) -> list[Route]:
         ]
         wishes = _wishes(body, prompts)
         limit = front.facts.max_model_len
+        distinct = {id(sampling): sampling for sampling in samplings}
+        forbidden = {key: await front.forbidden(one.bad_words) for key, one in distinct.items()}
         pairs = []
         for prompt, sampling, wish in zip(prompts, samplings, wishes, strict=True):
-            params, wish.end_check = await front.restrict(_params(front, sampling, wish), _asked(sampling))
+            params = _params(front, sampling, wish, forbidden[id(sampling)])
+            params, wish.end_check = await front.restrict(params, _asked(sampling))
             pairs.append((prompt, params_for(prompt, params, limit, default=_DEFAULT_MAX_TOKENS)))
         choices = choices_of(pairs)
         asked = dict(zip(prompts, wishes, strict=True))
@@ -264,7 +267,7 @@ def _converted(given: dict[str, Any] | list[dict[str, Any]] | None) -> NativeSam
     return converted if isinstance(given, list) else converted[0]
 
 
-def _params(front: Front, native: NativeSampling, wish: Wish) -> SamplingParams:
+def _params(front: Front, native: NativeSampling, wish: Wish, forbidden: tuple[tuple[int, ...], ...]) -> SamplingParams:
     ours = {theirs: name for name, theirs in _NAMES.items()}
     skipped = {"spaces_between_special_tokens", "custom_params", *_STRUCTURED}
     fields = {
@@ -274,7 +277,7 @@ def _params(front: Front, native: NativeSampling, wish: Wish) -> SamplingParams:
     }
     fields |= {name: listed(fields.get(name)) for name in ("stop", "stop_regex")}
     fields["stop_token_ids"] = tuple(fields.get("stop_token_ids", ()))
-    fields["forbidden"] = front.forbidden(native.bad_words)
+    fields["forbidden"] = forbidden
     if native.allowed_token_ids is not None:
         fields["allowed_token_ids"] = tuple(native.allowed_token_ids)
     if native.max_new_tokens == 0:

@@ -50,7 +50,7 @@ _OPENAI: Table = {
     "return_logprob": Refused("give logprobs"),
 }  # fmt: skip
 
-CHAT: Table = _OPENAI
+CHAT: Table = {**_OPENAI, "echo": Refused("it is for /v1/completions")}
 COMPLETIONS: Table = {
     **_OPENAI,
     "tools": Refused(_CHAT),

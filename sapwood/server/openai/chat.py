@@ -16,7 +16,6 @@ from sapwood.base.plan import TokenLogprobs
 from sapwood.base.sampling import SamplingParams
 from sapwood.grammar.schema import Finding
 from sapwood.server.conversation import Ask, Limits, Turn, begin
-from sapwood.server.errors import unsupported
 from sapwood.server.front import Front
 from sapwood.server.generation import Choice, News, complete
 from sapwood.server.openai.answers import Answer, AnswerDelta, Speaker
@@ -79,7 +78,7 @@ class ChatChunkChoice(msgspec.Struct, kw_only=True):
 
 def routes(front: Front) -> list[Route]:
     async def chat_completions(request: Request, body: ChatRequest) -> Response:
-        ask = _ask(front, body)
+        ask = await _ask(front, body)
         turn = await begin(front, ask)
         speaker = Speaker(front, turn, offered=ask.toolbox is not None)
         if body.stream:
@@ -102,9 +101,9 @@ def routes(front: Front) -> list[Route]:
     return [post(front, "/v1/chat/completions", ChatRequest, chat_completions, refused=CHAT)]
 
 
-def _ask(front: Front, body: ChatRequest) -> Ask:
+async def _ask(front: Front, body: ChatRequest) -> Ask:
     limit = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
-    params, asked = _params(front, body, limit), body.asked()
+    params, asked = await _params(front, body, limit), body.asked()
     return Ask(
         params=params,
         format=asked,
@@ -116,14 +115,12 @@ def _ask(front: Front, body: ChatRequest) -> Ask:
     )
 
 
-def _params(front: Front, body: ChatRequest, limit: str) -> SamplingParams:
+async def _params(front: Front, body: ChatRequest, limit: str) -> SamplingParams:
     if body.top_logprobs and not body.logprobs:
         raise RequestError("top_logprobs needs logprobs: true.", param="top_logprobs")
-    if body.echo:
-        raise unsupported("echo", "it is for /v1/completions")
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     names = {"logprobs": "top_logprobs", "max_tokens": limit}
-    return body.sampling(front, max_tokens=getattr(body, limit), logprobs=logprobs, names=names)
+    return await body.sampling(front, max_tokens=getattr(body, limit), logprobs=logprobs, names=names)
 
 
 def _template_fields(body: ChatRequest) -> dict[str, Any]:

@@ -66,7 +66,7 @@ class CompletionChoice(msgspec.Struct, kw_only=True):
 
 def routes(front: Front) -> list[Route]:
     async def completions(request: Request, body: CompletionRequest) -> Response:
-        params, end_check = await front.restrict(_params(front, body), body.asked())
+        params, end_check = await front.restrict(await _params(front, body), body.asked())
         prompts = await _prompts(front, body)
         echoes = await _echoes(front, body, prompts) if body.echo else {}
         limit = front.facts.max_model_len
@@ -86,19 +86,19 @@ def routes(front: Front) -> list[Route]:
     return [post(front, "/v1/completions", CompletionRequest, completions, refused=COMPLETIONS)]
 
 
-def _params(front: Front, body: CompletionRequest) -> SamplingParams:
+async def _params(front: Front, body: CompletionRequest) -> SamplingParams:
     max_tokens = body.max_tokens
     if max_tokens == 0 and body.echo:
         max_tokens = 1  # only the prompt's logprobs are wanted
     if body.echo and body.logprobs is not None and body.prompt_logprobs is None:
-        return body.sampling(
+        return await body.sampling(
             front,
             max_tokens=max_tokens,
             logprobs=body.logprobs,
             prompt_logprobs=body.logprobs,
             names={"prompt_logprobs": "logprobs"},
         )
-    return body.sampling(front, max_tokens=max_tokens, logprobs=body.logprobs, names={})
+    return await body.sampling(front, max_tokens=max_tokens, logprobs=body.logprobs, names={})
 
 
 async def _prompts(front: Front, body: CompletionRequest) -> list[Prompt]:

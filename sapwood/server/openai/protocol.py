@@ -85,7 +85,7 @@ class Sampling(Structured, kw_only=True):
     def salt(self) -> str:
         return salt_of(self.cache_salt, self.extra_key)
 
-    def sampling(
+    async def sampling(
         self, front: Front, *, max_tokens: int | None, logprobs: int | None, names: Mapping[str, str], **more: Any
     ) -> SamplingParams:
         """Checked parameters of the engine. `names` maps their names to this body's, where they differ."""
@@ -102,7 +102,7 @@ class Sampling(Structured, kw_only=True):
         fields = {
             "logprob_token_ids": tuple(named or ()),
             "min_tokens": self.min_tokens if self.min_tokens is not None else self.min_new_tokens or 0,
-            "forbidden": front.forbidden(self.bad_words),
+            "forbidden": await front.forbidden(self.bad_words),
             "max_tokens": max_tokens,
             "logprobs": logprobs,
             "prompt_logprobs": self.prompt_logprobs,
@@ -240,4 +240,3 @@ class ChatRequest(Sampling, Conversation, kw_only=True):
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
-    echo: bool | None = None

@@ -171,6 +171,8 @@ class _Framer:
 
     def __call__(self, batch: Sequence[News]) -> bytes:
         parts: list[bytes] = []
+        if self._running_usage:
+            self._reply.usage = usage_of(self._choices)
         for news in batch:
             if self._moulds and not news.first and news.choice.finish is None:
                 if news.text:
@@ -179,8 +181,6 @@ class _Framer:
                 continue
             for entry in self._shape(news):
                 self._reply.choices = [entry]
-                if self._running_usage:
-                    self._reply.usage = usage_of(self._choices)
                 parts.append(frame(self._reply))
         return b"".join(parts)
 
