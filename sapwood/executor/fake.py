@@ -34,13 +34,13 @@ from sapwood.base.plan import (
     Plan,
     TokenLogprobs,
 )
+from sapwood.base.sampling import SamplingParams
 from sapwood.executor.base import Measured
 
 if TYPE_CHECKING:
     from sapwood.arch.parts import Decoder
     from sapwood.config.options import Config
     from sapwood.hub.files import ModelFiles
-from sapwood.base.sampling import SamplingParams
 
 Hashes = NDArray[np.uint64]
 MULTIPLIER = 6364136223846793005

@@ -59,21 +59,21 @@ class Compiled:
         self.spoiled = False
         self.forcing = not prescribes_much(grammar) if forcing is None else forcing
         before = _resident()
-        self._compile(grammar, compact_json)
-        if self.forcing and self.matcher.is_error():
+        tried = self._make(grammar, compact_json)
+        if self.forcing and tried.is_error() and not self.matcher.is_error():  # as a text without end shows itself
             self.forcing = False
-            self._compile(grammar, compact_json)
-        if self.matcher.is_error():
-            raise GrammarError(_reason(self.matcher.get_error()))
+            tried = self._make(grammar, compact_json)
+        if tried.is_error():
+            raise GrammarError(_reason(tried.get_error()))
         self.trigger = Trigger(grammar.after.encode(), vocabulary.pieces, self._allows) if grammar.after else None
         # What else takes memory meanwhile is counted in: better too much than too little.
         self.num_bytes = max(_BASE_BYTES + _BYTES_PER_BYTE * len(grammar.text), _resident() - before)
 
-    def _compile(self, grammar: Grammar, compact_json: bool) -> None:
-        """Make the matcher; what is wrong with it if the grammar is of no use: one that cannot be compiled, or whose first
-        masks already cannot be told.
+    def _make(self, grammar: Grammar, compact_json: bool) -> llguidance.LLMatcher:
+        """Make the matcher; a copy that has been tried out, and says what is wrong if the grammar is of no use: one that cannot be
+        compiled, or whose first masks already cannot be told.
 
-        The second is looked at where the first token is prescribed: a text without end shows itself there.
+        The second mask is looked at where the first token is prescribed: a text without end shows itself there.
         """
         text, self.unchecked = translate(grammar, compact_json=compact_json, forcing=self.forcing)
         self.matcher = copy = llguidance.LLMatcher(self.vocabulary.tokenizer, text, limits=limits(), log_level=0)
@@ -84,8 +84,7 @@ class Compiled:
             copy = copy.deep_copy()
             copy.consume_tokens(copy.compute_ff_tokens()[:count])
             copy.unsafe_compute_mask_ptr(bits_W.ctypes.data, bits_W.nbytes)
-        if copy.is_error():
-            self.matcher = copy
+        return copy
 
     def _allows(self, rest: bytes) -> bool:
         tokens = self.vocabulary.tokenizer.tokenize_bytes(rest)

@@ -40,16 +40,23 @@ def prescribes_much(grammar: Grammar) -> bool:
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """All strings in it that say something about outputs. Not recursive: schemas may be deep."""
+    """All strings in it that say something about outputs."""
+    for inner in _values(value):
+        if isinstance(inner, str):
+            yield inner
+        elif isinstance(inner, dict):
+            yield from inner
+
+
+def _values(value: Any) -> Iterator[Any]:
+    """It and all within it that say something about outputs. Not recursive: schemas may be deep."""
     left = [value]
     while left:
         inner = left.pop()
-        if isinstance(inner, str):
-            yield inner
-        elif isinstance(inner, list):
+        yield inner
+        if isinstance(inner, list):
             left.extend(inner)
         elif isinstance(inner, dict):
-            yield from inner
             left.extend(one for key, one in inner.items() if key not in _REMARKS)
 
 
@@ -62,21 +69,15 @@ def bound_expression(text: str) -> None:
 
 
 def bound_patterns(schema: Any) -> None:
-    """The same for the expressions of a JSON schema. Not recursive: schemas may be deep."""
-    left = [schema]
-    while left:
-        value = left.pop()
-        if isinstance(value, list):
-            left.extend(value)
-        elif isinstance(value, dict):
-            for key, inner in value.items():
-                if key == "pattern" and isinstance(inner, str):
-                    bound_expression(inner)
-                elif key == "patternProperties" and isinstance(inner, dict):
-                    for pattern in inner:
-                        bound_expression(pattern)
-                if key not in _REMARKS:
-                    left.append(inner)
+    """The same for the expressions of a JSON schema."""
+    for value in _values(schema):
+        if not isinstance(value, dict):
+            continue
+        if isinstance(value.get("pattern"), str):
+            bound_expression(value["pattern"])
+        if isinstance(value.get("patternProperties"), dict):
+            for pattern in value["patternProperties"]:
+                bound_expression(pattern)
 
 
 def _length(text: str) -> int:

@@ -34,8 +34,8 @@ _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])  # no value is looked at
 class Body(Generic[T]):
     """Reads bodies of one type: `await body(request)`.
 
-    Fields that are not declared are ignored, but for those of `refused`. The server's limit of bytes is enforced while reading, whatever Content-Length says. What the caller does next, up
-    to its next wait, is its turn.
+    Fields that are not declared are ignored, but for those of `refused`. The server's limit of bytes is enforced while
+    reading, whatever Content-Length says. What the caller does next, up to its next wait, is its turn.
     """
 
     def __init__(self, type: type[T], front: Front, *, refused: Table | None = None) -> None:

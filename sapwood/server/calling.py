@@ -73,7 +73,8 @@ async def grammar_of(
     whole = _whole(rules, toolbox, asked, thoughts)
     if whole is None:
         return None, None
-    if not (text is not None if whole is asked else await front.check_grammar(whole)):
+    unchecked = text is not None if whole is asked else await front.check_grammar(whole)
+    if not unchecked:
         return whole.grammar, None
     for offer, place in bound[len(tried) :]:
         tried[offer.name] = await front.end_check(_parameters(offer, place))
