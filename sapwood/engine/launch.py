@@ -81,7 +81,7 @@ def launch(
     clock.lap("kv_cache")
     executor.capture()
     clock.lap("graphs")
-    compiler = _compiler(config, files, text, vocab_size=decoder.vocab_size)
+    compiler = _compiler(config, files, text, catalogue, vocab_size=decoder.vocab_size)
     slots = Slots(_set(config.scheduler.max_num_seqs), longest)
     kv = KVCache(measured.groups, num_pages, reuse=config.cache.prefix_caching)
     constraints = Constraints(compiler, executor.room, jump=config.grammar.jump_forward)
@@ -125,14 +125,16 @@ def _facts(
     )
 
 
-def _compiler(config: Config, files: ModelFiles, text: TextModel | None, *, vocab_size: int) -> Compiler:
+def _compiler(
+    config: Config, files: ModelFiles, text: TextModel | None, catalogue: Catalogue, *, vocab_size: int
+) -> Compiler:
     """Its threads load the vocabulary when it is needed; a model without a tokenizer is an error of the requests that have a grammar."""
 
     def vocabulary() -> Vocabulary:
         from sapwood.text import TextModel
 
         try:
-            mine = text or TextModel.load(files, tokenizer=config.model.tokenizer)
+            mine = text or TextModel.configured(files, config.model, catalogue.formats)
         except (ConfigError, ModelError) as error:
             raise GrammarError(f"the model's tokenizer cannot be read: {error}") from error
         return Vocabulary(spec_of(mine, vocab_size))

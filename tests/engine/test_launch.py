@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from sapwood.base.errors import ConfigError
+from sapwood.base.grammar import Grammar
 from sapwood.base.sampling import SamplingParams
 from sapwood.base.wire import Submit
 from sapwood.config.flags import from_options
@@ -57,3 +59,15 @@ def test_a_cache_that_turns_out_smaller() -> None:
     assert root._told((length,), 256) == (length,)
     with pytest.raises(ConfigError, match=r"--max-model-len \(256\) does not fit: the KV cache holds 128 tokens"):
         root._pages(config, measured, asked=256)
+
+
+def test_grammars_where_the_model_has_a_broken_template(tiny_model: Path, tmp_path: Path) -> None:
+    """They need the tokenizer, and the template is the one that the options give."""
+    for file in tiny_model.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    told = tmp_path / "tokenizer_config.json"
+    told.write_text(json.dumps(json.loads(told.read_text()) | {"chat_template": "{% if"}))
+    options = {"model": str(tmp_path), "chat_template": "{{ messages[0].content }}", "kv_cache_memory": "8M"}
+    launched = launch(from_options(options))
+    assert launched.compiler.check(Grammar.regex("a+"), seconds=300).matcher is not None
+    launched.engine.executor.shutdown()
