@@ -24,7 +24,7 @@ from sapwood.server.body import Body, field_error
 from sapwood.server.front import MAX_CHOICES, Front
 from sapwood.server.generation import Choice, News, Prompt, choices_of, complete, params_for
 from sapwood.server.openai.protocol import Int, Priority, listed, salt_of
-from sapwood.server.refusals import GENERATE, NATIVE_SAMPLING, refuse
+from sapwood.server.refusals import GENERATE, NATIVE_SAMPLING, Refused, refuse
 from sapwood.server.sse import EventStream, frame
 
 _DEFAULT_MAX_TOKENS = 128  # SGLang's
@@ -72,6 +72,10 @@ class NativeSampling(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     structural_tag: dict[str, Any] | str | None = None
     stop_regex: str | list[str] | None = None
     custom_params: Any = None  # refused
+
+
+REFUSED = dict.fromkeys(NativeSampling.__struct_fields__, Refused("give it in sampling_params", (None,))) | GENERATE
+"""What a body must not hold: what is never supported, and what stands elsewhere."""
 
 
 class GenerateRequest(msgspec.Struct, kw_only=True):
@@ -137,7 +141,7 @@ class Wish(msgspec.Struct):
 
 
 def routes(front: Front) -> list[Route]:
-    read = Body(GenerateRequest, front, refused=GENERATE)
+    read = Body(GenerateRequest, front, refused=REFUSED)
 
     async def generate_(request: Request) -> Response:
         begin = perf_counter()

@@ -62,11 +62,6 @@ COMPLETIONS: Table = {
 GENERATE: Table = {
     **_EVERYWHERE,
     **dict.fromkeys(("image_data", "audio_data", "video_data"), Refused()),
-    **dict.fromkeys(
-        ("max_new_tokens", "temperature", "top_p", "top_k", "min_p", "stop", "stop_regex", "n", "json_schema", "regex",
-         "ebnf", "allowed_token_ids", "bad_words"),
-        Refused("give it in sampling_params", (None,)),
-    ),
     "max_tokens": Refused("give sampling_params.max_new_tokens", (None,)),
     "max_thinking_tokens": Refused(_CHAT, (None,)),
 }  # fmt: skip

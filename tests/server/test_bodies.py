@@ -13,7 +13,7 @@ import pytest
 
 from sapwood.config import Config
 from sapwood.server import refusals
-from sapwood.server.native import GenerateRequest
+from sapwood.server.native import REFUSED, GenerateRequest
 from sapwood.server.openai.protocol import ChatRequest, CompletionRequest
 from sapwood.server.refusals import Table
 from sapwood.text import TextModel
@@ -80,7 +80,7 @@ async def test_values_that_others_take(http: httpx.AsyncClient, fields: dict[str
 ROUTES: dict[str, tuple[Table, dict[str, Any], type[msgspec.Struct]]] = {
     CHAT: (refusals.CHAT, HELLO, ChatRequest),
     TEXT: (refusals.COMPLETIONS, {"prompt": "x", "max_tokens": 2}, CompletionRequest),
-    NATIVE: (refusals.GENERATE, {"text": "x", "sampling_params": {"max_new_tokens": 2}}, GenerateRequest),
+    NATIVE: (REFUSED, {"text": "x", "sampling_params": {"max_new_tokens": 2}}, GenerateRequest),
 }
 
 
