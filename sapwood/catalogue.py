@@ -107,7 +107,7 @@ class Catalogue:
 
     def check(self) -> None:
         """Ask for every kind that the host uses; those of devices are asked for by whoever computes."""
-        _ = self.families, self.formats
+        _ = self.families, self.formats, self.methods
 
     def _named(self, kind: str, own: Mapping[str, T], type: type[T]) -> Mapping[str, T]:
         found = [(plugin.name, plugin.package, _checked(plugin, plugin.load(), type)) for plugin in self._of(kind)]

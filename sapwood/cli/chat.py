@@ -1,4 +1,4 @@
-"""`sapwood chat`: a conversation in the terminal, with a model in this process or with a server."""
+"""`sapwood chat`: a conversation in the terminal, with a model beside this process or with a server."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from sapwood.cli.sampling import add_sampling, params_of, sampling_fields
 from sapwood.cli.terminal import bring
 from sapwood.config import env
 from sapwood.config.flags import add_flags, from_args, given
+from sapwood.engine import interrupts
 
 HELP = "talk with a model in the terminal"
 
@@ -40,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         import readline  # noqa: F401  # gives `input` its line editing
 
     fields = sampling_fields(args)
-    with _backend(args, fields) as backend:
+    with interrupts.by_sigterm(), _backend(args, fields) as backend:
         Conversation(backend, system=args.system).loop()
     return 0
 
@@ -175,7 +176,7 @@ class _Server:
 
 
 class _Local:
-    """The engine in this process. Each turn drives its event loop until the answer has ended."""
+    """The engine beside this process. Each turn drives its event loop until the answer has ended."""
 
     def __init__(self, options: dict[str, Any], fields: dict[str, Any]) -> None:
         from sapwood.llm import AsyncLLM

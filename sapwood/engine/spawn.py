@@ -16,8 +16,8 @@ COMMAND = (sys.executable, "-m", "sapwood.engine.process")
 class Child:
     """A process that imports what it needs while it waits, on its standard input, for what it is to do.
 
-    It lives no longer than this object: leaving its context ends it, and so does forgetting it, or the interpreter's
-    end, whatever an exception or a signal has skipped.
+    It lives no longer than this object: leaving its context ends it, and so does forgetting it while nobody waits for it, or
+    the interpreter's end, whatever an exception or a signal has skipped.
     """
 
     def __init__(self, command: Sequence[str]) -> None:
