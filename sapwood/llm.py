@@ -13,15 +13,14 @@ from sapwood.base.errors import GenerationFailed, GrammarError, RequestError, Sa
 from sapwood.base.grammar import Grammar
 from sapwood.base.plan import TokenLogprobs
 from sapwood.base.sampling import SamplingParams
-from sapwood.catalogue import Catalogue, joined
-from sapwood.config import Config
+from sapwood.catalogue import joined
 from sapwood.config.flags import from_options
 from sapwood.engine.client import AsyncEngine, Stream, check_request, copies
 from sapwood.grammar import Checker
 from sapwood.grammar.end_check import EndCheck
 from sapwood.grammar.schema import Finding
 from sapwood.grammar.vocabulary import spec_of
-from sapwood.hub.files import ModelFiles, find
+from sapwood.hub.files import find_configured
 from sapwood.text import Assembler, Piece, TextModel
 from sapwood.text.parsers import Said
 
@@ -118,7 +117,7 @@ class LLM:
         from sapwood.engine.launch import launch
 
         self.config, catalogue = from_options({"model": model, **options}), joined()
-        files = _find(self.config, catalogue)
+        files = find_configured(self.config.model, families=catalogue.families)
         self.text = TextModel.configured(files, self.config.model, catalogue.formats)
         self._engine, facts, self._compiler = launch(self.config, files, self.text, catalogue=catalogue)
         self.engine = InProcess(self._engine, facts)
@@ -267,7 +266,7 @@ class AsyncLLM:
         from sapwood.engine.process import start
 
         catalogue = joined()
-        files = _find(self.config, catalogue)
+        files = find_configured(self.config.model, families=catalogue.families)
         self.text = TextModel.configured(files, self.config.model, catalogue.formats)
         async with AsyncExitStack() as stack:  # what fails here leaves no process behind
             self.engine = await stack.enter_async_context(start(self.config))
@@ -419,8 +418,3 @@ def _numbered(index: int, count: int) -> Iterator[None]:
 def _prompts(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
     one = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
     return [prompts] if one else prompts  # type: ignore[list-item,return-value]
-
-
-def _find(config: Config, catalogue: Catalogue) -> ModelFiles:
-    weights = config.model.load_format != "dummy"
-    return find(config.model.model, revision=config.model.revision, weights=weights, families=catalogue.families)

@@ -27,7 +27,7 @@ from sapwood.config.devices import rules_of
 from sapwood.config.flags import flag_of, from_options, replace
 from sapwood.config.shape import shape_of
 from sapwood.engine.loop import Engine
-from sapwood.hub.files import find
+from sapwood.hub.files import find_configured
 
 WARM_UP_SCALE = 0.02
 SPARE_LEN = 64
@@ -75,8 +75,8 @@ def open_engine(options: Mapping[str, Any], *, longest: int) -> Opened:
     from sapwood.engine.launch import launch  # imports torch
 
     config, catalogue = from_options({**options, **shape_options(str(options.get("model", "")))}), joined()
-    weights, families = config.model.load_format != "dummy", catalogue.families
-    files = find(config.model.model, revision=config.model.revision, weights=weights, families=families)
+    families = catalogue.families
+    files = find_configured(config.model, families=families)
     if config.model.max_model_len is None:
         decoder = declare(files.config, families, methods=catalogue.methods)
         most = shape_of(decoder, name=files.name).max_positions

@@ -20,17 +20,11 @@ def run(args: argparse.Namespace) -> int:
     from sapwood.config.resolve import gib, resolve, token_bytes, weight_bytes
     from sapwood.config.shape import shape_of
     from sapwood.device import probe
-    from sapwood.hub.files import find
+    from sapwood.hub.files import find_configured
 
     config, catalogue = from_args(args), joined()
     with pull_progress() as progress:
-        files = find(
-            config.model.model,
-            revision=config.model.revision,
-            weights=False,
-            progress=progress,
-            families=catalogue.families,
-        )
+        files = find_configured(config.model, families=catalogue.families, weights=False, progress=progress)
     decoder, device = declare(files.config, catalogue.families, methods=catalogue.methods), probe(config.device.device)
     model = shape_of(decoder, name=files.name, stored_bytes=files.stored_bytes)
     config, decisions = resolve(config, model, device)

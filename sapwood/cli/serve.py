@@ -58,16 +58,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _find(config: Config, catalogue: Catalogue) -> ModelFiles:
     from sapwood.cli.terminal import pull_progress
-    from sapwood.hub.files import find
+    from sapwood.hub.files import find_configured
 
     with pull_progress() as progress:
-        return find(
-            config.model.model,
-            revision=config.model.revision,
-            weights=config.model.load_format != "dummy",
-            progress=progress,
-            families=catalogue.families,
-        )
+        return find_configured(config.model, families=catalogue.families, progress=progress)
 
 
 async def _serve(

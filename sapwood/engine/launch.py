@@ -27,7 +27,7 @@ from sapwood.executor.base import Executor, Measured
 from sapwood.executor.local import LocalExecutor
 from sapwood.grammar import Compiler, Constraints, GrammarStake, Vocabulary
 from sapwood.grammar.vocabulary import spec_of
-from sapwood.hub.files import ModelFiles, find
+from sapwood.hub.files import ModelFiles, find_configured
 from sapwood.scheduler import Scheduler
 
 if TYPE_CHECKING:
@@ -65,11 +65,10 @@ def launch(
     """
     clock, catalogue = _Clock(), catalogue or joined()
     executor = executor or LocalExecutor(catalogue)
-    dummy = config.model.load_format == "dummy"
-    if dummy:
-        lean.whole_torch()
     model = config.model
-    files = files or find(model.model, revision=model.revision, weights=not dummy, families=catalogue.families)
+    if model.load_format == "dummy":
+        lean.whole_torch()
+    files = files or find_configured(model, families=catalogue.families)
     decoder = declare(files.config, catalogue.families, methods=catalogue.methods)
     shape = shape_of(decoder, name=files.name, stored_bytes=files.stored_bytes)
     config, decisions = resolve(config, shape, probe(config.device.device))

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from sapwood.arch.families import FAMILIES
 from sapwood.arch.families.common import EMBEDDING, HEAD
@@ -16,6 +16,9 @@ from sapwood.arch.family import Family, Gguf
 from sapwood.base.errors import ModelError
 from sapwood.hub.cache import Cache
 from sapwood.hub.pull import HUB_ID, Progress, pull, pulled, short_names
+
+if TYPE_CHECKING:
+    from sapwood.config.options import ModelConfig
 
 INDEX = "model.safetensors.index.json"
 _CHUNK_BYTES = 1 << 20
@@ -80,6 +83,14 @@ def find(
             f"a short name ({short_names()}), or a hub id (organisation/name, brought by `sapwood pull`)."
         ) from error
     return opened(path)
+
+
+def find_configured(
+    options: ModelConfig, *, families: Sequence[Family], weights: bool = True, progress: Progress | None = None
+) -> ModelFiles:
+    """`find`, as the options say: of a model whose weights are made up they may be missing."""
+    weights = weights and options.load_format != "dummy"
+    return find(options.model, revision=options.revision, weights=weights, progress=progress, families=families)
 
 
 def open_files(path: Path, *, name: str, weights: bool = True, families: Sequence[Family] = FAMILIES) -> ModelFiles:
