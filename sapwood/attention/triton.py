@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -30,12 +29,13 @@ from sapwood.kernels import Turn
 from sapwood.kernels.triton import deal, paged, pdl
 from sapwood.kernels.triton.place import place
 
+_LOG2E = math.log2(math.e)
 _JOINED = 8192  # elements of parts that a program reads at once: their loads are all on the way together
 
 
 @dataclass(frozen=True)
 class Shape:
-    """How `attend` is compiled: rows of a tile (queries x heads), positions of a block, warps, pipeline stages.
+    """How a kernel of `paged` is compiled: rows of a tile (queries x heads), positions of a block, warps, pipeline stages.
 
     `programs` is how many of them a processor holds at once: so many parts fill the device. A part has `least` positions:
     fewer are not worth the merge.
@@ -260,58 +260,73 @@ class Triton:
             (len(heads_TXD), heads.num_heads, heads.head_dim), dtype=heads_TXD.dtype, device=heads_TXD.device
         )
         if self._runs is not None:
-            self._attend(layer, heads_TXD, out_THD, scale, self._runs, shapes.runs, paged.RUNS)
+            self._attend_runs(layer, heads_TXD, scale, self._runs)
         if self._rows is not None:
-            self._attend(layer, heads_TXD, out_THD, scale, self._rows, shapes.rows, paged.ROWS, runs=self._runs)
+            self._attend_rows(layer, heads_TXD, out_THD, scale, self._rows)
         if self._by_cudnn:
             assert self._cudnn is not None
             self._by_cudnn = self._cudnn.run(heads_TXD, self._keys[layer], self._values[layer], out_THD, scale)
             if not self._by_cudnn:
                 self._spans = self._deal_spans()
         if self._spans is not None:
-            self._attend(layer, heads_TXD, out_THD, scale, self._spans, shapes.spans, paged.SPANS, dense=dense)
+            self._attend_spans(layer, heads_TXD, out_THD, scale, self._spans, dense=dense)
         return out_THD
 
-    def _attend(
-        self,
-        layer: int,
-        heads_TXD: Tensor,
-        out_THD: Tensor,
-        scale: float,
-        dealt: _Dealt,
-        shape: Shape,
-        kind: tl.constexpr,
-        *,
-        dense: bool = False,
-        runs: _Dealt | None = None,
-    ) -> None:
-        group, heads, members_RL = self._group, self._kind, None
-        run_parts, run_lse, places_M2, members = None, None, None, 1
-        if runs is not None:
-            assert self._shared is not None
-            run_parts, run_lse, places_M2 = runs.parts_JKMD, runs.lse_JKM, runs.places_M2
-            members_RL, members = self._shared.members_QL, self._shared.tile
-        part = triton.next_power_of_2(dealt.tile * self._repeat)
-        table_SP = self._batch.tables_GSP[self._index]
-        tma = dense and self.shapes.tma and self._tma and self._head_pad == heads.head_dim
-        kv_TX = None
-        if tma:
-            kv_TX = TensorDescriptor.from_tensor(heads_TXD.flatten(1), [shape.block, heads.head_dim])
-        num_items, grid = len(dealt.items_JW), (heads.num_kv_heads, len(dealt.items_JW))
-        if kind == paged.RUNS:
-            grid = (min(num_items * heads.num_kv_heads, self._num_processors * shape.programs), 1)
-        paged.attend[grid](
-            heads_TXD, heads_TXD.stride(0), kv_TX, self._keys[layer], self._values[layer], out_THD,
-            dealt.parts_JKMD, dealt.lse_JKM, dealt.arrived_JK, run_parts, run_lse, members_RL, places_M2,
-            dealt.items_JW, dealt.tokens_M, dealt.used_1, table_SP, table_SP.stride(0), scale * math.log2(math.e),
-            K=heads.num_kv_heads, G=self._repeat, D=heads.head_dim, PAGE=group.page_size, WINDOW=heads.window or 0,
-            KIND=kind.value, DENSE=dense, TMA=tma, TILE=dealt.tile, MEMBERS=members,
-            LEVELS=0 if runs is None else RUN_LEVELS, M=shape.rows, N=shape.block,
-            S=max(1, _JOINED // (part * self._head_pad)), R=part,
-            ALONE=max(1, _JOINED // (2 * shape.rows * self._head_pad)), D_PAD=self._head_pad, PDL=self._pdl,
-            PAIRS=self._dtype.itemsize == 1 and heads_TXD.dtype.itemsize == 2, CVT=self._compiled,
+    def _attend_runs(self, layer: int, heads_TXD: Tensor, scale: float, dealt: _Dealt) -> None:
+        heads, shape, table_SP = self._kind, self.shapes.runs, self._batch.tables_GSP[self._index]
+        num_programs = min(len(dealt.items_JW) * heads.num_kv_heads, self._num_processors * shape.programs)
+        paged.attend_runs[(num_programs,)](
+            heads_TXD, heads_TXD.stride(0), self._keys[layer], self._values[layer], dealt.parts_JKMD, dealt.lse_JKM,
+            dealt.items_JW, dealt.tokens_M, dealt.used_1, table_SP, table_SP.stride(0), scale * _LOG2E,
+            K=heads.num_kv_heads, G=self._repeat, D=heads.head_dim, PAGE=self._group.page_size,
+            TILE=dealt.tile, M=shape.rows, N=shape.block, D_PAD=self._head_pad, PDL=self._pdl,
+            PAIRS=self._pairs(heads_TXD), CVT=self._compiled,
             num_warps=shape.warps, num_stages=shape.stages, launch_pdl=self._pdl,
         )  # fmt: skip
+
+    def _attend_rows(self, layer: int, heads_TXD: Tensor, out_THD: Tensor, scale: float, dealt: _Dealt) -> None:
+        heads, shape, table_SP = self._kind, self.shapes.rows, self._batch.tables_GSP[self._index]
+        runs, shared = self._runs, self._shared
+        run_parts, run_lse, places_M2, members_QL, members = None, None, None, None, 1
+        if runs is not None and shared is not None:
+            run_parts, run_lse, places_M2 = runs.parts_JKMD, runs.lse_JKM, runs.places_M2
+            members_QL, members = shared.members_QL, shared.tile
+        paged.attend_rows[(heads.num_kv_heads, len(dealt.items_JW))](
+            heads_TXD, heads_TXD.stride(0), self._keys[layer], self._values[layer], out_THD,
+            dealt.parts_JKMD, dealt.lse_JKM, dealt.arrived_JK, run_parts, run_lse, members_QL, places_M2,
+            dealt.items_JW, table_SP, table_SP.stride(0), scale * _LOG2E,
+            K=heads.num_kv_heads, G=self._repeat, D=heads.head_dim, PAGE=self._group.page_size,
+            WINDOW=heads.window or 0, MEMBERS=members, LEVELS=0 if runs is None else RUN_LEVELS,
+            M=shape.rows, N=shape.block, **self._joining(self._repeat),
+            ALONE=max(1, _JOINED // (2 * shape.rows * self._head_pad)), D_PAD=self._head_pad, PDL=self._pdl,
+            PAIRS=self._pairs(heads_TXD), CVT=self._compiled,
+            num_warps=shape.warps, num_stages=shape.stages, launch_pdl=self._pdl,
+        )  # fmt: skip
+
+    def _attend_spans(
+        self, layer: int, heads_TXD: Tensor, out_THD: Tensor, scale: float, dealt: _Dealt, *, dense: bool
+    ) -> None:
+        heads, shape, table_SP = self._kind, self.shapes.spans, self._batch.tables_GSP[self._index]
+        tma, kv_TX = dense and self.shapes.tma and self._tma and self._head_pad == heads.head_dim, None
+        if tma:
+            kv_TX = TensorDescriptor.from_tensor(heads_TXD.flatten(1), [shape.block, heads.head_dim])
+        paged.attend_spans[(heads.num_kv_heads, len(dealt.items_JW))](
+            heads_TXD, heads_TXD.stride(0), kv_TX, self._keys[layer], self._values[layer], out_THD,
+            dealt.parts_JKMD, dealt.lse_JKM, dealt.arrived_JK, dealt.items_JW, table_SP, table_SP.stride(0),
+            scale * _LOG2E,
+            K=heads.num_kv_heads, G=self._repeat, D=heads.head_dim, PAGE=self._group.page_size,
+            WINDOW=heads.window or 0, DENSE=dense, TMA=tma, TILE=dealt.tile, M=shape.rows, N=shape.block,
+            **self._joining(dealt.tile * self._repeat), D_PAD=self._head_pad, PDL=self._pdl,
+            num_warps=shape.warps, num_stages=shape.stages, launch_pdl=self._pdl,
+        )  # fmt: skip
+
+    def _joining(self, rows: int) -> dict[str, int]:
+        """How a tile of so many rows reads its parts."""
+        padded = triton.next_power_of_2(rows)
+        return {"S": max(1, _JOINED // (padded * self._head_pad)), "R": padded}
+
+    def _pairs(self, heads_TXD: Tensor) -> bool:
+        return self._dtype.itemsize == 1 and heads_TXD.dtype.itemsize == 2
 
 
 class _Singles(NamedTuple):

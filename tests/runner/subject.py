@@ -62,6 +62,7 @@ class Padded(Subject):
 
     def __init__(self, family: str, path: Path, device: str) -> None:
         super().__init__(family, path, device)
+        self.worker.allocate([NUM_PAGES] * len(self.worker.groups))  # once: graphs know where keys and values lie
         step = self.worker._step
         step._logits_NV = torch.empty(64, self.vocab_size, device=self.worker.table.device)
         step.graphs = Graphs(
@@ -75,9 +76,6 @@ class Padded(Subject):
         )
 
     def desk(self, seed: int = 0) -> Desk:
-        for backend in self.worker.backends:  # graphs know where keys and values lie
-            if not hasattr(backend, "_keys"):
-                backend.allocate(NUM_PAGES)
         return Desk(self.worker, num_pages=NUM_PAGES, seed=seed)
 
 

@@ -16,7 +16,7 @@ Rows share the device by their lengths: `most` parts beyond one for each tile ar
 same size, none of them of fewer than `least` blocks. Each kernel is one program: a few microseconds, whatever the step.
 
 Suffix legend: R rows, I tiles of shared runs, J items, M memberships, K KV heads; W words of an item. `arrived_JK` are
-what `paged.attend` counts arrived parts with; None where nothing is ever merged.
+what `paged` counts arrived parts with; None where nothing is ever merged.
 """
 
 # mypy: disable-error-code="no-untyped-def"
