@@ -48,8 +48,7 @@ from sapwood.bench.report import Table
 from sapwood.bench.spawn import running
 from sapwood.bench.statistics import serving_figures
 from sapwood.bench.traffic import Traffic
-from sapwood.cli.bench import print_tables
-from sapwood.cli.terminal import console
+from sapwood.cli.terminal import console, print_tables
 
 PEER, VERSION = "llama-cpp-python", "0.3.36"
 WEIGHTS = ("Q4_1", "Q8_0", "Q4_0")

@@ -26,9 +26,9 @@ from sapwood.base.errors import UserError  # noqa: E402
 from sapwood.bench import offline, report, workloads  # noqa: E402
 from sapwood.bench.options import engine_options  # noqa: E402
 from sapwood.bench.report import Report, Row  # noqa: E402
-from sapwood.bench.workloads import Unit  # noqa: E402
-from sapwood.cli.bench import print_tables  # noqa: E402
-from sapwood.cli.terminal import console  # noqa: E402
+from sapwood.bench.target import measure  # noqa: E402
+from sapwood.bench.workloads import Recipe  # noqa: E402
+from sapwood.cli.terminal import console, print_tables  # noqa: E402
 
 MAX_MODEL_LEN = 8448
 START_SECONDS = 150
@@ -40,7 +40,7 @@ def main() -> int:
     args = parse()
     began = monotonic()
     try:
-        units = workloads.find_all(args.workloads)
+        recipes = workloads.find_all(args.workloads)
         engine_options(args.engine)
         earlier = report.load(args.compare) if args.compare else None
     except UserError as error:
@@ -48,7 +48,7 @@ def main() -> int:
         return 2
     if args.child:
         try:
-            return measure(args.shapes[0], [unit for unit in units if _name(unit) in args.child], args)
+            return measure_all(args.shapes[0], [recipe for recipe in recipes if recipe.name in args.child], args)
         except UserError as error:
             print(f"gpu_check: {error}", file=sys.stderr)
             return 2
@@ -58,7 +58,7 @@ def main() -> int:
         failed = subprocess.run(tests, cwd=ROOT).returncode != 0
     found = report.new_report({"engine": args.engine, "shapes": args.shapes, "scale": args.scale})
     for shape in args.shapes:
-        bench(shape, units, args, found, until=began + args.budget)
+        bench(shape, recipes, args, found, until=began + args.budget)
     out = console()
     out.print()
     print_tables(out, report.tables(found.rows))
@@ -81,7 +81,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--budget", type=float, default=480, help="begin no workload after so many seconds")
     parser.add_argument("--json", type=Path, help="also write the rows here, as `sapwood bench --json` does")
     parser.add_argument("--compare", type=Path, help="show ratios to a file that --json has written")
-    parser.add_argument("--child", nargs="*", help=argparse.SUPPRESS)  # the units that this very process measures
+    parser.add_argument("--child", nargs="*", help=argparse.SUPPRESS)  # the workloads that this very process measures
     parser.add_argument("--until", type=float, default=math.inf, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -89,12 +89,12 @@ def parse() -> argparse.Namespace:
 # -- the process that watches -----------------------------------------------------------------------------------------
 
 
-def bench(shape: str, units: list[Unit], args: argparse.Namespace, found: Report, *, until: float) -> None:
+def bench(shape: str, recipes: list[Recipe], args: argparse.Namespace, found: Report, *, until: float) -> None:
     """Measure a shape, in as many processes as it takes, into `found`."""
-    left = list(units)
+    left = list(recipes)
     while left:
         if monotonic() > until:
-            _add(found, [_lost(shape, unit, "not run: time is up") for unit in left], args)
+            _add(found, [_lost(shape, recipe, "not run: time is up") for recipe in left], args)
             return
         before = len(found.rows)
         why = run_child(shape, left, args, found, until=until)
@@ -109,7 +109,7 @@ def bench(shape: str, units: list[Unit], args: argparse.Namespace, found: Report
         left = left[num_done:]
 
 
-def run_child(shape: str, units: list[Unit], args: argparse.Namespace, found: Report, *, until: float) -> str:
+def run_child(shape: str, recipes: list[Recipe], args: argparse.Namespace, found: Report, *, until: float) -> str:
     """Take over what one process finds. Returns why it ended early, if it did without saying so itself."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.json"
@@ -118,7 +118,7 @@ def run_child(shape: str, units: list[Unit], args: argparse.Namespace, found: Re
         command += ["--max-seconds", str(args.max_seconds), "--json", str(path)]
         command += ["--until", str(time() + until - monotonic()), *(["--engine", *args.engine] if args.engine else [])]
         first, seen = len(found.rows), 0
-        with subprocess.Popen([*command, "--child", *map(_name, units)]) as child:
+        with subprocess.Popen([*command, "--child", *(recipe.name for recipe in recipes)]) as child:
             heard, why = monotonic(), ""
             while child.poll() is None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -151,25 +151,22 @@ def _add(found: Report, rows: list[Row], args: argparse.Namespace, *, quiet: boo
         report.save(found, args.json)
 
 
-def _lost(shape: str, unit: Unit | None, why: str) -> Row:
-    return Row(kind="throughput", name=_name(unit) if unit else "all", model=Path(shape).name, error=why)
-
-
-def _name(unit: Unit) -> str:
-    return f"{unit.name}:{unit.which}"
+def _lost(shape: str, recipe: Recipe | None, why: str) -> Row:
+    return Row(kind="throughput", name=recipe.name if recipe else "all", model=Path(shape).name, error=why)
 
 
 # -- the process that measures ----------------------------------------------------------------------------------------
 
 
-def measure(shape: str, units: list[Unit], args: argparse.Namespace) -> int:
+def measure_all(shape: str, recipes: list[Recipe], args: argparse.Namespace) -> int:
     """Measure until all is done, the engine fails (3), or time is up; rows go to the standard output and to --json."""
     options = {"model": shape, "load_format": "dummy", "device": args.device, "max_model_len": MAX_MODEL_LEN}
     if args.scale != 1:
-        options["max_model_len"] = max(unit.make(args.scale).longest for unit in units) + offline.SPARE_LEN
+        options["max_model_len"] = max(recipe.make(args.scale).longest for recipe in recipes) + offline.SPARE_LEN
     opened = offline.open_engine(options | engine_options(args.engine), longest=MAX_MODEL_LEN)
     found = report.new_report({f"decisions of {shape}": opened.facts.decisions})
-    settings = offline.Settings(scale=args.scale, repeat=args.repeat, max_seconds=args.max_seconds)
+    load = {} if args.scale == 1 else {"scale": args.scale}
+    target = offline.Offline(opened, args.scale, args.repeat, args.max_seconds, load)
 
     def add(row: Row) -> None:
         print(report.line(row), flush=True)
@@ -179,11 +176,11 @@ def measure(shape: str, units: list[Unit], args: argparse.Namespace) -> int:
         partial.rename(args.json)  # whoever reads it meanwhile reads all of it
 
     add(opened.row())
-    for unit in units:
+    for recipe in recipes:
         if time() > args.until:
-            add(_lost(shape, unit, "not run: time is up"))
+            add(_lost(shape, recipe, "not run: time is up"))
             continue
-        for row in offline.throughput(opened, [unit], settings):
+        for row in measure(target, [recipe]):
             add(row)
         if opened.broken:
             return 3

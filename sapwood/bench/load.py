@@ -18,8 +18,7 @@ from sapwood.bench.http import Client, Event, HttpFailed
 from sapwood.bench.report import Row
 from sapwood.bench.statistics import Figures, Stream, errors_by_kind, percentile, serving_figures
 from sapwood.bench.target import measure as measure_target
-from sapwood.bench.traffic import Traffic, arrivals
-from sapwood.bench.workloads import Prompt, Session, join
+from sapwood.bench.traffic import Prompt, Session, Traffic, arrivals, join
 
 BUSY = 0.85
 """Share of a core above which the client, not the server, may be what is measured."""

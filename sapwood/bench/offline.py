@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from statistics import fmean
@@ -17,11 +17,10 @@ from sapwood.arch.families import declare
 from sapwood.base.errors import SapwoodError, UserError
 from sapwood.base.sampling import SamplingParams
 from sapwood.base.wire import Abort, Deltas, Facts, Submit
-from sapwood.bench import workloads
 from sapwood.bench.report import Row
 from sapwood.bench.statistics import Figures, Step, decode_seconds, spread
-from sapwood.bench.target import measure
-from sapwood.bench.workloads import Turn, Unit, Workload
+from sapwood.bench.traffic import Turn
+from sapwood.bench.workloads import Recipe, Workload, decode
 from sapwood.catalogue import joined
 from sapwood.config.devices import rules_of
 from sapwood.config.flags import flag_of, from_options, replace
@@ -38,17 +37,15 @@ class WorkloadFailed(SapwoodError):
     """A request of a workload ended with an error; what the engine does afterwards is not worth measuring."""
 
 
-def shapes() -> list[str]:
-    """Names of the model shapes that come with the package: config.json alone, for random weights."""
-    folder = resources.files("sapwood.bench") / "shapes"
-    return sorted(entry.name for entry in folder.iterdir() if (entry / "config.json").is_file())
-
-
 def shape_options(model: str) -> dict[str, Any]:
-    """Options that make a model of a shape's name; none if it is no shape, or a path of that name is there."""
-    if model not in shapes() or Path(model).exists():
+    """Options that make a model of a shape's name: one that comes with the package as a config.json, for random weights.
+
+    None if it is no shape, or a path of that name is there.
+    """
+    shape = resources.files("sapwood.bench") / "shapes" / model
+    if not model or Path(model).exists() or not (shape / "config.json").is_file():
         return {}
-    return {"model": str(resources.files("sapwood.bench") / "shapes" / model), "load_format": "dummy"}
+    return {"model": str(shape), "load_format": "dummy"}
 
 
 @dataclass
@@ -86,12 +83,12 @@ def open_engine(options: Mapping[str, Any], *, longest: int) -> Opened:
     return Opened(engine, facts, name, perf_counter() - began)
 
 
-def warm_up(engine: Engine, facts: Facts, some: Sequence[Workload]) -> None:
-    """Run what compiles or allocates on first use: long and wide steps, and small versions of what is to come."""
-    if not rules_of(facts.device).compiles:
-        some = [workloads.decode(2, 16, 4)]  # nothing is compiled there
+def warm_up(engine: Engine, facts: Facts, small: Workload) -> None:
+    """Run what compiles or allocates on first use: long and wide steps, and a small version of what is to come."""
+    if rules_of(facts.device).compiles:
+        some = [decode(8, 600, 8).make(), decode(256, 40, 8).make(), small]
     else:
-        some = [workloads.decode(8, 600, 8), workloads.decode(256, 40, 8), *some]
+        some = [decode(2, 16, 4).make()]
     for workload in some:
         if workload.longest <= facts.max_model_len:
             run(engine, workload.within(facts.vocab_size))
@@ -179,39 +176,27 @@ class Run:
                     self._submit(*session)
         return len(news.ids) + sum(len(delta.tokens) for delta in news.deltas)
 
-    def throughput(self) -> Figures:
-        """Figures of a whole workload. The decode time is the median of steps in which every row only decodes."""
-        return {
+    def figures(self, batch: int | None = None) -> Figures:
+        """The decode time is the median of steps in which every row only decodes; of `batch` rows, all is told of those."""
+        decoding, steps = decode_seconds(self.steps, batch=batch), self.counters["steps"]
+        found: Figures = {
             "requests": self.num_requests,
             "prompt_tokens": self.num_prompt,
             "output_tokens": self.num_output,
-            "prompt_tok_s": self.num_prompt / self.seconds,
-            "total_tok_s": (self.num_prompt + self.num_output) / self.seconds,
-            "decode_ms": spread("decode_ms", decode_seconds(self.steps))["decode_ms_p50"],
-            "cached_tokens": self.counters["cached_tokens"],
-            **self._common(),
-        }
-
-    def latency(self, batch: int) -> Figures:
-        """Figures of steps in which all of a batch decode."""
-        decoding = decode_seconds(self.steps, batch=batch)
-        return {
-            **spread("step_ms", decoding),
-            "decode_tok_s": batch / fmean(decoding) if decoding else None,
-            "ttft_ms_max": 1e3 * max(self.first_tokens) if self.first_tokens else None,
-            **self._common(),
-        }
-
-    def _common(self) -> Figures:
-        steps = self.counters["steps"]
-        return {
             "seconds": self.seconds,
             "output_tok_s": self.num_output / self.seconds,
+            "prompt_tok_s": self.num_prompt / self.seconds,
+            "total_tok_s": (self.num_prompt + self.num_output) / self.seconds,
             "steps": steps,
             "host_us": 1e6 * self.host_seconds / steps if steps else None,
+            "cached_tokens": self.counters["cached_tokens"],
             "preemptions": self.counters["preemptions"],
             **spread("ttft_ms", self.first_tokens),
+            "ttft_ms_max": 1e3 * max(self.first_tokens) if self.first_tokens else None,
         }
+        if batch is None:
+            return found | {"decode_ms": spread("decode_ms", decoding)["decode_ms_p50"]}
+        return found | spread("step_ms", decoding) | {"decode_tok_s": batch / fmean(decoding) if decoding else None}
 
 
 def run(engine: Engine, workload: Workload, *, max_seconds: float = math.inf) -> Run:
@@ -226,84 +211,54 @@ def run(engine: Engine, workload: Workload, *, max_seconds: float = math.inf) ->
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How workloads are measured. `repeat` runs each from an empty cache; figures are medians."""
+class Offline:
+    """The target: recipes are made at `scale`, and `repeat` runs of each begin with an empty cache.
 
+    `load` is what rows say of it beside a batch's size. One workload that fails is a row with an error, and if the
+    engine failed so are all after it.
+    """
+
+    opened: Opened
     scale: float = 1.0
     repeat: int = 1
     max_seconds: float = math.inf
+    load: Mapping[str, float | int | str] = field(default_factory=dict)
 
+    def row(self, recipe: Recipe) -> Row:
+        model, name = self.opened.name, recipe.name
+        if not recipe.decodes:
+            return Row(kind="throughput", name=name, model=model, load={**self.load})
+        load = {"batch": recipe.count, **self.load}
+        return Row(kind="latency", name=name.partition(",")[0], model=model, load=load)
 
-@dataclass(frozen=True)
-class Task:
-    """A load: a workload, a small one like it that warms up, and what its row says. `batch` if steps are what is timed."""
-
-    workload: Workload
-    small: Workload
-    load: Mapping[str, float | int | str]
-    batch: int | None = None
-
-
-@dataclass(frozen=True)
-class Offline:
-    """The target. One workload that fails is a row with an error, and if the engine failed so are all after it."""
-
-    opened: Opened
-    settings: Settings
-
-    def row(self, task: Task) -> Row:
-        if task.batch is None:
-            return Row(kind="throughput", name=task.workload.name, model=self.opened.name, load={**task.load})
-        return Row(kind="latency", name="W5 decode", model=self.opened.name, load={"batch": task.batch, **task.load})
-
-    def runs(self, task: Task, row: Row) -> Iterator[Figures]:
-        opened, seconds = self.opened, self.settings.max_seconds
-        if opened.broken:
+    def runs(self, recipe: Recipe, row: Row) -> Iterator[Figures]:
+        if self.opened.broken:
             row.error = "not run: the engine had failed"
             return
         try:
-            check_fits(task.workload, opened.facts)
-            warm_up(opened.engine, opened.facts, [task.small])
-            for _ in range(self.settings.repeat):
-                opened.engine.control("flush_cache")
-                done = run(opened.engine, task.workload.within(opened.facts.vocab_size), max_seconds=seconds)
-                figures = done.throughput() if task.batch is None else done.latency(task.batch)
-                if figures.get("step_ms_p50", 0) is None and not row.notes:
-                    limit = f"see {flag_of('max_num_seqs')} and the KV cache's size"
-                    row.notes.append(f"the {task.batch} never decoded all at once: {limit}")
-                yield figures
-                if not done.complete:
-                    row.notes.append(f"cut off after {seconds:g} s")
-                    break
+            yield from self._runs(recipe, row)
         except UserError as error:
             row.error = str(error)
         except Exception as error:  # to be reported beside what the others found
             row.error = f"{type(error).__name__}: {error}"
-            opened.broken = True
+            self.opened.broken = True
 
-
-def throughput(opened: Opened, units: Sequence[Unit], settings: Settings) -> Iterator[Row]:
-    """A row per workload."""
-    load = {} if settings.scale == 1 else {"scale": settings.scale}
-    made = ((unit, unit.make(settings.scale), unit.make(WARM_UP_SCALE * settings.scale)) for unit in units)
-    tasks = (Task(full, few, load, len(full.sessions) if unit.name == "decode" else None) for unit, full, few in made)
-    return measure(Offline(opened, settings), tasks)
-
-
-def latency(opened: Opened, some: Sequence[Workload], settings: Settings) -> Iterator[Row]:
-    """A row per batch, each one turn a session with the same lengths."""
-    tasks = []
-    for workload in some:
-        (turn,), batch = workload.sessions[0], len(workload.sessions)
-        small = workloads.decode(batch, min(len(turn.tokens), 32), min(turn.output_len, 4))
-        tasks.append(Task(workload, small, {"input": len(turn.tokens), "output": turn.output_len}, batch))
-    return measure(Offline(opened, settings), tasks)
-
-
-def check_fits(workload: Workload, facts: Facts) -> None:
-    """Raises UserError if the engine takes no sequences that long."""
-    if workload.longest > facts.max_model_len:
-        raise UserError(
-            f"{workload.name} has sequences of {workload.longest} tokens, and the engine takes {facts.max_model_len}: "
-            f"raise {flag_of('max_model_len')} or {flag_of('kv_cache_memory')}, or make it smaller with --scale."
-        )
+    def _runs(self, recipe: Recipe, row: Row) -> Iterator[Figures]:
+        engine, facts, workload = self.opened.engine, self.opened.facts, recipe.make(self.scale)
+        if workload.longest > facts.max_model_len:
+            raise UserError(
+                f"{recipe.name} has sequences of {workload.longest} tokens, and the engine takes {facts.max_model_len}: "
+                f"raise {flag_of('max_model_len')} or {flag_of('kv_cache_memory')}, or make it smaller with --scale."
+            )
+        warm_up(engine, facts, recipe.make(WARM_UP_SCALE * self.scale))
+        for _ in range(self.repeat):
+            engine.control("flush_cache")
+            done = run(engine, workload.within(facts.vocab_size), max_seconds=self.max_seconds)
+            figures = done.figures(recipe.count if recipe.decodes else None)
+            if figures.get("step_ms_p50", 0) is None and not row.notes:
+                limit = f"see {flag_of('max_num_seqs')} and the KV cache's size"
+                row.notes.append(f"the {recipe.count} never decoded all at once: {limit}")
+            yield figures
+            if not done.complete:
+                row.notes.append(f"cut off after {self.max_seconds:g} s")
+                break

@@ -25,60 +25,61 @@ SAME = 0.02
 
 
 class Figure(NamedTuple):
-    """How a figure is shown, and which way is better; None where neither is."""
+    """How a figure is shown, which way is better (None where neither is), and of which benchmarks it is a column."""
 
     title: str
-    better: Literal["higher", "lower"] | None
+    better: Literal["higher", "lower"] | None = None
     digits: int = 0
+    shown: Sequence[str] = ()
 
 
-_LATENCIES = {
-    "step_ms": ("step ms", 2), "ttft_ms": ("TTFT ms", 1), "itl_ms": ("ITL ms", 2), "tpot_ms": ("TPOT ms", 2),
-    "e2e_ms": ("E2E ms", 0), "plan_us": ("plan us", 1), "commit_us": ("commit us", 1), "step_us": ("step us", 1),
-}  # fmt: skip
+def _spread(name: str, title: str, digits: int, **shown: str) -> dict[str, Figure]:
+    """Mean and percentiles; `shown` says which of them a benchmark has as columns."""
+    kinds = {key: [kind for kind, keys in shown.items() if key in keys.split()] for key in SPREAD}
+    return {f"{name}_{key}": Figure(f"{title} {key}", "lower", digits, kinds[key]) for key in SPREAD}
 
+
+_OFFLINE = ("throughput", "latency")
 FIGURES: Mapping[str, Figure] = MappingProxyType(
     {
         "ready_s": Figure("ready s", "lower", 1),
-        "seconds": Figure("seconds", None, 2),
-        "requests": Figure("requests", None),
-        "failed": Figure("failed", "lower"),
-        "request_s": Figure("requests/s", "higher", 2),
-        "output_tok_s": Figure("output tok/s", "higher"),
-        "prompt_tok_s": Figure("prompt tok/s", "higher"),
-        "total_tok_s": Figure("total tok/s", "higher"),
-        "decode_tok_s": Figure("decode tok/s", "higher"),
-        "decode_ms": Figure("decode ms", "lower", 2),
-        "steps": Figure("steps", None),
-        "host_us": Figure("host us/step", "lower"),
-        "prompt_tokens": Figure("prompt tokens", None),
-        "output_tokens": Figure("output tokens", None),
-        "cached_tokens": Figure("cached tokens", "higher"),
-        "preemptions": Figure("preempted", "lower"),
-        "mean_concurrency": Figure("mean streams", None, 1),
-        "peak_concurrency": Figure("peak streams", None),
-        "goodput_s": Figure("goodput/s", "higher", 2),
-        "slo_share": Figure("within SLO", "higher", 3),
-        "client_cpu": Figure("client CPU", "lower", 2),
+        "requests": Figure("requests", shown=["serve"]),
+        "failed": Figure("failed", "lower", shown=["serve"]),
+        "request_s": Figure("requests/s", "higher", 2, ["serve"]),
+        **_spread("plan_us", "plan us", 1, host="p50 p99"),
+        **_spread("commit_us", "commit us", 1, host="p50 p99"),
+        **_spread("step_us", "step us", 1, host="p50 p99"),
+        **_spread("step_ms", "step ms", 2, latency="p50 p90 p99"),
+        "decode_tok_s": Figure("decode tok/s", "higher", shown=["latency"]),
+        "output_tok_s": Figure("output tok/s", "higher", shown=[*_OFFLINE, "serve"]),
+        "prompt_tok_s": Figure("prompt tok/s", "higher", shown=["throughput"]),
+        "total_tok_s": Figure("total tok/s", "higher", shown=["throughput"]),
+        "decode_ms": Figure("decode ms", "lower", 2, ["throughput"]),
+        **_spread("ttft_ms", "TTFT ms", 1, serve="p50 p99", latency="p50"),
+        "ttft_ms_max": Figure("TTFT ms max", "lower", 1, ["latency"]),
+        **_spread("itl_ms", "ITL ms", 2, serve="p50 p99"),
+        **_spread("tpot_ms", "TPOT ms", 2, serve="p50 p99"),
+        **_spread("e2e_ms", "E2E ms", 0, serve="p50"),
+        "steps": Figure("steps", shown=["throughput"]),
+        "host_us": Figure("host us/step", "lower", shown=_OFFLINE),
+        "prompt_tokens": Figure("prompt tokens"),
+        "output_tokens": Figure("output tokens"),
+        "cached_tokens": Figure("cached tokens", "higher", shown=["throughput"]),
+        "preemptions": Figure("preempted", "lower", shown=["throughput"]),
+        "mean_concurrency": Figure("mean streams", digits=1),
+        "peak_concurrency": Figure("peak streams"),
+        "goodput_s": Figure("goodput/s", "higher", 2, ["serve"]),
+        "slo_share": Figure("within SLO", "higher", 3, ["serve"]),
+        "client_cpu": Figure("client CPU", "lower", 2, ["serve"]),
         "late_ms_p99": Figure("sent late ms p99", "lower", 1),
-        "ttft_ms_max": Figure("TTFT ms max", "lower", 1),
-        **{
-            f"{name}_{key}": Figure(f"{title} {key}", "lower", digits)
-            for name, (title, digits) in _LATENCIES.items()
-            for key in SPREAD
-        },
+        "seconds": Figure("seconds", None, 2, ["throughput"]),
     }
 )
+"""In the order of a table's columns. A row may have others too, such as the parts of a start."""
 
-_COLUMNS = {
-    "throughput": "output_tok_s prompt_tok_s total_tok_s decode_ms steps host_us cached_tokens preemptions seconds",
-    "latency": "step_ms_p50 step_ms_p90 step_ms_p99 decode_tok_s output_tok_s ttft_ms_p50 ttft_ms_max host_us",
-    "serve": """requests failed request_s output_tok_s ttft_ms_p50 ttft_ms_p99 itl_ms_p50 itl_ms_p99 tpot_ms_p50
-        tpot_ms_p99 e2e_ms_p50 goodput_s slo_share client_cpu""",
-    "host": "plan_us_p50 plan_us_p99 commit_us_p50 commit_us_p99 step_us_p50 step_us_p99",
-}
-COLUMNS: Mapping[str, Sequence[str]] = MappingProxyType({kind: names.split() for kind, names in _COLUMNS.items()})
-"""What the table of each benchmark shows, where a row has it; the JSON has everything."""
+
+def figure(name: str) -> Figure:
+    return FIGURES.get(name) or Figure(name, digits=2)
 
 
 class Row(msgspec.Struct, kw_only=True):
@@ -134,11 +135,9 @@ def machine() -> dict[str, Any]:
         "processor": platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
     }
-    with suppress(OSError):
-        names = [
-            line for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines() if line.startswith("model name")
-        ]
-        found["processor"] = names[0].partition(":")[2].strip() if names else found["processor"]
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+        found["processor"] = next(line for line in lines if line.startswith("model name")).partition(":")[2].strip()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         found |= {"gpu": torch.cuda.get_device_name(), "gpus": torch.cuda.device_count()}
@@ -151,9 +150,7 @@ def versions() -> dict[str, str]:
         with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     torch = sys.modules.get("torch")
-    if torch is not None and torch.version.cuda:
-        found["cuda"] = torch.version.cuda
-    return found
+    return found | ({"cuda": torch.version.cuda} if torch is not None and torch.version.cuda else {})
 
 
 def save(report: Report, path: Path) -> None:
@@ -191,7 +188,7 @@ class Change(NamedTuple):
 
     @property
     def verdict(self) -> Literal["better", "worse", "same", ""]:
-        better = FIGURES[self.figure].better if self.figure in FIGURES else None
+        better = figure(self.figure).better
         if better is None:
             return ""
         if self.new == self.old or (self.ratio is not None and abs(self.ratio - 1) <= SAME):
@@ -223,18 +220,25 @@ def tables(rows: Sequence[Row]) -> list[Table]:
     found = []
     for kind in dict.fromkeys(row.kind for row in rows):
         some = [row for row in rows if row.kind == kind]
-        shown = list(dict.fromkeys(name for name in _columns(kind, some) for row in some if _has(row, name)))
-        lines = [[row.title, *(shown_as(name, row.figures.get(name)) for name in shown)] for row in some]
-        found.append(Table([kind, *map(title_of, shown)], lines))
+        names = columns(kind, *some)
+        lines = [[row.title, *(shown_as(name, row.figures.get(name)) for name in names)] for row in some]
+        found.append(Table([kind, *(figure(name).title for name in names)], lines))
     return found
 
 
+def columns(kind: str, *rows: Row) -> list[str]:
+    """The figures that a table of this benchmark shows, or all where it says nothing, which any of the rows has."""
+    had = dict.fromkeys(name for row in rows for name, value in row.figures.items() if value is not None)
+    return [name for name, known in FIGURES.items() if kind in known.shown and name in had] or list(had)
+
+
 def spreads(row: Row) -> Table:
-    """All latencies of one row: mean and percentiles, a line per measure."""
+    """All latencies of a server's row: mean and percentiles, a line per measure."""
+    measures = {name: [f"{name}_{key}" for key in SPREAD] for name in ("ttft_ms", "itl_ms", "tpot_ms", "e2e_ms")}
     lines = [
-        [_LATENCIES[name][0], *(shown_as(f"{name}_{key}", row.figures.get(f"{name}_{key}")) for key in SPREAD)]
-        for name in ("ttft_ms", "itl_ms", "tpot_ms", "e2e_ms")
-        if _has(row, f"{name}_p50")
+        [figure(names[0]).title.removesuffix(" mean"), *(shown_as(name, row.figures[name]) for name in names)]
+        for names in measures.values()
+        if row.figures.get(names[0]) is not None
     ]
     return Table(["latency", *SPREAD], lines)
 
@@ -244,7 +248,7 @@ def change_table(changes: Iterable[Change]) -> Table:
     for change in changes:
         values = [shown_as(change.figure, value) for value in (change.old, change.new)]
         ratio = f"{change.ratio:.3f}" if change.ratio is not None else "-"
-        lines.append([change.row, title_of(change.figure), *values, ratio, change.verdict])
+        lines.append([change.row, figure(change.figure).title, *values, ratio, change.verdict])
     return Table(["compared", "figure", "before", "now", "ratio", ""], lines)
 
 
@@ -252,23 +256,10 @@ def line(row: Row) -> str:
     """A row on one line, for watching a long run."""
     if row.error is not None:
         return f"{row.title}: FAILED: {row.error}"
-    shown = [name for name in _columns(row.kind, [row]) if _has(row, name)] or list(row.figures)
-    figures = [f"{title_of(name)} {shown_as(name, row.figures[name])}" for name in shown]
-    return f"{row.title}: {'; '.join([*figures, *row.notes])}"
-
-
-def title_of(name: str) -> str:
-    return FIGURES[name].title if name in FIGURES else name
+    shown = [f"{figure(name).title} {shown_as(name, row.figures[name])}" for name in columns(row.kind, row)]
+    return f"{row.title}: {'; '.join([*shown, *row.notes])}"
 
 
 def shown_as(name: str, value: float | None) -> str:
     """A figure with the digits that it deserves; '-' where there is none."""
-    return "-" if value is None else f"{value:,.{FIGURES[name].digits if name in FIGURES else 2}f}"
-
-
-def _columns(kind: str, rows: Iterable[Row]) -> Sequence[str]:
-    return COLUMNS.get(kind) or [name for row in rows for name in row.figures]
-
-
-def _has(row: Row, name: str) -> bool:
-    return row.figures.get(name) is not None
+    return "-" if value is None else f"{value:,.{figure(name).digits}f}"

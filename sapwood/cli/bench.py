@@ -6,7 +6,8 @@ import argparse
 import contextlib
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,7 +18,8 @@ from sapwood.config.flags import add_flags, from_options, given
 
 if TYPE_CHECKING:
     from sapwood.bench.load import Load
-    from sapwood.bench.report import Report, Row, Table
+    from sapwood.bench.report import Report, Row
+    from sapwood.bench.workloads import Recipe
 
 HELP = "measure throughput, latency, a server under load, or the host alone"
 
@@ -53,7 +55,8 @@ def run(args: argparse.Namespace) -> int:
         console(stderr=True).print(reports.line(row), style=style, markup=False)
         if args.json is not None:
             reports.save(report, args.json)
-    return _show(args, report, earlier)
+    _show(args, report, earlier)
+    return int(any(row.error is not None or row.errors for row in report.rows))
 
 
 def _add(
@@ -77,14 +80,12 @@ def _add_throughput(parser: argparse.ArgumentParser) -> None:
 
 
 def _throughput(args: argparse.Namespace, report: Report) -> Iterator[Row]:
-    from sapwood.bench import offline, workloads
+    from sapwood.bench.workloads import find_all
 
-    units = workloads.find_all(args.workloads)
-    settings = offline.Settings(scale=args.scale, repeat=args.repeat, max_seconds=args.max_seconds)
-    longest = max(unit.make(args.scale).longest for unit in units)
-    with _engine(args, report, longest) as opened:
-        yield opened.row()
-        yield from offline.throughput(opened, units, settings)
+    recipes = find_all(args.workloads)
+    longest = max(recipe.make(args.scale).longest for recipe in recipes)
+    load = {} if args.scale == 1 else {"scale": args.scale}
+    return _offline(args, report, longest, recipes, scale=args.scale, load=load)
 
 
 def _add_latency(parser: argparse.ArgumentParser) -> None:
@@ -96,20 +97,20 @@ def _add_latency(parser: argparse.ArgumentParser) -> None:
 
 
 def _latency(args: argparse.Namespace, report: Report) -> Iterator[Row]:
-    from sapwood.bench import offline, workloads
+    from sapwood.bench.workloads import decode
 
-    some = [workloads.decode(batch, args.input_len, args.output_len) for batch in args.batch]
-    settings = offline.Settings(repeat=args.repeat, max_seconds=args.max_seconds)
-    with _engine(args, report, args.input_len + args.output_len) as opened:
-        yield opened.row()
-        yield from offline.latency(opened, some, settings)
+    recipes = [decode(batch, args.input_len, args.output_len) for batch in args.batch]
+    load = {"input": args.input_len, "output": args.output_len}
+    return _offline(args, report, args.input_len + args.output_len, recipes, load=load)
 
 
-@contextlib.contextmanager
-def _engine(args: argparse.Namespace, report: Report, longest: int) -> Iterator[Any]:
-    """An engine made as the command line says; its facts are noted in the report."""
+def _offline(
+    args: argparse.Namespace, report: Report, longest: int, recipes: Sequence[Recipe], **how: Any
+) -> Iterator[Row]:
+    """Measure an engine made as the command line says; its facts are noted in the report."""
     from sapwood.bench import offline
     from sapwood.bench.report import machine, versions
+    from sapwood.bench.target import measure
     from sapwood.cli.terminal import bring
 
     asked = given(args)
@@ -120,7 +121,8 @@ def _engine(args: argparse.Namespace, report: Report, longest: int) -> Iterator[
     report.config |= {"engine": asked, "decisions": opened.facts.decisions}
     report.machine, report.versions = machine(), versions()  # torch is there now, and knows the GPU
     try:
-        yield opened
+        yield opened.row()
+        yield from measure(offline.Offline(opened, repeat=args.repeat, max_seconds=args.max_seconds, **how), recipes)
     finally:
         opened.engine.executor.shutdown()
 
@@ -192,24 +194,21 @@ def _loads(args: argparse.Namespace) -> list[Load]:
     """What the options of a load say: one, or those of a sweep."""
     from sapwood.bench.load import Load
 
-    if sum(way is not None for way in (args.rate, args.concurrency, args.sweep)) > 1:
+    ways = {"--rate": args.rate, "--concurrency": args.concurrency, "--sweep": args.sweep}
+    asked = {flag: str(way) for flag, way in ways.items() if way is not None} or {"--concurrency": "32"}
+    if len(asked) > 1:
         raise UserError("give one of --rate (an open loop), --concurrency (a closed one) and --sweep (of --loop).")
-    if args.sweep is None and args.loop is not None:
+    ((flag, text),) = asked.items()
+    if flag != "--sweep" and args.loop is not None:
         raise UserError("--loop says what --sweep counts; without it give --rate or --concurrency.")
-    loop: Literal["open", "closed"] = args.loop or ("closed" if args.rate is None else "open")
-    if args.sweep is not None:
-        levels = [options.level(part, "--sweep") for part in args.sweep.split(",")]
-    else:
-        levels = [
-            options.level(args.rate, "--rate", endless=True) if args.rate is not None else float(args.concurrency or 32)
-        ]
+    loop: Literal["open", "closed"] = args.loop or ("open" if flag == "--rate" else "closed")
+    parts = text.split(",") if flag == "--sweep" else [text]
+    levels = [options.level(part, flag, endless=flag == "--rate") for part in parts]
     if loop == "closed" and any(level != int(level) for level in levels):
         raise UserError("--sweep of a closed loop takes whole numbers.")
     numbers = [args.num_requests or (1000 if math.isinf(level) else max(64, round(8 * level))) for level in levels]
-    return [
-        Load(loop, level, number, args.burstiness, args.max_seconds, args.seed)
-        for level, number in zip(levels, numbers, strict=True)
-    ]
+    load = partial(Load, loop, burstiness=args.burstiness, max_seconds=args.max_seconds, seed=args.seed)
+    return list(map(load, levels, numbers))
 
 
 # -- the host -----------------------------------------------------------------------------------------------------------
@@ -258,26 +257,25 @@ def _check_output(args: argparse.Namespace) -> Report | None:
     return report.load(args.compare) if args.compare is not None else None
 
 
-def _show(args: argparse.Namespace, report: Report, earlier: Report | None) -> int:
-    """Print what was found; the exit code."""
+def _show(args: argparse.Namespace, report: Report, earlier: Report | None) -> None:
     from sapwood.bench import plot
     from sapwood.bench import report as reports
-    from sapwood.cli.terminal import console
+    from sapwood.cli.terminal import console, print_tables
 
-    out = console()
-    shown = reports.tables(report.rows)
+    out, shown = console(), reports.tables(report.rows)
     served = [row for row in report.rows if row.kind == "serve"]
     if len(served) == 1:
         shown.append(reports.spreads(served[0]))
-    if earlier is not None:
-        shown.append(reports.change_table(reports.compare(earlier, report)))
+    changes = reports.compare(earlier, report) if earlier is not None else []
+    if changes:
+        shown.append(reports.change_table(changes))
     print_tables(out, shown)
     for row in report.rows:
         for note in row.notes:
             out.print(f"{row.title}: {note}", markup=False)
     if args.plot is not None:
         plot.draw(report.rows, args.plot)
-    if earlier is not None and not shown[-1].rows:
+    if earlier is not None and not changes:
         raise UserError(f"--compare {args.compare} has no measurement of the same name, model and load.")
     for row in report.rows:
         kinds = ", ".join(f"{number} {kind}" for kind, number in row.errors.items())
@@ -285,21 +283,3 @@ def _show(args: argparse.Namespace, report: Report, earlier: Report | None) -> i
             print(f"sapwood: {row.title} failed: {row.error}", file=sys.stderr)
         elif kinds:
             print(f"sapwood: {row.title}: {sum(row.errors.values())} requests failed ({kinds}).", file=sys.stderr)
-    return int(any(row.error is not None or row.errors for row in report.rows))
-
-
-def print_tables(out: Any, tables: Iterable[Table]) -> None:
-    """Tables with numbers to the right, an empty line between them."""
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-    for index, (header, rows) in enumerate(tables):
-        if index:
-            out.print()
-        table = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-        for column, title in enumerate(header):
-            left = column == 0 or title in ("", "figure")
-            table.add_column(title, justify="left" if left else "right", overflow="fold")
-        for cells in rows:
-            table.add_row(*map(Text, cells))
-        out.print(table)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,25 +25,47 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def print_rows(out: Console, rows: Sequence[Sequence[str]], *, header: Sequence[str] = ()) -> None:
-    """Columns under each other; the last one is dimmed and folds."""
+    """Columns under each other, those of numbers to the right; a last one that is none is dimmed and folds."""
     from rich.table import Table
     from rich.text import Text
 
+    lines = [*([header] if header else []), *rows]
+    columns = list(zip(*lines, strict=True))
+    numbers = [all(map(_is_number, column[bool(header) :])) for column in columns]
     if not out.is_terminal:
-        lines = [*([header] if header else []), *rows]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        places = [
+            (str.rjust if number else str.ljust, max(map(len, column)))
+            for number, column in zip(numbers, columns, strict=True)
+        ]
         for line in lines:
-            out.print(Text("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()))
+            cells = (place(cell, width) for cell, (place, width) in zip(line, places, strict=True))
+            out.print(Text("  ".join(cells).rstrip()))
         return
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=bool(header), header_style="bold")
-    num_columns = max(map(len, rows), default=len(header))
-    for column in range(num_columns):
-        last = column == num_columns - 1
-        title = header[column] if header else ""
-        table.add_column(title, style="dim" if last else None, overflow="fold", no_wrap=not last)
+    for column, number in enumerate(numbers):
+        title, last = header[column] if header else "", column == len(columns) - 1 and not number
+        table.add_column(
+            title,
+            justify="right" if number else "left",
+            style="dim" if last else None,
+            overflow="fold",
+            no_wrap=not last,
+        )
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     out.print(table)
+
+
+def print_tables(out: Console, tables: Iterable[tuple[Sequence[str], Sequence[Sequence[str]]]]) -> None:
+    """Header and rows of each, an empty line between them."""
+    for index, (header, rows) in enumerate(tables):
+        if index:
+            out.print()
+        print_rows(out, rows, header=header)
+
+
+def _is_number(cell: str) -> bool:
+    return cell == "-" or cell.replace(",", "").replace(".", "", 1).isdigit()
 
 
 def print_decisions(out: Console, decisions: Sequence[str]) -> None:

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-from sapwood.base.errors import UserError
 from sapwood.base.plan import Outcome, Plan
 from sapwood.base.slots import Slots
 from sapwood.base.wire import Delta, Submit
-from sapwood.bench import offline, workloads
-from sapwood.bench.offline import Opened, Settings, WorkloadFailed
-from sapwood.bench.workloads import Turn, Unit, Workload
+from sapwood.bench import offline
+from sapwood.bench.offline import Offline, Opened, WorkloadFailed
+from sapwood.bench.target import measure
+from sapwood.bench.traffic import Turn
+from sapwood.bench.workloads import NAMED, Workload, decode
 from sapwood.cache import KVCache, KVStake
 from sapwood.engine.intake import Intake
 from sapwood.engine.loop import Engine
@@ -69,7 +70,7 @@ def opened(made: Engine, max_model_len: int = LONGEST) -> Opened:
 @pytest.mark.parametrize("depth", [0, 1, 2])
 def test_everything_is_counted(depth: int) -> None:
     made = engine(depth=depth)
-    workload = workloads.decode(5, 30, 12)
+    workload = decode(5, 30, 12).make()
     done = offline.run(made, workload)
     assert made.prompts == [session[0].tokens for session in workload.sessions]
     assert (done.num_requests, done.num_prompt, done.num_output, done.complete) == (5, 150, 60, True)
@@ -80,7 +81,7 @@ def test_everything_is_counted(depth: int) -> None:
     # 150 prompt tokens take three steps of 64; in the last ones only decoding is left.
     assert [step.num_fed == 0 for step in done.steps] == sorted(step.num_fed == 0 for step in done.steps)
     assert 0 < sum(step.seconds for step in done.steps) <= done.seconds
-    figures = done.throughput()
+    figures = done.figures()
     assert figures["output_tok_s"] == pytest.approx(60 / done.seconds)
     assert figures["total_tok_s"] == pytest.approx(210 / done.seconds)
     assert figures["cached_tokens"] == figures["preemptions"] == 0
@@ -97,21 +98,21 @@ def test_a_turn_s_prompt_is_the_whole_history() -> None:
 
 
 def test_an_agent_finds_its_history_in_the_cache() -> None:
-    done = offline.run(engine(), workloads.agent(0.0005))
+    done = offline.run(engine(), NAMED["agent"][0].make(0.0005))
     assert done.counters["cached_tokens"] > done.num_prompt / 2
 
 
 def test_the_latency_is_that_of_steps_with_the_whole_batch() -> None:
-    done = offline.run(engine(max_num_seqs=4), workloads.decode(4, 8, 10))
-    assert done.latency(4)["step_ms_p50"] is not None
-    assert done.latency(4)["ttft_ms_max"] == pytest.approx(1e3 * max(done.first_tokens))
-    assert done.latency(5)["step_ms_p50"] is None
-    assert done.latency(5)["decode_tok_s"] is None
+    done = offline.run(engine(max_num_seqs=4), decode(4, 8, 10).make())
+    assert done.figures(4)["step_ms_p50"] is not None
+    assert done.figures(4)["ttft_ms_max"] == pytest.approx(1e3 * max(done.first_tokens))
+    assert done.figures(5)["step_ms_p50"] is None
+    assert done.figures(5)["decode_tok_s"] is None
 
 
 def test_a_workload_can_be_cut_off() -> None:
     made = engine()
-    done = offline.run(made, workloads.decode(8, 100, 300), max_seconds=0)
+    done = offline.run(made, decode(8, 100, 300).make(), max_seconds=0)
     assert not done.complete
     assert done.num_output < 2400
     assert made.idle
@@ -124,9 +125,8 @@ def test_a_request_that_is_refused_fails_the_workload() -> None:
 
 
 def test_rows_of_workloads() -> None:
-    rows = list(
-        offline.throughput(opened(engine()), [Unit("uniform"), Unit("decode")], Settings(scale=0.003, repeat=3))
-    )
+    target = Offline(opened(engine()), scale=0.003, repeat=3, load={"scale": 0.003})
+    rows = list(measure(target, [*NAMED["uniform"], decode(1)]))
     assert [(row.kind, row.name, row.load) for row in rows] == [
         ("throughput", "W1 uniform", {"scale": 0.003}),
         ("latency", "W5 decode", {"batch": 1, "scale": 0.003}),
@@ -141,24 +141,23 @@ def test_rows_of_workloads() -> None:
 
 
 def test_a_batch_that_never_runs_at_once_is_noted() -> None:
-    (row,) = offline.latency(opened(engine(max_num_seqs=4)), [workloads.decode(8, 8, 8)], Settings())
+    (row,) = measure(Offline(opened(engine(max_num_seqs=4))), [decode(8, 8, 8)])
     assert row.figures["step_ms_p50"] is None
     assert "--max-num-seqs" in row.notes[0]
 
 
 def test_what_does_not_fit_is_said_and_the_rest_goes_on() -> None:
-    units = [Unit("prefill"), Unit("decode")]
-    long, good = offline.throughput(opened(engine(), max_model_len=60), units, Settings(scale=0.0005))
+    target = Offline(opened(engine(), max_model_len=60), scale=0.0005)
+    long, good = measure(target, [*NAMED["prefill"], decode(1)])
     assert long.error is not None
     assert "--max-model-len" in long.error
+    assert "--scale" in long.error
     assert good.error is None
-    with pytest.raises(UserError, match="--scale"):
-        offline.check_fits(workloads.prefill(), opened(engine()).facts)
 
 
 def test_a_failure_inside_ends_the_measurements() -> None:
     broken = opened(engine(Failing(20)))
-    first, second = offline.throughput(broken, [Unit("uniform"), Unit("general")], Settings(scale=0.01))
+    first, second = measure(Offline(broken, scale=0.01), [*NAMED["uniform"], *NAMED["general"]])
     assert broken.broken
     assert first.error is not None
     assert "the device is gone" in first.error
@@ -166,10 +165,11 @@ def test_a_failure_inside_ends_the_measurements() -> None:
 
 
 def test_shapes() -> None:
-    assert offline.shapes() == ["llama-8b", "llama-8b-v49k", "qwen3-0.6b"]
-    options = offline.shape_options("qwen3-0.6b")
-    assert (Path(options["model"]) / "config.json").is_file()
-    assert options["load_format"] == "dummy"
+    for name in ("llama-8b", "llama-8b-v49k", "qwen3-0.6b"):
+        options = offline.shape_options(name)
+        assert (Path(options["model"]) / "config.json").is_file()
+        assert options["load_format"] == "dummy"
+    assert offline.shape_options("") == {}
     assert offline.shape_options("smollm2-135m") == {}
 
 
@@ -183,10 +183,11 @@ def test_a_real_engine(tiny_model: Path) -> None:
     ready = offline.open_engine({"model": str(tiny_model), "device": "cpu", "threads": 1}, longest=100)
     assert ready.facts.max_model_len == 100 + offline.SPARE_LEN
     assert (ready.name, ready.row().figures["ready_s"]) == (tiny_model.name, ready.seconds)
-    rows = list(offline.throughput(ready, [Unit("agent"), Unit("decode")], Settings(scale=0.0005)))
+    rows = list(measure(Offline(ready, scale=0.0005), [*NAMED["agent"], decode(1)]))
     ready.engine.executor.shutdown()
     assert [row.error for row in rows] == [None, None]
-    assert rows[0].figures["output_tokens"] == workloads.agent(0.0005).num_output
+    served = NAMED["agent"][0].make(0.0005).sessions
+    assert rows[0].figures["output_tokens"] == sum(turn.output_len for turns in served for turn in turns)
     assert (rows[0].figures["cached_tokens"] or 0) > 0
 
 

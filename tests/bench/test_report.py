@@ -8,7 +8,7 @@ import pytest
 
 from sapwood.base.errors import UserError
 from sapwood.bench import report
-from sapwood.bench.report import COLUMNS, FIGURES, Report, Row
+from sapwood.bench.report import Report, Row
 
 
 def row(name: str = "W1", batch: int = 1, **figures: float | None) -> Row:
@@ -80,5 +80,9 @@ def test_lines() -> None:
     assert not Report(rows=[row(failed=0.0)]).failed
 
 
-def test_every_column_is_a_known_figure() -> None:
-    assert {name for columns in COLUMNS.values() for name in columns} <= set(FIGURES)
+def test_a_table_has_columns_in_one_order() -> None:
+    one = Row(
+        kind="serve", name="x", figures={"ttft_ms_p99": 1.0, "ttft_ms_p90": 1.0, "failed": 0.0, "client_cpu": None}
+    )
+    assert report.columns("serve", one) == ["failed", "ttft_ms_p99"]
+    assert report.columns("start", one) == ["ttft_ms_p99", "ttft_ms_p90", "failed"]

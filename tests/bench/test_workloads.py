@@ -10,7 +10,7 @@ import pytest
 
 from sapwood.base.errors import UserError
 from sapwood.bench import workloads
-from sapwood.bench.workloads import NAMED, NUMBERS, Unit, Workload
+from sapwood.bench.workloads import NAMED, Recipe, Workload
 
 
 def digest(value: Any) -> str:
@@ -24,32 +24,32 @@ def plain(workload: Workload) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    ("workload", "known"),
+    ("recipe", "known"),
     [
-        (workloads.uniform(), "118c9a46578e6ea0854cd3a969b4dabb"),
-        (workloads.general(), "dcb22b54b3e0b688f4c65423db111c66"),
-        (workloads.shared_prefix(), "a313aefb6c2400ef95b84c9c8e7e39d7"),
-        (workloads.decode(32, 128, 256), "d525098746cfa0b7ae7cfbbffc25f1a5"),
-        (workloads.prefill(), "30dda4a1ba65722334b19114c7deb127"),
+        (NAMED["uniform"][0], "118c9a46578e6ea0854cd3a969b4dabb"),
+        (NAMED["general"][0], "dcb22b54b3e0b688f4c65423db111c66"),
+        (NAMED["shared"][0], "a313aefb6c2400ef95b84c9c8e7e39d7"),
+        (NAMED["decode"][1], "d525098746cfa0b7ae7cfbbffc25f1a5"),
+        (NAMED["prefill"][0], "30dda4a1ba65722334b19114c7deb127"),
         (workloads.structured(64), "aae36f6d176921df19acd38b82e5b5da"),
     ],
-    ids=lambda value: value.name if isinstance(value, Workload) else "",
+    ids=lambda value: value.name if isinstance(value, Recipe) else "",
 )
-def test_ids_are_the_published_ones(workload: Workload, known: str) -> None:
-    assert digest(plain(workload)) == known
+def test_ids_are_the_published_ones(recipe: Recipe, known: str) -> None:
+    assert digest(plain(recipe.make())) == known
 
 
 def test_ids_of_the_agent_are_the_published_ones() -> None:
-    agent = workloads.agent()
+    agent = NAMED["agent"][0].make()
     assert digest([[[turn.tokens for turn in session] for session in agent.sessions], 128]) == (
         "ca15ac31a044dc97eb150d2eded7538a"
     )
     assert {turn.output_len for session in agent.sessions for turn in session} == {128}
-    assert (agent.num_requests, agent.temperature, agent.longest) == (512, 0.0, 2048 + 8 * 256)
+    assert (sum(map(len, agent.sessions)), agent.temperature, agent.longest) == (512, 0.0, 2048 + 8 * 256)
 
 
 def test_decode_runs_longer_for_one_request() -> None:
-    one, many, most = workloads.decodes()
+    one, many, most = (recipe.make() for recipe in NAMED["decode"])
     assert [len(w.sessions) for w in (one, many, most)] == [1, 32, 256]
     assert [w.sessions[0][0].output_len for w in (one, many, most)] == [512, 256, 256]
 
@@ -59,7 +59,7 @@ def test_a_smaller_workload_has_about_that_share_of_the_tokens(name: str) -> Non
     def num_tokens(workload: Workload) -> int:
         return sum(len(turn.tokens) + turn.output_len for session in workload.sessions for turn in session)
 
-    for whole, small in zip(NAMED[name](1.0), NAMED[name](0.05), strict=True):
+    for whole, small in ((recipe.make(), recipe.make(0.05)) for recipe in NAMED[name]):
         share = num_tokens(small) / num_tokens(whole)
         bound = 0.3 if name == "structured" else 0.08  # batches of W8 keep their size
         assert 0.02 < share < bound
@@ -68,7 +68,7 @@ def test_a_smaller_workload_has_about_that_share_of_the_tokens(name: str) -> Non
 
 
 def test_a_small_shared_prefix_is_shared() -> None:
-    prompts = [session[0].tokens for session in workloads.shared_prefix(0.01).sessions]
+    prompts = [session[0].tokens for session in NAMED["shared"][0].make(0.01).sessions]
     length = round(2048 * 0.1)
     stems = {tuple(prompt[:length]) for prompt in prompts}
     assert 1 < len(stems) < len(prompts)
@@ -76,7 +76,7 @@ def test_a_small_shared_prefix_is_shared() -> None:
 
 
 def test_ids_fold_into_a_small_vocabulary() -> None:
-    workload = workloads.agent(0.01)
+    workload = NAMED["agent"][0].make(0.01)
     assert workload.within(10_000) is workload
     folded = workload.within(199)
     pairs = zip(workload.sessions[0][0].tokens, folded.sessions[0][0].tokens, strict=True)
@@ -84,9 +84,11 @@ def test_ids_fold_into_a_small_vocabulary() -> None:
 
 
 def test_names_and_numbers() -> None:
-    assert set(NUMBERS.values()) == set(NAMED)
-    assert workloads.find_all(["w1", "uniform", "W6"]) == [Unit("uniform"), Unit("prefill")]
-    assert workloads.find_all(["decode"]) == [Unit("decode", 0), Unit("decode", 1), Unit("decode", 2)]
-    assert Unit("decode", 1).make().name == "W5 decode, batch 32"
+    assert workloads.find_all(["w1", "uniform", "W6"]) == [*NAMED["uniform"], *NAMED["prefill"]]
+    assert workloads.find_all(["decode"]) == NAMED["decode"]
+    assert [recipe.name for recipe in workloads.find_all(["w2", "w3", "w4", "w5"])] == [
+        "W2 general", "W3 shared prefix", "W4 agent", *(f"W5 decode, batch {batch}" for batch in (1, 32, 256)),
+    ]  # fmt: skip
+    assert len(workloads.find_all(["w8"])) == 8
     with pytest.raises(UserError, match=r"--workloads.*'w7'.*w4 \(agent\)"):
         workloads.find_all(["w1", "w7"])
