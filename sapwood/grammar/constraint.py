@@ -76,7 +76,7 @@ class Constraint:
         self.strikes = 0
         self.matcher: llguidance.LLMatcher | None = None if compiled.trigger else compiled.matcher.deep_copy()
         self._state = 0
-        self._trail: list[tuple[int, int]] = []  # per token: the trigger's state before, tokens of the matcher
+        self._trail: list[tuple[int, list[int]]] = []  # per token: the trigger's state before, tokens of the matcher
         self._min_len = min_len
         self._early = [id for id in stop_ids if id < 32 * compiled.vocabulary.width]
         # The tokenizer's ends of sequence that do not end this output: the grammar would be over, but not the text.
@@ -102,8 +102,9 @@ class Constraint:
         else:
             taken = [token]
         if taken and not self._consume(taken):
+            self._state = before
             return False
-        self._trail.append((before, len(taken)))
+        self._trail.append((before, taken))
         self.position += 1
         return True
 
@@ -131,15 +132,24 @@ class Constraint:
         self.compiled.spoiled = True
 
     def rollback(self, count: int) -> None:
-        """Forget the last `count` tokens."""
+        """Forget the last `count` tokens, and what went wrong behind those that are left."""
+        taken = 0
         for _ in range(count):
-            self._state, taken = self._trail.pop()
-            self.position -= 1
-            if taken and self.matcher is not None:
-                self.matcher.rollback(taken)
-            if self.compiled.trigger is not None and self._state < len(self.compiled.trigger.after):
-                self.matcher = None
+            self._state, tokens = self._trail.pop()
+            taken += len(tokens)
+        self.position -= count
+        if self.compiled.trigger is not None and self._state < len(self.compiled.trigger.after):
+            self.matcher, self.error = None, ""
+        elif self.error:
+            self._renew()
+        elif taken and self.matcher is not None:
+            self.matcher.rollback(taken)
         self.done = self.matcher is not None and self.matcher.is_stopped()
+
+    def _renew(self) -> None:
+        """Follow the tokens so far with a matcher that has not failed: one that has stays so."""
+        self.matcher, self.error = self.compiled.matcher.deep_copy(), ""
+        self._consume([token for _, tokens in self._trail for token in tokens])
 
     def forced(self) -> list[int]:
         """The tokens that follow whatever is drawn, as the tokenizer would write them; empty where there is a choice.

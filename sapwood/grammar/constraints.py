@@ -39,6 +39,13 @@ class Head(NamedTuple):
     drafts: list[int]
 
 
+class _DeadEnd(NamedTuple):
+    """Nothing may follow there."""
+
+    position: int
+    why: str
+
+
 class Constraints:
     """Lives with the engine's loop, in its thread. `room(M, W)` gives memory for masks; without W, of the usual width.
 
@@ -66,6 +73,7 @@ class Constraints:
         self._executor: llguidance.LLExecutor | None = None
         self._opening: dict[int, Future[Compiled] | Future[Vocabulary]] = {}
         self._watching = 0  # steps for which each grammar is timed by itself
+        self._dead_ends: dict[int, _DeadEnd] = {}  # behind drafts of the latest masks, by request
 
     def begin(self, request: Request) -> str | None:
         """Have a request's grammar compiled and give it its constraint: None while that takes, then what is wrong, if
@@ -108,8 +116,10 @@ class Constraints:
         for one, begin in zip(landed, begins, strict=True):
             constraint: Follows = one.request.constraint
             taken = constraint.position - begin
-            if constraint.spoiled and not one.ended:
-                rulings[one.row] = Ruling(taken=taken, later=True)
+            if constraint.error and not (one.ended and taken == len(one.tokens)):
+                # An end that was drawn where nothing could follow is none; what goes wrong behind a true one does not matter.
+                error = constraint.error
+                rulings[one.row] = Ruling(taken=taken, later=True) if constraint.spoiled else Ruling(error=error)
                 continue
             forced = found[one.row][:_PIECE] if worth and len(found[one.row]) > one.flying else []
             ruling = self._rule(constraint, forced, taken=taken)
@@ -124,7 +134,10 @@ class Constraints:
         """Take a row's tokens in; those that are forced behind them, and might be known at once."""
         constraint: Follows = landed.request.constraint
         began = thread_time() if self._watching else 0.0
+        dead_end = self._dead_ends.get(landed.request.id)
         for token in landed.tokens:
+            if dead_end is not None and constraint.position == dead_end.position:
+                constraint.error = dead_end.why
             if constraint.done or not constraint.accept(token):
                 break
         wanted = jump and not (landed.ended or constraint.error) and landed.request.params.logprobs is None
@@ -135,8 +148,6 @@ class Constraints:
 
     def _rule(self, constraint: Follows, forced: list[int], *, taken: int) -> Ruling | None:
         """Take in the forced tokens that are to be known, behind `taken` that were drawn."""
-        if constraint.error:
-            return Ruling(error=constraint.error)
         known = []
         for token in forced:
             if constraint.done or not constraint.accept(token):
@@ -158,12 +169,16 @@ class Constraints:
         bits_MW = self._room(num_rows, live[0].request.constraint.width if live else None)
         if num_rows > len(live):
             bits_MW.fill(ALL)
+        self._dead_ends.clear()
         plain: dict[int, Follows] = {}
         place = 0
         for head in heads:
             if head is not None and head.request.constraint.position == head.position:
                 if head.drafts:
-                    _fill_run(head.request.constraint, bits_MW[place : place + 1 + len(head.drafts)], head.drafts)
+                    run = bits_MW[place : place + 1 + len(head.drafts)]
+                    dead_end = _fill_run(head.request.constraint, run, head.drafts)
+                    if dead_end is not None:
+                        self._dead_ends[head.request.id] = dead_end
                 else:
                     plain[place] = head.request.constraint
             place += 1 if head is None else 1 + len(head.drafts)
@@ -232,8 +247,8 @@ class Constraints:
         self.compiler.close()
 
 
-def _fill_run(constraint: Follows, bits_MW: Bits, drafts: Sequence[int]) -> None:
-    """Masks of one row: behind nothing, then behind one draft more each, as long as the drafts are allowed."""
+def _fill_run(constraint: Follows, bits_MW: Bits, drafts: Sequence[int]) -> _DeadEnd | None:
+    """Masks of one row: behind nothing, then behind one draft more each, as long as the drafts are allowed, or they end."""
     taken = 0
     for bits_W, draft in zip(bits_MW, (*drafts, None), strict=True):
         matcher = constraint.begin(bits_W)
@@ -242,11 +257,16 @@ def _fill_run(constraint: Follows, bits_MW: Bits, drafts: Sequence[int]) -> None
         constraint.finish(bits_W)
         if draft is None or constraint.error or not allows(bits_W, draft):
             break
-        constraint.accept(draft)
+        if not constraint.accept(draft):
+            constraint.rollback(0)  # it may not be drawn
+            break
         taken += 1
         if constraint.done:
             break
-    constraint.rollback(taken)
+    dead_end = _DeadEnd(constraint.position, constraint.error) if constraint.error else None
+    if taken:
+        constraint.rollback(taken)
+    return dead_end
 
 
 def _begin(request: Request, compiling: Future[Compiled] | Future[Vocabulary], *, alone: bool) -> str | None:

@@ -68,7 +68,10 @@ class Words:
 
     @error.setter
     def error(self, error: str) -> None:
-        self._error = error
+        if self._inner is None:
+            self._error = error
+        else:
+            self._inner.error = error
 
     def accept(self, token: int) -> bool:
         """Take the next token; False if nothing may follow any more, or the grammar does not allow it."""
@@ -78,9 +81,9 @@ class Words:
         return True
 
     def rollback(self, count: int) -> None:
-        """Forget the last `count` tokens."""
-        if count:
-            del self._output[-count:]
+        """Forget the last `count` tokens, and what went wrong behind those that are left."""
+        del self._output[len(self._output) - count :]
+        self._error = ""
         if self._inner is not None:
             self._inner.rollback(count)
 
@@ -106,7 +109,7 @@ class Words:
 
     def finish(self, bits_W: Bits) -> None:
         """Take out of a filled row what must not come. Where nothing is left, the output has to end with an error."""
-        if self._error:
+        if self.error:
             return
         bits_W &= self._may_W
         forbid(bits_W, self._shut())

@@ -123,7 +123,7 @@ class Commit:
         ruling: Ruling | None,
     ) -> News:
         """The news of a row that needs more than a token; the request may be over with it."""
-        if ruling is not None and ruling.error and finish != "stop":
+        if ruling is not None and ruling.error:
             news = News(request.id, [], finish="error", error=ruling.error)
         else:
             if ruling is not None and ruling.taken is not None and ruling.taken < len(tokens):

@@ -8,18 +8,22 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sapwood.base.errors import GrammarError
 from sapwood.base.grammar import Grammar
+from sapwood.base.request import Request
 from sapwood.base.sampling import SamplingParams
 from sapwood.base.slots import Slots
+from sapwood.base.stake import Landed
 from sapwood.base.wire import Abort, Delta, Submit
 from sapwood.cache import KVCache, KVStake
 from sapwood.engine.intake import Intake
 from sapwood.engine.loop import Engine
 from sapwood.executor.fake import FakeExecutor
 from sapwood.grammar import Compiler, Constraint, Constraints, GrammarStake, Vocabulary, constraints
+from sapwood.grammar.constraints import Head
 from sapwood.scheduler import Scheduler
 from tests.engine.test_loop import drain, tokens
 from tests.grammar.conftest import EOS, spec
@@ -232,3 +236,23 @@ def test_whose_grammar_fails_alone_too_ends_with_the_reason(
     news = drain(engine)
     assert news[1][-1].finish == "error" and "out of fuel" in str(news[1][-1].error)
     assert news[2][-1].finish in ("length", "stop")
+
+
+@pytest.mark.parametrize("right", [False, True])
+def test_what_goes_wrong_behind_a_draft_counts_where_the_draft_was_right(vocabulary: Vocabulary, right: bool) -> None:
+    """Behind "ab" nothing may follow, which is found out before it is known whether the draft comes to be."""
+    a, b, c, d = (vocabulary.tokenizer.tokenize_str(one)[0] for one in "abcd")
+    params = SamplingParams(grammar=Grammar.regex("a(bd|c+)"), forbidden=((d,),))
+    request = Request(1, np.array([5], np.int32), params, limit=40, stop_ids=(EOS,))
+    ours = Constraints(Compiler(lambda: vocabulary), lambda rows, width: np.zeros((rows, width or 10), np.int32))
+    while (problem := ours.begin(request)) is None:
+        ours.wait(SECONDS)
+    masks_MW = ours.masks([Head(request, 1, [a, b])])
+    assert (
+        not problem and (masks_MW[2] == -1).all() and not request.constraint.error and request.constraint.position == 1
+    )
+    rulings = ours.accept([Landed(0, request, [a, b, EOS] if right else [a, c], 0, ended=right)])
+    assert ("no token that may follow" in request.constraint.error) == right
+    assert {row: ruling.error for row, ruling in rulings.items()} == ({0: request.constraint.error} if right else {})
+    assert right or request.constraint.position == 3
+    ours.close()

@@ -95,6 +95,23 @@ def test_rollback(begin: Begin) -> None:
             assert (allowed(constraint), constraint.position) == seen[-1] and not constraint.done
 
 
+def test_rollback_takes_back_what_went_wrong(begin: Begin, vocabulary: Vocabulary) -> None:
+    a, b, slash = (vocabulary.tokenizer.tokenize_str(text)[0] for text in ("a", "b", "</"))
+    for grammar, tokens in (
+        (Grammar.regex("ab*"), [a, b]),
+        (Grammar(kind="regex", text="ab*", after="</"), [b, slash, a]),
+    ):
+        constraint = begin(grammar)
+        for token in tokens:
+            before = allowed(constraint)
+            assert constraint.accept(token)
+        for count, wanted in (0, allowed(constraint)), (1, before):
+            assert not constraint.accept(slash) and constraint.error
+            constraint.rollback(count)
+            assert not constraint.error and allowed(constraint) == wanted
+        assert constraint.position == 4 + len(tokens) and constraint.accept(tokens[-1])
+
+
 def test_a_token_that_is_not_allowed_is_an_error(begin: Begin) -> None:
     constraint = begin(Grammar.choice(["ab"]))
     assert not constraint.accept(EOS) and "cannot be followed" in constraint.error

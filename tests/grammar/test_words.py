@@ -55,6 +55,8 @@ def test_runs_end_where_they_would_be_complete() -> None:
     one.rollback(3)
     assert one.position == 7 and may(one) >= set(range(SIZE)) and one.error, "3 2: nothing may follow"
     assert not one.accept(4)
+    one.rollback(1)
+    assert not one.error and one.position == 6 and may(one) == {2, 3, 4} and one.accept(4), "behind 3 all is well"
 
 
 def test_beside_a_grammar(vocabulary: Vocabulary, begin: Callable[..., Constraint]) -> None:
@@ -156,6 +158,17 @@ def test_where_nothing_is_left_only_that_request_ends(llm: LLM) -> None:
     assert "no token that may follow in its grammar" in (first.error or "")
     assert "no token that may follow" in (second.error or "") and "grammar" not in (second.error or "")
     assert third.error is None and third.text.isdecimal() and len(third.text) == 3
+
+
+@pytest.mark.parametrize("grammar", [None, Grammar.regex("[0-9]{2}x")])
+def test_an_end_where_nothing_is_left_is_none(llm: LLM, grammar: Grammar | None) -> None:
+    """Even if it is drawn there: an output that is not what was asked for is not told as complete."""
+    (digit, *_), (end, *_) = llm.text.encode("7"), llm.facts.eos_ids
+    stuck = SamplingParams(
+        grammar=grammar, allowed_token_ids=(digit,), forbidden=((digit,) * 3,), logit_bias={end: 100.0}, seed=1
+    )
+    (found,) = llm.generate(PROMPT, stuck)[0].outputs
+    assert found.finish_reason == "error" and "no token that may follow" in (found.error or "")
 
 
 def test_thoughts_end_all_the_same(llm: LLM) -> None:
