@@ -23,6 +23,7 @@ forward and its sampling.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeVar
 
 import msgspec
@@ -165,7 +166,7 @@ LatePart = Masks | Drafts
 P = TypeVar("P")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Rows:
     """The rows of one step.
 
@@ -188,15 +189,15 @@ class Rows:
     def num_rows(self) -> int:
         return len(self.slots_R)
 
-    @property
+    @cached_property
     def num_tokens(self) -> int:
         return int(self.counts_R.sum())
 
-    @property
+    @cached_property
     def num_heads(self) -> int:
         return int(self.heads_R.sum())
 
-    @property
+    @cached_property
     def drafted(self) -> bool:
         """Whether some row feeds drafts."""
         return bool((self.heads_R > 1).any())
@@ -206,13 +207,13 @@ class Rows:
         """The slots of the steady rows."""
         return self.slots_R[: self.num_steady]
 
-    @property
+    @cached_property
     def plain(self) -> bool:
         """Whether all rows are steady, with one token each: mostly what a step is."""
         return self.num_steady == len(self.slots_R) == self.num_tokens
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Plan(Rows):
     """One step. `parts` has one of each type at most. A `late` plan is sampled when all steps before it have landed."""
 

@@ -42,6 +42,8 @@ class Slots:
         self.apart: Bools = np.zeros(num_slots, np.bool_)
         # Of nearly all requests; those with more stop tokens are looked up one by one, at no cost to the others.
         self._stops: Ints = np.full((_FEW_STOPS, num_slots), NO_TOKEN, np.int32)
+        self._num_stops = [0] * num_slots  # of these
+        self._users = [0] * _FEW_STOPS  # of each column of them
         self._many_stops: dict[int, frozenset[int]] = {}
         # Zeroed lazily by the operating system: only what is used takes memory.
         self.history: Ints = np.zeros((num_slots, max_model_len + 1), np.int32)
@@ -97,6 +99,7 @@ class Slots:
         self.requests[slot] = None
         self.owner[slot] = 0
         self._many_stops.pop(slot, None)
+        self._count_stops(slot, 0)
         self._freed.append(slot)
         request.slot = -1
 
@@ -110,9 +113,10 @@ class Slots:
 
     def stopped(self, slots: Ints, tokens: Ints) -> Bools:
         """Whether each slot's token is one of its stop tokens."""
-        found: Bools = self._stops[0, slots] == tokens
-        for stops in self._stops[1:]:
-            found |= stops[slots] == tokens
+        found: Bools = np.zeros(len(slots), np.bool_)
+        for users, stops in zip(self._users, self._stops, strict=True):
+            if users:
+                found |= stops[slots] == tokens
         for slot, many in self._many_stops.items():
             for i in np.flatnonzero(slots == slot).tolist():
                 found[i] = int(tokens[i]) in many
@@ -121,5 +125,13 @@ class Slots:
     def _set_stops(self, slot: int, stop_ids: tuple[int, ...]) -> None:
         few = stop_ids if len(stop_ids) <= _FEW_STOPS else ()
         self._stops[:, slot] = (*few, *[NO_TOKEN] * (_FEW_STOPS - len(few)))
+        self._count_stops(slot, len(few))
         if stop_ids and not few:
             self._many_stops[slot] = frozenset(stop_ids)
+
+    def _count_stops(self, slot: int, count: int) -> None:
+        for column in range(self._num_stops[slot]):
+            self._users[column] -= 1
+        for column in range(count):
+            self._users[column] += 1
+        self._num_stops[slot] = count

@@ -105,21 +105,23 @@ class KVStake(Stake):
 
     def take_steady(self, slots: Ints, ends: Ints, number: int) -> Ints:
         """A page more for each that needs one; for drafts that reach beyond it more if there are any."""
-        s = self._slots
-        due = slots[ends > self._until[slots]]
+        until = self._until[slots]
+        due = np.flatnonzero(ends > until)
         if len(due):
-            until = self._until[due]
-            planned = np.minimum(s.known[due], s.fed[due])
-            if self.kv.advance(due, s.requests, until, planned, s.history, number):
-                self._until[due] = until + self.kv.page_size
-            else:
-                self._publish(due, number)
-        for place in np.flatnonzero((ends > self._until[slots]) & (s.fed[slots] < self._until[slots])).tolist():
-            request = s.of(int(slots[place]))
+            self._turn(slots[due], ends[due], until[due], number)
+            until = self._until[slots]
+        return until
+
+    def _turn(self, due: Ints, ends: Ints, until: Ints, number: int) -> None:
+        s, fed = self._slots, self._slots.fed[due]
+        if self.kv.advance(due, s.requests, until, np.minimum(s.known[due], fed), s.history, number):
+            until = self._until[due] = until + self.kv.page_size
+        else:
+            self._publish(due, number)
+        for place in np.flatnonzero((ends > until) & (fed < until)).tolist():
+            request = s.of(int(due[place]))
             if self.kv.reserve(request, int(ends[place])):
                 self._until[request.slot] = self.kv.horizon(request)
-        until_S: Ints = self._until[slots]
-        return until_S
 
     def _publish(self, slots: Ints, number: int) -> None:
         """What is full goes to the tree; pages exchanged for equal ones there are free for the others."""

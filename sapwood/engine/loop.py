@@ -145,7 +145,8 @@ class Engine:
 
     def _count(self, plan: Plan) -> None:
         self.counters["steps"] += 1
-        self.counters["prompt_tokens"] += int(plan.counts_R[plan.num_steady :].sum())
+        if plan.num_rows > plan.num_steady:
+            self.counters["prompt_tokens"] += int(plan.counts_R[plan.num_steady :].sum())
 
     def tidy(self) -> bool:
         """While idle, do a short piece of work that later steps will be glad of; False if there is none left."""

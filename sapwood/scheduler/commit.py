@@ -26,10 +26,16 @@ class Commit:
         news = self._take_errors(plan, outcome, alive)
         self._take_prompt_logprobs(plan, outcome, alive)
         rows = np.flatnonzero((plan.heads_R > 0) & alive)
-        slots, yielded = plan.slots_R[rows], outcome.yielded_R[rows]
-        tokens, starts = self._tokens(outcome, rows, yielded)
-        taken, stopped, ended = self._take_tokens(slots, yielded, tokens, starts)
-        self._correct(slots, plan.heads_R[rows], yielded)
+        slots, yielded, tokens = plan.slots_R[rows], outcome.yielded_R[rows], outcome.tokens_N
+        if plan.drafted:
+            starts = firsts(outcome.yielded_R)[rows]
+            taken, stopped, ended = self._take_runs(slots, yielded, tokens, starts)
+            self._correct(slots, plan.heads_R[rows], yielded)
+        else:
+            if len(tokens) > len(rows):
+                tokens = tokens[firsts(outcome.yielded_R)[rows]]
+            starts = np.arange(len(rows))
+            taken, stopped, ended = yielded, *self._take_each(slots, tokens)
 
         rulings = self._rulings(rows, slots, taken, tokens, starts, ended)
         special = ended | self._slots.verbose[slots]
@@ -42,23 +48,22 @@ class Commit:
             news.append(self._tell(request, row, mine, finish, outcome, rulings.get(row)))
         return self._landing(slots, ~special, taken, tokens, starts, news)
 
-    def _tokens(self, outcome: Outcome, rows: Longs, yielded: Ints) -> tuple[Ints, Longs]:
-        """What the rows yielded, and where in it each row's tokens begin."""
-        if len(rows) == len(outcome.tokens_N) and (yielded == 1).all():
-            return outcome.tokens_N, np.arange(len(rows))
-        return outcome.tokens_N, firsts(outcome.yielded_R)[rows]
+    def _take_each(self, slots: Ints, tokens: Ints) -> tuple[Bools, Bools]:
+        """Make one token of each row known. Per row: whether it stops its request, and whether it ends it."""
+        s = self._slots
+        places = s.known[slots]
+        ends = places + 1
+        s.history[slots, places] = tokens
+        s.known[slots] = ends
+        s.flying[slots] -= 1
+        stopped = s.stopped(slots, tokens) & (places >= s.min_len[slots])
+        return stopped, stopped | (ends >= s.limit[slots])
 
-    def _take_tokens(self, slots: Ints, yielded: Ints, tokens: Ints, starts: Longs) -> tuple[Ints, Bools, Bools]:
+    def _take_runs(self, slots: Ints, yielded: Ints, tokens: Ints, starts: Longs) -> tuple[Ints, Bools, Bools]:
         """Make tokens known, up to the one that ends its request. Per row: how many, whether the last of them stops it,
         and whether it ends it."""
         s = self._slots
         places = s.known[slots]
-        if (yielded == 1).all():
-            new = tokens[starts]
-            s.history[slots, places] = new
-            s.known[slots] = places + 1
-            stopped = s.stopped(slots, new) & (places >= s.min_len[slots])
-            return yielded, stopped, stopped | (places + 1 >= s.limit[slots])
         of_N, within_N = spread(yielded)
         slots_N, places_N, new_N = slots[of_N], places[of_N] + within_N, tokens[starts[of_N] + within_N]
         stopped_N = s.stopped(slots_N, new_N) & (places_N >= s.min_len[slots_N])
@@ -78,8 +83,6 @@ class Commit:
         s, roster = self._slots, self._roster
         s.flying[slots] -= heads
         drafted = heads > 1
-        if not drafted.any():
-            return
         slots, heads, rejected = slots[drafted], heads[drafted], (heads - yielded)[drafted]
         s.fed[slots] -= rejected
         s.slack[slots] -= heads - 1
@@ -196,7 +199,7 @@ class Commit:
     ) -> Landing:
         ids = self._slots.ids[slots[plain]]
         counts, starts = taken[plain], starts[plain]
-        if (counts == 1).all():
+        if len(slots) == len(tokens):  # one each
             return Landing(ids.tolist(), tokens[starts].tolist(), news)
         of_N, within_N = spread(counts)
         return Landing(ids[of_N].tolist(), tokens[starts[of_N] + within_N].tolist(), news)

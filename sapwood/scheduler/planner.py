@@ -42,6 +42,7 @@ class Planner:
         self._roster, self._slots = roster, roster.slots
         self._peek = peek
         self._steady: Ints = NO_SLOTS
+        self._ones: Ints = np.ones(len(self._slots.owner), np.int32)
         self._version = 0
         self._blocked: tuple[int, ...] | None = None  # what was the case when nobody more could start
 
@@ -65,7 +66,9 @@ class Planner:
         s = self._slots
         slots, starts = steady, s.fed[steady]
         if counts is None:
-            counts = np.ones(len(steady), np.int32)
+            counts = self._ones[: len(steady)]
+        else:
+            s.slack[steady] += counts - 1
         heads = counts
         if spans:
             more = np.array(spans, dtype=np.int32)
@@ -76,7 +79,6 @@ class Planner:
             heads = np.concatenate([heads, ends])
         s.fed[slots] = starts + counts
         s.flying[slots] += heads
-        s.slack[slots] += np.maximum(heads - 1, 0)
         return Rows(len(steady), self._version, slots, starts, counts, heads, s.owner[slots])
 
     def _compose(self, rows: Rows, admits: Sequence[Admit]) -> Plan:
@@ -114,8 +116,8 @@ class Planner:
         drafts = self._drafts(ends)
         if drafts is not None:
             ends = ends + drafts
-        late = ends > s.until[self._steady]
-        if late.any():
+        late = np.flatnonzero(ends > s.until[self._steady])
+        if len(late):
             self._extend(self._steady[late], ends[late], number)
             if roster.parted:
                 stayed = self._staying()
@@ -156,10 +158,10 @@ class Planner:
         s, roster = self._slots, self._roster
         horizons = np.full(len(due), NEVER, np.int32)
         for stake, concerned in zip(roster.stakes, roster.concerned, strict=True):
-            mine = concerned[due]
-            if mine.all():
+            mine = np.flatnonzero(concerned[due])
+            if len(mine) == len(due):
                 horizons = np.minimum(horizons, stake.take_steady(due, ends, number))
-            elif mine.any():
+            elif len(mine):
                 horizons[mine] = np.minimum(horizons[mine], stake.take_steady(due[mine], ends[mine], number))
         s.until[due] = horizons
         refused = due[horizons <= s.fed[due]]

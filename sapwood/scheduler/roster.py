@@ -53,6 +53,8 @@ class Roster:
 
     def usher(self) -> list[News]:
         """Let those wait in line for whom nobody says LATER any more; news of those who are refused."""
+        if not self.aside:
+            return []
         refused, aside = [], []
         for request in self.aside:
             answers = [stake.ready(request) for stake in request.stakes]
