@@ -8,6 +8,7 @@ import itertools
 import sys
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import NamedTuple
 
 import msgspec
 
@@ -34,8 +35,11 @@ class Setup(msgspec.Struct, frozen=True):
 
 
 class Question(msgspec.Struct, frozen=True, array_like=True):
+    """`may` are the tokens that an output may begin with, a mask (`first_words`); empty is all."""
+
     id: int
     grammar: Grammar
+    may: bytes = b""
 
 
 class Verdict(msgspec.Struct, frozen=True, array_like=True):
@@ -44,6 +48,17 @@ class Verdict(msgspec.Struct, frozen=True, array_like=True):
     id: int
     problem: str | None
     unchecked: list[str] = []
+
+
+class _Case(NamedTuple):
+    """What is tried out."""
+
+    grammar: Grammar
+    may: bytes
+
+    @property
+    def num_bytes(self) -> int:
+        return len(self.grammar.text) + len(self.may)
 
 
 class Checker:
@@ -66,51 +81,53 @@ class Checker:
         self._starting = asyncio.Lock()
         self._numbers = itertools.count()
         self._asked: dict[int, Fate] = {}
-        self._kept: OrderedDict[Grammar, Fate] = OrderedDict()
+        self._kept: OrderedDict[_Case, Fate] = OrderedDict()
         self._num_bytes = 0
 
-    async def check(self, grammar: Grammar) -> list[str]:
-        """The keywords that a grammar leaves out, see `translate`. Raises GrammarError, saying why, if it cannot be used."""
+    async def check(self, grammar: Grammar, may: bytes = b"") -> list[str]:
+        """The keywords that a grammar leaves out, see `translate`. Raises GrammarError, saying why, if it cannot be used: for an
+        output that begins with a token that `may`, see `Question`."""
         if len(grammar.text) > MAX_BYTES:
             raise GrammarError(f"it has {len(grammar.text)} characters; at most {MAX_BYTES} are compiled")
-        fate = self._kept.get(grammar)
+        case = _Case(grammar, may)
+        fate = self._kept.get(case)
         if fate is None:
-            fate = self._keep(grammar)
-            await self._ask(grammar, fate)
+            fate = self._keep(case)
+            await self._ask(case, fate)
         else:
-            self._kept.move_to_end(grammar)
+            self._kept.move_to_end(case)
         verdict = await asyncio.shield(fate)
         if verdict.problem is not None:
             raise GrammarError(verdict.problem)
         return verdict.unchecked
 
-    def _keep(self, grammar: Grammar) -> Fate:
-        fate = self._kept[grammar] = asyncio.get_running_loop().create_future()
-        self._num_bytes += len(grammar.text)
+    def _keep(self, case: _Case) -> Fate:
+        fate = self._kept[case] = asyncio.get_running_loop().create_future()
+        self._num_bytes += case.num_bytes
         while self._num_bytes > _KEPT_BYTES and len(self._kept) > 1:
             oldest, _ = self._kept.popitem(last=False)
-            self._num_bytes -= len(oldest.text)
+            self._num_bytes -= oldest.num_bytes
         return fate
 
-    async def _ask(self, grammar: Grammar, fate: Fate) -> None:
+    async def _ask(self, case: _Case, fate: Fate) -> None:
         number = next(self._numbers)
         self._asked[number] = fate
         try:
             stdin = await self._stdin()
-            stdin.write(_frame(Question(number, grammar)))
+            stdin.write(_frame(Question(number, *case)))
             await stdin.drain()
         except BaseException as error:
             # Whoever else waits for this grammar must not wait for ever, and the next request asks again.
-            self._forget(grammar)
+            self._forget(case)
             self._asked.pop(number, None)
             if not fate.done():
                 fate.set_exception(error if isinstance(error, Exception) else ConnectionError("the check was cut off"))
                 fate.exception()
             raise
 
-    def _forget(self, grammar: Grammar) -> None:
-        if self._kept.pop(grammar, None) is not None:
-            self._num_bytes -= len(grammar.text)
+    def _forget(self, case: _Case) -> None:
+        if self._kept.pop(case, None) is not None:
+            self._num_bytes -= case.num_bytes
 
     async def _stdin(self) -> asyncio.StreamWriter:
         async with self._starting:
@@ -138,8 +155,8 @@ class Checker:
         finally:
             self._process = None  # the next grammar starts another
             lost, self._asked = set(self._asked.values()), {}
-            for grammar in [grammar for grammar, fate in self._kept.items() if fate in lost]:
-                self._forget(grammar)
+            for case in [case for case, fate in self._kept.items() if fate in lost]:
+                self._forget(case)
             for fate in lost:
                 if not fate.done():
                     fate.set_exception(ConnectionError("the process that checks grammars is gone"))

@@ -86,6 +86,14 @@ class Compiled:
             copy.unsafe_compute_mask_ptr(bits_W.ctypes.data, bits_W.nbytes)
         return copy
 
+    def begins_with(self, may: bytes) -> bool:
+        """Whether an output may begin with one of the tokens of a mask, which has the model's width or less."""
+        if self.trigger is not None:  # text in front of it is free
+            return True
+        may_W, bits_W = np.frombuffer(may, np.int32), np.empty(self.vocabulary.width, np.int32)
+        self.matcher.deep_copy().unsafe_compute_mask_ptr(bits_W.ctypes.data, bits_W.nbytes)
+        return bool((bits_W[: len(may_W)] & may_W).any())
+
     def _allows(self, rest: bytes) -> bool:
         tokens = self.vocabulary.tokenizer.tokenize_bytes(rest)
         return bool(self.matcher.deep_copy().try_consume_tokens(tokens) == len(tokens))

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 import msgspec
 
 from sapwood.base.errors import GrammarError
-from sapwood.base.grammar import Grammar
 from sapwood.grammar.checker import Question, Setup, Verdict
 from sapwood.grammar.compiler import Compiled
 from sapwood.grammar.vocabulary import Vocabulary
@@ -82,20 +81,21 @@ class Trials:
         reading, writing = os.pipe()
         pid = os.fork()
         if pid == 0:
-            self._try(question.grammar, writing)
+            self._try(question, writing)
         os.close(writing)
         self._children[reading] = _Child(question, pid, reading)
         self._selector.register(reading, selectors.EVENT_READ)
 
-    def _try(self, grammar: Grammar, writing: int) -> None:
+    def _try(self, question: Question, writing: int) -> None:
         """In the child; does not return."""
         problem: str | None = "it could not be compiled"
         unchecked: tuple[str, ...] = ()
         try:
             self._restrain()
-            unchecked = Compiled(self._vocabulary, grammar, compact_json=self._setup.compact_json).unchecked[
-                :MOST_NAMED
-            ]
+            compiled = Compiled(self._vocabulary, question.grammar, compact_json=self._setup.compact_json)
+            unchecked = compiled.unchecked[:MOST_NAMED]
+            if question.may and not compiled.begins_with(question.may):
+                raise GrammarError("none of the tokens that may be drawn may be its first")
             problem = None
         except GrammarError as error:
             problem = str(error)

@@ -36,8 +36,7 @@ class Words:
     ) -> None:
         self._inner = inner
         self._begin = position
-        self._may_W = _mask(params.allowed_token_ids, vocab_size)
-        forbid(self._may_W, [run[0] for run in params.forbidden if len(run) == 1])
+        self._may_W = first_words(params, vocab_size)
         self._runs: dict[int, list[tuple[list[int], int]]] = {}  # by the last token before the one that must not follow
         for *before, last in params.forbidden:
             if before:
@@ -128,7 +127,10 @@ class Words:
         return [last for before, last in runs if self._output[-len(before) :] == before]
 
 
-def _mask(tokens: Sequence[int] | None, vocab_size: int) -> Bits:
+def first_words(params: SamplingParams, vocab_size: int) -> Bits:
+    """A mask of the tokens that an output may begin with, if it may be any text: [W], bit v % 32 of word v // 32 is token v's."""
+    tokens = params.allowed_token_ids
     flags = np.zeros(-(-vocab_size // 32) * 32, np.bool_)
     flags[slice(vocab_size) if tokens is None else list(tokens)] = True
+    flags[[run[0] for run in params.forbidden if len(run) == 1]] = False
     return np.packbits(flags, bitorder="little").view(np.int32)

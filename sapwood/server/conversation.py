@@ -127,6 +127,7 @@ async def begin(front: Front, ask: Ask) -> Turn:
     front.check_tokens(rendered.tokens, "messages")
     grammar, end_checks = await grammar_of(front, toolbox, ask.format, rendered.thoughts)
     params = ask.params if grammar is None else msgspec.structs.replace(ask.params, grammar=grammar)
+    await front.check_first(params, "tools" if ask.format is None else ask.format.param)
     params = bounded(front, ask.budget, params, rendered.thoughts)
     plain = front.text.dialect.reasoning is None and (toolbox is None or not toolbox.offers)
     prompt = Prompt(

@@ -25,6 +25,7 @@ from sapwood.grammar.end_check import EndCheck
 from sapwood.grammar.schema import Finding
 from sapwood.grammar.spellings import Asked
 from sapwood.grammar.vocabulary import spec_of
+from sapwood.grammar.words import first_words
 from sapwood.observe import Metrics
 from sapwood.server.errors import ClientGone, respelled, with_param
 from sapwood.server.turns import Turns
@@ -152,7 +153,26 @@ class Front:
         leaves something to check. Raises RequestError, naming the field, if it cannot be used."""
         if asked is None:
             return params, None
-        return msgspec.structs.replace(params, grammar=asked.grammar), await self.end_check(asked)
+        params, end_check = msgspec.structs.replace(params, grammar=asked.grammar), await self.end_check(asked)
+        await self.check_first(params, asked.param)
+        return params, end_check
+
+    async def check_first(self, params: SamplingParams, param: str) -> None:
+        """Raise RequestError where no output can begin, since the grammar, which `param` asks for, allows none of the tokens that
+        may be drawn. Where one cannot go on, that is known only then."""
+        if params.grammar is None or not params.selective:
+            return
+        vocab_size = self.facts.vocab_size
+        may_W = await self._off_loop(lambda: first_words(params, vocab_size), vocab_size, param)
+        try:
+            await self._grammars.check(params.grammar, may_W.tobytes())
+        except GrammarError as error:
+            words = [("allowed_token_ids", params.allowed_token_ids is not None), ("bad_words", bool(params.forbidden))]
+            names = [name for name, given in words if given]
+            raise RequestError(
+                f"{' and '.join(names)} cannot be used beside {param}: {error}. Allow more tokens, or leave one of them out.",
+                param=names[0],
+            ) from None
 
     async def end_check(self, asked: Asked) -> EndCheck | None:
         """Try a grammar out; the check of complete outputs, None where it leaves nothing to check. Raises RequestError."""

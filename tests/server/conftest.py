@@ -36,8 +36,10 @@ def config() -> Config:
 
 
 @pytest.fixture
-def app(engine: FakeEngine, text: TextModel, config: Config) -> Starlette:
-    return create_app(engine, text, config, MODEL)
+async def app(engine: FakeEngine, text: TextModel, config: Config) -> AsyncIterator[Starlette]:
+    app = create_app(engine, text, config, MODEL)
+    yield app
+    await app.state.front.close()
 
 
 @pytest.fixture

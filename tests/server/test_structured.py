@@ -50,6 +50,37 @@ SPELLINGS: list[tuple[dict[str, Any], Grammar | None]] = [
 ]  # fmt: skip
 
 
+WORDS: list[tuple[dict[str, Any], str]] = [
+    ({"allowed_token_ids": "xyz"}, "allowed_token_ids"),
+    ({"bad_words": ["a", "aa"]}, "bad_words"),
+    ({"allowed_token_ids": "abc", "bad_words": ["a"]}, "allowed_token_ids and bad_words"),
+    ({"allowed_token_ids": "abc"}, ""),
+    ({"bad_words": ["b"]}, ""),
+]
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/generate"])
+async def test_words_that_leave_no_first_token_are_refused(http: httpx.AsyncClient, text: TextModel, path: str) -> None:
+    for fields, names in WORDS:
+        words = fields | (
+            {"allowed_token_ids": text.encode(fields["allowed_token_ids"])} if "allowed_token_ids" in fields else {}
+        )
+        body = {
+            "/v1/chat/completions": {"messages": [{"role": "user", "content": "x"}], "regex": "a[bc]*", **words},
+            "/v1/completions": {"prompt": "x", "regex": "a[bc]*", **words},
+            "/generate": {"text": "x", "sampling_params": {"regex": "a[bc]*", **words}},
+        }[path]
+        reply = await http.post(path, json=body)
+        assert reply.status_code == (400 if names else 200), reply.text
+        if names:
+            error = reply.json()["error"]
+            assert (
+                error["param"] in names
+                and f"{names} cannot be used beside" in error["message"]
+                and "regex" in error["message"]
+            )
+
+
 @pytest.mark.parametrize(("fields", "grammar"), SPELLINGS)
 async def test_spellings(
     http: httpx.AsyncClient, engine: FakeEngine, fields: dict[str, Any], grammar: Grammar | None
