@@ -13,6 +13,7 @@ from sapwood.base.tokens import check_ids
 MAX_LOGPROBS = 64
 MAX_STOPS = 64
 MAX_FORBIDDEN = 1024
+MOST_THOUGHTS = 2**31 - 1  # tokens
 SEED_LIMIT = 2**63
 
 _ONE_TOKEN = 1e-9  # the likeliest of fewer tokens than a thousand million has at least this probability
@@ -128,6 +129,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             _within("logit_bias", bias, -100.0, 100.0)
         check_ids(self.stop_token_ids, vocab_size=vocab_size, param="stop_token_ids")
         self._check_selection(vocab_size)
+        self._check_thinking(vocab_size)
         check_ids(self.logprob_token_ids, vocab_size=vocab_size, param="logprob_token_ids")
         if len(self.logprob_token_ids) > MAX_LOGPROBS:
             raise RequestError(f"logprob_token_ids takes at most {MAX_LOGPROBS} entries.", param="logprob_token_ids")
@@ -156,6 +158,14 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         if not set(self.allowed_token_ids) - {run[0] for run in self.forbidden if len(run) == 1}:
             what = "is empty" if not self.allowed_token_ids else "holds only tokens that forbidden rules out"
             raise RequestError(f"allowed_token_ids {what}: there is nothing to choose.", param="allowed_token_ids")
+
+    def _check_thinking(self, vocab_size: int) -> None:
+        if self.thinking is None:
+            return
+        _within("thinking.budget", self.thinking.budget, 0, MOST_THOUGHTS)
+        check_ids(self.thinking.leave, vocab_size=vocab_size, param="thinking.leave")
+        if not (self.thinking.begin and self.thinking.end and self.thinking.leave):
+            raise RequestError("thinking needs begin, end and leave, none of them empty.", param="thinking")
 
 
 def _within(name: str, value: Any, low: float, high: float) -> None:

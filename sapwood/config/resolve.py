@@ -328,7 +328,7 @@ def _check_ranges(config: Config) -> None:
     _range("port", config.server.port, 0, 65535)
     _range("depth", config.scheduler.depth, 0, 8)
     _range("seed", config.device.seed, 0, 2**63 - 1)
-    _range("thinking_budget", config.server.thinking_budget, 0, None)
+    _range("thinking_budget", config.server.thinking_budget, 0, 2**31 - 1)
     if config.server.drain_seconds < 0:
         raise ConfigError(f"{flag_of('drain_seconds')} must not be negative, got {config.server.drain_seconds}.")
     if config.grammar.compile_seconds <= 0:

@@ -30,16 +30,10 @@ def bounded(front: Front, asked: Budget | None, params: SamplingParams, thoughts
     budget = front.config.server.thinking_budget if asked is None else asked.tokens
     if budget is None or reasoning is None or thoughts == "over":
         return params
-    # What follows thoughts is the grammar's to say, where there is one.
-    leave = (
-        reasoning.leave
-        if params.grammar is None
-        else reasoning.leave[: reasoning.leave.index(reasoning.end)] + reasoning.end
-    )
     thinking = Thinking(
         begin=reasoning.begin,
         end=reasoning.end,
-        leave=tuple(front.text.special_text(leave)),
+        leave=tuple(front.text.special_text(reasoning.way_out(bound=params.grammar is not None))),
         budget=budget,
         open=thoughts == "open",
     )

@@ -203,7 +203,7 @@ def test_what_was_asked_for_is_kept_and_said() -> None:
         ({"seed": -1}, ("--seed",)),
         ({"depth": 9}, ("--overlap-depth",)),
         ({"drain_seconds": -1.0}, ("--drain-timeout",)),
-        ({"thinking_budget": -1}, ("--thinking-budget", "at least 0")),
+        ({"thinking_budget": -1}, ("--thinking-budget", "[0, 2147483647]")),
     ],
 )
 def test_contradictions(options: dict[str, Any], words: tuple[str, ...]) -> None:

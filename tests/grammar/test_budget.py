@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from sapwood import LLM, Grammar, SamplingParams
+from sapwood.base.errors import RequestError
 from sapwood.base.grammar import Thinking
 from sapwood.grammar import Vocabulary
 from sapwood.grammar.budget import Budget
@@ -106,3 +107,20 @@ def test_with_a_grammar(llm: LLM) -> None:
         before, _, answer = text.rpartition("</think>")
         assert answer.isdecimal() and len(answer) == 3
         assert not before or (before.startswith("<think>") and len(llm.text.encode(before[7:])) <= 5)
+
+
+@pytest.mark.parametrize(
+    ("changed", "param"),
+    [
+        ({"budget": -1}, "thinking.budget"),
+        ({"budget": 2**31}, "thinking.budget"),
+        ({"leave": ()}, "thinking"),
+        ({"end": ""}, "thinking"),
+        ({"leave": (300,)}, "thinking.leave"),
+    ],
+)
+def test_bounds_that_cannot_be_kept(changed: dict[str, Any], param: str) -> None:
+    fields: dict[str, Any] = {"begin": "<think>", "end": "</think>", "leave": (7,), "budget": 3} | changed
+    with pytest.raises(RequestError) as raised:
+        SamplingParams(thinking=Thinking(**fields)).check(vocab_size=300)
+    assert raised.value.param == param

@@ -91,7 +91,14 @@ async def test_logprobs(client: AsyncOpenAI, text: TextModel) -> None:
 @pytest.mark.parametrize("name", ["logprob_token_ids", "token_ids_logprob"])
 @pytest.mark.parametrize("stream", [False, True])
 async def test_logprobs_of_named_tokens(http: httpx.AsyncClient, text: TextModel, name: str, stream: bool) -> None:
-    body = {"messages": HELLO, "max_tokens": 1, "logprobs": True, "top_logprobs": 2, name: [30, 11], "stream": stream}
+    body = {
+        "messages": HELLO,
+        "max_tokens": 1,
+        "logprobs": True,
+        "top_logprobs": 2,
+        name: [30, 11, 30],
+        "stream": stream,
+    }
     reply = (await http.post("/v1/chat/completions", json=body)).text
     chunks = [json.loads(event.removeprefix("data: ")) for event in reply.split("\n\n") if '"choices"' in event]
     (told,) = [

@@ -73,12 +73,12 @@ async def test_logprobs_of_named_tokens(http: httpx.AsyncClient, text: TextModel
         "logprobs": 1,
         "echo": True,
         "prompt_logprobs": 1,
-        "logprob_token_ids": [40],
+        "logprob_token_ids": [40, 40],
     }
     (choice,) = (await http.post("/v1/completions", json=body)).json()["choices"]
     first, *others = choice["logprobs"]["top_logprobs"]
     assert first is None and len(others) == 2
-    assert all(-10.0 in one.values() and -40.0 in one.values() for one in others)
+    assert all(-10.0 in one.values() and list(one.values()).count(-40.0) == 1 for one in others)
     assert choice["prompt_logprobs"][1]["40"] == {"logprob": -40.0, "rank": None, "decoded_token": text.token_text(40)}
 
 

@@ -140,3 +140,4 @@ async def test_each_grammar_is_tried_once(front: Front, monkeypatch: pytest.Monk
         grammar, end_checks = await grammar_of(front, toolbox, asked, thoughts)
         assert grammar is not None and end_checks is not None and end_checks.text is not None
         assert len(tried) == len(set(tried)) == count
+    await front.close()

@@ -22,6 +22,7 @@ from sapwood.server.front import Front
 from sapwood.server.openai import replies
 from sapwood.server.sse import frame
 from sapwood.text import TextModel
+from sapwood.text.parsers import Formats, Reasoning
 from tests.server.fakes import CHATML, MODEL, FakeEngine, make_text
 
 pytestmark = pytest.mark.anyio
@@ -78,13 +79,16 @@ async def served(
     text = make_text(path, template, special)
     engine = FakeEngine(text, max_model_len=2048)
     app = create_app(engine, text, config or Config(), MODEL)
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as http:
-        yield (
-            AsyncOpenAI(api_key="none", base_url="http://test/v1", http_client=http, max_retries=0),
-            engine,
-            text,
-            http,
-        )
+    try:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as http:
+            yield (
+                AsyncOpenAI(api_key="none", base_url="http://test/v1", http_client=http, max_retries=0),
+                engine,
+                text,
+                http,
+            )
+    finally:
+        await app.state.front.close()
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 1000])
@@ -209,7 +213,11 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"thinking_budget": -5}, "thinking_budget", "0"),
     ({"max_thinking_tokens": 5}, "max_thinking_tokens", "thoughts"),
     ({"thinking_token_budget": 5}, "thinking_token_budget", "thoughts"),
-    ({"chat_template_kwargs": {"thinking_budget": "x"}}, "chat_template_kwargs.thinking_budget", "number"),
+    ({"chat_template_kwargs": {"thinking_budget": "x"}}, "chat_template_kwargs.thinking_budget", "int"),
+    ({"chat_template_kwargs": {"thinking_budget": True}}, "chat_template_kwargs.thinking_budget", "int"),
+    ({"chat_template_kwargs": {"thinking_budget": -1}}, "chat_template_kwargs.thinking_budget", "0"),
+    ({"chat_template_kwargs": {"thinking_budget": 10**30}}, "chat_template_kwargs.thinking_budget", ""),
+    ({"chat_template_kwargs": {"thinking_budget": 2**31}}, "chat_template_kwargs.thinking_budget", "2147483647"),
 ]  # fmt: skip
 
 
@@ -385,6 +393,21 @@ async def test_budgets(tmp_path: Path) -> None:
             given = await budget(**fields)
             assert (given.budget, given.open) == (3, False)
         assert await budget(enable_thinking=False) is None
+
+
+async def test_a_budget_of_a_format_that_says_no_way_out(tmp_path: Path) -> None:
+    make_text(tmp_path, THINKING)
+    own = Reasoning(begin="<think>", end="</think>", signs=("<think>",))
+    text = TextModel.load(_files(tmp_path), formats=Formats({}, {"own": own}))
+    engine = FakeEngine(text)
+    app = create_app(engine, text, Config(), MODEL)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as http:
+        for fields in ({}, {"regex": "a+"}):
+            body = {"messages": HELLO, "thinking_budget": 3, "enable_thinking": True, **fields}
+            assert (await http.post("/v1/chat/completions", json=body)).status_code == 200
+            thinking = engine.asked[-1].params.thinking
+            assert thinking is not None and text.decode(thinking.leave) == "</think>"
+    await app.state.front.close()
 
 
 async def test_counted(tmp_path: Path) -> None:

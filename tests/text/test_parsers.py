@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sapwood.base.errors import ConfigError
-from sapwood.text.parsers import REASONING, Dialect, Event, Parser, choose, gather
+from sapwood.text.parsers import REASONING, Dialect, Event, Parser, Reasoning, choose, gather
 from sapwood.text.parsers import TOOLS as FORMATS
 from tests.text.outputs import OUTPUTS, TOOLS, Output
 
@@ -40,6 +40,14 @@ def test_what_it_means(name: str) -> None:
     assert [(call.name, json.loads(call.arguments)) for call in calls] == output.calls
     assert (text, thought) == (output.text, output.thought)
     assert (parser.num_calls, parser.num_malformed) == (len(calls), output.malformed)
+
+
+def test_the_way_out_of_thoughts_holds_their_end() -> None:
+    for leave, free, bound in ("", "</t>", "</t>"), ("so.</t>\n\n", "so.</t>\n\n", "so.</t>"):
+        format = Reasoning(begin="<t>", end="</t>", leave=leave)
+        assert (format.way_out(bound=False), format.way_out(bound=True)) == (free, bound)
+    with pytest.raises(ValueError, match="leave must contain end"):
+        Reasoning(begin="<t>", end="</t>", leave="so.")
 
 
 @pytest.mark.parametrize("name", OUTPUTS)

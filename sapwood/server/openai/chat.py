@@ -15,11 +15,12 @@ from sapwood.base.errors import RequestError
 from sapwood.base.plan import TokenLogprobs
 from sapwood.base.sampling import SamplingParams
 from sapwood.grammar.schema import Finding
+from sapwood.server.body import field_error
 from sapwood.server.conversation import Ask, Limits, Turn, begin
 from sapwood.server.front import Front
 from sapwood.server.generation import Choice, News, complete
 from sapwood.server.openai.answers import Answer, AnswerDelta, Speaker
-from sapwood.server.openai.protocol import ChatRequest
+from sapwood.server.openai.protocol import ChatRequest, Count
 from sapwood.server.openai.replies import (
     alternatives,
     event_stream,
@@ -37,6 +38,7 @@ from sapwood.server.thinking import Budget
 from sapwood.text import TextModel
 
 _BUDGETS = ("thinking_budget", "thinking_token_budget", "max_thinking_tokens")
+_KWARGS_BUDGET = "chat_template_kwargs.thinking_budget"
 
 
 class TopLogprob(msgspec.Struct):
@@ -137,11 +139,11 @@ def _budget(body: ChatRequest) -> Budget | None:
         value = getattr(body, name)
         if value is not None:
             return Budget(value, name)
-    value = (body.chat_template_kwargs or {}).get("thinking_budget")
-    param = "chat_template_kwargs.thinking_budget"
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-        raise RequestError(f"{param} must be a number of tokens, got {value!r}.", param=param)
-    return None if value is None else Budget(value, param)
+    try:
+        value = msgspec.convert((body.chat_template_kwargs or {}).get("thinking_budget"), Count | None)
+    except msgspec.ValidationError as error:
+        raise field_error(error, within=_KWARGS_BUDGET) from None
+    return None if value is None else Budget(value, _KWARGS_BUDGET)
 
 
 def _choice(front: Front, body: ChatRequest, choice: Choice, turn: Turn, speaker: Speaker) -> ChatChoice:

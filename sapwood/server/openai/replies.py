@@ -193,10 +193,9 @@ class _Framer:
 
 
 def alternatives(entry: TokenLogprobs, named: Sequence[int]) -> list[tuple[int, float]]:
-    """The likeliest tokens, then those that the request names and that are not among them."""
-    found = dict(zip(entry.top_ids, entry.top_logprobs, strict=True))
-    others = zip(named, entry.named_logprobs, strict=True)
-    return [*found.items(), *((id, value) for id, value in others if id not in found)]
+    """The likeliest tokens, then those that the request names and that are not among them, each once."""
+    named_ones = zip(named, entry.named_logprobs, strict=True)
+    return list((dict(zip(entry.top_ids, entry.top_logprobs, strict=True)) | dict(named_ones)).items())
 
 
 def prompt_logprobs(

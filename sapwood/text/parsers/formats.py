@@ -135,7 +135,7 @@ class Reasoning:
     """Thoughts between `begin` and `end`.
 
     Attributes:
-        leave: What ends them when their budget is spent and nothing particular has to follow.
+        leave: What ends them when their budget is spent and nothing particular has to follow; `end` is in it. Empty is `end`.
         resume: What stands between thoughts and what follows them. Line breaks may stand there as well, with `lines`.
         answer: What an answer in text begins with.
     """
@@ -149,6 +149,15 @@ class Reasoning:
     drop: tuple[str, ...] = ()
     signs: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.end not in (self.leave or self.end):
+            raise ValueError(f"leave must contain end: there is no {self.end!r} in {self.leave!r}")
+
+    def way_out(self, *, bound: bool) -> str:
+        """What ends thoughts whose budget is spent; `bound`: what follows `end` is a grammar's to say."""
+        leave = self.leave or self.end
+        return leave[: leave.index(self.end)] + self.end if bound else leave
 
     @property
     def markers(self) -> tuple[str, ...]:
