@@ -121,8 +121,10 @@ class EngineClient(Protocol):
         salt: str = "",
         adapter: str = "",
         priority: int = 0,
+        checked: bool = False,
     ) -> Stream:
-        """Begin a generation; `follower` is woken when there is something to take, and closes the stream in the end.
+        """Begin a generation; `follower` is woken when there is something to take, and closes the stream in the end. `checked`:
+        the parameters have been (`SamplingParams.check`), once for all generations that share them.
 
         Raises RequestError for what cannot be served, Overloaded when too much is waiting, EngineDead when the engine
         is gone.
@@ -141,9 +143,10 @@ def copies(params: SamplingParams) -> list[SamplingParams]:
     return [first, *(msgspec.structs.replace(first, seed=seed) for seed in seeds)]
 
 
-def check_request(tokens: list[int], params: SamplingParams, facts: Facts) -> None:
-    """Raise RequestError, naming the field, for what the engine could not serve."""
-    params.check(vocab_size=facts.vocab_size)
+def check_request(tokens: list[int], params: SamplingParams, facts: Facts, *, checked: bool = False) -> None:
+    """Raise RequestError, naming the field, for what the engine could not serve. `checked`: the parameters have been."""
+    if not checked:
+        params.check(vocab_size=facts.vocab_size)
     if not tokens:
         raise RequestError("the prompt is empty; it needs at least one token.", param="prompt")
     if len(tokens) >= facts.max_model_len:
@@ -206,10 +209,11 @@ class AsyncEngine:
         salt: str = "",
         adapter: str = "",
         priority: int = 0,
+        checked: bool = False,
     ) -> Stream:
         """See `EngineClient.submit`."""
         assert params.n == 1, "copies() makes n requests of one"
-        check_request(tokens, params, self.facts)
+        check_request(tokens, params, self.facts, checked=checked)
         if self.dead is not None:
             raise EngineDead(self.dead)
         if len(self._streams) >= self._max_live:

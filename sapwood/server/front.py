@@ -239,12 +239,11 @@ class Front:
 
     async def render(self, talk: Talk, *, tools: list[dict[str, Any]] | None = None) -> Rendered:
         """A conversation by the model's template."""
-        num_chars = sum(_num_chars(message.get("content")) for message in talk.messages)
-        if tools:
-            num_chars += len(msgspec.json.encode(tools))
-        self._check_length(num_chars, "messages")
 
         def rendered() -> Rendered:
+            # Of the rest a template may leave out what does not fit.
+            num_chars = sum(_num_chars(message.get("content")) for message in talk.messages)
+            self._check_length(num_chars + (len(msgspec.json.encode(tools)) if tools else 0), "messages")
             text = self.text.render(
                 talk.messages,
                 tools=tools,
@@ -257,7 +256,8 @@ class Front:
                 self.text.thoughts(text, continues=talk.continues),
             )
 
-        return await self._off_loop(rendered, num_chars, "messages")
+        size = _weight([talk.messages, tools, talk.template], enough=_SHORT + 1)
+        return await self._off_loop(rendered, size, "messages")
 
     async def attended(self, receive: Receive, work: Coroutine[Any, Any, T]) -> T:
         """The result of `work`, which is cancelled, and its generations with it, as soon as the client hangs up.
@@ -312,6 +312,21 @@ class Front:
 async def _gone(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+def _weight(value: Any, *, enough: int) -> int:
+    """About how many characters and values there are in it; once it is `enough`, no more are looked for."""
+    found, left = 0, [value]
+    while left:
+        inner = left.pop()
+        found += 1 + (len(inner) if isinstance(inner, str | list | Mapping) else 0)
+        if found >= enough:
+            break
+        if isinstance(inner, list):
+            left += inner
+        elif isinstance(inner, Mapping):
+            left += [*inner.keys(), *inner.values()]
+    return found
 
 
 def _num_chars(content: Any) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from time import perf_counter
 
 import msgspec
 
@@ -15,6 +16,7 @@ from sapwood.base.wire import Delta
 from sapwood.engine.client import Stream, copies
 from sapwood.server.errors import respelled, with_param
 from sapwood.server.front import MAX_CHOICES, Front
+from sapwood.server.turns import TURN_SECONDS
 from sapwood.text import Assembler
 
 
@@ -111,11 +113,18 @@ async def generate(front: Front, choices: Sequence[Choice], hand_on: HandOn) -> 
 
     `hand_on` gets what is new in all of them together. While the task that it returned is not done, nothing is handed
     on; what comes meanwhile is merged. Raises what the engine refuses or ends a choice with, and what `hand_on` raises.
+    The parameters have been checked. Many choices begin a few at a time, so that others come in between; nothing is
+    handed on before all have begun.
     """
     feed = _Feed(front, hand_on)
     try:
+        until = perf_counter() + TURN_SECONDS
         for choice in choices:
+            if perf_counter() > until:
+                await asyncio.sleep(0)
+                until = perf_counter() + TURN_SECONDS
             feed.open(choice)
+        feed.begin()
         await feed.over
     finally:
         feed.close()
@@ -168,6 +177,7 @@ class _Feed:
         self._hand_on = hand_on
         self._runs: list[_Run] = []
         self._waiting: asyncio.Task[None] | None = None  # for the client to take what it was sent
+        self._begun = False
 
     def open(self, choice: Choice) -> None:
         run = _Run(self._front, choice)
@@ -175,7 +185,7 @@ class _Feed:
         prompt = choice.prompt
         try:
             run.stream = self._front.engine.submit(
-                prompt.tokens, choice.params, self, salt=prompt.salt, priority=prompt.priority
+                prompt.tokens, choice.params, self, salt=prompt.salt, priority=prompt.priority, checked=True
             )
         except RequestError as error:
             run.failed = True
@@ -186,8 +196,13 @@ class _Feed:
             run.failed = True
             raise
 
+    def begin(self) -> None:
+        """All choices have been opened."""
+        self._begun = True
+        self.wake()
+
     def wake(self) -> None:
-        if self._waiting is not None or self.over.done():
+        if not self._begun or self._waiting is not None or self.over.done():
             return
         try:
             news = [fresh for run in self._runs if (fresh := run.take()) is not None]

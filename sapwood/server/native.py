@@ -161,13 +161,11 @@ def routes(front: Front) -> list[Route]:
         ]
         wishes = _wishes(body, prompts)
         limit = front.facts.max_model_len
-        distinct = {id(sampling): sampling for sampling in samplings}
-        forbidden = {key: await front.forbidden(one.bad_words) for key, one in distinct.items()}
-        pairs = []
-        for prompt, sampling, wish in zip(prompts, samplings, wishes, strict=True):
-            params = _params(front, sampling, wish, forbidden[id(sampling)])
-            params, wish.end_check = await front.restrict(params, _asked(sampling))
-            pairs.append((prompt, params_for(prompt, params, limit, default=_DEFAULT_MAX_TOKENS)))
+        several = await _settled(front, samplings, wishes)
+        pairs = [
+            (prompt, params_for(prompt, params, limit, default=_DEFAULT_MAX_TOKENS))
+            for prompt, params in zip(prompts, several, strict=True)
+        ]
         choices = choices_of(pairs)
         asked = dict(zip(prompts, wishes, strict=True))
         answer = _Answer(front, asked, with_text=bool(body.return_text_in_logprobs), begin=begin)
@@ -289,6 +287,25 @@ def _params(front: Front, native: NativeSampling, wish: Wish, forbidden: tuple[t
     fields["logprobs"], fields["logprob_token_ids"] = wish.logprobs, wish.named
     fields["prompt_logprobs"] = wish.logprobs if wish.start >= 0 else None
     return front.check(SamplingParams(**(front.defaults | fields)), _NAMES | _PLACES)
+
+
+async def _settled(front: Front, samplings: Sequence[NativeSampling], wishes: Sequence[Wish]) -> list[SamplingParams]:
+    """Each prompt's parameters, of which those that are the same are made, and checked, once. Tells `wishes` their checks."""
+    distinct = {id(sampling): sampling for sampling in samplings}
+    forbidden = {key: await front.forbidden(one.bad_words) for key, one in distinct.items()}
+    made: dict[tuple[object, ...], tuple[SamplingParams, EndCheck | None]] = {}
+    several = []
+    for sampling, wish in zip(samplings, wishes, strict=True):
+        key = id(sampling), wish.logprobs, wish.named, wish.start >= 0
+        if key not in made:
+            if made:
+                await front.turns()
+            made[key] = await front.restrict(
+                _params(front, sampling, wish, forbidden[id(sampling)]), _asked(sampling)
+            )  # fmt: skip
+        params, wish.end_check = made[key]
+        several.append(params)
+    return several
 
 
 def _asked(sampling: NativeSampling) -> Asked | None:

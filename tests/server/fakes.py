@@ -102,8 +102,9 @@ class FakeEngine:
         salt: str = "",
         adapter: str = "",
         priority: int = 0,
+        checked: bool = False,
     ) -> Stream:
-        check_request(tokens, params, self.facts)
+        check_request(tokens, params, self.facts, checked=checked)
         if self.dead is not None:
             raise EngineDead(self.dead)
         self.asked.append(Asked(tokens, params, salt, priority))

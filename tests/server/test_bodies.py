@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import zlib
@@ -11,13 +12,15 @@ import httpx
 import msgspec
 import pytest
 
+from sapwood.base.sampling import SamplingParams
 from sapwood.config import Config
-from sapwood.server import refusals
+from sapwood.server import generation, refusals
 from sapwood.server.native import REFUSED, GenerateRequest
 from sapwood.server.openai.protocol import ChatRequest, CompletionRequest
 from sapwood.server.refusals import Table
 from sapwood.text import TextModel
 from tests.server.fakes import FakeEngine
+from tests.waiting import within
 
 pytestmark = pytest.mark.anyio
 TEXT, CHAT, NATIVE = "/v1/completions", "/v1/chat/completions", "/generate"
@@ -194,3 +197,51 @@ async def test_logprobs_of_parts_of_characters(http: httpx.AsyncClient) -> None:
     found = choice["logprobs"]
     for token, place in zip(found["tokens"], found["text_offset"], strict=True):
         assert "\ufffd" in token or choice["text"][place : place + len(token)] == token
+
+
+PROMPTS = ["a", "b", "c d"]
+MANY: dict[str, dict[str, Any]] = {
+    TEXT: {"prompt": PROMPTS, "max_tokens": 2, "bad_words": ["the hen"]},
+    CHAT: {**HELLO, "n": 3, "seed": 7, "logit_bias": {"7": 1.0}},
+    NATIVE: {"text": PROMPTS, "sampling_params": {"max_new_tokens": 2, "bad_words": ["the hen"]}},
+}
+
+
+@pytest.mark.parametrize("path", MANY)
+async def test_what_many_outputs_share_is_checked_once(
+    http: httpx.AsyncClient, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    checked: list[SamplingParams] = []
+    check = SamplingParams.check
+
+    def counted(self: SamplingParams, **bounds: Any) -> SamplingParams:
+        checked.append(self)
+        return check(self, **bounds)
+
+    monkeypatch.setattr(SamplingParams, "check", counted)
+    reply = await http.post(path, json=MANY[path])
+    assert reply.status_code == 200 and len(engine.asked) == 3 and len(checked) == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_many_outputs_begin_a_few_at_a_time(
+    http: httpx.AsyncClient, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    """Others come in between; one that is refused at the end refuses all, though the first have been answered by then."""
+    monkeypatch.setattr(generation, "TURN_SECONDS", -1.0)
+    begun: list[int] = []
+
+    async def other() -> None:
+        while not begun or begun[-1] < 300:
+            begun.append(len(engine.asked))
+            await asyncio.sleep(0)
+
+    watching = asyncio.create_task(other())
+    body = {"prompt": [[5]] * 300, "max_tokens": 1, "stream": stream}
+    reply = await http.post(TEXT, json=body)
+    assert reply.status_code == 200
+    await within(watching)
+    assert len(set(begun)) > 100
+    late = await http.post(TEXT, json={**body, "prompt": [*[[5]] * 300, [5] * 600]})
+    assert late.status_code == 400 and late.json()["error"]["code"] == "context_length_exceeded"
+    assert engine.running == 0

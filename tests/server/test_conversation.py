@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from typing import Any
 
@@ -141,3 +142,34 @@ async def test_each_grammar_is_tried_once(front: Front, monkeypatch: pytest.Monk
         assert grammar is not None and end_checks is not None and end_checks.text is not None
         assert len(tried) == len(set(tried)) == count
     await front.close()
+
+
+LONG = "the cat " * 1000
+
+
+@pytest.mark.parametrize(
+    ("message", "template", "beside"),
+    [
+        ({"content": "x" * 1000}, {"mood": "glad"}, False),
+        ({"content": LONG}, {}, True),
+        ({"content": [{"type": "text", "text": LONG}]}, {}, True),
+        ({"content": "x", "reasoning_content": LONG}, {}, True),
+        ({"tool_calls": [{"function": {"name": "f", "arguments": {"a": [{"b": LONG}]}}}]}, {}, True),
+        ({"tool_calls": [{"function": {"name": "f", "arguments": {LONG: 1}}}]}, {}, True),
+        ({"content": "x"}, {"moods": [*range(5000)]}, True),
+    ],
+)
+async def test_all_that_is_long_is_rendered_beside_the_loop(
+    front: Front, monkeypatch: pytest.MonkeyPatch, message: dict[str, Any], template: dict[str, Any], beside: bool
+) -> None:
+    rendering: list[threading.Thread] = []
+    render = front.text.render
+
+    def noted(*args: Any, **named: Any) -> str:
+        rendering.append(threading.current_thread())
+        return render(*args, **named)
+
+    monkeypatch.setattr(front.text, "render", noted)
+    monkeypatch.setattr(front.text, "encode", lambda *args, **named: [5])
+    await front.render(Talk(messages=[*HELLO, {"role": "assistant"} | message], template=template))
+    assert (rendering != [threading.main_thread()]) == beside
