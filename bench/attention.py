@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from gpu import DEVICE, DTYPE, copy_rate, seconds, show
@@ -54,40 +53,38 @@ class Work(NamedTuple):
         return f"{self.rows} x {self.tokens}{f' at {self.start}' if self.start else ''}{shared}"
 
 
-def decode(rows: int, length: int, groups: int = 0, common: int = 0) -> Work:
-    """Rows of one token, the last of `length`."""
-    return Work(rows, 1, length - 1, groups, common)
+def decodes(lengths: dict[int, Sequence[int]]) -> list[Work]:
+    """Rows of one token, the last of a length, by number of rows."""
+    return [Work(rows, 1, length - 1) for rows, some in lengths.items() for length in some]
 
 
 SHAPES = (Shape("llama-8b", 32, 8, 128), Shape("qwen3-0.6b", 16, 8, 128))
-LENGTHS = {1: (512, 2048, 8192), 8: (2048, 8192), 32: (256, 2048), 256: (256, 512, 2048, 4096)}  # by rows
-DECODES = [decode(rows, length) for rows, lengths in LENGTHS.items() for length in lengths]
-SHARED = [decode(256, 2240, 16, 2048), decode(256, 700, 1, 512), decode(8, 8192, 4, 8000)]
+DECODES = decodes({1: [512, 2048, 8192], 8: [2048, 8192], 32: [256, 2048], 256: [256, 512, 2048, 4096]})
+SHARED = [Work(256, 1, 2239, 16, 2048), Work(256, 1, 699, 1, 512), Work(8, 1, 8191, 4, 8000)]
 PREFILLS = [Work(1, 512), Work(1, 2048), Work(1, 8192), Work(32, 512), Work(1, 2048, 8192), Work(4, 5, 8192)]
 
 
 # -- a step of attention -----------------------------------------------------------------------------------------------
 
 
-def batch(num_rows: int, start: int, count: int, page: int) -> Batch:
+def batch(work: Work, page: int) -> Batch:
     """Rows of equal size on pages in random order."""
-    pages_per_row = -(-(start + count) // page)
-    table_SP = (torch.randperm(num_rows * pages_per_row, device=DEVICE) + 1).int().view(num_rows, pages_per_row)
-    positions_RN = torch.arange(start, start + count, device=DEVICE).expand(num_rows, -1)
+    pages_per_row = -(-(work.start + work.tokens) // page)
+    table_SP = (torch.randperm(work.rows * pages_per_row, device=DEVICE) + 1).int().view(work.rows, pages_per_row)
+    positions_RN = torch.arange(work.start, work.start + work.tokens, device=DEVICE).expand(work.rows, -1)
     cells_RN = table_SP.gather(1, positions_RN // page).long() * page + positions_RN % page
-    rows = np.arange(num_rows)
-    columns = (rows, np.full(num_rows, start), np.full(num_rows, count), np.arange(num_rows + 1) * count)
-    slots_R, starts_R, counts_R, offsets_R1 = (torch.from_numpy(c.astype(np.int32)).to(DEVICE) for c in columns)
+    offsets_R1 = torch.arange(work.rows + 1, dtype=torch.int32, device=DEVICE) * work.tokens
+    slots_R = torch.arange(work.rows, dtype=torch.int32, device=DEVICE)
     return Batch(
-        ids_T=torch.zeros(num_rows * count, dtype=torch.long, device=DEVICE),
+        ids_T=torch.zeros(work.rows * work.tokens, dtype=torch.long, device=DEVICE),
         positions_T=positions_RN.flatten(),
         slots_R=slots_R,
-        starts_R=starts_R,
-        counts_R=counts_R,
+        starts_R=torch.full_like(slots_R, work.start),
+        counts_R=torch.full_like(slots_R, work.tokens),
         offsets_R1=offsets_R1,
         tables_GSP=(table_SP,),
         cells_GT=(cells_RN.flatten(),),
-        limits=Limits(decodes=num_rows, spans=0) if count == 1 else Limits(decodes=0, spans=num_rows),
+        limits=Limits(decodes=work.rows, spans=0) if work.tokens == 1 else Limits(decodes=0, spans=work.rows),
     )
 
 
@@ -129,7 +126,7 @@ def start(shape: Shape, page: int = PAGE, stored: torch.dtype = DTYPE) -> Triton
 def measure(backend: Triton, shape: Shape, work: Work) -> tuple[float, float]:
     """Seconds of one layer; GB/s of keys and values that must be read, shared ones once, or TFLOP/s of a prefill."""
     page = backend._group.page_size
-    step = batch(work.rows, work.start, work.tokens, page)
+    step = batch(work, page)
     if work.groups:
         step = sharing(step, work, page, tile_members([backend._group]))
     amount = operations(shape, work) / 1e12
@@ -158,15 +155,6 @@ def product_rate() -> float:
     return 2 * (1 << 39) / seconds(lambda: torch.mm(square, square)) / 1e12
 
 
-def tables(copied: float, product: float) -> None:
-    for shape in SHAPES:
-        backend = start(shape)
-        show(f"{shape.name}: decode", ("us", "GB/s", "of copy"), lines(backend, shape, DECODES, copied))
-        show(f"{shape.name}: shared", ("us", "GB/s", "us unshared"), lines(backend, shape, SHARED, copied))
-        show(f"{shape.name}: prefill", ("us", "TFLOP/s", "of product"), lines(backend, shape, PREFILLS, product))
-        del backend
-
-
 def lines(backend: Triton, shape: Shape, works: Sequence[Work], best: float) -> Iterator[tuple[Work, list[str]]]:
     for work in works:
         time, rate = measure(backend, shape, work)
@@ -182,65 +170,54 @@ Candidate = tuple[str, dict[str, Any]]
 """A name, and what it changes of the backend's shapes."""
 
 
-def tile(kind: str, *sizes: int, least: int = 128) -> Candidate:
-    """Rows of the tile / positions of a block / warps / stages / programs of a processor."""
-    return "/".join(map(str, sizes)) + (f" least {least}" if least != 128 else ""), {kind: Tile(*sizes, least=least)}
-
-
-def spans(*sizes: int, dense: bool = True, tma: bool = True) -> Candidate:
-    name, change = tile("spans", *sizes)
-    return f"{name} {'tma' if tma else 'dense' if dense else 'pages'}", change | {"dense": dense, "tma": tma}
+def tiles(kind: str, *sizes: str, **more: bool) -> list[Candidate]:
+    """Rows of the tile / positions of a block / warps / stages / programs of a processor (/ least positions of a part)."""
+    said = [name if on else f"no {name}" for name, on in more.items()]
+    return [(" ".join([size, *said]), {kind: Tile(*map(int, size.split("/"))), **more}) for size in sizes]
 
 
 AS_IT_IS: Candidate = ("as it is", {})
 ROWS = [
     AS_IT_IS,
-    *(tile("rows", 16, 64, *rest) for rest in ((4, 4, 2), (4, 2, 4), (2, 3, 3))),
-    *(tile("rows", 16, 32, *rest) for rest in ((4, 4, 4), (2, 4, 4), (4, 6, 2))),
-    *(tile("rows", 16, 128, *rest) for rest in ((4, 2, 3), (8, 3, 1))),
+    *tiles("rows", "16/64/4/4/2", "16/64/4/2/4", "16/64/2/3/3", "16/32/4/4/4", "16/32/2/4/4", "16/32/4/6/2"),
+    *tiles("rows", "16/128/4/2/3", "16/128/8/3/1"),
 ]
-PARTS = [  # the same kernel, other numbers of parts
-    *(tile("rows", 16, 64, 4, 3, programs) for programs in (2, 4)),
-    *(tile("rows", 16, 64, 4, 3, 3, least=least) for least in (64, 256)),
-]
-RUNS = [
-    AS_IT_IS,
-    *(tile("runs", 64, *rest) for rest in ((64, 4, 2, 2), (64, 4, 3, 1), (32, 4, 3, 3), (128, 8, 2, 1), (32, 4, 4, 4))),
-]
+PARTS = tiles("rows", "16/64/4/3/2", "16/64/4/3/4", "16/64/4/3/3/64", "16/64/4/3/3/256")  # in other numbers of parts
+RUNS = [AS_IT_IS, *tiles("runs", "64/64/4/2/2", "64/64/4/3/1", "64/32/4/3/3", "64/128/8/2/1", "64/32/4/4/4")]
 SPANS = [
     AS_IT_IS,
-    *(spans(128, *rest) for rest in ((64, 4, 2, 2), (64, 4, 3, 1), (128, 8, 2, 1), (128, 8, 3, 1), (64, 8, 4, 1))),
-    spans(64, 64, 4, 2, 2),
-    *(spans(128, *rest, tma=False) for rest in ((64, 8, 3, 1), (128, 8, 2, 1))),
-    *(spans(128, *rest, dense=False, tma=False) for rest in ((64, 8, 3, 1), (128, 8, 2, 1))),
+    *tiles("spans", "128/64/4/2/2", "128/64/4/3/1", "128/128/8/2/1", "128/128/8/3/1", "128/64/8/4/1", "64/64/4/2/2"),
+    *tiles("spans", "128/64/8/3/1", "128/128/8/2/1", dense=True, tma=False),
+    *tiles("spans", "128/64/8/3/1", "128/128/8/2/1", dense=False, tma=False),
 ]
 
 
 def sweep() -> None:
-    shape = SHAPES[0]
-    decodes = [decode(*size) for size in ((1, 2048), (1, 8192), (8, 2048), (32, 2048), (256, 256), (256, 2048))]
+    some = decodes({1: [2048, 8192], 8: [2048], 32: [2048], 256: [256, 2048]})
     prefills = [Work(1, 2048), Work(1, 8192), Work(16, 512), Work(1, 2048, 8192), Work(4, 5, 8192)]
-    backend = start(shape)
-    compare("decode, GB/s", backend, decodes, ROWS + PARTS)
-    compare("shared, us", backend, SHARED, RUNS, in_us=True)
-    compare("prefill, TFLOP/s", backend, prefills, SPANS)
-    for name, call in library():
-        print(f"{name:36}", *(f"{library_rate(shape, work, call):>12}" for work in prefills), flush=True)
-    del backend
+    compare("decode, GB/s", some, ROWS + PARTS)
+    compare("shared, us", SHARED, RUNS, in_us=True)
+    compare("prefill, TFLOP/s", prefills, SPANS)
+    show("the library's", [], ((name, (library_rate(work, call) for work in prefills)) for name, call in library()))
     for page in (32, 64):
-        backend = start(shape, page)
-        compare(f"decode, pages of {page}, GB/s", backend, decodes, ROWS)
-        compare(f"prefill, pages of {page}, TFLOP/s", backend, prefills, SPANS[:1])
-        del backend
-    backend = start(shape, PAGE, torch.float8_e4m3fn)
-    compare("decode, float8, GB/s", backend, decodes, [*ROWS[:2], tile("rows", 16, 128, 4, 3, 3)])
-    compare("prefill, float8, TFLOP/s", backend, prefills, SPANS[:1])
+        compare(f"decode, pages of {page}, GB/s", some, ROWS, page)
+        compare(f"prefill, pages of {page}, TFLOP/s", prefills, [AS_IT_IS], page)
+    stored = torch.float8_e4m3fn
+    compare("decode, float8, GB/s", some, [*ROWS[:2], *tiles("rows", "16/128/4/3/3")], stored=stored)
+    compare("prefill, float8, TFLOP/s", prefills, [AS_IT_IS], stored=stored)
 
 
 def compare(
-    title: str, backend: Triton, works: Sequence[Work], candidates: Sequence[Candidate], *, in_us: bool = False
+    title: str,
+    works: Sequence[Work],
+    candidates: Sequence[Candidate],
+    page: int = PAGE,
+    *,
+    stored: torch.dtype = DTYPE,
+    in_us: bool = False,
 ) -> None:
     """Of llama-8b's heads: a line for each candidate, a column for each work."""
+    backend = start(SHAPES[0], page, stored)
     before = backend.shapes
 
     def tried(change: dict[str, Any]) -> Iterator[str]:
@@ -253,43 +230,44 @@ def compare(
                 yield type(error).__name__[:9]
 
     show(title, [str(work).partition(",")[0] for work in works], ((name, tried(change)) for name, change in candidates))
-    backend.shapes = before
 
 
-Call = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+Call = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def library() -> list[tuple[str, Call]]:
-    def cudnn(q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, scale: float) -> Tensor:
+    scale = SHAPES[0].head_dim ** -0.5
+
+    def cudnn(q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor) -> Tensor:
         attend = torch.ops.aten._scaled_dot_product_cudnn_attention
         out_BHTD: Tensor = attend(q_BHTD, k_BKTD, v_BKTD, None, True, 0.0, True, False, scale=scale)[0]
         return out_BHTD
 
-    def repeated(q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, scale: float) -> Tensor:
+    def repeated(q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor) -> Tensor:
         repeat = q_BHTD.shape[1] // k_BKTD.shape[1]
-        k_BHTD, v_BHTD = (x.repeat_interleave(repeat, dim=1) for x in (k_BKTD, v_BKTD))
-        return cudnn(q_BHTD, k_BHTD, v_BHTD, scale)
+        return cudnn(q_BHTD, k_BKTD.repeat_interleave(repeat, dim=1), v_BKTD.repeat_interleave(repeat, dim=1))
 
-    def flash(q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, scale: float) -> Tensor:
+    def flash(q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor) -> Tensor:
         with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.FLASH_ATTENTION):
             return F.scaled_dot_product_attention(q_BHTD, k_BKTD, v_BKTD, is_causal=True, scale=scale, enable_gqa=True)
 
     return [("cuDNN", cudnn), ("cuDNN, keys and values repeated", repeated), ("PyTorch's flash attention", flash)]
 
 
-def library_rate(shape: Shape, work: Work, call: Call) -> str:
+def library_rate(work: Work, call: Call) -> str:
     """TFLOP/s of the causal part alone, and after it the first call with a length not seen before, in ms."""
     if work.start:
         return "-"
+    shape = SHAPES[0]
     try:
-        heads_TXD, _ = inputs(shape, work.rows * work.tokens)
-        heads_BXTD = heads_TXD.view(work.rows, work.tokens, -1, shape.head_dim).transpose(1, 2)
+        heads_BXTD = (
+            inputs(shape, work.rows * work.tokens)[0].view(work.rows, work.tokens, -1, shape.head_dim).transpose(1, 2)
+        )
         q, k, v = heads_BXTD.split([shape.num_heads, shape.num_kv_heads, shape.num_kv_heads], dim=1)
-        scale = shape.head_dim**-0.5
-        rate = operations(shape, work) / seconds(lambda: call(q, k, v, scale)) / 1e12
+        rate = operations(shape, work) / seconds(lambda: call(q, k, v)) / 1e12
         torch.cuda.synchronize()
         before = time.perf_counter()
-        call(q[:, :, 1:], k[:, :, 1:], v[:, :, 1:], scale)
+        call(q[:, :, 1:], k[:, :, 1:], v[:, :, 1:])
         torch.cuda.synchronize()
         return f"{rate:.0f} {(time.perf_counter() - before) * 1e3:.1f}"
     except Exception as error:
@@ -302,7 +280,14 @@ def main() -> None:
     asked = parser.parse_args()
     copied, product = copy_rate(), product_rate()
     print(f"{torch.cuda.get_device_name()}: copy {copied:.0f} GB/s, matrix product {product:.0f} TFLOP/s")
-    sweep() if asked.sweep else tables(copied, product)
+    if asked.sweep:
+        return sweep()
+    for shape in SHAPES:
+        backend = start(shape)
+        show(f"{shape.name}: decode", ("us", "GB/s", "of copy"), lines(backend, shape, DECODES, copied))
+        show(f"{shape.name}: shared", ("us", "GB/s", "us unshared"), lines(backend, shape, SHARED, copied))
+        show(f"{shape.name}: prefill", ("us", "TFLOP/s", "of product"), lines(backend, shape, PREFILLS, product))
+        del backend
 
 
 if __name__ == "__main__":

@@ -29,7 +29,6 @@ import platform
 import shlex
 import shutil
 import socket
-import statistics
 import subprocess
 import sys
 import tarfile
@@ -37,44 +36,49 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.request import Request, urlopen
 
 from sapwood.bench.load import Load, Server, send
 from sapwood.bench.report import Table
 from sapwood.bench.spawn import running
-from sapwood.bench.statistics import serving_figures
+from sapwood.bench.statistics import Figures, median_of, serving_figures
 from sapwood.bench.traffic import Traffic
 from sapwood.cli.terminal import console, print_tables
 
 PEER, VERSION = "llama-cpp-python", "0.3.36"
 WEIGHTS = ("Q4_1", "Q8_0", "Q4_0")
-CASES = ("c1", "c2", "c3", "c4", "c5", "c6", "c7")
 SLOTS, SLOT_LEN = 32, 1280
 START_SECONDS = 120
-MORE_IS_BETTER = {"c1 decode tok/s", "c2 tok/s", "c3 tok/s", "c5 prompt tok/s"}
 
 SWITCHES = "GGML_NATIVE=ON LLAMA_BUILD_TESTS=OFF LLAMA_BUILD_EXAMPLES=OFF LLAMA_CURL=OFF LLAMA_OPENSSL=OFF"
 NO_TILES = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
-TILES = """
-#include <immintrin.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-int main() {
-    if (syscall(SYS_arch_prctl, 0x1023, 18)) return 1;  // ARCH_REQ_XCOMP_PERM, XTILEDATA
-    alignas(64) unsigned char shape[64] = {1};
-    shape[16] = 64, shape[48] = 16;
-    _tile_loadconfig(shape);
-    _tile_zero(0);
-    _tile_release();
-}
-"""
 
 Command = Callable[[Path, int, argparse.Namespace], list[str]]
 """How an engine serves a model on a port."""
+
+
+class Case(NamedTuple):
+    """So many requests at once, and what is read off their figures."""
+
+    name: str
+    traffic: Traffic
+    count: int
+    read: Callable[[dict[str, Any]], Figures]
+
+
+SHORT, SHARED = Traffic("random", 128, 128), Traffic("shared-prefix", 32, 32, prefix_len=1024, groups=1)
+CASES = (
+    Case("c1", SHORT, 1, lambda f: {"c1 decode tok/s": 1e3 / f["tpot_ms_p50"], "c1 TTFT ms": f["ttft_ms_p50"]}),
+    Case("c2", SHORT, 8, lambda f: {"c2 tok/s": f["output_tok_s"]}),
+    Case("c3", SHORT, 32, lambda f: {"c3 tok/s": f["output_tok_s"]}),
+    Case("c4", SHARED, 16, lambda f: {"c4 cold s": f["seconds"]}),
+    Case("c4", SHARED, 16, lambda f: {"c4 warm s": f["seconds"]}),
+    Case("c5", Traffic("random", 1024, 1), 1, lambda f: {"c5 prompt tok/s": 1024e3 / f["ttft_ms_p50"]}),
+)
+NAMES = (*dict.fromkeys(case.name for case in CASES), "c6", "c7")
 
 
 def main() -> int:
@@ -83,19 +87,17 @@ def main() -> int:
     folder = Path(args.cache).expanduser()
     shipped = model()
     engines: dict[str, Command] = {"sapwood": sapwood, "llama.cpp": lambda *given: llama(build(folder), *given)}
-    found: dict[str, dict[str, dict[str, list[float]]]] = {}
+    found: dict[str, dict[str, list[Figures]]] = {}
     for weights in args.weights:
         path = shipped if weights == "Q4_1" else requantised(build(folder), shipped, weights, folder)
-        found[weights] = {name: {} for name in args.engines}
+        found[weights] = {name: [] for name in args.engines}
         for _ in range(args.runs):  # in turns, since the machine is not equally fast at all times
             for name in args.engines:
-                run = measure(engines[name], path, args)
-                for figure, value in run.items():
-                    found[weights][name].setdefault(figure, []).append(value)
-                print(weights, name, {figure: round(value, 2) for figure, value in run.items()}, flush=True)
+                found[weights][name].append(measure(engines[name], path, args))
+                print(weights, name, found[weights][name][-1], flush=True)
                 if args.json:
                     args.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
-    show(found)
+    print_tables(console(), [table(weights, runs) for weights, runs in found.items()])
     return 0
 
 
@@ -103,7 +105,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engines", nargs="+", choices=("sapwood", "llama.cpp"), default=["sapwood", "llama.cpp"])
     parser.add_argument("--weights", nargs="+", choices=WEIGHTS, default=WEIGHTS)
-    parser.add_argument("--only", nargs="+", choices=CASES, default=CASES)
+    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES)
     parser.add_argument("--runs", type=int, default=5, help="of each, in turns; medians are shown")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of either engine")
     parser.add_argument("--options", type=shlex.split, default=[], help="further ones of `sapwood serve`, in one word")
@@ -136,7 +138,9 @@ def build(folder: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         tree, made = fetch(Path(temporary)), Path(temporary) / "made"
         switches = [*SWITCHES.split(), "CMAKE_BUILD_TYPE=Release", "BUILD_SHARED_LIBS=OFF"]
-        if platform.machine() == "x86_64" and not tiles_work(Path(temporary)):
+        compiler = subprocess.run(["c++", "-dumpversion"], capture_output=True, text=True, check=True).stdout
+        if platform.machine() == "x86_64" and int(compiler.split(".")[0]) <= 12:
+            # GCC 12 leaves out the writes of an AMX tile's shape: the peer would crash.
             switches += [f"CMAKE_{language}_FLAGS={NO_TILES}" for language in ("C", "CXX")]
         subprocess.run(["cmake", "-S", tree, "-B", made, "-G", "Ninja", *(f"-D{s}" for s in switches)], check=True)
         subprocess.run(["cmake", "--build", made, "--target", "llama-server", "llama-quantize"], check=True)
@@ -160,14 +164,6 @@ def fetch(folder: Path) -> Path:
     with tarfile.open(fileobj=io.BytesIO(data)) as source:
         source.extractall(folder, filter="data")
     return folder / name.removesuffix(".tar.gz") / "vendor" / "llama.cpp"
-
-
-def tiles_work(folder: Path) -> bool:
-    """Whether AMX can be used here. With GCC 12, which leaves out the writes of a tile's shape, the peer would crash."""
-    source, program = folder / "tiles.cpp", folder / "tiles"
-    source.write_text(TILES)
-    subprocess.run(["c++", "-O2", "-mamx-tile", "-o", program, source], check=True)
-    return subprocess.run([program], check=False).returncode == 0
 
 
 def requantised(tools: Path, shipped: Path, weights: str, folder: Path) -> Path:
@@ -195,43 +191,30 @@ def llama(tools: Path, path: Path, port: int, args: argparse.Namespace) -> list[
 # -- what is measured --------------------------------------------------------------------------------------------------
 
 
-def measure(engine: Command, path: Path, args: argparse.Namespace) -> dict[str, float]:
+def measure(engine: Command, path: Path, args: argparse.Namespace) -> Figures:
     """All cases on one server."""
-    found: dict[str, float] = {}
+    found: Figures = {}
     with serving(engine, path, args) as (server, seconds, memory):
-        if "c7" in args.only:
-            found["c7 s"] = seconds
-        short, shared = Traffic("random", 128, 128), Traffic("shared-prefix", 32, 32, prefix_len=1024, groups=1)
-        load(server, Traffic("random", 16, 8), 2, seed=99)  # warm
-        if "c1" in args.only:
-            one = load(server, short, 1, seed=1)
-            found |= {"c1 decode tok/s": 1e3 / one["tpot_ms_p50"], "c1 TTFT ms": one["ttft_ms_p50"]}
-        for case, count in (("c2", 8), ("c3", 32)):
-            if case in args.only:
-                found[f"{case} tok/s"] = load(server, short, count, seed=count)["output_tok_s"]
-        if "c4" in args.only:
-            for state in ("cold", "warm"):
-                found[f"c4 {state} s"] = load(server, shared, 16, seed=4)["seconds"]
-        if "c5" in args.only:
-            found["c5 prompt tok/s"] = 1024e3 / load(server, Traffic("random", 1024, 1), 1, seed=5)["ttft_ms_p50"]
-        if "c6" in args.only:
-            found["c6 MiB"] = max(memory) / 2**20
-    return found
+        ask(server, Traffic("random", 16, 8), 2, seed=99)  # warm
+        for case in (case for case in CASES if case.name in args.only):
+            found |= case.read(ask(server, case.traffic, case.count, seed=int(case.name[1:])))
+        found |= {"c6 MiB": max(memory) / 2**20} if "c6" in args.only else {}
+        found |= {"c7 s": seconds} if "c7" in args.only else {}
+    return {name: round(value or 0, 3) for name, value in found.items()}
 
 
-def load(server: Server, traffic: Traffic, count: int, *, seed: int) -> dict[str, Any]:
+def ask(server: Server, traffic: Traffic, count: int, *, seed: int) -> Figures:
     """Figures of so many requests, all at once."""
     streams, messages = asyncio.run(send(server, traffic, Load("closed", count, count, seed=seed)))
     if messages:
-        raise SystemExit(f"cpu: {server.url} answered with errors: {messages}")
+        raise ConnectionError(f"cpu: {server.url} answered with errors: {messages}")
     return serving_figures(streams)
 
 
 @contextmanager
 def serving(engine: Command, path: Path, args: argparse.Namespace) -> Iterator[tuple[Server, float, list[int]]]:
     """A server, the seconds it took to its first token, and the memory of its processes, ten times a second."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
+    with socket.create_server(("127.0.0.1", 0)) as one:
         port = one.getsockname()[1]
     command, server = engine(path, port, args), Server(url=f"http://127.0.0.1:{port}", model="m")
     began, over, memory = monotonic(), threading.Event(), [0]
@@ -243,13 +226,21 @@ def serving(engine: Command, path: Path, args: argparse.Namespace) -> Iterator[t
 
         threading.Thread(target=watch, daemon=True).start()
         try:
-            while asyncio.run(send(replace(server, timeout=60), Traffic("random", 4, 1), Load("closed", 1, 1)))[1]:
-                if process.poll() is not None or monotonic() - began > START_SECONDS:
-                    raise SystemExit(f"cpu: no first token from {' '.join(command)}")
-                sleep(0.01)
-            yield server, monotonic() - began, memory
+            yield server, first_token(server, process, began), memory
         finally:
             over.set()
+
+
+def first_token(server: Server, process: subprocess.Popen[str], began: float) -> float:
+    """Seconds until there was one."""
+    while True:
+        try:
+            ask(server, Traffic("random", 4, 1), 1, seed=0)
+            return monotonic() - began
+        except ConnectionError as error:
+            if process.poll() is not None or monotonic() - began > START_SECONDS:
+                raise SystemExit(f"cpu: no first token from {process.args}: {error}") from None
+            sleep(0.01)
 
 
 def family(pid: int) -> list[int]:
@@ -269,20 +260,17 @@ def resident(pid: int) -> int:
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
 
 
-def show(found: dict[str, dict[str, Any]]) -> None:
+def table(weights: str, runs: dict[str, list[Figures]]) -> Table:
     """Medians, and ours over the peer's so that more than 1 is always better."""
-    tables = []
-    for weights, engines in found.items():
-        lines = []
-        for figure in dict.fromkeys(figure for figures in engines.values() for figure in figures):
-            medians = [statistics.median(figures[figure]) for figures in engines.values()]
-            cells = [f"{value:,.2f}" for value in medians]
-            if len(medians) > 1:
-                ratio = medians[0] / medians[1]
-                cells.append(f"{ratio if figure in MORE_IS_BETTER else 1 / ratio:.2f}")
-            lines.append([figure, *cells])
-        tables.append(Table([weights, *engines, *(["ratio"] if len(engines) > 1 else [])], lines))
-    print_tables(console(), tables)
+    medians = [median_of(some) for some in runs.values()]
+    lines = [[name, *(f"{found[name] or 0:,.2f}" for found in medians)] for name in medians[0]]
+    if len(medians) == 1:
+        return Table([weights, *runs], lines)
+    ours, theirs = medians
+    for line in lines:
+        ratio = (ours[line[0]] or 0) / (theirs[line[0]] or 1)
+        line.append(f"{ratio if line[0].endswith('tok/s') else 1 / ratio:.2f}")
+    return Table([weights, *runs, "ratio"], lines)
 
 
 if __name__ == "__main__":

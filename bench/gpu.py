@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
+from triton.testing import do_bench_cudagraph
 
 DEVICE, DTYPE = torch.device("cuda"), torch.bfloat16
 
 
-def seconds(call: Callable[[], object], *, repeats: int = 8) -> float:
-    """Median time of one call, from replays of a graph of it, so that launches from Python are not in it."""
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        for _ in range(2):
-            call()
-    stream.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    times = []
-    for _ in range(1 + repeats):
-        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        before.record()
-        graph.replay()
-        after.record()
-        after.synchronize()
-        times.append(before.elapsed_time(after) / 1e3)
-    return statistics.median(times[1:])
+def seconds(call: Callable[[], object]) -> float:
+    """Median time of one call, from replays of a graph of many, so that launches from Python are not in it."""
+    milliseconds: float = do_bench_cudagraph(call, return_mode="median")
+    return milliseconds / 1e3
 
 
 def copy_rate() -> float:
@@ -36,6 +21,11 @@ def copy_rate() -> float:
     source = torch.randn(1 << 28, device=DEVICE, dtype=DTYPE)
     target = torch.empty_like(source)
     return 2 * source.nbytes / seconds(lambda: target.copy_(source)) / 1e9
+
+
+def rate(nbytes: float, time: float, copied: float) -> list[str]:
+    """Cells of a call that is bound by memory: us, GB/s, and the share of the copy's that is."""
+    return [f"{time * 1e6:.1f}", f"{nbytes / time / 1e9:.0f}", f"{nbytes / time / 1e9 / copied:.0%}"]
 
 
 def show(title: str, columns: Sequence[str], lines: Iterable[tuple[object, Iterable[str]]]) -> None:

@@ -16,11 +16,12 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from gpu import DEVICE, DTYPE, copy_rate, seconds, show
+from gpu import DEVICE, DTYPE, copy_rate, rate, seconds, show
 from torch import Tensor
 
 from sapwood.kernels import Activation, RmsNorm
@@ -31,27 +32,21 @@ from sapwood.kernels.triton.fused import KERNELS
 NUM_THREADS = 16  # that compile kernels
 
 TOKENS = (1, 2, 4, 8, 16, 32, 256)
-MOST_FEW = 32  # tokens of the few-token product
+OURS, MOST_FEW = ("fused", "apart"), 32  # tokens of the few-token product
 SWEPT_TOKENS = (1, 4, 16)
-SUMS = [
-    Setting(False, *rest)
-    for rest in (
-        (2, 1024, 4, 2), (4, 512, 2, 1), (4, 512, 2, 4), (4, 1024, 4, 1), (4, 1024, 4, 3), (8, 512, 4, 1),
-        (8, 512, 4, 3), (8, 1024, 8, 1), (16, 256, 4, 4),
-    )
-]  # fmt: skip
-DOTS = [
-    Setting(True, *rest)
-    for rest in (
-        (16, 256, 2, 4), (16, 256, 4, 4), (16, 512, 4, 3), (32, 128, 2, 5), (32, 128, 4, 4), (32, 256, 4, 3),
-        (32, 256, 4, 5), (64, 64, 4, 6), (64, 128, 4, 3), (64, 128, 4, 5), (64, 256, 4, 3), (128, 64, 4, 5),
-        (128, 128, 8, 3),
-    )
-]  # fmt: skip
+SETTINGS = {
+    False: "2/1024/4/2 4/512/2/1 4/512/2/4 4/1024/4/1 4/1024/4/3 8/512/4/1 8/512/4/3 8/1024/8/1 16/256/4/4",
+    True: """16/256/2/4 16/256/4/4 16/512/4/3 32/128/2/5 32/128/4/4 32/256/4/3 32/256/4/5 64/64/4/6 64/128/4/3
+        64/128/4/5 64/256/4/3 128/64/4/5 128/128/8/3""",
+}
+"""What a sweep tries, by whether the product is one of the matrix units: the other numbers of a `Setting`."""
+SUMS, DOTS = ([Setting(dot, *map(int, one.split("/"))) for one in some.split()] for dot, some in SETTINGS.items())
 WAYS = {
-    "fused with PDL": ("fused", True), "fused without": ("fused", False), "apart with PDL": ("apart", True),
+    "fused with PDL": ("fused", True),
+    "fused without": ("fused", False),
+    "apart with PDL": ("apart", True),
     "library": ("library", True),
-}  # fmt: skip
+}
 """Of a chain of products: how each is computed, and whether launches overlap."""
 
 
@@ -164,18 +159,17 @@ def compile_all(calls: Sequence[Callable[[], None]]) -> list[Exception | None]:
 
 
 def measure_products(parts: Sequence[Product], copied: float) -> Iterator[tuple[str, list[str]]]:
-    def hows(num_tokens: int) -> tuple[str, ...]:
-        return ("fused", "apart", "library") if num_tokens <= MOST_FEW else ("library",)
-
-    calls = {(part.name, n, how): part.all_layers(how, n) for part in parts for n in TOKENS for how in hows(n)}
-    for error in filter(None, compile_all([call for (_, _, how), call in calls.items() if how != "library"])):
+    cases = [(part, n, how) for part in parts for n in TOKENS for how in (OURS if n <= MOST_FEW else ())]
+    for error in filter(None, compile_all([part.all_layers(how, n) for part, n, how in cases])):
         print("failed:", repr(error)[:200])
     for part, n in itertools.product(parts, TOKENS):
-        times = {how: seconds(calls[part.name, n, how]) / len(part.weights) for how in hows(n)}
-        us = {how: f"{time * 1e6:.1f}" for how, time in times.items()}
-        rates = {how: part.nbytes / time / 1e9 for how, time in times.items()}
-        fused = [us["fused"], f"{rates['fused']:.0f}", f"{rates['fused'] / copied:.0%}"] if "fused" in us else [""] * 3
-        yield f"{part.name}, {n} tokens", [*fused, us.get("apart", ""), us["library"], f"{rates['library']:.0f}"]
+
+        def cells(how: str, part: Product = part, n: int = n) -> list[str]:
+            if how in OURS and n > MOST_FEW:
+                return ["", "", ""]
+            return rate(part.nbytes, seconds(part.all_layers(how, n)) / len(part.weights), copied)
+
+        yield f"{part.name}, {n} tokens", [*cells("fused"), cells("apart")[0], *cells("library")[:2]]
 
 
 def measure_chains(parts: Sequence[Product], shape: Shape) -> Iterator[tuple[str, Iterator[str]]]:
@@ -196,38 +190,28 @@ def measure_neighbours(shape: Shape, copied: float) -> Iterator[tuple[str, list[
     for n in (1, 16, 256, 2048, 8192):
         x, residual = torch.randn(2, n, shape.hidden, device=DEVICE, dtype=DTYPE)
         inner = torch.randn(n, 2 * shape.inner, device=DEVICE, dtype=DTYPE)
-        norm = lambda x=x, residual=residual: KERNELS.add_rms_norm(x, residual, weight, 1e-5)  # noqa: E731
-        gate = lambda inner=inner: KERNELS.gated(inner, "silu")  # noqa: E731
-        cells = []
-        for call, nbytes in ((norm, 4 * x.nbytes), (gate, 3 * inner.nbytes // 2)):
-            # Several calls a graph, so that the launch of the graph is not what is measured.
-            time = seconds(lambda call=call: [call() for _ in range(8)]) / 8
-            cells += [f"{time * 1e6:.1f}", f"{nbytes / time / 1e9:.0f}", f"{nbytes / time / 1e9 / copied:.0%}"]
-        yield f"{n} tokens", cells
+        norm = seconds(partial(KERNELS.add_rms_norm, x, residual, weight, 1e-5))
+        gate = seconds(partial(KERNELS.gated, inner, "silu"))
+        yield f"{n} tokens", [*rate(4 * x.nbytes, norm, copied), *rate(3 * inner.nbytes // 2, gate, copied)]
 
 
-def sweep(parts: Sequence[Product]) -> list[str]:
+def sweep(parts: Sequence[Product]) -> Iterator[str]:
     """The best setting of each product and number of tokens, as rows for the table in few.py."""
-    cases = [(part, n, cut) for part in parts for n in SWEPT_TOKENS for cut in ((*SUMS, *DOTS) if n == 1 else DOTS)]
-    calls = [part.all_layers("fused", n, cut) for part, n, cut in cases]
-    # Tokens from 2 to 16 share a kernel.
-    once = {(part.name, n == 1, cut): call for (part, n, cut), call in zip(cases, calls, strict=True)}
-    failures = dict(zip(once, compile_all(list(once.values())), strict=True))
-    times: dict[tuple[str, int], list[tuple[float, Setting]]] = {}
-    for (part, n, cut), call in zip(cases, calls, strict=True):
-        if failures[part.name, n == 1, cut] is None:
-            times.setdefault((part.name, n), []).append((seconds(call, repeats=5) / len(part.weights), cut))
-    rows = []
     for part in parts:
-        ranked = {n: sorted(times[part.name, n]) for n in SWEPT_TOKENS}
-        for n, found in ranked.items():
-            best = [f"{part.nbytes / time / 1e9:.0f} {'dot' if cut.dot else 'sum'}{cut[1:]}" for time, cut in found[:6]]
-            print(f"{part.name:8} {n:3} tokens:", *best, f"... {part.nbytes / found[-1][0] / 1e9:.0f}", sep="  ")
-        table = ", ".join(f"{n}: Setting{tuple(found[0][1])}" for n, found in ranked.items())
-        rows.append(f"    {tuple(part.weights[0].shape)}: {{{table}}},  # {part.name}")
-    for error in {repr(error)[:120] for error in failures.values() if error is not None}:
-        print("not possible:", error)
-    return rows
+        best: dict[int, Setting] = {}
+        for n in SWEPT_TOKENS:
+            calls = {cut: part.all_layers("fused", n, cut) for cut in ((*SUMS, *DOTS) if n == 1 else DOTS)}
+            failures = dict(zip(calls, compile_all(list(calls.values())), strict=True))
+            found = sorted(
+                (seconds(call) / len(part.weights), cut) for cut, call in calls.items() if failures[cut] is None
+            )
+            rates = [f"{part.nbytes / time / 1e9:.0f} {'dot' if cut.dot else 'sum'}{cut[1:]}" for time, cut in found]
+            print(f"{part.name:8} {n:3} tokens:", *rates[:6], f"... {rates[-1].split()[0]}", sep="  ")
+            for error in {repr(error)[:120] for error in failures.values() if error is not None}:
+                print("not possible:", error)
+            best[n] = found[0][1]
+        table = ", ".join(f"{n}: Setting{tuple(cut)}" for n, cut in best.items())
+        yield f"    {tuple(part.weights[0].shape)}: {{{table}}},  # {part.name}"
 
 
 def main() -> None:

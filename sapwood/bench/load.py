@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import math
 import resource
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from time import perf_counter, process_time
@@ -16,7 +17,7 @@ import numpy as np
 
 from sapwood.bench.http import Client, Event, HttpFailed
 from sapwood.bench.report import Row
-from sapwood.bench.statistics import Figures, Stream, errors_by_kind, percentile, serving_figures
+from sapwood.bench.statistics import Figures, Stream, percentile, serving_figures
 from sapwood.bench.target import measure as measure_target
 from sapwood.bench.traffic import Prompt, Session, Traffic, arrivals, join
 
@@ -77,8 +78,7 @@ class Serving:
             figures = serving_figures(streams, self.slo) | {"client_cpu": cpu / wall}
             if load.loop == "open":
                 figures["late_ms_p99"] = 1e3 * percentile([s.late for s in streams], 0.99) if streams else None
-            for kind, count in errors_by_kind(streams).items():
-                row.errors[kind] = row.errors.get(kind, 0) + count
+            row.errors = dict(Counter(row.errors) + Counter(s.error for s in streams if s.error is not None))
             failed += figures["failed"] or 0
             notes = [f"{kind}: {message}" for kind, message in messages.items()] + warnings(figures)
             row.notes += [note for note in notes if note.partition(":")[0] not in " ".join(row.notes)]
@@ -100,7 +100,7 @@ def measure(
 ) -> Iterator[Row]:
     """A row per load, after `num_warm` sessions that are not measured. Each load has sessions of its own."""
     allow_many_connections()
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
         target = Serving(server, traffic, slo, repeat, runner)
         if num_warm:
             target.send(Load("closed", min(num_warm, 8), num_warm, seed=loads[0].seed + 1_000_003))
@@ -118,10 +118,10 @@ def warnings(figures: Figures) -> list[str]:
 
 async def send(server: Server, traffic: Traffic, load: Load) -> tuple[list[Stream], dict[str, str]]:
     """Send it all; every request as a Stream, and for each kind of error what the first of them said."""
-    sender = _Sender(server, traffic, load)
     sessions = traffic.sessions(load.num_sessions, seed=load.seed)
+    sender = _Sender(server, traffic, load)
     try:
-        await sender.run(sessions)
+        await (sender.open_loop if load.loop == "open" else sender.closed_loop)(sessions)
     finally:
         await sender.client.close()
     return sender.streams, sender.messages
@@ -135,18 +135,14 @@ class _Sender:
         self.streams: list[Stream] = []
         self.messages: dict[str, str] = {}
         self._server, self._traffic, self._load = server, traffic, load
-        self._began = self._until = 0.0
+        self._began = perf_counter()
+        self._until = self._began + load.max_seconds
         self._rng = np.random.default_rng(load.seed)
         self._fields: dict[str, Any] = {"model": server.model, "stream": True, "temperature": server.temperature}
         self._fields |= {"stream_options": {"include_usage": True}}
         self._fields |= {"ignore_eos": True} if server.ignore_eos else {}
 
-    async def run(self, sessions: Sequence[Session]) -> None:
-        self._began = perf_counter()
-        self._until = self._began + self._load.max_seconds
-        await (self._open_loop(sessions) if self._load.loop == "open" else self._closed_loop(sessions))
-
-    async def _open_loop(self, sessions: Sequence[Session]) -> None:
+    async def open_loop(self, sessions: Sequence[Session]) -> None:
         load = self._load
         times = arrivals(len(sessions), load.level, burstiness=load.burstiness, seed=load.seed)
         async with asyncio.TaskGroup() as group:
@@ -157,7 +153,7 @@ class _Sender:
                     await asyncio.sleep(early)
                 group.create_task(self._session(session, due=self._began + time))
 
-    async def _closed_loop(self, sessions: Sequence[Session]) -> None:
+    async def closed_loop(self, sessions: Sequence[Session]) -> None:
         waiting = iter(sessions)
 
         async def work() -> None:
@@ -182,29 +178,26 @@ class _Sender:
             stream = Stream(perf_counter())
             stream.late = stream.sent - due if due is not None and index == 1 else 0.0
             self.streams.append(stream)
-            text, ids = await self._request(body, stream)
+            await self._request(body, stream)
             if stream.error is not None or index == len(turns):
                 return
             if isinstance(history, str):
-                history += text
+                history += stream.text
             else:  # ids that the server does not tell are stood in for by as many random ones
-                history = history + (ids or self._rng.integers(0, self._traffic.vocab_size, stream.num_output).tolist())
+                random = self._rng.integers(0, self._traffic.vocab_size, 0 if stream.ids else stream.num_output)
+                history = history + (stream.ids or random.tolist())
 
-    async def _request(self, body: bytes, stream: Stream) -> tuple[str, list[int]]:
-        """Send one request and measure it; the text and the ids of its answer."""
-        text: list[str] = []
-        ids: list[int] = []
-        counted: int | None = None
+    async def _request(self, body: bytes, stream: Stream) -> None:
+        """Send one request and measure it."""
 
         def on_event(now: float, event: Event) -> None:
-            nonlocal counted
             for choice in event.choices:
                 if choice.text or choice.token_ids:
                     stream.times.append(now)
-                    text.append(choice.text or "")
-                    ids.extend(choice.token_ids or ())
+                    stream.text += choice.text or ""
+                    stream.ids.extend(choice.token_ids or ())
             if (usage := event.usage) is not None:
-                stream.num_prompt, counted = usage.prompt_tokens, usage.completion_tokens
+                stream.num_prompt, stream.num_output = usage.prompt_tokens, usage.completion_tokens or 0
                 stream.num_cached = usage.prompt_tokens_details.cached_tokens or 0 if usage.prompt_tokens_details else 0
 
         try:
@@ -212,17 +205,13 @@ class _Sender:
                 await self.client.stream(body, on_event)
             if not stream.times:
                 raise HttpFailed("no tokens", "the answer was empty")
-        except HttpFailed as failed:
-            self._fail(stream, failed.kind, str(failed))
-        except TimeoutError:
-            self._fail(stream, "timeout", f"no answer within {self._server.timeout:g} s")
+        except (HttpFailed, TimeoutError) as error:
+            timeout = HttpFailed("timeout", f"no answer within {self._server.timeout:g} s")
+            failed = error if isinstance(error, HttpFailed) else timeout
+            stream.error = failed.kind
+            self.messages.setdefault(failed.kind, str(failed))
         stream.ended = perf_counter()
-        stream.num_output = len(stream.times) if counted is None else counted
-        return "".join(text), ids
-
-    def _fail(self, stream: Stream, kind: str, message: str) -> None:
-        stream.error = kind
-        self.messages.setdefault(kind, message)
+        stream.num_output = stream.num_output or len(stream.times)
 
 
 def allow_many_connections() -> None:
@@ -233,7 +222,8 @@ def allow_many_connections() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop's, where it is installed."""
     try:
         from uvloop import new_event_loop
     except ImportError:

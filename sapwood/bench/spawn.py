@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sapwood.base.errors import SapwoodError, UserError
 from sapwood.bench.offline import shape_options
@@ -33,9 +33,16 @@ def running(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen
                 process.kill()
 
 
+class Spawned(NamedTuple):
+    url: str
+    pid: int
+
+
 @contextmanager
-def serving(model: str, flags: Sequence[str]) -> Iterator[str]:
-    """`sapwood serve MODEL` on a free port; yields its URL. A shape's name serves random weights.
+def serving(
+    model: str, flags: Sequence[str], *, program: Sequence[str] = ("-m", "sapwood", "serve")
+) -> Iterator[Spawned]:
+    """`sapwood serve MODEL` on a free port. A shape's name serves random weights. `program` is what Python runs for it.
 
     Raises UserError if it does not start for a reason that the user can mend, else SapwoodError.
     """
@@ -46,9 +53,9 @@ def serving(model: str, flags: Sequence[str]) -> Iterator[str]:
             if not any(flag in flags for flag in ("--tokenizer", "--tokenizer-path")):
                 size = json.loads((Path(shape["model"]) / "config.json").read_text("utf-8"))["vocab_size"]
                 words += ["--tokenizer", str(write_tokenizer(Path(folder), size))]
-        command = [sys.executable, "-m", "sapwood", "serve", *words, "--port", "0", "--log-level", "warning", *flags]
+        command = [sys.executable, *program, *words, "--port", "0", "--log-level", "warning", *flags]
         with running(command, stdout=subprocess.PIPE) as server:
-            yield _url(server)
+            yield Spawned(_url(server), server.pid)
 
 
 def write_tokenizer(folder: Path, vocab_size: int) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -32,12 +32,14 @@ class Step(NamedTuple):
 class Stream:
     """One request over HTTP. Times are of one clock; `times` are those of the chunks that brought tokens.
 
-    `num_output` is what the server counted, or the number of chunks where it does not count. `late` is how long after
-    its scheduled time it was sent.
+    `text` and `ids` are its answer, as far as the server tells them. `num_output` is what it counted, or the number of
+    chunks where it does not count. `late` is how long after its scheduled time it was sent.
     """
 
     sent: float
     times: list[float] = field(default_factory=list)
+    text: str = ""
+    ids: list[int] = field(default_factory=list)
     ended: float = 0.0
     num_prompt: int = 0
     num_output: int = 0
@@ -148,11 +150,6 @@ def meets(stream: Stream, slo: Mapping[str, float]) -> bool:
     """Whether a stream that succeeded kept within every bound, in milliseconds."""
     measured = {name: getattr(stream, name) for name in slo}
     return all(seconds is None or 1e3 * seconds <= slo[name] for name, seconds in measured.items())
-
-
-def errors_by_kind(streams: Iterable[Stream]) -> dict[str, int]:
-    """How many streams failed of what."""
-    return dict(Counter(sorted(stream.error for stream in streams if stream.error is not None)).most_common())
 
 
 def peak(spans: Iterable[tuple[float, float]]) -> int:

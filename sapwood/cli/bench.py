@@ -184,7 +184,8 @@ def _serve(args: argparse.Namespace, report: Report) -> Iterator[Row]:
         args.traffic, **lengths, spread=args.length_spread, as_text=args.as_text, vocab_size=args.vocab_size
     )
     key = args.key or env.api_key()
-    with spawn.serving(args.spawn, flags) if args.spawn else contextlib.nullcontext(args.url) as url:
+    with contextlib.ExitStack() as stack:
+        url = stack.enter_context(spawn.serving(args.spawn, flags)).url if args.spawn else args.url
         model, eos = args.model or Remote(url, api_key=key).model(), args.no_ignore_eos
         server = load.Server(url, model, key, args.temperature, not eos, extra, args.timeout)
         yield from load.measure(server, traffic, loads, slo=slo, num_warm=args.warm_up, repeat=args.repeat)

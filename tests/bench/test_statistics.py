@@ -9,7 +9,6 @@ from sapwood.bench.statistics import (
     Step,
     Stream,
     decode_seconds,
-    errors_by_kind,
     median_of,
     meets,
     peak,
@@ -82,7 +81,6 @@ def test_figures_of_a_load() -> None:
     }
     assert {name: figures[name] for name in want} == pytest.approx(want)
     assert "goodput_s" not in serving_figures(streams)
-    assert errors_by_kind(streams) == {"HTTP 503": 1}
 
 
 def test_a_load_of_which_nothing_succeeded() -> None:
