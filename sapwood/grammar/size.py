@@ -18,25 +18,61 @@ MOST_TEXT = 4 << 10  # bytes of one stretch in which forced tokens are looked fo
 MOST_REPEATS = 20_000  # characters that an expression's counted repetitions come to
 _COUNT = re.compile(r"\{(\d{1,9})(?:,(\d{0,9}))?\}")
 _ONE = re.compile(r"\\p\{\w*\}|\\.|\[(?:[^\]\\]|\\.)*\]|.", re.DOTALL | re.IGNORECASE)
-_QUOTED = re.compile(r'"(?:[^"\\\n]|\\.)*"')
+_PLAIN = re.compile(r"[^\\\[\](){}|*+?.\n]+")
+_LITERAL = re.compile(r"\\[^dDwWsSpPbB]|\[(?:[^\]\\^]|\\[^dDwWsSpP])\]|[^\\\[]", re.DOTALL)
+_QUIET = re.compile(r"\?(?:P?<\w*>|\w*:)")  # begins a group, and says nothing of the text
 _REMARKS = ("description", "title", "$comment", "examples", "default")
 
 
 def prescribes_much(grammar: Grammar) -> bool:
-    """Whether it has a literal of more than MOST_TEXT bytes, about: one that cannot be read is somebody else's to refuse."""
+    """Whether there is a stretch of more than MOST_TEXT bytes in it, about: one that cannot be read is somebody else's to refuse."""
     text = grammar.text
-    if len(text) <= MOST_TEXT // 4:  # characters have four bytes at most
+    if grammar.kind in ("regex", "lark", "gbnf"):
+        return _stretch(text) > MOST_TEXT
+    try:
+        texts = [*_strings(json.loads(text))]
+    except (ValueError, RecursionError):
         return False
-    if grammar.kind == "regex":
-        return len(text) > MOST_TEXT
-    if grammar.kind in ("lark", "gbnf"):
-        texts = iter(_QUOTED.findall(text))
-    else:
-        try:
-            texts = _strings(json.loads(text))
-        except (ValueError, RecursionError):
-            return False
-    return any(len(one.encode("utf-8", "surrogatepass")) > MOST_TEXT for one in texts)
+    return any(_num_bytes(one) > MOST_TEXT or (_COUNT.search(one) and _stretch(one) > MOST_TEXT) for one in texts)
+
+
+def _stretch(text: str) -> int:
+    """The bytes of the longest stretch without a choice that an expression, or rules, prescribe, or more than MOST_TEXT: about, and
+    rather too many."""
+    outer: list[tuple[int, bool]] = []
+    run = most = last = at = 0  # of this stretch, of the longest, of the last part; where we are
+    free = False  # there is a choice in this group
+    while at < len(text):
+        found = None
+        if found := _PLAIN.match(text, at):
+            run, last = run + _num_bytes(found[0]), _num_bytes(found[0][-1])
+        elif found := _COUNT.match(text, at):
+            least = int(found[1])
+            run += last * (least - 1)
+            last *= least
+            if found[2] is not None and found[2] != found[1]:
+                most, run, last, free = max(most, run), 0, 0, True
+        elif text[at] == "(":
+            outer.append((run, free))
+            run, free = 0, False
+            found = _QUIET.match(text, at + 1)
+        elif text[at] == ")" and outer:
+            most, last = max(most, run), 0 if free else run
+            before, outer_free = outer.pop()
+            run, free = (0, True) if free else (before + run, outer_free)
+        elif text[at] not in "*+?|.\n" and (found := _ONE.match(text, at)) and _LITERAL.fullmatch(found[0]):
+            run, last = run + 1, 1
+        else:
+            run, last, free = 0, 0, True
+        most = max(most, run)
+        if most > MOST_TEXT:
+            break
+        at = found.end() if found else at + 1
+    return most
+
+
+def _num_bytes(text: str) -> int:
+    return len(text.encode("utf-8", "surrogatepass"))
 
 
 def _strings(value: Any) -> Iterator[str]:
