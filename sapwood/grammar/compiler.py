@@ -31,6 +31,7 @@ THREADS = 2
 
 _BASE_BYTES = 64 << 10  # of a compiled grammar, roughly, and so much more per byte of its text
 _BYTES_PER_BYTE = 64
+_BYTES_PER_TOKEN = 8 << 10  # what a matcher finds out with a token, and keeps, is less
 _REASON_CHARS = 400
 _LIMITS = ("fuel exhausted", "too big", "too large", "recursion limit", "too many", "exceeded")  # in its messages
 
@@ -48,6 +49,8 @@ class Compiled:
         forcing: Matchers find the tokens that are forced. They do so to the end of a stretch, so where it is long, or has no
             end, they do not, and masks leave every way to write it.
         spoiled: Copies of the matcher share what they find out; one has run out of its limits, and says so here.
+        num_followed: Tokens that they took since somebody last looked: what they find out takes memory too.
+        num_bytes: What it takes, about.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class Compiled:
         beyond the limits."""
         self.vocabulary = vocabulary
         self.spoiled = False
+        self.num_followed = 0
         self.forcing = not prescribes_much(grammar) if forcing is None else forcing
         before = _resident()
         tried = self._make(grammar, compact_json)
@@ -127,6 +131,7 @@ class Compiler:
         self._lock = threading.Lock()
         self._kept: OrderedDict[Grammar, Compiled] = OrderedDict()
         self._num_bytes = 0
+        self._resident = _resident()  # when it was last looked
         self._running: dict[Grammar, Future[Compiled]] = {}
         self._make_vocabulary = vocabulary
         self._making: Future[Vocabulary] | None = None
@@ -148,12 +153,14 @@ class Compiler:
         if alone:
             return self._threads.submit(self._make, grammar, forcing=False)
         with self._lock:
+            self._count_growth()
             kept = self._kept.get(grammar)
             if kept is not None and kept.spoiled:
                 self._drop(grammar)
                 kept = None
             if kept is not None:
                 self._kept.move_to_end(grammar)
+                self._make_room()
                 done: Future[Compiled] = Future()
                 done.set_result(kept)
                 return done
@@ -196,6 +203,21 @@ class Compiler:
     def _keep(self, grammar: Grammar, compiled: Compiled) -> None:
         self._kept[grammar] = compiled
         self._num_bytes += compiled.num_bytes
+        self._resident = _resident()  # its own growth is counted
+        self._make_room()
+
+    def _count_growth(self) -> None:
+        """Count what this process has grown by as what those take who were followed meanwhile, each by its tokens."""
+        before, self._resident = self._resident, _resident()
+        followed = [one for one in self._kept.values() if one.num_followed]
+        grown, num_tokens = self._resident - before, sum(one.num_followed for one in followed)
+        for one in followed:
+            share = min(max(grown, 0) // num_tokens, _BYTES_PER_TOKEN) * one.num_followed
+            one.num_bytes += share
+            self._num_bytes += share
+            one.num_followed = 0
+
+    def _make_room(self) -> None:
         while self._num_bytes > self._cache_bytes and len(self._kept) > 1:
             self._drop(next(iter(self._kept)))
 

@@ -124,6 +124,7 @@ class Constraint:
             self._fail()
             return False
         self.done = self.matcher.is_stopped()
+        self.compiled.num_followed += len(tokens)
         return True
 
     def _fail(self) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from sapwood.base.errors import GrammarError
 from sapwood.base.grammar import Grammar
+from sapwood.grammar import compiler as compiler_room
 from sapwood.grammar.compiler import Compiled, Compiler
 from sapwood.grammar.constraint import Constraint
 from sapwood.grammar.size import MOST_REPEATS, MOST_TEXT
@@ -116,4 +117,34 @@ def test_what_is_kept_is_counted_as_it_is(vocabulary: Vocabulary) -> None:
         compiler.compile(Grammar.regex(f"(ab?){{{4000 + count}}}")).result(SECONDS)
     assert compiler._num_bytes <= 24 << 20
     assert sum(kept.num_bytes for kept in compiler._kept.values()) == compiler._num_bytes
+    compiler.close()
+
+
+def test_what_followed_grammars_find_out_is_counted_too(
+    vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has its share of what the process has grown by meanwhile, no more than its tokens can take, and the oldest go."""
+    resident = 100 << 20
+    monkeypatch.setattr(compiler_room, "_resident", lambda: resident)
+    compiler = Compiler(lambda: vocabulary, cache_bytes=4 << 20)
+    grammars = [Grammar.regex(f"[ab]{{0,{count}}}c") for count in (900, 901, 902)]
+    kept = [compiler.compile(grammar).result(SECONDS) for grammar in grammars]
+    before = [one.num_bytes for one in kept]
+    a = vocabulary.tokenizer.tokenize_str("a")[0]
+    for compiled, count in zip(kept, (300, 100, 0), strict=True):
+        constraint = Constraint(compiled, position=0)
+        assert all(constraint.accept(a) for _ in range(count))
+    resident += 1 << 20
+    compiler.compile(grammars[2])
+    grown = [one.num_bytes - size for one, size in zip(kept, before, strict=True)]
+    assert grown[0] == 3 * grown[1] and grown[2] == 0 and (1 << 20) - 400 <= sum(grown) <= 1 << 20
+    resident += 1 << 20
+    compiler.compile(grammars[2])
+    assert [one.num_bytes - size for one, size in zip(kept, before, strict=True)] == grown, "of something else"
+    constraint = Constraint(kept[1], position=0)
+    assert all(constraint.accept(a) for _ in range(800))
+    resident += 1 << 30
+    compiler.compile(grammars[1])
+    assert kept[1].num_bytes - before[1] - grown[1] == 800 * (8 << 10)
+    assert list(compiler._kept) == [grammars[1]] and compiler._num_bytes == kept[1].num_bytes
     compiler.close()
