@@ -16,16 +16,15 @@ from starlette.routing import Route
 from sapwood import __version__
 from sapwood.base.errors import EngineDead, RequestError
 from sapwood.observe import Pulse
-from sapwood.server.body import Body
+from sapwood.server.body import Body, json_response
+from sapwood.server.fields import Int, Messages
 from sapwood.server.front import Front
-from sapwood.server.openai.protocol import Conversation, Int
-from sapwood.server.openai.replies import json_response
 
 _HEARTBEAT_LIMIT = 30.0  # seconds; the engine reports about every second
 _PING_LIMIT = 5.0
 
 
-class TokenizeRequest(msgspec.Struct, Conversation, kw_only=True):
+class TokenizeRequest(msgspec.Struct, Messages, kw_only=True):
     """A prompt or messages. Special tokens are added to a prompt unless told otherwise, to messages only if told."""
 
     model: str | None = None

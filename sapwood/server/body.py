@@ -1,4 +1,5 @@
-"""Request bodies: read within a limit, decoded into typed structs, every fault a RequestError that names the field."""
+"""Bodies: a request's, read within a limit, decoded into typed structs, every fault a RequestError that names the field; and
+an answer's."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from typing import Any, Generic, TypeVar
 import anyio.to_thread
 import msgspec
 from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 
 from sapwood.base.errors import RequestError
 from sapwood.server.errors import ClientGone
@@ -89,6 +91,10 @@ class Body(Generic[T]):
             ) from None
         except RecursionError:
             raise RequestError("The body is nested too deeply.") from None
+
+
+def json_response(body: msgspec.Struct | list[Any]) -> Response:
+    return Response(msgspec.json.encode(body), headers={"content-type": "application/json"})
 
 
 def _inflate(raw: bytes, coding: str, limit: int) -> bytes:

@@ -20,10 +20,10 @@ from sapwood.grammar import spellings
 from sapwood.grammar.end_check import EndCheck
 from sapwood.grammar.schema import Finding
 from sapwood.grammar.spellings import Asked, Schema, one_of
-from sapwood.server.body import Body, field_error
+from sapwood.server.body import Body, field_error, json_response
+from sapwood.server.fields import Int, Priority, listed, salt_of
 from sapwood.server.front import MAX_CHOICES, Front
 from sapwood.server.generation import Choice, News, Prompt, choices_of, complete, params_for
-from sapwood.server.openai.protocol import Int, Priority, listed, salt_of
 from sapwood.server.refusals import GENERATE, NATIVE_SAMPLING, Refused, refuse
 from sapwood.server.sse import EventStream, frame
 
@@ -174,8 +174,7 @@ def routes(front: Front) -> list[Route]:
             return EventStream(front, choices, _framer(answer, alone))
         await front.attended(request.receive, complete(front, choices))
         answers = [answer(choice) for choice in choices]
-        content = msgspec.json.encode(answers[0] if alone else answers)
-        return Response(content, headers={"content-type": "application/json"})
+        return json_response(answers[0] if alone else answers)
 
     return [Route("/generate", generate_, methods=["POST", "PUT"])]
 

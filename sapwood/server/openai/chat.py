@@ -15,17 +15,17 @@ from sapwood.base.errors import RequestError
 from sapwood.base.plan import TokenLogprobs
 from sapwood.base.sampling import SamplingParams
 from sapwood.grammar.schema import Finding
-from sapwood.server.body import field_error
+from sapwood.server.body import field_error, json_response
 from sapwood.server.conversation import Ask, Limits, Turn, begin
+from sapwood.server.fields import Count
 from sapwood.server.front import Front
 from sapwood.server.generation import Choice, News, complete
 from sapwood.server.openai.answers import Answer, AnswerDelta, Speaker
-from sapwood.server.openai.protocol import ChatRequest, Count
+from sapwood.server.openai.protocol import ChatRequest
 from sapwood.server.openai.replies import (
     alternatives,
     event_stream,
     finite,
-    json_response,
     new_reply,
     post,
     prompt_logprobs,

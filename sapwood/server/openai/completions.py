@@ -16,6 +16,7 @@ from sapwood.base.plan import TokenLogprobs
 from sapwood.base.sampling import SamplingParams
 from sapwood.grammar.end_check import EndCheck
 from sapwood.grammar.schema import Finding
+from sapwood.server.body import json_response
 from sapwood.server.front import MAX_CHOICES, Front
 from sapwood.server.generation import Choice, News, Prompt, choices_of, complete, params_for
 from sapwood.server.openai.protocol import CompletionRequest
@@ -24,7 +25,6 @@ from sapwood.server.openai.replies import (
     alternatives,
     event_stream,
     finite,
-    json_response,
     new_reply,
     post,
     prompt_logprobs,

@@ -7,8 +7,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from sapwood.server.body import json_response
 from sapwood.server.front import Front
-from sapwood.server.openai.replies import json_response
 
 
 class ModelCard(msgspec.Struct):

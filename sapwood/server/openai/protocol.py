@@ -5,22 +5,17 @@ Fields that are not declared are ignored, but for those that `sapwood.server.ref
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Any
 
 import msgspec
-from msgspec import Meta
 
 from sapwood.base.errors import RequestError
 from sapwood.base.sampling import SamplingParams
 from sapwood.grammar.spellings import Structured
-from sapwood.server.body import field_error
 from sapwood.server.errors import unsupported
-from sapwood.server.front import Front, Talk
-
-Int = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
-Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
-Priority = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
+from sapwood.server.fields import Count, Int, Messages, Priority, listed, salt_of
+from sapwood.server.front import Front
 
 _AS_THEY_ARE = (
     "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed",
@@ -117,17 +112,6 @@ class Sampling(Structured, kw_only=True):
         )
 
 
-def listed(given: str | Sequence[str] | None) -> tuple[str, ...]:
-    """One string, or several."""
-    return () if given is None else (given,) if isinstance(given, str) else tuple(given)
-
-
-def salt_of(cache_salt: str | None, extra_key: str | None) -> str:
-    """What keeps a request's cached prefixes to those who send the same two; no pair can stand for another."""
-    salt, key = ((given or "").replace("\0", "\0\0") for given in (cache_salt, extra_key))
-    return f"{salt}\0:{key}" if key else salt
-
-
 class CompletionRequest(Sampling, kw_only=True):
     """`prompt`: a string, strings, token ids, or lists of token ids."""
 
@@ -136,92 +120,7 @@ class CompletionRequest(Sampling, kw_only=True):
     logprobs: Int | None = None
 
 
-class Part(msgspec.Struct):
-    type: str
-    text: str | None = None
-
-
-class Message(msgspec.Struct, kw_only=True, omit_defaults=True):
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[Part] | None = None
-    name: str | None = None
-    reasoning_content: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
-    tool_call_id: str | None = None
-
-    def plain(self, index: int) -> dict[str, Any]:
-        """As templates take it. Raises RequestError for content that is not text."""
-        where = f"messages[{index}].content"
-        if self.content is None and self.role != "assistant":
-            raise RequestError(f"{where} is missing.", param=where)
-        for part in self.content if isinstance(self.content, list) else ():
-            if part.type != "text" or part.text is None:
-                raise RequestError(
-                    f"{where}: a part of type {part.type!r} without text is not supported; this model takes text.",
-                    param=where,
-                )
-        for number, call in enumerate(self.tool_calls or ()):
-            _check_call(call, f"messages[{index}].tool_calls[{number}]")
-        message: dict[str, Any] = msgspec.to_builtins(self)
-        return message
-
-
-def said(message: dict[str, Any], index: int) -> dict[str, Any]:
-    """A message of a body as templates take it, with all that its client wrote into it. Raises RequestError."""
-    try:
-        known = msgspec.convert(message, Message)
-    except msgspec.ValidationError as error:
-        raise field_error(error, within=f"messages[{index}]") from None
-    others = {name: value for name, value in message.items() if name not in Message.__struct_fields__}
-    return others | known.plain(index)
-
-
-def _check_call(call: dict[str, Any], where: str) -> None:
-    """Raise RequestError for a call that a template would print as nothing. Arguments may be anything a model wrote."""
-    function = call.get("function")
-    if not isinstance(function, dict):
-        raise RequestError(
-            f"{where}.function is missing; calls of type function are supported.", param=f"{where}.function"
-        )
-    if not isinstance(function.get("name"), str):
-        raise RequestError(f"{where}.function.name must be a string.", param=f"{where}.function.name")
-    if not isinstance(function.get("arguments"), str | dict | None):
-        param = f"{where}.function.arguments"
-        raise RequestError(f"{param} must be a string of JSON.", param=param)
-
-
-class Conversation:
-    """What a body with messages can do. The fields are declared by the bodies, which have one struct as base."""
-
-    __slots__ = ()
-
-    messages: list[dict[str, Any]] | None
-    add_generation_prompt: bool | None
-    continue_final_message: bool | None
-    add_special_tokens: bool | None
-    chat_template_kwargs: dict[str, Any] | None
-
-    def talk(self, **template: Any) -> Talk:
-        """The conversation; `template` are more arguments of the template. Raises RequestError naming the field."""
-        if not self.messages:
-            raise RequestError("messages is empty; at least one message is needed.", param="messages")
-        messages = [said(message, index) for index, message in enumerate(self.messages)]
-        resume = bool(self.continue_final_message)
-        answer = not resume if self.add_generation_prompt is None else self.add_generation_prompt
-        if resume and answer:
-            raise RequestError(
-                "continue_final_message and add_generation_prompt exclude each other.", param="continue_final_message"
-            )
-        return Talk(
-            messages=messages,
-            continues=resume,
-            answers=answer,
-            add_special=bool(self.add_special_tokens),
-            template=template | (self.chat_template_kwargs or {}),
-        )
-
-
-class ChatRequest(Sampling, Conversation, kw_only=True):
+class ChatRequest(Sampling, Messages, kw_only=True):
     """`prediction`, `user`, `service_tier`, `store` and `metadata` are among those that never change the result."""
 
     messages: list[dict[str, Any]] | None = None

@@ -99,10 +99,6 @@ def post(
     return Route(path, endpoint, methods=["POST"])
 
 
-def json_response(body: msgspec.Struct) -> Response:
-    return Response(msgspec.json.encode(body), headers={"content-type": "application/json"})
-
-
 def usage_of(choices: Sequence[Choice]) -> Usage:
     """What has been used so far. A prompt counts once, however many outputs share it."""
     firsts = {choice.prompt: choice for choice in reversed(choices)}.values()
