@@ -26,7 +26,7 @@ from sapwood.attention.triton import Shape as Tile
 from sapwood.attention.triton import Triton
 from sapwood.base.kv import Heads, KVGroup
 from sapwood.base.plan import RUN_LEVELS
-from sapwood.kernels import Turn
+from sapwood.kernels import NormRope
 
 PAGE, CELLS, NUM_LAYERS = 16, 1 << 21, 2
 """The pool. A call goes through all layers; steps of which the L2 cache holds both are faster than in a real model."""
@@ -106,11 +106,11 @@ def sharing(step: Batch, work: Work, page: int, tile: int) -> Batch:
     return replace(step, shared=Shared(*columns, rows_M, torch.full_like(rows_M, work.common), members_RL, tile))
 
 
-def inputs(shape: Shape, num_tokens: int) -> tuple[Tensor, Turn]:
+def inputs(shape: Shape, num_tokens: int) -> tuple[Tensor, NormRope]:
     num_heads, half = shape.num_heads + 2 * shape.num_kv_heads, shape.head_dim // 2
     heads_TXD = torch.randn(num_tokens, num_heads, shape.head_dim, device=DEVICE, dtype=DTYPE)
     ones_TF = torch.ones(num_tokens, half, device=DEVICE)
-    return heads_TXD, Turn(ones_TF, torch.zeros_like(ones_TF))
+    return heads_TXD, NormRope(ones_TF, torch.zeros_like(ones_TF))
 
 
 def start(shape: Shape, page: int = PAGE, stored: torch.dtype = DTYPE) -> Triton:
@@ -133,12 +133,12 @@ def measure(backend: Triton, shape: Shape, work: Work) -> tuple[float, float]:
     if work.tokens == 1:
         positions = work.rows * (work.start + 1 - work.common) + work.groups * work.common
         amount = 2 * positions * shape.num_kv_heads * shape.head_dim * backend._dtype.itemsize / 1e9
-    heads_TXD, turn = inputs(shape, len(step.ids_T))
+    heads_TXD, rope = inputs(shape, len(step.ids_T))
     backend.plan(step)
 
     def layers() -> None:
         for layer in range(NUM_LAYERS):
-            backend.run(layer, heads_TXD, turn, shape.head_dim**-0.5)
+            backend.run(layer, heads_TXD, rope, shape.head_dim**-0.5)
 
     time = seconds(layers) / NUM_LAYERS
     return time, amount / time

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sapwood.base.kv import Heads, KVGroup
-from sapwood.kernels import Kernels, Turn
+from sapwood.kernels import Kernels, NormRope
 
 _TILE = 128
 """Queries x heads of a tile of a shared run: so many that keys and values are read seldom, and matrix units are fed."""
@@ -131,8 +131,8 @@ class Backend(Protocol):
 class HeadsBackend(Backend, Protocol):
     """A backend of groups that keep `Heads`: their keys and values, and attention over them."""
 
-    def run(self, layer: int, heads_TXD: Tensor, turn: Turn, scale: float) -> Tensor:
-        """Turn queries and keys, write keys and values of the group's `layer`-th layer, attend causally.
+    def run(self, layer: int, heads_TXD: Tensor, rope: NormRope, scale: float) -> Tensor:
+        """Rotate queries and keys, write keys and values of the group's `layer`-th layer, attend causally.
 
         `heads_TXD` is [queries | keys | values] and may be overwritten; its last two axes are contiguous. Returns
         out_THD in its dtype. Position p sees positions max(0, p - window + 1) .. p of its own slot. Tokens of no row
@@ -147,12 +147,12 @@ def heads_of(group: KVGroup) -> Heads:
     return group.kind
 
 
-def turned(heads_TXD: Tensor, turn: Turn, heads: Heads, kernels: Kernels) -> tuple[Tensor, Tensor, Tensor]:
-    """(q_THD, k_TKD, v_TKD) of the fused projection, queries and keys turned."""
+def rotated(heads_TXD: Tensor, rope: NormRope, heads: Heads, kernels: Kernels) -> tuple[Tensor, Tensor, Tensor]:
+    """(q_THD, k_TKD, v_TKD) of the fused projection, queries and keys rotated."""
     num_qk = heads.num_heads + heads.num_kv_heads
     qk_TND, v_TKD = heads_TXD[:, :num_qk], heads_TXD[:, num_qk:]
-    if turn.norm_ND is None:
-        qk_TND = kernels.rope(qk_TND, turn.cos_TF, turn.sin_TF)
+    if rope.norm_ND is None:
+        qk_TND = kernels.rope(qk_TND, rope.cos_TF, rope.sin_TF)
     else:
-        qk_TND = kernels.norm_rope(qk_TND, turn.norm_ND, turn.eps, turn.cos_TF, turn.sin_TF)
+        qk_TND = kernels.norm_rope(qk_TND, rope.norm_ND, rope.eps, rope.cos_TF, rope.sin_TF)
     return qk_TND[:, : heads.num_heads], qk_TND[:, heads.num_heads :], v_TKD

@@ -24,11 +24,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sapwood.attention.base import Batch, heads_of, turned
+from sapwood.attention.base import Batch, heads_of, rotated
 from sapwood.base.kv import KVGroup
 from sapwood.base.plan import Longs
 from sapwood.base.ragged import spread
-from sapwood.kernels import PLAIN, Turn
+from sapwood.kernels import PLAIN, NormRope
 
 BLOCK = 128
 """Most queries of a bucket's row: a block reads no key that none of its queries sees."""
@@ -220,8 +220,8 @@ class Cpu:
 
     # ---- once per layer
 
-    def run(self, layer: int, heads_TXD: Tensor, turn: Turn, scale: float) -> Tensor:
-        q_THD, k_TKD, v_TKD = turned(heads_TXD, turn, self._kind, PLAIN)
+    def run(self, layer: int, heads_TXD: Tensor, rope: NormRope, scale: float) -> Tensor:
+        q_THD, k_TKD, v_TKD = rotated(heads_TXD, rope, self._kind, PLAIN)
         keys_CD, values_CD = self._keys[layer], self._values[layer]
         for cells_CD, x_TKD in ((keys_CD, k_TKD), (values_CD, v_TKD)):
             x_KTD = x_TKD.transpose(0, 1).to(self._dtype)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sapwood.attention.base import Batch, heads_of
 from sapwood.base.kv import KVGroup
-from sapwood.kernels import Turn
+from sapwood.kernels import NormRope
 from sapwood.kernels.cpu.library import Handle, Heads, Machine, Norm, Step, address, pointers
 
 _STORES: Mapping[torch.dtype, int] = {torch.float32: 0, torch.float16: 1, torch.int8: 2}
@@ -70,13 +70,13 @@ class Native:
     def plan(self, batch: Batch) -> None:
         self._batch, self._step = batch, None
 
-    def run(self, layer: int, heads_TXD: Tensor, turn: Turn, scale: float) -> Tensor:
+    def run(self, layer: int, heads_TXD: Tensor, rope: NormRope, scale: float) -> Tensor:
         heads = self._kind
         if self._step is None:  # not needed by those who compute whole decoders
             self._step, self._held = step_of(self._batch, [self._index])
         heads_TXD = heads_TXD.float().contiguous()
-        cos_TF, sin_TF = turn.cos_TF.contiguous(), turn.sin_TF.contiguous()
-        norm = Norm() if turn.norm_ND is None else Norm(address(turn.norm_ND), turn.eps)
+        cos_TF, sin_TF = rope.cos_TF.contiguous(), rope.sin_TF.contiguous()
+        norm = Norm() if rope.norm_ND is None else Norm(address(rope.norm_ND), rope.eps)
         how = Heads(norm, address(cos_TF), address(sin_TF), cos_TF.shape[1], 1, 0, layer, scale)
         out_THD = torch.empty(len(heads_TXD), heads.num_heads, heads.head_dim)
         library = self._machine.library

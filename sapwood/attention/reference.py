@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sapwood.attention.base import Batch, heads_of, turned
+from sapwood.attention.base import Batch, heads_of, rotated
 from sapwood.base.kv import KVGroup
-from sapwood.kernels import PLAIN, Turn
+from sapwood.kernels import PLAIN, NormRope
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,8 +66,8 @@ class Reference:
         cells_L = table_P[positions_L // page_size].long() * page_size + positions_L % page_size
         return _Row(first, first + count, cells_L, seen_NL)
 
-    def run(self, layer: int, heads_TXD: Tensor, turn: Turn, scale: float) -> Tensor:
-        q_THD, k_TKD, v_TKD = turned(heads_TXD, turn, self._kind, PLAIN)
+    def run(self, layer: int, heads_TXD: Tensor, rope: NormRope, scale: float) -> Tensor:
+        q_THD, k_TKD, v_TKD = rotated(heads_TXD, rope, self._kind, PLAIN)
         keys_CKD, values_CKD = self._keys[layer], self._values[layer]
         keys_CKD[self._cells_T] = k_TKD.to(self._dtype)
         values_CKD[self._cells_T] = v_TKD.to(self._dtype)

@@ -22,10 +22,10 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from sapwood.attention.base import Batch, Shared, heads_of, tile_members
 from sapwood.attention.cudnn import Cudnn
 from sapwood.base.abilities import Ability
-from sapwood.base.kv import KVGroup
+from sapwood.base.kv import KVGroup, page_size_problem
 from sapwood.base.plan import RUN_LEVELS
 from sapwood.device import abilities_of
-from sapwood.kernels import Turn
+from sapwood.kernels import NormRope
 from sapwood.kernels.triton import deal, paged, pdl
 from sapwood.kernels.triton.place import place
 
@@ -115,9 +115,8 @@ class Triton:
         heads = heads_of(group)
         if heads.head_dim > 256:
             return f"its tiles hold heads of at most 256, and the model's have {heads.head_dim}"
-        if group.page_size & (group.page_size - 1):
-            return f"the page size must be a power of two, and is {group.page_size}"
-        return None
+        problem = page_size_problem(group.page_size)
+        return problem and f"the page size {problem}"
 
     def __init__(self, group: KVGroup, index: int, device: torch.device, dtype: torch.dtype) -> None:
         self._group, self._index, self._device, self._dtype = group, index, device, dtype
@@ -248,12 +247,12 @@ class Triton:
 
     # ---- once per layer
 
-    def run(self, layer: int, heads_TXD: Tensor, turn: Turn, scale: float) -> Tensor:
+    def run(self, layer: int, heads_TXD: Tensor, rope: NormRope, scale: float) -> Tensor:
         heads, shapes = self._kind, self.shapes
         # Float8 in cells and not in the tokens' own keys: what a query sees would depend on where chunks end.
         dense = shapes.dense and self._dtype == heads_TXD.dtype
         place(
-            heads_TXD, turn, self._batch.cells_GT[self._index], self._keys[layer], self._values[layer],
+            heads_TXD, rope, self._batch.cells_GT[self._index], self._keys[layer], self._values[layer],
             num_heads=heads.num_heads, keep=dense and self._batch.limits.spans > 0,
         )  # fmt: skip
         out_THD = torch.empty(

@@ -9,6 +9,16 @@ _FAR = 2**31
 """Beyond every position."""
 
 
+MOST_PER_PAGE = 256
+
+
+def page_size_problem(size: int) -> str | None:
+    """What is wrong with so many tokens a page, to be said behind who asks for them."""
+    if size > 0 and not size & (size - 1) and size <= MOST_PER_PAGE:
+        return None
+    return f"must be a power of two up to {MOST_PER_PAGE}, got {size}"
+
+
 class KVKind(Protocol):
     """What a layer keeps of a sequence: something in each page, of which later queries need some. Kinds are values, and layers
     of equal kinds share a page table."""

@@ -22,8 +22,9 @@ forward and its sampling.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
+from operator import attrgetter
 from typing import TypeVar
 
 import msgspec
@@ -156,7 +157,7 @@ class Masked:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Masks:
-    """Late: what each masked head may yield, int32 [M, W], in memory that the executor's `room` gave last."""
+    """Late: what each masked head may yield, int32 [M, W], in memory that the executor's `allocate_masks` gave last."""
 
     bits_MW: Bits
 
@@ -213,6 +214,9 @@ class Rows:
         return self.num_steady == len(self.slots_R) == self.num_tokens
 
 
+_fields_of = attrgetter(*(field.name for field in fields(Rows)))
+
+
 @dataclass(frozen=True, eq=False)
 class Plan(Rows):
     """One step. `parts` has one of each type at most. A `late` plan is sampled when all steps before it have landed."""
@@ -220,6 +224,10 @@ class Plan(Rows):
     number: int
     parts: tuple[Part, ...] = ()
     late: bool = False
+
+    @classmethod
+    def of(cls, rows: Rows, *, number: int, parts: tuple[Part, ...], late: bool) -> Plan:
+        return cls(*_fields_of(rows), number, parts, late)
 
     def part(self, kind: type[P]) -> P | None:
         """The part of that type, if there is one."""

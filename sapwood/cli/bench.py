@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sapwood.base.errors import UserError
+from sapwood.base.kv import page_size_problem
 from sapwood.bench import options
 from sapwood.config import env
 from sapwood.config.flags import add_flags, from_options, given
@@ -228,8 +229,8 @@ def _host(args: argparse.Namespace, report: Report) -> Iterator[Row]:
     from sapwood.bench.host import Host
     from sapwood.bench.target import measure
 
-    if args.page_size & (args.page_size - 1):
-        raise UserError(f"--page-size must be a power of two, got {args.page_size}.")
+    if problem := page_size_problem(args.page_size):
+        raise UserError(f"--page-size {problem}.")
     host = Host(args.steps, args.input_len, args.prefix_len, args.page_size, args.overlap_depth, args.repeat)
     return measure(host, args.sequences)
 

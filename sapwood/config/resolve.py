@@ -13,7 +13,7 @@ from dataclasses import replace as replace_fields
 from typing import Any, TypeVar
 
 from sapwood.base.errors import ConfigError
-from sapwood.base.kv import KVGroup
+from sapwood.base.kv import KVGroup, page_size_problem
 from sapwood.base.layout import longest_sequence, pages_for, split_pages
 from sapwood.config.devices import RULES, rules_of
 from sapwood.config.facts import DeviceFacts, ModelShape
@@ -333,14 +333,12 @@ def _check_ranges(config: Config) -> None:
         raise ConfigError(f"{flag_of('drain_seconds')} must not be negative, got {config.server.drain_seconds}.")
     if config.grammar.compile_seconds <= 0:
         raise ConfigError(f"{flag_of('compile_seconds')} must be more than 0, got {config.grammar.compile_seconds}.")
-    page = config.cache.page_size
-    if page is not None and (page & (page - 1) or page > 256):
-        raise ConfigError(f"{flag_of('page_size')} must be a power of two up to 256, got {page}.")
+    if config.cache.page_size is not None and (problem := page_size_problem(config.cache.page_size)):
+        raise ConfigError(f"{flag_of('page_size')} {problem}.")
 
 
 _POSITIVE = (
     ("model", "max_model_len"),
-    ("cache", "page_size"),
     ("cache", "kv_cache_memory"),
     ("cache", "max_total_tokens"),
     ("scheduler", "max_num_seqs"),

@@ -83,7 +83,7 @@ def launch(
     compiler = _compiler(config, files, text, catalogue, vocab_size=decoder.vocab_size)
     slots = Slots(_set(config.scheduler.max_num_seqs), longest)
     kv = KVCache(measured.groups, num_pages, reuse=config.cache.prefix_caching)
-    constraints = Constraints(compiler, executor.room, jump=config.grammar.jump_forward)
+    constraints = Constraints(compiler, executor.allocate_masks, jump=config.grammar.jump_forward)
     mine = (KVStake(kv, slots), GrammarStake(constraints, slots), *stakes(slots))
     engine = Engine(
         _scheduler(config, slots, mine, kv),

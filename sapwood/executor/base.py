@@ -57,7 +57,7 @@ class Executor(Protocol):
         """Start the step's forward and return a handle; does not wait for the device."""
         ...
 
-    def room(self, num_rows: int, width: int | None = None) -> Bits:
+    def allocate_masks(self, num_rows: int, width: int | None = None) -> Bits:
         """Memory for the masks of so many rows ([M, W] int32), from which the device reads fast.
 
         The caller fills it before the next `sample`. `width` is W, as many words as the vocabulary needs where it is

@@ -154,7 +154,7 @@ class FakeExecutor:
         self.num_fed += plan.num_tokens
         return Work(plan, starts)
 
-    def room(self, num_rows: int, width: int | None = None) -> Bits:
+    def allocate_masks(self, num_rows: int, width: int | None = None) -> Bits:
         return np.empty((num_rows, width or -(-self.vocab_size // 32)), np.int32)
 
     def sample(self, work: Work, late: tuple[LatePart, ...] = ()) -> None:

@@ -52,8 +52,8 @@ class LocalExecutor:
     def forward(self, plan: Plan) -> Work:
         return self.worker.forward(plan)
 
-    def room(self, num_rows: int, width: int | None = None) -> Bits:
-        return self.worker.room(num_rows, width)
+    def allocate_masks(self, num_rows: int, width: int | None = None) -> Bits:
+        return self.worker.allocate_masks(num_rows, width)
 
     def sample(self, work: Work, late: tuple[LatePart, ...] = ()) -> None:
         self.worker.sample(work, late)

@@ -40,7 +40,7 @@ class NullExecutor:
     def forward(self, plan: Plan) -> Plan:
         return plan
 
-    def room(self, num_rows: int, width: int | None = None) -> Bits:
+    def allocate_masks(self, num_rows: int, width: int | None = None) -> Bits:
         return np.empty((num_rows, width or -(-self._vocab_size // 32)), np.int32)
 
     def sample(self, work: Plan, late: tuple[LatePart, ...] = ()) -> None:

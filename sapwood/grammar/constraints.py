@@ -47,7 +47,7 @@ class _DeadEnd(NamedTuple):
 
 
 class Constraints:
-    """Lives with the engine's loop, in its thread. `room(M, W)` gives memory for masks; without W, of the usual width.
+    """Lives with the engine's loop, in its thread. `allocate(M, W)` gives memory for masks; without W, of the usual width.
 
     With `jump` tokens that a grammar forces are not drawn one by one, except for requests that want logprobs.
 
@@ -59,7 +59,7 @@ class Constraints:
     def __init__(
         self,
         compiler: Compiler,
-        room: Callable[[int, int | None], Bits],
+        allocate: Callable[[int, int | None], Bits],
         *,
         jump: bool = True,
         threads: int | None = None,
@@ -67,7 +67,7 @@ class Constraints:
         self.compiler = compiler
         self.counters = {"constrained": 0, "masks": 0, "forced_tokens": 0}
         self.seconds = {"mask_seconds": 0.0, "accept_seconds": 0.0}
-        self._room = room
+        self._allocate = allocate
         self._jump = jump
         self._threads = threads
         self._executor: llguidance.LLExecutor | None = None
@@ -166,7 +166,7 @@ class Constraints:
         began = perf_counter()
         live = [head for head in heads if head is not None]
         num_rows = len(heads) + sum(len(head.drafts) for head in live)
-        bits_MW = self._room(num_rows, live[0].request.constraint.width if live else None)
+        bits_MW = self._allocate(num_rows, live[0].request.constraint.width if live else None)
         if num_rows > len(live):
             bits_MW.fill(ALL)
         self._dead_ends.clear()

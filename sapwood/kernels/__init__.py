@@ -28,8 +28,8 @@ class RmsNorm(NamedTuple):
     eps: float
 
 
-class Turn(NamedTuple):
-    """How a step's queries and keys are turned: each head normed by its row of `norm_ND`, if there is one, then rotated.
+class NormRope(NamedTuple):
+    """How a step's queries and keys get their positions: each head is normed by its row of `norm_ND`, if any, then rotated.
 
     Float32, contiguous; the arguments of `Kernels.norm_rope`.
     """

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sapwood.arch import parts
 from sapwood.attention.base import HeadsBackend
-from sapwood.kernels import RmsNorm, Turn
+from sapwood.kernels import NormRope, RmsNorm
 from sapwood.nn.layers import Angles, Norm
 from sapwood.nn.make import Site, make
 
@@ -44,8 +44,8 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         heads_TX, residual_TE = self.qkv.normed(x_TE, residual_TE, norm)
         heads_TXD = heads_TX.unflatten(-1, self._shape)
-        turn = Turn(*angles[self._rope], self._norm_ND, self._eps)
-        out_THD = self._backend.run(self._layer, heads_TXD, turn, self._scale)
+        rope = NormRope(*angles[self._rope], self._norm_ND, self._eps)
+        out_THD = self._backend.run(self._layer, heads_TXD, rope, self._scale)
         return self.out(out_THD.flatten(1)), residual_TE
 
 

@@ -59,19 +59,19 @@ class Work:
 
 
 class Chooser:
-    """Chooses and reads. `room` gives memory for masks, which is taken to be filled when `choose` comes."""
+    """Chooses and reads. `allocate_masks` gives memory for masks, which is taken to be filled when `choose` comes."""
 
     def __init__(self, rank: Rank, table: Table, step: Step, *, vocab_size: int) -> None:
         self._rank, self._table, self._step, self._vocab_size = rank, table, step, vocab_size
         self._special: tuple[int, Yields | None] | None = None  # of plain steps, by the version of their rows
-        self._room_MW: Tensor | None = None
+        self._masks_MW: Tensor | None = None
 
-    def room(self, num_rows: int, width: int | None = None) -> Bits:
+    def allocate_masks(self, num_rows: int, width: int | None = None) -> Bits:
         """Pinned memory for the masks of so many heads, new each time: the last may still be on its way to the device."""
         width = width or -(-self._vocab_size // 32)
         pinned = self._rank.device.can(Ability.PINNED)
-        self._room_MW = torch.empty(num_rows, width, dtype=torch.int32, pin_memory=pinned)
-        return self._room_MW.numpy()
+        self._masks_MW = torch.empty(num_rows, width, dtype=torch.int32, pin_memory=pinned)
+        return self._masks_MW.numpy()
 
     def choose(self, work: Work, late: Sequence[LatePart]) -> None:
         """Choose the tokens that were not drawn at once, and start the way of all to the host."""
@@ -104,9 +104,9 @@ class Chooser:
 
     def _masks(self) -> Tensor:
         """The masks on the device, in the order of the masked heads, which is theirs among the special ones too."""
-        assert self._room_MW is not None
+        assert self._masks_MW is not None
         # Beside the forward that is still running: behind it, every step would wait for them.
-        return self._rank.device.aside(self._room_MW)
+        return self._rank.device.aside(self._masks_MW)
 
     def _choose_masked(self, work: Work, special: Yields) -> None:
         """Heads of which nothing is edited but what their grammars forbid: as they would have been drawn at once."""

@@ -172,9 +172,9 @@ class Worker:
             before(part, self._memory)
         return Work(plan, self._step.forward(plan))
 
-    def room(self, num_rows: int, width: int | None = None) -> Bits:
+    def allocate_masks(self, num_rows: int, width: int | None = None) -> Bits:
         """Memory for the masks of so many heads."""
-        return self._chooser.room(num_rows, width)
+        return self._chooser.allocate_masks(num_rows, width)
 
     @torch.inference_mode()
     def sample(self, work: Work, late: Sequence[LatePart] = ()) -> None:

@@ -93,10 +93,7 @@ class Planner:
         for stake in roster.stakes:
             parts.extend(stake.parts(rows))
             late |= stake.late(rows)
-        return Plan(
-            rows.num_steady, rows.version, rows.slots_R, rows.starts_R, rows.counts_R, rows.heads_R, rows.owners_R,
-            number=roster.number, parts=tuple(parts), late=late,
-        )  # fmt: skip
+        return Plan.of(rows, number=roster.number, parts=tuple(parts), late=late)
 
     # -- steady rows ----------------------------------------------------------------------------------------------
 

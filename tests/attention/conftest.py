@@ -22,7 +22,7 @@ from sapwood.attention.base import Backend, Batch, Limits, Shared, Spans, tile_m
 from sapwood.attention.reference import Reference
 from sapwood.base.kv import KVGroup
 from sapwood.base.plan import RUN_LEVELS
-from sapwood.kernels import Turn
+from sapwood.kernels import NormRope
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ class World:
         ones, zeros = (torch.full((num_tokens, half), angle, device=self.device) for angle in (1.0, 0.0))
         for layer in range(self.group.num_layers):
             flat = [self._flat(tensors, layer, spans, padding) for tensors in (self.queries, self.keys, self.values)]
-            out_THD = backend.run(layer, torch.cat(flat, dim=1), Turn(ones, zeros), self.scale).float().cpu()
+            out_THD = backend.run(layer, torch.cat(flat, dim=1), NormRope(ones, zeros), self.scale).float().cpu()
             assert out_THD.shape == flat[0].shape
             if layer == self.group.num_layers - 1:
                 place = 0

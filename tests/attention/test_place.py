@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sapwood.attention.base import turned
-from sapwood.kernels import PLAIN, Turn
+from sapwood.attention.base import rotated
+from sapwood.kernels import PLAIN, NormRope
 from tests import kv
 
 pytest.importorskip("triton")
@@ -40,13 +40,13 @@ def test_as_plain(
     angles_TF = torch.randn(num_tokens, half, generator=random)
     norm_ND = torch.rand(num_heads + num_kv_heads, head_dim, generator=random) + 0.5 if norm else None
     heads_TXD = wide[:, 16:].unflatten(-1, (-1, head_dim))  # tokens lie apart
-    turn = Turn(angles_TF.cos(), angles_TF.sin(), norm_ND, 1e-6)
+    rope = NormRope(angles_TF.cos(), angles_TF.sin(), norm_ND, 1e-6)
     cells_T = torch.tensor([9, 31, 0, 15, 8])
-    want_q, want_k, want_v = turned(heads_TXD.clone(), turn, group.kind, PLAIN)
+    want_q, want_k, want_v = rotated(heads_TXD.clone(), rope, group.kind, PLAIN)
 
     wide, cells_T = wide.to(device), cells_T.to(device)
     heads_TXD = wide[:, 16:].unflatten(-1, (-1, head_dim))
-    moved = Turn(*(None if part is None else part.to(device) for part in turn[:3]), turn.eps)  # type: ignore[arg-type]
+    moved = NormRope(*(None if part is None else part.to(device) for part in rope[:3]), rope.eps)  # type: ignore[arg-type]
     keys = torch.full((num_pages, num_kv_heads, page_size, head_dim), torch.nan, dtype=dtype, device=device)
     values = keys.clone()
     before = heads_TXD.clone()

@@ -56,7 +56,7 @@ class Remote:
         self._pipe.send_bytes(message)
         return plan
 
-    def room(self, num_rows: int, width: int | None = None) -> Bits:
+    def allocate_masks(self, num_rows: int, width: int | None = None) -> Bits:
         return np.empty((num_rows, width or -(-VOCAB // 32)), np.int32)
 
     def sample(self, work: Plan, late: tuple[LatePart, ...] = ()) -> None:

@@ -42,7 +42,7 @@ def vocabulary() -> Vocabulary:
 def make(vocabulary: Callable[[], Vocabulary], *, depth: int = 1, jump: bool = True) -> Engine:
     groups = [group(None, 4)]
     device = FakeExecutor.of(groups, [128], vocab_size=VOCAB, max_num_seqs=4, max_model_len=128)
-    restrictions = Constraints(Compiler(vocabulary), device.room, jump=jump)
+    restrictions = Constraints(Compiler(vocabulary), device.allocate_masks, jump=jump)
     slots = Slots(4, 128)
     stakes = [KVStake(KVCache(groups, [128]), slots), GrammarStake(restrictions, slots)]
     scheduler = Scheduler(slots, stakes, max_num_batched_tokens=32)

@@ -50,8 +50,8 @@ class Forward:
         self.num_bytes += len(message)
         return self.there.forward(unpack_plan(message))
 
-    def room(self, num_rows: int, width: int | None = None) -> Bits:
-        return self.there.room(num_rows, width)
+    def allocate_masks(self, num_rows: int, width: int | None = None) -> Bits:
+        return self.there.allocate_masks(num_rows, width)
 
     def sample(self, work: Any, late: tuple[LatePart, ...] = ()) -> None:
         self.there.sample(work, unpack_late(pack_late(late)))
@@ -89,8 +89,8 @@ class Ranks:
     def forward(self, plan: Plan) -> list[Any]:
         return [rank.forward(plan) for rank in self.ranks]
 
-    def room(self, num_rows: int, width: int | None = None) -> Bits:
-        return self.ranks[0].room(num_rows, width)
+    def allocate_masks(self, num_rows: int, width: int | None = None) -> Bits:
+        return self.ranks[0].allocate_masks(num_rows, width)
 
     def sample(self, work: list[Any], late: tuple[LatePart, ...] = ()) -> None:
         for rank, one in zip(self.ranks, work, strict=True):
@@ -161,4 +161,7 @@ def test_a_device_that_turns_out_smaller_is_said_to_be(model: Path) -> None:
 def test_a_device_that_computes_nothing(model: Path) -> None:
     engine, facts = launched(model, NullExecutor(token=7))
     assert say(engine) == [[7] * 12] * 6
-    assert facts.attention_backend == "null" and engine.executor.room(3).shape == (3, -(-facts.vocab_size // 32))
+    assert facts.attention_backend == "null" and engine.executor.allocate_masks(3).shape == (
+        3,
+        -(-facts.vocab_size // 32),
+    )

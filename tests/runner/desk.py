@@ -164,7 +164,7 @@ class Desk:
         masked = plan.part(Masked)
         if masked is None:
             return ()
-        bits = self.worker.room(len(masked.heads_M))
+        bits = self.worker.allocate_masks(len(masked.heads_M))
         bits.fill(0)
         for place, slot in enumerate(np.repeat(plan.slots_R, plan.heads_R)[masked.heads_M].tolist()):
             for token in allowed[slot]:

@@ -247,7 +247,7 @@ def test_neither_forward_nor_sample_waits_for_the_gpu(tmp_path: Path, family: st
         try:
             for plan in (spans, *decode):
                 works.append(executor.forward(plan))
-                bits = executor.room(1)
+                bits = executor.allocate_masks(1)
                 bits.fill(-1)
                 executor.sample(works[-1], (Masks(bits),))
         finally:

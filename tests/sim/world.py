@@ -78,7 +78,7 @@ class World:
             vocab_size=vocab_size,
             poison=poison,
         )
-        self.constraints = Constraints(None, self.device.room, jump=jump)  # type: ignore[arg-type]
+        self.constraints = Constraints(None, self.device.allocate_masks, jump=jump)  # type: ignore[arg-type]
         mine = (KVStake(self.kv, self.slots), GrammarStake(self.constraints, self.slots), *stakes(self.slots))
         self.scheduler = Scheduler(
             self.slots, mine, max_num_batched_tokens=max_num_batched_tokens, peek=self.kv.peek, **options

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sapwood.kernels import Turn
+from sapwood.kernels import NormRope
 from sapwood.kernels.triton import pdl
 from sapwood.kernels.triton.jit import jit
 
@@ -102,9 +102,9 @@ def _place(
 
 
 def place(
-    heads_TXD: Tensor, turn: Turn, cells_T: Tensor, keys: Tensor, values: Tensor, *, num_heads: int, keep: bool
+    heads_TXD: Tensor, rope: NormRope, cells_T: Tensor, keys: Tensor, values: Tensor, *, num_heads: int, keep: bool
 ) -> None:
-    """Turn the queries in place (with `keep` the keys as well), and write turned keys and values to their cells.
+    """Rotate the queries in place (with `keep` the keys as well), and write rotated keys and values to their cells.
 
     `keys` and `values` are one layer's [page, K, cell of the page, D] in any float dtype, contiguous; `cells_T` int64;
     the last two axes of `heads_TXD` [T, H + 2K, D] are contiguous.
@@ -112,12 +112,12 @@ def place(
     num_tokens, size, head_dim = heads_TXD.shape
     _, num_kv_heads, page_size, _ = keys.shape
     assert heads_TXD.stride(2) == 1 and heads_TXD.stride(1) == head_dim
-    half = turn.cos_TF.shape[-1]
+    half = rope.cos_TF.shape[-1]
     rest = head_dim - 2 * half
     join = pdl.supported(heads_TXD.device)
     _place[(num_tokens, triton.cdiv(size, HEADS))](
-        heads_TXD, heads_TXD.stride(0), turn.norm_ND, turn.cos_TF, turn.sin_TF, cells_T, keys, values, turn.eps,
-        H=num_heads, K=num_kv_heads, D=head_dim, F=half, PAGE=page_size, NORM=turn.norm_ND is not None, KEEP=keep,
+        heads_TXD, heads_TXD.stride(0), rope.norm_ND, rope.cos_TF, rope.sin_TF, cells_T, keys, values, rope.eps,
+        H=num_heads, K=num_kv_heads, D=head_dim, F=half, PAGE=page_size, NORM=rope.norm_ND is not None, KEEP=keep,
         BLOCK=HEADS, F_PAD=triton.next_power_of_2(half), REST_PAD=triton.next_power_of_2(rest) if rest else 0,
         PDL=join, num_warps=4, launch_pdl=join,
     )  # fmt: skip
