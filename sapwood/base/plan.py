@@ -24,7 +24,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from functools import cached_property
-from operator import attrgetter
 from typing import TypeVar
 
 import msgspec
@@ -214,7 +213,7 @@ class Rows:
         return self.num_steady == len(self.slots_R) == self.num_tokens
 
 
-_fields_of = attrgetter(*(field.name for field in fields(Rows)))
+_ROWS_HAVE = tuple(field.name for field in fields(Rows))
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,7 +226,7 @@ class Plan(Rows):
 
     @classmethod
     def of(cls, rows: Rows, *, number: int, parts: tuple[Part, ...], late: bool) -> Plan:
-        return cls(*_fields_of(rows), number, parts, late)
+        return cls(**{name: getattr(rows, name) for name in _ROWS_HAVE}, number=number, parts=parts, late=late)
 
     def part(self, kind: type[P]) -> P | None:
         """The part of that type, if there is one."""

@@ -11,7 +11,7 @@ from sapwood.grammar.trigger import Trigger
 from sapwood.grammar.vocabulary import Vocabulary
 
 
-class Budget:
+class BudgetConstraint:
     """Counts the tokens of thoughts, and lets only the end of them follow when there are enough.
 
     All else is as `inner` has it, the constraint of the request's grammar, or free. See `Follows`.

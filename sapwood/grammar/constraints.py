@@ -16,7 +16,7 @@ from sapwood.base.errors import GrammarError
 from sapwood.base.plan import Bits
 from sapwood.base.request import Request
 from sapwood.base.stake import Landed, Ruling
-from sapwood.grammar.budget import Budget
+from sapwood.grammar.budget import BudgetConstraint
 from sapwood.grammar.compiler import Compiled, Compiler
 from sapwood.grammar.constraint import ALL, Constraint, Follows, allows
 from sapwood.grammar.vocabulary import Vocabulary
@@ -287,7 +287,7 @@ def _begin(request: Request, compiling: Future[Compiled] | Future[Vocabulary], *
         inner = Words(params, inner, vocab_size=size, position=start, min_len=request.min_len, stop_ids=ends)
     # Outermost, since what ends thoughts is not the request's to forbid.
     request.constraint = (
-        inner if params.thinking is None else Budget(params.thinking, vocabulary, inner, position=start)
+        inner if params.thinking is None else BudgetConstraint(params.thinking, vocabulary, inner, position=start)
     )
     for token in request.tokens[request.prompt_len :].tolist():
         if not request.constraint.accept(token):

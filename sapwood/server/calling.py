@@ -14,7 +14,7 @@ from sapwood.grammar.spellings import Asked
 from sapwood.server.front import Front
 from sapwood.text.model import Thoughts
 from sapwood.text.parsers import Said
-from sapwood.text.parsers.rules import Offer, Rules
+from sapwood.text.parsers.rules import OfferedTool, Rules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class Toolbox:
     """
 
     told: list[dict[str, Any]]
-    offers: tuple[Offer, ...]
+    offers: tuple[OfferedTool, ...]
     places: tuple[str, ...]
     must: bool
     many: bool
@@ -81,7 +81,7 @@ async def grammar_of(
     return whole.grammar, EndChecks(text, {name: check for name, check in tried.items() if check is not None})
 
 
-def _bound(toolbox: Toolbox | None, asked: Asked | None) -> list[tuple[Offer, str]]:
+def _bound(toolbox: Toolbox | None, asked: Asked | None) -> list[tuple[OfferedTool, str]]:
     """The tools whose parameters a grammar holds to their schemas, and their places."""
     if toolbox is None:
         return []
@@ -89,11 +89,11 @@ def _bound(toolbox: Toolbox | None, asked: Asked | None) -> list[tuple[Offer, st
     return [(offer, place) for offer, place in pairs if toolbox.must or offer.strict or asked is not None]
 
 
-def _parameters(offer: Offer, place: str) -> Asked:
+def _parameters(offer: OfferedTool, place: str) -> Asked:
     return Asked(Grammar.json(offer.schema), place, offer.strict)
 
 
-async def _try(front: Front, bound: list[tuple[Offer, str]]) -> dict[str, EndCheck | None]:
+async def _try(front: Front, bound: list[tuple[OfferedTool, str]]) -> dict[str, EndCheck | None]:
     """Try tools out one by one, so that an error names the one it is of; the checks of their arguments, by name."""
     until = perf_counter() + front.config.grammar.compile_seconds
     tried: dict[str, EndCheck | None] = {}

@@ -23,15 +23,6 @@ from sapwood.text.parsers import Event, Parser, Said, gather
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
-    """Where a request may look for cached prefixes and when it runs, and what its caller calls the most tokens."""
-
-    salt: str = ""
-    priority: int = 0
-    max_tokens: str = "max_tokens"
-
-
-@dataclass(frozen=True, kw_only=True)
 class Ask:
     """What a body asks for.
 
@@ -42,6 +33,9 @@ class Ask:
         format: What the text has to match.
         params: How tokens are drawn, and how many outputs there are.
         split: Thoughts are told apart from the text.
+        salt: Cached prefixes are shared with those that have the same.
+        priority: When it runs, where the scheduler goes by that.
+        limit_param: The field that says how many tokens there are at most.
     """
 
     talk: Talk
@@ -49,8 +43,10 @@ class Ask:
     budget: Budget | None
     format: Asked | None
     params: SamplingParams
-    limits: Limits
     split: bool = True
+    salt: str = ""
+    priority: int = 0
+    limit_param: str = "max_tokens"
 
 
 class Turn:
@@ -133,9 +129,9 @@ async def begin(front: Front, ask: Ask) -> Turn:
     prompt = Prompt(
         rendered.tokens,
         "messages",
-        ask.limits.salt,
-        ask.limits.priority,
-        limit_param=ask.limits.max_tokens,
+        ask.salt,
+        ask.priority,
+        limit_param=ask.limit_param,
         shown=frozenset() if plain else front.text.markers(calls=toolbox is not None),
     )
     return Turn(front, ask, prompt, params, plain=plain, thoughts=rendered.thoughts, end_checks=end_checks)

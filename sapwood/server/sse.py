@@ -13,7 +13,7 @@ from starlette.types import Message, Receive, Scope, Send
 from sapwood.server.errors import ClientGone, problem
 from sapwood.server.front import Front
 from sapwood.server.generation import Choice, News, generate
-from sapwood.server.turns import begin
+from sapwood.server.turns import start_eagerly
 
 DONE = b"data: [DONE]\n\n"
 SEND = "sapwood.send"  # key of a scope: the server's own `send`, without the layers around the routes
@@ -83,7 +83,7 @@ class EventStream(Response):
 
         def hand_on(news: list[News]) -> asyncio.Task[None] | None:
             frames = self._frames(news)
-            return begin(write(frames)) if frames else None
+            return start_eagerly(write(frames)) if frames else None
 
         try:
             await self._front.attended(receive, generate(self._front, self._choices, hand_on))

@@ -57,7 +57,7 @@ class Turns:
             loop.call_soon(self._pass_on)
 
 
-def begin(work: Coroutine[Any, Any, None]) -> asyncio.Task[None] | None:
+def start_eagerly(work: Coroutine[Any, Any, None]) -> asyncio.Task[None] | None:
     """Run a coroutine here and now up to where it has to wait; None if it never does, else the task of the rest.
 
     For coroutines that rarely wait and do not ask for their task. Raises what the coroutine raises at once.

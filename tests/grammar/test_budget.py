@@ -12,13 +12,13 @@ from sapwood import LLM, Grammar, SamplingParams
 from sapwood.base.errors import RequestError
 from sapwood.base.grammar import Thinking
 from sapwood.grammar import Vocabulary
-from sapwood.grammar.budget import Budget
+from sapwood.grammar.budget import BudgetConstraint
 from tests.grammar.test_generation import HELLO, make
 
 END = "\n</think>"
 
 
-def may(budget: Budget) -> list[int]:
+def may(budget: BudgetConstraint) -> list[int]:
     bits = np.zeros((1, budget.width), np.int32)
     assert budget.begin(bits[0]) is None
     budget.finish(bits[0])
@@ -29,7 +29,7 @@ def test_by_itself(vocabulary: Vocabulary) -> None:
     encode = vocabulary.tokenizer.tokenize_str
     leave = tuple(encode(END))
     thinking = Thinking(begin="<think>", end="</think>", leave=leave, budget=3)
-    budget = Budget(thinking, vocabulary, position=5)
+    budget = BudgetConstraint(thinking, vocabulary, position=5)
     for token in encode("Hm, 12345 <thin"):
         assert len(may(budget)) >= vocabulary.tokenizer.vocab_size and not budget.forced()
         assert budget.accept(token)
@@ -46,7 +46,7 @@ def test_by_itself(vocabulary: Vocabulary) -> None:
 def test_thoughts_that_end_in_time(vocabulary: Vocabulary) -> None:
     encode = vocabulary.tokenizer.tokenize_str
     thinking = Thinking(begin="<think>", end="</think>", leave=tuple(encode(END)), budget=20, open=True)
-    budget = Budget(thinking, vocabulary, position=5)
+    budget = BudgetConstraint(thinking, vocabulary, position=5)
     for token in encode("a</think>" + 30 * "x"):
         assert not budget.forced() and budget.accept(token)
 

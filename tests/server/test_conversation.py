@@ -15,12 +15,12 @@ from sapwood.config import Config
 from sapwood.grammar.spellings import Asked
 from sapwood.server import create_app
 from sapwood.server.calling import Toolbox, grammar_of
-from sapwood.server.conversation import Ask, Limits, Reading, begin
+from sapwood.server.conversation import Ask, Reading, begin
 from sapwood.server.front import Front, Talk
 from sapwood.server.generation import Choice, News, Prompt, complete, generate
 from sapwood.server.thinking import Budget
 from sapwood.text.parsers import Event, gather
-from sapwood.text.parsers.rules import Offer
+from sapwood.text.parsers.rules import OfferedTool
 from tests.server.fakes import CHATML, MODEL, FakeEngine, make_text
 
 pytestmark = pytest.mark.anyio
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.anyio
 TEMPLATE = CHATML + "{# <think></think> {{ tools }} <tool_call>\n #}"
 HELLO: list[dict[str, Any]] = [{"role": "user", "content": "hello"}]
 TOOLBOX = Toolbox(
-    told=[], offers=(Offer(name="now", schema={"type": "object"}),), places=("tools[0]",), must=False, many=True
+    told=[], offers=(OfferedTool(name="now", schema={"type": "object"}),), places=("tools[0]",), must=False, many=True
 )
 CALL = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
 
@@ -80,7 +80,7 @@ async def test_a_turn_without_any_dialect(front: Front, more: dict[str, Any], ca
     assert isinstance(engine, FakeEngine)
     written = f"<think>Hm.</think>So.{CALL}"
     engine.answer, engine.chunk = lambda tokens, params: [*front.text.encode(written), front.text.eos_ids[0]], chunk
-    fields: dict[str, Any] = {"toolbox": None, "budget": Budget(9, "think"), "format": None, "limits": Limits(salt="s")}
+    fields: dict[str, Any] = {"toolbox": None, "budget": Budget(9, "think"), "format": None, "salt": "s"}
     ask = Ask(talk=Talk(messages=HELLO), params=SamplingParams(n=2), **fields | more)
 
     turn = await begin(front, ask)
@@ -106,12 +106,12 @@ async def test_a_turn_without_any_dialect(front: Front, more: dict[str, Any], ca
 
 @pytest.mark.parametrize("param", ["think", "format"])
 async def test_errors_name_the_fields_of_the_asker(front: Front, param: str) -> None:
-    fields: dict[str, Any] = {"toolbox": None, "budget": None, "format": None, "limits": Limits()}
+    fields: dict[str, Any] = {"toolbox": None, "budget": None, "format": None}
     if param == "format":
         fields["format"] = Asked(Grammar.regex("(a"), "format")
     else:
         fields["toolbox"] = replace(
-            TOOLBOX, places=("think",), must=True, offers=(Offer(name="now", schema={"type": 5}),)
+            TOOLBOX, places=("think",), must=True, offers=(OfferedTool(name="now", schema={"type": 5}),)
         )
     with pytest.raises(RequestError) as raised:
         await begin(front, Ask(talk=Talk(messages=HELLO), params=SamplingParams(), **fields))
@@ -133,7 +133,7 @@ async def test_each_grammar_is_tried_once(front: Front, monkeypatch: pytest.Monk
     assert params.grammar is asked.grammar and end_check is not None and tried == [asked.grammar.text]
     tools = replace(
         TOOLBOX,
-        offers=(Offer(name="f", schema=unique | {"type": "object"}), Offer(name="g", schema={})),
+        offers=(OfferedTool(name="f", schema=unique | {"type": "object"}), OfferedTool(name="g", schema={})),
         places=("a", "b"),
     )
     for toolbox, thoughts, count in [(None, "none", 1), (None, "open", 2), (tools, "none", 4)]:

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from sapwood.server import turns as room
-from sapwood.server.turns import Turns, begin
+from sapwood.server.turns import Turns, start_eagerly
 from tests.waiting import within
 
 pytestmark = pytest.mark.anyio
@@ -89,14 +89,14 @@ async def test_begin_runs_at_once_what_need_not_wait() -> None:
     async def work() -> None:
         done.append("work")
 
-    assert begin(work()) is None
+    assert start_eagerly(work()) is None
     assert done == ["work"]
 
     async def broken() -> None:
         raise KeyError("at once")
 
     with pytest.raises(KeyError):
-        begin(broken())
+        start_eagerly(broken())
 
 
 async def test_begin_goes_on_in_a_task_where_it_has_to_wait() -> None:
@@ -111,7 +111,7 @@ async def test_begin_goes_on_in_a_task_where_it_has_to_wait() -> None:
         await second.wait()
         done.append("over")
 
-    task = begin(work())
+    task = start_eagerly(work())
     assert task is not None and done == ["begun"]
     gate.set()
     second.set()
@@ -131,7 +131,7 @@ async def test_begin_passes_on_what_ends_the_work() -> None:
         finally:
             cleaned.append("cleaned")
 
-    cancelled, failing = begin(work(None)), begin(work(KeyError("later")))
+    cancelled, failing = start_eagerly(work(None)), start_eagerly(work(KeyError("later")))
     assert cancelled is not None and failing is not None
     await asyncio.sleep(0)
     cancelled.cancel()

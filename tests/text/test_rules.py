@@ -17,7 +17,7 @@ from sapwood.base.grammar import Grammar
 from sapwood.grammar import Constraint, Vocabulary, VocabularySpec
 from sapwood.grammar.compiler import Compiled
 from sapwood.text.parsers import REASONING, TOOLS, Dialect, Parser, Said, gather
-from sapwood.text.parsers.rules import Offer, Rules
+from sapwood.text.parsers.rules import OfferedTool, Rules
 from tests.text.outputs import OUTPUTS
 
 SPECIAL = re.compile(
@@ -39,8 +39,8 @@ PLACES: dict[str, Any] = {
     "$defs": {"unit": {"enum": ["c", "f"]}},
 }  # fmt: skip
 OFFERS = [
-    Offer(name="weather", schema=PLACES, strict=True),
-    Offer(name="now", schema={"type": "object", "properties": {}, "additionalProperties": False}, strict=True),
+    OfferedTool(name="weather", schema=PLACES, strict=True),
+    OfferedTool(name="now", schema={"type": "object", "properties": {}, "additionalProperties": False}, strict=True),
 ]
 SCHEMAS = {offer.name: offer.schema for offer in OFFERS}
 END = 0
@@ -212,7 +212,7 @@ def test_what_models_write_is_allowed(name: str) -> None:
     """A grammar that is far from a model's habits would make it worse."""
     output = OUTPUTS[name]
     loose = [
-        Offer(
+        OfferedTool(
             name=offer.name,
             schema={"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}},
         )

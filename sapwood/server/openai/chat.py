@@ -16,7 +16,7 @@ from sapwood.base.plan import TokenLogprobs
 from sapwood.base.sampling import SamplingParams
 from sapwood.grammar.schema import Finding
 from sapwood.server.body import field_error, json_response
-from sapwood.server.conversation import Ask, Limits, Turn, begin
+from sapwood.server.conversation import Ask, Turn, begin
 from sapwood.server.fields import Count
 from sapwood.server.front import Front
 from sapwood.server.generation import Choice, News, complete
@@ -112,7 +112,9 @@ async def _ask(front: Front, body: ChatRequest) -> Ask:
         toolbox=toolbox_of(body, reads=front.text.dialect.tools is not None),
         talk=body.talk(**_template_fields(body)),
         budget=_budget(body),
-        limits=Limits(salt=body.salt, priority=body.priority or 0, max_tokens=limit),
+        salt=body.salt,
+        priority=body.priority or 0,
+        limit_param=limit,
         split=body.separate_reasoning is not False,
     )
 

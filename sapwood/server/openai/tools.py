@@ -12,7 +12,7 @@ from sapwood.base.errors import RequestError
 from sapwood.server.body import field_error
 from sapwood.server.calling import Toolbox
 from sapwood.server.openai.protocol import ChatRequest
-from sapwood.text.parsers.rules import NOTHING, Offer
+from sapwood.text.parsers.rules import NOTHING, OfferedTool
 
 _NAME = re.compile(r"[A-Za-z0-9_.\-]{1,128}")
 
@@ -43,7 +43,7 @@ class Allowed(msgspec.Struct, kw_only=True):
     tools: list[Chosen] = []
 
 
-class Choice(msgspec.Struct, kw_only=True):
+class ToolChoice(msgspec.Struct, kw_only=True):
     """`tool_choice` as an object: one function, or some that are allowed."""
 
     type: str = "function"
@@ -79,7 +79,7 @@ def _choice(choice: str | dict[str, Any] | None) -> tuple[list[str] | None, bool
         return None, True
     if isinstance(choice, dict):
         try:
-            given = msgspec.convert(choice, Choice)
+            given = msgspec.convert(choice, ToolChoice)
         except msgspec.ValidationError as error:
             raise field_error(error, within="tool_choice") from None
         if given.type == "function" and given.function is not None:
@@ -96,8 +96,8 @@ def _choice(choice: str | dict[str, Any] | None) -> tuple[list[str] | None, bool
     )
 
 
-def _offers(tools: Sequence[dict[str, Any]]) -> dict[str, Offer]:
-    offers: dict[str, Offer] = {}
+def _offers(tools: Sequence[dict[str, Any]]) -> dict[str, OfferedTool]:
+    offers: dict[str, OfferedTool] = {}
     for index, raw in enumerate(tools):
         where = f"tools[{index}]"
         try:
@@ -117,5 +117,5 @@ def _offers(tools: Sequence[dict[str, Any]]) -> dict[str, Offer]:
         if schema.get("type", "object") != "object":
             param = f"{where}.function.parameters"
             raise RequestError(f"{param} must be the schema of an object.", param=param)
-        offers[name] = Offer(name=name, schema={"type": "object", **schema}, strict=bool(tool.function.strict))
+        offers[name] = OfferedTool(name=name, schema={"type": "object", **schema}, strict=bool(tool.function.strict))
     return offers

@@ -16,7 +16,7 @@ NOTHING: Mapping[str, Any] = {"type": "object", "properties": {}, "additionalPro
 
 
 @dataclass(frozen=True, kw_only=True)
-class Offer:
+class OfferedTool:
     """A tool that may be called. `schema` is of its parameters; of a tool that is not `strict` any object may do."""
 
     name: str
@@ -34,13 +34,15 @@ class Rules:
         names = sorted(special, key=len, reverse=True)
         self._split = re.compile("|".join(map(re.escape, names)) or r"(?!)")
 
-    def must_call(self, offers: Sequence[Offer], *, many: bool) -> Part:
+    def must_call(self, offers: Sequence[OfferedTool], *, many: bool) -> Part:
         """One call of these tools, or with `many` any number."""
         return self._section(self._first, offers, many=many)
 
-    def may_call(self, offers: Sequence[Offer], *, many: bool) -> Part:
+    def may_call(self, offers: Sequence[OfferedTool], *, many: bool) -> Part:
         """Text in which calls are right: strict tools as their schemas want, the others with any arguments."""
-        loose = [one if one.strict else Offer(name=one.name, schema={"type": "object"}, strict=False) for one in offers]
+        loose = [
+            one if one.strict else OfferedTool(name=one.name, schema={"type": "object"}, strict=False) for one in offers
+        ]
         section = self._first
         if self._answer:  # messages have a heading each, which says whether it is a call
             return _any(self._section(section, loose, many=many), _seq(self._marker(self._answer), {"free": True}))
@@ -51,7 +53,7 @@ class Rules:
         call = _seq(self._until(section.open), self._section(section, loose, many=many, opened=True))
         return _seq({"some": call} if many else {"maybe": call}, {"free": True})
 
-    def text_or_call(self, text: Grammar, offers: Sequence[Offer], *, many: bool) -> Part:
+    def text_or_call(self, text: Grammar, offers: Sequence[OfferedTool], *, many: bool) -> Part:
         """Either an answer that a grammar restricts, or calls."""
         return _any(self.text(text), self.must_call(offers, many=many))
 
@@ -93,7 +95,7 @@ class Rules:
         """Free text and what ends it."""
         return {"until": end} if self._split.search(end) is None else _seq({"free": True}, self._marker(end))
 
-    def _section(self, section: Section, offers: Sequence[Offer], *, many: bool, opened: bool = False) -> Part:
+    def _section(self, section: Section, offers: Sequence[OfferedTool], *, many: bool, opened: bool = False) -> Part:
         """With `opened` the section's opening has been written."""
         call = _any(*(self._call(section.shape, offer) for offer in offers))
         open = _seq(*([] if opened else [self._marker(section.open)]), self._marker(section.begin))
@@ -115,16 +117,16 @@ class Rules:
         return _seq() if self._ends_output(close) else self._marker(close)
 
     @singledispatchmethod
-    def _call(self, shape: Shape, offer: Offer) -> Part:
+    def _call(self, shape: Shape, offer: OfferedTool) -> Part:
         raise TypeError(shape)
 
     @_call.register
-    def _(self, shape: Object, offer: Offer) -> Part:
+    def _(self, shape: Object, offer: OfferedTool) -> Part:
         head = f'{{"name": {dump(offer.name)}, "{shape.arguments}": '
         return _seq({"text": head}, {"json": dict(offer.schema)}, {"text": "}"})
 
     @_call.register
-    def _(self, shape: Named, offer: Offer) -> Part:
+    def _(self, shape: Named, offer: OfferedTool) -> Part:
         number: list[Part] = [{"text": ":"}, {"regex": "[0-9]{1,4}"}] if shape.numbered else []
         return _seq(
             self._marker(shape.before + shape.prefix + offer.name),
@@ -135,7 +137,7 @@ class Rules:
         )
 
     @_call.register
-    def _(self, shape: Tagged, offer: Offer) -> Part:
+    def _(self, shape: Tagged, offer: OfferedTool) -> Part:
         line = "\n" if shape.newlines else ""
         parts: list[Part] = [self._marker(shape.before + offer.name + shape.between)]
         for key, schema, required in _properties(offer.schema):
@@ -159,7 +161,7 @@ class Rules:
         return _seq(head, self._until(line + shape.end))
 
     @_call.register
-    def _(self, shape: Keywords, offer: Offer) -> Part:
+    def _(self, shape: Keywords, offer: OfferedTool) -> Part:
         pairs = [
             (_seq(self._marker(key + shape.equals), self._value(shape, schema)), required)
             for key, schema, required in _properties(offer.schema)
