@@ -339,6 +339,7 @@ def _check_ranges(config: Config) -> None:
 
 _POSITIVE = (
     ("model", "max_model_len"),
+    ("cache", "page_size"),
     ("cache", "kv_cache_memory"),
     ("cache", "max_total_tokens"),
     ("scheduler", "max_num_seqs"),
