@@ -67,35 +67,56 @@ def _find(config: Config, catalogue: Catalogue) -> ModelFiles:
 async def _serve(
     sock: socket.socket, config: Config, files: ModelFiles, catalogue: Catalogue, child: Child, began: float
 ) -> None:
-    """Raises EngineDead if the engine ends on its own."""
+    """Raises EngineDead if the engine ends on its own, and what is wrong with the text side as soon as it is known."""
+    import asyncio
+
+    loading = asyncio.create_task(asyncio.to_thread(_load_text, config, files, catalogue))
+    serving = asyncio.create_task(_with_engine(sock, config, files, loading, child, began))
+    try:
+        await asyncio.wait([loading, serving], return_when=asyncio.FIRST_COMPLETED)
+        if not serving.done():
+            loading.result()
+        await serving
+    finally:
+        for task in (loading, serving):
+            task.cancel()
+        await asyncio.wait([loading, serving])
+        if not loading.cancelled():
+            loading.exception()  # seen: why the engine could not start was told instead
+
+
+async def _with_engine(
+    sock: socket.socket,
+    config: Config,
+    files: ModelFiles,
+    loading: asyncio.Task[TextModel],
+    child: Child,
+    began: float,
+) -> None:
     import asyncio
 
     from sapwood.engine import lean
     from sapwood.engine.process import start
     from sapwood.server import create_app, serve
 
-    loading = asyncio.create_task(asyncio.to_thread(_load_text, config, files, catalogue))
-    try:
-        async with start(config, child) as engine:
-            text = await loading
-            engine.end_at(text.eos_ids)
-            name = config.model.served_model_name or files.name
-            app = create_app(engine, text, config, name, defaults=files.generation_config)
-            lean.trim()
-            serving = asyncio.create_task(
-                serve(
-                    app,
-                    config,
-                    sock=sock,
-                    on_ready=lambda url: _announce(url, name, engine.facts, began, config.server.api_key),
-                )
+    async with start(config, child) as engine:
+        text = await loading
+        engine.end_at(text.eos_ids)
+        name = config.model.served_model_name or files.name
+        app = create_app(engine, text, config, name, defaults=files.generation_config)
+        lean.trim()
+        serving = asyncio.create_task(
+            serve(
+                app,
+                config,
+                sock=sock,
+                on_ready=lambda url: _announce(url, name, engine.facts, began, config.server.api_key),
             )
-            try:
-                await _until_over(serving, engine)
-            finally:
-                await app.state.front.close()
-    finally:
-        loading.cancel()
+        )
+        try:
+            await _until_over(serving, engine)
+        finally:
+            await app.state.front.close()
 
 
 def _load_text(config: Config, files: ModelFiles, catalogue: Catalogue) -> TextModel:

@@ -164,13 +164,15 @@ async def _first(line: Line) -> FromEngine:
 
 
 async def _follow(engine: AsyncEngine, line: Line, ended: asyncio.Task[int]) -> None:
-    """Hand on what the engine says until it ends, or cannot be understood any more."""
+    """Hand on what the engine says until it ends, or cannot be followed any more: whatever is wrong, nobody waits for ever."""
     try:
         last_words = await _hand_on(engine, line, ended)
         engine.die(last_words or _how_it_ended(ended.result()))
-    except (msgspec.DecodeError, zmq.ZMQError) as error:
+    except Exception as error:
         log.exception("the engine cannot be followed any more")
-        engine.die(f"what the engine says cannot be read: {error}")
+        unread = isinstance(error, msgspec.DecodeError | zmq.ZMQError)
+        why = f"what the engine says cannot be read: {error}" if unread else f"{type(error).__name__}: {error}"
+        engine.die(why)
 
 
 async def _hand_on(engine: AsyncEngine, line: Line, ended: asyncio.Task[int]) -> str:
@@ -382,8 +384,9 @@ def _watch_front(serving: threading.Event, orphaned: threading.Event, folder: st
     # Not sys.stdin: a thread that waits in it holds its lock, and the interpreter could not end.
     while os.read(0, 1):
         pass
+    # First, since the process may end with what comes next. A front that was killed could not.
+    shutil.rmtree(folder, ignore_errors=True)
     orphaned.set()
-    shutil.rmtree(folder, ignore_errors=True)  # a front that was killed could not
     if serving.is_set():
         threading.Event().wait(EXIT_SECONDS - 1)  # a step that never ends must not keep an orphan alive
     os._exit(1)

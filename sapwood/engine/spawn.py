@@ -21,13 +21,12 @@ class Child:
     """
 
     def __init__(self, command: Sequence[str]) -> None:
-        try:
+        with contextlib.ExitStack() as undone:  # by an interrupt that was held, or any other while there is a process
             with interrupts.held():  # one amid Popen would leave a process that nobody holds
                 self._process = subprocess.Popen(command, stdin=subprocess.PIPE)
                 self._forgotten = weakref.finalize(self, _end, self._process)
-        except (KeyboardInterrupt, SystemExit):
-            self.end()
-            raise
+                undone.callback(self.end)
+            undone.pop_all()
 
     def tell(self, start: bytes) -> None:
         """Send an encoded `Start`; its standard input stays open. A child that has ended hears nothing."""

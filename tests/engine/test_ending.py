@@ -158,12 +158,15 @@ def test_a_port_that_is_taken(folder: Path, model: Path) -> None:
     assert code == 2 and "in use" in said and "Traceback" not in said
 
 
-def test_a_tokenizer_that_cannot_be_read(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", ["serves", "loads", "breaks"])
+def test_a_tokenizer_that_cannot_be_read(folder: Path, tmp_path: Path, way: str) -> None:
+    """It is told at once, be the engine ready or not; where the engine breaks too, one of the two is told."""
     (tmp_path / "tokenizer.json").write_text("{}")
     (tmp_path / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
-    front = serve(folder, "serves", tmp_path)
+    front = serve(folder, way, tmp_path)
     code, said = front.ended()
-    assert code == 2 and "tokenizer" in said and "Traceback" not in said
+    told = (code == 2 and "tokenizer" in said) or (way == "breaks" and code == 1 and "exit code 7" in said)
+    assert told and "Traceback" not in said and "never retrieved" not in said, said
     assert not front.left
 
 

@@ -14,8 +14,10 @@ from sapwood.base.errors import EngineDead
 from sapwood.base.sampling import SamplingParams
 from sapwood.base.wire import Abort, Control, Deltas, FromEngine, Reply, Stats, Submit, ToEngine
 from sapwood.engine import process
+from sapwood.engine.client import AsyncEngine
 from sapwood.engine.process import MOST_AT_ONCE, Line, Post, Service
-from tests.waiting import within
+from tests.facts import make_facts
+from tests.waiting import SECONDS, within
 
 
 async def send_for_ever(line: Line) -> None:
@@ -77,6 +79,42 @@ def test_last_words_are_heard_after_the_end(tmp_path: Path) -> None:
         line.close()
 
     asyncio.run(scenario())
+
+
+def test_whatever_is_wrong_with_what_the_engine_says_ends_it_for_all(tmp_path: Path) -> None:
+    """Even what can be read, and means nothing."""
+
+    async def scenario() -> None:
+        line, post = Line(str(tmp_path)), Post(str(tmp_path))
+        never: asyncio.Task[int] = asyncio.create_task(asyncio.sleep(10 * SECONDS, 1))
+        engine = AsyncEngine(lambda message: None, make_facts(), max_live=9)
+        following = asyncio.create_task(process._follow(engine, line, never))
+        question = asyncio.create_task(engine.control("status"))
+        await asyncio.sleep(0)
+        post.send(Deltas([1, 2], [7], []))  # two requests, one token
+        with pytest.raises(EngineDead, match="ValueError"):
+            await within(question)
+        assert "ValueError" in (engine.dead or "")
+        await within(following)
+        never.cancel()
+        post.close()
+        line.close()
+
+    asyncio.run(scenario())
+
+
+def test_the_folder_is_gone_before_an_orphan_may_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sockets").mkdir()
+    serving, left = threading.Event(), []
+
+    class Orphaned(threading.Event):
+        def set(self) -> None:
+            left.append((tmp_path / "sockets").exists())
+
+    monkeypatch.setattr(process.os, "read", lambda descriptor, size: b"")
+    monkeypatch.setattr(process.os, "_exit", lambda code: None)
+    process._watch_front(serving, Orphaned(), str(tmp_path / "sockets"))
+    assert left == [False]
 
 
 class FakePost:

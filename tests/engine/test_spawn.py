@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from sapwood.engine import interrupts
 from sapwood.engine.spawn import spawn
 
 SLEEPS = (sys.executable, "-c", "import sys; sys.stdin.read()")
@@ -43,6 +44,18 @@ def test_interrupted_before_anybody_holds_the_child(
         spawn(SLEEPS)
     assert begun[0].returncode is not None  # ended, and waited for
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_interrupted_before_there_is_a_child(
+    begun: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(interrupts, "held", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        spawn(SLEEPS)
+    assert not begun
 
 
 def test_a_child_that_is_forgotten_has_ended(begun: list[subprocess.Popen[bytes]]) -> None:
