@@ -200,7 +200,7 @@ class Rows:
     @cached_property
     def drafted(self) -> bool:
         """Whether some row feeds drafts."""
-        return bool((self.heads_R > 1).any())
+        return len(self.heads_R) > 0 and int(self.heads_R.max()) > 1
 
     @property
     def steady(self) -> Ints:

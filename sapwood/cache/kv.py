@@ -250,8 +250,8 @@ class KVCache:
         size, page_bytes, grow = self.page_size, self.tree.page_bytes, self.tree.grow
         depths = np.array([len(hold.nodes) for hold in holds])
         full = planned // size
-        ready = np.flatnonzero(full > depths)
-        rest = np.flatnonzero(full > depths + 1).tolist()
+        ready = (full > depths).nonzero()[0]
+        rest = (full > depths + 1).nonzero()[0].tolist()
         keys = history[slots[ready, None], depths[ready, None] * size + np.arange(size)].tobytes()
         for at, i in enumerate(ready.tolist()):
             hold = holds[i]

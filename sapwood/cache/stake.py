@@ -68,7 +68,7 @@ class KVStake(Stake):
         """Pages per group that running requests will ask for."""
         if number != self._planned:
             self._planned = number
-            self._promised = self._growth(np.flatnonzero(self._slots.owner))
+            self._promised = self._growth(self._slots.owner.nonzero()[0])
         elif self._seated:
             self._promised = self._promised + self._growth(np.array(self._seated))
         self._seated.clear()
@@ -106,7 +106,7 @@ class KVStake(Stake):
     def take_steady(self, slots: Ints, ends: Ints, number: int) -> Ints:
         """A page more for each that needs one; for drafts that reach beyond it more if there are any."""
         until = self._until[slots]
-        due = np.flatnonzero(ends > until)
+        due = (ends > until).nonzero()[0]
         if len(due):
             self._turn(slots[due], ends[due], until[due], number)
             until = self._until[slots]
@@ -118,7 +118,7 @@ class KVStake(Stake):
             until = self._until[due] = until + self.kv.page_size
         else:
             self._publish(due, number)
-        for place in np.flatnonzero((ends > until) & (fed < until)).tolist():
+        for place in ((ends > until) & (fed < until)).nonzero()[0].tolist():
             request = s.of(int(due[place]))
             if self.kv.reserve(request, int(ends[place])):
                 self._until[request.slot] = self.kv.horizon(request)

@@ -25,7 +25,7 @@ class Commit:
         alive = self._slots.owner[plan.slots_R] == plan.owners_R
         news = self._take_errors(plan, outcome, alive)
         self._take_prompt_logprobs(plan, outcome, alive)
-        rows = np.flatnonzero((plan.heads_R > 0) & alive)
+        rows = ((plan.heads_R > 0) & alive).nonzero()[0]
         slots, yielded, tokens = plan.slots_R[rows], outcome.yielded_R[rows], outcome.tokens_N
         if plan.drafted:
             starts = firsts(outcome.yielded_R)[rows]
@@ -41,7 +41,7 @@ class Commit:
         special = ended | self._slots.verbose[slots]
         if rulings:
             special |= np.isin(rows, list(rulings))
-        for i in np.flatnonzero(special).tolist():
+        for i in special.nonzero()[0].tolist():
             row, mine = int(rows[i]), tokens[starts[i] : starts[i] + taken[i]].tolist()
             request = self._slots.of(int(slots[i]))
             finish: FinishReason | None = None if not ended[i] else "stop" if stopped[i] else "length"
@@ -110,7 +110,7 @@ class Commit:
                     int(s.flying[slots[i]]),
                     bool(ended[i]),
                 )
-                for i in np.flatnonzero(concerned[slots]).tolist()
+                for i in concerned[slots].nonzero()[0].tolist()
             ]
             if landed:
                 rulings = {**stake.land(landed), **rulings}
@@ -198,9 +198,9 @@ class Commit:
         self, slots: Ints, plain: Bools, taken: Ints, tokens: Ints, starts: Longs, news: list[News]
     ) -> Landing:
         ids = self._slots.ids[slots[plain]]
-        counts, starts = taken[plain], starts[plain]
         if len(slots) == len(tokens):  # one each
-            return Landing(ids.tolist(), tokens[starts].tolist(), news)
+            return Landing(ids.tolist(), tokens[plain].tolist(), news)
+        counts, starts = taken[plain], starts[plain]
         of_N, within_N = spread(counts)
         return Landing(ids[of_N].tolist(), tokens[starts[of_N] + within_N].tolist(), news)
 

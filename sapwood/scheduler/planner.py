@@ -113,7 +113,7 @@ class Planner:
         drafts = self._drafts(ends)
         if drafts is not None:
             ends = ends + drafts
-        late = np.flatnonzero(ends > s.until[self._steady])
+        late = (ends > s.until[self._steady]).nonzero()[0]
         if len(late):
             self._extend(self._steady[late], ends[late], number)
             if roster.parted:
@@ -155,7 +155,7 @@ class Planner:
         s, roster = self._slots, self._roster
         horizons = np.full(len(due), NEVER, np.int32)
         for stake, concerned in zip(roster.stakes, roster.concerned, strict=True):
-            mine = np.flatnonzero(concerned[due])
+            mine = concerned[due].nonzero()[0]
             if len(mine) == len(due):
                 horizons = np.minimum(horizons, stake.take_steady(due, ends, number))
             elif len(mine):
@@ -190,7 +190,7 @@ class Planner:
     def _victim(self, safe: Bools) -> Request | None:
         """The worst-ranked running request that is not `safe` (by slot) and still has something to compute."""
         s = self._slots
-        able = np.flatnonzero((s.owner > 0) & ~safe & (s.fed - s.slack < s.limit - 1))
+        able = ((s.owner > 0) & ~safe & (s.fed - s.slack < s.limit - 1)).nonzero()[0]
         return s.of(s.worst(able)) if len(able) else None
 
     # -- chunks ---------------------------------------------------------------------------------------------------
