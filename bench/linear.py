@@ -32,7 +32,7 @@ from sapwood.kernels.triton.fused import KERNELS
 NUM_THREADS = 16  # that compile kernels
 
 TOKENS = (1, 2, 4, 8, 16, 32, 256)
-OURS, MOST_FEW = ("fused", "apart"), 32  # tokens of the few-token product
+OURS = ("fused", "apart")  # of the few-token product
 SWEPT_TOKENS = (1, 4, 16)
 SETTINGS = {
     False: "2/1024/4/2 4/512/2/1 4/512/2/4 4/1024/4/1 4/1024/4/3 8/512/4/1 8/512/4/3 8/1024/8/1 16/256/4/4",
@@ -159,13 +159,13 @@ def compile_all(calls: Sequence[Callable[[], None]]) -> list[Exception | None]:
 
 
 def measure_products(parts: Sequence[Product], copied: float) -> Iterator[tuple[str, list[str]]]:
-    cases = [(part, n, how) for part in parts for n in TOKENS for how in (OURS if n <= MOST_FEW else ())]
+    cases = [(part, n, how) for part in parts for n in TOKENS for how in (OURS if n <= few.FEW else ())]
     for error in filter(None, compile_all([part.all_layers(how, n) for part, n, how in cases])):
         print("failed:", repr(error)[:200])
     for part, n in itertools.product(parts, TOKENS):
 
         def cells(how: str, part: Product = part, n: int = n) -> list[str]:
-            if how in OURS and n > MOST_FEW:
+            if how in OURS and n > few.FEW:
                 return ["", "", ""]
             return rate(part.nbytes, seconds(part.all_layers(how, n)) / len(part.weights), copied)
 
@@ -181,7 +181,7 @@ def measure_chains(parts: Sequence[Product], shape: Shape) -> Iterator[tuple[str
                 time = seconds(chain(parts, shape, num_tokens, how)) / shape.num_layers
             yield f"{time * 1e6:.1f} ({nbytes / time / 1e9:.0f})"
 
-    return ((f"{n} tokens", cells(n)) for n in (1, 4, 16, 32))
+    return ((f"{n} tokens", cells(n)) for n in (1, 4, few.FEW))
 
 
 def measure_neighbours(shape: Shape, copied: float) -> Iterator[tuple[str, list[str]]]:
