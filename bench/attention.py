@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from gpu import DEVICE, DTYPE, copy_rate, seconds, show
+from gpu import DEVICE, DTYPE, SHAPES, Shape, introduce, seconds, show
 from torch import Tensor
 
 from sapwood.attention.base import Batch, Limits, Shared, tile_members
@@ -30,13 +30,6 @@ from sapwood.kernels import NormRope
 
 PAGE, CELLS, NUM_LAYERS = 16, 1 << 21, 2
 """The pool. A call goes through all layers; steps of which the L2 cache holds both are faster than in a real model."""
-
-
-class Shape(NamedTuple):
-    name: str
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
 
 
 class Work(NamedTuple):
@@ -58,7 +51,6 @@ def decodes(lengths: dict[int, Sequence[int]]) -> list[Work]:
     return [Work(rows, 1, length - 1) for rows, some in lengths.items() for length in some]
 
 
-SHAPES = (Shape("llama-8b", 32, 8, 128), Shape("qwen3-0.6b", 16, 8, 128))
 DECODES = decodes({1: [512, 2048, 8192], 8: [2048, 8192], 32: [256, 2048], 256: [256, 512, 2048, 4096]})
 SHARED = [Work(256, 1, 2239, 16, 2048), Work(256, 1, 699, 1, 512), Work(8, 1, 8191, 4, 8000)]
 PREFILLS = [Work(1, 512), Work(1, 2048), Work(1, 8192), Work(32, 512), Work(1, 2048, 8192), Work(4, 5, 8192)]
@@ -275,11 +267,9 @@ def library_rate(work: Work, call: Call) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sweep", action="store_true", help="try other shapes of the kernels")
-    asked = parser.parse_args()
-    copied, product = copy_rate(), product_rate()
-    print(f"{torch.cuda.get_device_name()}: copy {copied:.0f} GB/s, matrix product {product:.0f} TFLOP/s")
+    asked, copied = introduce(argparse.ArgumentParser(description=__doc__))
+    product = product_rate()
+    print(f"matrix product {product:.0f} TFLOP/s")
     if asked.sweep:
         return sweep()
     for shape in SHAPES:

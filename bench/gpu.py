@@ -2,12 +2,49 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from triton.testing import do_bench_cudagraph
 
 DEVICE, DTYPE = torch.device("cuda"), torch.bfloat16
+
+
+class Shape(NamedTuple):
+    """Of a model. Weights of `num_layers` are held, which are more than the L2 cache holds."""
+
+    name: str
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    hidden: int
+    inner: int
+    vocabulary: int
+    num_layers: int
+
+    @property
+    def heads(self) -> int:
+        return self.num_heads * self.head_dim
+
+    @property
+    def qkv(self) -> int:
+        return (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+
+
+SHAPES = (
+    Shape("llama-8b", 32, 8, 128, 4096, 14336, 128256, 8),
+    Shape("qwen3-0.6b", 16, 8, 128, 1024, 3072, 151936, 28),
+)
+
+
+def introduce(parser: ArgumentParser) -> tuple[Namespace, float]:
+    """What was asked, and GB/s of a copy, which is told with the device's name."""
+    parser.add_argument("--sweep", action="store_true", help="try other settings of the kernels")
+    asked, copied = parser.parse_args(), copy_rate()
+    print(f"{torch.cuda.get_device_name()}: copy {copied:.0f} GB/s")
+    return asked, copied
 
 
 def seconds(call: Callable[[], object]) -> float:

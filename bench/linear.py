@@ -21,7 +21,7 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from gpu import DEVICE, DTYPE, copy_rate, rate, seconds, show
+from gpu import DEVICE, DTYPE, SHAPES, Shape, introduce, rate, seconds, show
 from torch import Tensor
 
 from sapwood.kernels import Activation, RmsNorm
@@ -48,23 +48,6 @@ WAYS = {
     "library": ("library", True),
 }
 """Of a chain of products: how each is computed, and whether launches overlap."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    name: str
-    hidden: int
-    qkv: int
-    heads: int
-    inner: int
-    vocabulary: int
-    num_layers: int
-
-
-SHAPES = (
-    Shape("llama-8b", 4096, 6144, 4096, 14336, 128256, 8),
-    Shape("qwen3-0.6b", 1024, 4096, 2048, 3072, 151936, 28),
-)
 
 
 @dataclass
@@ -216,11 +199,8 @@ def sweep(parts: Sequence[Product]) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
-    parser.add_argument("--sweep", action="store_true", help="try settings and print the best")
     parser.add_argument("--shape", choices=[shape.name for shape in SHAPES], help="one model's shape instead of all")
-    asked = parser.parse_args()
-    copied = copy_rate()
-    print(f"{torch.cuda.get_device_name()}: copy {copied:.0f} GB/s")
+    asked, copied = introduce(parser)
     rows = []
     for shape in SHAPES:
         if asked.shape not in (None, shape.name):

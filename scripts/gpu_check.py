@@ -27,7 +27,7 @@ from sapwood.bench import offline, report, workloads  # noqa: E402
 from sapwood.bench.options import engine_options  # noqa: E402
 from sapwood.bench.report import Report, Row  # noqa: E402
 from sapwood.bench.target import measure  # noqa: E402
-from sapwood.bench.workloads import Recipe  # noqa: E402
+from sapwood.bench.workloads import WorkloadSpec  # noqa: E402
 from sapwood.cli.terminal import console, print_tables  # noqa: E402
 
 MAX_MODEL_LEN = 8448
@@ -40,7 +40,7 @@ def main() -> int:
     args = parse()
     began = monotonic()
     try:
-        recipes = workloads.find_all(args.workloads)
+        specs = workloads.find_all(args.workloads)
         engine_options(args.engine)
         earlier = report.load(args.compare) if args.compare else None
     except UserError as error:
@@ -48,7 +48,7 @@ def main() -> int:
         return 2
     if args.child:
         try:
-            return measure_all(args.shapes[0], [recipe for recipe in recipes if recipe.name in args.child], args)
+            return measure_all(args.shapes[0], [spec for spec in specs if spec.name in args.child], args)
         except UserError as error:
             print(f"gpu_check: {error}", file=sys.stderr)
             return 2
@@ -58,7 +58,7 @@ def main() -> int:
         failed = subprocess.run(tests, cwd=ROOT).returncode != 0
     found = report.new_report({"engine": args.engine, "shapes": args.shapes, "scale": args.scale})
     for shape in args.shapes:
-        bench(shape, recipes, args, found, until=began + args.budget)
+        bench(shape, specs, args, found, until=began + args.budget)
     out = console()
     out.print()
     print_tables(out, report.tables(found.rows))
@@ -89,12 +89,12 @@ def parse() -> argparse.Namespace:
 # -- the process that watches -----------------------------------------------------------------------------------------
 
 
-def bench(shape: str, recipes: list[Recipe], args: argparse.Namespace, found: Report, *, until: float) -> None:
+def bench(shape: str, specs: list[WorkloadSpec], args: argparse.Namespace, found: Report, *, until: float) -> None:
     """Measure a shape, in as many processes as it takes, into `found`."""
-    left = list(recipes)
+    left = list(specs)
     while left:
         if monotonic() > until:
-            _add(found, [_lost(shape, recipe, "not run: time is up") for recipe in left], args)
+            _add(found, [_lost(shape, spec, "not run: time is up") for spec in left], args)
             return
         before = len(found.rows)
         why = run_child(shape, left, args, found, until=until)
@@ -109,7 +109,7 @@ def bench(shape: str, recipes: list[Recipe], args: argparse.Namespace, found: Re
         left = left[num_done:]
 
 
-def run_child(shape: str, recipes: list[Recipe], args: argparse.Namespace, found: Report, *, until: float) -> str:
+def run_child(shape: str, specs: list[WorkloadSpec], args: argparse.Namespace, found: Report, *, until: float) -> str:
     """Take over what one process finds. Returns why it ended early, if it did without saying so itself."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.json"
@@ -118,7 +118,7 @@ def run_child(shape: str, recipes: list[Recipe], args: argparse.Namespace, found
         command += ["--max-seconds", str(args.max_seconds), "--json", str(path)]
         command += ["--until", str(time() + until - monotonic()), *(["--engine", *args.engine] if args.engine else [])]
         first, seen = len(found.rows), 0
-        with subprocess.Popen([*command, "--child", *(recipe.name for recipe in recipes)]) as child:
+        with subprocess.Popen([*command, "--child", *(spec.name for spec in specs)]) as child:
             heard, why = monotonic(), ""
             while child.poll() is None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -151,18 +151,18 @@ def _add(found: Report, rows: list[Row], args: argparse.Namespace, *, quiet: boo
         report.save(found, args.json)
 
 
-def _lost(shape: str, recipe: Recipe | None, why: str) -> Row:
-    return Row(kind="throughput", name=recipe.name if recipe else "all", model=Path(shape).name, error=why)
+def _lost(shape: str, spec: WorkloadSpec | None, why: str) -> Row:
+    return Row(kind="throughput", name=spec.name if spec else "all", model=Path(shape).name, error=why)
 
 
 # -- the process that measures ----------------------------------------------------------------------------------------
 
 
-def measure_all(shape: str, recipes: list[Recipe], args: argparse.Namespace) -> int:
+def measure_all(shape: str, specs: list[WorkloadSpec], args: argparse.Namespace) -> int:
     """Measure until all is done, the engine fails (3), or time is up; rows go to the standard output and to --json."""
     options = {"model": shape, "load_format": "dummy", "device": args.device, "max_model_len": MAX_MODEL_LEN}
     if args.scale != 1:
-        options["max_model_len"] = max(recipe.make(args.scale).longest for recipe in recipes) + offline.SPARE_LEN
+        options["max_model_len"] = max(spec.make(args.scale).longest for spec in specs) + offline.SPARE_LEN
     opened = offline.open_engine(options | engine_options(args.engine), longest=MAX_MODEL_LEN)
     found = report.new_report({f"decisions of {shape}": opened.facts.decisions})
     load = {} if args.scale == 1 else {"scale": args.scale}
@@ -176,11 +176,11 @@ def measure_all(shape: str, recipes: list[Recipe], args: argparse.Namespace) -> 
         partial.rename(args.json)  # whoever reads it meanwhile reads all of it
 
     add(opened.row())
-    for recipe in recipes:
+    for spec in specs:
         if time() > args.until:
-            add(_lost(shape, recipe, "not run: time is up"))
+            add(_lost(shape, spec, "not run: time is up"))
             continue
-        for row in measure(target, [recipe]):
+        for row in measure(target, [spec]):
             add(row)
         if opened.broken:
             return 3

@@ -20,7 +20,7 @@ from sapwood.base.wire import Abort, Deltas, Facts, Submit
 from sapwood.bench.report import Row
 from sapwood.bench.statistics import Figures, Step, decode_seconds, spread
 from sapwood.bench.traffic import Turn
-from sapwood.bench.workloads import Recipe, Workload, decode
+from sapwood.bench.workloads import Workload, WorkloadSpec, decode
 from sapwood.catalogue import joined
 from sapwood.config.devices import rules_of
 from sapwood.config.flags import flag_of, from_options, replace
@@ -212,7 +212,7 @@ def run(engine: Engine, workload: Workload, *, max_seconds: float = math.inf) ->
 
 @dataclass(frozen=True)
 class Offline:
-    """The target: recipes are made at `scale`, and `repeat` runs of each begin with an empty cache.
+    """The target: specs are made at `scale`, and `repeat` runs of each begin with an empty cache.
 
     `load` is what rows say of it beside a batch's size. One workload that fails is a row with an error, and if the
     engine failed so are all after it.
@@ -224,40 +224,40 @@ class Offline:
     max_seconds: float = math.inf
     load: Mapping[str, float | int | str] = field(default_factory=dict)
 
-    def row(self, recipe: Recipe) -> Row:
-        model, name = self.opened.name, recipe.name
-        if not recipe.decodes:
+    def row(self, spec: WorkloadSpec) -> Row:
+        model, name = self.opened.name, spec.name
+        if not spec.decodes:
             return Row(kind="throughput", name=name, model=model, load={**self.load})
-        load = {"batch": recipe.count, **self.load}
+        load = {"batch": spec.count, **self.load}
         return Row(kind="latency", name=name.partition(",")[0], model=model, load=load)
 
-    def runs(self, recipe: Recipe, row: Row) -> Iterator[Figures]:
+    def runs(self, spec: WorkloadSpec, row: Row) -> Iterator[Figures]:
         if self.opened.broken:
             row.error = "not run: the engine had failed"
             return
         try:
-            yield from self._runs(recipe, row)
+            yield from self._runs(spec, row)
         except UserError as error:
             row.error = str(error)
         except Exception as error:  # to be reported beside what the others found
             row.error = f"{type(error).__name__}: {error}"
             self.opened.broken = True
 
-    def _runs(self, recipe: Recipe, row: Row) -> Iterator[Figures]:
-        engine, facts, workload = self.opened.engine, self.opened.facts, recipe.make(self.scale)
+    def _runs(self, spec: WorkloadSpec, row: Row) -> Iterator[Figures]:
+        engine, facts, workload = self.opened.engine, self.opened.facts, spec.make(self.scale)
         if workload.longest > facts.max_model_len:
             raise UserError(
-                f"{recipe.name} has sequences of {workload.longest} tokens, and the engine takes {facts.max_model_len}: "
+                f"{spec.name} has sequences of {workload.longest} tokens, and the engine takes {facts.max_model_len}: "
                 f"raise {flag_of('max_model_len')} or {flag_of('kv_cache_memory')}, or make it smaller with --scale."
             )
-        warm_up(engine, facts, recipe.make(WARM_UP_SCALE * self.scale))
+        warm_up(engine, facts, spec.make(WARM_UP_SCALE * self.scale))
         for _ in range(self.repeat):
             engine.control("flush_cache")
             done = run(engine, workload.within(facts.vocab_size), max_seconds=self.max_seconds)
-            figures = done.figures(recipe.count if recipe.decodes else None)
+            figures = done.figures(spec.count if spec.decodes else None)
             if figures.get("step_ms_p50", 0) is None and not row.notes:
                 limit = f"see {flag_of('max_num_seqs')} and the KV cache's size"
-                row.notes.append(f"the {recipe.count} never decoded all at once: {limit}")
+                row.notes.append(f"the {spec.count} never decoded all at once: {limit}")
             yield figures
             if not done.complete:
                 row.notes.append(f"cut off after {self.max_seconds:g} s")

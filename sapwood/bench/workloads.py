@@ -43,7 +43,7 @@ class Workload:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class WorkloadSpec:
     """A workload of any size: at scale 1 `count` sessions of `traffic`.
 
     `fewer` and `shorter` are the powers of the scale by which the number of sessions and the lengths shrink. Of one
@@ -66,10 +66,10 @@ class Recipe:
         return Workload(self.name, sessions, self.temperature, self.grammar)
 
 
-def decode(batch: int, input_len: int = 128, output_len: int = 256) -> Recipe:
+def decode(batch: int, input_len: int = 128, output_len: int = 256) -> WorkloadSpec:
     """W5: a batch whose rows only differ in their tokens."""
     traffic = Traffic("random", input_len, output_len)
-    return Recipe(f"W5 decode, batch {batch}", traffic, batch, fewer=0, shorter=1, decodes=True)
+    return WorkloadSpec(f"W5 decode, batch {batch}", traffic, batch, fewer=0, shorter=1, decodes=True)
 
 
 SCHEMA = Grammar.json(
@@ -86,37 +86,37 @@ SCHEMA = Grammar.json(
 """What W8's outputs have to match. It needs the tokenizer of the model, or `--tokenizer` for a shape."""
 
 
-def structured(batch: int, grammar: Grammar | None = SCHEMA) -> Recipe:
+def structured(batch: int, grammar: Grammar | None = SCHEMA) -> WorkloadSpec:
     """W8; without a grammar it is what that is compared with."""
     name = f"W8 {'free' if grammar is None else 'JSON'}, batch {batch}"
-    return Recipe(name, Traffic("random"), batch, 0.8, grammar, fewer=0)
+    return WorkloadSpec(name, Traffic("random"), batch, 0.8, grammar, fewer=0)
 
 
-NAMED: Mapping[str, Sequence[Recipe]] = MappingProxyType(
+NAMED: Mapping[str, Sequence[WorkloadSpec]] = MappingProxyType(
     {
         # From 100 to 1024 tokens in and out.
-        "uniform": [Recipe("W1 uniform", Traffic("random", 562, 562, spread=462 / 562), 256, 0.6)],
-        "general": [Recipe("W2 general", Traffic("sharegpt"), 1000)],
-        "shared": [Recipe("W3 shared prefix", Traffic("shared-prefix"), 512)],
-        "agent": [Recipe("W4 agent", Traffic("agent"), 64, fewer=0.25)],
+        "uniform": [WorkloadSpec("W1 uniform", Traffic("random", 562, 562, spread=462 / 562), 256, 0.6)],
+        "general": [WorkloadSpec("W2 general", Traffic("sharegpt"), 1000)],
+        "shared": [WorkloadSpec("W3 shared prefix", Traffic("shared-prefix"), 512)],
+        "agent": [WorkloadSpec("W4 agent", Traffic("agent"), 64, fewer=0.25)],
         "decode": [decode(1, output_len=512), decode(32), decode(256)],
-        "prefill": [Recipe("W6 prefill", Traffic("random", 8192, 1), 16)],
+        "prefill": [WorkloadSpec("W6 prefill", Traffic("random", 8192, 1), 16)],
         "structured": [structured(batch, grammar) for batch in (1, 8, 64, 256) for grammar in (None, SCHEMA)],
     }
 )
-"""Every workload by its name; some have several batch sizes. The first word of a recipe's name is its number."""
+"""Every workload by its name; some have several batch sizes. The first word of a spec's name is its number."""
 
 
-def find_all(names: Sequence[str]) -> list[Recipe]:
+def find_all(names: Sequence[str]) -> list[WorkloadSpec]:
     """Every workload of these names or numbers, each once; UserError for what is neither."""
-    numbers = {recipes[0].name.split()[0].lower(): name for name, recipes in NAMED.items()}
-    found: dict[str, Recipe] = {}
+    numbers = {specs[0].name.split()[0].lower(): name for name, specs in NAMED.items()}
+    found: dict[str, WorkloadSpec] = {}
     for asked in names:
         name = numbers.get(asked.lower(), asked.lower())
         if name not in NAMED:
             known = ", ".join(f"{number} ({word})" for number, word in numbers.items())
             raise UserError(f"--workloads: there is no {asked!r}; there are {known}.")
-        found |= {recipe.name: recipe for recipe in NAMED[name]}
+        found |= {spec.name: spec for spec in NAMED[name]}
     return list(found.values())
 
 

@@ -20,7 +20,7 @@ from sapwood.config.flags import add_flags, from_options, given
 if TYPE_CHECKING:
     from sapwood.bench.load import Load
     from sapwood.bench.report import Report, Row
-    from sapwood.bench.workloads import Recipe
+    from sapwood.bench.workloads import WorkloadSpec
 
 HELP = "measure throughput, latency, a server under load, or the host alone"
 
@@ -83,10 +83,10 @@ def _add_throughput(parser: argparse.ArgumentParser) -> None:
 def _throughput(args: argparse.Namespace, report: Report) -> Iterator[Row]:
     from sapwood.bench.workloads import find_all
 
-    recipes = find_all(args.workloads)
-    longest = max(recipe.make(args.scale).longest for recipe in recipes)
+    specs = find_all(args.workloads)
+    longest = max(spec.make(args.scale).longest for spec in specs)
     load = {} if args.scale == 1 else {"scale": args.scale}
-    return _offline(args, report, longest, recipes, scale=args.scale, load=load)
+    return _offline(args, report, longest, specs, scale=args.scale, load=load)
 
 
 def _add_latency(parser: argparse.ArgumentParser) -> None:
@@ -100,13 +100,13 @@ def _add_latency(parser: argparse.ArgumentParser) -> None:
 def _latency(args: argparse.Namespace, report: Report) -> Iterator[Row]:
     from sapwood.bench.workloads import decode
 
-    recipes = [decode(batch, args.input_len, args.output_len) for batch in args.batch]
+    specs = [decode(batch, args.input_len, args.output_len) for batch in args.batch]
     load = {"input": args.input_len, "output": args.output_len}
-    return _offline(args, report, args.input_len + args.output_len, recipes, load=load)
+    return _offline(args, report, args.input_len + args.output_len, specs, load=load)
 
 
 def _offline(
-    args: argparse.Namespace, report: Report, longest: int, recipes: Sequence[Recipe], **how: Any
+    args: argparse.Namespace, report: Report, longest: int, specs: Sequence[WorkloadSpec], **how: Any
 ) -> Iterator[Row]:
     """Measure an engine made as the command line says; its facts are noted in the report."""
     from sapwood.bench import offline
@@ -123,7 +123,7 @@ def _offline(
     report.machine, report.versions = machine(), versions()  # torch is there now, and knows the GPU
     try:
         yield opened.row()
-        yield from measure(offline.Offline(opened, repeat=args.repeat, max_seconds=args.max_seconds, **how), recipes)
+        yield from measure(offline.Offline(opened, repeat=args.repeat, max_seconds=args.max_seconds, **how), specs)
     finally:
         opened.engine.executor.shutdown()
 

@@ -47,7 +47,7 @@ def attention(script: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     for name, value in {"DEVICE": torch.device("cpu"), "DTYPE": torch.float32, "CELLS": 512}.items():
         monkeypatch.setattr(module, name, value)
     monkeypatch.setattr(module, "seconds", timed_once)
-    monkeypatch.setattr(module, "SHAPES", [module.Shape("small", 4, 2, 16)])
+    monkeypatch.setattr(module, "SHAPES", [module.Shape("small", 4, 2, 16, 64, 32, 32, 1)])
     return module
 
 
@@ -80,7 +80,7 @@ def test_products_are_measured_in_every_way(
     for name, value in small.items():
         monkeypatch.setattr(linear, name, value)
     monkeypatch.setattr(linear.torch.cuda, "synchronize", lambda: None)
-    shape = linear.Shape("small", 32, 32, 16, 16, 32, 1)
+    shape = linear.Shape("small", 2, 1, 8, 32, 16, 32, 1)
     parts = linear.products(shape)
     found = dict(linear.measure_products(parts, 1.0))
     assert found["qkv, 1 tokens"][0] == found["qkv, 1 tokens"][3] == found["qkv, 64 tokens"][4] == "1000.0"

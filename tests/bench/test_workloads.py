@@ -10,7 +10,7 @@ import pytest
 
 from sapwood.base.errors import UserError
 from sapwood.bench import workloads
-from sapwood.bench.workloads import NAMED, Recipe, Workload
+from sapwood.bench.workloads import NAMED, Workload, WorkloadSpec
 
 
 def digest(value: Any) -> str:
@@ -24,7 +24,7 @@ def plain(workload: Workload) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "known"),
+    ("spec", "known"),
     [
         (NAMED["uniform"][0], "118c9a46578e6ea0854cd3a969b4dabb"),
         (NAMED["general"][0], "dcb22b54b3e0b688f4c65423db111c66"),
@@ -33,10 +33,10 @@ def plain(workload: Workload) -> list[Any]:
         (NAMED["prefill"][0], "30dda4a1ba65722334b19114c7deb127"),
         (workloads.structured(64), "aae36f6d176921df19acd38b82e5b5da"),
     ],
-    ids=lambda value: value.name if isinstance(value, Recipe) else "",
+    ids=lambda value: value.name if isinstance(value, WorkloadSpec) else "",
 )
-def test_ids_are_the_published_ones(recipe: Recipe, known: str) -> None:
-    assert digest(plain(recipe.make())) == known
+def test_ids_are_the_published_ones(spec: WorkloadSpec, known: str) -> None:
+    assert digest(plain(spec.make())) == known
 
 
 def test_ids_of_the_agent_are_the_published_ones() -> None:
@@ -49,7 +49,7 @@ def test_ids_of_the_agent_are_the_published_ones() -> None:
 
 
 def test_decode_runs_longer_for_one_request() -> None:
-    one, many, most = (recipe.make() for recipe in NAMED["decode"])
+    one, many, most = (spec.make() for spec in NAMED["decode"])
     assert [len(w.sessions) for w in (one, many, most)] == [1, 32, 256]
     assert [w.sessions[0][0].output_len for w in (one, many, most)] == [512, 256, 256]
 
@@ -59,7 +59,7 @@ def test_a_smaller_workload_has_about_that_share_of_the_tokens(name: str) -> Non
     def num_tokens(workload: Workload) -> int:
         return sum(len(turn.tokens) + turn.output_len for session in workload.sessions for turn in session)
 
-    for whole, small in ((recipe.make(), recipe.make(0.05)) for recipe in NAMED[name]):
+    for whole, small in ((spec.make(), spec.make(0.05)) for spec in NAMED[name]):
         share = num_tokens(small) / num_tokens(whole)
         bound = 0.3 if name == "structured" else 0.08  # batches of W8 keep their size
         assert 0.02 < share < bound
@@ -86,7 +86,7 @@ def test_ids_fold_into_a_small_vocabulary() -> None:
 def test_names_and_numbers() -> None:
     assert workloads.find_all(["w1", "uniform", "W6"]) == [*NAMED["uniform"], *NAMED["prefill"]]
     assert workloads.find_all(["decode"]) == NAMED["decode"]
-    assert [recipe.name for recipe in workloads.find_all(["w2", "w3", "w4", "w5"])] == [
+    assert [spec.name for spec in workloads.find_all(["w2", "w3", "w4", "w5"])] == [
         "W2 general", "W3 shared prefix", "W4 agent", *(f"W5 decode, batch {batch}" for batch in (1, 32, 256)),
     ]  # fmt: skip
     assert len(workloads.find_all(["w8"])) == 8

@@ -47,8 +47,8 @@ def test_memory_pressure_changes_nothing(family: str, depth: int, tmp_path: Path
 def test_workloads_say_what_the_plain_path_says(name: str, device: str, tmp_path: Path) -> None:
     """Lengths and sharing of the benchmarks, shrunk: everything on, against one request at a time without a cache."""
     model = models.save("llama", tmp_path)
-    (recipe,) = workloads.NAMED[name]
-    workload = recipe.make(0.005 if device == "cuda" else 0.001)
+    (spec,) = workloads.NAMED[name]
+    workload = spec.make(0.005 if device == "cuda" else 0.001)
     plain = {"attention_backend": "reference", "depth": 0, "max_num_seqs": 1, "prefix_caching": False}
     expected, _ = replay(model, workload, device="cpu", **plain)
     found, engine = replay(model, workload, device=device, max_num_batched_tokens=128)
