@@ -34,9 +34,10 @@ import sys
 import tarfile
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from string import Template
 from time import monotonic, sleep
 from typing import Any, NamedTuple
 from urllib.request import Request, urlopen
@@ -56,8 +57,13 @@ START_SECONDS = 120
 SWITCHES = "GGML_NATIVE=ON LLAMA_BUILD_TESTS=OFF LLAMA_BUILD_EXAMPLES=OFF LLAMA_CURL=OFF LLAMA_OPENSSL=OFF"
 NO_TILES = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
 
-Command = Callable[[Path, int, argparse.Namespace], list[str]]
-"""How an engine serves a model on a port."""
+ENGINES = {
+    "sapwood": f"""$python -m sapwood serve --model $path --port $port --threads $threads --max-num-seqs {SLOTS}
+        --max-model-len {SLOT_LEN} --served-model-name m --device cpu --log-level warning $options""",
+    "llama.cpp": f"""$tools/llama-server -m $path --port $port -t $threads -tb $threads -np {SLOTS} -c {SLOTS * SLOT_LEN}
+        -a m --no-webui --log-disable""",
+}
+"""How each serves a model as `m` on a port."""
 
 
 class Case(NamedTuple):
@@ -84,16 +90,18 @@ NAMES = (*dict.fromkeys(case.name for case in CASES), "c6", "c7")
 def main() -> int:
     args = parse()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
-    folder = Path(args.cache).expanduser()
-    shipped = model()
-    engines: dict[str, Command] = {"sapwood": sapwood, "llama.cpp": lambda *given: llama(build(folder), *given)}
+    folder, shipped = Path(args.cache).expanduser(), model()
+    alone = args.engines == ["sapwood"] and list(args.weights) == ["Q4_1"]
+    paths = {"python": sys.executable, "tools": "" if alone else build(folder)}
     found: dict[str, dict[str, list[Figures]]] = {}
     for weights in args.weights:
         path = shipped if weights == "Q4_1" else requantised(build(folder), shipped, weights, folder)
+        words = {name: shlex.quote(str(each)) for name, each in {**paths, "path": path}.items()}
         found[weights] = {name: [] for name in args.engines}
         for _ in range(args.runs):  # in turns, since the machine is not equally fast at all times
             for name in args.engines:
-                found[weights][name].append(measure(engines[name], path, args))
+                command = Template(ENGINES[name]).safe_substitute(words, threads=args.threads, options=args.options)
+                found[weights][name].append(measure(Template(command), args.only))
                 print(weights, name, found[weights][name][-1], flush=True)
                 if args.json:
                     args.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
@@ -103,12 +111,12 @@ def main() -> int:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--engines", nargs="+", choices=("sapwood", "llama.cpp"), default=["sapwood", "llama.cpp"])
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--weights", nargs="+", choices=WEIGHTS, default=WEIGHTS)
     parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES)
     parser.add_argument("--runs", type=int, default=5, help="of each, in turns; medians are shown")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of either engine")
-    parser.add_argument("--options", type=shlex.split, default=[], help="further ones of `sapwood serve`, in one word")
+    parser.add_argument("--options", default="", help="further ones of `sapwood serve`, in one word")
     parser.add_argument("--cache", default="~/.cache/sapwood/bench", help="where the peer is built")
     parser.add_argument("--json", type=Path, help="write what was found here")
     return parser.parse_args()
@@ -177,29 +185,18 @@ def requantised(tools: Path, shipped: Path, weights: str, folder: Path) -> Path:
     return path
 
 
-def sapwood(path: Path, port: int, args: argparse.Namespace) -> list[str]:
-    words = f"--port {port} --threads {args.threads} --max-num-seqs {SLOTS} --max-model-len {SLOT_LEN}".split()
-    words += ["--served-model-name", "m", "--device", "cpu", "--log-level", "warning", *args.options]
-    return [sys.executable, "-m", "sapwood", "serve", "--model", str(path), *words]
-
-
-def llama(tools: Path, path: Path, port: int, args: argparse.Namespace) -> list[str]:
-    words = f"--port {port} -t {args.threads} -tb {args.threads} -np {SLOTS} -c {SLOTS * SLOT_LEN}".split()
-    return [str(tools / "llama-server"), "-m", str(path), "-a", "m", "--no-webui", "--log-disable", *words]
-
-
 # -- what is measured --------------------------------------------------------------------------------------------------
 
 
-def measure(engine: Command, path: Path, args: argparse.Namespace) -> Figures:
-    """All cases on one server."""
+def measure(engine: Template, names: Sequence[str]) -> Figures:
+    """The cases of these names on one server."""
     found: Figures = {}
-    with serving(engine, path, args) as (server, seconds, memory):
+    with serving(engine) as (server, seconds, memory):
         ask(server, Traffic("random", 16, 8), 2, seed=99)  # warm
-        for case in (case for case in CASES if case.name in args.only):
+        for case in (case for case in CASES if case.name in names):
             found |= case.read(ask(server, case.traffic, case.count, seed=int(case.name[1:])))
-        found |= {"c6 MiB": max(memory) / 2**20} if "c6" in args.only else {}
-        found |= {"c7 s": seconds} if "c7" in args.only else {}
+        found |= {"c6 MiB": max(memory) / 2**20} if "c6" in names else {}
+        found |= {"c7 s": seconds} if "c7" in names else {}
     return {name: round(value or 0, 3) for name, value in found.items()}
 
 
@@ -212,13 +209,13 @@ def ask(server: Server, traffic: Traffic, count: int, *, seed: int) -> Figures:
 
 
 @contextmanager
-def serving(engine: Command, path: Path, args: argparse.Namespace) -> Iterator[tuple[Server, float, list[int]]]:
+def serving(engine: Template) -> Iterator[tuple[Server, float, list[int]]]:
     """A server, the seconds it took to its first token, and the memory of its processes, ten times a second."""
     with socket.create_server(("127.0.0.1", 0)) as one:
         port = one.getsockname()[1]
-    command, server = engine(path, port, args), Server(url=f"http://127.0.0.1:{port}", model="m")
+    command, server = engine.substitute(port=port), Server(url=f"http://127.0.0.1:{port}", model="m")
     began, over, memory = monotonic(), threading.Event(), [0]
-    with running(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    with running(shlex.split(command), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
 
         def watch() -> None:
             while not over.wait(0.1):

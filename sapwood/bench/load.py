@@ -17,7 +17,7 @@ import numpy as np
 
 from sapwood.bench.http import Client, Event, HttpFailed
 from sapwood.bench.report import Row
-from sapwood.bench.statistics import Figures, Stream, percentile, serving_figures
+from sapwood.bench.statistics import Figures, Stream, serving_figures
 from sapwood.bench.target import measure as measure_target
 from sapwood.bench.traffic import Prompt, Session, Traffic, arrivals, join
 
@@ -77,7 +77,7 @@ class Serving:
             wall, cpu = perf_counter() - wall, process_time() - cpu
             figures = serving_figures(streams, self.slo) | {"client_cpu": cpu / wall}
             if load.loop == "open":
-                figures["late_ms_p99"] = 1e3 * percentile([s.late for s in streams], 0.99) if streams else None
+                figures["late_ms_p99"] = 1e3 * float(np.quantile([s.late for s in streams], 0.99)) if streams else None
             row.errors = dict(Counter(row.errors) + Counter(s.error for s in streams if s.error is not None))
             failed += figures["failed"] or 0
             notes = [f"{kind}: {message}" for kind, message in messages.items()] + warnings(figures)

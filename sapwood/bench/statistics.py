@@ -66,11 +66,6 @@ class Stream:
         return np.diff(self.times).tolist()
 
 
-def percentile(values: Sequence[float], share: float) -> float:
-    """The value below which `share` of `values` lie, linear between neighbours."""
-    return float(np.quantile(values, share))
-
-
 def spread(name: str, values: Sequence[float], *, factor: float = 1e3) -> Figures:
     """`name`_mean, _p50, _p90 and _p99 of values times `factor` (1e3: seconds to milliseconds)."""
     found = [np.mean(values), *np.quantile(values, (0.5, 0.9, 0.99))] if len(values) else [None] * len(SPREAD)
