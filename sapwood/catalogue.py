@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sapwood.arch.family import Family
     from sapwood.quant.methods import ReadSection
     from sapwood.text.parsers import Formats
+    from sapwood.text.parsers.choose import Format
 
 T = TypeVar("T")
 
@@ -58,6 +59,14 @@ class Plugin:
         )
 
 
+def _just_its_key(key: str, one: object) -> Iterable[str]:
+    return (key,)
+
+
+def _in_any_case(key: str, format: Format) -> Iterable[str]:
+    return {name.lower() for name in (key, *format.aliases)}
+
+
 @dataclass(frozen=True)
 class Catalogue:
     """Sapwood's own choices and those of `plugins`. Asking for a kind raises ConfigError if one of them is at fault."""
@@ -78,10 +87,11 @@ class Catalogue:
     @cached_property
     def formats(self) -> Formats:
         """How models write calls of tools and thoughts. Those of plug-ins are tried first where a template is to show one."""
-        from sapwood.text.parsers import FORMATS, Formats, Reasoning, ToolFormat
+        from sapwood.text.parsers import FORMATS, RESERVED, Formats, Reasoning, ToolFormat
 
         return Formats(
-            self._named(TOOLS, FORMATS.tools, ToolFormat), self._named(REASONING, FORMATS.reasoning, Reasoning)
+            self._named(TOOLS, FORMATS.tools, ToolFormat, _in_any_case, reserved=RESERVED),
+            self._named(REASONING, FORMATS.reasoning, Reasoning, _in_any_case, reserved=RESERVED),
         )
 
     def join(
@@ -98,6 +108,14 @@ class Catalogue:
             _no_clash(found, name_of, what)
         return tuple(one for one, _ in found)
 
+    @property
+    def unknown(self) -> Iterator[tuple[Plugin, str]]:
+        """What is brought under a group that nobody asks for, a misspelt one perhaps; what to tell of it."""
+        known = ", ".join(_PREFIX + kind for kind in KINDS)
+        for plugin in self.plugins:
+            if plugin.kind not in KINDS:
+                yield plugin, f"{plugin.package} names it in {_PREFIX}{plugin.kind}, and there are: {known}"
+
     @cached_property
     def methods(self) -> Mapping[str, ReadSection]:
         """Ways to store weights, by the names that checkpoints give them: see `sapwood.quant.methods`."""
@@ -109,9 +127,19 @@ class Catalogue:
         """Ask for every kind that the host uses; those of devices are asked for by whoever computes."""
         _ = self.families, self.formats, self.methods
 
-    def _named(self, kind: str, own: Mapping[str, T], type: type[T]) -> Mapping[str, T]:
+    def _named(
+        self,
+        kind: str,
+        own: Mapping[str, T],
+        type: type[T],
+        names_of: Callable[[str, T], Iterable[str]] = _just_its_key,
+        *,
+        reserved: Sequence[str] = (),
+    ) -> Mapping[str, T]:
+        """By their keys. `names_of` one are all by which it is found; no two have the same, and none a `reserved` one."""
         found = [(plugin.name, plugin.package, _checked(plugin, plugin.load(), type)) for plugin in self._of(kind)]
-        names = [*((name, package) for name, package, _ in found), *_owned(own)]
+        names = [*_owned(reserved), *_owned(name for key, one in own.items() for name in names_of(key, one))]
+        names += [(name, package) for key, package, one in found for name in names_of(key, one)]
         _no_clash(names, lambda name: name, f"{_PREFIX}{kind}:")
         return {name: one for name, _, one in found} | dict(own)
 

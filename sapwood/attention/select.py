@@ -73,6 +73,9 @@ BACKENDS = (
 )
 """In the order in which `auto` tries them."""
 
+NAMES: Mapping[str, Callable[[Offer], str]] = MappingProxyType({"attention backend": lambda offer: offer.name})
+"""By what one is found, of whatever kind: no two have the same."""
+
 _ONLY: Mapping[Ability, str] = MappingProxyType(
     {Ability.TRITON: "its kernels run on CUDA devices", Ability.HOST: "it runs on CPUs"}
 )

@@ -11,7 +11,10 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from sapwood.catalogue import Catalogue
 
 HELP = "print what was found, what is missing and the command that mends it"
 
@@ -102,29 +105,36 @@ def _optional() -> Iterator[Check]:
 def _plugins() -> Iterator[Check]:
     """What other packages bring, each by itself and then all together."""
     from sapwood.base.errors import ConfigError
-    from sapwood.catalogue import KINDS, Catalogue, joined
+    from sapwood.catalogue import Catalogue, joined
 
     catalogue, whole = joined(), []
+    unknown = dict(catalogue.unknown)
     for plugin in catalogue.plugins:
         what, mend = f"plug-in {plugin.name}", f"pip uninstall {plugin.package.split()[0]}"
-        if plugin.kind not in KINDS:
-            known = ", ".join(f"sapwood.{kind}" for kind in KINDS)
-            yield Check(
-                what, "bad", f"{plugin.package} names it in sapwood.{plugin.kind}, and there are: {known}", mend
-            )
+        if plugin in unknown:
+            yield Check(what, "bad", unknown[plugin], mend)
             continue
         try:
             plugin.load()
-            Catalogue((plugin,)).check()
+            _ask(Catalogue((plugin,)))
         except ConfigError as error:
             yield Check(what, "bad", str(error), mend)
         else:
             whole.append(plugin)
             yield Check(what, "ok", f"sapwood.{plugin.kind}, {plugin.point.value} of {plugin.package}")
     try:
-        Catalogue(tuple(whole)).check()
+        _ask(Catalogue(tuple(whole)))
     except ConfigError as error:
         yield Check("plug-ins", "bad", str(error), "pip uninstall one of them")
+
+
+def _ask(catalogue: Catalogue) -> None:
+    """Ask for all that there is, as those do who start an engine. Raises ConfigError."""
+    catalogue.check()
+    if importlib.util.find_spec("torch"):
+        from sapwood.attention.select import BACKENDS, NAMES, Offer
+
+        catalogue.join("backends", BACKENDS, Offer, NAMES)
 
 
 def _devices() -> Iterator[Check]:

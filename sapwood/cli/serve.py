@@ -51,6 +51,8 @@ def run(args: argparse.Namespace) -> int:
         set_up_logging(config.server.log_level)
         with bind(config) as sock:  # a port in use is an error now, not after the model was loaded
             catalogue = joined()
+            for plugin, why in catalogue.unknown:
+                log.warning("%s is not used: %s", plugin.point.value, why)
             files = _find(config, catalogue)
             run_loop(_serve(sock, config, files, catalogue, child, began))
     return 0

@@ -7,7 +7,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from sapwood.arch.parts import Decoder
-from sapwood.attention.select import BACKENDS, Offer
+from sapwood.attention.select import BACKENDS, NAMES, Offer
 from sapwood.base.plan import Bits, LatePart, Outcome, Plan
 from sapwood.config.options import Config
 from sapwood.executor.base import Measured
@@ -30,7 +30,7 @@ class LocalExecutor:
 
     def start(self, config: Config, decoder: Decoder, files: ModelFiles, *, max_drafts: int = 0) -> Measured:
         began = perf_counter()
-        backends = self._catalogue.join("backends", BACKENDS, Offer, {"attention backend": lambda offer: offer.name})
+        backends = self._catalogue.join("backends", BACKENDS, Offer, NAMES)
         choices = Choices(backends, self._catalogue.methods)
         self.worker = worker = Worker(config, decoder, files, max_drafts=max_drafts, choices=choices)
         worker.load()

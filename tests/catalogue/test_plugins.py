@@ -193,3 +193,56 @@ def test_the_doctor_lists_them(banana: Catalogue, install: Install) -> None:
     assert broken.state == unknown.state == "bad"
     assert "melon 0.1" in broken.found and "seeds" in broken.found and broken.mend == "pip uninstall melon"
     assert "lemon 0.1" in unknown.found and "sapwood.families" in unknown.found
+
+
+FORMAT = "from sapwood.text.parsers import Reasoning\n{} = Reasoning(begin='<a>', end='</a>', aliases={})\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "aliases", "clash"),
+    [
+        ("Kernel", (), ""),
+        ("QWQ", (), "qwq"),  # another engine's name of one of ours
+        ("kernel", ("Mistral",), "mistral"),
+        ("kernel", ("auto",), "auto"),
+        ("none", (), "none"),
+    ],
+)
+def test_names_and_other_names_are_of_one(
+    install: Install, request: pytest.FixtureRequest, name: str, aliases: tuple[str, ...], clash: str
+) -> None:
+    package = f"date{request.node.callspec.indices['name']}"  # a module is imported once
+    install(package, FORMAT.format(name, aliases), reasoning_formats=name)
+    if clash:
+        with pytest.raises(
+            ConfigError, match=f"reasoning_formats: {clash} is brought by Sapwood itself and by {package}"
+        ):
+            _ = joined().formats
+    else:
+        formats = joined().formats
+        for given in (name, name.lower(), name.upper()):
+            assert choose("", reasoning=given, formats=formats).reasoning == formats.reasoning[name]
+
+
+BACKEND = "from sapwood.attention.select import Offer\nBACKEND = Offer({!r}, int, None, print)\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("BACKEND = 3\n", "is no Offer"),
+        (BACKEND.format("reference"), "attention backend reference is brought by Sapwood itself"),
+    ],
+)
+def test_the_doctor_looks_at_backends_too(install: Install, code: str, words: str) -> None:
+    """Of which no two have one name, of whatever kind they are."""
+    package = f"fig{len(code)}"
+    install(package, code, backends="BACKEND")
+    (found,) = [check for check in check_all() if check.what == "plug-in BACKEND"]
+    assert found.state == "bad" and words in found.found and package in found.found
+
+
+def test_a_server_tells_what_it_does_not_use(install: Install) -> None:
+    install("quince", "", familes="FAMILY")
+    ((plugin, why),) = joined().unknown
+    assert plugin.point.value == "quince:FAMILY" and "sapwood.familes" in why and "sapwood.families" in why

@@ -50,6 +50,7 @@ def test_interrupted_before_there_is_a_child(
     begun: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted() -> None:
+        monkeypatch.undo()
         raise KeyboardInterrupt
 
     monkeypatch.setattr(interrupts, "held", interrupted)

@@ -33,10 +33,14 @@ FORMATS = Formats(TOOLS, REASONING)
 """Those that Sapwood itself has."""
 
 
-def choose(template: str, *, tools: str = "auto", reasoning: str = "auto", formats: Formats = FORMATS) -> Dialect:
+AUTO, NONE = RESERVED = ("auto", "none")
+"""Names that no format has: the one that the template shows, and none at all."""
+
+
+def choose(template: str, *, tools: str = AUTO, reasoning: str = AUTO, formats: Formats = FORMATS) -> Dialect:
     """The dialect of a model with this template ("" without one, or with one that cannot print tools).
 
-    `tools` and `reasoning` are names in the tables or aliases, 'none', or 'auto'. Raises ConfigError for others.
+    `tools` and `reasoning` are names in the tables or aliases, 'none', or 'auto', in any case. Raises ConfigError for others.
     """
     return Dialect(
         tools=_chosen("--tool-parser", formats.tools, tools, template, TOOLS["generic"]),
@@ -45,12 +49,13 @@ def choose(template: str, *, tools: str = "auto", reasoning: str = "auto", forma
 
 
 def _chosen(flag: str, table: Mapping[str, F], name: str, template: str, other: F | None) -> F | None:
-    if name == "none":
+    wanted = name.lower()
+    if wanted == NONE:
         return None
-    if name == "auto":
+    if wanted == AUTO:
         return next((known for known in table.values() if _shows(known.signs, template)), other)
     for key, named in table.items():
-        if name.lower() in (key, *named.aliases):
+        if wanted in map(str.lower, (key, *named.aliases)):
             return named
     raise ConfigError(f"{flag} {name}: there are auto, none, {', '.join(table)}.")
 
