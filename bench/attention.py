@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from gpu import DEVICE, DTYPE, SHAPES, Shape, introduce, seconds, show
 from torch import Tensor
 
-from sapwood.attention.base import Batch, Limits, Shared, tile_members
+from sapwood.attention.base import Batch, RowLimits, Shared, tile_members
 from sapwood.attention.triton import Shape as Tile
 from sapwood.attention.triton import Triton
 from sapwood.base.kv import Heads, KVGroup
@@ -76,7 +76,7 @@ def batch(work: Work, page: int) -> Batch:
         offsets_R1=offsets_R1,
         tables_GSP=(table_SP,),
         cells_GT=(cells_RN.flatten(),),
-        limits=Limits(decodes=work.rows, spans=0) if work.tokens == 1 else Limits(decodes=0, spans=work.rows),
+        limits=RowLimits(decodes=work.rows, spans=0) if work.tokens == 1 else RowLimits(decodes=0, spans=work.rows),
     )
 
 

@@ -21,7 +21,7 @@ _TILE = 128
 """Queries x heads of a tile of a shared run: so many that keys and values are read seldom, and matrix units are fed."""
 
 
-class Limits(NamedTuple):
+class RowLimits(NamedTuple):
     """What a host knows of a batch's rows: at most so many of one token, and of more."""
 
     decodes: int
@@ -90,7 +90,7 @@ class Batch:
     offsets_R1: Tensor
     tables_GSP: Sequence[Tensor]
     cells_GT: Sequence[Tensor]
-    limits: Limits
+    limits: RowLimits
     shared: Shared | None = None
     spans: Spans | None = None
     heads_R: Tensor | None = None

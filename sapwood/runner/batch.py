@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sapwood.attention.base import Batch, Limits, Shared, Spans
+from sapwood.attention.base import Batch, RowLimits, Shared, Spans
 from sapwood.base.abilities import Ability
 from sapwood.base.kv import KVGroup
 from sapwood.base.plan import Plan
@@ -65,7 +65,7 @@ class Batcher:
         frame: Frame,
         num_tokens: int,
         *,
-        limits: Limits,
+        limits: RowLimits,
         shared: Shared | None = None,
         spans: Spans | None = None,
     ) -> tuple[Batch, Heads]:

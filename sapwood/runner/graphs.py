@@ -16,7 +16,7 @@ from typing import Generic, NamedTuple, TypeVar
 import numpy as np
 import torch
 
-from sapwood.attention.base import Limits, Shared
+from sapwood.attention.base import RowLimits, Shared
 from sapwood.base.plan import Ints, Pages, Plan, Runs
 from sapwood.runner import frame, shared
 from sapwood.runner.frame import Frame
@@ -26,7 +26,7 @@ from sapwood.runner.transfer import send
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Compute = Callable[[Frame, int, Limits, Shared | None], T]
+Compute = Callable[[Frame, int, RowLimits, Shared | None], T]
 
 _LEAST_TILES = 8
 _MIXED_ROWS = (64, 256, 512)
@@ -53,8 +53,8 @@ class Size(NamedTuple):
         return self.tokens if self.drafted else self.rows
 
     @property
-    def limits(self) -> Limits:
-        return Limits(decodes=self.rows, spans=min(self.rows, self.tokens // 2) if self.mixed else 0)
+    def limits(self) -> RowLimits:
+        return RowLimits(decodes=self.rows, spans=min(self.rows, self.tokens // 2) if self.mixed else 0)
 
 
 def row_steps(most: int) -> list[int]:

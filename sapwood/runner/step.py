@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sapwood.attention.base import Limits, Shared, Spans, tile_members
+from sapwood.attention.base import RowLimits, Shared, Spans, tile_members
 from sapwood.base.plan import Plan, Runs
 from sapwood.runner import frame, shared
 from sapwood.runner.assemble import Rank
@@ -56,7 +56,7 @@ class Step:
     def _launch(self, plan: Plan) -> Pass:
         """A step kernel by kernel, of its own size."""
         num_spans = int((plan.counts_R > 1).sum())
-        limits = Limits(decodes=plan.num_rows - num_spans, spans=num_spans)
+        limits = RowLimits(decodes=plan.num_rows - num_spans, spans=num_spans)
         runs = plan.part(Runs)
         given = None if runs is None else self._upload(runs, plan)
         return self._compute(frame.exact(plan, self._table), plan.num_tokens, limits, given, spans_of(plan))
@@ -67,7 +67,7 @@ class Step:
         return shared.shared(upload([shared.words(runs, members, size)], self._rank.device.place)[0], size)
 
     def _compute(
-        self, frame: Frame, num_tokens: int, limits: Limits, runs: Shared | None, spans: Spans | None = None
+        self, frame: Frame, num_tokens: int, limits: RowLimits, runs: Shared | None, spans: Spans | None = None
     ) -> Pass:
         """The whole of a step that no host needs to know more about; may be captured."""
         batch, heads = self.batcher.make(frame, num_tokens, limits=limits, shared=runs, spans=spans)
@@ -83,7 +83,7 @@ class Step:
         self.batcher.settle(frame, heads, drawn_N, Kind.DRAWN)
         return Pass(frame, heads, hidden_TD, logits_NV, drawn_N)
 
-    def compute_for_graph(self, frame: Frame, num_tokens: int, limits: Limits, runs: Shared | None) -> Pass:
+    def compute_for_graph(self, frame: Frame, num_tokens: int, limits: RowLimits, runs: Shared | None) -> Pass:
         """The same; what outlives the launch is small, or lies in memory that all graphs share."""
         left = self._compute(frame, num_tokens, limits, runs)
         assert left.logits_NV is not None and self._logits_NV is not None

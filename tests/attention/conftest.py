@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sapwood.attention.base import Backend, Batch, Limits, Shared, Spans, tile_members
+from sapwood.attention.base import Backend, Batch, RowLimits, Shared, Spans, tile_members
 from sapwood.attention.reference import Reference
 from sapwood.base.kv import KVGroup
 from sapwood.base.plan import RUN_LEVELS
@@ -141,7 +141,7 @@ class World:
             offsets_R1=place(offsets),
             tables_GSP=(torch.zeros_like(table), table),
             cells_GT=(place(torch.zeros_like(cells)), place(cells)),
-            limits=Limits(decodes=int((counts == 1).sum()), spans=int((counts > 1).sum())),
+            limits=RowLimits(decodes=int((counts == 1).sum()), spans=int((counts > 1).sum())),
             shared=shared,
             spans=self._spans(counts) if known else None,
             heads_R=place(torch.from_numpy(np.where(np.arange(len(counts)) < drafted, counts, 0))) if drafted else None,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from sapwood.attention.base import Backend, Limits
+from sapwood.attention.base import Backend, RowLimits
 from sapwood.attention.cpu import Cpu
 from sapwood.attention.native import Native
 from sapwood.attention.reference import Reference
@@ -241,7 +241,7 @@ def test_limits_are_upper_bounds(start: Start) -> None:
     world.step(backend, [(0, 12), (1, 9)])
     batch = world.batch
     world.batch = lambda *args, **options: replace(
-        made := batch(*args, **options), limits=Limits(len(made.counts_R), len(made.counts_R))
+        made := batch(*args, **options), limits=RowLimits(len(made.counts_R), len(made.counts_R))
     )
     world.step(backend, [(0, 1), (1, 1)], padding=4)
     world.step(backend, [(0, 3), (1, 1)], padding=4)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sapwood.arch import Decoder, declare
 from sapwood.arch.groups import kv_groups
-from sapwood.attention.base import Batch, Limits
+from sapwood.attention.base import Batch, RowLimits
 from sapwood.attention.reference import Reference
 from sapwood.hub.files import ModelFiles, open_files
 from sapwood.kernels import PLAIN, Kernels
@@ -58,7 +58,7 @@ def logits(model: Model, tokens: list[int]) -> Tensor:
         offsets_R1=torch.tensor([0, count], dtype=torch.int32),
         tables_GSP=[table_SP] * len(backends),
         cells_GT=[positions + PAGE_SIZE] * len(backends),
-        limits=Limits(decodes=1, spans=1),
+        limits=RowLimits(decodes=1, spans=1),
     )
     for backend in backends.values():
         backend.plan(batch)

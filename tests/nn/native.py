@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sapwood.arch import Decoder, declare
 from sapwood.arch.groups import kv_groups
-from sapwood.attention.base import Batch, Limits
+from sapwood.attention.base import Batch, RowLimits
 from sapwood.attention.native import Native
 from sapwood.hub.files import open_files
 from sapwood.kernels.cpu.library import Machine, find
@@ -71,7 +71,7 @@ def batch(model: NativeModel, rows: Sequence[tuple[int, int, Sequence[int]]]) ->
         offsets_R1=torch.from_numpy(np.concatenate([[0], np.cumsum(counts)])).int(),
         tables_GSP=[table_SP] * groups,
         cells_GT=[cells] * groups,
-        limits=Limits(decodes=0, spans=len(rows)),
+        limits=RowLimits(decodes=0, spans=len(rows)),
     )
 
 

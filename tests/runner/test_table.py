@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from sapwood.attention.base import Limits
+from sapwood.attention.base import RowLimits
 from sapwood.base.plan import Drafts, Pages, Plan, Runs, Stretch
 from sapwood.base.sampling import SamplingParams
 from sapwood.runner import frame as frames
@@ -64,7 +64,7 @@ def test_admits_and_pages_land_in_their_slots() -> None:
 
 def batch(plan: Plan, table: Table) -> tuple[Any, Heads]:
     spans = int((plan.counts_R > 1).sum())
-    limits = Limits(decodes=plan.num_rows - spans, spans=spans)
+    limits = RowLimits(decodes=plan.num_rows - spans, spans=spans)
     return Batcher(table, GROUPS).make(frames.exact(plan, table), plan.num_tokens, limits=limits)
 
 
@@ -161,7 +161,7 @@ def test_padding_changes_nothing_and_runs_again(kernels: str, num_rows: int) -> 
     frame = Frame(torch.from_numpy(words).to(device), num_rows, num_rows, False)
     batcher = Batcher(made.table, GROUPS)
     choose(batcher, kernels)
-    limits = Limits(decodes=num_rows, spans=num_rows)
+    limits = RowLimits(decodes=num_rows, spans=num_rows)
     found, heads = batcher.make(frame, 20, limits=limits)
     assert (made.table.tables_GSP.cpu() == exact.table.tables_GSP).all()
     assert made.table.fed_S.tolist() == exact.table.fed_S.tolist()
@@ -206,7 +206,7 @@ def test_rows_of_one_token_are_found_without_a_search(kernels: str) -> None:
     batcher = Batcher(table, GROUPS)
     choose(batcher, kernels)
     found, heads = batcher.make(
-        Frame(torch.from_numpy(words).to(device), 8, 8, False), 8, limits=Limits(decodes=8, spans=0)
+        Frame(torch.from_numpy(words).to(device), 8, 8, False), 8, limits=RowLimits(decodes=8, spans=0)
     )
     assert found.positions_T.tolist() == [*starts, 0, 0, 0, 0, 0]
     assert found.ids_T[:3].tolist() == [made.known[s][p] for s, p in zip(steady, starts, strict=True)]
@@ -225,7 +225,7 @@ def test_numpy_does_as_the_plain_functions_when_every_row_yields() -> None:
         batcher = Batcher(made.table, GROUPS)
         choose(batcher, kernels)
         frame = frames.exact(plan, made.table)
-        new, heads = batcher.make(frame, 3, limits=Limits(decodes=3, spans=0))
+        new, heads = batcher.make(frame, 3, limits=RowLimits(decodes=3, spans=0))
         batcher.settle(frame, heads, torch.tensor([70, -1, 72], dtype=torch.int32), Kind.DRAWN)
         parts = [new.ids_T, new.positions_T, new.starts_R, new.offsets_R1, *new.cells_GT, made.table.fed_S]
         parts += [heads.last_N, heads.slots_N, heads.draws_N, heads.ends_N, made.table.tokens_SL]
@@ -251,7 +251,7 @@ def test_rows_with_drafts_yield_up_to_the_first_wrong_one(kernels: str, padding:
     frame = Frame(torch.from_numpy(np.concatenate([words, *entries])).to(device), 6 + padding, 10 + padding, True)
     batcher = Batcher(table, GROUPS)
     choose(batcher, kernels)
-    found, heads = batcher.make(frame, 18 + padding, limits=Limits(decodes=6 + padding, spans=6))
+    found, heads = batcher.make(frame, 18 + padding, limits=RowLimits(decodes=6 + padding, spans=6))
     places = [fed[5] + i for i in range(4)] + [fed[2]] + [fed[3], fed[3] + 1] + [fed[1], fed[1] + 1]
     assert found.positions_T[:9].tolist() == places
     assert found.ids_T[1:4].tolist() == [60, 61, 62] and found.ids_T[6] == 64 and found.ids_T[8] == 63
