@@ -92,11 +92,11 @@ def test_products_are_measured_in_every_way(
 
 
 def test_the_front_passes_tokens_on() -> None:
-    command = [sys.executable, str(BENCH / "front.py"), "--streams", "4", "--tokens", "400", "--tick-ms", "1"]
+    command = [sys.executable, str(BENCH / "front.py"), "--streams", "4", "--tokens", "1500", "--tick-ms", "0"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "start: 4 requests at once" in done.stdout
-    assert re.search(r"tokens/s over 4 streams, 1\.\d\d tokens a frame", done.stdout)
+    assert re.search(r"tokens/s over 4 streams, \d+\.\d\d tokens a frame", done.stdout)
     assert "tick to client: p50" in done.stdout
 
 
