@@ -1,6 +1,6 @@
 """The messages between a front and its engine: typed msgpack, never pickle.
 
-Front to engine: Submit, Abort, Control. Engine to front: Ready, Failed, Deltas, Stats, Reply.
+Front to engine: Submit, or Lists and Sharing for it, Abort, Control. Engine to front: Ready, Failed, Deltas, Stats, Reply.
 Requests are numbered by the front that sends them. Tokens cross once per step for all requests together.
 """
 
@@ -13,6 +13,8 @@ import msgspec
 from sapwood.base.news import FinishReason, Landing, News
 from sapwood.base.plan import TokenLogprobs
 from sapwood.base.sampling import SamplingParams
+
+_SHORT = 64  # entries that cost no more than saying that they are the same
 
 
 class Submit(msgspec.Struct, frozen=True, tag="submit", array_like=True):
@@ -29,6 +31,37 @@ class Submit(msgspec.Struct, frozen=True, tag="submit", array_like=True):
     salt: str = ""
     adapter: str = ""
     priority: int = 0
+
+
+class Lists(msgspec.Struct, frozen=True, tag="lists", array_like=True):
+    """What may be large in the parameters of the `Sharing` messages that follow, until the next of these: one body may ask for a
+    thousand outputs that have it in common."""
+
+    logit_bias: dict[int, float]
+    allowed_token_ids: tuple[int, ...] | None
+    forbidden: tuple[tuple[int, ...], ...]
+
+    @staticmethod
+    def of(params: SamplingParams) -> Lists | None:
+        """Those of some parameters, None where they are short."""
+        found = Lists(params.logit_bias.copy(), params.allowed_token_ids, params.forbidden)
+        size = len(found.logit_bias) + len(found.allowed_token_ids or ()) + len(found.forbidden)
+        return found if size > _SHORT else None
+
+
+class Sharing(msgspec.Struct, frozen=True, tag="sharing", array_like=True):
+    """A generation without what the last `Lists` said."""
+
+    submit: Submit
+
+    @staticmethod
+    def of(message: Submit) -> Sharing:
+        params = msgspec.structs.replace(message.params, logit_bias={}, allowed_token_ids=None, forbidden=())
+        return Sharing(msgspec.structs.replace(message, params=params))
+
+    def whole(self, lists: Lists) -> Submit:
+        params = msgspec.structs.replace(self.submit.params, **msgspec.structs.asdict(lists))
+        return msgspec.structs.replace(self.submit, params=params)
 
 
 class Abort(msgspec.Struct, frozen=True, tag="abort", array_like=True):

@@ -28,7 +28,7 @@ import msgspec
 import zmq
 
 from sapwood.base.errors import EngineDead, UserError
-from sapwood.base.wire import Abort, Control, Deltas, Failed, FromEngine, Ready, Reply, Submit, ToEngine
+from sapwood.base.wire import Abort, Control, Deltas, Failed, FromEngine, Lists, Ready, Reply, Sharing, Submit, ToEngine
 from sapwood.config import Config
 from sapwood.engine import lean
 from sapwood.engine.client import AsyncEngine
@@ -105,11 +105,18 @@ class Line:
             socket.bind(f"ipc://{folder}/{name}")
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(FromEngine)
+        self._lists: Lists | None = None  # the last that were sent
 
     def send(self, message: ToEngine) -> None:
         """Raises EngineDead when nobody is there to take it."""
         try:
-            self._down.send(self._encoder.encode(message), zmq.DONTWAIT)
+            if not isinstance(message, Submit) or (lists := Lists.of(message.params)) is None:
+                self._down.send(self._encoder.encode(message), zmq.DONTWAIT)
+                return
+            if lists != self._lists:
+                self._down.send(self._encoder.encode(lists), zmq.DONTWAIT)
+                self._lists = lists
+            self._down.send(self._encoder.encode(Sharing.of(message)), zmq.DONTWAIT)
         except zmq.ZMQError:
             raise EngineDead("the engine process is gone") from None
 
@@ -233,7 +240,10 @@ class Post:
         self._down.connect(f"ipc://{folder}/down")
         self._up.connect(f"ipc://{folder}/up")
         self._encoder = msgspec.msgpack.Encoder()
-        self._decoder = msgspec.msgpack.Decoder(ToEngine)
+        self._decoder: msgspec.msgpack.Decoder[ToEngine | Lists | Sharing] = msgspec.msgpack.Decoder(
+            ToEngine | Lists | Sharing
+        )
+        self._lists: Lists | None = None
 
     def send(self, message: FromEngine) -> None:
         self._up.send(self._encoder.encode(message))
@@ -244,9 +254,18 @@ class Post:
             self._down.poll(int(wait_seconds * 1000))
         while int(self._down.get(zmq.EVENTS)) & zmq.POLLIN:
             try:
-                yield self._decoder.decode(self._down.recv())
+                message = self._decoder.decode(self._down.recv())
             except msgspec.DecodeError:
                 log.exception("a message from the front could not be read")
+                continue
+            match message:
+                case Lists():
+                    self._lists = message
+                case Sharing():
+                    assert self._lists is not None
+                    yield message.whole(self._lists)
+                case _:
+                    yield message
 
     def close(self) -> None:
         self._context.destroy(linger=1000)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -17,7 +19,18 @@ from sapwood.engine import process
 from sapwood.engine.client import AsyncEngine
 from sapwood.engine.process import MOST_AT_ONCE, Line, Post, Service
 from tests.facts import make_facts
-from tests.waiting import SECONDS, within
+from tests.waiting import SECONDS, eventually, within
+
+
+def connected(line: Line, post: Post) -> None:
+    """Until they are, what is sent finds nobody."""
+
+    def heard() -> bool:
+        with contextlib.suppress(EngineDead):
+            line.send(Abort([1]))
+        return bool([*post.receive(0.1)])
+
+    eventually(heard)
 
 
 async def send_for_ever(line: Line) -> None:
@@ -30,8 +43,7 @@ def test_sending_to_an_engine_that_is_gone_does_not_wait(tmp_path: Path) -> None
     async def scenario() -> None:
         line = Line(str(tmp_path))
         post = Post(str(tmp_path))
-        while not [*post.receive(1.0)]:  # the first may be sent before they are connected
-            line.send(Abort([1]))
+        connected(line, post)
         post.close()
         with pytest.raises(EngineDead):
             await within(send_for_ever(line))
@@ -65,6 +77,32 @@ def test_a_front_that_does_not_read_never_stops_the_engine(tmp_path: Path) -> No
         line.close()
 
     asyncio.run(scenario())
+
+
+def test_what_many_requests_share_crosses_once(tmp_path: Path) -> None:
+    """And each has it, though its owner changes it in between."""
+    line, post = Line(str(tmp_path)), Post(str(tmp_path))
+    bias, words = dict.fromkeys(range(100), 1.0), tuple((id, 3) for id in range(200))
+    shared = SamplingParams(logit_bias=bias)
+    several = [
+        SamplingParams(seed=1), shared, SamplingParams(logit_bias={5: 1.0}), msgspec.structs.replace(shared, seed=2),
+        SamplingParams(allowed_token_ids=tuple(range(300)), forbidden=words), SamplingParams(forbidden=words), shared,
+    ]  # fmt: skip
+    wanted = [
+        Submit(id, [5], msgspec.convert(msgspec.to_builtins(one), SamplingParams)) for id, one in enumerate(several)
+    ]
+    connected(line, post)
+    for id, params in enumerate(several):
+        line.send(Submit(id, [5], params))
+    bias[7] = 2.0
+    line.send(Submit(7, [5], shared))
+    found: list[ToEngine] = []
+    eventually(lambda: found.extend(m for m in post.receive(1.0) if isinstance(m, Submit)) or len(found) == 8)
+    *same, changed = (message.params for message in found if isinstance(message, Submit))
+    assert found[:-1] == wanted and changed.logit_bias == bias
+    assert same[1].logit_bias is same[3].logit_bias and same[3].seed == 2
+    post.close()
+    line.close()
 
 
 def test_last_words_are_heard_after_the_end(tmp_path: Path) -> None:
