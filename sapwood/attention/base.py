@@ -123,8 +123,8 @@ class Backend(Protocol):
         """Derive once per step what every layer's `run` needs."""
         ...
 
-    def copy(self, sources_C: Tensor, targets_C: Tensor) -> None:
-        """Copy whole pages, all layers: int64 device tensors of page numbers, sources and targets disjoint."""
+    def pools(self) -> Sequence[Tensor]:
+        """Where pages lie, all that they hold: contiguous tensors of any dtype whose second axis counts pages."""
         ...
 
 

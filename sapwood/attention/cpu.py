@@ -101,12 +101,9 @@ class Cpu:
         self._keys, self._values = _lazy_zeros(shape, self._dtype), _lazy_zeros(shape, self._dtype)
         self._bases_K1 = torch.arange(heads.num_kv_heads)[:, None] * self._num_cells
 
-    def copy(self, sources_C: Tensor, targets_C: Tensor) -> None:
-        for cells in (self._keys, self._values):
-            pages = cells.view(
-                self._group.num_layers * self._kind.num_kv_heads, -1, self._group.page_size, cells.shape[-1]
-            )
-            pages.index_copy_(1, targets_C, pages.index_select(1, sources_C))
+    def pools(self) -> Sequence[Tensor]:
+        rows = self._group.num_layers * self._kind.num_kv_heads
+        return [cells.view(rows, -1, self._group.page_size, cells.shape[-1]) for cells in (self._keys, self._values)]
 
     # ---- once per step
 

@@ -90,27 +90,20 @@ class Native:
         )
         return out_THD
 
-    def copy(self, sources_C: Tensor, targets_C: Tensor) -> None:
-        library = self._machine.library
-        library.cells_copy(self.cells.pointer, address(sources_C), address(targets_C), len(sources_C))
-
-    @property
-    def _keys(self) -> Tensor:
-        return self._view("keys")
-
-    @property
-    def _values(self) -> Tensor:
-        return self._view("values")
-
-    def _view(self, what: str) -> Tensor:
-        """All keys or values as they lie in memory, or the scales of int8 ones; for tests."""
-        scaled = self._dtype == torch.int8
+    def pools(self) -> Sequence[Tensor]:
         width = -(-self._kind.head_dim // _TILE) * _TILE
-        number = self._group.num_layers * self._kind.num_kv_heads * self._num_cells * (1 if scaled else width)
-        dtype = torch.float32 if scaled else self._dtype
-        name = f"cells_{what[:-1]}_scales" if scaled else f"cells_{what}"
-        start = getattr(self._machine.library, name)(self.cells.pointer)
-        return torch.frombuffer((c_uint8 * (number * dtype.itemsize)).from_address(start), dtype=dtype)
+        pools = [self._pool(name, self._dtype, width) for name in ("keys", "values")]
+        if self._dtype == torch.int8:
+            pools += [self._pool(name, torch.float32, 1) for name in ("key_scales", "value_scales")]
+        return pools
+
+    def _pool(self, name: str, dtype: torch.dtype, width: int) -> Tensor:
+        """The kernels' own memory, [layer and KV head, page, what a page holds]."""
+        rows = self._group.num_layers * self._kind.num_kv_heads
+        number = rows * self._num_cells * width
+        start = getattr(self._machine.library, f"cells_{name}")(self.cells.pointer)
+        cells = torch.frombuffer((c_uint8 * (number * dtype.itemsize)).from_address(start), dtype=dtype)
+        return cells.view(rows, -1, self._group.page_size * width)
 
 
 def step_of(batch: Batch, groups: Sequence[int]) -> tuple[Step, tuple[Any, ...]]:

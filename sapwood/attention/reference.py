@@ -6,6 +6,7 @@ K KV heads, D head size, C cells.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -81,7 +82,6 @@ class Reference:
             out_THD[row.first : row.last] = torch.einsum("hnl,lhd->nhd", weights_HNL, v_LHD).to(q_THD.dtype)
         return out_THD
 
-    def copy(self, sources_C: Tensor, targets_C: Tensor) -> None:
-        for cells in (self._keys, self._values):
-            pages = cells.view(cells.shape[0], -1, self._group.page_size, *cells.shape[2:])
-            pages[:, targets_C] = pages[:, sources_C]
+    def pools(self) -> Sequence[Tensor]:
+        size = self._group.page_size
+        return [cells.view(len(cells), -1, size, *cells.shape[2:]) for cells in (self._keys, self._values)]

@@ -11,6 +11,7 @@ head, X = H + 2K heads side by side, D head size, M rows of a tile or membership
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -146,10 +147,8 @@ class Triton:
         if self._cudnn is not None:
             self._cudnn.allocate(num_pages)
 
-    def copy(self, sources_C: Tensor, targets_C: Tensor) -> None:
-        for pages in (self._keys, self._values):
-            pages = pages.view(torch.uint8)  # not every operation knows every dtype that can be stored
-            pages.index_copy_(1, targets_C, pages.index_select(1, sources_C))
+    def pools(self) -> Sequence[Tensor]:
+        return [self._keys, self._values]
 
     # ---- once per step
 

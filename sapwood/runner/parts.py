@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import singledispatch
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from sapwood.attention.base import Backend
 from sapwood.base.plan import Admissions, Copies, Drafts, Known
@@ -57,4 +59,11 @@ def _(part: Copies, memory: Memory) -> None:
     for backend, pages in zip(memory.backends, part.copies, strict=True):
         if len(pages.sources_C):
             both = [pages.sources_C.astype(np.int64), pages.targets_C.astype(np.int64)]
-            backend.copy(*upload(both, memory.table.device))
+            copy_pages(backend, *upload(both, memory.table.device))
+
+
+def copy_pages(backend: Backend, sources_C: Tensor, targets_C: Tensor) -> None:
+    """Copy whole pages, all layers: int64 device tensors of page numbers, sources and targets disjoint."""
+    for pool in backend.pools():
+        pages = pool.flatten(2).view(torch.uint8)  # not every operation knows every dtype that can be stored
+        pages.index_copy_(1, targets_C, pages.index_select(1, sources_C))

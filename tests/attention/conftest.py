@@ -94,8 +94,8 @@ class World:
     def start(self, backend: type[Backend]) -> Backend:
         made = backend(self.group, 1, self.device, self.dtype)
         made.allocate(self.num_pages)
-        for cells in (made._keys, made._values):  # type: ignore[attr-defined]
-            cells.fill_(math.nan)
+        for pool in made.pools():
+            pool.fill_(math.nan)
         return made
 
     def batch(
@@ -210,10 +210,8 @@ class World:
             return
         reference = self.start(Reference)
         self.step(reference, spans)
-        for name in ("_keys", "_values"):
-            cells_LCKD = getattr(reference, name)
-            pages_LPCKD = cells_LCKD.unflatten(1, (self.num_pages, self.group.page_size))
-            getattr(backend, name).copy_(pages_LPCKD.transpose(2, 3))
+        for pages_LPKCD, pages_LPCKD in zip(backend.pools(), reference.pools(), strict=True):
+            pages_LPKCD.copy_(pages_LPCKD.transpose(2, 3))
 
     def _flat(self, tensors: list[Tensor], layer: int, spans: list[tuple[int, int]], padding: int) -> Tensor:
         parts = [tensors[slot][layer, self.fed[slot] : self.fed[slot] + count] for slot, count in spans]

@@ -17,6 +17,7 @@ from sapwood.attention.native import Native
 from sapwood.attention.reference import Reference
 from sapwood.base.kv import KVGroup
 from sapwood.kernels.cpu.library import Machine, find
+from sapwood.runner.parts import copy_pages
 from tests import kv
 
 
@@ -173,7 +174,7 @@ def test_copied_pages(start: Start) -> None:
         tensors[1][:, :16] = tensors[0][:, :16]
     world.step(backend, [(0, 16)])
     sources, targets = world.table_SP[0, :2].long().to(world.device), world.table_SP[1, :2].long().to(world.device)
-    backend.copy(sources, targets)
+    copy_pages(backend, sources, targets)
     world.fed[1] = 16
     world.step(backend, [(0, 1), (1, 2)])
     world.outputs[1][:16] = world.expected(1)[:16]

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from sapwood.runner.parts import copy_pages
 from tests import kv
 
 pytest.importorskip("triton")
@@ -73,6 +74,6 @@ def test_pages_are_copied() -> None:
     backend: Any = Triton(GROUP, 0, torch.device("cuda"), FLOAT8)
     backend.allocate(4)
     backend._keys.view(torch.uint8).random_()
-    backend.copy(torch.tensor([1], device="cuda"), torch.tensor([3], device="cuda"))
+    copy_pages(backend, torch.tensor([1], device="cuda"), torch.tensor([3], device="cuda"))
     keys = backend._keys.view(torch.uint8)
     assert torch.equal(keys[:, 3], keys[:, 1])

@@ -111,8 +111,8 @@ def test_int8_is_as_exact_as_its_digits(make: Any, world: Any, window: int | Non
     made = world(group(window=window), tuple(chance.randint(3, 200) for _ in range(5)))
     backend = make(made.group, 1, made.device, torch.int8)
     backend.allocate(made.num_pages)
-    backend._keys.fill_(float("nan"))
-    backend._values.fill_(float("nan"))
+    for scales in backend.pools()[2:]:
+        scales.fill_(float("nan"))
     while waiting := [slot for slot, length in enumerate(made.lengths) if made.fed[slot] < length]:
         made.step(
             backend, [(slot, min(chance.choice([1, 7, 90]), made.lengths[slot] - made.fed[slot])) for slot in waiting]

@@ -7,7 +7,7 @@ import importlib
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,6 +19,8 @@ from safetensors.torch import load_file, save_file
 
 import sapwood
 from sapwood import SamplingParams
+from sapwood.base.slots import Slots
+from sapwood.base.stake import Stake
 from sapwood.catalogue import joined
 from sapwood.config import Config
 from sapwood.server.app import ROOMS, create_app
@@ -60,7 +62,13 @@ def example(name: str) -> ModuleType:
 
 
 def test_every_file_is_tried(examples: Path) -> None:
-    tried = set(re.findall(r"(\w+) = \w+:", "\n".join(POINTS.values()))) | {"lookup", "gate", "questions", "chunks"}
+    tried = set(re.findall(r"(\w+) = \w+:", "\n".join(POINTS.values()))) | {
+        "lookup",
+        "gate",
+        "shelf",
+        "questions",
+        "chunks",
+    }
     assert {file.stem for file in examples.glob("*.py")} == tried
     assert {(plugin.kind, plugin.name) for plugin in joined().plugins} >= {
         (kind, line.split()[0]) for kind, line in POINTS.items()
@@ -113,6 +121,23 @@ def test_a_stake(llama: Path) -> None:
     threading.Timer(0.3, gate.gate.opened.set).start()
     same(say(llama, GREEDY, stakes=gate.stakes)[0], say(llama, GREEDY)[0])
     assert gate.gate.opened.is_set()
+
+
+def test_a_store(llama: Path) -> None:
+    """The cache holds few prompts, so that those that come again are found on the shelf."""
+    twice = [((prompt * 20)[:100], params) for prompt, params in GREEDY] * 2
+    shelves: list[Any] = []
+
+    def stakes(slots: Slots) -> Sequence[Stake]:
+        shelves.append(example("shelf").Shelf(slots, 16))
+        return shelves
+
+    few: dict[str, Any] = {"page_size": 16, "max_total_tokens": 256, "max_num_seqs": 1}
+    wanted, plain = say(llama, twice, **few)
+    found, counters = say(llama, twice, stakes=stakes, **few)
+    same(found, wanted)
+    assert shelves[0].num_brought > 4 * len(GREEDY)
+    assert counters["prompt_tokens"] < 0.6 * plain["prompt_tokens"]
 
 
 def test_the_first_change(llama: Path) -> None:
