@@ -24,7 +24,31 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers of pytest-xdist are
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
+def _keep_to_own_cores() -> None:
+    """Each worker of pytest-xdist, with the processes that it starts, has cores of its own. Engines take a thread for each
+    core that they may use, and threads that wait for one another wait long where others want the same cores."""
+    worker, count = os.environ.get("PYTEST_XDIST_WORKER"), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if worker is None or not hasattr(os, "sched_setaffinity"):
+        return
+    cores = sorted(os.sched_getaffinity(0))
+    if count <= len(cores):
+        os.sched_setaffinity(0, cores[int(worker.removeprefix("gw")) :: count])
+
+
+_keep_to_own_cores()
+
+
+LONGEST = """
+    sim/test_scheduler sim/test_drafts sampling/test_fast nn/test_native attention/test_backends bench/test_cli
+    contracts/test_pairs nn/test_kernels attention/test_shared
+""".split()
+"""Files that take the longest. They come first, so that at the end no worker is busy with one while others have nothing to do."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    tests = Path(__file__).parent
+    turns = {tests / f"{name}.py": turn for turn, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: turns.get(item.path, len(turns)))
     if has_cuda():
         return
     skip = pytest.mark.skip(reason="needs a CUDA device")

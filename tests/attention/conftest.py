@@ -9,7 +9,6 @@ import math
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 os.environ.setdefault("TRITON_INTERPRET", "0" if os.path.exists("/dev/nvidia0") else "1")
 
@@ -23,6 +22,9 @@ from sapwood.attention.reference import Reference
 from sapwood.base.kv import KVGroup
 from sapwood.base.plan import RUN_LEVELS
 from sapwood.kernels import NormRope
+from tests.interpreter import interpreter
+
+__all__ = ["interpreter"]
 
 
 @dataclass(frozen=True)
@@ -243,22 +245,6 @@ class World:
         for slot, first in firsts.items():
             got, expected = self.outputs[slot][first : self.fed[slot]], self.expected(slot)[first : self.fed[slot]]
             torch.testing.assert_close(got, expected, atol=tolerance, rtol=tolerance)
-
-
-@pytest.fixture(autouse=True)
-def interpreter_loops(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Triton 3.6's interpreter takes loop bounds from arrays of one element, which numpy 2.4 no longer converts."""
-    try:
-        from triton.runtime import interpreter
-    except ImportError:
-        return
-    patch = interpreter._patch_lang_tensor
-
-    def patch_index(tensor: Any, scope: Any) -> None:
-        patch(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
-
-    monkeypatch.setattr(interpreter, "_patch_lang_tensor", patch_index)
 
 
 @pytest.fixture

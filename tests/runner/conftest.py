@@ -1,4 +1,4 @@
-"""Triton's interpreter is made to take loop bounds from tensors here too; a worker of each family for a module's tests."""
+"""Triton's interpreter as the tests need it; a worker of each family for a module's tests."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.attention.conftest import interpreter_loops
+from tests.interpreter import interpreter
 from tests.runner.subject import Padded, Subject
 
-__all__ = ["interpreter_loops"]
+__all__ = ["interpreter"]
 
 
 @pytest.fixture(

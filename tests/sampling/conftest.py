@@ -1,5 +1,5 @@
-"""Triton's interpreter is made to take loop bounds from tensors here too."""
+"""Triton's interpreter as the tests need it."""
 
-from tests.attention.conftest import interpreter_loops
+from tests.interpreter import interpreter
 
-__all__ = ["interpreter_loops"]
+__all__ = ["interpreter"]

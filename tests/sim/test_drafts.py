@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from tests.sim.world import World, expected
 
 
 def drafted(most: int, truth: float) -> Callable[[Slots], Sequence[Stake]]:
+    @functools.cache
     def oracle(request: Request) -> list[int]:
         toy = None if request.constraint is None else Toy(request.id, request.prompt_len, 50, request.stop_ids)
         return expected(request.tokens[: request.prompt_len].tolist(), request.limit, request.stop_ids, 50, toy)

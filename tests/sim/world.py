@@ -182,28 +182,37 @@ class World:
         tree, running = self.kv.tree, self.scheduler.running()
         slots = self.slots
         for request in running:
-            wanted = slots.known[request.slot] + slots.flying[request.slot] - slots.fed[request.slot]
+            flying, slack = int(slots.flying[request.slot]), int(slots.slack[request.slot])
+            wanted = int(slots.known[request.slot]) + flying - int(slots.fed[request.slot])
             assert 1 <= wanted <= slots.limit[request.slot]
-            assert 0 <= slots.slack[request.slot] <= slots.flying[request.slot]
-        if not self.flying:
-            assert not slots.slack[[request.slot for request in running]].any()
+            assert 0 <= slack <= flying
+            assert self.flying or not slack
+        self.check_tree()
+        # What a partial page, a page in the tree and a running request hold is all that there is, each of it once.
         nodes = list(tree.nodes())
-        assert len(nodes) == tree.num_nodes
-        assert sum(node.shelters > 0 for node in nodes) == tree.num_sheltered
-        for node in nodes:
-            sheltered = sum(child.shelters > 0 for child in node.children.values())
-            assert node.shelters == sheltered + (node.leases > 0)
-            assert not (node.children and len(node.key) < tree.page_bytes), "a partial page with children"
         for g, pool in enumerate(self.kv.pools):
-            pages = list(pool.free)
-            pages += [node.pages[g] for node in nodes if node.pages[g] != ABSENT]
-            pages += [own[g] for request in running for own in request.hold.own]
+            present = [node.pages[g] for node in nodes if node.pages[g] != ABSENT]
+            pages = [*pool.free, *present, *(own[g] for request in running for own in request.hold.own)]
             assert sorted(pages) == list(range(1, pool.num_pages)), f"group {g}: a page lost or had twice"
             if tree.windows[g] is not None:
-                assert tree.num_present[g] == sum(node.pages[g] != ABSENT for node in nodes)
-                assert tree.num_held[g] == sum(node.holds[g] > 0 for node in nodes)
-        leases = sum(node.leases for node in nodes) + sum(root.leases for root in tree.roots.values())
-        assert leases == len(running)
+                assert tree.num_present[g] == len(present)
+                assert tree.num_held[g] == sum([node.holds[g] > 0 for node in nodes])
+
+    def check_tree(self) -> None:
+        tree = self.kv.tree
+        num_nodes = num_sheltered = leases = 0
+        for node in tree.nodes():
+            num_nodes += 1
+            num_sheltered += node.shelters > 0
+            leases += node.leases
+            if node.children:
+                sheltered = sum([child.shelters > 0 for child in node.children.values()])
+                assert len(node.key) == tree.page_bytes, "a partial page with children"
+            else:
+                sheltered = 0
+            assert node.shelters == sheltered + (node.leases > 0)
+        assert (num_nodes, num_sheltered) == (tree.num_nodes, tree.num_sheltered)
+        assert leases + sum(root.leases for root in tree.roots.values()) == len(self.scheduler.running())
         assert all(root.children or root.shelters for root in tree.roots.values()), "an empty namespace is kept"
 
     def check_outputs(self) -> None:
