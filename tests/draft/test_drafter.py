@@ -1,0 +1,143 @@
+"""A drafter as a stake: how far it proposes, for whom, and when there is not room for all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+
+from sapwood.base.plan import Drafts, Ints, Plan
+from sapwood.base.request import Request
+from sapwood.base.sampling import SamplingParams
+from sapwood.base.slots import Slots
+from sapwood.draft import Drafter
+from tests.sim.world import World, expected
+
+
+class Counting(Drafter):
+    """Proposes what comes after the last token, and notes what it was asked."""
+
+    def __init__(self, slots: Slots, *, most: int, says: Callable[[Ints, int], Sequence[int]] | None = None) -> None:
+        super().__init__(slots, most=most)
+        self.says = says or (lambda tokens, count: [int(tokens[-1]) + i for i in range(1, count + 1)])
+        self.asked: list[tuple[int, int]] = []  # known tokens, and how many may follow
+
+    def propose(self, request: Request, tokens: Ints, count: int) -> Sequence[int]:
+        self.asked.append((len(tokens), count))
+        return self.says(tokens, count)
+
+
+def running(*lengths: int, max_len: int = 64) -> tuple[Slots, Ints]:
+    slots = Slots(len(lengths), max_len)
+    for id, length in enumerate(lengths):
+        one = Request(id, np.arange(length, dtype=np.int32), SamplingParams(), limit=max_len)
+        slot = slots.assign(one, (0, id))
+        slots.fed[slot] = length - 1
+    return slots, np.array([one.slot for one in slots.running()], np.int32)
+
+
+def proposed(drafter: Drafter) -> dict[int, list[int]]:
+    """What goes down with the plan being made."""
+    parts = [part for part in drafter.parts(None) if isinstance(part, Drafts)]  # type: ignore[arg-type]
+    return {one.slot: one.tokens.tolist() for part in parts for one in part.stretches}
+
+
+def test_with_nothing_in_flight_drafts_follow_the_last_known_token() -> None:
+    slots, steady = running(4, 9)
+    drafter = Counting(slots, most=3)
+    counts = drafter.drafts(steady, slots.known[steady], 100)
+    assert counts is not None and counts.tolist() == [3, 3]
+    told = proposed(drafter)
+    for slot, length in zip(steady.tolist(), [4, 9] if steady[0] < steady[1] else [9, 4], strict=True):
+        length = int(slots.known[slot])
+        assert told[slot] == [length, length + 1, length + 2]
+        assert slots.history[slot, length : length + 3].tolist() == told[slot], "where the step will read them"
+    assert drafter.parts(None) == (), "told once"  # type: ignore[arg-type]
+
+
+def test_nobody_is_asked_while_a_step_is_in_flight() -> None:
+    slots, steady = running(4)
+    slots.flying[steady] = 1
+    drafter = Counting(slots, most=3)
+    assert drafter.drafts(steady, slots.known[steady] + 1, 100) is None and not drafter.asked
+
+
+def test_behind_a_step_in_flight_a_proposal_reaches_further() -> None:
+    """The plan after next may then still have drafts of it: over what is in flight, and as many behind."""
+    slots, steady = running(6)
+    slot = int(steady[0])
+    slots.flying[slot] = 2
+    drafter = Counting(slots, most=4)
+    plan = Plan(
+        1, 1, steady, slots.fed[steady], np.ones(1, np.int32), np.ones(1, np.int32), slots.owner[steady], number=1
+    )
+    late = drafter.fill(plan, np.ones(1, np.bool_))
+    assert isinstance(late, Drafts) and drafter.asked == [(6, 4 + 2)]
+    counts = drafter.drafts(steady, slots.known[steady] + 2, 100)
+    assert counts is not None and counts.tolist() == [4]
+    counts = drafter.drafts(steady, slots.known[steady] + 5, 100)
+    assert counts is not None and counts.tolist() == [1], "what is left of it"
+    assert drafter.drafts(steady, slots.known[steady] + 6, 100) is None
+    assert drafter.fill(plan, np.ones(1, np.bool_)) is None, "nothing has landed since"
+
+
+def test_a_dead_row_is_not_asked_for() -> None:
+    slots, steady = running(6, 6)
+    slots.flying[steady] = 1
+    drafter = Counting(slots, most=2)
+    ones = np.ones(2, np.int32)
+    plan = Plan(2, 1, steady, slots.fed[steady], ones, ones, slots.owner[steady], number=1)
+    drafter.fill(plan, np.array([False, True]))
+    assert len(drafter.asked) == 1
+
+
+def test_a_new_tenants_slot_has_nothing_of_the_last_ones() -> None:
+    slots, steady = running(6)
+    drafter = Counting(slots, most=4)
+    assert drafter.drafts(steady, slots.known[steady], 100) is not None
+    slots.renew(int(steady[0]))
+    slots.flying[steady] = 1
+    assert drafter.drafts(steady, slots.known[steady], 100) is None
+
+
+def test_first_come_first_served_where_there_is_not_room_for_all() -> None:
+    slots, steady = running(4, 4, 4)
+    counts = Counting(slots, most=4).drafts(steady, slots.known[steady], 6)
+    assert counts is not None and counts.tolist() == [4, 2, 0]
+    assert Counting(slots, most=4).drafts(steady, slots.known[steady], 0) is None
+
+
+def test_proposals_stay_within_the_context_and_within_what_was_asked() -> None:
+    slots, steady = running(62, max_len=64)
+    drafter = Counting(slots, most=2, says=lambda tokens, count: range(50))
+    drafter.drafts(steady, slots.known[steady], 100)
+    assert proposed(drafter)[int(steady[0])] == [0, 1]
+    drafter = Counting(slots, most=30, says=lambda tokens, count: range(50))
+    drafter.drafts(steady, slots.known[steady], 100)
+    (tokens,) = proposed(drafter).values()
+    assert tokens == list(range(slots.history.shape[1] - 62))
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+@pytest.mark.parametrize("most", [1, 4])
+def test_right_drafts_save_steps_and_wrong_ones_cost_none(depth: int, most: int) -> None:
+    prompt = list(range(10, 18))
+    alone = expected(prompt, len(prompt) + 24, (), 50)
+
+    def steps(says: Callable[[Ints, int], Sequence[int]] | None) -> int:
+        made = World(
+            max_model_len=64,
+            depth=depth,
+            max_num_batched_tokens=16,
+            stakes=lambda slots: () if says is None else (Counting(slots, most=most, says=says),),
+        )
+        made.add(prompt, 24)
+        made.run()
+        assert made.output[1] == alone
+        return len(made.plans)
+
+    plain = steps(None)
+    right = steps(lambda tokens, count: alone[len(tokens) - len(prompt) :][:count])
+    assert right < plain if most == 1 else right <= plain // 2 + depth
+    assert steps(lambda tokens, count: [49] * count) <= plain + depth
