@@ -45,6 +45,8 @@ BODIES: dict[str, bytes] = {
     "not UTF-8": b'{"prompt": "\xff\xfe"}',
     "UTF-16": json.dumps({"prompt": "x"}).encode("utf-16"),
     "a byte order mark": b'\xef\xbb\xbf{"prompt": "x"}',
+    "a zero byte in a text": b'{"prompt": "a\x00b"}',
+    "a zero byte behind it": b'{"prompt": "x"}\x00',
     "half a character": b'{"prompt": "\\ud800"}',
     "a name twice": b'{"prompt": "x", "prompt": "y"}',
     "a name twice inside": b'{"prompt": "x", "logit_bias": {"5": 1, "5": 2}}',

@@ -51,9 +51,7 @@ def run(args: argparse.Namespace) -> int:
 async def _run_one(args: argparse.Namespace) -> int:
     from sapwood.llm import AsyncLLM
 
-    if args.prompt is None and sys.stdin.isatty():
-        raise UserError("no prompt: give one as an argument, on stdin, or a file with --input.")
-    text = sys.stdin.read() if args.prompt is None else args.prompt
+    text = _read_stdin() if args.prompt is None else args.prompt
     params = params_of(sampling_fields(args))
     async with AsyncLLM(**given(args)) as llm:
         chat = not args.raw and llm.text.has_template
@@ -62,6 +60,16 @@ async def _run_one(args: argparse.Namespace) -> int:
             print(chunk.text, end="", flush=True)
     print()
     return 0
+
+
+def _read_stdin() -> str:
+    """UTF-8, whatever the locale says."""
+    if sys.stdin.isatty():
+        raise UserError("no prompt: give one as an argument, on stdin, or a file with --input.")
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"the prompt on stdin is not UTF-8: {error}.") from error
 
 
 # --- a file of prompts ---
@@ -120,7 +128,7 @@ def read_lines(path: Path) -> Iterator[Line]:
 def answered(path: Path) -> set[int]:
     """The indices that an earlier run's output answers; a line that was cut off is not one of them."""
     found: set[int] = set()
-    for text in path.read_text("utf-8").splitlines() if path.exists() else []:
+    for text in path.read_bytes().splitlines() if path.exists() else []:
         try:
             result = json.loads(text)
         except ValueError:

@@ -63,6 +63,8 @@ def _schema(given: str) -> Any:
             text = Path(given).read_text("utf-8")
         except OSError as error:
             raise UserError(f"--json-schema {given}: {error.strerror or error}.") from error
+        except UnicodeDecodeError as error:
+            raise UserError(f"--json-schema {given}: it is not UTF-8: {error}.") from error
     try:
         return json.loads(text)
     except ValueError as error:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -109,6 +110,43 @@ def test_gguf_files_that_load(tmp_path: Path, edit: Edit) -> None:
     near(path, "llama")
 
 
+def widened(writer: gguf.GGUFWriter) -> None:
+    """Every number in another type than converters write it in."""
+    kinds = gguf.GGUFValueType
+    wider = {kinds.UINT32: kinds.INT64, kinds.FLOAT32: kinds.FLOAT64}
+    for value in writer.kv_data[0].values():
+        value.type = wider.get(value.type, value.type)
+
+
+def narrowed(writer: gguf.GGUFWriter) -> None:
+    for key, value in writer.kv_data[0].items():
+        if value.type == gguf.GGUFValueType.UINT32 and key != "general.alignment":
+            value.type = gguf.GGUFValueType.INT16
+
+
+def one_each(writer: gguf.GGUFWriter) -> None:
+    """The same number once for every layer."""
+    layers = writer.kv_data[0]["llama.block_count"].value
+    for key in ("llama.attention.head_count", "llama.attention.head_count_kv", "llama.feed_forward_length"):
+        writer.add_array(key, [writer.kv_data[0].pop(key).value] * layers)
+
+
+NUMBERS: dict[str, dict[str, Any]] = {
+    "wider numbers": {"edit": widened},
+    "narrower numbers": {"edit": narrowed},
+    "a number for each layer": {"edit": one_each},
+    "tensors further apart": {"edit": lambda writer: writer.add_custom_alignment(64)},
+    "no keys of rope": {"skip": ("rope.freq_base", "rope.dimension_count")},
+    "norms in halves": {"norms": gguf.GGMLQuantizationType.F16},
+}
+
+
+@pytest.mark.parametrize("how", NUMBERS.values(), ids=NUMBERS)
+def test_gguf_files_that_say_it_otherwise(tmp_path: Path, how: dict[str, Any]) -> None:
+    path = ggufs.write("llama", tmp_path / "model.gguf", **how)
+    assert (forward.logits(forward.load(path), TOKENS) - models.logits("llama", TOKENS)).abs().max() < 2e-3
+
+
 @pytest.mark.parametrize("said", [7, 100_000])
 def test_a_size_of_the_vocabulary_that_is_not_that_of_the_rows(tmp_path: Path, said: int) -> None:
     near(ggufs.write("llama", tmp_path / "model.gguf", vocab_size=said), "llama")
@@ -124,10 +162,11 @@ def test_sizes_may_be_derived(tmp_path: Path) -> None:
     ("name", "start", "says"),
     [
         ("sha256-0123", None, r"\.gguf"),
+        ("model.GGUF", None, r"\.gguf"),
         ("model.gguf", b"GGUF" + struct.pack("<I", 4), "version 4"),
         ("model.gguf", b"PK\3\4", "not a GGUF file"),
     ],
-    ids=["a blob without an ending", "a later version", "an archive"],
+    ids=["a blob without an ending", "an ending in capitals", "a later version", "an archive"],
 )
 def test_gguf_files_that_do_not(tmp_path: Path, name: str, start: bytes | None, says: str) -> None:
     path = ggufs.write("llama", tmp_path / "written.gguf").rename(tmp_path / name)

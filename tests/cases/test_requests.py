@@ -36,6 +36,7 @@ EDGES: dict[str, dict[str, Any]] = {
     "stops that are null": {"stop": None},
     "an integer written as a float": {"temperature": 1, "top_p": 1},
     "a field of a future version": {"verbosity": "low", "reasoning_effort": "low", "web_search_options": {}},
+    "a zero in a text": {"messages": [{"role": "user", "content": "a\x00b"}]},
     "a user": {"user": "x", "metadata": {}, "store": False, "service_tier": "auto"},
 }
 

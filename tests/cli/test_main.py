@@ -76,6 +76,14 @@ def test_exit_codes(error: BaseException, code: int, monkeypatch: pytest.MonkeyP
     assert main(["pull"]) == code
 
 
+def test_a_reader_that_has_gone_is_no_traceback() -> None:
+    ended = subprocess.run(
+        f"{sys.executable} -m sapwood pull | true; exit ${{PIPESTATUS[0]}}",
+        shell=True, executable="/bin/bash", capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ended.returncode in (0, 1) and not ended.stderr, "0 if all was written before it went"
+
+
 def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("SAPWOOD_DEBUG", "1")
     assert main(["explain", "--port", "http"]) == 2

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import io
 import json
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import pytest
 from sapwood.base.errors import RequestError, UserError
 from sapwood.base.grammar import Grammar
 from sapwood.base.sampling import SamplingParams
-from sapwood.cli.run import Line, _answers, _output, answered, read_lines, read_request
+from sapwood.cli.run import Line, _answers, _output, _read_stdin, answered, read_lines, read_request
 from sapwood.cli.sampling import add_sampling, params_of, sampling_fields
 from sapwood.llm import Chunk
 
@@ -29,6 +31,16 @@ def test_lines(tmp_path: Path) -> None:
     assert lines[4].body == {"prompt": "b"}
 
 
+@pytest.mark.parametrize(("told", "said"), [(b"caf\xc3\xa9", None), (b"caf\xe9", "stdin is not UTF-8")])
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_a_prompt_on_stdin_is_utf8_in_every_locale(
+    monkeypatch: pytest.MonkeyPatch, told: bytes, said: str | None, encoding: str
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(told), encoding))
+    with nullcontext() if said is None else pytest.raises(UserError, match=said):
+        assert _read_stdin() == "café"
+
+
 def test_what_was_answered_already(tmp_path: Path) -> None:
     file = tmp_path / "out.jsonl"
     assert answered(file) == set()
@@ -36,6 +48,8 @@ def test_what_was_answered_already(tmp_path: Path) -> None:
         '{"index": 0, "text": "a"}\n{"index": 1, "error": "no"}\n{"index": 7, "text": "b"}\n{"index": 3, "te'
     )
     assert answered(file) == {0, 7}
+    file.write_bytes('{"index": 0, "text": "a\u2028b"}\n{"index": 3, "text": "caf\u00e9'.encode()[:-1])
+    assert answered(file) == {0}, "a line may hold what else ends lines, and be cut off inside a character"
 
 
 def test_resuming_after_a_cut_off_line_begins_a_new_one(tmp_path: Path) -> None:
@@ -79,6 +93,9 @@ def test_what_an_answer_has_to_match(tmp_path: Path) -> None:
         grammar(guided_regex="a", ebnf="root ::= [a]")
     with pytest.raises(UserError, match="No such file"):
         grammar("--json-schema", "nowhere.json")
+    (tmp_path / "schema.json").write_bytes(b'{"title": "caf\xe9"}')
+    with pytest.raises(UserError, match="not UTF-8"):
+        grammar("--json-schema", str(tmp_path / "schema.json"))
     with pytest.raises(UserError, match="not JSON"):
         grammar("--json-schema", "{")
 

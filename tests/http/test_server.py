@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import concurrent.futures as futures
 import json
-from contextlib import closing
+import re
+from contextlib import ExitStack, closing
 from http.client import HTTPConnection
 from typing import Any
 
@@ -13,8 +14,9 @@ import pytest
 
 from tests.broken import BODIES
 from tests.http.conftest import Server
-from tests.waiting import SECONDS
+from tests.waiting import SECONDS, eventually
 
+JSON = {"content-type": "application/json"}
 PROMPT = "The quick brown fox jumps over the lazy dog. " * 4
 
 
@@ -146,9 +148,31 @@ def test_unknown_model_and_path(server: Server, client: openai.OpenAI) -> None:
 def test_a_client_that_leaves_has_its_pages_back(server: Server, stream: bool) -> None:
     body = {"model": "tiny", "prompt": PROMPT, "max_tokens": 3500, "ignore_eos": True, "stream": stream}
     with closing(HTTPConnection(server.url.removeprefix("http://"), timeout=SECONDS)) as connection:
-        connection.request("POST", "/v1/completions", json.dumps(body), {"content-type": "application/json"})
+        connection.request("POST", "/v1/completions", json.dumps(body), JSON)
         server.wait_until_running(1)
     server.wait_until_running(0)
+
+
+def counted(server: Server, name: str) -> float:
+    found = re.search(rf"^{re.escape(name)} (\S+)$", server.get("/metrics").text, re.MULTILINE)
+    assert found, name
+    return float(found[1])
+
+
+def test_nothing_is_left_when_all_were_broken_off(server: Server) -> None:
+    aborts = 'sapwood_finished_total{reason="abort"}'
+    before, body = counted(server, aborts), {"model": "tiny", "prompt": PROMPT, "max_tokens": 3500, "ignore_eos": True}
+    with ExitStack() as stack:
+        for stream in (True, False, True):
+            connection = stack.enter_context(
+                closing(HTTPConnection(server.url.removeprefix("http://"), timeout=SECONDS))
+            )
+            connection.request("POST", "/v1/completions", json.dumps(body | {"stream": stream}), JSON)
+        server.wait_until_running(3)
+    server.wait_until_running(0)
+    eventually(lambda: counted(server, aborts) == before + 3)
+    eventually(lambda: not counted(server, "sapwood_running") and not counted(server, "sapwood_waiting"))
+    assert "nan" not in server.get("/metrics").text.lower()
 
 
 def test_metrics_tell_what_happened(server: Server, client: openai.OpenAI) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +48,16 @@ def write(
     *,
     architecture: str | None = None,
     kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
+    norms: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
+    edit: Callable[[gguf.GGUFWriter], None] = lambda writer: None,
     leave_out: str = "",
     skip: str | tuple[str, ...] = (),
     **metadata: int | float | str,
 ) -> Path:
-    """Write one of `models.MODELS`, matrices stored as `kind`, without the tensor `leave_out`.
+    """Write one of `models.MODELS`, matrices stored as `kind`, vectors as `norms`, without the tensor `leave_out`.
 
     `metadata` is added, its keys with __ for a dot, after the architecture's entries `skip` have been left out.
+    `edit` has the last word on all that.
     """
     architecture = architecture or family.split("-")[0]
     model = models.make(family)
@@ -66,12 +70,13 @@ def write(
         adders = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string, bool: writer.add_bool}
         add: Any = adders[type(value)]
         add(name, value)
+    edit(writer)
     tied = model.config.tie_word_embeddings
     for name, weight in model.state_dict().items():
         if name == leave_out or (tied and name == "lm_head.weight"):
             continue
         values = _laid_out(architecture, name, weight.numpy(), model.config)
-        stored = kind if values.ndim > 1 else gguf.GGMLQuantizationType.F32
+        stored = kind if values.ndim > 1 else norms
         writer.add_tensor(_gguf_name(architecture, name), gguf.quantize(values, stored), raw_dtype=stored)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

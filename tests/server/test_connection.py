@@ -78,6 +78,40 @@ def test_headers_have_a_bound(speak: Speak) -> None:
     assert found.startswith(b"HTTP/1.1 431") or found.startswith(b"HTTP/1.1 400")
 
 
+POST = b"POST /read HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+
+
+def test_a_client_that_waits_is_told_to_go_on(speak: Speak) -> None:
+    found = speak(POST + b"Expect: 100-continue\r\nContent-Length: 3\r\n\r\n", b"abc")
+    assert found.startswith(b"HTTP/1.1 100") and b"HTTP/1.1 200" in found and found.endswith(b"3")
+
+
+def test_many_headers_are_taken(speak: Speak) -> None:
+    many = b"".join(b"x-%d: y\r\n" % number for number in range(300))
+    assert speak(POST + many + b"Content-Length: 3\r\n\r\nabc").startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize(
+    "length", [b"Content-Length: 3\r\nContent-Length: 4", b"Content-Length: -1", b"Content-Length: x"]
+)
+def test_lengths_that_are_none(speak: Speak, length: bytes) -> None:
+    found = speak(POST + length + b"\r\n\r\nabcd")
+    assert found.startswith(b"HTTP/1.1 400") and b'"error"' in found
+
+
+def test_a_length_beside_chunks_never_cuts_a_body_elsewhere(speak: Speak) -> None:
+    """Refused, or read by its chunks alone (RFC 9112, 6.3): no part of the body becomes a request."""
+    head = POST.replace(b"close", b"keep-alive") + b"Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n"
+    found = speak(head + b"3\r\nabc\r\n0\r\n\r\n", POST + b"Content-Length: 4\r\n\r\nabcd")
+    assert found.startswith(b"HTTP/1.1 400") or (b"\r\n\r\n3" in found and found.endswith(b"4"))
+
+
+def test_a_connection_goes_on_after_an_error(speak: Speak) -> None:
+    wrong = b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc"
+    found = speak(wrong, POST + b"Content-Length: 4\r\n\r\nabcd")
+    assert found.startswith(b"HTTP/1.1 404") and b"HTTP/1.1 200" in found and found.endswith(b"4")
+
+
 @pytest.mark.parametrize("half", [b"GET /stream HT", b"POST /read HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc"])
 def test_half_a_request_has_a_time(speak: Speak, half: bytes) -> None:
     found = speak(half)

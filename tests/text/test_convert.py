@@ -167,6 +167,15 @@ def test_words_are_cut_by_the_named_rule(pre: str, digits: list[str], begins: bo
     assert tokenizer.decode(tokenizer.encode("ab ab").ids) == "ab ab"
 
 
+def test_without_a_rule_words_are_cut_by_that_of_gpt2() -> None:
+    """As llama.cpp does, with a warning."""
+    metadata = byte_level("gpt-2")
+    named, _ = convert(metadata)
+    del metadata["tokenizer.ggml.pre"]
+    unnamed, _ = convert(metadata)
+    assert unnamed.to_str() == named.to_str()
+
+
 def test_qwen_composes_characters() -> None:
     composed, _ = convert(byte_level("qwen2"))
     assert composed.decode(composed.encode("e\u0301").ids) == "\u00e9"
@@ -175,8 +184,9 @@ def test_qwen_composes_characters() -> None:
 
 
 def test_what_is_unknown_is_refused() -> None:
-    with pytest.raises(ModelError, match=r"'klingon'.*--tokenizer"):
-        convert(byte_level("klingon"))
+    for pre in ("klingon", "deepseek-r1-qwen"):
+        with pytest.raises(ModelError, match=rf"'{pre}'.*--tokenizer"):
+            convert(byte_level(pre))
     with pytest.raises(ModelError, match="'rwkv'"):
         convert({"tokenizer.ggml.model": "rwkv"})
 
