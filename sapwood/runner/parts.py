@@ -65,5 +65,7 @@ def _(part: Copies, memory: Memory) -> None:
 def copy_pages(backend: Backend, sources_C: Tensor, targets_C: Tensor) -> None:
     """Copy whole pages, all layers: int64 device tensors of page numbers, sources and targets disjoint."""
     for pool in backend.pools():
-        pages = pool.flatten(2).view(torch.uint8)  # not every operation knows every dtype that can be stored
+        pages = pool.flatten(2)
+        # As integers, since not every operation knows every dtype that can be stored; as few of them as there can be.
+        pages = pages.view(torch.uint8 if pages[0, 0].nbytes % 8 else torch.int64)
         pages.index_copy_(1, targets_C, pages.index_select(1, sources_C))

@@ -49,19 +49,6 @@ struct Cells {
 
     size_t place(int layer, int head, size_t cell) const { return (size_t(layer) * kv_heads + head) * cells + cell; }
 
-    void copy(size_t from, size_t to) {
-        for (int layer = 0; layer < layers; layer++)
-            for (int head = 0; head < kv_heads; head++) {
-                size_t source = place(layer, head, from * page), target = place(layer, head, to * page);
-                std::memcpy(keys + target * width * item(), keys + source * width * item(), page * width * item());
-                std::memcpy(values + target * width * item(), values + source * width * item(), page * width * item());
-                if (store == KEEP_I8) {
-                    std::memcpy(key_scales + target, key_scales + source, page * 4);
-                    std::memcpy(value_scales + target, value_scales + source, page * 4);
-                }
-            }
-    }
-
     // One position's key and value of one head.
     void write(int layer, int head, size_t cell, const float* key, const float* value) {
         size_t at = place(layer, head, cell), lane = at % TILE;

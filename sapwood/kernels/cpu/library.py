@@ -99,7 +99,6 @@ _SIGNATURES: Mapping[str, tuple[Any, Sequence[Any]]] = {
     "cells_values": (_P, [_P]),
     "cells_key_scales": (_P, [_P]),
     "cells_value_scales": (_P, [_P]),
-    "cells_copy": (None, [_P, _P, _P, _L]),
     "cells_attend": (_status, [_P, _P, POINTER(Heads), POINTER(Step), _P, _P]),
     "stack_new": (_P, [_P]),
     "stack_free": (None, [_P]),

@@ -183,9 +183,6 @@ API void* cells_keys(const Cells* cells) { return cells->keys; }
 API void* cells_values(const Cells* cells) { return cells->values; }
 API float* cells_key_scales(const Cells* cells) { return cells->key_scales; }
 API float* cells_value_scales(const Cells* cells) { return cells->value_scales; }
-API void cells_copy(Cells* cells, const int64_t* sources, const int64_t* targets, int64_t count) {
-    for (int64_t i = 0; i < count; i++) cells->copy(size_t(sources[i]), size_t(targets[i]));
-}
 
 // Attention of one layer, outside of a stack. `step` is about this group alone, `heads` [token][queries | keys | values][dim],
 // out [token][heads][dim].
