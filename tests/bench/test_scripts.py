@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.attention.conftest import interpreter_loops
+from tests.interpreter import interpreter
 
-__all__ = ["interpreter_loops"]
+__all__ = ["interpreter"]
 
 BENCH = Path(__file__).parents[2] / "bench"
 
