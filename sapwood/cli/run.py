@@ -63,13 +63,14 @@ async def _run_one(args: argparse.Namespace) -> int:
 
 
 def _read_stdin() -> str:
-    """UTF-8, whatever the locale says."""
+    """UTF-8, whatever the locale says; any end of a line is a line feed, as in other text."""
     if sys.stdin.isatty():
         raise UserError("no prompt: give one as an argument, on stdin, or a file with --input.")
     try:
-        return sys.stdin.buffer.read().decode("utf-8")
+        text = sys.stdin.buffer.read().decode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"the prompt on stdin is not UTF-8: {error}.") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 # --- a file of prompts ---

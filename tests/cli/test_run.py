@@ -41,6 +41,11 @@ def test_a_prompt_on_stdin_is_utf8_in_every_locale(
         assert _read_stdin() == "café"
 
 
+def test_lines_on_stdin_end_with_line_feeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a\r\nb\rc\n")))
+    assert _read_stdin() == "a\nb\nc\n"
+
+
 def test_what_was_answered_already(tmp_path: Path) -> None:
     file = tmp_path / "out.jsonl"
     assert answered(file) == set()
