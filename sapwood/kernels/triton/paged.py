@@ -33,6 +33,17 @@ FEW = tl.constexpr(2)
 """Parts of runs that a row joins to its own while that is in registers."""
 
 
+@jit
+def _queries(
+    heads_TXD, start_M1, valid_M, kv_head, G: tl.constexpr, D: tl.constexpr, M: tl.constexpr, D_PAD: tl.constexpr
+):
+    """The query head of each row of a tile, and its queries [M, D_PAD]; `start_M1` is where its token begins, or that of all."""
+    d_D = tl.arange(0, D_PAD)
+    head_M = kv_head * G + tl.arange(0, M) % G
+    place_MD = start_M1 + head_M[:, None] * D + d_D[None, :]
+    return head_M, tl.load(heads_TXD + place_MD, mask=valid_M[:, None] & (d_D[None, :] < D), other=0.0)
+
+
 @jit(do_not_specialize_on_alignment=["members_RL", "places_M2"])
 def attend_rows(
     heads_TXD,
@@ -89,11 +100,9 @@ def attend_rows(
             member_L = tl.load(members_RL + tl.load(record + 7) * LEVELS + l_L)
             place_L = tl.load(places_M2 + member_L * 2, mask=member_L >= 0, other=0)
             run_parts_L = tl.load(places_M2 + member_L * 2 + 1, mask=member_L >= 0, other=0)
-        m_M, d_D = tl.arange(0, M), tl.arange(0, D_PAD)
+        m_M = tl.arange(0, M)
         valid_M = m_M < G
-        head_M = kv_head * G + m_M % G
-        q_place = token * stride + head_M[:, None] * D + d_D[None, :]
-        q_MD = tl.load(heads_TXD + q_place, mask=valid_M[:, None] & (d_D[None, :] < D), other=0.0)
+        head_M, q_MD = _queries(heads_TXD, token * stride, valid_M, kv_head, G, D, M, D_PAD)
 
         best_M, total_M, acc_MD = nothing(M, D_PAD)
         low = tl.maximum(position - WINDOW + 1, 0) if WINDOW else position * 0
@@ -192,13 +201,11 @@ def attend_spans(
     if count > 0:
         first, position, slot = tl.load(record), tl.load(record + 2), tl.load(record + 3)
         begin, end = tl.load(record + 4), tl.load(record + 5)
-        m_M, d_D = tl.arange(0, M), tl.arange(0, D_PAD)
+        m_M = tl.arange(0, M)
         query_M = m_M // G
         valid_M = query_M < count
-        head_M = kv_head * G + m_M % G
         token_M = (first + query_M).to(tl.int64)
-        q_place = token_M[:, None] * stride + head_M[:, None] * D + d_D[None, :]
-        q_MD = tl.load(heads_TXD + q_place, mask=valid_M[:, None] & (d_D[None, :] < D), other=0.0)
+        head_M, q_MD = _queries(heads_TXD, token_M[:, None] * stride, valid_M, kv_head, G, D, M, D_PAD)
 
         best_M, total_M, acc_MD = nothing(M, D_PAD)
         position_M = position + query_M
@@ -299,13 +306,11 @@ def attend_runs(
         count = tl.load(record + 1)
         first, slot = tl.load(record), tl.load(record + 3)
         begin, end = tl.load(record + 4), tl.load(record + 5)
-        m_M, d_D = tl.arange(0, M), tl.arange(0, D_PAD)
+        m_M = tl.arange(0, M)
         query_M = m_M // G
         valid_M = query_M < count
-        head_M = kv_head * G + m_M % G
         token_M = tl.load(tokens_of + first + query_M, mask=valid_M, other=0).to(tl.int64)
-        q_place = token_M[:, None] * stride + head_M[:, None] * D + d_D[None, :]
-        q_MD = tl.load(heads_TXD + q_place, mask=valid_M[:, None] & (d_D[None, :] < D), other=0.0)
+        _, q_MD = _queries(heads_TXD, token_M[:, None] * stride, valid_M, kv_head, G, D, M, D_PAD)
 
         best_M, total_M, acc_MD = nothing(M, D_PAD)
         table_P = tables_SP + slot.to(tl.int64) * table_stride
