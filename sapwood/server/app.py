@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from time import perf_counter
 from typing import Any
 
@@ -15,6 +15,8 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -24,16 +26,22 @@ from sapwood.engine.client import EngineClient
 from sapwood.observe import Metrics
 from sapwood.server import admin, native
 from sapwood.server.auth import check_key
-from sapwood.server.errors import ClientGone, handle, problem
+from sapwood.server.errors import ClientGone, Envelope, named, openai_envelope, problem
 from sapwood.server.front import Front
 from sapwood.server.openai import chat, completions, models
-from sapwood.server.sse import SEND
+from sapwood.server.passage import passage
+from sapwood.server.rooms import Room
 from sapwood.text import TextModel
 
 log = logging.getLogger(__name__)
 
-Routes = Callable[[Front], list[Route]]
-ROOMS: Sequence[Routes] = (completions.routes, chat.routes, models.routes, native.routes, admin.routes)
+ROOMS: Sequence[Room] = (
+    Room(completions.routes),
+    Room(chat.routes),
+    Room(models.routes),
+    Room(native.routes),
+    Room(admin.routes),
+)
 """What there is over HTTP: a dialect is one more of these."""
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
@@ -47,7 +55,7 @@ def create_app(
     *,
     defaults: Mapping[str, Any] | None = None,
     registry: CollectorRegistry | None = None,
-    rooms: Sequence[Routes] = ROOMS,
+    rooms: Sequence[Room] = ROOMS,
 ) -> Starlette:
     """The HTTP server of one engine.
 
@@ -57,16 +65,16 @@ def create_app(
     """
     metrics = Metrics(registry or CollectorRegistry(), model=model_name, stats=lambda: engine.stats)
     front = Front(engine, text, config, model_name, metrics=metrics, defaults=defaults or {})
-    known = [route for routes in rooms for route in routes(front)]
-    known.append(admin.index(front, known))
+    worded = [(route, room.envelope) for room in rooms for route in room.routes(front)]
+    worded.append((admin.index(front, [route for route, _ in worded]), openai_envelope))
     server = config.server
-    middleware = [Middleware(Gate, front=front, routes=known)]
+    middleware = [Middleware(Gate, front=front, known=Known(worded))]
     if server.cors_origins:
         origins = [origin.strip() for origin in server.cors_origins.split(",")]
         cors = Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
         middleware.insert(0, cors)
     app = _Application(
-        routes=known,
+        routes=[route for route, _ in worded],
         middleware=middleware,
         exception_handlers={SapwoodError: handle, HTTPException: handle, ClientGone: handle},
     )
@@ -75,30 +83,55 @@ def create_app(
 
 
 class _Application(Starlette):
-    """Leaves the server's own `send` in the scope, for those who send often; see `EventStream`."""
+    """Notes the server's own `send`, for those who send often."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope[SEND] = send
+        passage(scope, send)
         await super().__call__(scope, receive, send)
+
+
+async def handle(request: Request, error: Exception) -> Response:
+    """The exception handler of every error that is raised on purpose."""
+    if isinstance(error, HTTPException):
+        error = named(error, request.method, request.url.path)
+    return passage(request.scope, request._send).response(problem(error))
+
+
+class Known:
+    """The paths that are served: how each is counted, and how its errors are worded."""
+
+    def __init__(self, worded: Sequence[tuple[Route, Envelope]]) -> None:
+        self._paths = {route.path: envelope for route, envelope in worded if not route.param_convertors}
+        self._patterns = [
+            (route.path_regex, route.path_format, envelope) for route, envelope in worded if route.param_convertors
+        ]
+
+    def __call__(self, path: str) -> tuple[str, Envelope]:
+        """The path's name, the same whatever stands for a parameter, or "other"; and its envelope."""
+        if path in self._paths:
+            return path, self._paths[path]
+        found = (known for known in self._patterns if known[0].match(path))
+        _, name, envelope = next(found, (None, "other", openai_envelope))
+        return name, envelope
 
 
 class Gate:
     """Around every request: its id, the key, the count, the log line, and an answer for errors nobody expected."""
 
-    def __init__(self, app: ASGIApp, *, front: Front, routes: Sequence[Route]) -> None:
+    def __init__(self, app: ASGIApp, *, front: Front, known: Known) -> None:
         self._app = app
         self._front = front
-        self._paths = {route.path for route in routes if not route.param_convertors}
-        self._patterns = [(route.path_regex, route.path_format) for route in routes if route.param_convertors]
+        self._known = known
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         headers, path, begin = Headers(scope=scope), scope["path"], perf_counter()
-        given = headers.get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        stamp = (b"x-request-id", request_id.encode())
+        note, given = passage(scope, send), headers.get("x-request-id", "")
+        note.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        endpoint, note.envelope = self._known(path)
+        stamp = (b"x-request-id", note.request_id.encode())
         status = 499  # until something was sent
 
         async def stamped(message: Message) -> None:
@@ -117,15 +150,9 @@ class Gate:
             told = problem(error)
             if status != 499:
                 raise  # the response has begun; closing the connection is all that is left
-            await told.response()(scope, receive, stamped)
+            await note.response(told)(scope, receive, stamped)
         finally:
             seconds = perf_counter() - begin
-            self._front.metrics.request(self._endpoint(path), status, seconds)
+            self._front.metrics.request(endpoint, status, seconds)
             if self._front.config.server.log_requests:
-                log.info("%s %s %d %.3f s %s", scope["method"], path, status, seconds, request_id)
-
-    def _endpoint(self, path: str) -> str:
-        """The route of a path as metrics count it: whatever stands for a parameter, it is one."""
-        if path in self._paths:
-            return path
-        return next((name for pattern, name in self._patterns if pattern.match(path)), "other")
+                log.info("%s %s %d %.3f s %s", scope["method"], path, status, seconds, note.request_id)

@@ -16,8 +16,15 @@ def check_key(key: str | None, path: str, headers: Headers) -> None:
     """Raise RequestError (401) unless the request may pass. The comparison takes the same time wherever keys differ."""
     if key is None or path in OPEN_PATHS:
         return
-    scheme, _, given = headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode("latin-1"), key.encode()):
+    if not hmac.compare_digest(given_key(headers).encode("latin-1"), key.encode()):
         raise RequestError(
-            "Missing or wrong API key; send it as 'Authorization: Bearer KEY'.", status=401, code="invalid_api_key"
+            "Missing or wrong API key; send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'.",
+            status=401,
+            code="invalid_api_key",
         )
+
+
+def given_key(headers: Headers) -> str:
+    """The key that a request brings, OpenAI's way or Anthropic's; "" without one."""
+    scheme, _, given = headers.get("authorization", "").partition(" ")
+    return given.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "").strip()

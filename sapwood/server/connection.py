@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from sapwood.base.errors import RequestError
-from sapwood.server.errors import problem
+from sapwood.server.errors import openai_envelope, problem
 
 if TYPE_CHECKING:
     _Protocol = H11Protocol
@@ -102,7 +102,7 @@ class _Guard(_Protocol):
     def _end(self, status: int, message: str) -> None:
         """Close, and say why if that is possible still."""
         if self.cycle is None or self.cycle.response_complete:
-            told = problem(RequestError(message, status=status)).encode()
+            told = openai_envelope(problem(RequestError(message, status=status)), "")  # it has no path yet
             self.transport.write(
                 b"HTTP/1.1 %d \r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
                 % (status, len(told))

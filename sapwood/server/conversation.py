@@ -15,7 +15,7 @@ from sapwood.base.sampling import SamplingParams
 from sapwood.grammar.schema import Finding
 from sapwood.grammar.spellings import Asked
 from sapwood.server.calling import EndChecks, Toolbox, grammar_of
-from sapwood.server.front import Front, Talk
+from sapwood.server.front import Front, Rendered, Talk
 from sapwood.server.generation import Choice, News, Prompt, choices_of
 from sapwood.server.thinking import Budget, bounded
 from sapwood.text.model import Thoughts
@@ -116,11 +116,16 @@ class Turn:
         )
 
 
+async def prompt_of(front: Front, talk: Talk, toolbox: Toolbox | None) -> Rendered:
+    """The conversation and its tools as a prompt. Raises RequestError, naming the field."""
+    rendered = await front.render(talk, tools=None if toolbox is None else toolbox.told)
+    front.check_tokens(rendered.tokens, "messages")
+    return rendered
+
+
 async def begin(front: Front, ask: Ask) -> Turn:
     """Write the prompt and find the grammar. Raises RequestError, naming the field."""
-    toolbox = ask.toolbox
-    rendered = await front.render(ask.talk, tools=None if toolbox is None else toolbox.told)
-    front.check_tokens(rendered.tokens, "messages")
+    toolbox, rendered = ask.toolbox, await prompt_of(front, ask.talk, ask.toolbox)
     grammar, end_checks = await grammar_of(front, toolbox, ask.format, rendered.thoughts)
     params = ask.params if grammar is None else msgspec.structs.replace(ask.params, grammar=grammar)
     await front.check_first(params, "tools" if ask.format is None else ask.format.param)

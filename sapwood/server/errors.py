@@ -1,15 +1,13 @@
-"""Errors as the OpenAI API spells them: {"error": {message, type, param, code}}."""
+"""Errors: what a client is told of each, and how OpenAI words that."""
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import msgspec
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import Response
 
 from sapwood.base.errors import EngineDead, GenerationFailed, Overloaded, RequestError
 
@@ -18,6 +16,28 @@ log = logging.getLogger(__name__)
 
 class ClientGone(Exception):
     """The client hung up; there is nobody to answer."""
+
+
+class Problem(msgspec.Struct):
+    """An error as a client is to hear of it; an `Envelope` words it.
+
+    Attributes:
+        status: Of the response, where the error is one.
+        kind: Of the error, as OpenAI names them.
+        param: The field that is wrong.
+        code: What went wrong, for programs.
+    """
+
+    status: int
+    kind: str
+    message: str
+    param: str | None = None
+    code: str | None = None
+    headers: dict[str, str] = {}
+
+
+Envelope = Callable[[Problem, str], bytes]
+"""Words an error, given the request's id too, as JSON."""
 
 
 class ErrorBody(msgspec.Struct):
@@ -31,18 +51,9 @@ class ErrorEnvelope(msgspec.Struct):
     error: ErrorBody
 
 
-class Problem(msgspec.Struct):
-    """An error, ready to be sent: as a whole response, or as an event when the response has begun."""
-
-    status: int
-    body: ErrorBody
-    headers: dict[str, str] = {}
-
-    def encode(self) -> bytes:
-        return msgspec.json.encode(ErrorEnvelope(self.body))
-
-    def response(self) -> Response:
-        return Response(self.encode(), self.status, {"content-type": "application/json"} | self.headers)
+def openai_envelope(told: Problem, request_id: str) -> bytes:
+    """{"error": {message, type, param, code}}, as OpenAI has it; whoever has no envelope of their own has this."""
+    return msgspec.json.encode(ErrorEnvelope(ErrorBody(told.message, told.kind, told.param, told.code)))
 
 
 _TYPES = {401: "authentication_error", 404: "not_found_error"}
@@ -55,34 +66,36 @@ def problem(error: Exception) -> Problem:
             # What is left of a body that was refused is not worth reading, and could be endless.
             headers = {"connection": "close"} if error.status == 413 else {}
             kind = _TYPES.get(error.status, "invalid_request_error")
-            return Problem(error.status, ErrorBody(str(error), kind, error.param, error.code), headers)
+            return Problem(error.status, kind, str(error), error.param, error.code, headers)
         case Overloaded():
-            body = ErrorBody(str(error) or "Too many requests are waiting.", "overloaded_error", code="overloaded")
-            return Problem(503, body, {"retry-after": "1"})
+            message = str(error) or "Too many requests are waiting."
+            return Problem(503, "overloaded_error", message, code="overloaded", headers={"retry-after": "1"})
         case EngineDead():
-            body = ErrorBody(str(error) or "The engine has stopped.", "server_error", code="engine_dead")
-            return Problem(503, body)
+            return Problem(503, "server_error", str(error) or "The engine has stopped.", code="engine_dead")
         case GenerationFailed():
-            return Problem(500, ErrorBody(str(error), "server_error", code="generation_failed"))
+            return Problem(500, "server_error", str(error), code="generation_failed")
         case HTTPException():
             kind = (
                 "server_error" if error.status_code >= 500 else _TYPES.get(error.status_code, "invalid_request_error")
             )
-            return Problem(error.status_code, ErrorBody(error.detail, kind), dict(error.headers or {}))
+            return Problem(error.status_code, kind, error.detail, headers=dict(error.headers or {}))
         case ClientGone():
-            return Problem(499, ErrorBody("The client closed the connection.", "client_closed_request"))
+            return Problem(499, "client_closed_request", "The client closed the connection.")
         case _:
             log.error("unexpected error in a request", exc_info=error)
-            return Problem(500, ErrorBody("Internal server error; the log has the details.", "server_error"))
+            return Problem(500, "server_error", "Internal server error; the log has the details.")
 
 
-async def handle(request: Request, error: Exception) -> Response:
-    """The exception handler of every error that is raised on purpose."""
-    if isinstance(error, HTTPException) and error.status_code in (404, 405):
-        path = request.url.path
-        detail = f"{request.method} is not allowed on {path}." if error.status_code == 405 else f"No such path: {path}."
-        error = HTTPException(error.status_code, detail, error.headers)
-    return problem(error).response()
+def named(error: HTTPException, method: str, path: str) -> HTTPException:
+    """The same error of routing, saying what was asked for."""
+    match error.status_code:
+        case 404:
+            detail = f"No such path: {path}."
+        case 405:
+            detail = f"{method} is not allowed on {path}."
+        case _:
+            return error
+    return HTTPException(error.status_code, detail, error.headers)
 
 
 def unsupported(name: str, instead: str = "") -> RequestError:

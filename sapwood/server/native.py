@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from time import perf_counter
 from typing import Any
 
@@ -25,7 +25,7 @@ from sapwood.server.fields import Int, Priority, listed, salt_of
 from sapwood.server.front import MAX_CHOICES, Front
 from sapwood.server.generation import Choice, News, Prompt, choices_of, complete, params_for
 from sapwood.server.refusals import GENERATE, NATIVE_SAMPLING, Refused, refuse
-from sapwood.server.sse import EventStream, frame
+from sapwood.server.sse import EventStream, Script, frame
 
 _DEFAULT_MAX_TOKENS = 128  # SGLang's
 _NAMES = {
@@ -171,7 +171,7 @@ def routes(front: Front) -> list[Route]:
         answer = _Answer(front, asked, with_text=bool(body.return_text_in_logprobs), begin=begin)
         alone = single and len(choices) == 1
         if body.stream:
-            return EventStream(front, choices, _framer(answer, alone))
+            return EventStream(front, choices, _Script(answer, alone))
         await front.attended(request.receive, complete(front, choices))
         answers = [answer(choice) for choice in choices]
         return json_response(answers[0] if alone else answers)
@@ -179,13 +179,15 @@ def routes(front: Front) -> list[Route]:
     return [Route("/generate", generate_, methods=["POST", "PUT"])]
 
 
-def _framer(answer: _Answer, alone: bool) -> Callable[[list[News]], bytes]:
-    def frames(batch: list[News]) -> bytes:
-        """Each event holds the whole text so far, as SGLang's do."""
-        shown = [answer(news.choice, index=UNSET if alone else news.choice.index) for news in batch]
-        return b"".join(map(frame, shown))
+class _Script(Script):
+    """Each event holds the whole text so far, as SGLang's do."""
 
-    return frames
+    def __init__(self, answer: _Answer, alone: bool) -> None:
+        self._answer, self._alone = answer, alone
+
+    def frames(self, news: list[News]) -> bytes:
+        shown = [self._answer(one.choice, index=UNSET if self._alone else one.choice.index) for one in news]
+        return b"".join(map(frame, shown))
 
 
 async def _prompts(front: Front, body: GenerateRequest) -> tuple[list[list[int]], str, bool]:

@@ -1,8 +1,9 @@
-"""Server-sent events: frames from structs, and a response that streams them without layers in between."""
+"""Streams: frames from structs, and a response that sends them without layers in between."""
 
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
@@ -13,13 +14,13 @@ from starlette.types import Message, Receive, Scope, Send
 from sapwood.server.errors import ClientGone, problem
 from sapwood.server.front import Front
 from sapwood.server.generation import Choice, News, generate
+from sapwood.server.passage import passage
 from sapwood.server.turns import start_eagerly
 
+EVENTS = "text/event-stream; charset=utf-8"
 DONE = b"data: [DONE]\n\n"
-SEND = "sapwood.send"  # key of a scope: the server's own `send`, without the layers around the routes
 
 _HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # asks nginx to pass events on as they come
 ]
@@ -45,31 +46,48 @@ def frame(event: Any) -> bytes:
     return b"data: " + _encode(event) + b"\n\n"
 
 
+class Script(ABC):
+    """How a dialect words a stream. What is given here is OpenAI's way: events without names, and [DONE] behind the last.
+
+    Attributes:
+        media: The content type.
+    """
+
+    media = EVENTS
+
+    @abstractmethod
+    def frames(self, news: list[News]) -> bytes:
+        """What news say; b"" for nothing yet."""
+
+    def last(self) -> bytes:
+        """What follows the last news."""
+        return DONE
+
+    def failed(self, error: bytes) -> bytes:
+        """What follows an error, given its body, after which there is nothing more."""
+        return b"data: " + error + b"\n\n" + DONE
+
+
 class EventStream(Response):
-    """Streams what `frames` makes of news (none or any number of frames), then what `last` has to say, then [DONE].
+    """Streams what a script makes of news.
 
     The response begins with the first frames, so an error before them has its own status. A later error is an event
     of its own. A client that hangs up ends the choices; one that is slow gets what has come meanwhile in one piece.
     """
 
-    def __init__(
-        self,
-        front: Front,
-        choices: Sequence[Choice],
-        frames: Callable[[list[News]], bytes],
-        last: Callable[[], bytes] = bytes,
-    ) -> None:
+    def __init__(self, front: Front, choices: Sequence[Choice], script: Script) -> None:
         self.status_code = 200
         self.background = None
         self._front = front
         self._choices = choices
-        self._frames = frames
-        self._last = last
+        self._script = script
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = False
+        script, note = self._script, passage(scope, send)
         # What lies between us and the server minds how a response begins, not its bodies.
-        send_body = scope.get(SEND, send)
+        send_body: Callable[[Message], Coroutine[Any, Any, None]] = note.send  # type: ignore[assignment]
+        headers = [(b"content-type", script.media.encode()), *_HEADERS]
 
         def write(body: bytes, *, more: bool = True) -> Coroutine[Any, Any, None]:
             message = {"type": "http.response.body", "body": body, "more_body": more}
@@ -78,20 +96,20 @@ class EventStream(Response):
         async def start(message: Message) -> None:
             nonlocal started
             started = True
-            await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
             await send(message)
 
         def hand_on(news: list[News]) -> asyncio.Task[None] | None:
-            frames = self._frames(news)
+            frames = script.frames(news)
             return start_eagerly(write(frames)) if frames else None
 
         try:
             await self._front.attended(receive, generate(self._front, self._choices, hand_on))
-            tail = self._last() + DONE
+            tail = script.last()
         except Exception as error:
             if not started:
                 raise
             if isinstance(error, ClientGone):
                 return
-            tail = b"data: " + problem(error).encode() + b"\n\n" + DONE
+            tail = script.failed(note.error(problem(error)))
         await write(tail, more=False)

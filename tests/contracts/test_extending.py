@@ -151,7 +151,7 @@ def test_the_first_change(llama: Path) -> None:
 @pytest.mark.anyio
 async def test_a_dialect(tmp_path: Path) -> None:
     text = make_text(tmp_path)
-    app = create_app(FakeEngine(text), text, Config(), MODEL, rooms=(*ROOMS, example("questions").routes))
+    app = create_app(FakeEngine(text), text, Config(), MODEL, rooms=(*ROOMS, example("questions").ROOM))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as http:
         reply = await http.post("/ask", json={"question": "Hello?", "most": 8})
         assert reply.status_code == 200

@@ -20,12 +20,11 @@ from sapwood.server.conversation import Ask, Turn, begin
 from sapwood.server.fields import Count
 from sapwood.server.front import Front
 from sapwood.server.generation import Choice, News, complete
+from sapwood.server.logprobs import alternatives, finite
 from sapwood.server.openai.answers import Answer, AnswerDelta, Speaker
 from sapwood.server.openai.protocol import ChatRequest
 from sapwood.server.openai.replies import (
-    alternatives,
     event_stream,
-    finite,
     new_reply,
     post,
     prompt_logprobs,

@@ -19,12 +19,11 @@ from sapwood.grammar.schema import Finding
 from sapwood.server.body import json_response
 from sapwood.server.front import MAX_CHOICES, Front
 from sapwood.server.generation import Choice, News, Prompt, choices_of, complete, params_for
+from sapwood.server.logprobs import alternatives, finite
 from sapwood.server.openai.protocol import CompletionRequest
 from sapwood.server.openai.replies import (
     RankedToken,
-    alternatives,
     event_stream,
-    finite,
     new_reply,
     post,
     prompt_logprobs,

@@ -18,14 +18,13 @@ from sapwood.base.plan import TokenLogprobs
 from sapwood.server.body import Body
 from sapwood.server.front import Front
 from sapwood.server.generation import Choice, News
+from sapwood.server.logprobs import alternatives, finite
 from sapwood.server.openai.protocol import Sampling, StreamOptions
 from sapwood.server.refusals import Table
-from sapwood.server.sse import EventStream, cut, frame, quoted
+from sapwood.server.sse import DONE, EventStream, Script, cut, frame, quoted
 from sapwood.text import TextModel
 
 S = TypeVar("S", bound=Sampling)
-
-_LEAST = -9999.0  # JSON has no -inf
 
 
 class PromptDetails(msgspec.Struct):
@@ -119,10 +118,6 @@ def stop_reason(front: Front, choice: Choice) -> int | str | None:
     return None if choice.stop in front.facts.eos_ids else choice.stop
 
 
-def finite(logprob: float) -> float:
-    return max(logprob, _LEAST)
-
-
 def event_stream(
     front: Front,
     choices: Sequence[Choice],
@@ -136,11 +131,10 @@ def event_stream(
 
     `plain` makes the entry of text alone, given a choice's index and the text; None where entries hold more than that.
     """
-    framer = _Framer(choices, reply, options, shape, plain)
-    return EventStream(front, choices, framer, framer.last)
+    return EventStream(front, choices, _Chunks(choices, reply, options, shape, plain))
 
 
-class _Framer:
+class _Chunks(Script):
     """Nearly all chunks are plain and differ in their text only, so the rest of them is encoded once per choice."""
 
     def __init__(
@@ -165,33 +159,27 @@ class _Framer:
                 reply.choices = [plain(choice.index, mark)]
                 self._moulds.append(cut(reply, mark))
 
-    def __call__(self, batch: Sequence[News]) -> bytes:
+    def frames(self, news: list[News]) -> bytes:
         parts: list[bytes] = []
         if self._running_usage:
             self._reply.usage = usage_of(self._choices)
-        for news in batch:
-            if self._moulds and not news.first and news.choice.finish is None:
-                if news.text:
-                    before, after = self._moulds[news.choice.index]
-                    parts += before, quoted(news.text), after
+        for one in news:
+            if self._moulds and not one.first and one.choice.finish is None:
+                if one.text:
+                    before, after = self._moulds[one.choice.index]
+                    parts += before, quoted(one.text), after
                 continue
-            for entry in self._shape(news):
+            for entry in self._shape(one):
                 self._reply.choices = [entry]
                 parts.append(frame(self._reply))
         return b"".join(parts)
 
     def last(self) -> bytes:
-        """What follows the last chunk of the last choice: the usage, if it was asked for."""
+        """The usage, if it was asked for, and [DONE]."""
         if not self._with_usage:
-            return b""
+            return DONE
         self._reply.choices, self._reply.usage = [], usage_of(self._choices)
-        return frame(self._reply)
-
-
-def alternatives(entry: TokenLogprobs, named: Sequence[int]) -> list[tuple[int, float]]:
-    """The likeliest tokens, then those that the request names and that are not among them, each once."""
-    named_ones = zip(named, entry.named_logprobs, strict=True)
-    return list((dict(zip(entry.top_ids, entry.top_logprobs, strict=True)) | dict(named_ones)).items())
+        return frame(self._reply) + DONE
 
 
 def prompt_logprobs(

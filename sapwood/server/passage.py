@@ -1,0 +1,40 @@
+"""What is known of a request outside of its body: a note that travels in its scope."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from starlette.responses import Response
+from starlette.types import Scope, Send
+
+from sapwood.server.errors import Envelope, Problem, openai_envelope
+
+_KEY = "sapwood.passage"
+
+
+@dataclass(slots=True)
+class Passage:
+    """One request on its way.
+
+    Attributes:
+        send: The server's own, without the layers around the routes; for those who send often.
+        request_id: The client's, or one of ours.
+        envelope: How errors are worded on this path.
+    """
+
+    send: Send
+    request_id: str = ""
+    envelope: Envelope = openai_envelope
+
+    def error(self, problem: Problem) -> bytes:
+        """The body of an error."""
+        return self.envelope(problem, self.request_id)
+
+    def response(self, problem: Problem) -> Response:
+        return Response(self.error(problem), problem.status, {"content-type": "application/json"} | problem.headers)
+
+
+def passage(scope: Scope, send: Send) -> Passage:
+    """The note of a request, begun with its first reader. `send` is what that one was given."""
+    note: Passage = scope.setdefault(_KEY, Passage(send))
+    return note
