@@ -26,6 +26,7 @@ class Request:
         seed: 64-bit seed of its random choices.
         namespace: Requests share cached prefixes only within one (adapter and salt).
         arrival: Running number, lower came first.
+        arrived: When it came, in seconds of the host's monotonic clock; nothing is decided by it.
         slot: Its slot while it runs, else -1.
         passed: How many later arrivals were admitted before it.
         cached_tokens: Prompt tokens found in the cache when first admitted; -1 before.
@@ -37,6 +38,7 @@ class Request:
 
     __slots__ = (
         "arrival",
+        "arrived",
         "cached_tokens",
         "constraint",
         "hold",
@@ -69,6 +71,7 @@ class Request:
         namespace: str = "",
         priority: int = 0,
         arrival: int = 0,
+        arrived: float = 0.0,
     ) -> None:
         self.id = id
         self.tokens = np.ascontiguousarray(tokens, dtype=np.int32)
@@ -81,6 +84,7 @@ class Request:
         self.namespace = namespace
         self.priority = priority
         self.arrival = arrival
+        self.arrived = arrived
         self.slot = -1
         self.passed = 0
         self.cached_tokens = -1

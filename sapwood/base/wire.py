@@ -69,7 +69,7 @@ class Abort(msgspec.Struct, frozen=True, tag="abort", array_like=True):
 
 
 class Control(msgspec.Struct, frozen=True, tag="control", array_like=True):
-    """A question or command outside the loop's business: 'status', 'flush_cache', 'check'."""
+    """A question or command outside the loop's business: 'status', 'flush_cache', 'check', 'live', 'tree'."""
 
     id: int
     what: str

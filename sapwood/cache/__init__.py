@@ -1,6 +1,7 @@
 """The host side of the KV cache: page pools, and the radix tree that owns their pages."""
 
 from sapwood.cache.kv import KVCache
+from sapwood.cache.sketch import Sketch
 from sapwood.cache.stake import KVStake
 
-__all__ = ["KVCache", "KVStake"]
+__all__ = ["KVCache", "KVStake", "Sketch"]

@@ -119,6 +119,7 @@ class KVCache:
         Takes one page more when the next one is partly cached: the plan copies it. Returns how many tokens are cached.
         """
         hold: Hold = request.hold
+        self.tree.found(hold.nodes)
         cached = len(hold.nodes) * self.page_size
         if request.scored:
             wanted = request.tokens[cached : min(len(request.tokens) - 1, cached + self.page_size)]
@@ -147,6 +148,7 @@ class KVCache:
             if child is None or ABSENT in child.pages:
                 break
             tree.join((child,))
+            tree.found((child,))
             self._append(hold, child)
             for g in range(len(self.groups)):
                 self._change(g, request.slot, depth, child.pages[g])

@@ -35,6 +35,7 @@ class Node:
     __slots__ = (
         "born",
         "children",
+        "hits",
         "holds",
         "key",
         "leases",
@@ -57,6 +58,7 @@ class Node:
         self.holds = [0] * len(pages)  # sequences that have the page in their window, per group
         self.touched = [0] * len(pages)  # when the last hold ended, per group
         self.used = 0
+        self.hits = 0  # times that a request found it
         self.users = 0  # running sequences whose path goes through
 
 
@@ -78,10 +80,14 @@ class RadixTree:
         # Per windowed group: pages in the tree, and those of them in some running window.
         self.num_present = [0] * len(groups)
         self.num_held = [0] * len(groups)
-        self._clock = itertools.count(1)
+        self.now = 0  # grows with every use
         self._order = itertools.count()
         self._leaves: list[tuple[int, int, Node]] = []
         self._slack: list[list[tuple[int, int, Node]]] = [[] for _ in groups]
+
+    def _stamp(self) -> int:
+        self.now += 1
+        return self.now
 
     def root(self, namespace: str) -> Node:
         node = self.roots.get(namespace)
@@ -157,7 +163,7 @@ class RadixTree:
         node.leases -= 1
         if node.leases:
             return
-        node.used = next(self._clock)
+        node.used = self._stamp()
         walk: Node | None = node
         while walk is not None:
             walk.shelters -= 1
@@ -174,6 +180,11 @@ class RadixTree:
             node.users += 1
             self.num_shared += node.users == 2
 
+    def found(self, nodes: Iterable[Node]) -> None:
+        """A request that runs need not compute these nodes."""
+        for node in nodes:
+            node.hits += 1
+
     def part(self, nodes: Iterable[Node]) -> None:
         """One running sequence less goes through each of the nodes."""
         for node in nodes:
@@ -189,7 +200,7 @@ class RadixTree:
         node.holds[group] -= 1
         if node.holds[group] == 0:
             self.num_held[group] -= 1
-            node.touched[group] = stamp = next(self._clock)
+            node.touched[group] = stamp = self._stamp()
             heapq.heappush(self._slack[group], (stamp, next(self._order), node))
             if len(self._slack[group]) > 2 * self.num_nodes + 64:
                 self._slack[group] = [entry for entry in self._slack[group] if self._is_slack(group, *entry)]
@@ -215,7 +226,7 @@ class RadixTree:
         if leased.leases:
             leased.shelters += 1
         else:  # the child shelters it in place of the lease
-            leased.used = next(self._clock)
+            leased.used = self._stamp()
         return node
 
     def donate(self, node: Node, group: int, page: int) -> None:

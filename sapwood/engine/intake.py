@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from time import monotonic
 
 import numpy as np
 
@@ -53,6 +54,7 @@ class Intake:
             namespace=f"{message.adapter}\0{message.salt}",
             priority=message.priority,
             arrival=self._arrivals,
+            arrived=monotonic(),
         )
 
 

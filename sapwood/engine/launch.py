@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from sapwood.arch.families import declare
 from sapwood.base.errors import ConfigError, GrammarError, ModelError
@@ -13,7 +13,7 @@ from sapwood.base.layout import longest_sequence, split_pages
 from sapwood.base.slots import Slots
 from sapwood.base.stake import Stake
 from sapwood.base.wire import Facts
-from sapwood.cache import KVCache, KVStake
+from sapwood.cache import KVCache, KVStake, Sketch
 from sapwood.catalogue import Catalogue, joined
 from sapwood.config import Config
 from sapwood.config.devices import rules_of
@@ -92,7 +92,7 @@ def launch(
         depth=_set(config.scheduler.depth),
         gauges=(kv.gauges, constraints.gauges),
         pages=kv.pages,
-        commands={"flush_cache": lambda: {"freed_pages": kv.flush()}},
+        commands=_commands(kv, slots),
     )
     decisions = (*_told(decisions, longest), _pool_decision(measured.groups, num_pages))
     facts = _facts(config, measured, decisions, clock.laps, num_pages, longest=longest, vocab_size=decoder.vocab_size)
@@ -122,6 +122,13 @@ def _facts(
         seconds_to_ready=seconds,
         decisions=[str(decision) for decision in decisions],
     )
+
+
+def _commands(kv: KVCache, slots: Slots) -> dict[str, Callable[[], dict[str, Any]]]:
+    return {
+        "flush_cache": lambda: {"freed_pages": kv.flush()},
+        "tree": Sketch(kv.tree, slots.running).go_on,
+    }
 
 
 def _compiler(

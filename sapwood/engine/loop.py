@@ -12,8 +12,10 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Any
+
+import msgspec
 
 from sapwood.base.news import Landing
 from sapwood.base.plan import Plan
@@ -25,6 +27,7 @@ from sapwood.scheduler import Scheduler
 log = logging.getLogger(__name__)
 
 READY_SECONDS = 0.005  # a wait for a request to become ready while there is nothing else to do
+MOST_LANES = 512  # requests that somebody who looks is told of one by one
 MOST_FAILURES = 3  # lost steps in a row after which the device is given up
 
 Gauges = Callable[[], tuple[Mapping[str, int], Mapping[str, float]]]
@@ -62,7 +65,7 @@ class Engine:
         self.counters |= dict.fromkeys(("finished", "errors"), 0)
         self.seconds = {"host_seconds": 0.0, "wait_seconds": 0.0}
         self._gauges, self._pages = gauges, pages
-        self._commands = {"check": self._check, "status": self._status, **(commands or {})}
+        self._commands = {"check": self._check, "status": self._status, "live": self._live, **(commands or {})}
         self._outbox: list[Deltas] = []  # news that nobody has taken yet: a step that fails loses none
         self._failures = 0
 
@@ -182,3 +185,11 @@ class Engine:
     def _status(self) -> dict[str, Any]:
         stats = self.stats()
         return {"running": stats.running, "waiting": stats.waiting, "pages": stats.pages, **stats.counters}
+
+    def _live(self) -> dict[str, Any]:
+        """What there is to see of requests, bounded whatever their number."""
+        now = monotonic()
+        lanes = [lane._asdict() for lane in self.scheduler.lanes(MOST_LANES)]
+        for lane in lanes:
+            lane["age"] = round(now - lane.pop("arrived"), 3)
+        return {"lanes": lanes} | msgspec.structs.asdict(self.stats())

@@ -13,6 +13,7 @@ from sapwood.base.request import Request
 from sapwood.base.slots import Slots
 from sapwood.base.stake import Stake
 from sapwood.scheduler.commit import Commit
+from sapwood.scheduler.lanes import Lane, lanes
 from sapwood.scheduler.planner import Planner
 from sapwood.scheduler.roster import Roster
 from sapwood.scheduler.waiting import Peek, Waiting
@@ -65,6 +66,10 @@ class Scheduler:
 
     def running(self) -> list[Request]:
         return self.slots.running()
+
+    def lanes(self, most: int) -> list[Lane]:
+        """How far requests have come, at most so many: those who run, then those who wait."""
+        return lanes(self._roster, most)
 
     def add(self, request: Request) -> None:
         self._roster.add(request)

@@ -24,7 +24,7 @@ from sapwood.base.errors import SapwoodError
 from sapwood.config import Config
 from sapwood.engine.client import EngineClient
 from sapwood.observe import Metrics
-from sapwood.server import admin, native
+from sapwood.server import admin, live, native
 from sapwood.server.auth import check_key
 from sapwood.server.errors import ClientGone, Envelope, named, openai_envelope, problem
 from sapwood.server.front import Front
@@ -41,6 +41,7 @@ ROOMS: Sequence[Room] = (
     Room(models.routes),
     Room(native.routes),
     Room(admin.routes),
+    Room(live.routes),
 )
 """What there is over HTTP: a dialect is one more of these."""
 

@@ -170,6 +170,32 @@ def test_control() -> None:
     assert "unknown" in engine.control("dance")["error"]
 
 
+def test_who_looks_sees_requests_as_lanes() -> None:
+    engine, _ = make()
+    for id in range(6):
+        engine.submit(Submit(id, [5, id, *[6] * 9], SamplingParams(max_tokens=20), priority=id))
+    assert [lane["phase"] for lane in engine.control("live")["lanes"]] == ["aside"] * 6
+    for _ in range(5):
+        engine.step()
+    told = engine.control("live")
+    lanes = {lane["id"]: lane for lane in told["lanes"]}
+    assert [lanes[id]["phase"] for id in range(6)] == ["output"] * 4 + ["waiting"] * 2
+    assert all(lane["prompt"] == 11 and lane["limit"] == 31 and lane["age"] >= 0 for lane in lanes.values())
+    assert 0 < lanes[0]["output"] <= lanes[0]["computed"] - 10 and lanes[0]["cached"] == 0
+    assert (lanes[5]["output"], lanes[5]["computed"], lanes[5]["cached"], lanes[5]["priority"]) == (0, 0, -1, 5)
+    assert (told["running"], told["waiting"], told["pages"]) == (4, 2, engine.stats().pages)
+
+
+def test_a_long_prompt_is_in_its_prompt_until_its_last_chunk() -> None:
+    engine, _ = make(0)
+    engine.submit(Submit(1, [5] * 50, SamplingParams(max_tokens=4)))
+    phases = []
+    while not engine.idle:
+        engine.step()
+        phases += [(lane["phase"], lane["computed"]) for lane in engine.control("live")["lanes"]]
+    assert phases == [("prompt", 32), ("output", 50), ("output", 51), ("output", 52)]
+
+
 def test_two_engines_in_one_process_do_not_meet() -> None:
     (one, _), (two, _) = make(0), make(2)
     one.submit(Submit(1, [5, 6, 7], SamplingParams(max_tokens=12)))

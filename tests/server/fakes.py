@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -81,6 +82,10 @@ class FakeEngine:
         self.cached = 0
         self.asked: list[Asked] = []
         self.controls: list[str] = []
+        self.replies: dict[str, dict[str, Any]] = {  # to what it is told or asked
+            "live": {"lanes": [], "running": 0, "waiting": 0, "counters": {}, "seconds": {}, "pages": [[32, 20, 4]]},
+            "tree": {"done": True, "tree": {"pages": 0, "twigs": {"pages": [], "label": []}, "holders": {}}},
+        }
         self.running = 0
         self.broken_off = 0
         self._changed = asyncio.Event()
@@ -169,7 +174,7 @@ class FakeEngine:
         if self.dead is not None:
             raise EngineDead(self.dead)
         self.controls.append(what)
-        return {"did": what}
+        return copy.deepcopy(self.replies.get(what, {"did": what}))
 
 
 def overloaded() -> Overloaded:

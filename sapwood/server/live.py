@@ -1,0 +1,126 @@
+"""GET /live: requests as lanes, the KV cache and its tree, latencies. What pages and terminals draw a running server from."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from math import inf
+from time import monotonic, time
+from typing import Any, Generic, TypeVar
+
+import msgspec
+from prometheus_client import CollectorRegistry
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from sapwood import __version__
+from sapwood.server.front import Front
+
+T = TypeVar("T")
+
+_FRESH = 0.4  # seconds for which all who look see the same
+_SHARE = 20  # a large tree is drawn again after so many times as long as it took
+_LATENCIES = {
+    "sapwood_time_to_first_token_seconds": "first_token",
+    "sapwood_inter_token_seconds": "inter_token",
+}
+_MOST_LABELS = 20_000  # texts that are remembered from one look to the next
+
+
+class Look(Generic[T]):
+    """What `ask` says, asked once for all who look within a while: many who look cost the engine no more than one."""
+
+    def __init__(self, ask: Callable[[], Awaitable[T]]) -> None:
+        self._ask = ask
+        self._lock = asyncio.Lock()
+        self._seen: T | None = None
+        self._until = 0.0
+
+    async def __call__(self) -> T:
+        async with self._lock:
+            began = monotonic()
+            if self._seen is None or began > self._until:
+                self._seen = await self._ask()
+                now = monotonic()
+                self._until = now + max(_FRESH, _SHARE * (now - began))
+            return self._seen
+
+
+class Labels:
+    """Texts of the tokens that twigs begin with."""
+
+    def __init__(self, front: Front) -> None:
+        self._front = front
+        self._known: dict[tuple[int, ...], str] = {}
+
+    async def __call__(self, several: list[list[int]]) -> list[str]:
+        known = self._known
+        keys = [tuple(tokens) for tokens in several]
+        missing = [key for key in dict.fromkeys(keys) if key not in known]
+        texts = await self._front.decode_all([list(key) for key in missing], skip_special=False)
+        if len(known) > _MOST_LABELS:
+            known = self._known = {key: known[key] for key in keys if key in known}
+        known.update(zip(missing, texts, strict=True))
+        return [known[key] for key in keys]
+
+
+def routes(front: Front) -> list[Route]:
+    labels = Labels(front)
+
+    async def drawn() -> dict[str, Any]:
+        reply: dict[str, Any] = {"done": False}
+        while not reply["done"]:
+            reply = await front.engine.control("tree")
+        tree: dict[str, Any] = reply["tree"]
+        tokens = tree["twigs"].pop("label")
+        # Prompts are their senders' business: where there are keys, nobody sees those of others.
+        tree["twigs"]["label"] = await labels(tokens) if front.config.server.api_key is None else None
+        return tree
+
+    async def asked() -> dict[str, Any]:
+        return _now(front) | await front.engine.control("live") | {"latency": _latencies(front.metrics.registry)}
+
+    state, tree = Look(asked), Look(drawn)
+
+    async def live(request: Request) -> Response:
+        told = await state()
+        if request.query_params.get("tree") != "0":
+            told = told | {"tree": await tree()}
+        return Response(
+            msgspec.json.encode(told), headers={"content-type": "application/json", "cache-control": "no-store"}
+        )
+
+    return [Route("/live", live, methods=["GET"])]
+
+
+def _now(front: Front) -> dict[str, Any]:
+    facts = front.facts
+    return {
+        "time": time(),
+        "uptime": round(time() - front.started, 1),
+        "version": __version__,
+        "model": front.model_name,
+        "device": facts.device,
+        "dtype": facts.dtype,
+        "page_size": facts.page_size,
+        "max_model_len": facts.max_model_len,
+        "max_num_seqs": facts.max_num_seqs,
+    }
+
+
+def _latencies(registry: CollectorRegistry) -> dict[str, dict[str, Any]]:
+    """Since the start, by what is measured: upper bounds of buckets in seconds (None for the last), how many were within."""
+    told: dict[str, dict[float, float]] = {name: {} for name in _LATENCIES.values()}
+    for family in registry.collect():
+        if (name := _LATENCIES.get(family.name)) is None:
+            continue
+        counts = told[name]
+        for sample in family.samples:
+            if "le" in sample.labels:
+                bound = float(sample.labels["le"])
+                counts[bound] = counts.get(bound, 0.0) + sample.value
+    return {
+        name: {"bounds": [bound if bound != inf else None for bound in counts], "counts": list(counts.values())}
+        for name, counts in told.items()
+    }
