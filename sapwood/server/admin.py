@@ -8,6 +8,7 @@ from time import monotonic
 from typing import Any
 
 import msgspec
+from msgspec import UNSET, UnsetType
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -16,9 +17,10 @@ from starlette.routing import Route
 from sapwood import __version__
 from sapwood.base.errors import EngineDead, RequestError
 from sapwood.observe import Pulse
-from sapwood.server.body import Body, json_response
+from sapwood.server.body import json_response
 from sapwood.server.fields import Int, Messages
 from sapwood.server.front import Front
+from sapwood.server.routes import Described, Media, plain, post
 
 _HEARTBEAT_LIMIT = 30.0  # seconds; the engine reports about every second
 _PING_LIMIT = 5.0
@@ -54,8 +56,21 @@ class Text(msgspec.Struct):
     prompt: str
 
 
-def routes(front: Front) -> list[Route]:
-    read_tokenize, read_detokenize = Body(TokenizeRequest, front), Body(DetokenizeRequest, front)
+class Health(msgspec.Struct):
+    """`reason` is why the server is not healthy."""
+
+    status: str
+    model: str
+    running: int | UnsetType = UNSET
+    waiting: int | UnsetType = UNSET
+    reason: str | UnsetType = UNSET
+
+
+class Version(msgspec.Struct):
+    version: str
+
+
+def routes(front: Front) -> list[Described]:
     pulse = Pulse(limit=_HEARTBEAT_LIMIT, now=monotonic())
 
     async def health(request: Request) -> Response:
@@ -65,41 +80,44 @@ def routes(front: Front) -> list[Route]:
         if reason is None and not pulse.beats(stats, monotonic()):
             reason = await _ping(front)
         if reason is not None:
-            return JSONResponse({"status": "dead", "reason": reason}, 503)
+            return json_response(Health("dead", front.model_name, reason=reason), 503)
         running, waiting = (stats.running, stats.waiting) if stats is not None else (0, 0)
-        return JSONResponse({"status": "ok", "model": front.model_name, "running": running, "waiting": waiting})
+        return json_response(Health("ok", front.model_name, running, waiting))
 
     async def metrics(request: Request) -> Response:
+        """Metrics, as Prometheus reads them."""
         return Response(generate_latest(front.metrics.registry), headers={"content-type": CONTENT_TYPE_LATEST})
 
     async def version(request: Request) -> Response:
-        return JSONResponse({"version": __version__})
+        """The server's version."""
+        return json_response(Version(__version__))
 
-    async def tokenize(request: Request) -> Response:
-        body = await read_tokenize(request)
+    async def tokenize(request: Request, body: TokenizeRequest) -> Response:
+        """The tokens of a prompt, or of a conversation as the model's template writes it."""
         front.check_model(body.model)
         tokens = await _tokens_of(body, front)
         strings = [front.text.token_text(token) for token in tokens] if body.return_token_strs else None
         return json_response(Tokens(len(tokens), front.facts.max_model_len, tokens, strings))
 
-    async def detokenize(request: Request) -> Response:
-        body = await read_detokenize(request)
+    async def detokenize(request: Request, body: DetokenizeRequest) -> Response:
+        """The text of some tokens."""
         front.check_model(body.model)
         if body.tokens:
             front.check_tokens(body.tokens, "tokens")
         return json_response(Text(await front.decode(body.tokens, skip_special=False)))
 
     async def flush_cache(request: Request) -> Response:
+        """Forget all cached prefixes that no running request has."""
         reply: dict[str, Any] = await front.engine.control("flush_cache")
         return JSONResponse(reply)
 
     return [
-        Route("/health", health, methods=["GET"]),
-        Route("/metrics", metrics, methods=["GET"]),
-        Route("/version", version, methods=["GET"]),
-        Route("/tokenize", tokenize, methods=["POST"]),
-        Route("/detokenize", detokenize, methods=["POST"]),
-        Route("/flush_cache", flush_cache, methods=["POST"]),
+        plain("/health", health, gives=Health, otherwise={503: Health}),
+        plain("/metrics", metrics, gives=Media("text/plain")),
+        plain("/version", version, gives=Version),
+        post(front, "/tokenize", TokenizeRequest, tokenize, gives=Tokens),
+        post(front, "/detokenize", DetokenizeRequest, detokenize, gives=Text),
+        plain("/flush_cache", flush_cache, gives=dict[str, Any], methods=("POST",)),
     ]
 
 
@@ -111,14 +129,15 @@ async def _tokens_of(body: TokenizeRequest, front: Front) -> list[int]:
     return (await front.render(body.talk(), tools=body.tools or None)).tokens
 
 
-def index(front: Front, routes: Sequence[Route]) -> Route:
+def index(front: Front, routes: Sequence[Route]) -> Described:
     """GET /: what this is, and where to go from here."""
     paths = {route.path: sorted((route.methods or set()) - {"HEAD"}) for route in routes}
 
     async def root(request: Request) -> Response:
+        """What this is, and what there is."""
         return JSONResponse({"name": "sapwood", "version": __version__, "model": front.model_name, "routes": paths})
 
-    return Route("/", root, methods=["GET"])
+    return plain("/", root, gives=dict[str, Any])
 
 
 async def _ping(front: Front) -> str | None:

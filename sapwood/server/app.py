@@ -24,7 +24,7 @@ from sapwood.base.errors import SapwoodError
 from sapwood.config import Config
 from sapwood.engine.client import EngineClient
 from sapwood.observe import Metrics
-from sapwood.server import admin, live, native
+from sapwood.server import admin, live, native, openapi
 from sapwood.server.auth import check_key
 from sapwood.server.errors import ClientGone, Envelope, named, openai_envelope, problem
 from sapwood.server.front import Front
@@ -66,16 +66,17 @@ def create_app(
     """
     metrics = Metrics(registry or CollectorRegistry(), model=model_name, stats=lambda: engine.stats)
     front = Front(engine, text, config, model_name, metrics=metrics, defaults=defaults or {})
-    worded = [(route, room.envelope) for room in rooms for route in room.routes(front)]
-    worded.append((admin.index(front, [route for route, _ in worded]), openai_envelope))
+    placed: list[tuple[Route, Room]] = [(route, room) for room in rooms for route in room.routes(front)]
+    placed.append((admin.index(front, [route for route, _ in placed]), Room(admin.routes)))
+    placed = openapi.routes(front, placed)
     server = config.server
-    middleware = [Middleware(Gate, front=front, known=Known(worded))]
+    middleware = [Middleware(Gate, front=front, known=Known(placed))]
     if server.cors_origins:
         origins = [origin.strip() for origin in server.cors_origins.split(",")]
         cors = Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
         middleware.insert(0, cors)
     app = _Application(
-        routes=[route for route, _ in worded],
+        routes=[route for route, _ in placed],
         middleware=middleware,
         exception_handlers={SapwoodError: handle, HTTPException: handle, ClientGone: handle},
     )
@@ -101,10 +102,10 @@ async def handle(request: Request, error: Exception) -> Response:
 class Known:
     """The paths that are served: how each is counted, and how its errors are worded."""
 
-    def __init__(self, worded: Sequence[tuple[Route, Envelope]]) -> None:
-        self._paths = {route.path: envelope for route, envelope in worded if not route.param_convertors}
+    def __init__(self, placed: Sequence[tuple[Route, Room]]) -> None:
+        self._paths = {route.path: room.envelope for route, room in placed if not route.param_convertors}
         self._patterns = [
-            (route.path_regex, route.path_format, envelope) for route, envelope in worded if route.param_convertors
+            (route.path_regex, route.path_format, room.envelope) for route, room in placed if route.param_convertors
         ]
 
     def __call__(self, path: str) -> tuple[str, Envelope]:

@@ -36,13 +36,15 @@ _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])  # no value is looked at
 class Body(Generic[T]):
     """Reads bodies of one type: `await body(request)`.
 
-    Fields that are not declared are ignored, but for those of `refused`. The server's limit of bytes is enforced while
-    reading, whatever Content-Length says. What the caller does next, up to its next wait, is its turn.
+    Fields that are not declared are ignored, but for those of `refused`. With `optional` no body at all is an empty object.
+    The server's limit of bytes is enforced while reading, whatever Content-Length says. What the caller does next, up to its
+    next wait, is its turn.
     """
 
-    def __init__(self, type: type[T], front: Front, *, refused: Table | None = None) -> None:
+    def __init__(self, type: type[T], front: Front, *, refused: Table | None = None, optional: bool = False) -> None:
         self._decoder = msgspec.json.Decoder(type)
         self._refused = refused or {}
+        self._missing = b"{}" if optional else b""
         self._limit = front.config.server.max_body_bytes
         self._turn = front.turns
 
@@ -73,7 +75,8 @@ class Body(Generic[T]):
         return await anyio.to_thread.run_sync(_inflate, raw, coding, self._limit)
 
     def _decode(self, raw: bytes) -> T:
-        if not raw.strip():
+        raw = raw if raw.strip() else self._missing
+        if not raw:
             raise RequestError("The body is empty; it must be a JSON object.")
         try:
             body = self._decoder.decode(raw)
@@ -93,8 +96,8 @@ class Body(Generic[T]):
             raise RequestError("The body is nested too deeply.") from None
 
 
-def json_response(body: msgspec.Struct | list[Any]) -> Response:
-    return Response(msgspec.json.encode(body), headers={"content-type": "application/json"})
+def json_response(body: msgspec.Struct | list[Any], status: int = 200) -> Response:
+    return Response(msgspec.json.encode(body), status, headers={"content-type": "application/json"})
 
 
 def _inflate(raw: bytes, coding: str, limit: int) -> bytes:

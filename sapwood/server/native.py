@@ -11,7 +11,6 @@ import msgspec
 from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from sapwood.base.errors import RequestError
 from sapwood.base.plan import TokenLogprobs
@@ -20,11 +19,12 @@ from sapwood.grammar import spellings
 from sapwood.grammar.end_check import EndCheck
 from sapwood.grammar.schema import Finding
 from sapwood.grammar.spellings import Asked, Schema, one_of
-from sapwood.server.body import Body, field_error, json_response
+from sapwood.server.body import field_error, json_response
 from sapwood.server.fields import Int, Priority, listed, salt_of
 from sapwood.server.front import MAX_CHOICES, Front
 from sapwood.server.generation import Choice, News, Prompt, choices_of, complete, params_for
 from sapwood.server.refusals import GENERATE, NATIVE_SAMPLING, Refused, refuse
+from sapwood.server.routes import Described, Streamed, post
 from sapwood.server.sse import EventStream, Script, frame
 
 _DEFAULT_MAX_TOKENS = 128  # SGLang's
@@ -140,12 +140,10 @@ class Wish(msgspec.Struct):
     end_check: EndCheck | None = None
 
 
-def routes(front: Front) -> list[Route]:
-    read = Body(GenerateRequest, front, refused=REFUSED)
-
-    async def generate_(request: Request) -> Response:
+def routes(front: Front) -> list[Described]:
+    async def generate(request: Request, body: GenerateRequest) -> Response:
+        """Go on with one prompt or several, as text or token ids, with the logprobs of both sides if asked for."""
         begin = perf_counter()
-        body = await read(request)
         given, param, single = await _prompts(front, body)
         samplings = _spread("sampling_params", _converted(body.sampling_params), len(given), NativeSampling())
         prompts = [
@@ -176,7 +174,18 @@ def routes(front: Front) -> list[Route]:
         answers = [answer(choice) for choice in choices]
         return json_response(answers[0] if alone else answers)
 
-    return [Route("/generate", generate_, methods=["POST", "PUT"])]
+    return [
+        post(
+            front,
+            "/generate",
+            GenerateRequest,
+            generate,
+            refused=REFUSED,
+            gives=Generated | list[Generated],
+            streams=Streamed(Generated),
+            methods=("POST", "PUT"),
+        )
+    ]
 
 
 class _Script(Script):

@@ -9,7 +9,6 @@ import msgspec
 from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from sapwood.base.errors import RequestError
 from sapwood.base.plan import TokenLogprobs
@@ -24,15 +23,16 @@ from sapwood.server.logprobs import alternatives, finite
 from sapwood.server.openai.answers import Answer, AnswerDelta, Speaker
 from sapwood.server.openai.protocol import ChatRequest
 from sapwood.server.openai.replies import (
+    Reply,
     event_stream,
     new_reply,
-    post,
     prompt_logprobs,
     stop_reason,
     usage_of,
 )
 from sapwood.server.openai.tools import toolbox_of
 from sapwood.server.refusals import CHAT
+from sapwood.server.routes import Described, Streamed, post
 from sapwood.server.thinking import Budget
 from sapwood.text import TextModel
 
@@ -77,8 +77,10 @@ class ChatChunkChoice(msgspec.Struct, kw_only=True):
     schema_check: Finding | UnsetType = UNSET
 
 
-def routes(front: Front) -> list[Route]:
+def routes(front: Front) -> list[Described]:
     async def chat_completions(request: Request, body: ChatRequest) -> Response:
+        """Answer a conversation, with thoughts and calls of tools where the model has them."""
+        body.check(front)
         ask = await _ask(front, body)
         turn = await begin(front, ask)
         speaker = Speaker(front, turn, offered=ask.toolbox is not None)
@@ -99,7 +101,17 @@ def routes(front: Front) -> list[Route]:
             reply.prompt_token_ids = turn.prompt.tokens
         return json_response(reply)
 
-    return [post(front, "/v1/chat/completions", ChatRequest, chat_completions, refused=CHAT)]
+    return [
+        post(
+            front,
+            "/v1/chat/completions",
+            ChatRequest,
+            chat_completions,
+            refused=CHAT,
+            gives=Reply[ChatChoice],
+            streams=Streamed(Reply[ChatChunkChoice]),
+        )
+    ]
 
 
 async def _ask(front: Front, body: ChatRequest) -> Ask:

@@ -9,7 +9,6 @@ import msgspec
 from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from sapwood.base.errors import RequestError
 from sapwood.base.plan import TokenLogprobs
@@ -23,14 +22,15 @@ from sapwood.server.logprobs import alternatives, finite
 from sapwood.server.openai.protocol import CompletionRequest
 from sapwood.server.openai.replies import (
     RankedToken,
+    Reply,
     event_stream,
     new_reply,
-    post,
     prompt_logprobs,
     stop_reason,
     usage_of,
 )
 from sapwood.server.refusals import COMPLETIONS
+from sapwood.server.routes import Described, Streamed, post
 from sapwood.text import TextModel
 from sapwood.text.detokenizer import Places
 
@@ -63,8 +63,10 @@ class CompletionChoice(msgspec.Struct, kw_only=True):
     schema_check: Finding | UnsetType = UNSET
 
 
-def routes(front: Front) -> list[Route]:
+def routes(front: Front) -> list[Described]:
     async def completions(request: Request, body: CompletionRequest) -> Response:
+        """Go on with one prompt or several, as text or token ids."""
+        body.check(front)
         params, end_check = await front.restrict(await _params(front, body), body.asked())
         prompts = await _prompts(front, body)
         echoes = await _echoes(front, body, prompts) if body.echo else {}
@@ -82,7 +84,17 @@ def routes(front: Front) -> list[Route]:
         reply.usage = usage_of(choices)
         return json_response(reply)
 
-    return [post(front, "/v1/completions", CompletionRequest, completions, refused=COMPLETIONS)]
+    return [
+        post(
+            front,
+            "/v1/completions",
+            CompletionRequest,
+            completions,
+            refused=COMPLETIONS,
+            gives=Reply[CompletionChoice],
+            streams=Streamed(Reply[CompletionChoice]),
+        )
+    ]
 
 
 async def _params(front: Front, body: CompletionRequest) -> SamplingParams:

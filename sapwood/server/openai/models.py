@@ -5,10 +5,10 @@ from __future__ import annotations
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from sapwood.server.body import json_response
 from sapwood.server.front import Front
+from sapwood.server.routes import Described, plain
 
 
 class ModelCard(msgspec.Struct):
@@ -18,6 +18,8 @@ class ModelCard(msgspec.Struct):
     max_model_len: int
     object: str = "model"
     owned_by: str = "sapwood"
+    parent: None = None
+    permission: list[None] = []
 
 
 class ModelList(msgspec.Struct):
@@ -25,18 +27,20 @@ class ModelList(msgspec.Struct):
     object: str = "list"
 
 
-def routes(front: Front) -> list[Route]:
+def routes(front: Front) -> list[Described]:
     def card() -> ModelCard:
         return ModelCard(front.model_name, front.started, front.config.model.model, front.facts.max_model_len)
 
     async def models(request: Request) -> Response:
+        """The models that are served."""
         return json_response(ModelList([card()]))
 
     async def model(request: Request) -> Response:
+        """One model, by its name."""
         front.check_model(request.path_params["name"])
         return json_response(card())
 
     return [
-        Route("/v1/models", models, methods=["GET"]),
-        Route("/v1/models/{name:path}", model, methods=["GET"]),
+        plain("/v1/models", models, gives=ModelList),
+        plain("/v1/models/{name:path}", model, gives=ModelCard),
     ]

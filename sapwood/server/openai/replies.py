@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import zip_longest
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import msgspec
 from msgspec import UNSET, UnsetType
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
 
 from sapwood.base.plan import TokenLogprobs
-from sapwood.server.body import Body
 from sapwood.server.front import Front
 from sapwood.server.generation import Choice, News
 from sapwood.server.logprobs import alternatives, finite
-from sapwood.server.openai.protocol import Sampling, StreamOptions
-from sapwood.server.refusals import Table
+from sapwood.server.openai.protocol import StreamOptions
 from sapwood.server.sse import DONE, EventStream, Script, cut, frame, quoted
 from sapwood.text import TextModel
 
-S = TypeVar("S", bound=Sampling)
+C = TypeVar("C")
 
 
 class PromptDetails(msgspec.Struct):
@@ -54,21 +49,21 @@ class RankedToken(msgspec.Struct):
     decoded_token: str
 
 
-class Reply(msgspec.Struct, kw_only=True):
+class Reply(msgspec.Struct, Generic[C], kw_only=True):
     """A completion, a chat completion, or a chunk of either, by `object`."""
 
     id: str
     object: str
     created: int
     model: str
-    choices: list[Any]
+    choices: list[C]
     usage: Usage | UnsetType | None = UNSET
     system_fingerprint: str
     prompt_logprobs: list[dict[str, RankedToken] | None] | UnsetType = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
 
 
-def new_reply(front: Front, object: str, prefix: str) -> Reply:
+def new_reply(front: Front, object: str, prefix: str) -> Reply[Any]:
     return Reply(
         id=f"{prefix}-{uuid.uuid4().hex}",
         object=object,
@@ -77,25 +72,6 @@ def new_reply(front: Front, object: str, prefix: str) -> Reply:
         choices=[],
         system_fingerprint=front.fingerprint,
     )
-
-
-def post(
-    front: Front,
-    path: str,
-    type: type[S],
-    answer: Callable[[Request, S], Coroutine[Any, Any, Response]],
-    *,
-    refused: Table,
-) -> Route:
-    """A route whose bodies are of `type`; `answer` gets them with all checked that does not depend on the prompt."""
-    read = Body(type, front, refused=refused)
-
-    async def endpoint(request: Request) -> Response:
-        body = await read(request)
-        body.check(front)
-        return await answer(request, body)
-
-    return Route(path, endpoint, methods=["POST"])
 
 
 def usage_of(choices: Sequence[Choice]) -> Usage:
@@ -121,7 +97,7 @@ def stop_reason(front: Front, choice: Choice) -> int | str | None:
 def event_stream(
     front: Front,
     choices: Sequence[Choice],
-    reply: Reply,
+    reply: Reply[Any],
     options: StreamOptions | None,
     *,
     shape: Callable[[News], Iterable[msgspec.Struct]],
@@ -140,7 +116,7 @@ class _Chunks(Script):
     def __init__(
         self,
         choices: Sequence[Choice],
-        reply: Reply,
+        reply: Reply[Any],
         options: StreamOptions | None,
         shape: Callable[[News], Iterable[msgspec.Struct]],
         plain: Callable[[int, str], msgspec.Struct] | None,
