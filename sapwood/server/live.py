@@ -12,10 +12,10 @@ import msgspec
 from prometheus_client import CollectorRegistry
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from sapwood import __version__
 from sapwood.server.front import Front
+from sapwood.server.routes import Described, plain
 
 T = TypeVar("T")
 
@@ -26,6 +26,12 @@ _LATENCIES = {
     "sapwood_inter_token_seconds": "inter_token",
 }
 _MOST_LABELS = 20_000  # texts that are remembered from one look to the next
+
+
+class Wanted(msgspec.Struct):
+    """With 0 the tree is left out."""
+
+    tree: str = "1"
 
 
 class Look(Generic[T]):
@@ -65,7 +71,7 @@ class Labels:
         return [known[key] for key in keys]
 
 
-def routes(front: Front) -> list[Route]:
+def routes(front: Front) -> list[Described]:
     labels = Labels(front)
 
     async def drawn() -> dict[str, Any]:
@@ -84,6 +90,7 @@ def routes(front: Front) -> list[Route]:
     state, tree = Look(asked), Look(drawn)
 
     async def live(request: Request) -> Response:
+        """What the server does at this moment: requests, pages, the tree of prefixes, latencies."""
         told = await state()
         if request.query_params.get("tree") != "0":
             told = told | {"tree": await tree()}
@@ -91,7 +98,7 @@ def routes(front: Front) -> list[Route]:
             msgspec.json.encode(told), headers={"content-type": "application/json", "cache-control": "no-store"}
         )
 
-    return [Route("/live", live, methods=["GET"])]
+    return [plain("/live", live, query=Wanted, gives=dict[str, Any])]
 
 
 def _now(front: Front) -> dict[str, Any]:
