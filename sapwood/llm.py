@@ -263,7 +263,7 @@ class AsyncLLM:
         self._grammars: Checker
 
     async def __aenter__(self) -> Self:
-        from sapwood.engine.process import start
+        from sapwood.engine.keeper import start
 
         catalogue = joined()
         files = find_configured(self.config.model, families=catalogue.families)

@@ -7,8 +7,9 @@
     │   ├── ConfigError                   an option or a pair of options
     │   └── ModelError                    a model file or config that cannot be used
     ├── GenerationFailed                  one request failed inside; the others go on
-    ├── EngineDead                        the engine process is gone; in-flight requests end with this
-    └── Overloaded                        too much is waiting already: HTTP 503
+    └── Unavailable                       not now: HTTP 503, with the seconds after which to try again
+        ├── EngineDead                    the engine process is gone; in-flight requests end with this
+        └── Overloaded                    too much is waiting already
 
 Anything else that escapes is a bug and is reported with its traceback.
 """
@@ -54,9 +55,17 @@ class GenerationFailed(SapwoodError):
     """The engine gave one request up; the others go on."""
 
 
-class EngineDead(SapwoodError):
-    """The engine process has ended. Carries its last words where there are any."""
+class Unavailable(SapwoodError):
+    """Nothing is wrong with the request; `retry_after` are the seconds after which it may be served, where that is known."""
+
+    def __init__(self, message: str = "", *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
-class Overloaded(SapwoodError):
-    """The queue is full; try again later."""
+class EngineDead(Unavailable):
+    """The engine process has ended. Carries its last words where there are any, and how long until there is another."""
+
+
+class Overloaded(Unavailable):
+    """The queue is full, or the server stops; try again later."""

@@ -1,6 +1,6 @@
 """The messages between a front and its engine: typed msgpack, never pickle.
 
-Front to engine: Submit, or Lists and Sharing for it, Abort, Control. Engine to front: Ready, Failed, Deltas, Stats, Reply.
+Front to engine: Submit, or Lists and Sharing for it, Abort, Control. Engine to front: Ready, Failed, Deltas, Stats, Beat, Reply.
 Requests are numbered by the front that sends them. Tokens cross once per step for all requests together.
 """
 
@@ -149,8 +149,16 @@ class Failed(msgspec.Struct, frozen=True, tag="failed", array_like=True):
     user_error: bool
 
 
+class Beat(msgspec.Struct, frozen=True, tag="beat", array_like=True):
+    """The engine's process runs, and its loop has been at one thing for `seconds`, after so many steps since start. Sent about
+    every second while that is more than one: between shorter steps other news tell as much."""
+
+    steps: int
+    seconds: float
+
+
 class Stats(msgspec.Struct, frozen=True, tag="stats", array_like=True):
-    """Gauges and counters since start, sent about every second and when the engine falls idle; also the heartbeat.
+    """Gauges and counters since start, sent about every second while there is work, and when it is done.
 
     Counters: steps, prompt_tokens (fed), cached_tokens, output_tokens, preemptions, evicted_pages, finished, errors,
     repaired_pages, copied_pages. Gauges: running, waiting; pages per KV group as [total, free, evictable].
@@ -172,4 +180,4 @@ class Reply(msgspec.Struct, frozen=True, tag="reply", array_like=True):
 
 
 ToEngine = Submit | Abort | Control
-FromEngine = Ready | Failed | Deltas | Stats | Reply
+FromEngine = Ready | Failed | Deltas | Stats | Beat | Reply

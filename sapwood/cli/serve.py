@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sapwood.base.wire import Facts
     from sapwood.catalogue import Catalogue
     from sapwood.config import Config
-    from sapwood.engine.client import EngineClient
+    from sapwood.engine.client import AsyncEngine
     from sapwood.engine.spawn import Child
     from sapwood.hub.files import ModelFiles
     from sapwood.text import TextModel
@@ -72,6 +72,8 @@ async def _serve(
     """Raises EngineDead if the engine ends on its own, and what is wrong with the text side as soon as it is known."""
     import asyncio
 
+    from sapwood.engine.tasks import end
+
     loading = asyncio.create_task(asyncio.to_thread(_load_text, config, files, catalogue))
     serving = asyncio.create_task(_with_engine(sock, config, files, loading, child, began))
     try:
@@ -80,11 +82,7 @@ async def _serve(
             loading.result()
         await serving
     finally:
-        for task in (loading, serving):
-            task.cancel()
-        await asyncio.wait([loading, serving])
-        if not loading.cancelled():
-            loading.exception()  # seen: why the engine could not start was told instead
+        await end(loading, serving)  # of what both raise, one is told
 
 
 async def _with_engine(
@@ -98,7 +96,7 @@ async def _with_engine(
     import asyncio
 
     from sapwood.engine import lean
-    from sapwood.engine.process import start
+    from sapwood.engine.keeper import start
     from sapwood.server import create_app, serve
 
     async with start(config, child) as engine:
@@ -145,16 +143,19 @@ def _announce(url: str, name: str, facts: Facts, began: float, api_key: str | No
     )
 
 
-async def _until_over(serving: asyncio.Task[None], engine: EngineClient) -> None:
-    """Wait until the server was told to stop, or for a while after its engine has died."""
+async def _until_over(serving: asyncio.Task[None], engine: AsyncEngine) -> None:
+    """Wait until the server was told to stop, or for a while after its engine has died for good."""
     import asyncio
 
-    while not serving.done() and engine.dead is None:
-        await asyncio.wait([serving], timeout=0.5)
-    if engine.dead is not None and not serving.done():
+    from sapwood.engine.tasks import end
+
+    lost = asyncio.create_task(engine.lost.wait())
+    try:
+        await asyncio.wait([serving, lost], return_when=asyncio.FIRST_COMPLETED)
+        if serving.done():
+            return serving.result()
         log.error("the engine has ended: %s; exiting in %g s", engine.dead, DEAD_SECONDS)
         await asyncio.wait([serving], timeout=DEAD_SECONDS)
-        serving.cancel()
-        await asyncio.wait([serving])
         raise EngineDead(f"the engine has ended: {engine.dead}")
-    await serving
+    finally:
+        await end(serving, lost)

@@ -229,6 +229,18 @@ class ServerConfig:
     drain_seconds: float = option(
         30.0, "how long running requests may finish after SIGTERM", "--drain-timeout", metavar="SECONDS"
     )
+    watchdog_seconds: float = option(
+        300.0,
+        "how long a step may last before the engine is taken to hang, killed and started again",
+        "--watchdog-timeout",
+        metavar="SECONDS",
+    )
+    max_engine_restarts: int = option(
+        3,
+        "how often within ten minutes an engine that has died is started again before the server ends",
+        "--max-engine-restarts",
+        metavar="N",
+    )
     thinking_budget: int | None = option(
         None,
         "most tokens of thoughts for requests that give no bound",

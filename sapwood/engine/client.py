@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 from collections.abc import AsyncGenerator, Callable, Iterable
+from time import monotonic
 from typing import Any, Protocol
 
 import msgspec
@@ -14,6 +15,9 @@ from sapwood.base.errors import EngineDead, GenerationFailed, Overloaded, Reques
 from sapwood.base.sampling import SEED_LIMIT, SamplingParams
 from sapwood.base.tokens import check_ids
 from sapwood.base.wire import Abort, Control, Delta, Deltas, Facts, FromEngine, Reply, Stats, Submit, ToEngine
+from sapwood.engine.vitals import Vitals
+
+ANSWER_SECONDS = 5.0  # for an engine that is asked whether it lives, and has nothing else to do
 
 
 class Follower(Protocol):
@@ -112,6 +116,20 @@ class EngineClient(Protocol):
         """Why the engine is gone, None while it lives."""
         ...
 
+    @property
+    def retry_after(self) -> float | None:
+        """Of an engine that is gone: seconds until there should be another, None if there will be none."""
+        ...
+
+    @property
+    def restarts(self) -> int:
+        """How often it has been started again."""
+        ...
+
+    async def trouble(self) -> str | None:
+        """Why it cannot be counted on now: it is gone, or does not answer; None if it is well. Takes a few seconds at most."""
+        ...
+
     def submit(
         self,
         tokens: list[int],
@@ -190,6 +208,12 @@ class AsyncEngine:
         self.facts = facts
         self.stats: Stats | None = None
         self.dead: str | None = None
+        self.lost = asyncio.Event()  # it is dead, and no other will come
+        self.restarts = 0
+        self.vitals = Vitals()
+        self._back = 0.0  # when another should be there
+        self._probe: asyncio.Task[None] | None = None
+        self._probed = 0.0
         self._send = send
         self._max_live = max_live
         self._numbers = itertools.count(1)
@@ -214,14 +238,14 @@ class AsyncEngine:
         """See `EngineClient.submit`."""
         assert params.n == 1, "copies() makes n requests of one"
         check_request(tokens, params, self.facts, checked=checked)
-        if self.dead is not None:
-            raise EngineDead(self.dead)
+        self._check_alive()
         if len(self._streams) >= self._max_live:
             raise Overloaded(f"{len(self._streams)} requests are running or waiting already; try again later.")
         stop_ids = list(params.stop_token_ids) + ([] if params.ignore_eos else self.facts.eos_ids)
         message = Submit(next(self._numbers), tokens, params, stop_ids, salt, adapter, priority)
         self._send(message)
         stream = self._streams[message.id] = Stream(message.id, follower, self._leave)
+        self.vitals.ask()
         return stream
 
     async def generate(
@@ -252,11 +276,11 @@ class AsyncEngine:
 
     async def control(self, what: str) -> dict[str, Any]:
         """Ask the engine; see `wire.Control`."""
-        if self.dead is not None:
-            raise EngineDead(self.dead)
+        self._check_alive()
         number = next(self._numbers)
         answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._asked[number] = answer
+        self.vitals.ask()
         try:
             self._send(Control(number, what))
             return await answer
@@ -266,7 +290,7 @@ class AsyncEngine:
     def receive(self, messages: Iterable[FromEngine]) -> None:
         """Hand messages on to whom they concern, then wake everybody who has news, each once."""
         woken: dict[Follower, None] = {}
-        streams = self._streams
+        streams, message = self._streams, None
         for message in messages:
             match message:
                 case Deltas(ids, tokens, deltas):
@@ -283,19 +307,60 @@ class AsyncEngine:
                 case Reply(id, body):
                     if (answer := self._asked.get(id)) and not answer.done():
                         answer.set_result(body)
+        if message is not None:
+            self.vitals.hear(message)
         for follower in woken:
             follower.wake()
 
-    def die(self, why: str) -> None:
-        """End everything that is waiting for the engine."""
+    async def awaited(self) -> None:
+        """Wait until somebody waits for something of the engine."""
+        while not (self._streams or self._asked):
+            self.vitals.rest()
+            await self.vitals.awaited()
+
+    async def trouble(self) -> str | None:
+        """See `EngineClient.trouble`. An engine of which nothing was heard lately is asked, once for all who want to know."""
+        if self.dead is None and not self.vitals.fresh:
+            if self._probe is None or self._probe.done():
+                self._probe, self._probed = asyncio.create_task(self._ask()), monotonic()
+            await asyncio.wait([self._probe], timeout=max(self._probed + ANSWER_SECONDS - monotonic(), 0.0))
+            if self.dead is None and not self.vitals.fresh:
+                return f"nothing has been heard of the engine for {monotonic() - self.vitals.heard:.0f} s, nor does it answer"
+        return self.dead
+
+    async def _ask(self) -> None:
+        with contextlib.suppress(EngineDead):
+            await self.control("status")
+
+    @property
+    def retry_after(self) -> float | None:
+        """See `EngineClient.retry_after`."""
+        return None if self.dead is None or self.lost.is_set() else max(self._back - monotonic(), 1.0)
+
+    def _check_alive(self) -> None:
         if self.dead is not None:
-            return
-        self.dead = why
-        streams = list(self._streams.values())
+            raise self._death()
+
+    def _death(self) -> EngineDead:
+        return EngineDead(self.dead or "", retry_after=self.retry_after)
+
+    def revive(self, send: Callable[[ToEngine], None], facts: Facts) -> None:
+        """There is another engine in the place of the one that has died."""
+        self.facts = msgspec.structs.replace(facts, eos_ids=self.facts.eos_ids)
+        self._send, self.stats, self.dead = send, None, None
+        self.restarts += 1
+        self.vitals.begin()
+
+    def die(self, why: str, back_in: float | None = None) -> None:
+        """End everything that is waiting for the engine. `back_in`: seconds until there should be another, if there will be."""
+        self.dead, self._back = why, monotonic() + (back_in or 0.0)
+        if back_in is None:
+            self.lost.set()
+        streams = [stream for stream in self._streams.values() if not stream.finished]
         for stream in streams:
-            stream.fail(EngineDead(why))
+            stream.fail(self._death())
         for follower in dict.fromkeys(stream.follower for stream in streams):
             follower.wake()
         for answer in self._asked.values():
             if not answer.done():
-                answer.set_exception(EngineDead(why))
+                answer.set_exception(self._death())

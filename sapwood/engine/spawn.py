@@ -43,6 +43,10 @@ class Child:
         """Close its standard input, which it takes as its end."""
         _close(self._process)
 
+    def kill(self) -> None:
+        """Kill it unless it has ended, without waiting for that."""
+        self._process.kill()
+
     def end(self) -> None:
         """Kill it unless it has ended. When this returns it is gone; an interrupt meanwhile is raised then."""
         with interrupts.held():

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
-from time import monotonic
 from typing import Any
 
 import msgspec
-from msgspec import UNSET, UnsetType
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from sapwood import __version__
-from sapwood.base.errors import EngineDead, RequestError
-from sapwood.observe import Pulse
+from sapwood.base.errors import RequestError
 from sapwood.server.body import json_response
 from sapwood.server.fields import Int, Messages
 from sapwood.server.front import Front
+from sapwood.server.health import Health, health_of
 from sapwood.server.routes import Described, Media, plain, post
-
-_HEARTBEAT_LIMIT = 30.0  # seconds; the engine reports about every second
-_PING_LIMIT = 5.0
 
 
 class TokenizeRequest(msgspec.Struct, Messages, kw_only=True):
@@ -56,14 +50,15 @@ class Text(msgspec.Struct):
     prompt: str
 
 
-class Health(msgspec.Struct):
-    """`reason` is why the server is not healthy."""
+class HealthReply(msgspec.Struct, omit_defaults=True):
+    """`running` and `waiting` are of the engine's last report, `restarts` how often it was started again, `reason` why not all is well."""
 
     status: str
     model: str
-    running: int | UnsetType = UNSET
-    waiting: int | UnsetType = UNSET
-    reason: str | UnsetType = UNSET
+    running: int
+    waiting: int
+    restarts: int
+    reason: str | None = None
 
 
 class Version(msgspec.Struct):
@@ -71,18 +66,15 @@ class Version(msgspec.Struct):
 
 
 def routes(front: Front) -> list[Described]:
-    pulse = Pulse(limit=_HEARTBEAT_LIMIT, now=monotonic())
-
     async def health(request: Request) -> Response:
-        """200 while the engine lives, 503 with the reason when it does not."""
-        stats = front.engine.stats
-        reason = front.engine.dead
-        if reason is None and not pulse.beats(stats, monotonic()):
-            reason = await _ping(front)
-        if reason is not None:
-            return json_response(Health("dead", front.model_name, reason=reason), 503)
-        running, waiting = (stats.running, stats.waiting) if stats is not None else (0, 0)
-        return json_response(Health("ok", front.model_name, running, waiting))
+        """200 while steps end in time, 503 with the reason while they do not."""
+        found = await health_of(front)
+        return _told(found, front, ok=found.alive)
+
+    async def ready(request: Request) -> Response:
+        """200 while requests are taken, 503 with the reason while they are not."""
+        found = await health_of(front)
+        return _told(found, front, ok=found.ready)
 
     async def metrics(request: Request) -> Response:
         """Metrics, as Prometheus reads them."""
@@ -112,13 +104,24 @@ def routes(front: Front) -> list[Described]:
         return JSONResponse(reply)
 
     return [
-        plain("/health", health, gives=Health, otherwise={503: Health}),
+        plain("/health", health, gives=HealthReply, otherwise={503: HealthReply}),
+        plain("/ready", ready, gives=HealthReply, otherwise={503: HealthReply}),
         plain("/metrics", metrics, gives=Media("text/plain")),
         plain("/version", version, gives=Version),
         post(front, "/tokenize", TokenizeRequest, tokenize, gives=Tokens),
         post(front, "/detokenize", DetokenizeRequest, detokenize, gives=Text),
         plain("/flush_cache", flush_cache, gives=dict[str, Any], methods=("POST",)),
     ]
+
+
+def _told(health: Health, front: Front, *, ok: bool) -> Response:
+    """Gauges are those of the engine's last report."""
+    stats, engine = front.engine.stats, front.engine
+    running, waiting = (stats.running, stats.waiting) if stats is not None else (0, 0)
+    body = HealthReply(health.status, front.model_name, running, waiting, engine.restarts, health.reason)
+    reply = json_response(body, 200 if ok else 503)
+    reply.headers.update({} if ok else health.headers)
+    return reply
 
 
 async def _tokens_of(body: TokenizeRequest, front: Front) -> list[int]:
@@ -138,14 +141,3 @@ def index(front: Front, routes: Sequence[Route]) -> Described:
         return JSONResponse({"name": "sapwood", "version": __version__, "model": front.model_name, "routes": paths})
 
     return plain("/", root, gives=dict[str, Any])
-
-
-async def _ping(front: Front) -> str | None:
-    """Why the engine must be taken for dead, although nobody has reported it: None if it answers."""
-    try:
-        await asyncio.wait_for(front.engine.control("status"), _PING_LIMIT)
-    except TimeoutError:
-        return f"The engine has sent no sign of life for {_HEARTBEAT_LIMIT:g} s and does not answer."
-    except EngineDead as error:
-        return str(error) or "The engine has stopped."
-    return None

@@ -9,7 +9,7 @@ from starlette.datastructures import Headers
 from sapwood.base.errors import RequestError
 
 # All others are guarded, those that do not exist included.
-OPEN_PATHS = frozenset({"/health", "/metrics", "/version"})
+OPEN_PATHS = frozenset({"/health", "/ready", "/metrics", "/version"})
 
 
 def check_key(key: str | None, path: str, headers: Headers) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Callable, Mapping
 
@@ -56,6 +57,11 @@ def openai_envelope(told: Problem, request_id: str) -> bytes:
     return msgspec.json.encode(ErrorEnvelope(ErrorBody(told.message, told.kind, told.param, told.code)))
 
 
+def retry_header(seconds: float) -> dict[str, str]:
+    """When to try again, in whole seconds."""
+    return {"retry-after": str(max(math.ceil(seconds), 1))}
+
+
 _TYPES = {401: "authentication_error", 404: "not_found_error"}
 
 
@@ -69,9 +75,14 @@ def problem(error: Exception) -> Problem:
             return Problem(error.status, kind, str(error), error.param, error.code, headers)
         case Overloaded():
             message = str(error) or "Too many requests are waiting."
-            return Problem(503, "overloaded_error", message, code="overloaded", headers={"retry-after": "1"})
+            headers = retry_header(error.retry_after or 1.0)
+            return Problem(503, "overloaded_error", message, code="overloaded", headers=headers)
         case EngineDead():
-            return Problem(503, "server_error", str(error) or "The engine has stopped.", code="engine_dead")
+            message = str(error) or "The engine has stopped."
+            if error.retry_after is None:
+                return Problem(503, "server_error", message, code="engine_dead")
+            headers = retry_header(error.retry_after)
+            return Problem(503, "server_error", f"{message}; it is started again", code="engine_dead", headers=headers)
         case GenerationFailed():
             return Problem(500, "server_error", str(error), code="generation_failed")
         case HTTPException():

@@ -107,6 +107,7 @@ class Front:
             self.check(SamplingParams(**self.defaults), {})
         except RequestError as error:
             raise ConfigError(f"generation_config.json: {error} Correct the value, or remove it.") from error
+        self.draining = False  # the server ends, and takes no requests any more
         self.turns = Turns()
         self._grammars = Checker(
             lambda: spec_of(self.text, self.facts.vocab_size),

@@ -14,19 +14,25 @@ from sapwood.catalogue import joined
 from sapwood.cli import serve
 from sapwood.cli.terminal import console, print_decisions
 from sapwood.config import Config, ModelConfig, ServerConfig
+from sapwood.engine.client import AsyncEngine
+from tests.facts import make_facts
 
 
 async def _for_ever() -> None:
     await asyncio.Event().wait()
 
 
+def lively() -> AsyncEngine:
+    return AsyncEngine(lambda message: None, make_facts(), max_live=1)
+
+
 def test_a_dead_engine_ends_the_server_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve, "DEAD_SECONDS", 0.01)
-    engine: Any = SimpleNamespace(dead=None)
+    engine = lively()
 
     async def scenario() -> asyncio.Task[None]:
         serving = asyncio.create_task(_for_ever())
-        asyncio.get_running_loop().call_later(0.01, lambda: setattr(engine, "dead", "killed"))
+        asyncio.get_running_loop().call_later(0.01, engine.die, "killed")
         with pytest.raises(EngineDead, match="killed"):
             await serve._until_over(serving, engine)
         return serving
@@ -36,7 +42,7 @@ def test_a_dead_engine_ends_the_server_with_an_error(monkeypatch: pytest.MonkeyP
 
 def test_a_server_that_was_told_to_stop_ends_well() -> None:
     async def scenario() -> None:
-        await serve._until_over(asyncio.create_task(asyncio.sleep(0.01)), SimpleNamespace(dead=None))  # type: ignore[arg-type]
+        await serve._until_over(asyncio.create_task(asyncio.sleep(0.01)), lively())
 
     asyncio.run(scenario())
 
@@ -46,7 +52,7 @@ def test_what_the_server_raises_comes_through() -> None:
         raise OSError("address in use")
 
     async def scenario() -> None:
-        await serve._until_over(asyncio.create_task(fails()), SimpleNamespace(dead=None))  # type: ignore[arg-type]
+        await serve._until_over(asyncio.create_task(fails()), lively())
 
     with pytest.raises(OSError, match="address in use"):
         asyncio.run(scenario())

@@ -21,14 +21,15 @@ from tests.waiting import SECONDS, eventually
 ROOT = Path(__file__).parents[2]
 BEGIN = """
 import sys
-from sapwood.engine import process, spawn
+from sapwood.engine import keeper, spawn
 spawn.COMMAND = ({python!r}, {script!r}, {way!r}, {folder!r})
-process.EXIT_SECONDS = {exit_seconds}
+keeper.EXIT_SECONDS = {exit_seconds}
 """
 SERVE = """
 from sapwood.cli import main, serve
 serve.DEAD_SECONDS = 0.1
-sys.exit(main(["serve", "--model", {model!r}, "--load-format", "dummy", "--device", "cpu", "--port", "{port}"]))
+sys.exit(main(["serve", "--model", {model!r}, "--load-format", "dummy", "--device", "cpu", "--port", "{port}",
+    "--max-engine-restarts", "{restarts}"]))
 """
 CALLER = """
 import asyncio
@@ -106,9 +107,17 @@ def folder() -> Iterator[Path]:
 
 
 def serve(
-    folder: Path, way: str, model: Path, *, exit_seconds: float = SECONDS, port: int = 0, **how: list[str]
+    folder: Path,
+    way: str,
+    model: Path,
+    *,
+    exit_seconds: float = SECONDS,
+    port: int = 0,
+    restarts: int = 0,
+    **how: list[str],
 ) -> Front:
-    return Front(folder, way, SERVE.format(model=str(model), port=port), exit_seconds=exit_seconds, **how)
+    code = SERVE.format(model=str(model), port=port, restarts=restarts)
+    return Front(folder, way, code, exit_seconds=exit_seconds, **how)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)

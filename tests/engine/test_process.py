@@ -14,12 +14,12 @@ import pytest
 
 from sapwood.base.errors import EngineDead
 from sapwood.base.sampling import SamplingParams
-from sapwood.base.wire import Abort, Control, Deltas, FromEngine, Reply, Stats, Submit, ToEngine
-from sapwood.engine import process
-from sapwood.engine.client import AsyncEngine
-from sapwood.engine.process import MOST_AT_ONCE, Line, Post, Service
-from tests.facts import make_facts
-from tests.waiting import SECONDS, eventually, within
+from sapwood.base.wire import Abort, Control, Deltas, Failed, FromEngine, Reply, Sharing, Stats, Submit, ToEngine
+from sapwood.engine import keeper, process
+from sapwood.engine.line import MOST_AT_ONCE, Line, Post
+from sapwood.engine.process import Service
+from sapwood.engine.pulse import Pulse
+from tests.waiting import eventually, within
 
 
 def connected(line: Line, post: Post) -> None:
@@ -28,7 +28,7 @@ def connected(line: Line, post: Post) -> None:
     def heard() -> bool:
         with contextlib.suppress(EngineDead):
             line.send(Abort([1]))
-        return bool([*post.receive(0.1)])
+        return post.wait(0.1) and bool([*post.receive()])
 
     eventually(heard)
 
@@ -97,7 +97,7 @@ def test_what_many_requests_share_crosses_once(tmp_path: Path) -> None:
     bias[7] = 2.0
     line.send(Submit(7, [5], shared))
     found: list[ToEngine] = []
-    eventually(lambda: found.extend(m for m in post.receive(1.0) if isinstance(m, Submit)) or len(found) == 8)
+    eventually(lambda: found.extend(m for m in post.receive() if isinstance(m, Submit)) or len(found) == 8)
     *same, changed = (message.params for message in found if isinstance(message, Submit))
     assert found[:-1] == wanted and changed.logit_bias == bias
     assert same[1].logit_bias is same[3].logit_bias and same[3].seed == 2
@@ -110,35 +110,44 @@ def test_last_words_are_heard_after_the_end(tmp_path: Path) -> None:
         line, post = Line(str(tmp_path)), Post(str(tmp_path))
         ended: asyncio.Task[int] = asyncio.create_task(asyncio.sleep(0, 1))
         await ended
-        asyncio.get_running_loop().call_later(0.05, post.send, process.Failed("no such model", True))
+        asyncio.get_running_loop().call_later(0.05, post.send, Failed("no such model", True))
         with pytest.raises(ValueError, match="no such model"):
-            await process._await_ready(line, ended)
+            await keeper._await_ready(line, ended)
         post.close()
         line.close()
 
     asyncio.run(scenario())
 
 
-def test_whatever_is_wrong_with_what_the_engine_says_ends_it_for_all(tmp_path: Path) -> None:
-    """Even what can be read, and means nothing."""
-
-    async def scenario() -> None:
-        line, post = Line(str(tmp_path)), Post(str(tmp_path))
-        never: asyncio.Task[int] = asyncio.create_task(asyncio.sleep(10 * SECONDS, 1))
-        engine = AsyncEngine(lambda message: None, make_facts(), max_live=9)
-        following = asyncio.create_task(process._follow(engine, line, never))
-        question = asyncio.create_task(engine.control("status"))
-        await asyncio.sleep(0)
-        post.send(Deltas([1, 2], [7], []))  # two requests, one token
-        with pytest.raises(EngineDead, match="ValueError"):
-            await within(question)
-        assert "ValueError" in (engine.dead or "")
-        await within(following)
-        never.cancel()
-        post.close()
-        line.close()
-
-    asyncio.run(scenario())
+def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    """And what it was to share with others is not taken from those before."""
+    line, post = Line(str(tmp_path)), Post(str(tmp_path))
+    connected(line, post)
+    words = SamplingParams(allowed_token_ids=tuple(range(300)))
+    encode = msgspec.msgpack.encode
+    line.send(Submit(1, [5], words))
+    unreadable = [
+        ["lists", {}, "what", []],
+        encode(Sharing.of(Submit(2, [5], words))),
+        ["submit", 3, "five", {}],
+        ["sharing", ["submit", 4, "five", {}]],
+        ["control", 5, 6],
+        ["nobody", 7],
+        b"\xc1",
+    ]
+    for sent in unreadable:
+        line._down.send(sent if isinstance(sent, bytes) else encode(sent))
+    line.send(Submit(8, [5], msgspec.structs.replace(words, forbidden=((1, 2),))))
+    taken: list[ToEngine] = []
+    eventually(lambda: taken.extend(post.receive()) or len(taken) == 2)
+    assert [message.id for message in taken if isinstance(message, Submit)] == [1, 8]
+    said: list[FromEngine] = []
+    eventually(lambda: said.extend(line.receive()) or len(said) == 4)
+    assert [one.deltas[0].id for one in said if isinstance(one, Deltas)] == [2, 3, 4]
+    assert all(one.deltas[0].finish == "error" for one in said if isinstance(one, Deltas))
+    assert [one.id for one in said if isinstance(one, Reply)] == [5]
+    post.close()
+    line.close()
 
 
 def test_the_folder_is_gone_before_an_orphan_may_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,13 +170,16 @@ class FakePost:
     def __init__(self) -> None:
         self.arrived: list[ToEngine] = []
         self.sent: list[FromEngine] = []
-        self.waits: list[float] = []
+        self.waits: list[float | None] = []
 
     def send(self, message: FromEngine) -> None:
         self.sent.append(message)
 
-    def receive(self, wait_seconds: float) -> Any:
-        self.waits.append(wait_seconds)
+    def wait(self, seconds: float | None = None) -> bool:
+        self.waits.append(seconds)
+        return bool(self.arrived)
+
+    def receive(self) -> Any:
         while self.arrived:
             yield self.arrived.pop(0)
 
@@ -216,16 +228,19 @@ class FakeLoop:
 
 
 def service_of(loop: FakeLoop, post: FakePost) -> Service:
-    return Service(loop, post, threading.Event())  # type: ignore[arg-type]
+    return Service(loop, post, Pulse(lambda beat: None, lambda: 0), threading.Event())  # type: ignore[arg-type]
 
 
 def test_idle_time_is_used_piece_by_piece_and_then_waited() -> None:
+    """For as long as nothing comes: nobody is woken for nothing."""
     loop, post = FakeLoop(pieces=3), FakePost()
     service = service_of(loop, post)
-    for _ in range(5):
+    for _ in range(3):
         service.iterate()
-    assert loop.done == ["tidy"] * 3
-    assert post.waits[:3] == [0, 0, 0] and all(post.waits[3:]), "waits for messages only when nothing is left to do"
+    assert loop.done == ["tidy"] * 3 and not post.waits
+    service.iterate()
+    service.iterate()
+    assert loop.done == ["tidy"] * 3 and post.waits == [None, None] and not post.sent
 
 
 def test_a_request_goes_before_idle_work_and_the_audit_waits_for_rest() -> None:
@@ -235,12 +250,14 @@ def test_a_request_goes_before_idle_work_and_the_audit_waits_for_rest() -> None:
     post.arrived.append(Submit(1, [5], SamplingParams()))
     service.iterate()
     service.iterate()
-    assert loop.done == ["tidy", "submit", "step", "step"]
+    assert loop.done == ["tidy", "submit", "step", "step"] and not post.waits
     service.iterate()
-    assert post.waits[-1] > 0, "somebody may follow at once"
+    assert post.waits == [process.AUDIT_SECONDS], "somebody may follow at once"
+    service.iterate()
     service.iterate()
     assert loop.done[4:] == ["audit", "tidy"]
     assert [message.ids for message in post.sent if isinstance(message, Deltas)] == [[1], [1]]
+    assert isinstance(post.sent[-1], Stats), "what is told last is how things are"
 
 
 def test_a_crowd_does_not_hold_up_steps(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,5 +283,8 @@ def test_a_crowd_does_not_hold_up_steps(monkeypatch: pytest.MonkeyPatch) -> None
 def test_questions_are_answered_while_idle() -> None:
     loop, post = FakeLoop(), FakePost()
     post.arrived.append(Control(3, "status"))
-    service_of(loop, post).iterate()
-    assert post.sent[0] == Reply(3, {"did": "status"})
+    service = service_of(loop, post)
+    service.iterate()
+    assert post.sent == [Reply(3, {"did": "status"})]
+    service.iterate()
+    assert isinstance(post.sent[-1], Stats), "it may have changed something"

@@ -13,8 +13,8 @@ import pytest
 from sapwood.base.sampling import SamplingParams
 from sapwood.config.flags import from_options
 from sapwood.engine import lean
+from sapwood.engine.keeper import start
 from sapwood.engine.lean import Lateness
-from sapwood.engine.process import start
 from sapwood.engine.spawn import Child, spawn
 
 

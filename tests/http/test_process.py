@@ -36,18 +36,37 @@ def generate(server: Server, result: dict[str, Any], *, max_tokens: int) -> thre
     return thread
 
 
-def test_a_killed_engine_fails_health_and_requests(own_server: Server) -> None:
-    result: dict[str, Any] = {}
-    thread = generate(own_server, result, max_tokens=4000)
-    os.kill(own_server.engine_pid, signal.SIGKILL)
-    thread.join(SECONDS)
-    assert not thread.is_alive(), "the request hangs"
-    assert any("error" in line for line in result["lines"])
-    answer = own_server.health()
-    assert answer.status_code == 503 and "SIGKILL" in answer.text
-    late = own_server.post("/v1/completions", json={"model": "tiny", "prompt": "Hi"})
-    assert late.status_code == 503
-    assert own_server.process.wait(SECONDS) == 1
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=lambda number: number.name)
+def test_an_engine_that_dies_or_hangs_is_followed_by_another(tiny_model: Path, number: signal.Signals) -> None:
+    """The request in flight hears why, health too, and the next one is answered."""
+    flags = ["--served-model-name", "tiny", "--kv-cache-memory", "32M", "--watchdog-timeout", "1"]
+    server = Server(tiny_model, *flags)
+    try:
+        result: dict[str, Any] = {}
+        thread = generate(server, result, max_tokens=4000)
+        os.kill(server.engine_pid, number)
+        thread.join(SECONDS)
+        assert not thread.is_alive(), "the request hangs"
+        assert any("started again" in line for line in result["lines"])
+        answer, late = server.health(), server.post("/v1/completions", json={"model": "tiny", "prompt": "Hi"})
+        assert answer.status_code == 503 and answer.json()["status"] == "restarting"
+        assert ("SIGKILL" if number == signal.SIGKILL else "hangs") in answer.json()["reason"]
+        assert late.status_code == 503 and int(late.headers["retry-after"]) >= 1
+        eventually(lambda: server.get("/ready").status_code == 200)
+        assert server.health().json()["restarts"] == 1
+        assert server.post("/v1/completions", json={"prompt": "Hi", "max_tokens": 2}).status_code == 200
+    finally:
+        server.kill()
+
+
+def test_an_engine_that_may_not_be_followed_ends_its_server(tiny_model: Path) -> None:
+    server = Server(tiny_model, "--kv-cache-memory", "32M", "--max-engine-restarts", "0")
+    os.kill(server.engine_pid, signal.SIGKILL)
+    eventually(lambda: server.health().status_code == 503)
+    answer = server.health()
+    assert answer.json()["status"] == "dead" and "SIGKILL" in answer.text
+    assert server.process.wait(SECONDS) == 1
+    server.kill()
 
 
 def test_sigterm_drains(own_server: Server) -> None:

@@ -69,6 +69,9 @@ class FakeEngine:
         self.facts = make_facts(max_model_len=max_model_len, vocab_size=text.vocab_size, eos_ids=list(text.eos_ids))
         self.stats: Stats | None = None
         self.dead: str | None = None
+        self.retry_after: float | None = None
+        self.restarts = 0
+        self.ails: str | None = None  # it lives, and does not answer
         end = text.eos_ids[0]
         self.answer: Callable[[list[int], SamplingParams], list[int]] = lambda tokens, params: [
             *text.encode("The cat sat on the mat — naïvely."),
@@ -111,7 +114,7 @@ class FakeEngine:
     ) -> Stream:
         check_request(tokens, params, self.facts, checked=checked)
         if self.dead is not None:
-            raise EngineDead(self.dead)
+            raise EngineDead(self.dead, retry_after=self.retry_after)
         self.asked.append(Asked(tokens, params, salt, priority))
         self.running += 1
         self._changed.set()
@@ -169,6 +172,9 @@ class FakeEngine:
         ids = list(range(10, 10 + count))
         top, others = ([-float(id) for id in some] for some in (ids, named))
         return [TokenLogprobs(token, -token / 100, 2, ids, top, others) for token in tokens]
+
+    async def trouble(self) -> str | None:
+        return self.dead or self.ails
 
     async def control(self, what: str) -> dict[str, Any]:
         if self.dead is not None:

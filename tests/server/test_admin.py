@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from time import monotonic
-
 import httpx
 import pytest
 from openai import AsyncOpenAI
@@ -9,7 +7,6 @@ from starlette.applications import Starlette
 
 import sapwood
 from sapwood.base.wire import Stats
-from sapwood.server import admin
 from sapwood.text import TextModel
 from tests.server.fakes import MODEL, FakeEngine
 
@@ -26,38 +23,26 @@ async def test_models(client: AsyncOpenAI) -> None:
     assert (await client.models.retrieve(MODEL)).id == MODEL
 
 
-async def test_health(http: httpx.AsyncClient, engine: FakeEngine) -> None:
+@pytest.mark.parametrize("path", ["/health", "/ready"])
+async def test_health(http: httpx.AsyncClient, engine: FakeEngine, app: Starlette, path: str) -> None:
     engine.stats = STATS
-    reply = await http.get("/health")
-    assert (reply.status_code, reply.json()) == (
-        200,
-        {"status": "ok", "model": MODEL, "running": 3, "waiting": 2},
-    )
-    engine.dead = "killed by signal 9"
-    reply = await http.get("/health")
-    assert reply.status_code == 503
-    assert "signal 9" in reply.json()["reason"]
-
-
-async def test_health_of_a_silent_engine(
-    http: httpx.AsyncClient, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Without a fresh report the engine is asked; it is dead only if it does not answer."""
-    now = monotonic() + 1000
-    monkeypatch.setattr(admin, "monotonic", lambda: now)
-    assert (await http.get("/health")).status_code == 200
-    assert engine.controls == ["status"]
-
-    async def never(what: str) -> None:
-        raise TimeoutError
-
-    monkeypatch.setattr(engine, "control", never)
-    engine.stats = STATS
-    assert (await http.get("/health")).status_code == 200
-    now += 31
-    reply = await http.get("/health")
-    assert reply.status_code == 503
-    assert "no sign of life" in reply.json()["reason"]
+    reply = await http.get(path)
+    well = {"status": "ok", "model": MODEL, "running": 3, "waiting": 2, "restarts": 0}
+    assert (reply.status_code, reply.json()) == (200, well)
+    engine.ails = "it does not answer"
+    reply = await http.get(path)
+    assert (reply.status_code, reply.json()) == (503, well | {"status": "hung", "reason": engine.ails})
+    engine.dead, engine.retry_after, engine.restarts = "killed by signal 9", 2.5, 1
+    reply = await http.get(path)
+    assert (reply.status_code, reply.headers["retry-after"]) == (503, "3")
+    assert reply.json() == well | {"status": "restarting", "reason": engine.dead, "restarts": 1}
+    engine.retry_after = None
+    reply = await http.get(path)
+    assert (reply.status_code, reply.json()["status"]) == (503, "dead") and "retry-after" not in reply.headers
+    engine.dead = engine.ails = None
+    app.state.front.draining = True
+    reply = await http.get(path)
+    assert (reply.status_code, reply.json()["status"]) == (200 if path == "/health" else 503, "draining")
 
 
 async def test_version(http: httpx.AsyncClient) -> None:
