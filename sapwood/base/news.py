@@ -14,8 +14,9 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 class News:
     """News of one request.
 
-    `tokens` are new output tokens. `cached_tokens` comes with the first of them, -1 after that. `finish` is set on the last
-    news; `stop` is the stop token that ended it, `error` the text of an error that did.
+    `tokens` are new output tokens. `cached_tokens` and `waited`, as requests have them, come with the first of
+    them, -1 after that. `finish` is set on the last news; `stop` is the stop token that ended it, `error` the text of an error
+    that did.
     """
 
     id: int
@@ -26,6 +27,7 @@ class News:
     error: str | None = None
     logprobs: list[TokenLogprobs] | None = None
     prompt_logprobs: list[TokenLogprobs] | None = None
+    waited: float = -1.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -27,6 +27,7 @@ class Request:
         namespace: Requests share cached prefixes only within one (adapter and salt).
         arrival: Running number, lower came first.
         arrived: When it came, in seconds of the host's monotonic clock; nothing is decided by it.
+        waited: Seconds from then to the first plan that it is in, -1 before; whoever has a clock sets it.
         slot: Its slot while it runs, else -1.
         passed: How many later arrivals were admitted before it.
         cached_tokens: Prompt tokens found in the cache when first admitted; -1 before.
@@ -57,6 +58,7 @@ class Request:
         "stakes",
         "stop_ids",
         "tokens",
+        "waited",
     )
 
     def __init__(
@@ -85,6 +87,7 @@ class Request:
         self.priority = priority
         self.arrival = arrival
         self.arrived = arrived
+        self.waited = -1.0
         self.slot = -1
         self.passed = 0
         self.cached_tokens = -1

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from sapwood.base.histogram import Histogram
 from sapwood.base.news import FinishReason, Landing, News
 from sapwood.base.plan import TokenLogprobs
 from sapwood.base.sampling import SamplingParams
@@ -79,8 +80,9 @@ class Delta(msgspec.Struct, frozen=True, array_like=True):
     """News of one request.
 
     `tokens` are new output tokens (for a stop by token, the stop token is the last of them). `cached_tokens` counts
-    prompt tokens found in the cache, and is sent with the first news only (-1 after that). `finish` is set on the last
-    news; `stop` is the stop token that ended it, `error` the text of an error that ended it.
+    prompt tokens found in the cache, `waited` the seconds until the request was first planned; both are sent with the first
+    news only (-1 after that). `finish` is set on the last news; `stop` is the stop token that ended it, `error` the text of an
+    error that ended it.
     """
 
     id: int
@@ -91,6 +93,7 @@ class Delta(msgspec.Struct, frozen=True, array_like=True):
     error: str | None = None
     logprobs: list[TokenLogprobs] | None = None
     prompt_logprobs: list[TokenLogprobs] | None = None
+    waited: float = -1.0
 
 
 class Deltas(msgspec.Struct, frozen=True, tag="deltas", array_like=True):
@@ -113,6 +116,7 @@ def worded(news: News) -> Delta:
         error=news.error,
         logprobs=news.logprobs,
         prompt_logprobs=news.prompt_logprobs,
+        waited=news.waited,
     )
 
 
@@ -162,7 +166,8 @@ class Stats(msgspec.Struct, frozen=True, tag="stats", array_like=True):
 
     Counters: steps, prompt_tokens (fed), cached_tokens, output_tokens, preemptions, evicted_pages, finished, errors,
     repaired_pages, copied_pages. Gauges: running, waiting; pages per KV group as [total, free, evictable].
-    Seconds: host_seconds (planning and committing), wait_seconds (waiting for the device).
+    Seconds: host_seconds (planning and committing), wait_seconds (waiting for the device). Histograms by name and kind, ""
+    where there are no kinds: step_seconds, step_tokens, step_host_seconds.
     """
 
     running: int
@@ -170,6 +175,7 @@ class Stats(msgspec.Struct, frozen=True, tag="stats", array_like=True):
     counters: dict[str, int]
     seconds: dict[str, float]
     pages: list[list[int]]
+    histograms: dict[str, dict[str, Histogram]] = {}
 
 
 class Reply(msgspec.Struct, frozen=True, tag="reply", array_like=True):

@@ -250,6 +250,13 @@ class ServerConfig:
     )
     log_level: str = option("info", "how much is logged", "--log-level", choices=("debug", "info", "warning", "error"))
     log_requests: bool = option(False, "log one line per request", "--enable-log-requests", "--log-requests")
+    metrics_compat: str | None = option(
+        None,
+        "metrics under another engine's names too",
+        "--metrics-compat",
+        choices=("vllm", "sglang"),
+        derived=False,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -91,6 +91,7 @@ class Stream:
             error=last.error,
             logprobs=logprobs or None,
             prompt_logprobs=first.prompt_logprobs,
+            waited=first.waited,
         )
 
     def close(self) -> None:

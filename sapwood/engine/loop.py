@@ -21,6 +21,7 @@ from sapwood.base.news import Landing
 from sapwood.base.plan import Plan
 from sapwood.base.wire import Abort, Delta, Deltas, Stats, Submit, worded, worded_step
 from sapwood.engine.intake import Intake
+from sapwood.engine.measures import Measures
 from sapwood.executor.base import Executor
 from sapwood.scheduler import Scheduler
 
@@ -60,10 +61,10 @@ class Engine:
         self.executor = executor
         self.intake = intake
         self.depth = depth
-        self.flying: deque[tuple[Plan, Any]] = deque()
+        self.flying: deque[tuple[Plan, Any, float]] = deque()  # with the time of its launch
         self.counters = dict.fromkeys(("steps", "prompt_tokens", "output_tokens", "cached_tokens", "repaired_pages"), 0)
         self.counters |= dict.fromkeys(("finished", "errors"), 0)
-        self.seconds = {"host_seconds": 0.0, "wait_seconds": 0.0}
+        self.measures = Measures()
         self._gauges, self._pages = gauges, pages
         self._commands = {"check": self._check, "status": self._status, "live": self._live, **(commands or {})}
         self._outbox: list[Deltas] = []  # news that nobody has taken yet: a step that fails loses none
@@ -110,7 +111,8 @@ class Engine:
         if refused:
             self._tell(Landing(news=refused))
         plan = self.scheduler.plan()
-        self.seconds["host_seconds"] += perf_counter() - began
+        launched = perf_counter()
+        self.measures.planned(plan, launched - began, self.scheduler.slots.requests)
         if plan is None:
             if self.flying:
                 self._land()
@@ -123,19 +125,18 @@ class Engine:
         while len(self.flying) >= most:
             self._land()
         self.executor.sample(work, self.scheduler.fill(plan))
-        self.flying.append((plan, work))
+        self.flying.append((plan, work, launched))
         self._count(plan)
         if not self.depth:
             self._land()
 
     def _land(self) -> None:
-        plan, work = self.flying.popleft()
+        plan, work, launched = self.flying.popleft()
         began = perf_counter()
         outcome = self.executor.result(work)
-        landed = perf_counter()
+        read = perf_counter()
         self._tell(self.scheduler.commit(plan, outcome))
-        self.seconds["wait_seconds"] += landed - began
-        self.seconds["host_seconds"] += perf_counter() - landed
+        self.measures.landed(plan, launched=launched, waited_since=began, read=read, done=perf_counter())
 
     def _tell(self, landing: Landing) -> None:
         self._outbox.append(worded_step(landing))
@@ -165,12 +166,13 @@ class Engine:
 
     def stats(self) -> Stats:
         counters = self.counters | {"preemptions": self.scheduler.num_preempted}
-        seconds = dict(self.seconds)
+        seconds = dict(self.measures.seconds)
         for gauge in self._gauges:
             counts, times = gauge()
             counters |= counts
             seconds |= times
-        return Stats(self.scheduler.num_running, self.scheduler.num_waiting, counters, seconds, self._pages())
+        running, waiting = self.scheduler.num_running, self.scheduler.num_waiting
+        return Stats(running, waiting, counters, seconds, self._pages(), self.measures.histograms())
 
     def control(self, what: str) -> dict[str, Any]:
         """Answer a question or carry out a command of `wire.Control`."""

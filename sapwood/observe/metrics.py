@@ -2,66 +2,64 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Callable, Iterator
+import platform
+from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from time import perf_counter, time
+from typing import Protocol
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from sapwood.base.wire import Stats
+from sapwood import __version__
+from sapwood.base import histogram
+from sapwood.base.wire import Facts, Stats
+from sapwood.observe.peers import PEERS, PeerCollector
+from sapwood.observe.table import ENGINE, FRONT, Kind, Named
 
-_FIRST_TOKEN_BUCKETS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 120.0)
-_TOKEN_BUCKETS = (0.001, 0.002, 0.004, 0.006, 0.01, 0.015, 0.02, 0.03, 0.05, 0.08, 0.15, 0.3, 0.6, 1.0, 2.0, 5.0)
-_REQUEST_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0, 1280.0)
+_DEVICE = "device"  # the cache's only tier today
+
+
+class Watched(Protocol):
+    """An engine, as far as metrics look at it."""
+
+    @property
+    def facts(self) -> Facts: ...
+
+    @property
+    def stats(self) -> Stats | None: ...
 
 
 class Metrics:
     """The front's measurements. Names begin with `sapwood_`; times are seconds as the client would see them."""
 
-    def __init__(self, registry: CollectorRegistry, *, model: str, stats: Callable[[], Stats | None]) -> None:
-        """Register with `registry`; `stats` returns the engine's latest report, if there is one."""
+    def __init__(self, registry: CollectorRegistry, *, model: str, engine: Watched, peer: str | None = None) -> None:
+        """Register with `registry`; `engine` is looked at when metrics are scraped. All is told in the words of a `peer` too."""
         self.registry = registry
-        Gauge("sapwood_model", "1, labelled with the served model.", ["model"], registry=registry).labels(model).set(1)
-        self._requests = Counter(
-            "sapwood_requests", "HTTP requests by endpoint and status.", ["endpoint", "status"], registry=registry
-        )
-        self._seconds = Histogram(
-            "sapwood_request_seconds",
-            "From a request's arrival to the end of its response.",
-            ["endpoint"],
-            buckets=_REQUEST_BUCKETS,
-            registry=registry,
-        )
-        self.finished = Counter("sapwood_finished", "Generations by how they ended.", ["reason"], registry=registry)
-        self.prompt_tokens = Counter("sapwood_prompt_tokens", "Prompt tokens of generations.", registry=registry)
-        self.cached_tokens = Counter(
-            "sapwood_cached_prompt_tokens", "Prompt tokens found in the prefix cache.", registry=registry
-        )
-        self.tool_calls = Counter(
-            "sapwood_tool_calls",
-            "Calls of tools in outputs by whether they could be read.",
-            ["result"],
-            registry=registry,
-        )
-        self.schema_checks = Counter(
-            "sapwood_schema_checks",
-            "Complete outputs that were checked by keywords which no grammar follows, by what was found.",
-            ["result"],
-            registry=registry,
-        )
-        self.first_token = Histogram(
-            "sapwood_time_to_first_token_seconds",
-            "From a generation's submission to its first token.",
-            buckets=_FIRST_TOKEN_BUCKETS,
-            registry=registry,
-        )
+        self._peers = CollectorRegistry()
+        if peer is not None:
+            self._peers.register(PeerCollector(registry, PEERS[peer], model=model))
+        self._gauge("sapwood_model").labels(model).set(1)
+        self._gauge("sapwood_build_info").labels(__version__, platform.python_version()).set(1)
+        self._requests = self._counter("sapwood_requests")
+        self._seconds = self._histogram("sapwood_request_seconds")
+        self.finished = self._counter("sapwood_finished")
+        self.prompt_tokens = self._counter("sapwood_prompt_tokens")
+        self.cached_tokens = self._counter("sapwood_cached_prompt_tokens")
+        self.tool_calls = self._counter("sapwood_tool_calls")
+        self.schema_checks = self._counter("sapwood_schema_checks")
+        self.first_token = self._histogram("sapwood_time_to_first_token_seconds")
+        self.queue = self._histogram("sapwood_queue_seconds")
+        self.prefill = self._histogram("sapwood_prefill_seconds")
+        self.decode = self._histogram("sapwood_decode_seconds")
+        self.generation = self._histogram("sapwood_generation_seconds")
+        self.prompt_length = self._histogram("sapwood_generation_prompt_tokens")
+        self.output_length = self._histogram("sapwood_generation_output_tokens")
         self.tokens = TokenTally()
         registry.register(self.tokens)
-        registry.register(EngineCollector(stats))
+        registry.register(EngineCollector(engine))
 
     def request(self, endpoint: str, status: int, seconds: float) -> None:
         """Count one HTTP exchange. `endpoint` is a known route, so that labels stay few."""
@@ -72,35 +70,86 @@ class Metrics:
         """Start to measure one generation."""
         return Meter(self, num_prompt_tokens)
 
+    def exposition(self) -> bytes:
+        """All metrics now, in Prometheus' text format."""
+        return generate_latest(self.registry) + generate_latest(self._peers)
+
+    def _gauge(self, name: str) -> Gauge:
+        named = FRONT[name]
+        return Gauge(named.name, named.help, named.labels, registry=self.registry)
+
+    def _counter(self, name: str) -> Counter:
+        named = FRONT[name]
+        return Counter(named.name, named.help, named.labels, registry=self.registry)
+
+    def _histogram(self, name: str) -> Histogram:
+        named = FRONT[name]
+        return Histogram(named.name, named.help, named.labels, buckets=named.buckets, registry=self.registry)
+
 
 class Meter:
-    """Measures one generation: `tokens` at each arrival, `end` once."""
+    """Measures one generation: `tokens` at each arrival, `end` once.
 
-    __slots__ = ("_last", "_metrics", "_num_prompt_tokens", "_started")
+    Attributes:
+        began, first, last: When it was submitted, and its first and latest tokens came, on the clock of `perf_counter`; no
+            tokens have while `first` is 0.
+        waited: Seconds in the engine before its first step, -1 as long as they are not known.
+        reason: How it ended, "" before.
+    """
+
+    __slots__ = (
+        "_metrics",
+        "began",
+        "first",
+        "last",
+        "num_cached_tokens",
+        "num_output_tokens",
+        "num_prompt_tokens",
+        "reason",
+        "waited",
+    )
 
     def __init__(self, metrics: Metrics, num_prompt_tokens: int) -> None:
         self._metrics = metrics
-        self._num_prompt_tokens = num_prompt_tokens
-        self._last = perf_counter()
-        self._started = False
+        self.began = self.last = perf_counter()
+        self.first = 0.0
+        self.waited = -1.0
+        self.num_prompt_tokens = num_prompt_tokens
+        self.num_output_tokens = self.num_cached_tokens = 0
+        self.reason = ""
 
-    def tokens(self, count: int) -> None:
-        """`count` (> 0) tokens have arrived just now."""
+    def tokens(self, count: int, *, waited: float = -1.0) -> None:
+        """`count` (> 0) tokens have arrived just now; `waited` comes with the first."""
         now = perf_counter()
-        waited, self._last = now - self._last, now
+        since, self.last = now - self.last, now
+        self.num_output_tokens += count
         tally = self._metrics.tokens
         tally.count += count
-        if self._started:
-            tally.observe(waited / count, count)
+        if self.first:
+            tally.waits.add(since / count, count)
         else:
-            self._started = True
-            self._metrics.first_token.observe(waited)
+            self.first = now
+            self._begin(since, waited)
+
+    def _begin(self, seconds: float, waited: float) -> None:
+        metrics = self._metrics
+        metrics.first_token.observe(seconds)
+        if waited >= 0:
+            self.waited = waited
+            metrics.queue.observe(waited)
+            metrics.prefill.observe(max(seconds - waited, 0.0))
 
     def end(self, reason: str, *, num_cached_tokens: int) -> None:
         """The generation is over: stop, length, abort or error."""
-        self._metrics.finished.labels(reason).inc()
-        self._metrics.prompt_tokens.inc(self._num_prompt_tokens)
-        self._metrics.cached_tokens.inc(num_cached_tokens)
+        metrics, self.reason, self.num_cached_tokens = self._metrics, reason, num_cached_tokens
+        metrics.finished.labels(reason).inc()
+        metrics.prompt_tokens.inc(self.num_prompt_tokens)
+        metrics.cached_tokens.labels(_DEVICE).inc(num_cached_tokens)
+        metrics.prompt_length.observe(self.num_prompt_tokens)
+        metrics.output_length.observe(self.num_output_tokens)
+        metrics.generation.observe(perf_counter() - self.began)
+        if self.first:
+            metrics.decode.observe(self.last - self.first)
 
 
 class TokenTally(Collector):
@@ -108,50 +157,79 @@ class TokenTally(Collector):
 
     def __init__(self) -> None:
         self.count = 0
+        self.waits = histogram.Histogram.over(FRONT["sapwood_inter_token_seconds"].buckets)
         self._since = time()
-        self._waits = [0] * (len(_TOKEN_BUCKETS) + 1)  # per bucket, the last without a bound
-        self._seconds = 0.0
-
-    def observe(self, seconds: float, count: int) -> None:
-        """`count` tokens came `seconds` after the one before each."""
-        self._waits[bisect_left(_TOKEN_BUCKETS, seconds)] += count
-        self._seconds += seconds * count
 
     def collect(self) -> Iterator[Metric]:
-        tokens = CounterMetricFamily("sapwood_output_tokens", "Generated tokens.")
+        named = FRONT["sapwood_output_tokens"]
+        tokens = CounterMetricFamily(named.name, named.help)
         tokens.add_metric([], self.count, created=self._since)
         yield tokens
-        waits = HistogramMetricFamily(
-            "sapwood_inter_token_seconds", "Between a generation's tokens; tokens that come together share their wait."
-        )
-        bounds = [*map(floatToGoString, _TOKEN_BUCKETS), "+Inf"]
-        waits.add_metric([], [*zip(bounds, accumulate(self._waits), strict=True)], self._seconds)
-        waits.add_sample("sapwood_inter_token_seconds_created", {}, self._since)
-        yield waits
+        yield _spread(FRONT["sapwood_inter_token_seconds"], {"": self.waits})
 
 
 class EngineCollector(Collector):
     """Turns the engine's latest report into metrics at the moment of a scrape, so that nothing runs in between."""
 
-    def __init__(self, stats: Callable[[], Stats | None]) -> None:
-        self._stats = stats
+    def __init__(self, engine: Watched) -> None:
+        self._engine = engine
 
     def collect(self) -> Iterator[Metric]:
-        stats = self._stats()
+        yield from _told(self._engine.facts)
+        stats = self._engine.stats
         if stats is None:
             return
-        yield GaugeMetricFamily("sapwood_running", "Requests that hold a slot.", stats.running)
-        yield GaugeMetricFamily("sapwood_waiting", "Requests that wait for a slot.", stats.waiting)
-        for name, count in stats.counters.items():
-            yield CounterMetricFamily(f"sapwood_engine_{name}", f"The engine's count of {_words(name)}.", count)
-        for name, seconds in stats.seconds.items():
-            yield CounterMetricFamily(f"sapwood_engine_{name}", f"The engine's {_words(name)}.", seconds)
-        pages = GaugeMetricFamily("sapwood_pages", "KV pages of a group.", labels=["group", "state"])
-        for group, (total, free, evictable) in enumerate(stats.pages):
-            for state, count in (("total", total), ("free", free), ("evictable", evictable)):
-                pages.add_metric([str(group), state], count)
-        yield pages
+        yield _number("sapwood_running", stats.running)
+        yield _number("sapwood_waiting", stats.waiting)
+        for counted in (stats.counters, stats.seconds):
+            for name, count in counted.items():
+                named = _named(f"sapwood_engine_{name}", "counter")
+                yield CounterMetricFamily(named.name, named.help, count)
+        for name, by_kind in stats.histograms.items():
+            yield _spread(_named(f"sapwood_engine_{name}", "histogram"), by_kind)
+        yield _pages(stats.pages)
 
 
-def _words(name: str) -> str:
-    return name.replace("_", " ")
+def _told(facts: Facts) -> Iterator[Metric]:
+    """What does not change while the engine lives."""
+    named = ENGINE["sapwood_engine_info"]
+    engine = GaugeMetricFamily(named.name, named.help, labels=named.labels)
+    engine.add_metric([facts.device, facts.dtype, facts.attention_backend], 1)
+    yield engine
+    yield _number("sapwood_max_model_len", facts.max_model_len)
+    yield _number("sapwood_max_num_seqs", facts.max_num_seqs)
+    yield _number("sapwood_page_size", facts.page_size)
+    named = ENGINE["sapwood_start_seconds"]
+    start = GaugeMetricFamily(named.name, named.help, labels=named.labels)
+    for part, seconds in facts.seconds_to_ready.items():
+        start.add_metric([part], seconds)
+    yield start
+
+
+def _pages(groups: list[list[int]]) -> Metric:
+    named = ENGINE["sapwood_pages"]
+    pages = GaugeMetricFamily(named.name, named.help, labels=named.labels)
+    for group, (total, free, evictable) in enumerate(groups):
+        states = {"total": total, "free": free, "evictable": evictable, "used": total - free - evictable}
+        for state, count in states.items():
+            pages.add_metric([str(group), state], count)
+    return pages
+
+
+def _named(name: str, kind: Kind) -> Named:
+    """What the table says of an engine's metric; whatever takes part in an engine may count more than that."""
+    words = name.removeprefix("sapwood_engine_").replace("_", " ")
+    return ENGINE.get(name) or Named(name, kind, f"The engine's {words}.", ("kind",) if kind == "histogram" else ())
+
+
+def _number(name: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, ENGINE[name].help, value)
+
+
+def _spread(named: Named, by_label: Mapping[str, histogram.Histogram]) -> Metric:
+    family = HistogramMetricFamily(named.name, named.help, labels=named.labels)
+    for label, one in by_label.items():
+        bounds = [*map(floatToGoString, one.bounds), "+Inf"]
+        buckets = list(zip(bounds, accumulate(one.counts), strict=True))
+        family.add_metric([label] if named.labels else [], buckets, one.total)
+    return family

@@ -168,6 +168,7 @@ class Commit:
             stop=stop,
             logprobs=(logprobs or [])[: len(tokens)] if wants_logprobs else None,
             prompt_logprobs=prompt_logprobs,
+            waited=request.waited if first else -1.0,
         )
 
     def _force(self, request: Request, ruling: Ruling) -> tuple[list[int], FinishReason | None]:

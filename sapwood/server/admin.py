@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -78,7 +78,7 @@ def routes(front: Front) -> list[Described]:
 
     async def metrics(request: Request) -> Response:
         """Metrics, as Prometheus reads them."""
-        return Response(generate_latest(front.metrics.registry), headers={"content-type": CONTENT_TYPE_LATEST})
+        return Response(front.metrics.exposition(), headers={"content-type": CONTENT_TYPE_LATEST})
 
     async def version(request: Request) -> Response:
         """The server's version."""

@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sapwood.base.errors import SapwoodError
 from sapwood.config import Config
 from sapwood.engine.client import EngineClient
-from sapwood.observe import Metrics
+from sapwood.observe.metrics import Metrics
 from sapwood.server import admin, live, native, openapi
 from sapwood.server.auth import check_key
 from sapwood.server.errors import ClientGone, Envelope, named, openai_envelope, problem
@@ -64,7 +64,9 @@ def create_app(
     requests that bring none. `registry` takes the metrics; one of its own by default. Raises ConfigError for defaults
     that cannot be used.
     """
-    metrics = Metrics(registry or CollectorRegistry(), model=model_name, stats=lambda: engine.stats)
+    metrics = Metrics(
+        registry or CollectorRegistry(), model=model_name, engine=engine, peer=config.server.metrics_compat
+    )
     front = Front(engine, text, config, model_name, metrics=metrics, defaults=defaults or {})
     placed: list[tuple[Route, Room]] = [(route, room) for room in rooms for route in room.routes(front)]
     placed.append((admin.index(front, [route for route, _ in placed]), Room(admin.routes)))

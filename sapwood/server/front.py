@@ -26,7 +26,7 @@ from sapwood.grammar.schema import Finding
 from sapwood.grammar.spellings import Asked
 from sapwood.grammar.vocabulary import spec_of
 from sapwood.grammar.words import first_words
-from sapwood.observe import Metrics
+from sapwood.observe.metrics import Metrics
 from sapwood.server.errors import ClientGone, respelled, with_param
 from sapwood.server.turns import Turns
 from sapwood.text import TextModel

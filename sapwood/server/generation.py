@@ -154,7 +154,7 @@ class _Run:
             if delta is None:
                 return None
             if delta.tokens:
-                self.meter.tokens(len(delta.tokens))
+                self.meter.tokens(len(delta.tokens), waited=delta.waited)
             return self.choice.take(delta, self.assembler)
         except SapwoodError:
             self.failed = True

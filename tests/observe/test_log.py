@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from sapwood.observe import set_up_logging
+from sapwood.observe.log import set_up_logging
 
 
 @pytest.fixture(autouse=True)

@@ -101,7 +101,7 @@ async def test_metrics(http: httpx.AsyncClient, engine: FakeEngine, app: Starlet
     assert values['sapwood_finished_total{reason="length"}'] == "1.0"
     assert values['sapwood_finished_total{reason="stop"}'] == "1.0"
     assert values["sapwood_prompt_tokens_total"] == "6.0"
-    assert values["sapwood_cached_prompt_tokens_total"] == "4.0"
+    assert values['sapwood_cached_prompt_tokens_total{source="device"}'] == "4.0"
     assert float(values["sapwood_output_tokens_total"]) > 4
     assert values["sapwood_time_to_first_token_seconds_count"] == "2.0"
     assert float(values["sapwood_inter_token_seconds_count"]) == float(values["sapwood_output_tokens_total"]) - 2
