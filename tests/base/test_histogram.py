@@ -18,7 +18,11 @@ def test_against_counting_by_hand() -> None:
         one.add(value, 2)
     edges = (float("-inf"), *bounds, float("inf"))
     counted = [2 * sum(low < value <= high for value in values) for low, high in pairwise(edges)]
-    assert one.counts == counted and abs(one.total - 2 * sum(values)) < 1e-9
+    other = Histogram.over(bounds)
+    other.add_all(values * 2)
+    assert one.counts == other.counts == counted and abs(one.total - other.total) < 1e-9
+    other.add_all([])
+    assert sum(other.counts) == 100 and abs(one.total - 2 * sum(values)) < 1e-9
 
 
 def test_a_copy_stays_as_it_is_and_all_of_it_travels() -> None:
