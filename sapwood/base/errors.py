@@ -7,9 +7,11 @@
     │   ├── ConfigError                   an option or a pair of options
     │   └── ModelError                    a model file or config that cannot be used
     ├── GenerationFailed                  one request failed inside; the others go on
+    ├── DeadlinePassed                    one request has not finished in the time that it had: HTTP 504
     └── Unavailable                       not now: HTTP 503, with the seconds after which to try again
         ├── EngineDead                    the engine process is gone; in-flight requests end with this
-        └── Overloaded                    too much is waiting already
+        ├── Overloaded                    too much is waiting already
+        └── Stopping                      the server ends, and takes no more requests
 
 Anything else that escapes is a bug and is reported with its traceback.
 """
@@ -55,6 +57,10 @@ class GenerationFailed(SapwoodError):
     """The engine gave one request up; the others go on."""
 
 
+class DeadlinePassed(SapwoodError):
+    """A request has not finished in the time that it, or its server, had set for it."""
+
+
 class Unavailable(SapwoodError):
     """Nothing is wrong with the request; `retry_after` are the seconds after which it may be served, where that is known."""
 
@@ -68,4 +74,8 @@ class EngineDead(Unavailable):
 
 
 class Overloaded(Unavailable):
-    """The queue is full, or the server stops; try again later."""
+    """The queue is full; try again later."""
+
+
+class Stopping(Unavailable):
+    """The server ends; another one may be there soon."""

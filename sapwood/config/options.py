@@ -229,6 +229,16 @@ class ServerConfig:
     drain_seconds: float = option(
         30.0, "how long running requests may finish after SIGTERM", "--drain-timeout", metavar="SECONDS"
     )
+    request_seconds: float | None = option(
+        None,
+        "how long a request may take that asks for no other time",
+        "--request-timeout",
+        metavar="SECONDS",
+        derived=False,
+    )
+    max_request_seconds: float | None = option(
+        None, "the most that a request may ask for", "--max-request-timeout", metavar="SECONDS", derived=False
+    )
     watchdog_seconds: float = option(
         300.0,
         "how long a step may last before the engine is taken to hang, killed and started again",

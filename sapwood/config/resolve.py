@@ -331,8 +331,10 @@ def _check_ranges(config: Config) -> None:
     _range("thinking_budget", config.server.thinking_budget, 0, 2**31 - 1)
     if config.server.drain_seconds < 0:
         raise ConfigError(f"{flag_of('drain_seconds')} must not be negative, got {config.server.drain_seconds}.")
-    if config.grammar.compile_seconds <= 0:
-        raise ConfigError(f"{flag_of('compile_seconds')} must be more than 0, got {config.grammar.compile_seconds}.")
+    _range("max_engine_restarts", config.server.max_engine_restarts, 0, None)
+    for section, field in _TIMES:
+        if (value := getattr(getattr(config, section), field)) is not None and value <= 0:
+            raise ConfigError(f"{flag_of(field)} must be more than 0, got {value}.")
     if config.cache.page_size is not None and (problem := page_size_problem(config.cache.page_size)):
         raise ConfigError(f"{flag_of('page_size')} {problem}.")
 
@@ -349,6 +351,13 @@ _POSITIVE = (
     ("device", "threads"),
     ("device", "cuda_graph_max_tokens"),
     ("server", "max_body_bytes"),
+)
+
+_TIMES = (
+    ("grammar", "compile_seconds"),
+    ("server", "request_seconds"),
+    ("server", "max_request_seconds"),
+    ("server", "watchdog_seconds"),
 )
 
 

@@ -15,6 +15,7 @@ from sapwood.base.errors import EngineDead, GenerationFailed, Overloaded, Reques
 from sapwood.base.sampling import SEED_LIMIT, SamplingParams
 from sapwood.base.tokens import check_ids
 from sapwood.base.wire import Abort, Control, Delta, Deltas, Facts, FromEngine, Reply, Stats, Submit, ToEngine
+from sapwood.engine.pace import Pace
 from sapwood.engine.vitals import Vitals
 
 ANSWER_SECONDS = 5.0  # for an engine that is asked whether it lives, and has nothing else to do
@@ -215,6 +216,7 @@ class AsyncEngine:
         self._back = 0.0  # when another should be there
         self._probe: asyncio.Task[None] | None = None
         self._probed = 0.0
+        self._pace = Pace()
         self._send = send
         self._max_live = max_live
         self._numbers = itertools.count(1)
@@ -241,7 +243,10 @@ class AsyncEngine:
         check_request(tokens, params, self.facts, checked=checked)
         self._check_alive()
         if len(self._streams) >= self._max_live:
-            raise Overloaded(f"{len(self._streams)} requests are running or waiting already; try again later.")
+            raise Overloaded(
+                f"{len(self._streams)} requests are running or waiting already; try again later.",
+                retry_after=self._pace.seconds(len(self._streams) + 1 - self.facts.max_num_seqs),
+            )
         stop_ids = list(params.stop_token_ids) + ([] if params.ignore_eos else self.facts.eos_ids)
         message = Submit(next(self._numbers), tokens, params, stop_ids, salt, adapter, priority)
         self._send(message)
@@ -271,6 +276,8 @@ class AsyncEngine:
 
     def _leave(self, stream: Stream) -> None:
         del self._streams[stream.id]
+        if stream.finished:
+            self._pace.ended()
         if not stream.finished and self.dead is None:
             with contextlib.suppress(EngineDead):  # the engine is going anyway
                 self._send(Abort([stream.id]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import uuid
@@ -45,6 +46,7 @@ ROOMS: Sequence[Room] = (
 )
 """What there is over HTTP: a dialect is one more of these."""
 
+_SAFE = ("GET", "HEAD", "OPTIONS")  # methods that begin no work
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -145,10 +147,13 @@ class Gate:
                 message["headers"] = [*message.get("headers", ()), stamp]
             await send(message)
 
+        front, work = self._front, contextlib.ExitStack()
         try:
-            if scope["method"] == "POST":
-                await self._front.turns()
-            check_key(self._front.config.server.api_key, path, headers)
+            if scope["method"] not in _SAFE:
+                work.enter_context(front.drain.at_work())
+                await front.turns()
+            check_key(front.config.server.api_key, path, headers)
+            front.deadlines.begin(headers)
             await self._app(scope, receive, stamped)
         except Exception as error:
             told = problem(error)
@@ -156,7 +161,8 @@ class Gate:
                 raise  # the response has begun; closing the connection is all that is left
             await note.response(told)(scope, receive, stamped)
         finally:
+            work.close()
             seconds = perf_counter() - begin
-            self._front.metrics.request(endpoint, status, seconds)
-            if self._front.config.server.log_requests:
+            front.metrics.request(endpoint, status, seconds)
+            if front.config.server.log_requests:
                 log.info("%s %s %d %.3f s %s", scope["method"], path, status, seconds, note.request_id)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 import msgspec
 from starlette.exceptions import HTTPException
 
-from sapwood.base.errors import EngineDead, GenerationFailed, Overloaded, RequestError
+from sapwood.base.errors import DeadlinePassed, EngineDead, GenerationFailed, Overloaded, RequestError, Stopping
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +77,13 @@ def problem(error: Exception) -> Problem:
             message = str(error) or "Too many requests are waiting."
             headers = retry_header(error.retry_after or 1.0)
             return Problem(503, "overloaded_error", message, code="overloaded", headers=headers)
+        case Stopping():
+            headers = retry_header(error.retry_after or 1.0) | {"connection": "close"}
+            return Problem(503, "overloaded_error", "The server is stopping.", code="stopping", headers=headers)
+        case DeadlinePassed():
+            # Clients that try again by themselves are told not to: who has set the deadline has no use for it.
+            headers = {"x-should-retry": "false"}
+            return Problem(504, "timeout_error", str(error), code="deadline_exceeded", headers=headers)
         case EngineDead():
             message = str(error) or "The engine has stopped."
             if error.retry_after is None:

@@ -27,6 +27,8 @@ from sapwood.grammar.spellings import Asked
 from sapwood.grammar.vocabulary import spec_of
 from sapwood.grammar.words import first_words
 from sapwood.observe.metrics import Metrics
+from sapwood.server.deadlines import Deadlines
+from sapwood.server.drain import Drain
 from sapwood.server.errors import ClientGone, respelled, with_param
 from sapwood.server.turns import Turns
 from sapwood.text import TextModel
@@ -107,7 +109,8 @@ class Front:
             self.check(SamplingParams(**self.defaults), {})
         except RequestError as error:
             raise ConfigError(f"generation_config.json: {error} Correct the value, or remove it.") from error
-        self.draining = False  # the server ends, and takes no requests any more
+        self.drain = Drain()
+        self.deadlines = Deadlines(config.server.request_seconds, config.server.max_request_seconds)
         self.turns = Turns()
         self._grammars = Checker(
             lambda: spec_of(self.text, self.facts.vocab_size),
@@ -263,12 +266,13 @@ class Front:
     async def attended(self, receive: Receive, work: Coroutine[Any, Any, T]) -> T:
         """The result of `work`, which is cancelled, and its generations with it, as soon as the client hangs up.
 
-        Raises ClientGone then, or what `end_all` was given. `receive` must have yielded the whole body already.
+        Raises ClientGone then, DeadlinePassed when its time is over, or what `end_all` was given. `receive` must have yielded the whole body already.
         """
         task = asyncio.ensure_future(work)
         gone = asyncio.ensure_future(_gone(receive))
         end = asyncio.get_running_loop().create_future()
         self._ends.add(end)
+        timer = self.deadlines.timer(end)
         try:
             await asyncio.wait((task, gone, end), return_when=asyncio.FIRST_COMPLETED)
             if task.done():
@@ -277,6 +281,8 @@ class Front:
                 end.result()
             raise ClientGone
         finally:
+            if timer is not None:
+                timer.cancel()
             self._ends.discard(end)
             end.cancel()
             task.cancel()

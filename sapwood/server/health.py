@@ -43,7 +43,7 @@ async def health_of(front: Front) -> Health:
     engine = front.engine
     reason = await engine.trouble()
     if reason is None:
-        return Health("draining", "the server is stopping") if front.draining else Health("ok")
+        return Health("draining", "the server is stopping") if front.drain.begun else Health("ok")
     if engine.dead is None:
         return Health("hung", reason)
     after = engine.retry_after

@@ -10,14 +10,18 @@ import logging
 import signal
 import socket
 from collections.abc import Callable, Coroutine, Iterator
+from email.utils import formatdate
+from time import time
 from typing import Any, TypeVar
 
 import uvicorn
 from starlette.applications import Starlette
+from uvicorn.server import ServerState
 
-from sapwood.base.errors import ConfigError, Overloaded
+from sapwood.base.errors import ConfigError, Stopping
 from sapwood.config import Config
 from sapwood.server.connection import Limits, connection
+from sapwood.server.front import Front
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +72,8 @@ async def serve(
     on_ready: Callable[[str], None] | None = None,
     sock: socket.socket | None = None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then let running requests finish for up to `drain_seconds`.
+    """Serve until SIGTERM or SIGINT, then let running requests finish for up to `drain_seconds`: until they have, others are
+    refused, and whoever asks is told that the server ends.
 
     `on_ready` is called with the server's URL once it listens; `sock` comes from `bind` (made here if missing). After
     the drain time the requests that still run end with an error; a second signal ends them at once. Raises
@@ -105,7 +110,9 @@ class _Server(uvicorn.Server):
                 http=connection(Limits()),
             )
         )
-        self._app = app
+        self.server_state = _State()
+        self._over = asyncio.Event()
+        self._front: Front = app.state.front
         self._drain_seconds = config.server.drain_seconds
         self._url = _url(config.server.host, sock.getsockname()[1])
         self._on_ready = on_ready
@@ -121,12 +128,14 @@ class _Server(uvicorn.Server):
         if self._on_ready is not None:
             self._on_ready(self._url)
 
+    async def main_loop(self) -> None:
+        await self._over.wait()  # uvicorn would look ten times a second whether it is
+
     def stop(self) -> None:
         """Called for each signal: the first drains, the second does not wait."""
-        if self.should_exit:
+        if self._ending is not None:
             self._cut()
             return
-        self.should_exit = True
         log.info("stopping; running requests have %g s (a second signal ends them at once)", self._drain_seconds)
         self._ending = asyncio.get_running_loop().create_task(self._end())
 
@@ -138,15 +147,41 @@ class _Server(uvicorn.Server):
             await asyncio.wait(tasks, timeout=_GRACE)
 
     async def _end(self) -> None:
-        await asyncio.sleep(self._drain_seconds)
-        self._app.state.front.end_all(Overloaded("The server is stopping."))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._front.drain(), self._drain_seconds)
+        self._front.end_all(Stopping())
+        self._leave()
         await asyncio.sleep(_GRACE)
         self._cut()
 
+    def _leave(self) -> None:
+        """Take no more connections, and end when those that are have ended."""
+        self.should_exit = True
+        self._over.set()
+
     def _cut(self) -> None:
+        self._leave()
         self.force_exit = True
         for one in list(self.server_state.connections):
             one.transport.abort()
+
+
+class _State(ServerState):
+    """What connections share. The date is made when one needs it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._second = 0
+
+    @property
+    def default_headers(self) -> list[tuple[bytes, bytes]]:
+        if (now := int(time())) != self._second:
+            self._second, self._headers = now, [(b"date", formatdate(now, usegmt=True).encode())]
+        return self._headers
+
+    @default_headers.setter
+    def default_headers(self, headers: list[tuple[bytes, bytes]]) -> None:
+        self._headers = headers
 
 
 @contextlib.contextmanager

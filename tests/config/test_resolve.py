@@ -203,6 +203,10 @@ def test_what_was_asked_for_is_kept_and_said() -> None:
         ({"seed": -1}, ("--seed",)),
         ({"depth": 9}, ("--overlap-depth",)),
         ({"drain_seconds": -1.0}, ("--drain-timeout",)),
+        ({"request_seconds": 0.0}, ("--request-timeout",)),
+        ({"max_request_seconds": -1.0}, ("--max-request-timeout",)),
+        ({"watchdog_seconds": 0.0}, ("--watchdog-timeout",)),
+        ({"max_engine_restarts": -1}, ("--max-engine-restarts",)),
         ({"thinking_budget": -1}, ("--thinking-budget", "[0, 2147483647]")),
     ],
 )

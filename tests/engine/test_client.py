@@ -12,6 +12,7 @@ from sapwood.base.errors import EngineDead, GenerationFailed, Overloaded, Reques
 from sapwood.base.plan import TokenLogprobs
 from sapwood.base.sampling import SamplingParams
 from sapwood.base.wire import Abort, Control, Delta, Deltas, Reply, Submit, ToEngine
+from sapwood.engine import pace
 from sapwood.engine.client import AsyncEngine, Stream, check_request, copies
 from tests.facts import make_facts
 
@@ -86,13 +87,30 @@ def test_too_many_requests_are_refused() -> None:
         wire = Wire(max_live=1)
         running = asyncio.create_task(collect(wire, [5], SamplingParams()))
         await asyncio.sleep(0)
-        with pytest.raises(Overloaded):
+        with pytest.raises(Overloaded) as caught:
             await collect(wire, [5], SamplingParams())
+        assert caught.value.retry_after is None, "nothing is known of how fast they end"
         running.cancel()
         await asyncio.wait([running])
         await asyncio.sleep(0)
 
     asyncio.run(scenario())
+
+
+def test_who_is_refused_hears_how_long_those_before_should_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(pace, "monotonic", lambda: now)
+    wire, listener = Wire(max_live=11), Listener()  # 8 run, 3 wait
+    for _ in range(5):
+        stream = wire.engine.submit([5], SamplingParams(), listener)
+        wire.engine.receive([Deltas([], [], [Delta(stream.id, [7], finish="length")])])
+        stream.close()
+        now += 2.0
+    for _ in range(11):
+        wire.engine.submit([5], SamplingParams(), listener)
+    with pytest.raises(Overloaded) as caught:
+        wire.engine.submit([5], SamplingParams(), listener)
+    assert caught.value.retry_after == 4 * 2.0
 
 
 def test_control_gets_its_own_answer() -> None:

@@ -40,7 +40,7 @@ async def test_health(http: httpx.AsyncClient, engine: FakeEngine, app: Starlett
     reply = await http.get(path)
     assert (reply.status_code, reply.json()["status"]) == (503, "dead") and "retry-after" not in reply.headers
     engine.dead = engine.ails = None
-    app.state.front.draining = True
+    app.state.front.drain.begun = True
     reply = await http.get(path)
     assert (reply.status_code, reply.json()["status"]) == (200 if path == "/health" else 503, "draining")
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from starlette.applications import Starlette
 
-from sapwood.base.errors import Overloaded
+from sapwood.base.errors import Stopping
 from tests.server.fakes import FakeEngine
 from tests.waiting import within
 
@@ -105,7 +105,7 @@ async def test_the_server_ends_everything(app: Starlette, engine: FakeEngine) ->
     calls = [asyncio.create_task(caller.call(app)) for caller in (streaming, waiting)]
     await within(streaming.heard.wait())
     await engine.until_running(2)
-    app.state.front.end_all(Overloaded("The server is stopping."))
+    app.state.front.end_all(Stopping())
     await within(asyncio.gather(*calls))
     assert engine.running == 0
     assert b"stopping" in streaming.sent[-1]["body"]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from time import monotonic
 
 import httpx
 import pytest
@@ -48,12 +48,12 @@ async def serving(app: Starlette, config: Config) -> AsyncIterator[tuple[str, as
         await within(task)
 
 
-async def refuse(url: str) -> None:
-    """Wait until the server has stopped to take connections."""
-    async with asyncio.timeout(SECONDS), httpx.AsyncClient(timeout=SECONDS) as http:
-        with contextlib.suppress(httpx.TransportError):
-            while True:
-                await http.get(f"{url}/health", headers={"connection": "close"})
+async def refuse(http: httpx.AsyncClient, url: str) -> None:
+    """Wait until the server takes no more requests, which it says to all who ask."""
+    deadline = monotonic() + SECONDS
+    while (await http.get(f"{url}/ready")).status_code != 503:
+        assert monotonic() < deadline
+        await asyncio.sleep(0)
 
 
 async def test_the_official_client(app: Starlette, config: Config, engine: FakeEngine) -> None:
@@ -106,8 +106,12 @@ async def test_running_requests_finish_after_sigterm(app: Starlette, config: Con
         call = asyncio.create_task(http.post(f"{url}/v1/completions", json=HELLO))
         await engine.until_running(1)
         os.kill(os.getpid(), signal.SIGTERM)
-        await refuse(url)
-        assert not task.done()
+        await refuse(http, url)
+        late = await http.post(f"{url}/v1/completions", json=HELLO)
+        assert (late.status_code, late.json()["error"]["code"]) == (503, "stopping")
+        assert late.headers["connection"] == "close" and int(late.headers["retry-after"]) >= 1
+        assert (await http.get(f"{url}/health")).json()["status"] == "draining"
+        assert not task.done() and len(engine.asked) == 1
         engine.hold.set()
         reply = await call
         assert reply.text.endswith("data: [DONE]\n\n")
@@ -133,7 +137,7 @@ async def test_a_second_signal_does_not_wait(app: Starlette, config: Config, eng
         call = asyncio.create_task(http.post(f"{url}/v1/completions", json=HELLO))
         await engine.until_running(1)
         os.kill(os.getpid(), signal.SIGINT)
-        await refuse(url)  # the first has been heard, so that the two are not one
+        await refuse(http, url)  # the first has been heard, so that the two are not one
         os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(httpx.TransportError):
             await call

@@ -65,10 +65,12 @@ class Sampling(Structured, kw_only=True):
     cache_salt: str | None = None
     extra_key: str | None = None
     return_token_ids: bool | None = None
+    timeout: float | None = None
 
     def check(self, front: Front) -> None:
         """Raise RequestError for what does not depend on the prompt: the model, and fields that cannot work."""
         front.check_model(self.model)
+        front.deadlines.ask(self.timeout, "timeout")
         if self.best_of is not None and self.best_of != (self.n or 1):
             raise unsupported("best_of", "leave it out, or give the same as n")
         if self.stream_options is not None and not self.stream:
