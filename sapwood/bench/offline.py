@@ -79,7 +79,7 @@ def open_engine(options: Mapping[str, Any], *, longest: int) -> Opened:
         most = shape_of(decoder, name=files.name).max_positions
         config = replace(config, "model", max_model_len=min(longest + SPARE_LEN, most))
     engine, facts, _ = launch(config, files, catalogue=catalogue)
-    name = config.model.served_model_name or Path(config.model.model).name
+    (name, *_) = config.model.served_model_name or (Path(config.model.model).name,)
     return Opened(engine, facts, name, perf_counter() - began)
 
 

@@ -102,15 +102,15 @@ async def _with_engine(
     async with start(config, child) as engine:
         text = await loading
         engine.end_at(text.eos_ids)
-        name = config.model.served_model_name or files.name
-        app = create_app(engine, text, config, name, defaults=files.generation_config)
+        names = config.model.served_model_name or (files.name,)
+        app = create_app(engine, text, config, names, defaults=files.generation_config)
         lean.trim()
         serving = asyncio.create_task(
             serve(
                 app,
                 config,
                 sock=sock,
-                on_ready=lambda url: _announce(url, name, engine.facts, began, config.server.api_key),
+                on_ready=lambda url: _announce(url, names[0], engine.facts, began, config.server.api_key),
             )
         )
         try:

@@ -64,6 +64,8 @@ class Option:
     def _parse(self, text: str) -> Any:
         if self.kind is bool:
             return _parse_bool(text)
+        if self.kind is tuple:
+            return self._accept([text])
         if self.metavar == "BYTES":
             return parse_number(text.upper().removesuffix("B").removesuffix("I"), _BYTES)
         if self.metavar == "TOKENS":
@@ -73,6 +75,10 @@ class Option:
     def _accept(self, value: Any) -> Any:
         if value is None and self.default is None:
             return None
+        if self.kind is tuple:
+            if not isinstance(value, list | tuple) or not value or not all(one and isinstance(one, str) for one in value):
+                raise ValueError
+            return tuple(value)
         good = isinstance(value, self.kind) or (self.kind is float and isinstance(value, int))
         if not good or (isinstance(value, bool) and self.kind is not bool):
             raise ValueError
@@ -83,7 +89,8 @@ class Option:
             return "bytes, such as 512M or 4G"
         if self.metavar == "TOKENS":
             return "a number of tokens, such as 4096, 4K or 32k"
-        return {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[self.kind]
+        kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "text", tuple: "one or more texts"}
+        return kinds[self.kind]
 
 
 @cache
@@ -176,7 +183,8 @@ def _fields(section: type) -> Iterable[tuple[dataclasses.Field[Any], type]]:
     for field in dataclasses.fields(section):
         hint = hints[field.name]
         kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-        yield field, next(kind for kind in kinds if kind is not type(None))
+        kind = next(kind for kind in kinds if kind is not type(None))
+        yield field, typing.get_origin(kind) or kind
 
 
 def _add_flag(group: argparse._ArgumentGroup, option: Option) -> None:
@@ -192,6 +200,8 @@ def _add_flag(group: argparse._ArgumentGroup, option: Option) -> None:
     metavar = option.metavar or (
         "{" + ",".join(option.choices) + "}" if option.choices else _name(option.flags[0]).upper()
     )
+    if option.kind is tuple:
+        common["nargs"] = "+"
     group.add_argument(*option.flags, metavar=metavar, help=f"{option.help} ({default})", **common)
 
 

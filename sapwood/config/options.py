@@ -46,7 +46,9 @@ class ModelConfig:
         derived=False,
     )
     revision: str | None = option(None, "branch, tag or commit of a hub id", "--revision", derived=False)
-    served_model_name: str | None = option(None, "the name that clients use", "--served-model-name")
+    served_model_name: tuple[str, ...] | None = option(
+        None, "the names that clients may use; answers have the first", "--served-model-name", metavar="NAME"
+    )
     chat_template: str | None = option(
         None, "a Jinja file or text to use instead of the model's", "--chat-template", derived=False
     )

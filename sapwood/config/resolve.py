@@ -46,7 +46,7 @@ class Decision:
     def shown(self) -> str:
         if self.field == "kv_cache_memory" and isinstance(self.value, int):
             return gib(self.value)
-        return str(self.value)
+        return ", ".join(self.value) if isinstance(self.value, tuple) else str(self.value)
 
 
 def resolve(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[Config, tuple[Decision, ...]]:
@@ -82,8 +82,8 @@ def _device(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[str
     return device.option, found.format(name=device.name, cores=device.num_cores, memory=gib(device.total_memory))
 
 
-def _served_model_name(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[str, str]:
-    return model.default_name, "the model's own name"
+def _served_model_name(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[tuple[str, ...], str]:
+    return (model.default_name,), "the model's own name"
 
 
 def _dtype(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[str, str]:

@@ -171,7 +171,7 @@ def check_request(tokens: list[int], params: SamplingParams, facts: Facts, *, ch
         raise RequestError("the prompt is empty; it needs at least one token.", param="prompt")
     if len(tokens) >= facts.max_model_len:
         raise RequestError(
-            f"the prompt has {len(tokens)} tokens; this model takes at most {facts.max_model_len - 1} and one of output.",
+            f"the prompt is too long: {len(tokens)} tokens > {facts.max_model_len - 1} maximum, with one of output.",
             param="prompt",
             code="context_length_exceeded",
         )

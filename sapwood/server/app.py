@@ -54,22 +54,21 @@ def create_app(
     engine: EngineClient,
     text: TextModel,
     config: Config,
-    model_name: str,
+    model_names: str | Sequence[str],
     *,
     defaults: Mapping[str, Any] | None = None,
     registry: CollectorRegistry | None = None,
     rooms: Sequence[Room] = ROOMS,
 ) -> Starlette:
-    """The HTTP server of one engine.
+    """The HTTP server of one engine, whose model has one name or several.
 
     `defaults` is the model's generation_config: its temperature, top_k, top_p, min_p and repetition_penalty serve
     requests that bring none. `registry` takes the metrics; one of its own by default. Raises ConfigError for defaults
     that cannot be used.
     """
-    metrics = Metrics(
-        registry or CollectorRegistry(), model=model_name, engine=engine, peer=config.server.metrics_compat
-    )
-    front = Front(engine, text, config, model_name, metrics=metrics, defaults=defaults or {})
+    names = [model_names] if isinstance(model_names, str) else model_names
+    metrics = Metrics(registry or CollectorRegistry(), model=names[0], engine=engine, peer=config.server.metrics_compat)
+    front = Front(engine, text, config, names, metrics=metrics, defaults=defaults or {})
     placed: list[tuple[Route, Room]] = [(route, room) for room in rooms for route in room.routes(front)]
     placed.append((admin.index(front, [route for route, _ in placed]), Room(admin.routes)))
     placed = openapi.routes(front, placed)

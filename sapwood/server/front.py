@@ -92,7 +92,7 @@ class Front:
         engine: EngineClient,
         text: TextModel,
         config: Config,
-        model_name: str,
+        model_names: Sequence[str],
         *,
         metrics: Metrics,
         defaults: Mapping[str, Any],
@@ -100,7 +100,7 @@ class Front:
         self.engine = engine
         self.text = text
         self.config = config
-        self.model_name = model_name
+        self.model_names = tuple(model_names)
         self.metrics = metrics
         self.fingerprint = f"sapwood-{__version__}"
         self.started = int(time.time())
@@ -121,14 +121,19 @@ class Front:
         self._ends: set[asyncio.Future[None]] = set()
 
     @property
+    def model_name(self) -> str:
+        """The one that answers have."""
+        return self.model_names[0]
+
+    @property
     def facts(self) -> Facts:
         return self.engine.facts
 
     def check_model(self, name: str | None) -> None:
-        """Raise RequestError (404) unless `name` is the served model's, or missing."""
-        if name and name != self.model_name:
+        """Raise RequestError (404) unless `name` is one of the served model's, or missing."""
+        if name and name not in self.model_names:
             raise RequestError(
-                f"The model {name!r} does not exist; this server has {self.model_name!r}.",
+                f"The model {name!r} does not exist; this server has {', '.join(map(repr, self.model_names))}.",
                 param="model",
                 status=404,
                 code="model_not_found",
@@ -302,7 +307,7 @@ class Front:
         limit = self.facts.max_model_len
         if num_chars > limit * _MAX_CHARS_PER_TOKEN:
             raise RequestError(
-                f"{param} has {num_chars} characters, which cannot fit the model's context of {limit} tokens.",
+                f"the prompt is too long: {param} has {num_chars} characters, which cannot fit the model's context of {limit} tokens.",
                 param=param,
                 code="context_length_exceeded",
             )

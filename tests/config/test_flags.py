@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,10 +51,23 @@ def test_both_spellings(one: str, other: str) -> None:
     assert parse(one) == parse(other) != Config()
 
 
+@pytest.mark.parametrize("given", ["a", ["a", "b"], ("a", "b")])
+def test_several_names(given: Any) -> None:
+    names = (given,) if isinstance(given, str) else tuple(given)
+    assert parse("--served-model-name", *names, "--port", "1").model.served_model_name == names
+    assert from_options({"served_model_name": given}).model.served_model_name == names
+
+
+@pytest.mark.parametrize("given", [[], [1], [""], 3])
+def test_names_are_texts(given: Any) -> None:
+    with pytest.raises(ConfigError, match="--served-model-name takes one or more texts"):
+        from_options({"served_model_name": given})
+
+
 def test_every_flag_is_read_from_the_command_line_and_from_keywords() -> None:
     for option in options():
         sample = (
-            option.choices[-1] if option.choices else {int: "3", float: "0.5", str: "x", bool: "false"}[option.kind]
+            option.choices[-1] if option.choices else {int: "3", float: "0.5", str: "x", bool: "false", tuple: "x"}[option.kind]
         )
         read = option.read(sample)
         by_keyword = from_options({option.field: read})

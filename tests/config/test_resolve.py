@@ -75,7 +75,7 @@ def test_on_a_cpu() -> None:
     assert config.cache.kv_cache_memory == (4 * 8192 + 16) * per_token, "a few of the longest requests"
     short = resolved(replace(SMALL, max_positions=2048), CPU, max_num_seqs=64)
     assert short.cache.kv_cache_memory == (64 * 512 + 16) * per_token, "or all, if they are short"
-    assert (config.model.max_model_len, config.model.served_model_name) == (8192, "small")
+    assert (config.model.max_model_len, config.model.served_model_name) == (8192, ("small",))
 
 
 def test_on_a_gpu() -> None:

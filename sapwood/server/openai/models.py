@@ -28,17 +28,18 @@ class ModelList(msgspec.Struct):
 
 
 def routes(front: Front) -> list[Described]:
-    def card() -> ModelCard:
-        return ModelCard(front.model_name, front.started, front.config.model.model, front.facts.max_model_len)
+    def card(name: str) -> ModelCard:
+        return ModelCard(name, front.started, front.config.model.model, front.facts.max_model_len)
 
     async def models(request: Request) -> Response:
         """The models that are served."""
-        return json_response(ModelList([card()]))
+        return json_response(ModelList([card(name) for name in front.model_names]))
 
     async def model(request: Request) -> Response:
         """One model, by its name."""
-        front.check_model(request.path_params["name"])
-        return json_response(card())
+        name = request.path_params["name"]
+        front.check_model(name)
+        return json_response(card(name))
 
     return [
         plain("/v1/models", models, gives=ModelList),
