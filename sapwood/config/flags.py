@@ -76,7 +76,11 @@ class Option:
         if value is None and self.default is None:
             return None
         if self.kind is tuple:
-            if not isinstance(value, list | tuple) or not value or not all(one and isinstance(one, str) for one in value):
+            if (
+                not isinstance(value, list | tuple)
+                or not value
+                or not all(one and isinstance(one, str) for one in value)
+            ):
                 raise ValueError
             return tuple(value)
         good = isinstance(value, self.kind) or (self.kind is float and isinstance(value, int))
@@ -89,7 +93,13 @@ class Option:
             return "bytes, such as 512M or 4G"
         if self.metavar == "TOKENS":
             return "a number of tokens, such as 4096, 4K or 32k"
-        kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "text", tuple: "one or more texts"}
+        kinds = {
+            bool: "true or false",
+            int: "a whole number",
+            float: "a number",
+            str: "text",
+            tuple: "one or more texts",
+        }
         return kinds[self.kind]
 
 

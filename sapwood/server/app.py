@@ -27,7 +27,7 @@ from sapwood.engine.client import EngineClient
 from sapwood.observe.metrics import Metrics
 from sapwood.server import admin, live, native, openapi
 from sapwood.server.auth import check_key
-from sapwood.server.errors import ClientGone, Envelope, named, openai_envelope, problem
+from sapwood.server.errors import ClientGone, named, problem
 from sapwood.server.front import Front
 from sapwood.server.openai import chat, completions, models
 from sapwood.server.passage import passage
@@ -103,21 +103,23 @@ async def handle(request: Request, error: Exception) -> Response:
 
 
 class Known:
-    """The paths that are served: how each is counted, and how its errors are worded."""
+    """The paths that are served: how each is counted, and the room that words its errors."""
 
     def __init__(self, placed: Sequence[tuple[Route, Room]]) -> None:
-        self._paths = {route.path: room.envelope for route, room in placed if not route.param_convertors}
+        self._paths = {route.path: room for route, room in placed if not route.param_convertors}
         self._patterns = [
-            (route.path_regex, route.path_format, room.envelope) for route, room in placed if route.param_convertors
+            (route.path_regex, route.path_format, room) for route, room in placed if route.param_convertors
         ]
+        self._other = Room(lambda front: [])
+        self._guests = {room.known_by: room for _, room in placed if room.known_by}
 
-    def __call__(self, path: str) -> tuple[str, Envelope]:
-        """The path's name, the same whatever stands for a parameter, or "other"; and its envelope."""
-        if path in self._paths:
-            return path, self._paths[path]
-        found = (known for known in self._patterns if known[0].match(path))
-        _, name, envelope = next(found, (None, "other", openai_envelope))
-        return name, envelope
+    def __call__(self, path: str, headers: Headers) -> tuple[str, Room]:
+        """The path's name, the same whatever stands for a parameter, or "other"; and the room."""
+        name, room = path, self._paths.get(path)
+        if room is None:
+            found = (known for known in self._patterns if known[0].match(path))
+            _, name, room = next(found, (None, "other", self._other))
+        return name, next((guest for header, guest in self._guests.items() if header in headers), room)
 
 
 class Gate:
@@ -135,15 +137,16 @@ class Gate:
         headers, path, begin = Headers(scope=scope), scope["path"], perf_counter()
         note, given = passage(scope, send), headers.get("x-request-id", "")
         note.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        endpoint, note.envelope = self._known(path)
-        stamp = (b"x-request-id", note.request_id.encode())
+        endpoint, room = self._known(path, headers)
+        note.envelope, note.overloaded = room.envelope, room.overloaded
+        stamps = [(name.encode(), note.request_id.encode()) for name in room.ids]
         status = 499  # until something was sent
 
         async def stamped(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), stamp]
+                message["headers"] = [*message.get("headers", ()), *stamps]
             await send(message)
 
         front, work = self._front, contextlib.ExitStack()

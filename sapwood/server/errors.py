@@ -15,6 +15,10 @@ from sapwood.base.errors import DeadlinePassed, EngineDead, GenerationFailed, Ov
 log = logging.getLogger(__name__)
 
 
+OVERLOADED = "overloaded_error"
+"""The kind of the problem that there are too many requests."""
+
+
 class ClientGone(Exception):
     """The client hung up; there is nobody to answer."""
 
@@ -76,10 +80,10 @@ def problem(error: Exception) -> Problem:
         case Overloaded():
             message = str(error) or "Too many requests are waiting."
             headers = retry_header(error.retry_after or 1.0)
-            return Problem(503, "overloaded_error", message, code="overloaded", headers=headers)
+            return Problem(503, OVERLOADED, message, code="overloaded", headers=headers)
         case Stopping():
             headers = retry_header(error.retry_after or 1.0) | {"connection": "close"}
-            return Problem(503, "overloaded_error", "The server is stopping.", code="stopping", headers=headers)
+            return Problem(503, OVERLOADED, "The server is stopping.", code="stopping", headers=headers)
         case DeadlinePassed():
             # Clients that try again by themselves are told not to: who has set the deadline has no use for it.
             headers = {"x-should-retry": "false"}

@@ -35,6 +35,7 @@ _ERRORS = {
     500: "Something went wrong inside; the log has the details.",
     503: "The server cannot take the request now; try again later.",
     504: "The request's time is over.",
+    529: "There are too many requests; Retry-After says when to try again.",
 }
 _OF_BODIES = {400, 408, 413, 415}
 _ABOUT = (
@@ -170,7 +171,8 @@ def _responses(types: _Types, told: Told, room: Room, parametrised: bool) -> dic
     for status, type in told.otherwise.items():
         responses[str(status)] = {"description": _ERRORS[status], "content": types.content(type)}
     refused = _OF_BODIES if told.body is not None else {400} if parametrised else set()
-    for status in sorted(_ERRORS.keys() - _OF_BODIES | refused):
+    told_otherwise = {529} - {room.overloaded}
+    for status in sorted(_ERRORS.keys() - _OF_BODIES - told_otherwise | refused):
         responses.setdefault(str(status), {"$ref": f"#/components/responses/{room.error.__name__}{status}"})
     return responses
 

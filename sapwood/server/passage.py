@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from starlette.responses import Response
 from starlette.types import Scope, Send
 
-from sapwood.server.errors import Envelope, Problem, openai_envelope
+from sapwood.server.errors import OVERLOADED, Envelope, Problem, openai_envelope
 
 _KEY = "sapwood.passage"
 
@@ -19,19 +19,22 @@ class Passage:
     Attributes:
         send: The server's own, without the layers around the routes; for those who send often.
         request_id: The client's, or one of ours.
-        envelope: How errors are worded on this path.
+        envelope: How errors are worded to this client.
+        overloaded: The status that tells it of too many requests.
     """
 
     send: Send
     request_id: str = ""
     envelope: Envelope = openai_envelope
+    overloaded: int = 503
 
     def error(self, problem: Problem) -> bytes:
         """The body of an error."""
         return self.envelope(problem, self.request_id)
 
     def response(self, problem: Problem) -> Response:
-        return Response(self.error(problem), problem.status, {"content-type": "application/json"} | problem.headers)
+        status = self.overloaded if problem.kind == OVERLOADED else problem.status
+        return Response(self.error(problem), status, {"content-type": "application/json"} | problem.headers)
 
 
 def passage(scope: Scope, send: Send) -> Passage:

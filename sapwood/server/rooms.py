@@ -12,9 +12,19 @@ from sapwood.server.front import Front
 
 
 class Room(NamedTuple):
-    """A dialect, or what operators ask. `envelope` words every error on its paths, those of the gate included;
-    `error` is the struct of what it makes."""
+    """A dialect, or what operators ask.
+
+    Attributes:
+        envelope: Words every error on its paths, those of the gate included.
+        error: The struct of what `envelope` makes.
+        overloaded: The status of a server that has too many requests.
+        ids: The headers that tell a request's id.
+        known_by: A header that its clients send: with it, errors are in this room's words on every path.
+    """
 
     routes: Callable[[Front], Sequence[Route]]
     envelope: Envelope = openai_envelope
     error: type = ErrorEnvelope
+    overloaded: int = 503
+    ids: Sequence[str] = ("x-request-id",)
+    known_by: str = ""

@@ -67,7 +67,9 @@ def test_names_are_texts(given: Any) -> None:
 def test_every_flag_is_read_from_the_command_line_and_from_keywords() -> None:
     for option in options():
         sample = (
-            option.choices[-1] if option.choices else {int: "3", float: "0.5", str: "x", bool: "false", tuple: "x"}[option.kind]
+            option.choices[-1]
+            if option.choices
+            else {int: "3", float: "0.5", str: "x", bool: "false", tuple: "x"}[option.kind]
         )
         read = option.read(sample)
         by_keyword = from_options({option.field: read})

@@ -23,7 +23,7 @@ from sapwood.server.generation import News, Prompt, choices_of
 from sapwood.server.rooms import Room
 from sapwood.server.sse import EventStream, Script
 from sapwood.text import TextModel
-from tests.server.fakes import MODEL, FakeEngine
+from tests.server.fakes import MODEL, FakeEngine, overloaded
 
 pytestmark = pytest.mark.anyio
 
@@ -63,11 +63,12 @@ def routes(front: Front) -> list[Route]:
     return [Route("/lines", lines, methods=["POST"]), Route("/lines/{name}", lines, methods=["POST"])]
 
 
+ROOM = Room(routes, worded, overloaded=529, ids=("x-request-id", "lines-id"), known_by="x-lines")
+
+
 @pytest.fixture
 async def http(engine: FakeEngine, text: TextModel) -> Any:
-    app = create_app(
-        engine, text, Config(server=ServerConfig(api_key="sesam")), MODEL, rooms=(*ROOMS, Room(routes, worded))
-    )
+    app = create_app(engine, text, Config(server=ServerConfig(api_key="sesam")), MODEL, rooms=(*ROOMS, ROOM))
     headers = {"x-api-key": "sesam", "x-request-id": "r1"}
     async with httpx.AsyncClient(
         transport=httpx.ASGITransport(app=app), base_url="http://test", headers=headers
@@ -103,6 +104,24 @@ async def test_the_gate_and_the_router_use_the_rooms_words(http: httpx.AsyncClie
 async def test_other_paths_have_openais(http: httpx.AsyncClient) -> None:
     missing = await http.post("/line")
     assert missing.status_code == 404 and missing.json()["error"]["message"] == "No such path: /line."
+
+
+async def test_a_client_that_is_known_gets_its_rooms_words_on_every_path(http: httpx.AsyncClient) -> None:
+    missing = await http.post("/line", headers={"x-lines": "1"})
+    assert missing.status_code == 404 and missing.json()["fault"] == "No such path: /line."
+    assert missing.headers["x-request-id"] == missing.headers["lines-id"] == "r1"
+
+
+async def test_a_room_has_a_status_of_its_own_for_too_many_requests(
+    http: httpx.AsyncClient, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise overloaded()
+
+    monkeypatch.setattr(engine, "submit", full)
+    assert (await http.post("/lines?break_at=0")).status_code == 529
+    reply = await http.post("/v1/completions", json={"prompt": "x"})
+    assert reply.status_code == 503 and "retry-after" in reply.headers
 
 
 async def test_a_key_comes_either_way(http: httpx.AsyncClient) -> None:

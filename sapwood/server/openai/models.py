@@ -1,6 +1,8 @@
-"""/v1/models."""
+"""/v1/models, in a shape that OpenAI's clients and Anthropic's both read."""
 
 from __future__ import annotations
+
+from datetime import UTC, datetime
 
 import msgspec
 from starlette.requests import Request
@@ -12,10 +14,17 @@ from sapwood.server.routes import Described, plain
 
 
 class ModelCard(msgspec.Struct):
+    """OpenAI's `object`, `created` and `owned_by`, vLLM's `root` and `max_model_len`, Anthropic's rest."""
+
     id: str
     created: int
+    created_at: str
+    display_name: str
     root: str
     max_model_len: int
+    max_input_tokens: int
+    max_tokens: int
+    type: str = "model"
     object: str = "model"
     owned_by: str = "sapwood"
     parent: None = None
@@ -24,16 +33,30 @@ class ModelCard(msgspec.Struct):
 
 class ModelList(msgspec.Struct):
     data: list[ModelCard]
+    first_id: str
+    last_id: str
+    has_more: bool = False
     object: str = "list"
 
 
 def routes(front: Front) -> list[Described]:
     def card(name: str) -> ModelCard:
-        return ModelCard(name, front.started, front.config.model.model, front.facts.max_model_len)
+        most = front.facts.max_model_len
+        return ModelCard(
+            name,
+            created=front.started,
+            created_at=datetime.fromtimestamp(front.started, UTC).isoformat().replace("+00:00", "Z"),
+            display_name=name,
+            root=front.config.model.model,
+            max_model_len=most,
+            max_input_tokens=most - 1,
+            max_tokens=most - 1,
+        )
 
     async def models(request: Request) -> Response:
-        """The models that are served."""
-        return json_response(ModelList([card(name) for name in front.model_names]))
+        """The models that are served: one under each of its names."""
+        names = front.model_names
+        return json_response(ModelList([card(name) for name in names], names[0], names[-1]))
 
     async def model(request: Request) -> Response:
         """One model, by its name."""
