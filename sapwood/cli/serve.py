@@ -13,7 +13,6 @@ from sapwood.config.flags import add_flags, from_args
 
 if TYPE_CHECKING:
     import asyncio
-    import socket
 
     from sapwood.base.wire import Facts
     from sapwood.catalogue import Catalogue
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from sapwood.engine.client import AsyncEngine
     from sapwood.engine.spawn import Child
     from sapwood.hub.files import ModelFiles
+    from sapwood.server.door import Door
     from sapwood.text import TextModel
 
 HELP = "serve a model over HTTP (OpenAI's API and the native one)"
@@ -49,12 +49,12 @@ def run(args: argparse.Namespace) -> int:
         from sapwood.server import run as run_loop
 
         set_up_logging(config.server.log_level)
-        with bind(config) as sock:  # a port in use is an error now, not after the model was loaded
+        with bind(config) as door:  # a port in use is an error now, not after the model was loaded
             catalogue = joined()
             for plugin, why in catalogue.unknown:
                 log.warning("%s is not used: %s", plugin.point.value, why)
             files = _find(config, catalogue)
-            run_loop(_serve(sock, config, files, catalogue, child, began))
+            run_loop(_serve(door, config, files, catalogue, child, began))
     return 0
 
 
@@ -67,7 +67,7 @@ def _find(config: Config, catalogue: Catalogue) -> ModelFiles:
 
 
 async def _serve(
-    sock: socket.socket, config: Config, files: ModelFiles, catalogue: Catalogue, child: Child, began: float
+    door: Door, config: Config, files: ModelFiles, catalogue: Catalogue, child: Child, began: float
 ) -> None:
     """Raises EngineDead if the engine ends on its own, and what is wrong with the text side as soon as it is known."""
     import asyncio
@@ -75,7 +75,7 @@ async def _serve(
     from sapwood.engine.tasks import end
 
     loading = asyncio.create_task(asyncio.to_thread(_load_text, config, files, catalogue))
-    serving = asyncio.create_task(_with_engine(sock, config, files, loading, child, began))
+    serving = asyncio.create_task(_with_engine(door, config, files, loading, child, began))
     try:
         await asyncio.wait([loading, serving], return_when=asyncio.FIRST_COMPLETED)
         if not serving.done():
@@ -86,7 +86,7 @@ async def _serve(
 
 
 async def _with_engine(
-    sock: socket.socket,
+    door: Door,
     config: Config,
     files: ModelFiles,
     loading: asyncio.Task[TextModel],
@@ -94,22 +94,27 @@ async def _with_engine(
     began: float,
 ) -> None:
     import asyncio
+    from contextlib import AsyncExitStack
 
     from sapwood.engine import lean
     from sapwood.engine.keeper import start
     from sapwood.server import create_app, serve
+    from sapwood.server.starting import starting
 
-    async with start(config, child) as engine:
+    async with AsyncExitStack() as until_ready, AsyncExitStack() as stack:
+        await until_ready.enter_async_context(starting(door))
+        engine = await stack.enter_async_context(start(config, child))
         text = await loading
         engine.end_at(text.eos_ids)
         names = config.model.served_model_name or (files.name,)
         app = create_app(engine, text, config, names, defaults=files.generation_config)
         lean.trim()
+        await until_ready.aclose()
         serving = asyncio.create_task(
             serve(
                 app,
                 config,
-                sock=sock,
+                door=door,
                 on_ready=lambda url: _announce(url, names[0], engine.facts, began, config.server.api_key),
             )
         )
@@ -136,11 +141,16 @@ def _announce(url: str, name: str, facts: Facts, began: float, api_key: str | No
     key = " -H 'Authorization: Bearer YOUR_KEY'" if api_key else ""
     body = json.dumps({"model": name, "messages": [{"role": "user", "content": "Hello!"}]})
     out.print(
-        f"try: curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d '{body}'",
+        f"try: curl {_for_curl(url)}/v1/chat/completions -H 'Content-Type: application/json'{key} -d '{body}'",
         style="dim",
         markup=False,
         soft_wrap=True,
     )
+
+
+def _for_curl(url: str) -> str:
+    kind, _, path = url.partition(":")
+    return f"--unix-socket {path} http://localhost" if kind == "unix" else url
 
 
 async def _until_over(serving: asyncio.Task[None], engine: AsyncEngine) -> None:

@@ -219,6 +219,29 @@ class ServerConfig:
 
     host: str = option("127.0.0.1", "address to listen on", "--host")
     port: int = option(8000, "port to listen on; 0 takes a free one", "--port")
+    uds: str | None = option(
+        None, "path of a Unix socket to listen on instead of an address", "--uds", metavar="PATH", derived=False
+    )
+    ssl_certfile: str | None = option(
+        None,
+        "certificate (PEM, with its chain): HTTPS; SIGHUP has it read again",
+        "--ssl-certfile",
+        metavar="FILE",
+        derived=False,
+    )
+    ssl_keyfile: str | None = option(
+        None, "the certificate's key, if it is not in the same file", "--ssl-keyfile", metavar="FILE", derived=False
+    )
+    ssl_keyfile_password: str | None = option(
+        None, "what the key is encrypted with", "--ssl-keyfile-password", metavar="TEXT", derived=False
+    )
+    ssl_ca_certs: str | None = option(
+        None,
+        "clients must have a certificate that one of these has signed",
+        "--ssl-ca-certs",
+        metavar="FILE",
+        derived=False,
+    )
     api_key: str | None = option(
         None, "clients must send this key (or set SAPWOOD_API_KEY)", "--api-key", derived=False
     )

@@ -9,7 +9,7 @@ from sapwood.server.front import Front
 
 
 class Health(NamedTuple):
-    """How a server is.
+    """How a server is; before there is one, `starting` says so.
 
     Attributes:
         status: `restarting`: the engine has died and another is on its way; `hung`: it does not answer; `dead`: it is gone,

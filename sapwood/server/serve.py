@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import importlib
 import logging
 import signal
 import socket
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from email.utils import formatdate
 from time import time
 from typing import Any, TypeVar
@@ -21,6 +20,7 @@ from uvicorn.server import ServerState
 from sapwood.base.errors import ConfigError, Stopping
 from sapwood.config import Config
 from sapwood.server.connection import Limits, connection
+from sapwood.server.door import Door
 from sapwood.server.front import Front
 
 log = logging.getLogger(__name__)
@@ -40,29 +40,9 @@ def run(main: Coroutine[Any, Any, T]) -> T:
         return runner.run(main)
 
 
-def bind(config: Config) -> socket.socket:
-    """Take the address to listen on, before anything slow begins. Raises ConfigError saying what to change.
-
-    Nothing is accepted yet: until `serve` listens, clients are refused, as of a server that is not there.
-    """
-    host, port = config.server.host, config.server.port
-    if not 0 <= port < 1 << 16:  # getaddrinfo would take it modulo 65536
-        raise ConfigError(f"--port must be in [0, 65535], got {port}.")
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except (OSError, UnicodeError) as error:
-        raise ConfigError(f"Cannot listen on {host}:{port}: {error}. Choose another --host or --port.") from error
-    sock = socket.socket(family, kind, protocol)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(address)
-        sock.setblocking(False)
-    except OSError as error:
-        sock.close()
-        raise _refused(error, host, port) from error
-    return sock
+def bind(config: Config) -> Door:
+    """Take the address to listen on, before anything slow begins. Raises ConfigError saying what to change."""
+    return Door(config.server)
 
 
 async def serve(
@@ -70,33 +50,32 @@ async def serve(
     config: Config,
     *,
     on_ready: Callable[[str], None] | None = None,
-    sock: socket.socket | None = None,
+    door: Door | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then let running requests finish for up to `drain_seconds`: until they have, others are
     refused, and whoever asks is told that the server ends.
 
-    `on_ready` is called with the server's URL once it listens; `sock` comes from `bind` (made here if missing). After
+    `on_ready` is called with the server's URL once it listens; `door` comes from `bind` (made here if missing). After
     the drain time the requests that still run end with an error; a second signal ends them at once. Raises
     ConfigError if the address is taken.
     """
-    sock = sock or bind(config)
-    server = _Server(app, config, sock, on_ready)
-    with _signals(server.stop):
-        try:
-            await server.serve(sockets=[sock])
-        except OSError as error:
-            raise _refused(error, config.server.host, sock.getsockname()[1]) from error
-        finally:
-            sock.close()
-            await server.finish()
+    with door or bind(config) as door:
+        server = _Server(app, config, door, on_ready)
+        # Without TLS a terminal that closes ends the server, as ever.
+        renewing = {} if door.tls is None else {signal.SIGHUP: server.renew}
+        with _signals({signal.SIGTERM: server.stop, signal.SIGINT: server.stop} | renewing):
+            try:
+                await server.serve(sockets=[door.sock])
+            except OSError as error:
+                raise door.refused(error) from error
+            finally:
+                await server.finish()
 
 
 class _Server(uvicorn.Server):
     """uvicorn, with our way to end."""
 
-    def __init__(
-        self, app: Starlette, config: Config, sock: socket.socket, on_ready: Callable[[str], None] | None
-    ) -> None:
+    def __init__(self, app: Starlette, config: Config, door: Door, on_ready: Callable[[str], None] | None) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -110,11 +89,13 @@ class _Server(uvicorn.Server):
                 http=connection(Limits()),
             )
         )
+        self.config.load()
+        self.config.ssl = door.tls
         self.server_state = _State()
         self._over = asyncio.Event()
         self._front: Front = app.state.front
         self._drain_seconds = config.server.drain_seconds
-        self._url = _url(config.server.host, sock.getsockname()[1])
+        self._door = door
         self._on_ready = on_ready
         self._ending: asyncio.Task[None] | None = None
 
@@ -124,9 +105,9 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        log.info("listening on %s", self._url)
+        log.info("listening on %s", self._door.url)
         if self._on_ready is not None:
-            self._on_ready(self._url)
+            self._on_ready(self._door.url)
 
     async def main_loop(self) -> None:
         await self._over.wait()  # uvicorn would look ten times a second whether it is
@@ -138,6 +119,13 @@ class _Server(uvicorn.Server):
             return
         log.info("stopping; running requests have %g s (a second signal ends them at once)", self._drain_seconds)
         self._ending = asyncio.get_running_loop().create_task(self._end())
+
+    def renew(self) -> None:
+        """Read again what may change while the server runs."""
+        try:
+            self._door.renew()
+        except ConfigError as error:
+            log.error("the old certificate stays: %s", error)
 
     async def finish(self) -> None:
         """Wait for what was cut off, so that the engine hears of it."""
@@ -185,14 +173,14 @@ class _State(ServerState):
 
 
 @contextlib.contextmanager
-def _signals(stop: Callable[[], None]) -> Iterator[None]:
-    """Call `stop` for SIGTERM and SIGINT. Elsewhere than in the main thread there are no signals to listen to."""
+def _signals(listeners: Mapping[signal.Signals, Callable[[], None]]) -> Iterator[None]:
+    """Call the listeners of signals. Elsewhere than in the main thread there are no signals to listen to."""
     loop = asyncio.get_running_loop()
     before = {}
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number, listener in listeners.items():
         with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
             handler = signal.getsignal(number)
-            loop.add_signal_handler(number, stop)
+            loop.add_signal_handler(number, listener)
             before[number] = handler or signal.SIG_DFL
     try:
         yield
@@ -200,21 +188,3 @@ def _signals(stop: Callable[[], None]) -> Iterator[None]:
         for number, handler in before.items():
             loop.remove_signal_handler(number)
             signal.signal(number, handler)  # whoever listened before us does again
-
-
-def _refused(error: OSError, host: str, port: int) -> ConfigError:
-    match error.errno:
-        case errno.EADDRINUSE:
-            return ConfigError(
-                f"Port {port} on {host} is in use. Stop what uses it, or choose another with --port (0 takes a free one)."
-            )
-        case errno.EACCES:
-            return ConfigError(f"No permission to listen on port {port}. Choose one above 1023 with --port.")
-        case errno.EADDRNOTAVAIL:
-            return ConfigError(f"{host} is not an address of this machine. Choose another with --host.")
-        case _:
-            return ConfigError(f"Cannot listen on {host}:{port}: {error}.")
-
-
-def _url(host: str, port: int) -> str:
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -19,7 +19,7 @@ NAMES = """
 """.split()
 
 FLAGS = """
-    --max-engine-restarts --watchdog-timeout --request-timeout --max-request-timeout
+    --uds --ssl-certfile --ssl-keyfile --ssl-keyfile-password --ssl-ca-certs --max-engine-restarts --watchdog-timeout --request-timeout --max-request-timeout
     --allowed-origins --api-key --attention-backend --block-size --chat-template --chunked-prefill-size
     --constrained-json-disable-any-whitespace --context-length --cpu-activations --cpu-kernels --cuda-graph-max-tokens --cuda-graphs --device --drain-timeout --dtype --enable-log-requests
     --enable-prefix-caching --gpu-memory-utilization --host --kv-cache-dtype --kv-cache-memory --kv-cache-memory-bytes

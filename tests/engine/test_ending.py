@@ -160,6 +160,27 @@ def test_the_engine_ends_by_itself(folder: Path, model: Path, way: str, says: st
     assert not front.left
 
 
+def test_who_comes_before_the_engine_is_ready_is_told(folder: Path, model: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    front = serve(folder, "loads", model, port=port)
+    front.reach("told")
+
+    def told() -> bytes:
+        try:
+            with socket.create_connection(("127.0.0.1", port)) as client:
+                client.sendall(b"GET /ready HTTP/1.1\r\nhost: x\r\n\r\n")
+                return client.makefile("rb").read()
+        except ConnectionRefusedError:
+            return b""
+
+    answer = eventually(told)
+    assert answer.startswith(b"HTTP/1.1 503 ") and b"retry-after" in answer and answer.endswith(b'is being loaded"}')
+    front.process.send_signal(signal.SIGTERM)
+    code, said = front.ended()
+    assert code == 128 + signal.SIGTERM and "Traceback" not in said, said
+
+
 def test_a_port_that_is_taken(folder: Path, model: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         front = serve(folder, "loads", model, port=taken.getsockname()[1])
