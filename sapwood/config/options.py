@@ -283,6 +283,19 @@ class ServerConfig:
         metavar="TOKENS",
         derived=False,
     )
+    state_dir: str | None = option(
+        None,
+        "where responses, stored chats, files and batches survive the server; in memory without it",
+        "--state-dir",
+        metavar="DIR",
+        derived=False,
+    )
+    state_bytes: int = option(
+        256 << 20,
+        "how much of them is kept; the oldest make room (suffixes K, M, G)",
+        "--state-bytes",
+        metavar="BYTES",
+    )
     log_level: str = option("info", "how much is logged", "--log-level", choices=("debug", "info", "warning", "error"))
     log_requests: bool = option(False, "log one line per request", "--enable-log-requests", "--log-requests")
     metrics_compat: str | None = option(

@@ -351,6 +351,7 @@ _POSITIVE = (
     ("device", "threads"),
     ("device", "cuda_graph_max_tokens"),
     ("server", "max_body_bytes"),
+    ("server", "state_bytes"),
 )
 
 _TIMES = (

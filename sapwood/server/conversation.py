@@ -119,7 +119,7 @@ class Turn:
 async def prompt_of(front: Front, talk: Talk, toolbox: Toolbox | None) -> Rendered:
     """The conversation and its tools as a prompt. Raises RequestError, naming the field."""
     rendered = await front.render(talk, tools=None if toolbox is None else toolbox.told)
-    front.check_tokens(rendered.tokens, "messages")
+    front.check_tokens(rendered.tokens, talk.param)
     return rendered
 
 
@@ -133,7 +133,7 @@ async def begin(front: Front, ask: Ask) -> Turn:
     plain = front.text.dialect.reasoning is None and (toolbox is None or not toolbox.offers)
     prompt = Prompt(
         rendered.tokens,
-        "messages",
+        ask.talk.param,
         ask.salt,
         ask.priority,
         limit_param=ask.limit_param,

@@ -30,6 +30,7 @@ from sapwood.observe.metrics import Metrics
 from sapwood.server.deadlines import Deadlines
 from sapwood.server.drain import Drain
 from sapwood.server.errors import ClientGone, respelled, with_param
+from sapwood.server.store import Store
 from sapwood.server.turns import Turns
 from sapwood.text import TextModel
 from sapwood.text.model import Thoughts
@@ -55,6 +56,7 @@ class Talk:
         answers: The beginning of an answer follows.
         add_special: The prompt is framed by the tokenizer, not only by the template.
         template: More arguments of the template.
+        param: What the caller calls it.
     """
 
     messages: list[dict[str, Any]]
@@ -62,6 +64,7 @@ class Talk:
     answers: bool = True
     add_special: bool = False
     template: Mapping[str, Any] = field(default_factory=dict)
+    param: str = "messages"
 
 
 class Rendered(NamedTuple):
@@ -119,6 +122,8 @@ class Front:
         )
         self._threads = anyio.CapacityLimiter(4)
         self._ends: set[asyncio.Future[None]] = set()
+        self._closings: list[Callable[[], Coroutine[Any, Any, None]]] = []
+        self.store = Store(config.server.state_dir, most_bytes=config.server.state_bytes)
 
     @property
     def model_name(self) -> str:
@@ -211,9 +216,16 @@ class Front:
         self.metrics.schema_checks.labels("valid" if finding.valid else "invalid").inc()
         return finding
 
+    def at_close(self, end: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Have something ended that runs beside requests, before what it uses is closed."""
+        self._closings.append(end)
+
     async def close(self) -> None:
         """End what was started beside the engine."""
+        for end in self._closings:
+            await end()
         await self._grammars.close()
+        self.store.close()
 
     def check_tokens(self, tokens: Sequence[int], param: str) -> None:
         """Raise RequestError unless there are tokens and all are in the vocabulary."""
@@ -252,7 +264,7 @@ class Front:
         def rendered() -> Rendered:
             # Of the rest a template may leave out what does not fit.
             num_chars = sum(_num_chars(message.get("content")) for message in talk.messages)
-            self._check_length(num_chars + (len(msgspec.json.encode(tools)) if tools else 0), "messages")
+            self._check_length(num_chars + (len(msgspec.json.encode(tools)) if tools else 0), talk.param)
             text = self.text.render(
                 talk.messages,
                 tools=tools,
@@ -266,7 +278,7 @@ class Front:
             )
 
         size = _weight([talk.messages, tools, talk.template], enough=_SHORT + 1)
-        return await self._off_loop(rendered, size, "messages")
+        return await self._off_loop(rendered, size, talk.param)
 
     async def attended(self, receive: Receive, work: Coroutine[Any, Any, T]) -> T:
         """The result of `work`, which is cancelled, and its generations with it, as soon as the client hangs up.
@@ -318,7 +330,8 @@ class Front:
                 return work()
             return await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._threads)
         except RequestError as error:
-            raise (with_param(error, param) if error.param == "prompt" else error) from None
+            # The text side calls what it is given by OpenAI's names.
+            raise (with_param(error, param) if error.param in ("prompt", "messages") else error) from None
 
 
 async def _gone(receive: Receive) -> None:

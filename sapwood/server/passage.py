@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Scope, Send
 
@@ -21,12 +22,14 @@ class Passage:
         request_id: The client's, or one of ours.
         envelope: How errors are worded to this client.
         overloaded: The status that tells it of too many requests.
+        caller: The name of the key that it came with; what it leaves here is seen by nobody else.
     """
 
     send: Send
     request_id: str = ""
     envelope: Envelope = openai_envelope
     overloaded: int = 503
+    caller: str = ""
 
     def error(self, problem: Problem) -> bytes:
         """The body of an error."""
@@ -41,3 +44,8 @@ def passage(scope: Scope, send: Send) -> Passage:
     """The note of a request, begun with its first reader. `send` is what that one was given."""
     note: Passage = scope.setdefault(_KEY, Passage(send))
     return note
+
+
+def caller(request: Request) -> str:
+    """Whose objects a request is about."""
+    return passage(request.scope, request._send).caller

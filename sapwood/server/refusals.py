@@ -59,6 +59,18 @@ COMPLETIONS: Table = {
     "thinking_token_budget": Refused(_CHAT, (None,)),
     "max_thinking_tokens": Refused(_CHAT, (None,)),
 }
+RESPONSES: Table = {
+    **_OPENAI,
+    **dict.fromkeys(("context_management", "moderation", "echo", "prompt_logprobs", "return_token_ids"), Refused()),
+    **dict.fromkeys(("n", "best_of"), Refused("send a request for each answer", (None, 1))),
+    **dict.fromkeys(("max_tokens", "max_completion_tokens"), Refused("give max_output_tokens", (None,))),
+    "messages": Refused("give input", (None,)),
+    "prompt": Refused("give instructions and input", (None,)),
+    "conversation": Refused("give previous_response_id, or all items as input", (None,)),
+    "response_format": Refused("give text.format", (None, {"type": "text"})),
+    "reasoning_effort": Refused("give reasoning.effort", (None,)),
+    "logprobs": Refused('give include: ["message.output_text.logprobs"]', (None, False)),
+}  # fmt: skip
 GENERATE: Table = {
     **_EVERYWHERE,
     **dict.fromkeys(("image_data", "audio_data", "video_data"), Refused()),

@@ -55,13 +55,30 @@ class AnswerDelta(msgspec.Struct):
     tool_calls: list[CallDelta] | UnsetType = UNSET
 
 
+class CallIds:
+    """The ids of a turn's calls, as the model's template takes them back."""
+
+    def __init__(self, front: Front, turn: Turn) -> None:
+        tools = front.text.dialect.tools
+        self._kind = tools.ids if tools is not None else "long"
+        self._num_past_calls = turn.num_past_calls
+
+    def __call__(self, name: str, number: int) -> str:
+        """The id of the turn's call `number`."""
+        match self._kind:
+            case "numbered":
+                return f"functions.{name}:{self._num_past_calls + number}"
+            case "short":
+                return "".join(secrets.choice(_ALPHABET) for _ in range(9))
+        return f"call_{secrets.token_hex(12)}"
+
+
 class Speaker:
     """Words what the choices of a turn say as OpenAI does: each as a whole, or its news one by one."""
 
     def __init__(self, front: Front, turn: Turn, *, offered: bool) -> None:
-        tools = front.text.dialect.tools
         self._turn = turn
-        self._ids = tools.ids if tools is not None else "long"
+        self._id = CallIds(front, turn)
         self._no_thought = UNSET if front.text.dialect.reasoning is None else None
         self._begin = None if offered else ""  # of the text, where there were tools to call instead
 
@@ -102,11 +119,3 @@ class Speaker:
                     yield AnswerDelta(tool_calls=[CallDelta(number, self._id(text, number), "function", function)])
                 case "arguments":
                     yield AnswerDelta(tool_calls=[CallDelta(number, function=FunctionDelta(arguments=text))])
-
-    def _id(self, name: str, number: int) -> str:
-        match self._ids:
-            case "numbered":
-                return f"functions.{name}:{self._turn.num_past_calls + number}"
-            case "short":
-                return "".join(secrets.choice(_ALPHABET) for _ in range(9))
-        return f"call_{secrets.token_hex(12)}"

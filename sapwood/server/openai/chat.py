@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -11,7 +11,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sapwood.base.errors import RequestError
-from sapwood.base.plan import TokenLogprobs
 from sapwood.base.sampling import SamplingParams
 from sapwood.grammar.schema import Finding
 from sapwood.server.body import field_error, json_response
@@ -19,8 +18,8 @@ from sapwood.server.conversation import Ask, Turn, begin
 from sapwood.server.fields import Count
 from sapwood.server.front import Front
 from sapwood.server.generation import Choice, News, complete
-from sapwood.server.logprobs import alternatives, finite
 from sapwood.server.openai.answers import Answer, AnswerDelta, Speaker
+from sapwood.server.openai.logprobs import TokenLogprob, token_logprobs
 from sapwood.server.openai.protocol import ChatRequest
 from sapwood.server.openai.replies import (
     Reply,
@@ -34,20 +33,9 @@ from sapwood.server.openai.tools import toolbox_of
 from sapwood.server.refusals import CHAT
 from sapwood.server.routes import Described, Streamed, post
 from sapwood.server.thinking import Budget
-from sapwood.text import TextModel
 
 _BUDGETS = ("thinking_budget", "thinking_token_budget", "max_thinking_tokens")
 _KWARGS_BUDGET = "chat_template_kwargs.thinking_budget"
-
-
-class TopLogprob(msgspec.Struct):
-    token: str
-    logprob: float
-    bytes: list[int]
-
-
-class TokenLogprob(TopLogprob):
-    top_logprobs: list[TopLogprob]
 
 
 class Logprobs(msgspec.Struct):
@@ -164,7 +152,9 @@ def _choice(front: Front, body: ChatRequest, choice: Choice, turn: Turn, speaker
     return ChatChoice(
         index=choice.index,
         message=answer,
-        logprobs=_logprobs(front.text, choice.logprobs, choice.params.logprob_token_ids) if body.logprobs else None,
+        logprobs=Logprobs(token_logprobs(front.text, choice.logprobs, choice.params.logprob_token_ids))
+        if body.logprobs
+        else None,
         finish_reason=finish,
         stop_reason=stop_reason(front, choice),
         matched_stop=choice.stop,
@@ -187,7 +177,8 @@ def _shaper(
             deltas = [AnswerDelta()]
         entries = [ChatChunkChoice(index=choice.index, delta=delta) for delta in deltas]
         if entries and body.logprobs:
-            entries[0].logprobs = _logprobs(front.text, news.logprobs, choice.params.logprob_token_ids)
+            told = token_logprobs(front.text, news.logprobs, choice.params.logprob_token_ids)
+            entries[0].logprobs = Logprobs(told)
         if entries and body.return_token_ids:
             entries[0].token_ids = news.tokens
         if finish:
@@ -202,15 +193,3 @@ def _shaper(
 def _plain(index: int, text: str) -> ChatChunkChoice:
     """The entry of text alone."""
     return ChatChunkChoice(index=index, delta=AnswerDelta(content=text))
-
-
-def _logprobs(text: TextModel, entries: Sequence[TokenLogprobs], named: Sequence[int]) -> Logprobs:
-    def told(id: int, logprob: float) -> TopLogprob:
-        return TopLogprob(text.token_text(id), finite(logprob), list(text.token_bytes(id)))
-
-    content = []
-    for entry in entries:
-        top = [told(id, value) for id, value in alternatives(entry, named)]
-        chosen = told(entry.token, entry.logprob)
-        content.append(TokenLogprob(chosen.token, chosen.logprob, chosen.bytes, top))
-    return Logprobs(content)

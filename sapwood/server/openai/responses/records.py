@@ -1,0 +1,88 @@
+"""Responses that are kept: the conversations that they continue, and what is told of them later."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from sapwood.base.errors import RequestError
+from sapwood.server.openai.responses.items import Item
+from sapwood.server.openai.responses.objects import Failure, Response
+from sapwood.server.store import Books, Store
+
+KIND = "response"
+
+_MOST_TURNS = 10_000
+
+
+class Record(msgspec.Struct):
+    """What belongs to a response beside itself: its own input, and its events where it ran in the background."""
+
+    input: list[Item]
+    events: str | None = None
+
+
+class Kept(msgspec.Struct):
+    """What is read of a kept response."""
+
+    output: list[Item]
+    previous_response_id: str | None = None
+    status: str = "completed"
+    background: bool = False
+
+
+def keep(store: Store, owner: str, response: Response, record: Record) -> None:
+    """Before anything that is asked of the store later."""
+    body, more = msgspec.json.encode(response).decode(), msgspec.json.encode(record)
+    store.soon(lambda books: books.put(KIND, owner, response.id, body, more))
+
+
+async def find(store: Store, owner: str, id: str) -> tuple[str, Kept, Record]:
+    """A response as it is told, and what is known of it. Raises RequestError (404)."""
+    thing = await store.run(lambda books: books.get(KIND, owner, id))
+    if thing is None:
+        raise unknown(id)
+    return thing.body, msgspec.json.decode(thing.body, type=Kept), msgspec.json.decode(thing.more, type=Record)
+
+
+def unknown(id: str) -> RequestError:
+    return RequestError(
+        f"There is no response {id!r}: it was not stored, was deleted, or made room for newer ones.", status=404
+    )
+
+
+async def context(store: Store, owner: str, id: str | None) -> list[Item]:
+    """All items of a response and of those before it, in order: what a next one continues. Raises RequestError."""
+    if id is None:
+        return []
+    return await store.run(lambda books: _context(books, owner, id))
+
+
+def _context(books: Books, owner: str, id: str) -> list[Item]:
+    turns: list[list[Item]] = []
+    at: str | None = id
+    while at is not None and len(turns) < _MOST_TURNS:
+        thing = books.get(KIND, owner, at)
+        if thing is None:
+            raise RequestError(
+                f"previous_response_id: there is no response {at!r}; it was not stored, was deleted, or made room for "
+                "newer ones. Give all items as input instead.",
+                param="previous_response_id",
+                code="previous_response_not_found",
+            )
+        kept = msgspec.json.decode(thing.body, type=Kept)
+        if kept.status in ("queued", "in_progress"):
+            raise RequestError(
+                f"previous_response_id: the response {at!r} is not complete yet.", param="previous_response_id"
+            )
+        turns.append([*msgspec.json.decode(thing.more, type=Record).input, *kept.output])
+        at = kept.previous_response_id
+    return [item for turn in reversed(turns) for item in turn]
+
+
+def lost(body: str) -> bytes:
+    """What is told of a response that was running when its server ended."""
+    response: dict[str, Any] = msgspec.json.decode(body)
+    error = Failure("server_error", "The server was restarted before the response was complete.")
+    return msgspec.json.encode(response | {"status": "failed", "error": error})
