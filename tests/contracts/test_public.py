@@ -26,7 +26,7 @@ FLAGS = """
     --grammar-compile-seconds --jump-forward --load-format --log-level --log-requests --max-body-bytes --max-cudagraph-capture-size --max-model-len
     --max-num-batched-tokens --max-num-seqs --max-prefill-tokens --max-queued-requests --max-running-requests
     --max-total-tokens --mem-fraction-static --metrics-compat --model --model-path --overlap-depth --page-size --port --quantization --random-seed
-    --reasoning-parser --revision --schedule-policy --scheduling-policy --seed --served-model-name --thinking-budget --threads --tokenizer --tokenizer-path
+    --reasoning-parser --revision --state-bytes --state-dir --schedule-policy --scheduling-policy --seed --served-model-name --thinking-budget --threads --tokenizer --tokenizer-path
     --tool-call-parser --tool-parser
 """.split()
 

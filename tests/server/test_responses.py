@@ -104,14 +104,16 @@ async def test_thoughts_texts_and_calls(tmp_path: Path) -> None:
         # What came out goes in again, and is the same prompt whichever way: all of it, or by the id of the response.
         outputs: list[Any] = [
             {"type": "function_call_output", "call_id": weather.call_id, "output": "sunny"},
-            {"type": "function_call_output", "call_id": now.call_id, "output": [{"type": "input_text", "text": "noon"}]},
+            {
+                "type": "function_call_output",
+                "call_id": now.call_id,
+                "output": [{"type": "input_text", "text": "noon"}],
+            },
         ]
         back: list[Any] = [{"role": "user", "content": "hello"}, *(item.to_dict() for item in whole.output), *outputs]
         await client.responses.create(model=MODEL, input=back, tools=[WEATHER, NOW])
         by_items = prompt_of(engine, text)
-        await client.responses.create(
-            model=MODEL, input=outputs, tools=[WEATHER, NOW], previous_response_id=whole.id
-        )
+        await client.responses.create(model=MODEL, input=outputs, tools=[WEATHER, NOW], previous_response_id=whole.id)
         assert prompt_of(engine, text) == by_items
         assert "sunny" in by_items and "noon" in by_items
 

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.anyio
 
 
 def ids(books: Books, owner: str = "a") -> list[str]:
-    return [body for body in books.page("x", owner, limit=99, newest_first=False)]
+    return books.page("x", owner, limit=99, newest_first=False)
 
 
 @pytest.fixture

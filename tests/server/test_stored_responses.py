@@ -55,7 +55,9 @@ async def test_conversations(client: AsyncOpenAI, engine: FakeEngine, text: Text
         model=MODEL, input=[{"role": "user", "content": "three"}], previous_response_id=second.id, store=False
     )
     assert third.previous_response_id == second.id
-    turns = "".join(f"user\n{turn}<|im_end|>\n<|im_start|>assistant\n{ANSWER}<|im_end|>\n<|im_start|>" for turn in ("one", "two"))
+    turns = "".join(
+        f"user\n{turn}<|im_end|>\n<|im_start|>assistant\n{ANSWER}<|im_end|>\n<|im_start|>" for turn in ("one", "two")
+    )
     assert prompt_of(engine, text) == f"<|im_start|>{turns}user\nthree<|im_end|>\n<|im_start|>assistant\n"
     page = await client.responses.input_items.list(second.id, order="asc", limit=2)
     assert [item.content[0].text for item in page.data] == ["one", ANSWER] and page.has_more  # type: ignore[union-attr]
@@ -87,7 +89,9 @@ async def test_background(client: AsyncOpenAI, engine: FakeEngine) -> None:
     assert done.output_text == ANSWER and done.id == made.id
     again = [event async for event in await client.responses.retrieve(made.id, stream=True, starting_after=4)]
     assert again == events[5:]
-    assert [e async for e in await client.responses.retrieve(made.id, stream=True, starting_after=len(events) - 1)] == []
+    assert [
+        e async for e in await client.responses.retrieve(made.id, stream=True, starting_after=len(events) - 1)
+    ] == []
     assert await client.responses.cancel(made.id) == done
     next = await client.responses.create(model=MODEL, input="x", previous_response_id=made.id)
     assert next.status == "completed"

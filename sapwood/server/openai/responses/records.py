@@ -12,6 +12,7 @@ from sapwood.server.openai.responses.objects import Failure, Response
 from sapwood.server.store import Books, Store
 
 KIND = "response"
+RUNNING = ("queued", "in_progress")
 
 _MOST_TURNS = 10_000
 
@@ -72,7 +73,7 @@ def _context(books: Books, owner: str, id: str) -> list[Item]:
                 code="previous_response_not_found",
             )
         kept = msgspec.json.decode(thing.body, type=Kept)
-        if kept.status in ("queued", "in_progress"):
+        if kept.status in RUNNING:
             raise RequestError(
                 f"previous_response_id: the response {at!r} is not complete yet.", param="previous_response_id"
             )

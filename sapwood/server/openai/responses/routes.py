@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response as HTTPResponse
 from starlette.responses import StreamingResponse
-from starlette.routing import Route
 
 from sapwood.base.errors import RequestError
 from sapwood.server.body import json_response
 from sapwood.server.errors import ErrorEnvelope, Problem
+from sapwood.server.fields import Count
 from sapwood.server.front import Front
 from sapwood.server.generation import News, complete
-from sapwood.server.openai.lists import Deleted, Page, page_of, whole_number
-from sapwood.server.openai.replies import post
+from sapwood.server.openai.lists import Deleted, ListQuery, Page, page_of
 from sapwood.server.openai.responses import records
 from sapwood.server.openai.responses.exchange import Exchange, count, exchange_of
 from sapwood.server.openai.responses.items import Item
 from sapwood.server.openai.responses.live import Live, Lives
+from sapwood.server.openai.responses.objects import Response
 from sapwood.server.openai.responses.protocol import ResponseRequest
 from sapwood.server.passage import caller
 from sapwood.server.refusals import RESPONSES
+from sapwood.server.routes import Described, Streamed, plain, post, query_of
 from sapwood.server.sse import EVENTS, EventStream, Script
 
 _JSON = {"content-type": "application/json"}
 _NO_CACHE = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-_RUNNING = ("queued", "in_progress")
+_PATH = "/v1/responses"
+_ONE = f"{_PATH}/{{id}}"
 
 
 class InputTokens(msgspec.Struct):
@@ -56,11 +60,28 @@ class Events(Script):
         return b"".join(self._exchange.writer.taken())
 
 
-def routes(front: Front) -> list[Route]:
+class RetrieveQuery(msgspec.Struct, kw_only=True):
+    stream: bool = False
+    starting_after: Count | None = None
+
+
+class Event(msgspec.Struct):
+    """What all events of a stream have; the rest is as the type says."""
+
+    type: str
+    sequence_number: int
+
+
+def routes(front: Front) -> list[Described]:
     lives = Lives()
     front.at_close(lives.close)
 
-    async def create(request: Request, body: ResponseRequest) -> HTTPResponse:
+    async def create_response(request: Request, body: ResponseRequest) -> HTTPResponse:
+        """Answer a conversation with items: thoughts, messages and calls of tools.
+
+        It is kept unless store is false, can be gone on from (previous_response_id), and may run in the background.
+        """
+        body.check(front)
         exchange = await exchange_of(front, caller(request), body)
         if body.background:
             live = lives.begin(exchange)
@@ -70,20 +91,21 @@ def routes(front: Front) -> list[Route]:
         await front.attended(request.receive, complete(front, exchange.turn.choices))
         return json_response(exchange.whole())
 
-    async def retrieve(request: Request) -> HTTPResponse:
-        owner, id = caller(request), request.path_params["id"]
-        streamed = request.query_params.get("stream") == "true"
-        at = whole_number(request, "starting_after", default=-1) + 1 if streamed else 0
+    async def response(request: Request) -> HTTPResponse:
+        """A response that was kept. The events of one in the background can be had again, from any of them on."""
+        owner, id, query = caller(request), request.path_params["id"], query_of(request, RetrieveQuery)
+        at = 0 if query.starting_after is None else query.starting_after + 1
         if (live := lives.find(owner, id)) is not None:
-            return _stream(live, at) if streamed else json_response(live.exchange.writer.response)
+            return _stream(live, at) if query.stream else json_response(live.exchange.writer.response)
         body, kept, record = await records.find(front.store, owner, id)
-        if streamed:
+        if query.stream:
             return _replay(record, at)
-        if kept.status in _RUNNING:
+        if kept.status in records.RUNNING:
             return HTTPResponse(records.lost(body), headers=_JSON)
         return HTTPResponse(body, headers=_JSON)
 
-    async def cancel(request: Request) -> HTTPResponse:
+    async def cancel_response(request: Request) -> HTTPResponse:
+        """End a response that runs in the background."""
         owner, id = caller(request), request.path_params["id"]
         if (live := lives.find(owner, id)) is not None:
             await live.cancel()
@@ -93,7 +115,8 @@ def routes(front: Front) -> list[Route]:
             raise RequestError("Only responses that were made with background: true can be cancelled.")
         return HTTPResponse(body, headers=_JSON)
 
-    async def delete(request: Request) -> HTTPResponse:
+    async def delete_response(request: Request) -> HTTPResponse:
+        """Forget a response."""
         owner, id = caller(request), request.path_params["id"]
         if (live := lives.find(owner, id)) is not None:
             await live.cancel()
@@ -101,22 +124,26 @@ def routes(front: Front) -> list[Route]:
             raise records.unknown(id)
         return json_response(Deleted(id, "response"))
 
-    async def input_items(request: Request) -> HTTPResponse:
-        owner, id = caller(request), request.path_params["id"]
+    async def response_input_items(request: Request) -> HTTPResponse:
+        """What a response answers: its input, behind what it goes on from."""
+        owner, id, query = caller(request), request.path_params["id"], query_of(request, ListQuery)
         _, kept, record = await records.find(front.store, owner, id)
         items = [*await records.context(front.store, owner, kept.previous_response_id), *record.input]
-        return json_response(_page(request, items))
+        return json_response(_page(items, query))
 
-    async def input_tokens(request: Request, body: ResponseRequest) -> HTTPResponse:
+    async def count_input_tokens(request: Request, body: ResponseRequest) -> HTTPResponse:
+        """How many tokens the prompt of a response would have."""
+        body.check(front)
         return json_response(InputTokens(await count(front, caller(request), body)))
 
+    asked, gives = ResponseRequest, Response
     return [
-        post(front, "/v1/responses", ResponseRequest, create, refused=RESPONSES),
-        post(front, "/v1/responses/input_tokens", ResponseRequest, input_tokens, refused=RESPONSES),
-        Route("/v1/responses/{id}", retrieve, methods=["GET"]),
-        Route("/v1/responses/{id}", delete, methods=["DELETE"]),
-        Route("/v1/responses/{id}/cancel", cancel, methods=["POST"]),
-        Route("/v1/responses/{id}/input_items", input_items, methods=["GET"]),
+        post(front, _PATH, asked, create_response, refused=RESPONSES, gives=gives, streams=Streamed(Event)),
+        post(front, f"{_PATH}/input_tokens", asked, count_input_tokens, refused=RESPONSES, gives=InputTokens),
+        plain(_ONE, response, query=RetrieveQuery, gives=gives, streams=Streamed(Event)),
+        plain(_ONE, delete_response, methods=["DELETE"], gives=Deleted),
+        plain(f"{_ONE}/cancel", cancel_response, methods=["POST"], gives=gives),
+        plain(f"{_ONE}/input_items", response_input_items, query=ListQuery, gives=Page[dict[str, Any]]),
     ]
 
 
@@ -134,13 +161,12 @@ def _replay(record: records.Record, at: int) -> HTTPResponse:
     return HTTPResponse("\n\n".join(events), media_type=EVENTS, headers=_NO_CACHE)
 
 
-def _page(request: Request, items: list[Item]) -> Page:
-    page = page_of(request, default_order="desc")
-    if not page.ascending:
+def _page(items: list[Item], query: ListQuery) -> Page[dict[str, Any]]:
+    if query.order == "desc":
         items = items[::-1]
-    if page.after is not None:
-        found = [index for index, item in enumerate(items) if item["id"] == page.after]
+    if query.after is not None:
+        found = [index for index, item in enumerate(items) if item["id"] == query.after]
         if not found:
-            raise RequestError(f"after: there is no item {page.after!r}.", param="after")
+            raise RequestError(f"after: there is no item {query.after!r}.", param="after")
         items = items[found[0] + 1 :]
-    return Page.of(items[: page.limit], has_more=len(items) > page.limit)
+    return page_of(items, query.limit)
