@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import ExitStack
 
 from starlette.types import Message
 
@@ -20,6 +21,8 @@ class Live:
         self.events: list[bytes] = []
         self._more = asyncio.Event()
         self._over = False
+        self._work = ExitStack()
+        self._work.enter_context(exchange.front.drain.at_work())
         exchange.writer.queue()
         self._tell(exchange.writer.taken())
         exchange.keep()
@@ -55,6 +58,7 @@ class Live:
         elif isinstance(error := task.exception(), Exception):
             writer.fail(problem(error))
         self._over = True
+        self._work.close()
         self._tell(writer.taken())
         self._keep()
 
