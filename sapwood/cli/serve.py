@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         from sapwood.server import bind
         from sapwood.server import run as run_loop
 
-        set_up_logging(config.server.log_level)
+        set_up_logging(config.server.log_level, format=config.server.log_format)
         with bind(config) as door:  # a port in use is an error now, not after the model was loaded
             catalogue = joined()
             for plugin, why in catalogue.unknown:

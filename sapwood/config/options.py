@@ -297,6 +297,7 @@ class ServerConfig:
         metavar="BYTES",
     )
     log_level: str = option("info", "how much is logged", "--log-level", choices=("debug", "info", "warning", "error"))
+    log_format: str = option("text", "lines for people, or JSON for programs", "--log-format", choices=("text", "json"))
     log_requests: bool = option(False, "log one line per request", "--enable-log-requests", "--log-requests")
     metrics_compat: str | None = option(
         None,

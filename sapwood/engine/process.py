@@ -11,7 +11,6 @@ if __name__ == "__main__":
 
     lean.thin_torch()
 
-import logging
 import os
 import shutil
 import signal
@@ -30,6 +29,7 @@ from sapwood.engine import lean
 from sapwood.engine.line import Post, Start
 from sapwood.engine.loop import Engine
 from sapwood.engine.pulse import Pulse
+from sapwood.observe.log import set_up_logging
 
 if TYPE_CHECKING:
     from sapwood.engine.launch import Launched
@@ -126,7 +126,8 @@ def main() -> None:
     lean.begin()
     launch = _launcher()
     told = msgspec.msgpack.decode(_read_start(), type=Start)
-    logging.basicConfig(level=told.config.server.log_level.upper(), format="engine: %(levelname)s %(message)s")
+    server = told.config.server
+    set_up_logging(server.log_level, format=server.log_format, process="engine", whole=True)
     serving, orphaned = threading.Event(), threading.Event()
     threading.Thread(target=_watch_front, args=(serving, orphaned, told.folder), daemon=True).start()
     post = Post(told.folder, end=_STDIN)

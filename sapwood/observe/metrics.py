@@ -15,7 +15,9 @@ from prometheus_client.utils import floatToGoString
 
 from sapwood import __version__
 from sapwood.base import histogram
+from sapwood.base.sampling import SamplingParams
 from sapwood.base.wire import Facts, Stats
+from sapwood.observe.exchange import current
 from sapwood.observe.peers import PEERS, PeerCollector
 from sapwood.observe.table import ENGINE, FRONT, Kind, Named
 
@@ -30,6 +32,12 @@ class Watched(Protocol):
 
     @property
     def stats(self) -> Stats | None: ...
+
+    @property
+    def dead(self) -> str | None: ...
+
+    @property
+    def restarts(self) -> int: ...
 
 
 class Metrics:
@@ -66,9 +74,12 @@ class Metrics:
         self._requests.labels(endpoint, str(status)).inc()
         self._seconds.labels(endpoint).observe(seconds)
 
-    def meter(self, num_prompt_tokens: int) -> Meter:
-        """Start to measure one generation."""
-        return Meter(self, num_prompt_tokens)
+    def meter(self, num_prompt_tokens: int, params: SamplingParams) -> Meter:
+        """Start to measure one generation; it is one of the request that is being served here."""
+        meter = Meter(self, num_prompt_tokens, params)
+        if (exchange := current()) is not None:
+            exchange.meters.append(meter)
+        return meter
 
     def exposition(self) -> bytes:
         """All metrics now, in Prometheus' text format."""
@@ -91,6 +102,7 @@ class Meter:
     """Measures one generation: `tokens` at each arrival, `end` once.
 
     Attributes:
+        params: How its tokens are drawn.
         began, first, last: When it was submitted, and its first and latest tokens came, on the clock of `perf_counter`; no
             tokens have while `first` is 0.
         waited: Seconds in the engine before its first step, -1 as long as they are not known.
@@ -105,16 +117,17 @@ class Meter:
         "num_cached_tokens",
         "num_output_tokens",
         "num_prompt_tokens",
+        "params",
         "reason",
         "waited",
     )
 
-    def __init__(self, metrics: Metrics, num_prompt_tokens: int) -> None:
+    def __init__(self, metrics: Metrics, num_prompt_tokens: int, params: SamplingParams) -> None:
         self._metrics = metrics
         self.began = self.last = perf_counter()
         self.first = 0.0
         self.waited = -1.0
-        self.num_prompt_tokens = num_prompt_tokens
+        self.num_prompt_tokens, self.params = num_prompt_tokens, params
         self.num_output_tokens = self.num_cached_tokens = 0
         self.reason = ""
 
@@ -175,6 +188,9 @@ class EngineCollector(Collector):
         self._engine = engine
 
     def collect(self) -> Iterator[Metric]:
+        yield _number("sapwood_engine_up", self._engine.dead is None)
+        restarts = ENGINE["sapwood_engine_restarts"]
+        yield CounterMetricFamily(restarts.name, restarts.help, self._engine.restarts)
         yield from _told(self._engine.facts)
         stats = self._engine.stats
         if stats is None:

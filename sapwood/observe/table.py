@@ -106,6 +106,10 @@ ENGINE = {
         Named("sapwood_max_num_seqs", "gauge", "Most requests that run at once."),
         Named("sapwood_page_size", "gauge", "Tokens of a KV page."),
         Named("sapwood_start_seconds", "gauge", "What the parts of the engine's start took.", ("part",)),
+        Named("sapwood_engine_up", "gauge", "1 while the engine lives, 0 while there is none."),
+        Named(
+            "sapwood_engine_restarts", "counter", "How often an engine that had died or hung was followed by another."
+        ),
         Named("sapwood_engine_steps", "counter", "Steps that were planned."),
         Named("sapwood_engine_prompt_tokens", "counter", "Prompt tokens that were computed."),
         Named("sapwood_engine_output_tokens", "counter", "Tokens that were drawn, or forced by a grammar."),

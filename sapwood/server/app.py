@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import re
 import uuid
 from collections.abc import Mapping, Sequence
-from time import perf_counter
 from typing import Any
 
 from prometheus_client import CollectorRegistry
@@ -24,7 +22,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sapwood.base.errors import SapwoodError
 from sapwood.config import Config
 from sapwood.engine.client import EngineClient
+from sapwood.observe.exchange import Exchange
 from sapwood.observe.metrics import Metrics
+from sapwood.observe.observer import Observer
 from sapwood.server import admin, live, native, openapi
 from sapwood.server.auth import check_key
 from sapwood.server.errors import ClientGone, named, problem
@@ -33,8 +33,6 @@ from sapwood.server.openai import chat, completions, models, responses
 from sapwood.server.passage import passage
 from sapwood.server.rooms import Room
 from sapwood.text import TextModel
-
-log = logging.getLogger(__name__)
 
 ROOMS: Sequence[Room] = (
     Room(completions.routes),
@@ -69,7 +67,8 @@ def create_app(
     """
     names = [model_names] if isinstance(model_names, str) else model_names
     metrics = Metrics(registry or CollectorRegistry(), model=names[0], engine=engine, peer=config.server.metrics_compat)
-    front = Front(engine, text, config, names, metrics=metrics, defaults=defaults or {})
+    observer = Observer(metrics, log_requests=config.server.log_requests)
+    front = Front(engine, text, config, names, observer=observer, defaults=defaults or {})
     placed: list[tuple[Route, Room]] = [(route, room) for room in rooms for route in room.routes(front)]
     placed.append((admin.index(front, [route for route, _ in placed]), Room(admin.routes)))
     placed = openapi.routes(front, placed)
@@ -135,37 +134,37 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers, path, begin = Headers(scope=scope), scope["path"], perf_counter()
+        headers, path = Headers(scope=scope), scope["path"]
         note, given = passage(scope, send), headers.get("x-request-id", "")
         note.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         endpoint, room = self._known(path, headers)
         note.envelope, note.overloaded = room.envelope, room.overloaded
         stamps = [(name.encode(), note.request_id.encode()) for name in room.ids]
-        status = 499  # until something was sent
+        trace = {name: value for name in ("traceparent", "tracestate") if (value := headers.get(name))}
+        exchange = Exchange(note.request_id, scope["method"], path, endpoint, trace)
 
         async def stamped(message: Message) -> None:
-            nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
+                exchange.status = message["status"]
                 message["headers"] = [*message.get("headers", ()), *stamps]
             await send(message)
 
+        with self._front.observer.watching(exchange):
+            await self._pass(scope, receive, stamped, headers, exchange)
+
+    async def _pass(self, scope: Scope, receive: Receive, send: Send, headers: Headers, exchange: Exchange) -> None:
         front, work = self._front, contextlib.ExitStack()
         try:
-            if scope["method"] not in _SAFE:
+            if exchange.method not in _SAFE:
                 work.enter_context(front.drain.at_work())
                 await front.turns()
-            check_key(front.config.server.api_key, path, headers)
+            check_key(front.config.server.api_key, exchange.path, headers)
             front.deadlines.begin(headers)
-            await self._app(scope, receive, stamped)
+            await self._app(scope, receive, send)
         except Exception as error:
             told = problem(error)
-            if status != 499:
+            if exchange.begun:
                 raise  # the response has begun; closing the connection is all that is left
-            await note.response(told)(scope, receive, stamped)
+            await passage(scope, send).response(told)(scope, receive, send)
         finally:
             work.close()
-            seconds = perf_counter() - begin
-            front.metrics.request(endpoint, status, seconds)
-            if front.config.server.log_requests:
-                log.info("%s %s %d %.3f s %s", scope["method"], path, status, seconds, note.request_id)

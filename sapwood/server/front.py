@@ -26,7 +26,7 @@ from sapwood.grammar.schema import Finding
 from sapwood.grammar.spellings import Asked
 from sapwood.grammar.vocabulary import spec_of
 from sapwood.grammar.words import first_words
-from sapwood.observe.metrics import Metrics
+from sapwood.observe.observer import Observer
 from sapwood.server.deadlines import Deadlines
 from sapwood.server.drain import Drain
 from sapwood.server.errors import ClientGone, respelled, with_param
@@ -97,14 +97,14 @@ class Front:
         config: Config,
         model_names: Sequence[str],
         *,
-        metrics: Metrics,
+        observer: Observer,
         defaults: Mapping[str, Any],
     ) -> None:
         self.engine = engine
         self.text = text
         self.config = config
         self.model_names = tuple(model_names)
-        self.metrics = metrics
+        self.observer, self.metrics = observer, observer.metrics
         self.fingerprint = f"sapwood-{__version__}"
         self.started = int(time.time())
         self.defaults = _numbers(defaults)
@@ -226,6 +226,7 @@ class Front:
             await end()
         await self._grammars.close()
         self.store.close()
+        await anyio.to_thread.run_sync(self.observer.close)
 
     def check_tokens(self, tokens: Sequence[int], param: str) -> None:
         """Raise RequestError unless there are tokens and all are in the vocabulary."""

@@ -143,7 +143,7 @@ class _Run:
     def __init__(self, front: Front, choice: Choice) -> None:
         self.choice = choice
         self.assembler = front.text.assembler(choice.params, shown=choice.prompt.shown)
-        self.meter = front.metrics.meter(len(choice.prompt.tokens))
+        self.meter = front.metrics.meter(len(choice.prompt.tokens), choice.params)
         self.stream: Stream | None = None
         self.failed = False
 

@@ -6,6 +6,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from sapwood.base.histogram import Histogram
+from sapwood.base.sampling import SamplingParams
 from sapwood.base.wire import Facts, Stats
 from sapwood.observe.metrics import Metrics
 from tests.facts import make_facts
@@ -15,6 +16,8 @@ from tests.facts import make_facts
 class Watched:
     facts: Facts = field(default_factory=make_facts)
     stats: Stats | None = None
+    dead: str | None = None
+    restarts: int = 0
 
 
 def measure(watched: Watched | None = None) -> tuple[Metrics, CollectorRegistry]:
@@ -24,7 +27,7 @@ def measure(watched: Watched | None = None) -> tuple[Metrics, CollectorRegistry]
 
 def test_two_servers_do_not_share_counts() -> None:
     (first, one), (_, other) = measure(), measure()
-    meter = first.meter(10)
+    meter = first.meter(10, SamplingParams())
     meter.tokens(1)
     meter.end("stop", num_cached_tokens=4)
     assert [registry.get_sample_value("sapwood_prompt_tokens_total") for registry in (one, other)] == [10.0, 0.0]
@@ -32,7 +35,7 @@ def test_two_servers_do_not_share_counts() -> None:
 
 def test_tokens_that_come_together_share_their_wait() -> None:
     metrics, registry = measure()
-    meter = metrics.meter(1)
+    meter = metrics.meter(1, SamplingParams())
     for count in (1, 1, 3):
         meter.tokens(count)
     assert registry.get_sample_value("sapwood_time_to_first_token_seconds_count") == 1
@@ -42,7 +45,7 @@ def test_tokens_that_come_together_share_their_wait() -> None:
 
 def test_a_generation_is_taken_apart() -> None:
     metrics, registry = measure()
-    meter = metrics.meter(100)
+    meter = metrics.meter(100, SamplingParams())
     meter.tokens(1, waited=0.25)
     meter.tokens(2)
     meter.end("length", num_cached_tokens=64)
@@ -58,7 +61,7 @@ def test_a_generation_is_taken_apart() -> None:
 
 def test_a_generation_without_tokens_waited_for_none() -> None:
     metrics, registry = measure()
-    metrics.meter(3).end("abort", num_cached_tokens=0)
+    metrics.meter(3, SamplingParams()).end("abort", num_cached_tokens=0)
     value = registry.get_sample_value
     assert value("sapwood_finished_total", {"reason": "abort"}) == value("sapwood_generation_seconds_count") == 1
     for name in ("queue", "prefill", "decode", "time_to_first_token"):
@@ -87,8 +90,12 @@ def test_engine_reports_are_read_when_scraped() -> None:
 
 
 def test_what_the_engine_is() -> None:
-    _, registry = measure()
+    watched = Watched()
+    _, registry = measure(watched)
     value = registry.get_sample_value
     assert value("sapwood_engine_info", {"device": "cpu", "dtype": "float32", "attention": "none"}) == 1
     assert value("sapwood_max_model_len") == 100
+    assert (value("sapwood_engine_up"), value("sapwood_engine_restarts_total")) == (1, 0)
+    watched.dead, watched.restarts = "it hung", 2
+    assert (value("sapwood_engine_up"), value("sapwood_engine_restarts_total")) == (0, 2)
     assert value("sapwood_start_seconds", {"part": "weights"}) == 1.5

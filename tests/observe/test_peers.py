@@ -7,6 +7,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from sapwood.base.histogram import Histogram
+from sapwood.base.sampling import SamplingParams
 from sapwood.base.wire import Stats
 from sapwood.observe.metrics import Metrics
 from sapwood.observe.peers import PEERS
@@ -23,7 +24,7 @@ def told(peer: str | None) -> dict[tuple[str, tuple[tuple[str, str], ...]], floa
     watched = Watched(stats=Stats(3, 2, counters, {}, [[64, 32, 16], [9, 9, 0]], {"step_tokens": steps}))
     metrics = Metrics(CollectorRegistry(), model="m", engine=watched, peer=peer)
     for reason, prompt, cached in (("stop", 10, 8), ("abort", 10, 0)):
-        meter = metrics.meter(prompt)
+        meter = metrics.meter(prompt, SamplingParams())
         meter.tokens(2, waited=0.0)
         meter.end(reason, num_cached_tokens=cached)
     families = text_string_to_metric_families(metrics.exposition().decode())

@@ -356,9 +356,9 @@ async def test_cors(engine: FakeEngine, text: TextModel) -> None:
 
 @pytest.mark.parametrize("config", [Config(server=ServerConfig(log_requests=True, api_key="sesam"))])
 async def test_log_line(http: httpx.AsyncClient, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, "sapwood.server"):
+    with caplog.at_level(logging.INFO, "sapwood"):
         await http.post(TEXT, json={"prompt": "private"}, headers={"authorization": "Bearer sesam"})
-    (line,) = [record.getMessage() for record in caplog.records if record.name == "sapwood.server.app"]
-    assert line.startswith("POST /v1/completions 200 ")
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "sapwood.observe.observer"]
+    assert line.startswith("POST /v1/completions 200 ") and line.endswith(", length") and ", output " in line
     assert "private" not in caplog.text
     assert "sesam" not in caplog.text

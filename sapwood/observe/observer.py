@@ -1,0 +1,73 @@
+"""Whoever watches requests: metrics count them, the log has a line of each, traces have their spans."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from time import perf_counter
+from typing import Protocol
+
+from sapwood.observe.exchange import Exchange, within
+from sapwood.observe.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+
+class Traces(Protocol):
+    """Where the spans of requests go."""
+
+    def tell(self, exchange: Exchange) -> None:
+        """A request is over."""
+        ...
+
+    def close(self) -> None:
+        """Send what has not been sent yet. May take seconds."""
+        ...
+
+
+class Observer:
+    """Watches requests from their arrival to their end. With `log_requests` each has a line in the log."""
+
+    def __init__(self, metrics: Metrics, *, log_requests: bool = False, traces: Traces | None = None) -> None:
+        self.metrics = metrics
+        self._log_requests = log_requests
+        self._traces = traces
+
+    @contextlib.contextmanager
+    def watching(self, exchange: Exchange) -> Iterator[None]:
+        """For as long as a request is served."""
+        with within(exchange):
+            try:
+                yield
+            finally:
+                exchange.ended = perf_counter()
+                self._tell(exchange)
+
+    def _tell(self, exchange: Exchange) -> None:
+        self.metrics.request(exchange.endpoint, exchange.status, exchange.seconds)
+        if self._traces is not None:
+            self._traces.tell(exchange)
+        if self._log_requests:
+            told = exchange.told()
+            log.info(_sentence(exchange), extra={"fields": told, "request_id": exchange.id})
+
+    def close(self) -> None:
+        """See `Traces.close`."""
+        if self._traces is not None:
+            self._traces.close()
+
+
+def _sentence(exchange: Exchange) -> str:
+    """What was told, for people."""
+    told = exchange.told()
+    words = [f"{exchange.method} {exchange.path} {exchange.status} {exchange.seconds:.3f} s"]
+    if exchange.key:
+        words.append(f"key {exchange.key}")
+    if exchange.meters:
+        words.append(f"prompt {told['prompt_tokens']} ({told['cached_tokens']} cached)")
+        words.append(f"output {told['output_tokens']}")
+        if "first_token_seconds" in told:
+            words.append(f"first token {told['first_token_seconds']:.3f} s")
+        words.append(told["finish"])
+    return ", ".join(words)
