@@ -98,16 +98,18 @@ async def _with_engine(
 
     from sapwood.engine import lean
     from sapwood.engine.keeper import start
+    from sapwood.observe.observer import traces_to
     from sapwood.server import create_app, serve
     from sapwood.server.starting import starting
 
+    names = config.model.served_model_name or (files.name,)
+    traces = traces_to(config.server.otlp_traces_endpoint, model=names[0])
     async with AsyncExitStack() as until_ready, AsyncExitStack() as stack:
         await until_ready.enter_async_context(starting(door))
         engine = await stack.enter_async_context(start(config, child))
         text = await loading
         engine.end_at(text.eos_ids)
-        names = config.model.served_model_name or (files.name,)
-        app = create_app(engine, text, config, names, defaults=files.generation_config)
+        app = create_app(engine, text, config, names, defaults=files.generation_config, traces=traces)
         lean.trim()
         await until_ready.aclose()
         serving = asyncio.create_task(

@@ -299,6 +299,13 @@ class ServerConfig:
     log_level: str = option("info", "how much is logged", "--log-level", choices=("debug", "info", "warning", "error"))
     log_format: str = option("text", "lines for people, or JSON for programs", "--log-format", choices=("text", "json"))
     log_requests: bool = option(False, "log one line per request", "--enable-log-requests", "--log-requests")
+    otlp_traces_endpoint: str | None = option(
+        None,
+        "where OpenTelemetry's traces are sent, as OTLP over HTTP: http://localhost:4318/v1/traces",
+        "--otlp-traces-endpoint",
+        metavar="URL",
+        derived=False,
+    )
     metrics_compat: str | None = option(
         None,
         "metrics under another engine's names too",

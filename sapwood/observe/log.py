@@ -12,7 +12,7 @@ import msgspec
 
 from sapwood.observe.exchange import current
 
-FORMATS = ("text", "json")
+_BESIDE = ("uvicorn.error", "opentelemetry")  # libraries whose warnings are about our own work
 
 
 class _SapwoodHandler(logging.StreamHandler[TextIO]):
@@ -27,14 +27,14 @@ def set_up_logging(
     whole: bool = False,
     stream: TextIO | None = None,
 ) -> None:
-    """Write the lines of `sapwood.*` from `level` on, and the web server's warnings, to `stream` (stderr).
+    """Write the lines of `sapwood.*` from `level` on, and the warnings of libraries that serve or watch, to `stream` (stderr).
 
     Lines say from which `process` they are, and whatever concerns a request bears its id. Other libraries' loggers are left
     as they are, but where the `whole` process is ours. May be called again: the last call counts.
     """
     handler = _SapwoodHandler(stream or sys.stderr)
     handler.setFormatter(_Json(process) if format == "json" else _Text(process))
-    thresholds = {"": level.upper()} if whole else {"sapwood": level.upper(), "uvicorn.error": "WARNING"}
+    thresholds = {"": level.upper()} if whole else {"sapwood": level.upper()} | dict.fromkeys(_BESIDE, "WARNING")
     for name, threshold in thresholds.items():
         logger = logging.getLogger(name)
         logger.handlers = [h for h in logger.handlers if not isinstance(h, _SapwoodHandler)]

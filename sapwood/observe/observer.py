@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from time import perf_counter
 from typing import Protocol
 
+from sapwood.base.errors import ConfigError
 from sapwood.observe.exchange import Exchange, within
 from sapwood.observe.metrics import Metrics
 
@@ -24,6 +25,19 @@ class Traces(Protocol):
     def close(self) -> None:
         """Send what has not been sent yet. May take seconds."""
         ...
+
+
+def traces_to(endpoint: str | None, *, model: str) -> Traces | None:
+    """Whoever sends spans to `endpoint`, None without one. Raises ConfigError for what is missing or no URL."""
+    if endpoint is None:
+        return None
+    try:
+        from sapwood.observe.traces import SpanSender
+    except ImportError as error:
+        raise ConfigError(
+            f"--otlp-traces-endpoint needs OpenTelemetry's SDK ({error}): pip install 'sapwood[otel]', or leave it out."
+        ) from error
+    return SpanSender(endpoint, model=model)
 
 
 class Observer:

@@ -24,7 +24,7 @@ from sapwood.config import Config
 from sapwood.engine.client import EngineClient
 from sapwood.observe.exchange import Exchange
 from sapwood.observe.metrics import Metrics
-from sapwood.observe.observer import Observer
+from sapwood.observe.observer import Observer, Traces
 from sapwood.server import admin, live, native, openapi
 from sapwood.server.auth import check_key
 from sapwood.server.errors import ClientGone, named, problem
@@ -57,17 +57,18 @@ def create_app(
     *,
     defaults: Mapping[str, Any] | None = None,
     registry: CollectorRegistry | None = None,
+    traces: Traces | None = None,
     rooms: Sequence[Room] = ROOMS,
 ) -> Starlette:
     """The HTTP server of one engine, whose model has one name or several.
 
     `defaults` is the model's generation_config: its temperature, top_k, top_p, min_p and repetition_penalty serve
-    requests that bring none. `registry` takes the metrics; one of its own by default. Raises ConfigError for defaults
-    that cannot be used.
+    requests that bring none. `registry` takes the metrics; one of its own by default. `traces` are
+    told of every request. Raises ConfigError for defaults that cannot be used.
     """
     names = [model_names] if isinstance(model_names, str) else model_names
     metrics = Metrics(registry or CollectorRegistry(), model=names[0], engine=engine, peer=config.server.metrics_compat)
-    observer = Observer(metrics, log_requests=config.server.log_requests)
+    observer = Observer(metrics, log_requests=config.server.log_requests, traces=traces)
     front = Front(engine, text, config, names, observer=observer, defaults=defaults or {})
     placed: list[tuple[Route, Room]] = [(route, room) for room in rooms for route in room.routes(front)]
     placed.append((admin.index(front, [route for route, _ in placed]), Room(admin.routes)))

@@ -14,13 +14,14 @@ import sapwood
 ROOT = Path(__file__).parents[2]
 DEVICE_ROOMS = ("runner", "nn", "attention", "quant", "kernels", "sampling", "device")
 JOINTS = ("sapwood.engine.launch", "sapwood.executor.local")  # of both sides
-HEAVY = ("torch", "transformers", "triton")
+ASKED_FOR = ("sapwood.observe.traces",)  # imported only where a flag says so
+HEAVY = ("torch", "transformers", "triton", "opentelemetry")
 
 
 def host_modules() -> list[str]:
     names = [module.name for module in pkgutil.walk_packages(sapwood.__path__, "sapwood.")]
     rooms = tuple(f"sapwood.{room}" for room in DEVICE_ROOMS)
-    return [name for name in names if name not in JOINTS and not _within(name, rooms)]
+    return [name for name in names if name not in JOINTS + ASKED_FOR and not _within(name, rooms)]
 
 
 def _within(name: str, rooms: tuple[str, ...]) -> bool:

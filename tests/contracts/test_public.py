@@ -25,7 +25,7 @@ FLAGS = """
     --enable-prefix-caching --gpu-memory-utilization --host --kv-cache-dtype --kv-cache-memory --kv-cache-memory-bytes
     --grammar-compile-seconds --jump-forward --load-format --log-format --log-level --log-requests --max-body-bytes --max-cudagraph-capture-size --max-model-len
     --max-num-batched-tokens --max-num-seqs --max-prefill-tokens --max-queued-requests --max-running-requests
-    --max-total-tokens --mem-fraction-static --metrics-compat --model --model-path --overlap-depth --page-size --port --quantization --random-seed
+    --max-total-tokens --mem-fraction-static --metrics-compat --model --model-path --otlp-traces-endpoint --overlap-depth --page-size --port --quantization --random-seed
     --reasoning-parser --revision --state-bytes --state-dir --schedule-policy --scheduling-policy --seed --served-model-name --thinking-budget --threads --tokenizer --tokenizer-path
     --tool-call-parser --tool-parser
 """.split()

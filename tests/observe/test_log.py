@@ -13,7 +13,7 @@ import pytest
 from sapwood.observe.exchange import Exchange, within
 from sapwood.observe.log import set_up_logging
 
-LOGGERS = ("", "sapwood", "uvicorn.error")
+LOGGERS = ("", "sapwood", "uvicorn.error", "opentelemetry")
 
 
 @pytest.fixture(autouse=True)
