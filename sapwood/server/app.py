@@ -29,7 +29,7 @@ from sapwood.server import admin, live, native, openapi
 from sapwood.server.auth import check_key
 from sapwood.server.errors import ClientGone, named, problem
 from sapwood.server.front import Front
-from sapwood.server.openai import chat, completions, models, responses
+from sapwood.server.openai import chat, completions, models, responses, stored
 from sapwood.server.passage import passage
 from sapwood.server.rooms import Room
 from sapwood.text import TextModel
@@ -37,6 +37,7 @@ from sapwood.text import TextModel
 ROOMS: Sequence[Room] = (
     Room(completions.routes),
     Room(chat.routes),
+    Room(stored.routes),
     Room(responses.routes),
     Room(models.routes),
     Room(native.routes),

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from sapwood.base.errors import ConfigError
+from sapwood.base.errors import ConfigError, RequestError
 
 T = TypeVar("T")
 
@@ -105,9 +105,14 @@ class Books:
         return None if row is None else Thing(*row)
 
     def delete(self, kind: str, owner: str, id: str) -> bool:
-        """Whether it was there."""
-        query = "DELETE FROM objects WHERE kind = ? AND owner = ? AND id = ?"
+        """Whether it was there, and not held."""
+        query = "DELETE FROM objects WHERE kind = ? AND owner = ? AND id = ? AND held = 0"
         return self.db.execute(query, (kind, owner, id)).rowcount > 0
+
+    def expire(self, kind: str, path: str, now: float) -> None:
+        """Delete objects that are not held and have a smaller number than `now` at a path of their bodies."""
+        query = "DELETE FROM objects WHERE kind = ? AND held = 0 AND json_extract(body, ?) < ?"
+        self.db.execute(query, (kind, path, now))
 
     def page(
         self,
@@ -121,11 +126,14 @@ class Books:
     ) -> list[str]:
         """The bodies of at most `limit` objects in the order of their arrival, behind the one with the id `after`.
 
-        `where`: paths in the body, as SQLite spells them, and what has to stand there.
+        `where`: paths in the body, as SQLite spells them, and what has to stand there. Raises RequestError where there is
+        no such id.
         """
         query = "SELECT body FROM objects WHERE kind = ? AND owner = ?"
         values: list[Any] = [kind, owner]
         if after is not None:
+            if self.get(kind, owner, after) is None:
+                raise RequestError(f"after: there is nothing with the id {after!r}.", param="after")
             query += f" AND place {'<' if newest_first else '>'} (SELECT place FROM objects WHERE id = ?)"
             values.append(after)
         for path, value in where:

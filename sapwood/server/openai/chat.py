@@ -6,20 +6,20 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
 
 from sapwood.base.errors import RequestError
 from sapwood.base.sampling import SamplingParams
-from sapwood.grammar.schema import Finding
 from sapwood.server.body import field_error, json_response
 from sapwood.server.conversation import Ask, Turn, begin
 from sapwood.server.fields import Count
 from sapwood.server.front import Front
 from sapwood.server.generation import Choice, News, complete
-from sapwood.server.openai.answers import Answer, AnswerDelta, Speaker
-from sapwood.server.openai.logprobs import TokenLogprob, token_logprobs
+from sapwood.server.openai.answers import AnswerDelta, Speaker
+from sapwood.server.openai.choices import ChatChoice, ChatChunkChoice, Logprobs
+from sapwood.server.openai.logprobs import token_logprobs
 from sapwood.server.openai.protocol import ChatRequest
 from sapwood.server.openai.replies import (
     Reply,
@@ -29,40 +29,15 @@ from sapwood.server.openai.replies import (
     stop_reason,
     usage_of,
 )
+from sapwood.server.openai.stored import keep, kept_when_over
 from sapwood.server.openai.tools import toolbox_of
+from sapwood.server.passage import caller
 from sapwood.server.refusals import CHAT
 from sapwood.server.routes import Described, Streamed, post
 from sapwood.server.thinking import Budget
 
 _BUDGETS = ("thinking_budget", "thinking_token_budget", "max_thinking_tokens")
 _KWARGS_BUDGET = "chat_template_kwargs.thinking_budget"
-
-
-class Logprobs(msgspec.Struct):
-    content: list[TokenLogprob]
-    refusal: None = None
-
-
-class ChatChoice(msgspec.Struct, kw_only=True):
-    index: int
-    message: Answer
-    logprobs: Logprobs | None = None
-    finish_reason: str | None
-    stop_reason: int | str | None = None
-    matched_stop: int | str | None = None
-    token_ids: list[int] | UnsetType = UNSET
-    schema_check: Finding | UnsetType = UNSET
-
-
-class ChatChunkChoice(msgspec.Struct, kw_only=True):
-    index: int
-    delta: AnswerDelta
-    logprobs: Logprobs | None = None
-    finish_reason: str | None = None
-    stop_reason: int | str | UnsetType | None = UNSET
-    matched_stop: int | str | UnsetType | None = UNSET
-    token_ids: list[int] | UnsetType = UNSET
-    schema_check: Finding | UnsetType = UNSET
 
 
 def routes(front: Front) -> list[Described]:
@@ -74,8 +49,10 @@ def routes(front: Front) -> list[Described]:
         speaker = Speaker(front, turn, offered=ask.toolbox is not None)
         if body.stream:
             reply = new_reply(front, "chat.completion.chunk", "chatcmpl")
-            plain = _plain if turn.plain and not (body.logprobs or body.return_token_ids) else None
+            plain = _plain if turn.plain and not (body.logprobs or body.return_token_ids or body.store) else None
             shape = _shaper(front, body, turn, speaker)
+            if body.store:
+                shape = kept_when_over(front, caller(request), body, reply, turn.choices, shape)
             return event_stream(front, turn.choices, reply, body.stream_options, shape=shape, plain=plain)
         await front.attended(request.receive, complete(front, turn.choices))
         reply = new_reply(front, "chat.completion", "chatcmpl")
@@ -87,6 +64,8 @@ def routes(front: Front) -> list[Described]:
             )
         if body.return_token_ids:
             reply.prompt_token_ids = turn.prompt.tokens
+        if body.store:
+            keep(front, caller(request), body, reply)
         return json_response(reply)
 
     return [

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
+from sapwood.base.errors import RequestError
+
 T = TypeVar("T")
 
 
@@ -17,6 +19,17 @@ class ListQuery(msgspec.Struct, kw_only=True):
     after: str | None = None
     limit: Annotated[int, Meta(ge=1, le=100)] = 20
     order: Literal["asc", "desc"] = "desc"
+
+    def window(self, objects: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+        """Of all objects, the oldest first, those from which the page is taken. Raises RequestError."""
+        if self.order == "desc":
+            objects = objects[::-1]
+        if self.after is None:
+            return objects
+        for index, one in enumerate(objects):
+            if one["id"] == self.after:
+                return objects[index + 1 :]
+        raise RequestError(f"after: there is nothing with the id {self.after!r}.", param="after")
 
 
 class Page(msgspec.Struct, Generic[T]):

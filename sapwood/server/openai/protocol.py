@@ -16,6 +16,7 @@ from sapwood.grammar.spellings import Structured
 from sapwood.server.errors import unsupported
 from sapwood.server.fields import Count, Int, Messages, Priority, listed, salt_of
 from sapwood.server.front import Front
+from sapwood.server.openai.metadata import Metadata
 
 _AS_THEY_ARE = (
     "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed",
@@ -123,7 +124,7 @@ class CompletionRequest(Sampling, kw_only=True):
 
 
 class ChatRequest(Sampling, Messages, kw_only=True):
-    """`prediction`, `user`, `service_tier`, `store` and `metadata` are among those that never change the result."""
+    """`prediction`, `user` and `service_tier` are among those that never change the result."""
 
     messages: list[dict[str, Any]] | None = None
     add_generation_prompt: bool | None = None
@@ -138,6 +139,8 @@ class ChatRequest(Sampling, Messages, kw_only=True):
     thinking_token_budget: Count | None = None
     max_thinking_tokens: Count | None = None
     separate_reasoning: bool | None = None
+    store: bool | None = None
+    metadata: Metadata | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None

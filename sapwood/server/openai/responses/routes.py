@@ -18,7 +18,6 @@ from sapwood.server.generation import News, complete
 from sapwood.server.openai.lists import Deleted, ListQuery, Page, page_of
 from sapwood.server.openai.responses import records
 from sapwood.server.openai.responses.exchange import Exchange, count, exchange_of
-from sapwood.server.openai.responses.items import Item
 from sapwood.server.openai.responses.live import Live, Lives
 from sapwood.server.openai.responses.objects import Response
 from sapwood.server.openai.responses.protocol import ResponseRequest
@@ -129,7 +128,7 @@ def routes(front: Front) -> list[Described]:
         owner, id, query = caller(request), request.path_params["id"], query_of(request, ListQuery)
         _, kept, record = await records.find(front.store, owner, id)
         items = [*await records.context(front.store, owner, kept.previous_response_id), *record.input]
-        return json_response(_page(items, query))
+        return json_response(page_of(query.window(items), query.limit))
 
     async def count_input_tokens(request: Request, body: ResponseRequest) -> HTTPResponse:
         """How many tokens the prompt of a response would have."""
@@ -159,14 +158,3 @@ def _replay(record: records.Record, at: int) -> HTTPResponse:
         )
     events = record.events.split("\n\n")[at:]
     return HTTPResponse("\n\n".join(events), media_type=EVENTS, headers=_NO_CACHE)
-
-
-def _page(items: list[Item], query: ListQuery) -> Page[dict[str, Any]]:
-    if query.order == "desc":
-        items = items[::-1]
-    if query.after is not None:
-        found = [index for index, item in enumerate(items) if item["id"] == query.after]
-        if not found:
-            raise RequestError(f"after: there is no item {query.after!r}.", param="after")
-        items = items[found[0] + 1 :]
-    return page_of(items, query.limit)
