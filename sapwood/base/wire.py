@@ -70,7 +70,8 @@ class Abort(msgspec.Struct, frozen=True, tag="abort", array_like=True):
 
 
 class Control(msgspec.Struct, frozen=True, tag="control", array_like=True):
-    """A question or command outside the loop's business: 'status', 'flush_cache', 'check', 'live', 'tree'."""
+    """A question or command outside the loop's business: 'status', 'flush_cache', 'check', 'live', 'tree', 'pause', 'hold',
+    'continue', 'retract'."""
 
     id: int
     what: str
@@ -165,7 +166,8 @@ class Stats(msgspec.Struct, frozen=True, tag="stats", array_like=True):
     """Gauges and counters since start, sent about every second while there is work, and when it is done.
 
     Counters: steps, prompt_tokens (fed), cached_tokens, output_tokens, preemptions, evicted_pages, finished, errors,
-    repaired_pages, copied_pages. Gauges: running, waiting; pages per KV group as [total, free, evictable].
+    repaired_pages, copied_pages. Gauges: running, waiting; pages per KV group as [total, free, evictable];
+    paused: nothing is planned.
     Seconds: host_seconds (planning and committing), wait_seconds (waiting for the device). Histograms by name and kind, ""
     where there are no kinds: step_seconds, step_tokens, step_host_seconds.
     """
@@ -176,6 +178,7 @@ class Stats(msgspec.Struct, frozen=True, tag="stats", array_like=True):
     seconds: dict[str, float]
     pages: list[list[int]]
     histograms: dict[str, dict[str, Histogram]] = {}
+    paused: bool = False
 
 
 class Reply(msgspec.Struct, frozen=True, tag="reply", array_like=True):

@@ -296,6 +296,12 @@ class ServerConfig:
         "--state-bytes",
         metavar="BYTES",
     )
+    incremental_stream: bool = option(
+        False,
+        "events of a streamed /generate hold what is new instead of the text so far",
+        "--incremental-streaming-output",
+        "--stream-output",
+    )
     log_level: str = option("info", "how much is logged", "--log-level", choices=("debug", "info", "warning", "error"))
     log_format: str = option("text", "lines for people, or JSON for programs", "--log-format", choices=("text", "json"))
     log_requests: bool = option(False, "log one line per request", "--enable-log-requests", "--log-requests")

@@ -61,6 +61,12 @@ class Stream:
         self._news.append(delta)
         self.finished = delta.finish is not None
 
+    def cut(self) -> None:
+        """End here, as aborted, with what has come. The engine hears of it when the follower leaves."""
+        if not self.finished:
+            self._news.append(Delta(self.id, [], finish="abort"))
+            self.follower.wake()
+
     def fail(self, failure: Exception) -> None:
         """End with an error, which the next `take` raises."""
         self._failure = failure
@@ -81,7 +87,7 @@ class Stream:
         if not news:
             return Delta(self.id, tokens)
         self._news = []
-        first, last = news[0], news[-1]
+        first, last = news[0], next((delta for delta in news if delta.finish is not None), news[-1])
         logprobs = [one for delta in news for one in delta.logprobs or ()]
         return Delta(
             self.id,

@@ -23,6 +23,7 @@ from sapwood.device import probe
 from sapwood.engine import lean
 from sapwood.engine.intake import Intake
 from sapwood.engine.loop import Engine
+from sapwood.engine.pause import Pause
 from sapwood.executor.base import Executor, Measured
 from sapwood.executor.local import LocalExecutor
 from sapwood.grammar import Compiler, Constraints, GrammarStake, Vocabulary
@@ -84,7 +85,8 @@ def launch(
     slots = Slots(_set(config.scheduler.max_num_seqs), longest)
     kv = KVCache(measured.groups, num_pages, reuse=config.cache.prefix_caching)
     constraints = Constraints(compiler, executor.allocate_masks, jump=config.grammar.jump_forward)
-    mine = (KVStake(kv, slots), GrammarStake(constraints, slots), *stakes(slots))
+    pause = Pause()
+    mine = (KVStake(kv, slots), GrammarStake(constraints, slots), pause, *stakes(slots))
     engine = Engine(
         _scheduler(config, slots, mine, kv),
         executor,
@@ -93,6 +95,7 @@ def launch(
         gauges=(kv.gauges, constraints.gauges),
         pages=kv.pages,
         commands=_commands(kv, slots),
+        pause=pause,
     )
     decisions = (*_told(decisions, longest), _pool_decision(measured.groups, num_pages))
     facts = _facts(config, measured, decisions, clock.laps, num_pages, longest=longest, vocab_size=decoder.vocab_size)

@@ -22,6 +22,7 @@ from sapwood.base.plan import Plan
 from sapwood.base.wire import Abort, Delta, Deltas, Stats, Submit, worded, worded_step
 from sapwood.engine.intake import Intake
 from sapwood.engine.measures import Measures
+from sapwood.engine.pause import Pause
 from sapwood.executor.base import Executor
 from sapwood.scheduler import Scheduler
 
@@ -43,7 +44,7 @@ class Engine:
     """A scheduler, an executor, and the order of one step.
 
     `gauges` are what others count who take part, `pages` tells the KV cache's pages per group as [total, free, evictable],
-    and `commands` answer `control` beside the engine's own.
+    and `commands` answer `control` beside the engine's own. `pause` is among the scheduler's stakes.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Engine:
         gauges: tuple[Gauges, ...] = (),
         pages: Callable[[], list[list[int]]] = list,
         commands: Mapping[str, Callable[[], dict[str, Any]]] | None = None,
+        pause: Pause | None = None,
     ) -> None:
         self.scheduler = scheduler
         self.executor = executor
@@ -66,13 +68,21 @@ class Engine:
         self.counters |= dict.fromkeys(("finished", "errors"), 0)
         self.measures = Measures()
         self._gauges, self._pages = gauges, pages
-        self._commands = {"check": self._check, "status": self._status, "live": self._live, **(commands or {})}
+        self._pause = pause or Pause()
+        self._commands = {"check": self._check, "status": self._status, "live": self._live, "retract": self._retract}
+        self._commands |= {**self._pause.commands, **(commands or {})}
         self._outbox: list[Deltas] = []  # news that nobody has taken yet: a step that fails loses none
         self._failures = 0
 
     @property
+    def occupied(self) -> bool:
+        """Whether somebody runs or waits."""
+        return bool(self.scheduler.num_running or self.scheduler.num_waiting)
+
+    @property
     def idle(self) -> bool:
-        return not (self.flying or self.scheduler.num_running or self.scheduler.num_waiting)
+        """Whether there is nothing to do now: nobody is here, or everything stands still."""
+        return not (self.flying or (self.occupied and not self._pause.still))
 
     def submit(self, message: Submit) -> Delta | None:
         """Take a request in; what is wrong with it comes back as its only news."""
@@ -110,7 +120,7 @@ class Engine:
         refused = self.scheduler.usher()
         if refused:
             self._tell(Landing(news=refused))
-        plan = self.scheduler.plan()
+        plan = None if self._pause.still else self.scheduler.plan()
         launched = perf_counter()
         self.measures.planned(plan, launched - began, self.scheduler.slots.requests)
         if plan is None:
@@ -172,7 +182,7 @@ class Engine:
             counters |= counts
             seconds |= times
         running, waiting = self.scheduler.num_running, self.scheduler.num_waiting
-        return Stats(running, waiting, counters, seconds, self._pages(), self.measures.histograms())
+        return Stats(running, waiting, counters, seconds, self._pages(), self.measures.histograms(), self._pause.still)
 
     def control(self, what: str) -> dict[str, Any]:
         """Answer a question or carry out a command of `wire.Control`."""
@@ -186,7 +196,11 @@ class Engine:
 
     def _status(self) -> dict[str, Any]:
         stats = self.stats()
-        return {"running": stats.running, "waiting": stats.waiting, "pages": stats.pages, **stats.counters}
+        pause = {"paused": stats.paused, "held": len(self._pause.held)}
+        return {"running": stats.running, "waiting": stats.waiting, "pages": stats.pages, **pause, **stats.counters}
+
+    def _retract(self) -> dict[str, Any]:
+        return {"retracted": self.scheduler.retract()}
 
     def _live(self) -> dict[str, Any]:
         """What there is to see of requests, bounded whatever their number."""

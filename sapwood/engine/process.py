@@ -84,6 +84,8 @@ class Service:
             self._heartbeat()
         elif not self._tidy:
             self._tidy = not self.engine.tidy()
+        elif self.engine.occupied:  # it stands still, and whoever waits for it is to hear that it lives
+            self._told = self._rest(HEARTBEAT_SECONDS)
         else:
             self._rest()
 

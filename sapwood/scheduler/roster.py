@@ -118,6 +118,14 @@ class Roster:
         for stake in request.stakes:
             stake.pressed()
 
+    def retract(self) -> int:
+        """Take every running request's slot; how many they were."""
+        running = self.slots.running()
+        for request in running:
+            self._suspend(request)
+            self.waiting.add(request)
+        return len(running)
+
     def set_aside(self, request: Request) -> None:
         """Take a running request's slot until its stakes say that it is ready again."""
         self._suspend(request)

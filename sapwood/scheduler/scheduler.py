@@ -100,6 +100,10 @@ class Scheduler:
         """End a request at once; None when there is no such request (any more)."""
         return News(id, [], finish="abort") if self._roster.abort(id) else None
 
+    def retract(self) -> int:
+        """Have all running requests wait again, in their order and with what they have said; how many they were."""
+        return self._roster.retract()
+
     def fail(self, text: str) -> list[News]:
         """End every request with an error, forgetting all they computed: a step is lost."""
         return [News(id, [], finish="error", error=text) for id in self._roster.clear()]

@@ -51,7 +51,8 @@ class Text(msgspec.Struct):
 
 
 class HealthReply(msgspec.Struct, omit_defaults=True):
-    """`running` and `waiting` are of the engine's last report, `restarts` how often it was started again, `reason` why not all is well."""
+    """`running` and `waiting` are of the engine's last report, `restarts` how often it was started again, `reason` why not all is well,
+    `paused` that nothing is computed until somebody says so."""
 
     status: str
     model: str
@@ -59,6 +60,7 @@ class HealthReply(msgspec.Struct, omit_defaults=True):
     waiting: int
     restarts: int
     reason: str | None = None
+    paused: bool = False
 
 
 class Version(msgspec.Struct):
@@ -98,11 +100,6 @@ def routes(front: Front) -> list[Described]:
             front.check_tokens(body.tokens, "tokens")
         return json_response(Text(await front.decode(body.tokens, skip_special=False)))
 
-    async def flush_cache(request: Request) -> Response:
-        """Forget all cached prefixes that no running request has."""
-        reply: dict[str, Any] = await front.engine.control("flush_cache")
-        return JSONResponse(reply)
-
     return [
         plain("/health", health, gives=HealthReply, otherwise={503: HealthReply}),
         plain("/ready", ready, gives=HealthReply, otherwise={503: HealthReply}),
@@ -110,7 +107,6 @@ def routes(front: Front) -> list[Described]:
         plain("/version", version, gives=Version),
         post(front, "/tokenize", TokenizeRequest, tokenize, gives=Tokens),
         post(front, "/detokenize", DetokenizeRequest, detokenize, gives=Text),
-        plain("/flush_cache", flush_cache, gives=dict[str, Any], methods=("POST",)),
     ]
 
 
@@ -118,7 +114,8 @@ def _told(health: Health, front: Front, *, ok: bool) -> Response:
     """Gauges are those of the engine's last report."""
     stats, engine = front.engine.stats, front.engine
     running, waiting = (stats.running, stats.waiting) if stats is not None else (0, 0)
-    body = HealthReply(health.status, front.model_name, running, waiting, engine.restarts, health.reason)
+    paused = stats is not None and stats.paused
+    body = HealthReply(health.status, front.model_name, running, waiting, engine.restarts, health.reason, paused)
     reply = json_response(body, 200 if ok else 503)
     reply.headers.update({} if ok else health.headers)
     return reply

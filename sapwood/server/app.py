@@ -25,13 +25,14 @@ from sapwood.engine.client import EngineClient
 from sapwood.observe.exchange import Exchange
 from sapwood.observe.metrics import Metrics
 from sapwood.observe.observer import Observer, Traces
-from sapwood.server import admin, live, native, openapi
+from sapwood.server import admin, live, openapi, vllm
 from sapwood.server.auth import check_key
 from sapwood.server.errors import ClientGone, named, problem
 from sapwood.server.front import Front
 from sapwood.server.openai import chat, completions, models, responses, stored
 from sapwood.server.passage import passage
 from sapwood.server.rooms import Room
+from sapwood.server.sglang import control, generate, state
 from sapwood.text import TextModel
 
 ROOMS: Sequence[Room] = (
@@ -40,7 +41,11 @@ ROOMS: Sequence[Room] = (
     Room(stored.routes),
     Room(responses.routes),
     Room(models.routes),
-    Room(native.routes),
+    Room(generate.routes),
+    Room(state.routes),
+    Room(control.routes),
+    Room(vllm.routes),
+    Room(vllm.control),
     Room(admin.routes),
     Room(live.routes),
 )

@@ -30,6 +30,7 @@ from sapwood.observe.observer import Observer
 from sapwood.server.deadlines import Deadlines
 from sapwood.server.drain import Drain
 from sapwood.server.errors import ClientGone, respelled, with_param
+from sapwood.server.flights import Flights
 from sapwood.server.store import Store
 from sapwood.server.turns import Turns
 from sapwood.text import TextModel
@@ -115,6 +116,7 @@ class Front:
         self.drain = Drain()
         self.deadlines = Deadlines(config.server.request_seconds, config.server.max_request_seconds)
         self.turns = Turns()
+        self.flights = Flights()
         self._grammars = Checker(
             lambda: spec_of(self.text, self.facts.vocab_size),
             compact_json=config.grammar.compact_json,

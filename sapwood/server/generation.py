@@ -25,7 +25,8 @@ class Prompt:
     """Token ids, and where the prefix cache may look for them.
 
     `param` and `limit_param` are what the caller calls the prompt and the most tokens to generate. `scoring` asks for the prompt's logprobs only: one token is generated, as the engine needs, and dropped.
-    `shown` are the special tokens that are part of an output's text all the same, since they structure it.
+    `shown` are the special tokens that are part of an output's text all the same, since they structure it. `names` are what it
+    may be aborted by.
     """
 
     tokens: list[int]
@@ -35,6 +36,7 @@ class Prompt:
     limit_param: str = "max_tokens"
     scoring: bool = False
     shown: frozenset[int] = frozenset()
+    names: tuple[str, ...] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -50,7 +52,7 @@ class News:
 
 @dataclass(slots=True, eq=False)
 class Choice:
-    """One output. `finish` is None while it grows, then 'stop' or 'length'; `stop` what stopped it."""
+    """One output. `finish` is None while it grows, then 'stop', 'length' or 'abort'; `stop` what stopped it."""
 
     index: int
     prompt: Prompt
@@ -77,7 +79,7 @@ class Choice:
             return None
         first, self.begun = not self.begun, True
         if self.prompt.scoring:
-            self.finish = "length"
+            self.finish = "abort" if delta.finish == "abort" else "length"
             return News(self, "", [], [], first)
         self.finish, self.stop = assembler.finish, assembler.stop
         self.texts.append(text)
@@ -138,7 +140,7 @@ async def complete(front: Front, choices: Sequence[Choice]) -> None:
 class _Run:
     """A choice while it runs."""
 
-    __slots__ = ("assembler", "choice", "failed", "meter", "stream")
+    __slots__ = ("_flights", "assembler", "choice", "failed", "meter", "stream")
 
     def __init__(self, front: Front, choice: Choice) -> None:
         self.choice = choice
@@ -146,6 +148,7 @@ class _Run:
         self.meter = front.metrics.meter(len(choice.prompt.tokens), choice.params)
         self.stream: Stream | None = None
         self.failed = False
+        self._flights = front.flights
 
     def take(self) -> News | None:
         assert self.stream is not None
@@ -163,6 +166,7 @@ class _Run:
     def close(self) -> None:
         """Stop strings are found here, where there is text; closing the engine's stream then aborts."""
         if self.stream is not None:
+            self._flights.remove(self.stream)
             self.stream.close()
         reason = "error" if self.failed else self.choice.finish or "abort"
         self.meter.end(reason, num_cached_tokens=self.choice.num_cached_tokens)
@@ -187,6 +191,7 @@ class _Feed:
             run.stream = self._front.engine.submit(
                 prompt.tokens, choice.params, self, salt=prompt.salt, priority=prompt.priority, checked=True
             )
+            self._front.flights.add(run.stream, prompt.names)
         except RequestError as error:
             run.failed = True
             if error.param == "prompt":

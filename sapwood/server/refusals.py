@@ -73,7 +73,11 @@ RESPONSES: Table = {
 }  # fmt: skip
 GENERATE: Table = {
     **_EVERYWHERE,
-    **dict.fromkeys(("image_data", "audio_data", "video_data"), Refused()),
+    **dict.fromkeys(
+        ("image_data", "audio_data", "video_data", "lora_id", "bootstrap_host", "bootstrap_port", "bootstrap_room",
+         "return_prompt_token_ids", "background"),
+        Refused(),
+    ),
     "max_tokens": Refused("give sampling_params.max_new_tokens", (None,)),
     "max_thinking_tokens": Refused(_CHAT, (None,)),
 }  # fmt: skip

@@ -111,6 +111,16 @@ class TextModel:
     def has_template(self) -> bool:
         return self._template is not None
 
+    @property
+    def templates(self) -> Mapping[str, str]:
+        """The chat template's text, by name where there are several, else under "default"; nothing without one."""
+        return {} if self._template is None else self._template.sources
+
+    @property
+    def special_tokens(self) -> Mapping[str, int]:
+        """Tokens that have a meaning instead of a text, by name."""
+        return self._special
+
     def tokenizer_json(self) -> str:
         """The tokenizer as tokenizer.json has it, with what its configuration adds."""
         return str(self._tokenizer.to_str())

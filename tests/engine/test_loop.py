@@ -10,10 +10,11 @@ from sapwood.base.plan import LatePart, Outcome, Plan
 from sapwood.base.request import Request
 from sapwood.base.sampling import SamplingParams
 from sapwood.base.slots import Slots
-from sapwood.base.wire import Abort, Delta, Submit
+from sapwood.base.wire import Abort, Delta, Deltas, Submit
 from sapwood.cache import KVCache, KVStake
 from sapwood.engine.intake import Intake
 from sapwood.engine.loop import DeviceLost, Engine
+from sapwood.engine.pause import Pause
 from sapwood.executor.fake import FakeExecutor, Work
 from sapwood.scheduler import Scheduler
 from tests.sim.world import expected, group
@@ -51,20 +52,27 @@ def make(depth: int = 1) -> tuple[Engine, Recorder]:
     groups = [group(None, 4)]
     device = Recorder.of(groups, [64], vocab_size=VOCAB, max_num_seqs=4, max_model_len=64)
     slots, kv = Slots(4, 64), KVCache(groups, [64])
-    scheduler = Scheduler(slots, [KVStake(kv, slots)], max_num_batched_tokens=32)
+    pause = Pause()
+    scheduler = Scheduler(slots, [KVStake(kv, slots), pause], max_num_batched_tokens=32)
     intake = Intake(longest=64, vocab_size=VOCAB, seed=0)
     flush = {"flush_cache": lambda: {"freed_pages": kv.flush()}}
-    engine = Engine(scheduler, device, intake, depth=depth, gauges=(kv.gauges,), pages=kv.pages, commands=flush)
+    engine = Engine(
+        scheduler, device, intake, depth=depth, gauges=(kv.gauges,), pages=kv.pages, commands=flush, pause=pause
+    )
     return engine, device
 
 
 def drain(engine: Engine) -> dict[int, list[Delta]]:
     news: dict[int, list[Delta]] = {}
     while not engine.idle:
-        for deltas in engine.step():
-            for delta in [*map(lambda id, t: Delta(id, [t]), deltas.ids, deltas.tokens), *deltas.deltas]:
-                news.setdefault(delta.id, []).append(delta)
+        take(news, engine.step())
     return news
+
+
+def take(news: dict[int, list[Delta]], said: list[Deltas]) -> None:
+    for deltas in said:
+        for delta in [*map(lambda id, t: Delta(id, [t]), deltas.ids, deltas.tokens), *deltas.deltas]:
+            news.setdefault(delta.id, []).append(delta)
 
 
 def tokens(news: list[Delta]) -> list[int]:
@@ -168,6 +176,56 @@ def test_control() -> None:
     assert engine.control("flush_cache")["freed_pages"] == 3  # the last token of an answer is never fed
     assert engine.control("check") == {"repaired_pages": 0}
     assert "unknown" in engine.control("dance")["error"]
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+@pytest.mark.parametrize("retract", [False, True])
+def test_who_is_paused_goes_on_as_if_nothing_had_happened(depth: int, retract: bool) -> None:
+    """Those who run, those who wait and those who come meanwhile; nothing is lost, and what is idle may be audited."""
+    engine, _ = make(depth)
+    for id in range(1, 7):
+        engine.submit(Submit(id, [5, id], SamplingParams(max_tokens=20)))
+    before: dict[int, list[Delta]] = {}
+    for _ in range(5):
+        take(before, engine.step())
+    engine.control("pause")
+    if retract:
+        assert engine.control("retract") == {"retracted": 4}
+    while not engine.idle:  # what is in flight still lands
+        take(before, engine.step())
+    status = engine.control("status")
+    assert (status["paused"], status["running"], status["waiting"]) == (True, *((0, 6) if retract else (4, 2)))
+    assert engine.stats().paused and engine.audit() == 0
+    engine.control("flush_cache")
+    assert engine.submit(Submit(7, [5, 7], SamplingParams(max_tokens=20))) is None
+    assert engine.abort(Abort([2]))[0].finish == "abort" and engine.idle
+    engine.control("continue")
+    later = drain(engine)
+    for id in (1, 3, 4, 5, 6, 7):
+        assert tokens(before.get(id, []) + later[id]) == expected([5, id], 22, (), VOCAB)
+    assert engine.audit() == 0 and not engine.stats().paused
+
+
+def test_who_is_here_may_end_while_the_others_are_held() -> None:
+    engine, _ = make()
+    for id in (1, 2):
+        engine.submit(Submit(id, [5, id], SamplingParams(max_tokens=9)))
+    engine.step()
+    engine.control("hold")
+    for id in (3, 4):
+        engine.submit(Submit(id, [5, id], SamplingParams(max_tokens=9)))
+    ended: set[int] = set()
+    while engine.control("status")["running"]:
+        ended |= {one.id for deltas in engine.step() for one in deltas.deltas if one.finish}
+    assert ended == {1, 2}
+    status = engine.control("status")
+    assert (status["held"], status["waiting"], status["paused"]) == (2, 2, False)
+    engine.step()  # has nothing to do but to wait
+    engine.abort(Abort([4]))
+    assert engine.control("status")["held"] == 1
+    engine.control("continue")
+    assert tokens(drain(engine)[3]) == expected([5, 3], 11, (), VOCAB)
+    assert engine.control("status")["held"] == 0
 
 
 def test_who_looks_sees_requests_as_lanes() -> None:

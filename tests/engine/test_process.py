@@ -192,10 +192,15 @@ class FakeLoop:
         self.pieces = pieces
         self._length = length
         self._left: dict[int, int] = {}
+        self.still = False
+
+    @property
+    def occupied(self) -> bool:
+        return bool(self._left)
 
     @property
     def idle(self) -> bool:
-        return not self._left
+        return self.still or not self._left
 
     def submit(self, message: Submit) -> None:
         self.done.append("submit")
@@ -258,6 +263,21 @@ def test_a_request_goes_before_idle_work_and_the_audit_waits_for_rest() -> None:
     assert loop.done[4:] == ["audit", "tidy"]
     assert [message.ids for message in post.sent if isinstance(message, Deltas)] == [[1], [1]]
     assert isinstance(post.sent[-1], Stats), "what is told last is how things are"
+
+
+def test_an_engine_that_stands_still_says_that_it_lives_while_somebody_waits_for_it() -> None:
+    loop, post = FakeLoop(), FakePost()
+    loop.still, service = True, service_of(loop, post)
+    post.arrived.append(Submit(1, [5], SamplingParams()))
+    for _ in range(9):
+        service.iterate()
+    assert loop.done == ["submit", "tidy"]
+    assert post.waits[0] == process.HEARTBEAT_SECONDS and len(post.sent) >= 3
+    assert all(isinstance(message, Stats) for message in post.sent)
+    post.arrived.append(Abort([1]))
+    for _ in range(4):
+        service.iterate()
+    assert post.waits[-1] is None
 
 
 def test_a_crowd_does_not_hold_up_steps(monkeypatch: pytest.MonkeyPatch) -> None:

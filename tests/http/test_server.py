@@ -184,3 +184,31 @@ def test_metrics_tell_what_happened(server: Server, client: openai.OpenAI) -> No
         "sapwood_time_to_first_token_seconds_bucket",
     ):
         assert name in text, name
+
+
+def test_who_is_paused_goes_on_and_who_comes_waits(client: openai.OpenAI, server: Server) -> None:
+    """What was said before and after is what is said without a pause, whether its pages were kept or not."""
+    free = complete(client, max_tokens=200).choices[0].text
+    for mode in ("in_place", "retract"):
+        with futures.ThreadPoolExecutor(2) as pool:
+            asked = pool.submit(complete, client, max_tokens=200)
+            server.wait_until_running(1)
+            server.post("/pause_generation", json={"mode": mode}).raise_for_status()
+            late = pool.submit(complete, client, max_tokens=2)
+            eventually(lambda: server.health().json().get("paused"))
+            assert server.get("/is_paused").json() == {"is_paused": True}
+            assert not (asked.done() or late.done()) and server.get("/health_generate").status_code == 503
+            server.post("/continue_generation").raise_for_status()
+            assert asked.result().choices[0].text == free and late.result().choices[0].text
+    assert server.get("/health_generate").status_code == 200
+    eventually(lambda: "paused" not in server.health().json())
+
+
+def test_a_request_is_aborted_by_its_name(server: Server) -> None:
+    with futures.ThreadPoolExecutor(1) as pool:
+        body = {"text": "x", "rid": "mine", "sampling_params": {"max_new_tokens": 400, "ignore_eos": True}}
+        asked = pool.submit(server.post, "/generate", json=body)
+        server.wait_until_running(1)
+        eventually(lambda: server.post("/abort_request", json={"rid": "mine"}).json()["aborted"] or asked.done())
+        assert asked.result().json()["meta_info"]["finish_reason"]["type"] == "abort"
+    server.wait_until_running(0)

@@ -87,6 +87,8 @@ class FakeEngine:
         self.controls: list[str] = []
         self.replies: dict[str, dict[str, Any]] = {  # to what it is told or asked
             "live": {"lanes": [], "running": 0, "waiting": 0, "counters": {}, "seconds": {}, "pages": [[32, 20, 4]]},
+            "status": {"running": 0, "waiting": 0, "held": 0, "paused": False},
+            "flush_cache": {"freed_pages": 3},
             "tree": {"done": True, "tree": {"pages": 0, "twigs": {"pages": [], "label": []}, "holders": {}}},
         }
         self.running = 0

@@ -58,12 +58,6 @@ async def test_the_root_tells_what_is_here(http: httpx.AsyncClient) -> None:
             assert (await http.get(path)).status_code == 200, path
 
 
-async def test_flush_cache(http: httpx.AsyncClient, engine: FakeEngine) -> None:
-    assert (await http.post("/flush_cache")).json() == {"did": "flush_cache"}
-    assert engine.controls == ["flush_cache"]
-    assert (await http.get("/flush_cache")).status_code == 405
-
-
 async def test_tokenize_and_back(http: httpx.AsyncClient, text: TextModel) -> None:
     reply = (await http.post("/tokenize", json={"prompt": "the cat ça", "return_token_strs": True})).json()
     tokens = text.encode("the cat ça")

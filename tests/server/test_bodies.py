@@ -15,9 +15,9 @@ import pytest
 from sapwood.base.sampling import SamplingParams
 from sapwood.config import Config
 from sapwood.server import generation, refusals
-from sapwood.server.native import REFUSED, GenerateRequest
 from sapwood.server.openai.protocol import ChatRequest, CompletionRequest
 from sapwood.server.refusals import Table
+from sapwood.server.sglang.protocol import REFUSED, GenerateRequest
 from sapwood.text import TextModel
 from tests.server.fakes import FakeEngine
 from tests.waiting import within

@@ -58,6 +58,8 @@ def workload(
             )
         if alive and rng.random() < 0.05:
             world.abort(rng.choice(alive))
+        if rng.random() < 0.02:
+            world.scheduler.retract()
         world.step()
         alive = [id for id in alive if id not in world.finish]
 

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
 import httpx
 import pytest
 
+from sapwood.config import Config
+from sapwood.config.options import ServerConfig
+from sapwood.server import create_app
 from sapwood.text import TextModel
-from tests.server.fakes import FakeEngine
+from tests.server.fakes import MODEL, FakeEngine
 
 pytestmark = pytest.mark.anyio
 
@@ -118,6 +122,56 @@ async def test_stream_holds_the_text_so_far(http: httpx.AsyncClient) -> None:
     assert told[-1]["text"] == ANSWER
     assert [event["meta_info"]["finish_reason"] is None for event in told] == [True] * (len(told) - 1) + [False]
     assert len(told[-1]["meta_info"]["output_token_logprobs"]) == len(told[-1]["output_ids"])
+
+
+async def test_stream_of_increments(engine: FakeEngine, text: TextModel) -> None:
+    """What is new each time; the prompt's logprobs once."""
+    config = Config(server=ServerConfig(incremental_stream=True))
+    app = create_app(engine, text, config, MODEL)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as http:
+        body = {"input_ids": [20, 30], "stream": True, "return_logprob": True, "logprob_start_len": 0}
+        reply = await http.post("/generate", json=body | {"top_logprobs_num": 1})
+    told = [json.loads(event.removeprefix("data: ")) for event in reply.text.split("\n\n")[:-2]]
+    assert len(told) > 2 and "".join(event["text"] for event in told) == ANSWER
+    metas = [event["meta_info"] for event in told]
+    assert [meta["completion_tokens"] for meta in metas] == list(range(1, len(told) + 1))
+    assert all(len(event["output_ids"]) == 1 for event in told)
+    assert all(len(meta["output_token_logprobs"]) == len(meta["output_top_logprobs"]) == 1 for meta in metas)
+    assert ["input_token_logprobs" in meta for meta in metas] == [True] + [False] * (len(told) - 1)
+    await app.state.front.close()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("named", "aborted"), [({"rid": "b_0"}, 1), ({"rid": "b"}, 2), ({"abort_all": True}, 2)])
+async def test_aborted_requests_say_what_they_have(
+    http: httpx.AsyncClient, engine: FakeEngine, stream: bool, named: dict[str, Any], aborted: int
+) -> None:
+    engine.hold = asyncio.Event()
+    body = {"text": ["x", "y"], "rid": "b", "stream": stream}
+    asked = asyncio.create_task(http.post("/generate", json=body))
+    await engine.until_running(2)
+    assert (await http.post("/abort_request", json={"rid": "another"})).json() == {"aborted": 0}
+    assert (await http.post("/abort_request", json=named)).json() == {"aborted": aborted}
+    await engine.until_running(2 - aborted)
+    assert engine.broken_off == aborted
+    engine.hold.set()
+    reply = await asked
+    events = (
+        [json.loads(event.removeprefix("data: ")) for event in reply.text.split("\n\n")[:-2]]
+        if stream
+        else reply.json()
+    )
+    ends = {event["meta_info"]["id"]: event["meta_info"]["finish_reason"] for event in events}
+    assert ends["b_0"] == {"type": "abort", "message": "The request was aborted."}
+    assert ends["b_1"]["type"] == ("abort" if aborted == 2 else "stop")
+
+
+async def test_rids_are_each_prompts_own(http: httpx.AsyncClient) -> None:
+    answers = await generate(http, text=["x", "y"], rid=["one", "two"], sampling_params={"max_new_tokens": 1})
+    assert [answer["meta_info"]["id"] for answer in answers] == ["one", "two"]
+    assert answers[0]["meta_info"]["weight_version"] == "default"
+    wrong = await http.post("/abort_request", json={})
+    assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "rid")
 
 
 async def test_stream_of_a_batch_has_indices(http: httpx.AsyncClient) -> None:

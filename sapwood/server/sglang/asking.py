@@ -1,0 +1,213 @@
+"""What a body of /generate asks for: prompts, the parameters of each, and what its answer is to hold."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from sapwood.base.errors import RequestError
+from sapwood.base.sampling import SamplingParams
+from sapwood.grammar import spellings
+from sapwood.grammar.end_check import EndCheck
+from sapwood.grammar.spellings import Asked, one_of
+from sapwood.server.body import field_error
+from sapwood.server.fields import listed, salt_of
+from sapwood.server.front import MAX_CHOICES, Front
+from sapwood.server.generation import Prompt, params_for
+from sapwood.server.refusals import NATIVE_SAMPLING, refuse
+from sapwood.server.sglang.protocol import GenerateRequest, NativeSampling
+
+_DEFAULT_MAX_TOKENS = 128  # SGLang's
+_THEIRS = {
+    "max_tokens": "max_new_tokens",
+    "min_tokens": "min_new_tokens",
+    "seed": "sampling_seed",
+    "include_stop": "no_stop_trim",
+    "forbidden": "bad_words",
+}
+_STRUCTURED = ("json_schema", "regex", "ebnf", "structural_tag")
+_PLACES = {
+    "logprob_token_ids": "token_ids_logprob",
+    "logprobs": "top_logprobs_num",
+    "prompt_logprobs": "top_logprobs_num",
+}
+
+
+class Wish(msgspec.Struct):
+    """What one prompt's answer is to hold: its id, and logprobs from which prompt position on (-1: output only), those of the
+    tokens that are `named` included."""
+
+    id: str
+    logprobs: int | None
+    start: int
+    named: tuple[int, ...] = ()
+    end_check: EndCheck | None = None
+
+
+class Batch(NamedTuple):
+    """Prompts with their parameters, and what the answers to each are to hold. `single`: it was no list of prompts."""
+
+    pairs: list[tuple[Prompt, SamplingParams]]
+    wishes: dict[Prompt, Wish]
+    single: bool
+
+
+async def batch_of(front: Front, body: GenerateRequest) -> Batch:
+    """Raises RequestError, naming the field."""
+    given, param, single = await _prompts(front, body)
+    count = len(given)
+    samplings = _spread("sampling_params", _converted(body.sampling_params), count, NativeSampling())
+    prompts = [
+        Prompt(
+            tokens,
+            param,
+            salt,
+            priority=body.priority or 0,
+            limit_param="max_new_tokens",
+            scoring=sampling.max_new_tokens == 0,
+            names=names,
+        )
+        for tokens, sampling, salt, names in zip(
+            given, samplings, _salts(body, count), _names(body, count), strict=True
+        )
+    ]
+    wishes = _wishes(body, prompts)
+    limit = front.facts.max_model_len
+    several = await _settled(front, samplings, wishes)
+    pairs = [
+        (prompt, params_for(prompt, params, limit, default=_DEFAULT_MAX_TOKENS))
+        for prompt, params in zip(prompts, several, strict=True)
+    ]
+    return Batch(pairs, dict(zip(prompts, wishes, strict=True)), single)
+
+
+async def _prompts(front: Front, body: GenerateRequest) -> tuple[list[list[int]], str, bool]:
+    """Token ids of each prompt, the field they came in, and whether one was given by itself rather than in a list."""
+    if (body.text is None) == (body.input_ids is None):
+        raise RequestError("Give either text or input_ids.", param="text")
+    param = "text" if body.text is not None else "input_ids"
+    given = body.text if body.text is not None else body.input_ids
+    single = isinstance(given, str) or (bool(given) and all(isinstance(id, int) for id in given or ()))
+    several: list[Any] = [given] if single else list(given or ())
+    if not several:
+        raise RequestError(f"{param} is empty.", param=param)
+    if len(several) > MAX_CHOICES:
+        raise RequestError(f"At most {MAX_CHOICES} outputs (prompts times n) in one request.", param=param)
+    if any(isinstance(one, int) for one in several):
+        raise RequestError("input_ids must not mix token ids and lists of token ids.", param=param)
+    prompts = several if body.text is None else await front.encode_all(several, param=param)
+    for tokens in prompts:
+        front.check_tokens(tokens, param)
+    return prompts, param, single
+
+
+def _spread(name: str, value: Any, count: int, missing: Any) -> list[Any]:
+    """One value per prompt."""
+    if not isinstance(value, list):
+        return [missing if value is None else value] * count
+    if len(value) != count:
+        raise RequestError(f"{name} has {len(value)} entries for {count} prompts.", param=name)
+    return value
+
+
+def _salts(body: GenerateRequest, count: int) -> list[str]:
+    return [salt_of(body.cache_salt, key) for key in _spread("extra_key", body.extra_key, count, None)]
+
+
+def _names(body: GenerateRequest, count: int) -> list[tuple[str, ...]]:
+    """What each prompt is called, its own name first; one name for several is numbered, and stands for all of them too."""
+    if isinstance(body.rid, str) and count > 1:
+        return [(f"{body.rid}_{number}", body.rid) for number in range(count)]
+    return [(rid or uuid.uuid4().hex,) for rid in _spread("rid", body.rid, count, None)]
+
+
+def _wishes(body: GenerateRequest, prompts: Sequence[Prompt]) -> list[Wish]:
+    count = len(prompts)
+    wanted = _spread("return_logprob", body.return_logprob, count, False)
+    tops = _spread("top_logprobs_num", body.top_logprobs_num, count, 0)
+    starts = _spread("logprob_start_len", body.logprob_start_len, count, -1)
+    named = _named(body, wanted)
+    for start, prompt in zip(starts, prompts, strict=True):
+        if not -1 <= start < len(prompt.tokens):
+            raise RequestError(
+                f"logprob_start_len must be -1 or a position of the prompt, which has {len(prompt.tokens)} tokens; "
+                f"got {start}.",
+                param="logprob_start_len",
+            )
+    return [
+        Wish(prompt.names[0], top if want else None, start, ids)
+        for prompt, want, top, start, ids in zip(prompts, wanted, tops, starts, named, strict=True)
+    ]
+
+
+def _named(body: GenerateRequest, wanted: Sequence[bool]) -> list[tuple[int, ...]]:
+    """`token_ids_logprob` of each prompt: a list of ids for all of them, or a list of such lists."""
+    given = body.token_ids_logprob or []
+    several = [one for one in given if isinstance(one, list)]
+    ids = [one for one in given if not isinstance(one, list)]
+    if ids and several:
+        raise RequestError("token_ids_logprob must not mix token ids and lists of them.", param="token_ids_logprob")
+    lists = _spread("token_ids_logprob", several or None, len(wanted), ids)
+    if any(named and not want for named, want in zip(lists, wanted, strict=True)):
+        raise RequestError("token_ids_logprob needs return_logprob: true.", param="token_ids_logprob")
+    return [tuple(named) for named in lists]
+
+
+def _converted(given: dict[str, Any] | list[dict[str, Any]] | None) -> NativeSampling | list[NativeSampling] | None:
+    if given is None:
+        return None
+    several = given if isinstance(given, list) else [given]
+    for fields in several:
+        refuse(NATIVE_SAMPLING, fields)
+    try:
+        # Keys of JSON are strings.
+        converted = [msgspec.convert(fields, NativeSampling, str_keys=True) for fields in several]
+    except msgspec.ValidationError as error:
+        raise field_error(error, within="sampling_params") from None
+    return converted if isinstance(given, list) else converted[0]
+
+
+def _params(front: Front, native: NativeSampling, wish: Wish, forbidden: tuple[tuple[int, ...], ...]) -> SamplingParams:
+    ours = {theirs: name for name, theirs in _THEIRS.items()}
+    skipped = {"spaces_between_special_tokens", "custom_params", *_STRUCTURED}
+    fields = {
+        ours.get(name, name): value
+        for name in NativeSampling.__struct_fields__
+        if name not in skipped and (value := getattr(native, name)) is not None
+    }
+    fields |= {name: listed(fields.get(name)) for name in ("stop", "stop_regex")}
+    fields["stop_token_ids"] = tuple(fields.get("stop_token_ids", ()))
+    fields["forbidden"] = forbidden
+    if native.allowed_token_ids is not None:
+        fields["allowed_token_ids"] = tuple(native.allowed_token_ids)
+    if native.max_new_tokens == 0:
+        fields["max_tokens"] = 1  # only the prompt's logprobs are wanted
+    fields["logprobs"], fields["logprob_token_ids"] = wish.logprobs, wish.named
+    fields["prompt_logprobs"] = wish.logprobs if wish.start >= 0 else None
+    return front.check(SamplingParams(**(front.defaults | fields)), _THEIRS | _PLACES)
+
+
+async def _settled(front: Front, samplings: Sequence[NativeSampling], wishes: Sequence[Wish]) -> list[SamplingParams]:
+    """Each prompt's parameters, of which those that are the same are made, and checked, once. Tells `wishes` their checks."""
+    distinct = {id(sampling): sampling for sampling in samplings}
+    forbidden = {key: await front.forbidden(one.bad_words) for key, one in distinct.items()}
+    made: dict[tuple[object, ...], tuple[SamplingParams, EndCheck | None]] = {}
+    several = []
+    for sampling, wish in zip(samplings, wishes, strict=True):
+        key = id(sampling), wish.logprobs, wish.named, wish.start >= 0
+        if key not in made:
+            if made:
+                await front.turns()
+            made[key] = await front.restrict(
+                _params(front, sampling, wish, forbidden[id(sampling)]), _asked(sampling)
+            )  # fmt: skip
+        params, wish.end_check = made[key]
+        several.append(params)
+    return several
+
+
+def _asked(sampling: NativeSampling) -> Asked | None:
+    return one_of(spellings.native(*(getattr(sampling, name) for name in _STRUCTURED)))

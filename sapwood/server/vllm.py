@@ -1,0 +1,147 @@
+"""vLLM's own routes, where they are no other's too."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from sapwood.base.errors import Overloaded
+from sapwood.server.body import json_response
+from sapwood.server.front import Front
+from sapwood.server.health import health_of
+from sapwood.server.pausing import flush, is_paused, pause, resume
+from sapwood.server.routes import Described, plain, query_of
+
+
+class ServerLoad(msgspec.Struct):
+    """Outputs under way, those that wait included."""
+
+    server_load: int
+
+
+class TokenizerInfo(msgspec.Struct):
+    """`eos_tokens` are all that end an output; `chat_template` has several by name where the model has."""
+
+    vocab_size: int
+    model_max_length: int
+    bos_token: str | None
+    eos_token: str | None
+    eos_tokens: list[str]
+    special_tokens: dict[str, int]
+    chat_template: str | dict[str, str] | None
+
+
+class Paused(msgspec.Struct):
+    is_paused: bool
+
+
+class Status(msgspec.Struct):
+    status: str
+
+
+class Reset(msgspec.Struct):
+    """`message` says what there was to do."""
+
+    message: str
+
+
+class PauseQuery(msgspec.Struct):
+    """What becomes of requests under way: they end with what they have said, run to their ends, or stay where they are. The cache
+    is cleared unless they stay, or `clear_cache` says no. `wait_for_inflight_requests` is an older spelling of wait."""
+
+    mode: Literal["abort", "wait", "keep"] = "abort"
+    clear_cache: bool = True
+    wait_for_inflight_requests: bool = False
+
+
+class ResetQuery(msgspec.Struct):
+    """With `reset_running_requests` those of requests that run too, which compute them again."""
+
+    reset_running_requests: bool = False
+
+
+def routes(front: Front) -> list[Described]:
+    """For everybody."""
+
+    async def load(request: Request) -> Response:
+        """How much is going on, as balancers ask."""
+        return json_response(ServerLoad(len(front.flights)))
+
+    async def ping(request: Request) -> Response:
+        """200 while requests are taken, 503 with the reason while they are not, as SageMaker asks."""
+        if reason := (await health_of(front)).reason:
+            raise Overloaded(reason)
+        return Response()
+
+    async def tokenizer_info(request: Request) -> Response:
+        """The tokenizer, and the template of conversations."""
+        return json_response(_tokenizer(front))
+
+    async def paused(request: Request) -> Response:
+        """Whether the server stands still."""
+        return json_response(Paused(await is_paused(front)))
+
+    return [
+        plain("/load", load, gives=ServerLoad),
+        plain("/ping", ping, gives=None, methods=("GET", "POST")),
+        plain("/tokenizer_info", tokenizer_info, gives=TokenizerInfo),
+        plain("/is_paused", paused, gives=Paused),
+    ]
+
+
+def control(front: Front) -> list[Described]:
+    """For operators."""
+
+    async def pause_(request: Request) -> Response:
+        """Stand still: nothing is computed until /resume, and new requests wait."""
+        query = query_of(request, PauseQuery)
+        mode: Literal["abort", "wait", "keep"] = "wait" if query.wait_for_inflight_requests else query.mode
+        await pause(front, mode)
+        if query.clear_cache and mode != "keep":
+            await flush(front)
+        return json_response(Status("paused"))
+
+    async def resume_(request: Request) -> Response:
+        """Go on after /pause."""
+        await resume(front)
+        return json_response(Status("resumed"))
+
+    async def reset_prefix_cache(request: Request) -> Response:
+        """Forget cached prefixes."""
+        freed = await flush(front, running=query_of(request, ResetQuery).reset_running_requests)
+        return json_response(Reset(f"{freed} pages have been freed."))
+
+    async def reset_nothing(request: Request) -> Response:
+        """There is no such cache here: this does nothing."""
+        return json_response(Reset("This server takes text only: there is no such cache."))
+
+    return [
+        plain("/pause", pause_, query=PauseQuery, gives=Status, methods=("POST",)),
+        plain("/resume", resume_, gives=Status, methods=("POST",)),
+        plain("/reset_prefix_cache", reset_prefix_cache, query=ResetQuery, gives=Reset, methods=("POST",)),
+        plain("/reset_mm_cache", reset_nothing, gives=Reset, methods=("POST",)),
+        plain("/reset_encoder_cache", reset_nothing, gives=Reset, methods=("POST",)),
+    ]
+
+
+def _tokenizer(front: Front) -> TokenizerInfo:
+    text, special = front.text, front.text.special_tokens
+    names = {id: name for name, id in special.items()}
+    ends = [names.get(id, text.token_text(id)) for id in text.eos_ids]
+    templates = text.templates
+    return TokenizerInfo(
+        vocab_size=front.facts.vocab_size,
+        model_max_length=front.facts.max_model_len,
+        bos_token=None if text.bos_id is None else names.get(text.bos_id, text.token_text(text.bos_id)),
+        eos_token=ends[0] if ends else None,
+        eos_tokens=ends,
+        special_tokens=dict(special),
+        chat_template=None
+        if not templates
+        else templates["default"]
+        if [*templates] == ["default"]
+        else dict(templates),
+    )
