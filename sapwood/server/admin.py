@@ -131,7 +131,9 @@ async def _tokens_of(body: TokenizeRequest, front: Front) -> list[int]:
 
 def index(front: Front, routes: Sequence[Route]) -> Described:
     """GET /: what this is, and where to go from here."""
-    paths = {route.path: sorted((route.methods or set()) - {"HEAD"}) for route in routes}
+    paths: dict[str, list[str]] = {}
+    for route in routes:
+        paths[route.path] = sorted({*paths.get(route.path, ()), *(route.methods or ())} - {"HEAD"})
 
     async def root(request: Request) -> Response:
         """What this is, and what there is."""

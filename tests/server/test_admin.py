@@ -52,7 +52,7 @@ async def test_version(http: httpx.AsyncClient) -> None:
 async def test_the_root_tells_what_is_here(http: httpx.AsyncClient) -> None:
     told = (await http.get("/")).json()
     assert (told["name"], told["version"], told["model"]) == ("sapwood", sapwood.__version__, MODEL)
-    assert told["routes"]["/v1/chat/completions"] == ["POST"]
+    assert told["routes"]["/v1/chat/completions"] == ["GET", "POST"]
     for path, methods in told["routes"].items():
         if "GET" in methods and "{" not in path:
             assert (await http.get(path)).status_code == 200, path
