@@ -6,11 +6,11 @@ import argparse
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import msgspec
 
@@ -19,6 +19,9 @@ from sapwood.cli.sampling import add_sampling, params_of, sampling_fields
 from sapwood.cli.terminal import bring
 from sapwood.config.flags import add_flags, from_args, given
 from sapwood.engine import interrupts
+
+if TYPE_CHECKING:
+    from sapwood.llm import AsyncLLM
 
 HELP = "answer one prompt, or a JSONL file of them"
 
@@ -30,7 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--raw", action="store_true", help="continue the prompt as it stands, without chat template")
     parser.add_argument("--system", metavar="TEXT", help="the system message")
     parser.add_argument(
-        "--input", metavar="FILE", type=Path, help="JSONL: objects with prompt or messages, custom_id, sampling fields"
+        "--input",
+        metavar="FILE",
+        type=Path,
+        help="JSONL: objects with prompt or messages, custom_id, sampling fields; or lines of OpenAI's batches",
     )
     parser.add_argument("--output", metavar="FILE", type=Path, help="JSONL, a line per input line (default: stdout)")
     parser.add_argument("--resume", action="store_true", help="keep --output's answers and add those that are missing")
@@ -89,6 +95,9 @@ class Line:
         return self.body.get("custom_id")
 
 
+Answer = Callable[[Line], Coroutine[Any, Any, dict[str, Any]]]
+
+
 async def _run_file(args: argparse.Namespace) -> int:
     from sapwood.llm import AsyncLLM
 
@@ -97,15 +106,31 @@ async def _run_file(args: argparse.Namespace) -> int:
     todo = [line for line in lines if line.index not in done]
     num_failed = 0
     with _output(args.output, append=args.resume) as out, _progress(len(lines), len(done)) as advance:
-        async with AsyncLLM(**given(args)) as llm:
-            async for result in _answers(llm, todo, sampling_fields(args), args.system):
-                num_failed += "error" in result
+        async with AsyncLLM(**given(args)) as llm, _answering(llm, args, todo) as answer:
+            async for result in _answers(todo, answer):
+                num_failed += failed(result)
                 out.write(json.dumps(result, ensure_ascii=False) + "\n")
                 out.flush()
                 advance()
     if num_failed:
         print(f"sapwood: {num_failed} of {len(todo)} lines failed; their error says why.", file=sys.stderr)
     return 1 if num_failed else 0
+
+
+@asynccontextmanager
+async def _answering(llm: AsyncLLM, args: argparse.Namespace, lines: Iterable[Line]) -> AsyncIterator[Answer]:
+    """Yields what answers a line, be it one of ours or of a batch."""
+    fields, system = sampling_fields(args), args.system
+    if not any("url" in line.body for line in lines):
+        yield lambda line: _answer(llm, line, fields, system)
+        return
+    from sapwood.catalogue import joined
+    from sapwood.cli.batch import batch_lines
+    from sapwood.hub.files import find_configured
+
+    files = find_configured(llm.config.model, families=joined().families)
+    async with batch_lines(llm.engine, llm.text, llm.config, files) as answer_batch:
+        yield lambda line: answer_batch(line.body) if "url" in line.body else _answer(llm, line, fields, system)
 
 
 def read_lines(path: Path) -> Iterator[Line]:
@@ -134,21 +159,25 @@ def answered(path: Path) -> set[int]:
             result = json.loads(text)
         except ValueError:
             continue
-        if isinstance(result, dict) and "index" in result and "error" not in result:
+        if isinstance(result, dict) and "index" in result and not failed(result):
             found.add(result["index"])
     return found
 
 
-async def _answers(
-    llm: Any, lines: Iterable[Line], fields: dict[str, Any], system: str | None
-) -> AsyncIterator[dict[str, Any]]:
+def failed(result: dict[str, Any]) -> bool:
+    """Whether a line has no answer, be it one of ours or of a batch."""
+    response = result.get("response")
+    return result.get("error") is not None or (response is not None and response["status_code"] >= 400)
+
+
+async def _answers(lines: Iterable[Line], answer: Answer) -> AsyncIterator[dict[str, Any]]:
     """Results as they come, in the order in which they end."""
     gate = asyncio.Semaphore(_IN_FLIGHT)
     results: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
 
     async def one(line: Line) -> None:
         async with gate:
-            results.put_nowait(await _answer(llm, line, fields, system))
+            results.put_nowait({"index": line.index} | await answer(line))
 
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(one(line)) for line in lines]
@@ -157,9 +186,7 @@ async def _answers(
 
 
 async def _answer(llm: Any, line: Line, fields: dict[str, Any], system: str | None) -> dict[str, Any]:
-    result: dict[str, Any] = {"index": line.index}
-    if line.custom_id is not None:
-        result["custom_id"] = line.custom_id
+    result: dict[str, Any] = {} if line.custom_id is None else {"custom_id": line.custom_id}
     try:
         if line.error:
             raise RequestError(line.error)

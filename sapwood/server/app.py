@@ -29,7 +29,7 @@ from sapwood.server import admin, live, openapi, vllm
 from sapwood.server.auth import check_key
 from sapwood.server.errors import ClientGone, named, problem
 from sapwood.server.front import Front
-from sapwood.server.openai import chat, completions, models, responses, stored
+from sapwood.server.openai import batches, chat, completions, files, models, responses, stored
 from sapwood.server.passage import passage
 from sapwood.server.rooms import Room
 from sapwood.server.sglang import control, generate, state
@@ -40,6 +40,8 @@ ROOMS: Sequence[Room] = (
     Room(chat.routes),
     Room(stored.routes),
     Room(responses.routes),
+    Room(files.routes),
+    Room(batches.routes),
     Room(models.routes),
     Room(generate.routes),
     Room(state.routes),

@@ -55,7 +55,7 @@ class Body(Generic[T]):
                 f"The body must be application/json, not {kind}: send the header Content-Type: application/json.",
                 status=415,
             )
-        raw = await self._unpacked(request, await _read(request, self._limit))
+        raw = await self._unpacked(request, await read_body(request, self._limit))
         if len(raw) < _LARGE:
             await self._turn()
             return self._decode(raw)
@@ -154,7 +154,8 @@ def _surrogate(text: str) -> bool:
     return any("\ud800" <= char <= "\udfff" for char in text)
 
 
-async def _read(request: Request, limit: int) -> bytes:
+async def read_body(request: Request, limit: int) -> bytes:
+    """A whole body as it was sent. Raises RequestError (413) for one that is longer, ClientGone for one that is cut off."""
     length = request.headers.get("content-length", "")
     fits = not length.isdecimal() or int(length) <= limit
     raw = bytearray()

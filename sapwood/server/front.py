@@ -124,6 +124,7 @@ class Front:
         )
         self._threads = anyio.CapacityLimiter(4)
         self._ends: set[asyncio.Future[None]] = set()
+        self._openings: list[Callable[[], Coroutine[Any, Any, None]]] = []
         self._closings: list[Callable[[], Coroutine[Any, Any, None]]] = []
         self.store = Store(config.server.state_dir, most_bytes=config.server.state_bytes)
 
@@ -217,6 +218,15 @@ class Front:
         """What was found of a complete output, counted."""
         self.metrics.schema_checks.labels("valid" if finding.valid else "invalid").inc()
         return finding
+
+    def at_open(self, begin: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Have something begun as soon as the server serves."""
+        self._openings.append(begin)
+
+    async def open(self) -> None:
+        """Begin what runs beside requests."""
+        for begin in self._openings:
+            await begin()
 
     def at_close(self, end: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Have something ended that runs beside requests, before what it uses is closed."""

@@ -105,6 +105,7 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        await self._front.open()
         log.info("listening on %s", self._door.url)
         if self._on_ready is not None:
             self._on_ready(self._door.url)

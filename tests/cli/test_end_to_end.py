@@ -35,8 +35,12 @@ def test_run_a_file_and_resume_it(smollm2: Path, tmp_path: Path) -> None:
     assert results[0]["usage"] == {"prompt_tokens": 5, "completion_tokens": 2, "cached_tokens": 0}
     assert "temperature" in results[1]["error"]
 
-    prompts.write_text(f'{json.dumps(capital)}\n{{"prompt": "x", "max_tokens": 1}}\n')
+    body = {"prompt": "The capital of France is", "max_tokens": 2, "model": "any"}
+    batch = {"custom_id": "batch", "method": "POST", "url": "/v1/completions", "body": body | {"temperature": 0}}
+    prompts.write_text(f'{json.dumps(capital)}\n{{"prompt": "x", "max_tokens": 1}}\n{json.dumps(batch)}\n')
     second = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
     assert second.returncode == 0, second.stderr
-    assert [json.loads(line)["index"] for line in answers.read_text().splitlines()].count(0) == 1
-    assert len(answers.read_text().splitlines()) == 3
+    results = [json.loads(line) for line in answers.read_text().splitlines()]
+    assert [result["index"] for result in results].count(0) == 1 and len(results) == 4
+    (of_batch,) = (result for result in results if result["index"] == 2)
+    assert of_batch["response"]["body"]["choices"][0]["text"].startswith(" Paris") and of_batch["custom_id"] == "batch"

@@ -16,7 +16,7 @@ import pytest
 from sapwood.base.errors import RequestError, UserError
 from sapwood.base.grammar import Grammar
 from sapwood.base.sampling import SamplingParams
-from sapwood.cli.run import Line, _answers, _output, _read_stdin, answered, read_lines, read_request
+from sapwood.cli.run import Line, _answer, _answers, _output, _read_stdin, answered, read_lines, read_request
 from sapwood.cli.sampling import add_sampling, params_of, sampling_fields
 from sapwood.llm import Chunk
 
@@ -50,9 +50,11 @@ def test_what_was_answered_already(tmp_path: Path) -> None:
     file = tmp_path / "out.jsonl"
     assert answered(file) == set()
     file.write_text(
-        '{"index": 0, "text": "a"}\n{"index": 1, "error": "no"}\n{"index": 7, "text": "b"}\n{"index": 3, "te'
+        '{"index": 0, "text": "a"}\n{"index": 1, "error": "no"}\n{"index": 4, "response": {"status_code": 404}, "error": null}\n'
+        '{"index": 5, "response": {"status_code": 200}, "error": null}\n{"index": 6, "response": null, "error": {}}\n'
+        '{"index": 7, "text": "b"}\n{"index": 3, "te'
     )
-    assert answered(file) == {0, 7}
+    assert answered(file) == {0, 5, 7}
     file.write_bytes('{"index": 0, "text": "a\u2028b"}\n{"index": 3, "text": "caf\u00e9'.encode()[:-1])
     assert answered(file) == {0}, "a line may hold what else ends lines, and be cut off inside a character"
 
@@ -148,7 +150,7 @@ def test_every_line_gets_its_own_answer_or_error() -> None:
     lines += [Line(index, {"prompt": f"p{index}"}) for index in range(3, 600)]
 
     async def collect() -> list[dict[str, Any]]:
-        return [result async for result in _answers(Echo(), lines, {}, None)]
+        return [result async for result in _answers(lines, lambda line: _answer(Echo(), line, {}, None))]
 
     results = {result["index"]: result for result in asyncio.run(collect())}
     assert len(results) == 600

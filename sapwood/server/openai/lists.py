@@ -12,12 +12,14 @@ from sapwood.base.errors import RequestError
 
 T = TypeVar("T")
 
+Limit = Annotated[int, Meta(ge=1, le=100)]
+
 
 class ListQuery(msgspec.Struct, kw_only=True):
     """Behind which id the page begins, how long it is at most, and whether the oldest come first."""
 
     after: str | None = None
-    limit: Annotated[int, Meta(ge=1, le=100)] = 20
+    limit: Limit = 20
     order: Literal["asc", "desc"] = "desc"
 
     def window(self, objects: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
