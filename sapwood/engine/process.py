@@ -11,6 +11,7 @@ if __name__ == "__main__":
 
     lean.thin_torch()
 
+import logging
 import os
 import shutil
 import signal
@@ -33,6 +34,8 @@ from sapwood.observe.log import set_up_logging
 
 if TYPE_CHECKING:
     from sapwood.engine.launch import Launched
+
+log = logging.getLogger("sapwood.engine.process")  # this module runs as __main__
 
 HEARTBEAT_SECONDS = 1.0
 EXIT_SECONDS = 4.0
@@ -138,6 +141,7 @@ def main() -> None:
         lean.trim()
         serving.set()
         post.send(Ready(facts))
+        log.debug("ready after %.1f s", sum(facts.seconds_to_ready.values()))
         with Pulse(post.beats(), lambda: engine.counters["steps"]) as pulse:
             Service(engine, post, pulse, orphaned).run()
         engine.executor.shutdown()

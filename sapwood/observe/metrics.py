@@ -65,9 +65,22 @@ class Metrics:
         self.generation = self._histogram("sapwood_generation_seconds")
         self.prompt_length = self._histogram("sapwood_generation_prompt_tokens")
         self.output_length = self._histogram("sapwood_generation_output_tokens")
+        self._begin()
         self.tokens = TokenTally()
         registry.register(self.tokens)
         registry.register(EngineCollector(engine))
+
+    def _begin(self) -> None:
+        """Zeros where labels are known, so that what happens for the first time is seen as growth."""
+        known = (
+            (self.finished, ("stop", "length", "abort", "error")),
+            (self.cached_tokens, (_DEVICE,)),
+            (self.tool_calls, ("read", "malformed")),
+            (self.schema_checks, ("valid", "invalid")),
+        )
+        for counter, values in known:
+            for value in values:
+                counter.labels(value)
 
     def request(self, endpoint: str, status: int, seconds: float) -> None:
         """Count one HTTP exchange. `endpoint` is a known route, so that labels stay few."""

@@ -45,7 +45,7 @@ def test_public_names() -> None:
 
 
 def test_commands() -> None:
-    assert list(COMMANDS) == ["serve", "chat", "run", "bench", "pull", "explain", "doctor"]
+    assert list(COMMANDS) == ["serve", "chat", "run", "bench", "pull", "explain", "doctor", "top"]
 
 
 def test_flags_of_serve() -> None:
