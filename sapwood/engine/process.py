@@ -53,7 +53,7 @@ class Service:
         self.pulse = pulse
         self.orphaned = orphaned
         self._beat = monotonic()
-        self._audited = self._told = True  # since there was work, or a message
+        self._audited, self._told = True, False  # since there was work, or a message
         self._tidy = False  # there is nothing (more) to do in idle time
 
     def run(self) -> None:

@@ -240,17 +240,19 @@ def test_idle_time_is_used_piece_by_piece_and_then_waited() -> None:
     """For as long as nothing comes: nobody is woken for nothing."""
     loop, post = FakeLoop(pieces=3), FakePost()
     service = service_of(loop, post)
-    for _ in range(3):
+    for _ in range(4):
         service.iterate()
     assert loop.done == ["tidy"] * 3 and not post.waits
+    assert [type(message) for message in post.sent] == [Stats], "how things are at the beginning"
     service.iterate()
     service.iterate()
-    assert loop.done == ["tidy"] * 3 and post.waits == [None, None] and not post.sent
+    assert loop.done == ["tidy"] * 3 and post.waits == [None, None] and len(post.sent) == 1
 
 
 def test_a_request_goes_before_idle_work_and_the_audit_waits_for_rest() -> None:
     loop, post = FakeLoop(pieces=5), FakePost()
     service = service_of(loop, post)
+    service.iterate()
     service.iterate()
     post.arrived.append(Submit(1, [5], SamplingParams()))
     service.iterate()
