@@ -6,6 +6,24 @@ from collections.abc import Mapping
 from typing import Any
 
 STREAMS = {"text/event-stream", "application/x-ndjson"}
+BROKEN: list[tuple[bytes, dict[str, str]]] = [
+    (b"", {}),
+    (b"{", {}),
+    (b"[]", {}),
+    (b"\xff\xfe", {}),
+    (b"[" * 5000, {}),
+    (b'{"a": NaN}', {}),
+    (b'{"model": 5}', {}),
+    (b'{"model": "another"}', {}),
+    (b'{"model": "tiny"}', {}),
+    (b'{"model": "tiny", "model": "tiny"}', {}),
+    (b'{"stream": "perhaps"}', {}),
+    (b'{"prompt": "x", "max_tokens": -5, "messages": [], "input": 7, "text": 7}', {}),
+    (b"{}", {"content-type": "text/plain"}),
+    (b"x", {"content-encoding": "gzip"}),
+    (b"{}", {"x-request-timeout": "never"}),
+]
+"""Bodies and headers that no route can serve."""
 
 
 def body_of(path: str, text: str, max_tokens: int, **more: Any) -> dict[str, Any]:
