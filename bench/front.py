@@ -111,26 +111,60 @@ def server(args: argparse.Namespace, flags: Sequence[str]) -> None:
 # -- the client --------------------------------------------------------------------------------------------------------
 
 
+class Api(NamedTuple):
+    """A route that streams: its path, what a body has besides the prompt, and the lines and spaces of a frame without tokens."""
+
+    path: str
+    body: Callable[[str, int], dict[str, Any]]
+    lines: int
+    spaces: int
+
+
+def _messages(prompt: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": prompt}]
+
+
+_COMMON = {"stream": True, "ignore_eos": True, "temperature": 0}
+APIS = {
+    "completions": Api(
+        "/v1/completions", lambda prompt, most: {"prompt": prompt, "max_tokens": most, **_COMMON}, lines=2, spaces=1
+    ),
+    "chat": Api(
+        "/v1/chat/completions",
+        lambda prompt, most: {"messages": _messages(prompt), "max_tokens": most, **_COMMON},
+        lines=2,
+        spaces=1,
+    ),
+    "messages": Api(
+        "/v1/messages",
+        lambda prompt, most: {"messages": _messages(prompt), "max_tokens": most, **_COMMON},
+        lines=3,
+        spaces=2,
+    ),
+}
+
+
 class Reader(asyncio.Protocol):
     """One stream: asks when it is told to, then counts tokens and frames as they come, which is all that it has time for.
 
-    Every token's text holds one space and no brace, so bytes are counted.
+    Every token's text holds one space and no line feed, so bytes are counted; chunks of HTTP have a carriage return with
+    each of their line feeds.
     """
 
-    def __init__(self, request: bytes, braces_per_frame: int, board: Board) -> None:
-        self._request, self._braces_per_frame, self._board = request, braces_per_frame, board
-        self._spaces = self._braces = 0
+    def __init__(self, request: bytes, api: Api, board: Board) -> None:
+        self._request, self._api, self._board = request, api, board
+        self._spaces = self._lines = 0
         self.asked, self.first_tick = 0.0, -1
         self.chunks: list[tuple[float, int]] = []  # when, and how many tokens by then
         self.done = asyncio.get_running_loop().create_future()
 
     @property
     def frames(self) -> int:
-        return self._braces // self._braces_per_frame
+        return self._lines // self._api.lines
 
     @property
     def tokens(self) -> int:
-        return self._spaces - self.frames  # a frame has one space of its own, behind "data:"
+        return self._spaces - self.frames * self._api.spaces
 
     def ask(self) -> None:
         self.asked = perf_counter()
@@ -146,8 +180,8 @@ class Reader(asyncio.Protocol):
             if found := re.search(rb'"w(\d+) ', data):
                 self.first_tick = int(found[1])
         before, over = self.tokens, data.endswith(b"0\r\n\r\n")
-        self._spaces += data.count(b" ") - over  # that of "data: [DONE]"
-        self._braces += data.count(b"{")
+        self._spaces += data.count(b" ")
+        self._lines += data.count(b"\n") - data.count(b"\r")
         self._board.arrived[0] += self.tokens - before
         if self.tokens > before:
             self.chunks.append((now, self.tokens))
@@ -160,15 +194,12 @@ class Reader(asyncio.Protocol):
 
 
 async def open_streams(url: str, number: int, args: argparse.Namespace, board: Board, max_tokens: int) -> list[Reader]:
-    prompt = "word " * args.prompt_words
-    path, braces, said = "completions", 2, dict[str, Any](prompt=prompt)
-    if args.api == "chat":
-        path, braces, said = "chat/completions", 3, {"messages": [{"role": "user", "content": prompt}]}
-    body = json.dumps({"stream": True, "ignore_eos": True, "max_tokens": max_tokens, "temperature": 0, **said}).encode()
+    api = APIS[args.api]
+    body = json.dumps(api.body("word " * args.prompt_words, max_tokens)).encode()
     head = (
-        f"POST /v1/{path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+        f"POST {api.path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
     )
-    make, loop = partial(Reader, head.encode() + body, braces, board), asyncio.get_running_loop()
+    make, loop = partial(Reader, head.encode() + body, api, board), asyncio.get_running_loop()
     host, port = url.removeprefix("http://").split(":")
     return [(await loop.create_connection(make, host, int(port)))[1] for _ in range(number)]
 
@@ -250,7 +281,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=2000, help="of each stream")
     parser.add_argument("--burst", type=int, default=0, help="requests that come at once after a second")
     parser.add_argument("--prompt-words", type=int, default=50)
-    parser.add_argument("--api", default="completions", choices=("completions", "chat"))
+    parser.add_argument("--api", default="completions", choices=APIS)
     parser.add_argument("--plain", action="store_true", help="without uvloop and httptools")
     parser.add_argument("--profile", help="where the server writes what cProfile counted")
     parser.add_argument("--board", help=argparse.SUPPRESS)

@@ -25,7 +25,7 @@ from sapwood.engine.client import EngineClient
 from sapwood.observe.exchange import Exchange
 from sapwood.observe.metrics import Metrics
 from sapwood.observe.observer import Observer, Traces
-from sapwood.server import admin, live, openapi, vllm
+from sapwood.server import admin, anthropic, live, openapi, vllm
 from sapwood.server.auth import check_key
 from sapwood.server.errors import ClientGone, named, problem
 from sapwood.server.front import Front
@@ -43,6 +43,7 @@ ROOMS: Sequence[Room] = (
     Room(files.routes),
     Room(batches.routes),
     Room(models.routes),
+    anthropic.ROOM,
     Room(generate.routes),
     Room(state.routes),
     Room(control.routes),

@@ -5,6 +5,8 @@ A dialect makes an `Ask` of its body, words the events of a `Turn`, and has its 
 
 from __future__ import annotations
 
+import secrets
+import string
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +18,12 @@ from sapwood.grammar.schema import Finding
 from sapwood.grammar.spellings import Asked
 from sapwood.server.calling import EndChecks, Toolbox, grammar_of
 from sapwood.server.front import Front, Rendered, Talk
-from sapwood.server.generation import Choice, News, Prompt, choices_of
+from sapwood.server.generation import Choice, News, Prompt, choices_of, clipped
 from sapwood.server.thinking import Budget, bounded
 from sapwood.text.model import Thoughts
 from sapwood.text.parsers import Event, Parser, Said, gather
+
+_ALPHABET = string.ascii_letters + string.digits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +40,8 @@ class Ask:
         salt: Cached prefixes are shared with those that have the same.
         priority: When it runs, where the scheduler goes by that.
         limit_param: The field that says how many tokens there are at most.
+        clipped: There may be fewer where the context ends sooner; else that is an error.
+        scoring: Only the prompt is computed.
     """
 
     talk: Talk
@@ -47,6 +53,8 @@ class Ask:
     salt: str = ""
     priority: int = 0
     limit_param: str = "max_tokens"
+    clipped: bool = False
+    scoring: bool = False
 
 
 class Turn:
@@ -130,6 +138,8 @@ async def begin(front: Front, ask: Ask) -> Turn:
     params = ask.params if grammar is None else msgspec.structs.replace(ask.params, grammar=grammar)
     await front.check_first(params, "tools" if ask.format is None else ask.format.param)
     params = bounded(front, ask.budget, params, rendered.thoughts)
+    if ask.clipped:
+        params = clipped(params, front.facts.max_model_len - len(rendered.tokens))
     plain = front.text.dialect.reasoning is None and (toolbox is None or not toolbox.offers)
     prompt = Prompt(
         rendered.tokens,
@@ -137,9 +147,29 @@ async def begin(front: Front, ask: Ask) -> Turn:
         ask.salt,
         ask.priority,
         limit_param=ask.limit_param,
+        scoring=ask.scoring,
         shown=frozenset() if plain else front.text.markers(calls=toolbox is not None),
     )
     return Turn(front, ask, prompt, params, plain=plain, thoughts=rendered.thoughts, end_checks=end_checks)
+
+
+class CallIds:
+    """The ids of a turn's calls, as the model's template takes them back; `prefix` is a dialect's own."""
+
+    def __init__(self, front: Front, turn: Turn, prefix: str = "call_") -> None:
+        tools = front.text.dialect.tools
+        self._kind = tools.ids if tools is not None else "long"
+        self._num_past_calls = turn.num_past_calls
+        self._prefix = prefix
+
+    def __call__(self, name: str, number: int) -> str:
+        """The id of the turn's call `number`."""
+        match self._kind:
+            case "numbered":
+                return f"functions.{name}:{self._num_past_calls + number}"
+            case "short":
+                return "".join(secrets.choice(_ALPHABET) for _ in range(9))
+        return f"{self._prefix}{secrets.token_hex(12)}"
 
 
 class Reading:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -58,6 +59,15 @@ def toolbox_of(
         must=choice.must,
         many=many and not one_must,
     )
+
+
+def arguments_of(written: str) -> dict[str, Any]:
+    """A call's arguments as an object; nothing of what is none, since no part of it is sure."""
+    try:
+        value = json.loads(written)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _offers(functions: Sequence[Declared]) -> dict[str, OfferedTool]:

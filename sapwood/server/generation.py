@@ -110,6 +110,13 @@ def params_for(prompt: Prompt, params: SamplingParams, max_model_len: int, *, de
     return msgspec.structs.replace(params, max_tokens=max(min(default, room), params.min_tokens))
 
 
+def clipped(params: SamplingParams, room: int) -> SamplingParams:
+    """`params` with no more tokens than the context has room for, but for one, of which the engine says what is wrong."""
+    if params.max_tokens is None or params.max_tokens <= room:
+        return params
+    return msgspec.structs.replace(params, max_tokens=max(room, 1))
+
+
 async def generate(front: Front, choices: Sequence[Choice], hand_on: HandOn) -> None:
     """Run the choices side by side to their ends; leaving earlier aborts those that still run.
 

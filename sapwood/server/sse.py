@@ -27,12 +27,12 @@ _HEADERS = [
 _encode = msgspec.json.Encoder().encode
 
 
-def cut(event: Any, text: str) -> tuple[bytes, bytes]:
-    """The frame of an event up to where `text` stands in it, once and as a whole string, and from there on.
+def cut(event: Any, text: str, *, name: str = "") -> tuple[bytes, bytes]:
+    """The frame of an event, named or not, up to where `text` stands in it, once and as a whole string, and from there on.
 
     So a frame with another text is these two around `quoted` text.
     """
-    before, after = frame(event).split(_encode(text))
+    before, after = frame(event, name=name).split(_encode(text))
     return before, after
 
 
@@ -41,9 +41,10 @@ def quoted(text: str) -> bytes:
     return _encode(text)
 
 
-def frame(event: Any) -> bytes:
-    """One event: a struct as JSON."""
-    return b"data: " + _encode(event) + b"\n\n"
+def frame(event: Any, *, name: str = "") -> bytes:
+    """One event: a struct as JSON, and its name if it has one."""
+    named = f"event: {name}\n".encode() if name else b""
+    return named + b"data: " + _encode(event) + b"\n\n"
 
 
 class Script(ABC):

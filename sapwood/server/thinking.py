@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -11,6 +11,12 @@ from sapwood.base.grammar import Thinking
 from sapwood.base.sampling import SamplingParams
 from sapwood.server.front import Front
 from sapwood.text.model import Thoughts
+
+
+def template_fields(think: bool | None, effort: str | None) -> dict[str, Any]:
+    """What templates are told of whether to think, and how hard; they have several names for the first."""
+    fields = {} if effort is None else {"reasoning_effort": effort}
+    return fields if think is None else fields | {"enable_thinking": think, "thinking": think}
 
 
 class Budget(NamedTuple):

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import secrets
-import string
 from collections.abc import Iterator
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from sapwood.server.conversation import Turn
+from sapwood.server.conversation import CallIds, Turn
 from sapwood.server.front import Front
 from sapwood.server.generation import Choice, News
 from sapwood.text.parsers import Event
-
-_ALPHABET = string.ascii_letters + string.digits
 
 
 class CalledFunction(msgspec.Struct):
@@ -53,24 +49,6 @@ class AnswerDelta(msgspec.Struct):
     role: str | UnsetType = UNSET
     reasoning_content: str | UnsetType | None = UNSET
     tool_calls: list[CallDelta] | UnsetType = UNSET
-
-
-class CallIds:
-    """The ids of a turn's calls, as the model's template takes them back."""
-
-    def __init__(self, front: Front, turn: Turn) -> None:
-        tools = front.text.dialect.tools
-        self._kind = tools.ids if tools is not None else "long"
-        self._num_past_calls = turn.num_past_calls
-
-    def __call__(self, name: str, number: int) -> str:
-        """The id of the turn's call `number`."""
-        match self._kind:
-            case "numbered":
-                return f"functions.{name}:{self._num_past_calls + number}"
-            case "short":
-                return "".join(secrets.choice(_ALPHABET) for _ in range(9))
-        return f"call_{secrets.token_hex(12)}"
 
 
 class Speaker:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import msgspec
 from msgspec import UNSET
@@ -34,7 +33,7 @@ from sapwood.server.openai.tools import toolbox_of
 from sapwood.server.passage import caller
 from sapwood.server.refusals import CHAT
 from sapwood.server.routes import Described, Streamed, post
-from sapwood.server.thinking import Budget
+from sapwood.server.thinking import Budget, template_fields
 
 _BUDGETS = ("thinking_budget", "thinking_token_budget", "max_thinking_tokens")
 _KWARGS_BUDGET = "chat_template_kwargs.thinking_budget"
@@ -88,7 +87,7 @@ async def _ask(front: Front, body: ChatRequest) -> Ask:
         params=params,
         format=asked,
         toolbox=toolbox_of(body, reads=front.text.dialect.tools is not None),
-        talk=body.talk(**_template_fields(body)),
+        talk=body.talk(**template_fields(body.enable_thinking, body.reasoning_effort)),
         budget=_budget(body),
         salt=body.salt,
         priority=body.priority or 0,
@@ -103,15 +102,6 @@ async def _params(front: Front, body: ChatRequest, limit: str) -> SamplingParams
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     names = {"logprobs": "top_logprobs", "max_tokens": limit}
     return await body.sampling(front, max_tokens=getattr(body, limit), logprobs=logprobs, names=names)
-
-
-def _template_fields(body: ChatRequest) -> dict[str, Any]:
-    fields: dict[str, Any] = {}
-    if body.reasoning_effort is not None:
-        fields["reasoning_effort"] = body.reasoning_effort
-    if body.enable_thinking is not None:
-        fields |= {"enable_thinking": body.enable_thinking, "thinking": body.enable_thinking}
-    return fields
 
 
 def _budget(body: ChatRequest) -> Budget | None:

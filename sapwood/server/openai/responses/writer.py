@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import time
 
-from sapwood.server.conversation import Turn
+from sapwood.server.conversation import CallIds, Turn
 from sapwood.server.errors import Problem
 from sapwood.server.front import Front
 from sapwood.server.generation import Choice, News
-from sapwood.server.openai.answers import CallIds
 from sapwood.server.openai.logprobs import TokenLogprob, token_logprobs
 from sapwood.server.openai.responses.entries import CallEntry, CustomEntry, Entry, Pen, SaidEntry, ThoughtEntry
 from sapwood.server.openai.responses.objects import (
