@@ -165,6 +165,8 @@ class Speaker:
                 if len(choice.tokens) >= self._most or not choice.tokens
                 else "model_context_window_exceeded"
             )
+        if choice.finish == "abort":  # by an operator; sent back as it is, it goes on
+            return Ending("pause_turn")
         if isinstance(choice.stop, str):
             return Ending("stop_sequence", choice.stop)
         return Ending("end_turn")
