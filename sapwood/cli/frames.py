@@ -61,7 +61,15 @@ def _numbers(looks: Looks, lately: Figures) -> Panel:
     table.add_row(
         "steps", f"{lately.steps:.1f} /s", f"host {lately.host:.0%}, waiting for the device {lately.busy:.0%}"
     )
-    return Panel(table, title="speed", title_align="left", box=box.ROUNDED, border_style="dim")
+    return Panel(
+        table,
+        title="speed",
+        title_align="left",
+        subtitle="times: median / 95th percentile",
+        subtitle_align="right",
+        box=box.ROUNDED,
+        border_style="dim",
+    )
 
 
 def _cache(last: Mapping[str, Any], lately: Figures) -> Panel:

@@ -107,13 +107,16 @@ class Looks:
         return figures(next(one for one in self._looks if one["time"] >= since), self.last)
 
     def add(self, told: dict[str, Any]) -> None:
-        """One more look."""
+        """One more look; one that tells nothing new, since the server looks again only after a while, is left out."""
+        if told["time"] <= self.last["time"]:
+            return
         step = figures(self.last, told)
         self._looks.append(told)
         self.curves["output"].append(step.output)
         self.curves["prompt"].append(step.computed + step.cached)
-        self.curves["first_token"].append(step.first_token[50] or 0.0)
-        self.curves["inter_token"].append(step.inter_token[50] or 0.0)
+        for name, quantiles in (("first_token", step.first_token), ("inter_token", step.inter_token)):
+            curve, median = self.curves[name], quantiles[50]
+            curve.append((curve[-1] if curve else 0.0) if median is None else median)
         self.curves["running"].append(told["running"])
 
     def told(self) -> dict[str, Any]:

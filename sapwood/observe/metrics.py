@@ -210,10 +210,7 @@ class EngineCollector(Collector):
             return
         yield _number("sapwood_running", stats.running)
         yield _number("sapwood_waiting", stats.waiting)
-        for counted in (stats.counters, stats.seconds):
-            for name, count in counted.items():
-                named = _named(f"sapwood_engine_{name}", "counter")
-                yield CounterMetricFamily(named.name, named.help, count)
+        yield from _counted(stats.counters | stats.seconds)
         for name, by_kind in stats.histograms.items():
             yield _spread(_named(f"sapwood_engine_{name}", "histogram"), by_kind)
         yield _pages(stats.pages)
@@ -233,6 +230,25 @@ def _told(facts: Facts) -> Iterator[Metric]:
     for part, seconds in facts.seconds_to_ready.items():
         start.add_metric([part], seconds)
     yield start
+
+
+def _counted(counts: Mapping[str, float]) -> Iterator[Metric]:
+    """The engine's counters. Those of a labelled metric are called as it is, with the label's value behind."""
+    families = {
+        named.name: CounterMetricFamily(named.name, named.help, labels=named.labels)
+        for named in ENGINE.values()
+        if named.kind == "counter" and named.labels
+    }
+    for name, count in counts.items():
+        whole = f"sapwood_engine_{name}"
+        for family in families.values():
+            if whole.startswith(f"{family.name}_"):
+                family.add_metric([whole.removeprefix(f"{family.name}_")], count)
+                break
+        else:
+            named = _named(whole, "counter")
+            yield CounterMetricFamily(named.name, named.help, count)
+    yield from families.values()
 
 
 def _pages(groups: list[list[int]]) -> Metric:

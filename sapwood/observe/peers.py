@@ -71,6 +71,10 @@ def _hit_rate(look: Look) -> float | None:
     return _ratio(look("sapwood_cached_prompt_tokens_total"), look("sapwood_prompt_tokens_total"))
 
 
+def _accepted(look: Look) -> float | None:
+    return _ratio(look("sapwood_engine_accepted_drafts_total"), look("sapwood_engine_drafts_total"))
+
+
 VLLM = Peer(
     "vllm:",
     {"engine": "0"},
@@ -83,6 +87,8 @@ VLLM = Peer(
         Alias("prompt_tokens_cached", "sapwood_cached_prompt_tokens"),
         Alias("generation_tokens", "sapwood_output_tokens"),
         Alias("num_preemptions", "sapwood_engine_preemptions"),
+        Alias("spec_decode_num_draft_tokens", "sapwood_engine_drafts"),
+        Alias("spec_decode_num_accepted_tokens", "sapwood_engine_accepted_drafts"),
         Alias("request_success", "sapwood_finished", {"reason": "finished_reason"}),
         Alias("request_prompt_tokens", "sapwood_generation_prompt_tokens"),
         Alias("request_generation_tokens", "sapwood_generation_output_tokens"),
@@ -123,6 +129,7 @@ SGLANG = Peer(
     (
         Derived("token_usage", "Share of KV pages in use, from 0 to 1.", _usage),
         Derived("cache_hit_rate", "Share of prompt tokens that were cached, since the start.", _hit_rate),
+        Derived("spec_accept_rate", "Share of drafts that were right, since the start.", _accepted),
         Derived("max_total_num_tokens", "Tokens that the KV cache holds.", _tokens("total")),
         Derived("kv_used_tokens", "Tokens of the KV cache in use.", _tokens("used")),
         Derived("kv_available_tokens", "Tokens of the KV cache that are free.", _tokens("free")),

@@ -124,6 +124,10 @@ ENGINE = {
         Named("sapwood_engine_compiled_grammars", "counter", "Grammars that were compiled."),
         Named("sapwood_engine_masks", "counter", "Masks of tokens that were made."),
         Named("sapwood_engine_forced_tokens", "counter", "Tokens that a grammar left no choice about."),
+        Named(
+            "sapwood_engine_drafts", "counter", "Tokens that were fed as drafts, by who proposed them.", ("drafter",)
+        ),
+        Named("sapwood_engine_accepted_drafts", "counter", "Drafts that turned out to be right.", ("drafter",)),
         Named("sapwood_engine_host_seconds", "counter", "Time of planning steps and taking in what they yielded."),
         Named("sapwood_engine_wait_seconds", "counter", "Time of waiting for the device."),
         Named("sapwood_engine_mask_seconds", "counter", "Time of making masks, beside the device."),

@@ -126,6 +126,15 @@ def test_an_engine_that_began_anew_counts_from_there() -> None:
     assert figures(told(1, output=500), told(2, output=40)).output == 40
 
 
+def test_a_look_that_tells_nothing_new_is_left_out() -> None:
+    looks = Looks(told(1))
+    looks.add(told(2, output=50, firsts=[1, 1, 1]))
+    looks.add(told(2, output=50, firsts=[1, 1, 1]))
+    looks.add(told(3, output=80, firsts=[1, 1, 1]))
+    assert list(looks.curves["output"]) == [50, 30]
+    assert list(looks.curves["first_token"]) == [pytest.approx(0.05)] * 2  # as it was last
+
+
 def test_a_frame() -> None:
     looks = Looks(told(1))
     looks.add(told(2, output=50, firsts=[1, 1, 1]))

@@ -77,11 +77,18 @@ def test_engine_reports_are_read_when_scraped() -> None:
     for seconds in (0.05, 0.5, 5.0):
         steps.add(seconds)
     watched.stats = Stats(
-        1, 0, {"steps": 2, "somersaults": 3}, {}, [[8, 4, 2], [9, 9, 0]], {"step_seconds": {"decode": steps}}
+        1,
+        0,
+        {"steps": 2, "somersaults": 3, "drafts_lookup": 8, "accepted_drafts_lookup": 6},
+        {},
+        [[8, 4, 2], [9, 9, 0]],
+        {"step_seconds": {"decode": steps}},
     )
     assert value("sapwood_running") == 1
     assert value("sapwood_engine_steps_total") == 2
     assert value("sapwood_engine_somersaults_total") == 3  # of whoever else takes part
+    assert value("sapwood_engine_drafts_total", {"drafter": "lookup"}) == 8
+    assert value("sapwood_engine_accepted_drafts_total", {"drafter": "lookup"}) == 6
     assert value("sapwood_pages", {"group": "1", "state": "total"}) == 9
     assert value("sapwood_pages", {"group": "0", "state": "used"}) == 2
     name, labels = "sapwood_engine_step_seconds", {"kind": "decode"}

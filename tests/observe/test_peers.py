@@ -20,7 +20,7 @@ def told(peer: str | None) -> dict[tuple[str, tuple[tuple[str, str], ...]], floa
     steps = {
         kind: Histogram((8.0, 64.0), [count, 0, 1], 100.0 * count) for kind, count in (("decode", 5), ("mixed", 2))
     }
-    counters = {"preemptions": 4, "constrained": 1}
+    counters = {"preemptions": 4, "constrained": 1, "drafts_lookup": 8, "accepted_drafts_lookup": 6, "drafts_tree": 4}
     watched = Watched(stats=Stats(3, 2, counters, {}, [[64, 32, 16], [9, 9, 0]], {"step_tokens": steps}))
     metrics = Metrics(CollectorRegistry(), model="m", engine=watched, peer=peer)
     for reason, prompt, cached in (("stop", 10, 8), ("abort", 10, 0)):
@@ -46,6 +46,7 @@ def test_vllm() -> None:
     assert value("kv_cache_usage_perc") == 0.25
     assert value("iteration_tokens_total_bucket", le="8.0") == 7  # of all kinds together
     assert (value("iteration_tokens_total_count"), value("iteration_tokens_total_sum")) == (9, 700)
+    assert value("spec_decode_num_draft_tokens_total") == 12
     assert value("time_to_first_token_seconds_count") == value("request_queue_time_seconds_count") == 2
 
 
@@ -61,6 +62,7 @@ def test_sglang() -> None:
     assert (value("cache_hit_rate"), value("token_usage")) == (0.4, 0.25)
     kv = [value(f"kv_{state}_tokens") for state in ("used", "available", "evictable")]
     assert kv == [64, 128, 64] and sum(kv) == value("max_total_num_tokens")
+    assert value("spec_accept_rate") == 0.5
     assert value("e2e_request_latency_seconds_count") == 2
 
 
