@@ -17,6 +17,7 @@ from sapwood.cli.looks import Figures, Looks
 _BARS = " ▁▂▃▄▅▆▇█"
 _CURVE = 40  # looks of a curve that are shown
 _LANE = 28  # characters of a lane
+_WIDE = 118  # columns of both panels beside each other
 _STYLES = {"used": "green", "cached": "yellow", "free": "bright_black", "output": "cyan", "rest": "bright_black"}
 _PHASES = {"output": "cyan", "prompt": "green", "waiting": "yellow", "aside": "yellow"}
 
@@ -29,6 +30,12 @@ def frame(looks: Looks, *, most_lanes: int, url: str) -> RenderableType:
         Columns([_numbers(looks, lately), _cache(last, lately)], padding=(0, 1)),
         _lanes(last["lanes"], most_lanes),
     )
+
+
+def lines_beside_lanes(width: int) -> int:
+    """How many lines of a frame there are beside its requests, with one below it: on a narrow terminal panels stand one upon the
+    other."""
+    return 14 if width >= _WIDE else 20
 
 
 def _head(last: Mapping[str, Any], url: str) -> Text:

@@ -77,14 +77,15 @@ def _watch(looks: Looks, again: Callable[[], None], *, interval: float, url: str
     from rich.text import Text
 
     from sapwood.base.errors import SapwoodError
-    from sapwood.cli.frames import frame
+    from sapwood.cli.frames import frame, lines_beside_lanes
     from sapwood.cli.terminal import console
 
     out, trouble = console(), ""
     with _keys() as pressed, Live(console=out, screen=True, auto_refresh=False) as live:
         while True:
             foot = Text(trouble, "bold red") if trouble else Text("q quits", "dim")
-            live.update(Group(frame(looks, most_lanes=max(out.height - 17, 3), url=url), foot), refresh=True)
+            most = max(out.height - lines_beside_lanes(out.width), 3)
+            live.update(Group(frame(looks, most_lanes=most, url=url), foot), refresh=True)
             if pressed(interval) in _KEYS_OF_END:
                 return
             try:
