@@ -141,6 +141,15 @@ APIS = {
         lines=3,
         spaces=2,
     ),
+    "ollama": Api(
+        "/api/chat",
+        lambda prompt, most: {
+            "messages": _messages(prompt),
+            "options": {"num_predict": most, "temperature": 0, "ignore_eos": True},
+        },
+        lines=1,
+        spaces=0,
+    ),
 }
 
 

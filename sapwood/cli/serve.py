@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sapwood.config import Config
     from sapwood.engine.client import AsyncEngine
     from sapwood.engine.spawn import Child
+    from sapwood.hub.about import About
     from sapwood.hub.files import ModelFiles
     from sapwood.server.door import Door
     from sapwood.text import TextModel
@@ -74,7 +75,7 @@ async def _serve(
 
     from sapwood.engine.tasks import end
 
-    loading = asyncio.create_task(asyncio.to_thread(_load_text, config, files, catalogue))
+    loading = asyncio.create_task(asyncio.to_thread(_load, config, files, catalogue))
     serving = asyncio.create_task(_with_engine(door, config, files, loading, child, began))
     try:
         await asyncio.wait([loading, serving], return_when=asyncio.FIRST_COMPLETED)
@@ -89,7 +90,7 @@ async def _with_engine(
     door: Door,
     config: Config,
     files: ModelFiles,
-    loading: asyncio.Task[TextModel],
+    loading: asyncio.Task[tuple[TextModel, About]],
     child: Child,
     began: float,
 ) -> None:
@@ -107,9 +108,9 @@ async def _with_engine(
     async with AsyncExitStack() as until_ready, AsyncExitStack() as stack:
         await until_ready.enter_async_context(starting(door))
         engine = await stack.enter_async_context(start(config, child))
-        text = await loading
+        text, about = await loading
         engine.end_at(text.eos_ids)
-        app = create_app(engine, text, config, names, defaults=files.generation_config, traces=traces)
+        app = create_app(engine, text, config, names, defaults=files.generation_config, traces=traces, about=about)
         lean.trim()
         await until_ready.aclose()
         serving = asyncio.create_task(
@@ -126,10 +127,14 @@ async def _with_engine(
             await app.state.front.close()
 
 
-def _load_text(config: Config, files: ModelFiles, catalogue: Catalogue) -> TextModel:
+def _load(config: Config, files: ModelFiles, catalogue: Catalogue) -> tuple[TextModel, About]:
+    """What the front needs of the model."""
+    from sapwood.arch.families import declare
+    from sapwood.hub.about import about
     from sapwood.text import TextModel
 
-    return TextModel.configured(files, config.model, catalogue.formats)
+    decoder = declare(files.config, catalogue.families, methods=catalogue.methods)
+    return TextModel.configured(files, config.model, catalogue.formats), about(files, decoder)
 
 
 def _announce(url: str, name: str, facts: Facts, began: float, api_key: str | None) -> None:

@@ -22,10 +22,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sapwood.base.errors import SapwoodError
 from sapwood.config import Config
 from sapwood.engine.client import EngineClient
+from sapwood.hub.about import About
 from sapwood.observe.exchange import Exchange
 from sapwood.observe.metrics import Metrics
 from sapwood.observe.observer import Observer, Traces
-from sapwood.server import admin, anthropic, live, openapi, vllm
+from sapwood.server import admin, anthropic, live, ollama, openapi, vllm
 from sapwood.server.auth import check_key
 from sapwood.server.errors import ClientGone, named, problem
 from sapwood.server.front import Front
@@ -44,6 +45,7 @@ ROOMS: Sequence[Room] = (
     Room(batches.routes),
     Room(models.routes),
     anthropic.ROOM,
+    ollama.ROOM,
     Room(generate.routes),
     Room(state.routes),
     Room(control.routes),
@@ -67,18 +69,19 @@ def create_app(
     defaults: Mapping[str, Any] | None = None,
     registry: CollectorRegistry | None = None,
     traces: Traces | None = None,
+    about: About | None = None,
     rooms: Sequence[Room] = ROOMS,
 ) -> Starlette:
     """The HTTP server of one engine, whose model has one name or several.
 
     `defaults` is the model's generation_config: its temperature, top_k, top_p, min_p and repetition_penalty serve
     requests that bring none. `registry` takes the metrics; one of its own by default. `traces` are
-    told of every request. Raises ConfigError for defaults that cannot be used.
+    told of every request, clients of what is said `about` the model. Raises ConfigError for defaults that cannot be used.
     """
     names = [model_names] if isinstance(model_names, str) else model_names
     metrics = Metrics(registry or CollectorRegistry(), model=names[0], engine=engine, peer=config.server.metrics_compat)
     observer = Observer(metrics, log_requests=config.server.log_requests, traces=traces)
-    front = Front(engine, text, config, names, observer=observer, defaults=defaults or {})
+    front = Front(engine, text, config, names, observer=observer, defaults=defaults or {}, about=about or About())
     placed: list[tuple[Route, Room]] = [(route, room) for room in rooms for route in room.routes(front)]
     placed.append((admin.index(front, [route for route, _ in placed]), Room(admin.routes)))
     placed = openapi.routes(front, placed)

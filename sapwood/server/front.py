@@ -26,6 +26,7 @@ from sapwood.grammar.schema import Finding
 from sapwood.grammar.spellings import Asked
 from sapwood.grammar.vocabulary import spec_of
 from sapwood.grammar.words import first_words
+from sapwood.hub.about import About
 from sapwood.observe.observer import Observer
 from sapwood.server.deadlines import Deadlines
 from sapwood.server.drain import Drain
@@ -100,6 +101,7 @@ class Front:
         *,
         observer: Observer,
         defaults: Mapping[str, Any],
+        about: About,
     ) -> None:
         self.engine = engine
         self.text = text
@@ -107,6 +109,7 @@ class Front:
         self.model_names = tuple(model_names)
         self.observer, self.metrics = observer, observer.metrics
         self.fingerprint = f"sapwood-{__version__}"
+        self.about = about
         self.started = int(time.time())
         self.defaults = _numbers(defaults)
         try:

@@ -7,7 +7,10 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import msgspec
+
 from sapwood.base.errors import RequestError
+from sapwood.server.body import field_error
 from sapwood.server.calling import Toolbox
 from sapwood.text.parsers.rules import NOTHING, OfferedTool
 
@@ -30,6 +33,34 @@ class Choice(NamedTuple):
     names: Sequence[str] | None = None
     must: bool = False
     never: bool = False
+
+
+class _Function(msgspec.Struct, kw_only=True):
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class _Tool(msgspec.Struct, kw_only=True):
+    type: str = "function"
+    function: _Function | None = None
+
+
+def declared(raw: dict[str, Any], where: str) -> Declared:
+    """A tool as OpenAI declares it, and others after it. Raises RequestError naming the field."""
+    try:
+        tool = msgspec.convert(raw, _Tool)
+    except msgspec.ValidationError as error:
+        raise field_error(error, within=where) from None
+    if tool.type != "function":
+        raise RequestError(f"{where}.type must be function, got {tool.type!r}.", param=f"{where}.type")
+    if tool.function is None:
+        raise RequestError(f"{where}.function is missing.", param=f"{where}.function")
+    at = f"{where}.function"
+    return Declared(
+        tool.function.name, tool.function.parameters, bool(tool.function.strict), f"{at}.name", f"{at}.parameters"
+    )
 
 
 def toolbox_of(

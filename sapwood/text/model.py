@@ -121,6 +121,11 @@ class TextModel:
         """Tokens that have a meaning instead of a text, by name."""
         return self._special
 
+    @property
+    def template_source(self) -> str:
+        """The chat template that serves most requests; "" without one."""
+        return "" if self._template is None else self._template.source
+
     def tokenizer_json(self) -> str:
         """The tokenizer as tokenizer.json has it, with what its configuration adds."""
         return str(self._tokenizer.to_str())

@@ -47,6 +47,11 @@ class ChatTemplate:
         self._tried: dict[int, _Habits] = {}
 
     @property
+    def source(self) -> str:
+        """The one that serves requests without tools."""
+        return self.sources[self._default]
+
+    @property
     def takes_tools(self) -> bool:
         """Whether requests with tools get a template that prints them."""
         code = self._compiled[self._default]

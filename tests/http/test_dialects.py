@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import anthropic
+import ollama
 import pytest
 from langchain_anthropic import ChatAnthropic
 from langchain_core.messages import HumanMessage
@@ -107,3 +108,38 @@ def test_langchain(real: Server) -> None:
     for chunk in bound.stream([question]):
         streamed = chunk if streamed is None else streamed + chunk
     assert streamed is not None and weather.invoke(streamed.tool_calls[0]).content  # type: ignore[attr-defined]
+
+
+def test_ollama_streamed_and_whole(real: Server) -> None:
+    client = ollama.Client(real.url, timeout=SECONDS)
+    fields: Any = {"model": "smol:latest", "messages": ASK, "options": {"num_predict": 16, "seed": 3}, "logprobs": True}
+    whole = client.chat(**fields)
+    lines = list(client.chat(**fields, stream=True))
+    assert "".join(line.message.content or "" for line in lines) == whole.message.content
+    assert (whole.done_reason, whole.eval_count, len(whole.logprobs or ())) == ("length", 16, 16)
+    pet = client.generate("smol", "A pet?", format=Pet.model_json_schema(), options={"num_predict": 60})
+    assert Pet.model_validate_json(pet.response or "")
+
+    def weather(city: str) -> str:
+        """The weather of a city.
+
+        Args:
+            city: Which.
+        """
+        return f"rain in {city}"
+
+    assert client.chat("smol", ASK, tools=[weather], options={"num_predict": 8}).done
+    with pytest.raises(ollama.ResponseError, match="not served yet") as refused:
+        client.embed("smol", "x")
+    assert refused.value.status_code == 501
+
+
+def test_ollama_knows_the_model(real: Server) -> None:
+    client = ollama.Client(real.url, timeout=SECONDS)
+    assert [model.model for model in client.list().models] == ["smol:latest", "claude:latest"]
+    shown = client.show("smol")
+    assert shown.details is not None and shown.modelinfo is not None
+    assert (shown.details.parameter_size, shown.details.family) == ("135M", "llama")
+    assert shown.modelinfo["llama.context_length"] == 2048 and shown.modelinfo["general.parameter_count"] > 134e6
+    (running, _) = client.ps().models
+    assert running.context_length == 2048 and (running.size or 0) > 5e7 and not running.size_vram

@@ -10,20 +10,8 @@ from sapwood.base.errors import RequestError
 from sapwood.server import functions
 from sapwood.server.body import field_error
 from sapwood.server.calling import Toolbox
-from sapwood.server.functions import Choice, Declared
+from sapwood.server.functions import Choice
 from sapwood.server.openai.protocol import ChatRequest
-
-
-class Function(msgspec.Struct, kw_only=True):
-    name: str
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
-
-
-class Tool(msgspec.Struct, kw_only=True):
-    type: str = "function"
-    function: Function | None = None
 
 
 class Name(msgspec.Struct, kw_only=True):
@@ -51,7 +39,7 @@ class ToolChoice(msgspec.Struct, kw_only=True):
 def toolbox_of(body: ChatRequest, *, reads: bool) -> Toolbox | None:
     """A request's tools, None without any. `reads`: this server reads calls. Raises RequestError naming the field."""
     tools, choice = body.tools or [], _choice(body.tool_choice)
-    declared = [_declared(tool, f"tools[{index}]") for index, tool in enumerate(tools)]
+    declared = [functions.declared(tool, f"tools[{index}]") for index, tool in enumerate(tools)]
     return functions.toolbox_of(tools, declared, choice, many=body.parallel_tool_calls is not False, reads=reads)
 
 
@@ -76,19 +64,4 @@ def _choice(choice: str | dict[str, Any] | None) -> Choice:
         "tool_choice must be none, auto, required, "
         '{"type": "function", "function": {"name": ...}} or {"type": "allowed_tools", "allowed_tools": {"mode", "tools"}}.',
         param="tool_choice",
-    )
-
-
-def _declared(raw: dict[str, Any], where: str) -> Declared:
-    try:
-        tool = msgspec.convert(raw, Tool)
-    except msgspec.ValidationError as error:
-        raise field_error(error, within=where) from None
-    if tool.type != "function":
-        raise RequestError(f"{where}.type must be function, got {tool.type!r}.", param=f"{where}.type")
-    if tool.function is None:
-        raise RequestError(f"{where}.function is missing.", param=f"{where}.function")
-    at = f"{where}.function"
-    return Declared(
-        tool.function.name, tool.function.parameters, bool(tool.function.strict), f"{at}.name", f"{at}.parameters"
     )
