@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from sapwood.base.drafts import Drafted
 from sapwood.base.plan import TokenLogprobs
 
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -16,7 +17,7 @@ class News:
 
     `tokens` are new output tokens. `cached_tokens` and `waited`, as requests have them, come with the first of
     them, -1 after that. `finish` is set on the last news; `stop` is the stop token that ended it, `error` the text of an error
-    that did.
+    that did, `drafted` how drafts fared, by drafter.
     """
 
     id: int
@@ -28,6 +29,7 @@ class News:
     logprobs: list[TokenLogprobs] | None = None
     prompt_logprobs: list[TokenLogprobs] | None = None
     waited: float = -1.0
+    drafted: dict[str, Drafted] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sapwood.base.drafts import Tally
 from sapwood.base.plan import Ints, TokenLogprobs
 from sapwood.base.sampling import SamplingParams
 
@@ -34,6 +35,7 @@ class Request:
         hold: What it has of the KV cache; the cache's business alone.
         constraint: Where it is in its grammar, None without one; the grammar room's business alone. It stays with the
             request when that is preempted.
+        drafted: How its drafts fare, by drafter.
         stakes: Those that it concerns, in the scheduler's order.
     """
 
@@ -42,6 +44,7 @@ class Request:
         "arrived",
         "cached_tokens",
         "constraint",
+        "drafted",
         "hold",
         "id",
         "limit",
@@ -95,6 +98,7 @@ class Request:
         self.scored = params.prompt_logprobs is None  # prompt logprobs are complete (or were not asked for)
         self.hold: Any = None
         self.constraint: Any = None
+        self.drafted: dict[str, Tally] = {}
         self.stakes: tuple[Stake, ...] = ()
 
     @property

@@ -54,6 +54,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         logprob_token_ids: Tokens that are reported too, wherever one of these two reports.
         grammar: What the text has to match; None leaves it free.
         thinking: How long the model may think; None as long as it likes.
+        prediction: Tokens that the output will probably be like. Where the engine follows predictions, those that come true cost
+            no step of their own; nothing else depends on them.
     """
 
     max_tokens: int | None = None
@@ -81,6 +83,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     logprob_token_ids: tuple[int, ...] = ()
     grammar: Grammar | None = None
     thinking: Thinking | None = None
+    prediction: tuple[int, ...] = ()
 
     @property
     def restricted(self) -> bool:
@@ -130,6 +133,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         check_ids(self.stop_token_ids, vocab_size=vocab_size, param="stop_token_ids")
         self._check_selection(vocab_size)
         self._check_thinking(vocab_size)
+        check_ids(self.prediction, vocab_size=vocab_size, param="prediction")
         check_ids(self.logprob_token_ids, vocab_size=vocab_size, param="logprob_token_ids")
         if len(self.logprob_token_ids) > MAX_LOGPROBS:
             raise RequestError(f"logprob_token_ids takes at most {MAX_LOGPROBS} entries.", param="logprob_token_ids")

@@ -8,7 +8,7 @@ the scheduler knows none of them. It asks, in this order:
     each chunk  resume · clamp · take         of rows with something to compute
     steady      drafts · take_steady          of rows that only advance, as arrays, when they reach their horizon
     each plan   parts, and late ones by fill
-    landing     land                          what follows from tokens that have become known
+    landing     verified · land               what follows from tokens that have become known
     leaving     drop
 """
 
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
-from sapwood.base.plan import Bools, Ints, LatePart, Part, Plan, Rows
+from sapwood.base.plan import Bools, Ints, LatePart, Longs, Part, Plan, Rows
 from sapwood.base.request import Request
 
 NEVER = 2**31 - 1
@@ -145,6 +145,10 @@ class Stake:
     def fill(self, plan: Plan, alive: Bools) -> LatePart | None:
         """Between a step's forward and its sampling: what can be said only now. `alive` tells which rows still count."""
         return None
+
+    def verified(self, plan: Plan, rows: Longs, right: Ints) -> None:
+        """A plan with drafts has landed: in each of these rows, all that have heads and still count, so many drafts were
+        right. Called once for each such plan, in their order, before what the rows yielded is known."""
 
     def land(self, landed: Sequence[Landed]) -> Mapping[int, Ruling]:
         """Take in tokens of requests that it concerns; what follows from them, by row, where anything does."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from sapwood.base.drafts import Drafted
 from sapwood.base.histogram import Histogram
 from sapwood.base.news import FinishReason, Landing, News
 from sapwood.base.plan import TokenLogprobs
@@ -41,12 +42,13 @@ class Lists(msgspec.Struct, frozen=True, tag="lists", array_like=True):
     logit_bias: dict[int, float]
     allowed_token_ids: tuple[int, ...] | None
     forbidden: tuple[tuple[int, ...], ...]
+    prediction: tuple[int, ...]
 
     @staticmethod
     def of(params: SamplingParams) -> Lists | None:
         """Those of some parameters, None where they are short."""
-        found = Lists(params.logit_bias.copy(), params.allowed_token_ids, params.forbidden)
-        size = len(found.logit_bias) + len(found.allowed_token_ids or ()) + len(found.forbidden)
+        found = Lists(params.logit_bias.copy(), params.allowed_token_ids, params.forbidden, params.prediction)
+        size = len(found.logit_bias) + len(found.allowed_token_ids or ()) + len(found.forbidden) + len(found.prediction)
         return found if size > _SHORT else None
 
 
@@ -57,7 +59,9 @@ class Sharing(msgspec.Struct, frozen=True, tag="sharing", array_like=True):
 
     @staticmethod
     def of(message: Submit) -> Sharing:
-        params = msgspec.structs.replace(message.params, logit_bias={}, allowed_token_ids=None, forbidden=())
+        params = msgspec.structs.replace(
+            message.params, logit_bias={}, allowed_token_ids=None, forbidden=(), prediction=()
+        )
         return Sharing(msgspec.structs.replace(message, params=params))
 
     def whole(self, lists: Lists) -> Submit:
@@ -83,7 +87,7 @@ class Delta(msgspec.Struct, frozen=True, array_like=True):
     `tokens` are new output tokens (for a stop by token, the stop token is the last of them). `cached_tokens` counts
     prompt tokens found in the cache, `waited` the seconds until the request was first planned; both are sent with the first
     news only (-1 after that). `finish` is set on the last news; `stop` is the stop token that ended it, `error` the text of an
-    error that ended it.
+    error that ended it, `drafted` how its drafts fared, by drafter.
     """
 
     id: int
@@ -95,6 +99,7 @@ class Delta(msgspec.Struct, frozen=True, array_like=True):
     logprobs: list[TokenLogprobs] | None = None
     prompt_logprobs: list[TokenLogprobs] | None = None
     waited: float = -1.0
+    drafted: dict[str, Drafted] = {}
 
 
 class Deltas(msgspec.Struct, frozen=True, tag="deltas", array_like=True):
@@ -118,6 +123,7 @@ def worded(news: News) -> Delta:
         logprobs=news.logprobs,
         prompt_logprobs=news.prompt_logprobs,
         waited=news.waited,
+        drafted=news.drafted,
     )
 
 

@@ -32,7 +32,8 @@ SLOT_SHIFT = 32
 class KVCache:
     """Pools and tree of one engine. Not thread-safe; the scheduler is its only caller.
 
-    `reuse=False` gives every request a namespace of its own, so nothing is ever shared. `run_cost` is what a run that
+    `reuse=False` gives every request a namespace of its own, so nothing is ever shared. With `anchors` the tree's paths can be
+    searched (see `sapwood.cache.paths`). `run_cost` is what a run that
     several rows share must save (see `sapwood.cache.runs`).
 
     Attributes:
@@ -46,12 +47,13 @@ class KVCache:
         num_pages: Sequence[int],
         *,
         reuse: bool = True,
+        anchors: bool = False,
         run_cost: RunCost = RunCost(),  # noqa: B008 (immutable)
     ) -> None:
         self.groups = tuple(groups)
         self.reuse = reuse
         self.pools = [PagePool(count) for count in num_pages]
-        self.tree = RadixTree(groups, self.pools)
+        self.tree = RadixTree(groups, self.pools, anchors=anchors)
         self.page_size = self.tree.page_size
         self.num_copied = 0
         self.relief = 0

@@ -27,6 +27,7 @@ from sapwood.cache.pool import PagePool
 
 ABSENT = -1
 COPY_CANDIDATES = 8  # siblings looked at for a partly matching page, newest first
+ANCHOR = 8  # tokens at the beginning of a page, if it has as many, by which it may be found from anywhere
 
 
 class Node:
@@ -41,6 +42,7 @@ class Node:
         "leases",
         "pages",
         "parent",
+        "root",
         "shelters",
         "touched",
         "used",
@@ -49,6 +51,7 @@ class Node:
 
     def __init__(self, parent: Node | None, key: bytes, pages: list[int], born: int) -> None:
         self.parent = parent
+        self.root: Node = self if parent is None else parent.root
         self.key = key
         self.pages = pages
         self.born = born
@@ -63,9 +66,10 @@ class Node:
 
 
 class RadixTree:
-    """All namespaces' pages of one engine. Token keys are int32 bytes, 4 a token."""
+    """All namespaces' pages of one engine. Token keys are int32 bytes, 4 a token. With `anchors` pages can be found by what
+    they begin with."""
 
-    def __init__(self, groups: Sequence[KVGroup], pools: Sequence[PagePool]) -> None:
+    def __init__(self, groups: Sequence[KVGroup], pools: Sequence[PagePool], *, anchors: bool = False) -> None:
         self.page_size = groups[0].page_size
         self.page_bytes = 4 * self.page_size
         self._groups = tuple(groups)
@@ -83,6 +87,8 @@ class RadixTree:
         self.now = 0  # grows with every use
         self._order = itertools.count()
         self._leaves: list[tuple[int, int, Node]] = []
+        self.anchor = min(ANCHOR, self.page_size)
+        self._anchors: dict[tuple[Node, bytes], Node] | None = {} if anchors else None  # the newest of its beginning
         self._slack: list[list[tuple[int, int, Node]]] = [[] for _ in groups]
 
     def _stamp(self) -> int:
@@ -144,6 +150,10 @@ class RadixTree:
             if shared and (best is None or shared > best[1]):
                 best = child, shared
         return best
+
+    def anchored(self, root: Node, begin: bytes) -> Node | None:
+        """The newest page of a namespace whose first `anchor` tokens are these."""
+        return None if self._anchors is None else self._anchors.get((root, begin))
 
     # -- leases and windows -------------------------------------------------------------------------------------
 
@@ -213,6 +223,8 @@ class RadixTree:
         node = Node(parent, key, pages, born)
         parent.children[key] = node
         self.num_nodes += 1
+        if self._anchors is not None and len(key) >= 4 * self.anchor:
+            self._anchors[node.root, key[: 4 * self.anchor]] = node
         for g in self.windowed:
             self.num_present[g] += pages[g] != ABSENT
         return node
@@ -264,6 +276,8 @@ class RadixTree:
         del parent.children[node.key]
         node.parent = None
         self.num_nodes -= 1
+        if self._anchors is not None and self.anchored(node.root, begin := node.key[: 4 * self.anchor]) is node:
+            del self._anchors[node.root, begin]
         for g, page in enumerate(node.pages):
             if page != ABSENT:
                 self.pools[g].give(page)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 HELP = "measure throughput, latency, a server under load, or the host alone"
 
-_ENGINE = ("model", "cache", "scheduler", "device", "grammar")
+_ENGINE = ("model", "cache", "scheduler", "device", "speculation", "grammar")
 _DEFAULT_WORKLOADS = ["w1", "w2", "w3", "w4", "w6"]
 _TRAFFIC = ("sharegpt", "shared-prefix", "agent", "random")
 

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--system", metavar="TEXT", help="the system message")
     parser.add_argument("--api-key", dest="key", metavar="KEY", help="the server's key (or set SAPWOOD_API_KEY)")
     add_sampling(parser)
-    add_flags(parser, ("model", "cache", "scheduler", "device", "grammar"))
+    add_flags(parser, ("model", "cache", "scheduler", "device", "speculation", "grammar"))
 
 
 def run(args: argparse.Namespace) -> int:

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", metavar="FILE", type=Path, help="JSONL, a line per input line (default: stdout)")
     parser.add_argument("--resume", action="store_true", help="keep --output's answers and add those that are missing")
     add_sampling(parser)
-    add_flags(parser, ("model", "cache", "scheduler", "device", "grammar"), positional=False)
+    add_flags(parser, ("model", "cache", "scheduler", "device", "speculation", "grammar"), positional=False)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -27,6 +27,7 @@ class Rules:
         chunk: Prompt tokens beside decoding rows.
         threads: How many at most, and why.
         depth: Steps in flight, and why.
+        drafts: Most drafts of a row, and why.
         compiles: Kernels are compiled when they are first wanted.
     """
 
@@ -46,6 +47,7 @@ class Rules:
     chunk: int
     threads: tuple[int | None, str]
     depth: tuple[int, str]
+    drafts: tuple[int, str]
     compiles: bool
 
 
@@ -66,6 +68,7 @@ CPU = Rules(
     chunk=256,
     threads=(None, "the cores this process may use"),
     depth=(0, "host and device are the same cores"),
+    drafts=(31, "as a CPU gains little beyond"),
     compiles=False,
 )
 
@@ -88,6 +91,7 @@ CUDA = Rules(
     chunk=4096,
     threads=(4, "the GPU does the work"),
     depth=(1, "the next step is launched before the last one's tokens are read"),
+    drafts=(63, "as many as one tile of queries holds"),
     compiles=True,
 )
 

@@ -193,6 +193,39 @@ class DeviceConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SpeculationConfig:
+    """Drafts: tokens that are fed before they are drawn."""
+
+    speculation: str | None = option(
+        None,
+        "what drafts: off, auto, or some of prediction, tree and ngram, the first one preferred",
+        "--speculation",
+        "--speculative-algorithm",
+        metavar="NAMES",
+    )
+    num_speculative_tokens: int | None = option(
+        None,
+        "most drafts that a request feeds in a step",
+        "--num-speculative-tokens",
+        "--speculative-num-draft-tokens",
+        metavar="N",
+    )
+    prompt_lookup_min: int = option(
+        3,
+        "tokens in common with an earlier place of the text, at least, for what follows there to be drafted",
+        "--prompt-lookup-min",
+        metavar="N",
+    )
+    speculative_config: str | None = option(
+        None,
+        'the same as JSON, such as \'{"method": "ngram", "num_speculative_tokens": 8}\'',
+        "--speculative-config",
+        metavar="JSON",
+        derived=False,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class GrammarConfig:
     """Outputs that have to match something."""
 
@@ -329,5 +362,6 @@ class Config:
     cache: CacheConfig = field(default_factory=CacheConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     device: DeviceConfig = field(default_factory=DeviceConfig)
+    speculation: SpeculationConfig = field(default_factory=SpeculationConfig)
     grammar: GrammarConfig = field(default_factory=GrammarConfig)
     server: ServerConfig = field(default_factory=ServerConfig)

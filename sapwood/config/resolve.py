@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from sapwood.base.errors import ConfigError
 from sapwood.base.kv import KVGroup, page_size_problem
 from sapwood.base.layout import longest_sequence, pages_for, split_pages
+from sapwood.config import speculation
 from sapwood.config.devices import RULES, rules_of
 from sapwood.config.facts import DeviceFacts, ModelShape
 from sapwood.config.flags import flag_of, replace
@@ -55,6 +56,7 @@ def resolve(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[Con
     `kv_cache_memory` stays None where the device's memory is its own: the pool takes what is left of `memory_fraction`
     once the weights are there.
     """
+    config = speculation.spelled(config)
     _check_ranges(config)
     decisions = []
     for section, field, rule in _RULES:
@@ -235,6 +237,8 @@ _RULES: tuple[tuple[str, str, _Rule], ...] = (
     ("device", "threads", _threads),
     ("scheduler", "depth", _depth),
     ("device", "cuda_graph_max_tokens", _cuda_graph_max_tokens),
+    ("speculation", "speculation", speculation.drafter_rule),
+    ("speculation", "num_speculative_tokens", speculation.count_rule),
 )
 
 
@@ -327,6 +331,8 @@ def _check_ranges(config: Config) -> None:
     _range("memory_fraction", config.cache.memory_fraction, 0, 1, low_open=True)
     _range("port", config.server.port, 0, 65535)
     _range("depth", config.scheduler.depth, 0, 8)
+    _range("num_speculative_tokens", config.speculation.num_speculative_tokens, 0, None)
+    _range("prompt_lookup_min", config.speculation.prompt_lookup_min, 1, speculation.LONGEST_LOOKUP)
     _range("seed", config.device.seed, 0, 2**63 - 1)
     _range("thinking_budget", config.server.thinking_budget, 0, 2**31 - 1)
     if config.server.drain_seconds < 0:

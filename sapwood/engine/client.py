@@ -99,6 +99,7 @@ class Stream:
             logprobs=logprobs or None,
             prompt_logprobs=first.prompt_logprobs,
             waited=first.waited,
+            drafted=last.drafted,
         )
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from sapwood.arch.families import declare
+from sapwood.arch.parts import Decoder
 from sapwood.base.errors import ConfigError, GrammarError, ModelError
 from sapwood.base.kv import KVGroup
 from sapwood.base.layout import longest_sequence, split_pages
@@ -19,11 +20,13 @@ from sapwood.config import Config
 from sapwood.config.devices import rules_of
 from sapwood.config.resolve import Decision, page_bytes, resolve
 from sapwood.config.shape import shape_of
+from sapwood.config.speculation import drafters
 from sapwood.device import probe
 from sapwood.engine import lean
 from sapwood.engine.intake import Intake
 from sapwood.engine.loop import Engine
 from sapwood.engine.pause import Pause
+from sapwood.engine.speculation import speculate
 from sapwood.executor.base import Executor, Measured
 from sapwood.executor.local import LocalExecutor
 from sapwood.grammar import Compiler, Constraints, GrammarStake, Vocabulary
@@ -71,35 +74,48 @@ def launch(
         lean.whole_torch()
     files = files or find_configured(model, families=catalogue.families)
     decoder = declare(files.config, catalogue.families, methods=catalogue.methods)
-    shape = shape_of(decoder, name=files.name, stored_bytes=files.stored_bytes)
-    config, decisions = resolve(config, shape, probe(config.device.device))
+    config, decisions = _resolved(config, decoder, files)
     clock.lap("configure")
-    measured = executor.start(config, decoder, files, max_drafts=max_drafts)
+    measured = executor.start(config, decoder, files, max_drafts=_most_drafts(config, max_drafts))
     clock.took(measured.seconds)
     num_pages, longest = _pages(config, measured, asked=model.max_model_len)
     executor.allocate(num_pages)
     clock.lap("kv_cache")
     executor.capture()
-    clock.lap("graphs")
     compiler = _compiler(config, files, text, catalogue, vocab_size=decoder.vocab_size)
     slots = Slots(_set(config.scheduler.max_num_seqs), longest)
-    kv = KVCache(measured.groups, num_pages, reuse=config.cache.prefix_caching)
+    kv = _cache(config, measured, num_pages)
     constraints = Constraints(compiler, executor.allocate_masks, jump=config.grammar.jump_forward)
-    pause = Pause()
-    mine = (KVStake(kv, slots), GrammarStake(constraints, slots), pause, *stakes(slots))
+    speculation, pause = speculate(config, slots, kv, executor), Pause()
+    clock.lap("graphs")
+    mine = (KVStake(kv, slots), GrammarStake(constraints, slots), *speculation.stakes, pause, *stakes(slots))
     engine = Engine(
         _scheduler(config, slots, mine, kv),
         executor,
         Intake(longest=longest, vocab_size=decoder.vocab_size, seed=config.device.seed, grammars=True),
         depth=_set(config.scheduler.depth),
-        gauges=(kv.gauges, constraints.gauges),
+        gauges=(kv.gauges, constraints.gauges, *speculation.gauges),
         pages=kv.pages,
         commands=_commands(kv, slots),
         pause=pause,
     )
-    decisions = (*_told(decisions, longest), _pool_decision(measured.groups, num_pages))
+    decisions = (*_told(decisions, longest), _pool_decision(measured.groups, num_pages), *speculation.decisions)
     facts = _facts(config, measured, decisions, clock.laps, num_pages, longest=longest, vocab_size=decoder.vocab_size)
     return Launched(engine, facts, compiler)
+
+
+def _resolved(config: Config, decoder: Decoder, files: ModelFiles) -> tuple[Config, tuple[Decision, ...]]:
+    shape = shape_of(decoder, name=files.name, stored_bytes=files.stored_bytes)
+    return resolve(config, shape, probe(config.device.device))
+
+
+def _cache(config: Config, measured: Measured, num_pages: Sequence[int]) -> KVCache:
+    return KVCache(measured.groups, num_pages, reuse=config.cache.prefix_caching, anchors="tree" in drafters(config))
+
+
+def _most_drafts(config: Config, others: int) -> int:
+    """Drafts that a row feeds at most, those of `others` than the configuration's."""
+    return max(_set(config.speculation.num_speculative_tokens), others)
 
 
 def _facts(

@@ -53,6 +53,11 @@ class Executor(Protocol):
         """Record and compile what steps will be run by."""
         ...
 
+    def time_steps(self, sizes: Sequence[int], *, drafts: int, budget: float) -> list[float]:
+        """Seconds of steps of so many tokens, in rows of one with up to `drafts` drafts; of the first sizes, ascending, as
+        many as about `budget` seconds allow. Between `capture` and the first plan."""
+        ...
+
     def forward(self, plan: Plan) -> Any:
         """Start the step's forward and return a handle; does not wait for the device."""
         ...

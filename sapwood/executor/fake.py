@@ -109,6 +109,9 @@ class FakeExecutor:
     def capture(self) -> None:
         pass
 
+    def time_steps(self, sizes: Sequence[int], *, drafts: int, budget: float) -> list[float]:
+        return [1.0] * len(sizes)  # steps of all sizes alike
+
     def _take(self, groups: Sequence[KVGroup], max_num_seqs: int, max_model_len: int, vocab_size: int) -> None:
         self.groups = groups
         self.vocab_size = vocab_size

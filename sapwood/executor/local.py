@@ -14,6 +14,7 @@ from sapwood.executor.base import Measured
 from sapwood.hub.files import ModelFiles
 from sapwood.runner.assemble import Choices
 from sapwood.runner.choose import Work
+from sapwood.runner.pace import time_steps
 from sapwood.runner.worker import Worker
 
 if TYPE_CHECKING:
@@ -48,6 +49,9 @@ class LocalExecutor:
 
     def capture(self) -> None:
         self.worker.capture()
+
+    def time_steps(self, sizes: Sequence[int], *, drafts: int, budget: float) -> list[float]:
+        return time_steps(self.worker, sizes, drafts=drafts, budget=budget)
 
     def forward(self, plan: Plan) -> Work:
         return self.worker.forward(plan)

@@ -37,6 +37,9 @@ class NullExecutor:
     def capture(self) -> None:
         pass
 
+    def time_steps(self, sizes: Sequence[int], *, drafts: int, budget: float) -> list[float]:
+        return [1.0] * len(sizes)  # steps of all sizes alike
+
     def forward(self, plan: Plan) -> Plan:
         return plan
 

@@ -29,6 +29,8 @@ class Commit:
         slots, yielded, tokens = plan.slots_R[rows], outcome.yielded_R[rows], outcome.tokens_N
         if plan.drafted:
             starts = firsts(outcome.yielded_R)[rows]
+            for stake in self._roster.stakes:
+                stake.verified(plan, rows, yielded - 1)
             taken, stopped, ended = self._take_runs(slots, yielded, tokens, starts)
             self._correct(slots, plan.heads_R[rows], yielded)
         else:
@@ -168,6 +170,7 @@ class Commit:
             stop=stop,
             logprobs=(logprobs or [])[: len(tokens)] if wants_logprobs else None,
             prompt_logprobs=prompt_logprobs,
+            drafted={name: tally.told() for name, tally in request.drafted.items()} if finish else {},
             waited=request.waited if first else -1.0,
         )
 

@@ -24,7 +24,7 @@ from sapwood.base.plan import Ints
 from sapwood.base.request import Request
 from sapwood.base.slots import Slots
 from sapwood.base.stake import Stake
-from sapwood.draft import Drafter
+from sapwood.draft import Drafter, DraftStake
 from sapwood.engine import launch
 from sapwood.llm import Generation, Output
 from tests.contracts.test_guests import Pause
@@ -90,6 +90,7 @@ REQUESTS: Mapping[str, Feature] = MappingProxyType(
         "prompt logprobs": Feature(
             {"prompt_logprobs": 1}, lambda o, g, p: len(g.prompt_logprobs) == g.prompt_tokens - 1
         ),
+        "prediction": Feature({"prediction": tuple(b'0123-abcdef{"ok": true}')}, lambda o, g, p: bool(o.token_ids)),
         "several": Feature({"n": 2}, lambda o, g, p: len(g.outputs) == 2),
         "expression": Feature(
             {"grammar": DIGITS},
@@ -138,7 +139,7 @@ class Lookup(Drafter):
 
 
 def _drafts(slots: Slots) -> Sequence[Stake]:
-    return (Lookup(slots, most=3),)
+    return (DraftStake(slots, (Lookup(),), most=3),)
 
 
 def _pause(slots: Slots) -> Sequence[Stake]:
@@ -160,6 +161,7 @@ ENGINES: Mapping[str, dict[str, Any]] = MappingProxyType(
         "two at a time": {"max_num_seqs": 2},
         "no jump-forward": {"jump_forward": False},
         "drafts": {"stakes": _drafts},
+        "speculation": {"speculation": "auto", "num_speculative_tokens": 3},
         "a stake that pauses": {"stakes": _pause},
     }
 )

@@ -15,6 +15,7 @@ from sapwood.base.slots import Slots
 from sapwood.base.stake import Stake
 from sapwood.base.wire import Submit
 from sapwood.config.flags import from_options
+from sapwood.draft import DraftStake
 from sapwood.engine.launch import launch
 from tests import models
 from tests.engine.whole import prompts_that_share
@@ -63,7 +64,7 @@ def drafted(said: Said, truth: float) -> Callable[[Slots], Sequence[Stake]]:
     def oracle(request: Request) -> list[int]:
         return said[request.id][0]
 
-    return lambda slots: (ToyDrafter(slots, oracle, most=4, truth=truth, vocab_size=190),)
+    return lambda slots: (DraftStake(slots, (ToyDrafter(oracle, truth=truth, vocab_size=190),), most=4),)
 
 
 def same(found: Said, wanted: Said) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from sapwood.base.request import Request
 from sapwood.base.stake import LATER, NOW, Landed, Ready, Refusal, Ruling, Stake
+from sapwood.draft import DraftStake
 from tests.sim.drafter import ToyDrafter
 from tests.sim.world import World, expected
 
@@ -47,7 +48,7 @@ class Judge(Stake):
 def world(judge: Judge, *, depth: int = 1, drafts: bool = False) -> World:
     def stakes(slots: object) -> Sequence[Stake]:
         oracle = lambda request: plain(request.tokens[: request.prompt_len].tolist(), 24)  # noqa: E731
-        drafter = ToyDrafter(slots, oracle, most=3, truth=0.8, vocab_size=50)  # type: ignore[arg-type]
+        drafter = DraftStake(slots, (ToyDrafter(oracle, truth=0.8, vocab_size=50),), most=3)  # type: ignore[arg-type]
         return (judge, drafter) if drafts else (judge,)
 
     made = World(max_model_len=64, depth=depth, stakes=stakes)

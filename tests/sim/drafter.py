@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 
 from sapwood.base.plan import Ints
 from sapwood.base.request import Request
-from sapwood.base.slots import Slots
 from sapwood.draft import Drafter
 
 Oracle = Callable[[Request], Sequence[int]]
@@ -16,8 +15,7 @@ Oracle = Callable[[Request], Sequence[int]]
 class ToyDrafter(Drafter):
     """Proposes what `oracle` says that a request will yield, each token right with the chance `truth`."""
 
-    def __init__(self, slots: Slots, oracle: Oracle, *, most: int, truth: float, vocab_size: int) -> None:
-        super().__init__(slots, most=most)
+    def __init__(self, oracle: Oracle, *, truth: float, vocab_size: int) -> None:
         self._oracle, self._truth, self._vocab_size = oracle, truth, vocab_size
         self._chance = random.Random(0)
 

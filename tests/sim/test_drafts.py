@@ -12,6 +12,7 @@ import pytest
 from sapwood.base.request import Request
 from sapwood.base.slots import Slots
 from sapwood.base.stake import Stake
+from sapwood.draft import DraftStake
 from tests.sim.drafter import ToyDrafter
 from tests.sim.test_scheduler import SHAPES, workload
 from tests.sim.toy import Toy
@@ -24,7 +25,7 @@ def drafted(most: int, truth: float) -> Callable[[Slots], Sequence[Stake]]:
         toy = None if request.constraint is None else Toy(request.id, request.prompt_len, 50, request.stop_ids)
         return expected(request.tokens[: request.prompt_len].tolist(), request.limit, request.stop_ids, 50, toy)
 
-    return lambda slots: (ToyDrafter(slots, oracle, most=most, truth=truth, vocab_size=50),)
+    return lambda slots: (DraftStake(slots, (ToyDrafter(oracle, truth=truth, vocab_size=50),), most=most),)
 
 
 @pytest.mark.parametrize("shape", [*SHAPES, {"jump": False, "depth": 2, "num_pages": 24, "max_model_len": 64}], ids=str)

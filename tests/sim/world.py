@@ -67,7 +67,7 @@ class World:
             group(window, page_size) for window in windows
         ]
         pages = [num_pages] * len(self.groups) if isinstance(num_pages, int) else list(num_pages)
-        self.kv = KVCache(self.groups, pages, reuse=reuse)
+        self.kv = KVCache(self.groups, pages, reuse=reuse, anchors=True)
         self.vocab_size = vocab_size
         self.slots = Slots(max_num_seqs, max_model_len)
         self.device = FakeExecutor.of(

@@ -7,25 +7,35 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from sapwood.base.plan import Drafts, Ints, Plan
+from sapwood.base.plan import Drafts, Ints, Plan, Rows
 from sapwood.base.request import Request
 from sapwood.base.sampling import SamplingParams
 from sapwood.base.slots import Slots
-from sapwood.draft import Drafter
+from sapwood.draft import Drafter, DraftStake
 from tests.sim.world import World, expected
 
 
 class Counting(Drafter):
     """Proposes what comes after the last token, and notes what it was asked."""
 
-    def __init__(self, slots: Slots, *, most: int, says: Callable[[Ints, int], Sequence[int]] | None = None) -> None:
-        super().__init__(slots, most=most)
+    def __init__(self, says: Callable[[Ints, int], Sequence[int]] | None = None) -> None:
         self.says = says or (lambda tokens, count: [int(tokens[-1]) + i for i in range(1, count + 1)])
         self.asked: list[tuple[int, int]] = []  # known tokens, and how many may follow
 
     def propose(self, request: Request, tokens: Ints, count: int) -> Sequence[int]:
         self.asked.append((len(tokens), count))
         return self.says(tokens, count)
+
+
+PLAIN = Rows(0, 0, *(np.zeros(0, np.int32) for _ in range(4)), np.zeros(0, np.int64))
+
+
+def counting(
+    slots: Slots, *, most: int, says: Callable[[Ints, int], Sequence[int]] | None = None
+) -> tuple[DraftStake, list[tuple[int, int]]]:
+    """A stake with such a drafter, and what that was asked."""
+    drafter = Counting(says)
+    return DraftStake(slots, (drafter,), most=most), drafter.asked
 
 
 def running(*lengths: int, max_len: int = 64) -> tuple[Slots, Ints]:
@@ -37,15 +47,15 @@ def running(*lengths: int, max_len: int = 64) -> tuple[Slots, Ints]:
     return slots, np.array([one.slot for one in slots.running()], np.int32)
 
 
-def proposed(drafter: Drafter) -> dict[int, list[int]]:
+def proposed(drafter: DraftStake) -> dict[int, list[int]]:
     """What goes down with the plan being made."""
-    parts = [part for part in drafter.parts(None) if isinstance(part, Drafts)]  # type: ignore[arg-type]
+    parts = [part for part in drafter.parts(PLAIN) if isinstance(part, Drafts)]
     return {one.slot: one.tokens.tolist() for part in parts for one in part.stretches}
 
 
 def test_with_nothing_in_flight_drafts_follow_the_last_known_token() -> None:
     slots, steady = running(4, 9)
-    drafter = Counting(slots, most=3)
+    drafter, _ = counting(slots, most=3)
     counts = drafter.drafts(steady, slots.known[steady], 100)
     assert counts is not None and counts.tolist() == [3, 3]
     told = proposed(drafter)
@@ -53,14 +63,14 @@ def test_with_nothing_in_flight_drafts_follow_the_last_known_token() -> None:
         length = int(slots.known[slot])
         assert told[slot] == [length, length + 1, length + 2]
         assert slots.history[slot, length : length + 3].tolist() == told[slot], "where the step will read them"
-    assert drafter.parts(None) == (), "told once"  # type: ignore[arg-type]
+    assert drafter.parts(PLAIN) == (), "told once"
 
 
 def test_nobody_is_asked_while_a_step_is_in_flight() -> None:
     slots, steady = running(4)
     slots.flying[steady] = 1
-    drafter = Counting(slots, most=3)
-    assert drafter.drafts(steady, slots.known[steady] + 1, 100) is None and not drafter.asked
+    drafter, asked = counting(slots, most=3)
+    assert drafter.drafts(steady, slots.known[steady] + 1, 100) is None and not asked
 
 
 def test_behind_a_step_in_flight_a_proposal_reaches_further() -> None:
@@ -68,12 +78,12 @@ def test_behind_a_step_in_flight_a_proposal_reaches_further() -> None:
     slots, steady = running(6)
     slot = int(steady[0])
     slots.flying[slot] = 2
-    drafter = Counting(slots, most=4)
+    drafter, asked = counting(slots, most=4)
     plan = Plan(
         1, 1, steady, slots.fed[steady], np.ones(1, np.int32), np.ones(1, np.int32), slots.owner[steady], number=1
     )
     late = drafter.fill(plan, np.ones(1, np.bool_))
-    assert isinstance(late, Drafts) and drafter.asked == [(6, 4 + 2)]
+    assert isinstance(late, Drafts) and asked == [(6, 4 + 2)]
     counts = drafter.drafts(steady, slots.known[steady] + 2, 100)
     assert counts is not None and counts.tolist() == [4]
     counts = drafter.drafts(steady, slots.known[steady] + 5, 100)
@@ -85,16 +95,16 @@ def test_behind_a_step_in_flight_a_proposal_reaches_further() -> None:
 def test_a_dead_row_is_not_asked_for() -> None:
     slots, steady = running(6, 6)
     slots.flying[steady] = 1
-    drafter = Counting(slots, most=2)
+    drafter, asked = counting(slots, most=2)
     ones = np.ones(2, np.int32)
     plan = Plan(2, 1, steady, slots.fed[steady], ones, ones, slots.owner[steady], number=1)
     drafter.fill(plan, np.array([False, True]))
-    assert len(drafter.asked) == 1
+    assert len(asked) == 1
 
 
 def test_a_new_tenants_slot_has_nothing_of_the_last_ones() -> None:
     slots, steady = running(6)
-    drafter = Counting(slots, most=4)
+    drafter, _ = counting(slots, most=4)
     assert drafter.drafts(steady, slots.known[steady], 100) is not None
     slots.renew(int(steady[0]))
     slots.flying[steady] = 1
@@ -103,17 +113,17 @@ def test_a_new_tenants_slot_has_nothing_of_the_last_ones() -> None:
 
 def test_first_come_first_served_where_there_is_not_room_for_all() -> None:
     slots, steady = running(4, 4, 4)
-    counts = Counting(slots, most=4).drafts(steady, slots.known[steady], 6)
+    counts = counting(slots, most=4)[0].drafts(steady, slots.known[steady], 6)
     assert counts is not None and counts.tolist() == [4, 2, 0]
-    assert Counting(slots, most=4).drafts(steady, slots.known[steady], 0) is None
+    assert counting(slots, most=4)[0].drafts(steady, slots.known[steady], 0) is None
 
 
 def test_proposals_stay_within_the_context_and_within_what_was_asked() -> None:
     slots, steady = running(62, max_len=64)
-    drafter = Counting(slots, most=2, says=lambda tokens, count: range(50))
+    drafter, _ = counting(slots, most=2, says=lambda tokens, count: range(50))
     drafter.drafts(steady, slots.known[steady], 100)
     assert proposed(drafter)[int(steady[0])] == [0, 1]
-    drafter = Counting(slots, most=30, says=lambda tokens, count: range(50))
+    drafter, _ = counting(slots, most=30, says=lambda tokens, count: range(50))
     drafter.drafts(steady, slots.known[steady], 100)
     (tokens,) = proposed(drafter).values()
     assert tokens == list(range(slots.history.shape[1] - 62))
@@ -130,7 +140,7 @@ def test_right_drafts_save_steps_and_wrong_ones_cost_none(depth: int, most: int)
             max_model_len=64,
             depth=depth,
             max_num_batched_tokens=16,
-            stakes=lambda slots: () if says is None else (Counting(slots, most=most, says=says),),
+            stakes=lambda slots: () if says is None else (counting(slots, most=most, says=says)[0],),
         )
         made.add(prompt, 24)
         made.run()

@@ -1,0 +1,149 @@
+"""Drafters as a stake: they are asked what may follow in steady rows, and their pace says how much of it is fed.
+
+At depth 0 all tokens are known when a plan is made, and drafts go down with it. Behind a step in flight they are
+proposed as soon as the step before it has landed, so they have to reach further: over all that the step in flight may
+yield, and as many drafts behind it.
+
+    known             known + flying
+    │ yielded in flight │ drafts of the next step │
+    └────────────── proposed ─────────────────────┘
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from sapwood.base.drafts import Tally
+from sapwood.base.plan import Bools, Drafts, Ints, LatePart, Longs, Part, Plan, Rows, Stretch
+from sapwood.base.request import Request
+from sapwood.base.slots import Slots
+from sapwood.base.stake import Stake
+from sapwood.draft.drafter import Drafter
+from sapwood.draft.pace import Greedy, Pace
+
+_NOBODY = 0  # owns no slot
+
+
+class DraftStake(Stake):
+    """Feeds up to `most` drafts per row: those of the first of the `drafters` that has any, at a `pace`.
+
+    Without a pace all are fed that can be.
+    """
+
+    def __init__(self, slots: Slots, drafters: Sequence[Drafter], *, most: int, pace: Pace | None = None) -> None:
+        self.most = most
+        self._slots, self._drafters = slots, tuple(drafters)
+        self._pace: Pace = pace or Greedy(most, len(self._drafters))
+        num_slots = len(slots.owner)
+        # Of the last proposal of each slot: whose it was and which drafter's, after how many known tokens, how far it reaches.
+        self._owner: Longs = np.full(num_slots, _NOBODY, np.int64)
+        self._drafter: Ints = np.zeros(num_slots, np.int32)
+        self._known: Ints = np.zeros(num_slots, np.int32)
+        self._reach: Ints = np.zeros(num_slots, np.int32)
+        self._proposed: list[Stretch] = []  # for the plan being made
+        self._flying: deque[Ints] = (
+            deque()
+        )  # of each plan with drafts that has not landed: whose those of its steady rows are
+        self._tallies = [Tally(most) for _ in self._drafters]
+
+    # -- proposing ------------------------------------------------------------------------------------------------
+
+    def drafts(self, slots: Ints, lengths: Ints, most: int) -> Ints | None:
+        s = self._slots
+        landed = slots[s.flying[slots] == 0]
+        self._propose(landed, self._proposed)
+        mine = self._owner[slots] == s.owner[slots]
+        ready: Ints = np.where(mine, np.clip(self._reach[slots] - lengths, 0, self.most), 0).astype(np.int32)
+        if not ready.any():
+            return None
+        drafts = self._pace.share(slots, self._drafter[slots], ready, s.flying[slots], most)
+        return drafts if drafts.any() else None
+
+    def parts(self, rows: Rows) -> Sequence[Part]:
+        self._pace.beside(rows.num_tokens - int(rows.counts_R[: rows.num_steady].sum()))
+        if rows.drafted:
+            self._flying.append(self._drafter[rows.steady])
+        return self._take(self._proposed)
+
+    def fill(self, plan: Plan, alive: Bools) -> LatePart | None:
+        s = self._slots
+        slots = plan.steady[alive[: plan.num_steady]]
+        new = (self._known[slots] != s.known[slots]) | (self._owner[slots] != s.owner[slots])
+        proposed: list[Stretch] = []
+        self._propose(slots[new], proposed)
+        return next(iter(self._take(proposed)), None)
+
+    def _propose(self, slots: Ints, proposed: list[Stretch]) -> None:
+        """Write proposals to the host's books, and note them for the device's."""
+        if not len(slots):
+            return
+        s = self._slots
+        reach = self._pace.reach(slots, s.known[slots])
+        self._owner[slots], self._known[slots], self._reach[slots] = s.owner[slots], s.known[slots], 0
+        for place in np.flatnonzero(reach.any(axis=1)).tolist():
+            self._propose_for(int(slots[place]), reach[place].tolist(), proposed)
+
+    def _propose_for(self, slot: int, reach: list[int], proposed: list[Stretch]) -> None:
+        s = self._slots
+        known, request, behind = int(s.known[slot]), s.of(slot), int(s.flying[slot])
+        room = s.history.shape[1] - known
+        for number, drafter in enumerate(self._drafters):
+            if not reach[number]:
+                continue
+            count = min(reach[number] + behind, room)
+            tokens = np.array(drafter.propose(request, s.history[slot, :known], count)[:count], np.int32)
+            if len(tokens):
+                s.history[slot, known : known + len(tokens)] = tokens
+                self._drafter[slot], self._reach[slot] = number, known + len(tokens)
+                proposed.append(Stretch(slot, known, tokens))
+                return
+
+    def _take(self, proposed: list[Stretch]) -> tuple[Drafts, ...]:
+        drafts = (Drafts(tuple(proposed)),) if proposed else ()
+        proposed.clear()
+        return drafts
+
+    # -- learning -------------------------------------------------------------------------------------------------
+
+    def verified(self, plan: Plan, rows: Longs, right: Ints) -> None:
+        s, drafters = self._slots, self._flying.popleft()
+        told = plan.heads_R[rows] > 1
+        rows, right = rows[told], right[told]
+        slots, of, drafts = plan.slots_R[rows], drafters[rows], plan.heads_R[rows] - 1
+        known = s.known[slots]
+        # Behind a draft that turned out to be wrong in the step before, all are, and that says nothing of them.
+        straight = plan.starts_R[rows] + 1 == known
+        self._pace.learn(slots[straight], of[straight], drafts[straight], right[straight], known[straight])
+        columns = (column.tolist() for column in (slots, of, drafts, right))
+        for slot, number, length, good in zip(*columns, strict=True):
+            self._tallies[number].add(length, good)
+            tallies, name = s.of(slot).drafted, self._drafters[number].name
+            if name not in tallies:
+                tallies[name] = Tally(self.most)
+            tallies[name].add(length, good)
+
+    # -- coming and going -----------------------------------------------------------------------------------------
+
+    def seat(self, request: Request, number: int) -> int:
+        self._pace.begin(request.slot)
+        return super().seat(request, number)
+
+    def drop(self, request: Request, number: int, *, trusted: bool) -> None:
+        for drafter in self._drafters:
+            drafter.leave(request)
+
+    def reset(self) -> None:
+        self._flying.clear()
+        self._proposed.clear()
+
+    def gauges(self) -> tuple[Mapping[str, int], Mapping[str, float]]:
+        """Drafts that were fed and accepted since the start, by drafter."""
+        counts: dict[str, int] = {}
+        for drafter, tally in zip(self._drafters, self._tallies, strict=True):
+            told = tally.told()
+            counts[f"drafts_{drafter.name}"] = told.num_fed
+            counts[f"accepted_drafts_{drafter.name}"] = told.num_accepted
+        return counts, {}

@@ -1,0 +1,80 @@
+"""The options of speculation: every spelling ends in the same place, and what is not there is refused by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sapwood.base.errors import ConfigError
+from sapwood.config.flags import from_options
+from sapwood.config.resolve import resolve
+from sapwood.config.speculation import drafters
+from tests.config.test_resolve import CPU, H100, SMALL, resolved
+
+ALL = ("prediction", "tree", "ngram")
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ({}, ()),
+        ({"speculation": "off"}, ()),
+        ({"speculation": "none"}, ()),
+        ({"speculation": "auto"}, ALL),
+        ({"speculative_algorithm": "NGRAM"}, ("ngram",)),
+        ({"speculation": "ngram, tree"}, ("ngram", "tree")),
+        ({"speculative_config": '{"method": "suffix"}'}, ("tree", "ngram")),
+        ({"speculative_config": '{"method": "auto", "num_speculative_tokens": 4}'}, ALL),
+    ],
+    ids=str,
+)
+def test_every_spelling_says_what_drafts(options: dict[str, Any], names: tuple[str, ...]) -> None:
+    for device in (CPU, H100):
+        config = resolved(SMALL, device, **options)
+        assert drafters(config) == names
+        assert config.speculation.speculative_config is None
+        assert (config.speculation.num_speculative_tokens or 0) > 0 or not names
+
+
+def test_how_many_are_drafted() -> None:
+    assert resolved(SMALL, CPU, num_speculative_tokens=4).speculation.num_speculative_tokens == 4
+    given = '{"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_min": 2}'
+    options = resolved(SMALL, CPU, speculative_config=given).speculation
+    assert (options.num_speculative_tokens, options.prompt_lookup_min) == (5, 2)
+    assert resolved(SMALL, CPU).speculation.num_speculative_tokens == 0
+
+
+def test_it_is_explained() -> None:
+    _, decisions = resolve(from_options({"speculation": "auto"}), SMALL, CPU)
+    told = {decision.field: str(decision) for decision in decisions}
+    assert "prediction,tree,ngram" in told["speculation"] and "acceptance and load" in told["num_speculative_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            {"speculation": "eagle"},
+            "--speculation takes off, auto, or some of prediction, tree, ngram.*no draft models",
+        ),
+        ({"speculation": "ngram,ngram"}, "each once"),
+        ({"speculation": "auto,ngram"}, "--speculation takes"),
+        ({"speculation": ""}, "--speculation takes"),
+        ({"speculative_config": '{"method": "eagle3"}'}, "--speculation takes"),
+        ({"speculative_config": "ngram"}, "--speculative-config takes a JSON object"),
+        ({"speculative_config": '{"num_speculative_tokens": 3}'}, "--speculative-config takes .*method"),
+        ({"speculative_config": '{"method": "ngram", "model": "x"}'}, "--speculative-config takes .*model"),
+        ({"speculative_config": '{"method": "ngram"}', "speculation": "auto"}, "leave one out"),
+        (
+            {"speculative_config": '{"method": "ngram", "num_speculative_tokens": 3}', "num_speculative_tokens": 4},
+            "leave one",
+        ),
+        ({"num_speculative_tokens": -1}, "--num-speculative-tokens must be at least 0"),
+        ({"prompt_lookup_min": 9}, r"--prompt-lookup-min must be in \[1, 8\]"),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_is_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        resolved(SMALL, CPU, **options)
