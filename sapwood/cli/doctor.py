@@ -22,6 +22,7 @@ _MARKS = {"ok": "ok", "note": "--", "bad": "!!"}
 _OPTIONAL = {
     "uvloop": "a faster event loop",
     "httptools": "a faster HTTP parser",
+    "opentelemetry-exporter-otlp-proto-http": "traces (--otlp-traces-endpoint)",
     "triton": "kernels for CUDA devices",
     "nvidia-cudnn-frontend": "faster long prompts on Hopper GPUs and later",
 }

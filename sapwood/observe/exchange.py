@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sapwood.observe.metrics import Meter
 
 
+_SHOWN = 200  # characters of a path
 UNANSWERED = 499  # as nginx counts those whose clients hung up before
 
 
@@ -50,11 +51,17 @@ class Exchange:
     def seconds(self) -> float:
         return self.ended - self.began
 
+    @property
+    def shown_path(self) -> str:
+        """The path, which anybody may choose, as part of a line: no control characters, and not too much of it."""
+        shown = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in self.path[:_SHOWN])
+        return shown + "..." * (len(self.path) > _SHOWN)
+
     def told(self) -> dict[str, Any]:
         """The request in a few words and numbers, none of them its prompt's or its output's."""
         told: dict[str, Any] = {
             "method": self.method,
-            "path": self.path,
+            "path": self.shown_path,
             "route": self.endpoint,
             "status": self.status,
             "seconds": round(self.seconds, 4),

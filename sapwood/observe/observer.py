@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from time import perf_counter
-from typing import Protocol
+from typing import Any, Protocol
 
 from sapwood.base.errors import ConfigError
 from sapwood.observe.exchange import Exchange, within
@@ -64,7 +64,7 @@ class Observer:
             self._traces.tell(exchange)
         if self._log_requests:
             told = exchange.told()
-            log.info(_sentence(exchange), extra={"fields": told, "request_id": exchange.id})
+            log.info("%s", _sentence(told), extra={"fields": told, "request_id": exchange.id})
 
     def close(self) -> None:
         """See `Traces.close`."""
@@ -72,13 +72,12 @@ class Observer:
             self._traces.close()
 
 
-def _sentence(exchange: Exchange) -> str:
-    """What was told, for people."""
-    told = exchange.told()
-    words = [f"{exchange.method} {exchange.path} {exchange.status} {exchange.seconds:.3f} s"]
-    if exchange.key:
-        words.append(f"key {exchange.key}")
-    if exchange.meters:
+def _sentence(told: Mapping[str, Any]) -> str:
+    """What is told of a request, for people."""
+    words = [f"{told['method']} {told['path']} {told['status']} {told['seconds']:.3f} s"]
+    if "key" in told:
+        words.append(f"key {told['key']}")
+    if "generations" in told:
         words.append(f"prompt {told['prompt_tokens']} ({told['cached_tokens']} cached)")
         words.append(f"output {told['output_tokens']}")
         if "first_token_seconds" in told:

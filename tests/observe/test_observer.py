@@ -91,6 +91,18 @@ def test_a_request_s_line(caplog: pytest.LogCaptureFixture) -> None:
     assert listener.heard == []
 
 
+def test_a_path_is_one_line_and_not_long(caplog: pytest.LogCaptureFixture) -> None:
+    path = "/v1/größe\n12:00:00 INFO all is well\x1b[31m% \u2028" + "a" * 999
+    with (
+        caplog.at_level(logging.INFO, "sapwood"),
+        make(log_requests=True).watching(Exchange("id", "GET", path, "other")),
+    ):
+        pass
+    (line,) = caplog.messages
+    assert line.startswith("GET /v1/größe\\n12:00:00 INFO all is well\\x1b[31m% \\u2028aaa") and len(line) < 300
+    assert "a... 499 " in line
+
+
 def test_no_line_unless_asked_for(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "sapwood"), make().watching(exchange()):
         pass
