@@ -37,7 +37,17 @@ needs_prometheus = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def server(tiny_model: Path) -> Iterator[Server]:
-    flags = ("--metrics-compat", "vllm", "--log-format", "json", "--log-requests", "--log-level", "debug")
+    flags = (
+        "--speculation",
+        "auto",
+        "--metrics-compat",
+        "vllm",
+        "--log-format",
+        "json",
+        "--log-requests",
+        "--log-level",
+        "debug",
+    )
     server = Server(tiny_model, "--kv-cache-memory", "32M", "--served-model-name", "tiny", *flags)
     yield server
     assert server.stop() == 0, server.output
@@ -139,11 +149,15 @@ class Prometheus:
         return httpx.get(f"{self.url}/api/v1/{path}", params=params, timeout=SECONDS).json()
 
     def value(self, query: str) -> float:
-        try:
-            found = self.ask("query", query=query)["data"]["result"]
-        except httpx.TransportError:
-            return -1.0  # it is not there yet
+        """What a query finds first, -1 for nothing."""
+        found = self.ask("query", query=query)["data"]["result"]
         return float(found[0]["value"][1]) if found else -1.0
+
+    def ready(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/-/ready", timeout=SECONDS).status_code == 200
+        except httpx.TransportError:
+            return False
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +165,7 @@ def prometheus(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iter
     use(server)
     prometheus = Prometheus(tmp_path_factory.mktemp("prometheus"), server.url.removeprefix("http://"))
     try:
+        eventually(prometheus.ready)
         eventually(lambda: prometheus.value("count_over_time(sapwood_engine_steps_total[1m])") >= 2)
         use(server)
         yield prometheus
