@@ -26,6 +26,10 @@ class Remote:
         with self._open(path, None) as response:
             return json.load(response)
 
+    def post(self, path: str, body: Any) -> Any:
+        with self._open(path, body) as response:
+            return json.load(response)
+
     def model(self) -> str:
         """The first model that the server names."""
         name: str = self.get("/v1/models")["data"][0]["id"]

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from sapwood.base.chains import Chains
 from sapwood.base.plan import Ints
 from sapwood.base.request import Request
-from sapwood.draft.chains import Chains
 from sapwood.draft.drafter import Drafter
 
 _CANDIDATES = 8

@@ -30,7 +30,7 @@ from sapwood.server import admin, anthropic, live, ollama, openapi, vllm
 from sapwood.server.auth import check_key
 from sapwood.server.errors import ClientGone, named, problem
 from sapwood.server.front import Front
-from sapwood.server.openai import batches, chat, completions, files, models, responses, stored
+from sapwood.server.openai import apply, batches, chat, completions, files, models, responses, stored
 from sapwood.server.passage import passage
 from sapwood.server.rooms import Room
 from sapwood.server.sglang import control, generate, state
@@ -43,6 +43,7 @@ ROOMS: Sequence[Room] = (
     Room(responses.routes),
     Room(files.routes),
     Room(batches.routes),
+    Room(apply.routes),
     Room(models.routes),
     anthropic.ROOM,
     ollama.ROOM,

@@ -19,6 +19,7 @@ from sapwood.grammar.spellings import Asked
 from sapwood.server.calling import EndChecks, Toolbox, grammar_of
 from sapwood.server.front import Front, Rendered, Talk
 from sapwood.server.generation import Choice, News, Prompt, choices_of, clipped
+from sapwood.server.prediction import predicted
 from sapwood.server.thinking import Budget, bounded
 from sapwood.text.model import Thoughts
 from sapwood.text.parsers import Event, Parser, Said, gather
@@ -42,6 +43,7 @@ class Ask:
         limit_param: The field that says how many tokens there are at most.
         clipped: There may be fewer where the context ends sooner; else that is an error.
         scoring: Only the prompt is computed.
+        prediction: What the answer will probably be like; it says nothing of thoughts.
     """
 
     talk: Talk
@@ -55,6 +57,7 @@ class Ask:
     limit_param: str = "max_tokens"
     clipped: bool = False
     scoring: bool = False
+    prediction: str = ""
 
 
 class Turn:
@@ -140,6 +143,7 @@ async def begin(front: Front, ask: Ask) -> Turn:
     params = bounded(front, ask.budget, params, rendered.thoughts)
     if ask.clipped:
         params = clipped(params, front.facts.max_model_len - len(rendered.tokens))
+    params = msgspec.structs.replace(params, prediction=await predicted(front, ask.prediction))
     plain = front.text.dialect.reasoning is None and (toolbox is None or not toolbox.offers)
     prompt = Prompt(
         rendered.tokens,

@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 from time import perf_counter
 
 import msgspec
+import numpy as np
 
+from sapwood.base.cursor import came_true
+from sapwood.base.drafts import Drafted
 from sapwood.base.errors import RequestError, SapwoodError
 from sapwood.base.plan import TokenLogprobs
 from sapwood.base.sampling import SamplingParams
@@ -52,7 +55,8 @@ class News:
 
 @dataclass(slots=True, eq=False)
 class Choice:
-    """One output. `finish` is None while it grows, then 'stop', 'length' or 'abort'; `stop` what stopped it."""
+    """One output. `num_predicted` tokens of it were foreseen by its prediction, and `drafted` tells how drafts fared if the engine has
+    ended it. `finish` is None while it grows, then 'stop', 'length' or 'abort'; `stop` what stopped it."""
 
     index: int
     prompt: Prompt
@@ -64,8 +68,15 @@ class Choice:
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     num_cached_tokens: int = 0
     num_thought_tokens: int | None = None
+    drafted: dict[str, Drafted] = field(default_factory=dict)
+    num_predicted: int = 0
     finish: str | None = None
     stop: int | str | None = None
+
+    @property
+    def num_mispredicted(self) -> int:
+        """Tokens of its prediction that did not come true; none before it has ended."""
+        return len(self.params.prediction) - self.num_predicted if self.finish else 0
 
     @property
     def text(self) -> str:
@@ -85,6 +96,12 @@ class Choice:
         self.texts.append(text)
         self.tokens += tokens
         self.logprobs += logprobs
+        if self.finish is not None:
+            self.drafted = delta.drafted
+            if self.params.prediction:
+                self.num_predicted = came_true(
+                    *(np.array(one, np.int32) for one in (self.params.prediction, self.tokens))
+                )
         return News(self, text, tokens, logprobs, first)
 
 

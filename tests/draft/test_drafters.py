@@ -12,7 +12,6 @@ from sapwood.base.request import Request
 from sapwood.base.sampling import SamplingParams
 from sapwood.cache import KVCache, Paths
 from sapwood.draft import Lookup, Predictions, Tree
-from sapwood.draft.prediction import Cursor
 from tests import kv
 
 
@@ -59,38 +58,6 @@ def test_lookup_keeps_requests_apart_and_forgets_those_that_leave() -> None:
 # -- predictions --------------------------------------------------------------------------------------------------
 
 PREDICTION = range(100, 140)
-
-
-@pytest.mark.parametrize(
-    ("output", "ahead"),
-    [
-        ([], [100, 101, 102]),
-        ([100, 101], [102, 103, 104]),
-        ([100, 101, 7], []),  # something else was said
-        ([100, 101, 7, 103], []),  # one token in common is too little
-        ([100, 101, 7, 103, 104], [105, 106, 107]),  # a word was changed
-        ([100, 101, 7, 8, 9, 102, 103], [104, 105, 106]),  # words were put in
-        ([100, 101, 110, 111], [112, 113, 114]),  # words were left out
-        ([100, 101, 110, 111, 100, 101], [102, 103, 104]),  # it goes back
-        ([7, 100, 101], [102, 103, 104]),
-        ([*PREDICTION], []),
-        ([*PREDICTION, 120, 121], [122, 123, 124]),
-    ],
-)
-def test_a_cursor_follows_and_finds_its_place_again(output: list[int], ahead: list[int]) -> None:
-    for step in (1, 2, 5):
-        cursor = Cursor(ints(*PREDICTION))
-        for end in range(0, len(output), step):
-            cursor.ahead(ints(*output[:end]), 3)
-        assert cursor.ahead(ints(*output), 3).tolist() == ahead
-
-
-def test_a_cursor_sooner_goes_ahead_than_back_and_no_further_than_it_has_to() -> None:
-    again = [1, 2, 3, 50, 1, 2, 4, 51, 1, 2, 5]
-    cursor = Cursor(ints(*again))
-    cursor.ahead(ints(1, 2, 3, 50), 1)
-    cursor.ahead(ints(1, 2, 3, 50, 9), 1)
-    assert cursor.ahead(ints(1, 2, 3, 50, 9, 1, 2), 1).tolist() == [4]
 
 
 def test_predictions_are_of_outputs_and_of_those_who_bring_one() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from sapwood.base.drafts import Drafted
 from sapwood.base.errors import EngineDead, Overloaded
 from sapwood.base.plan import TokenLogprobs
 from sapwood.base.sampling import SamplingParams
@@ -83,6 +84,7 @@ class FakeEngine:
         self.failure: Exception | None = None
         self.fail_after = 0
         self.cached = 0
+        self.drafted: dict[str, Drafted] = {}
         self.asked: list[Asked] = []
         self.controls: list[str] = []
         self.replies: dict[str, dict[str, Any]] = {  # to what it is told or asked
@@ -159,6 +161,7 @@ class FakeEngine:
                 piece,
                 finish=("stop" if stop is not None else "length") if last else None,
                 cached_tokens=self.cached if at == 0 else -1,
+                drafted=self.drafted,
                 stop=stop,
                 logprobs=self._logprobs(piece, params.logprobs, params.logprob_token_ids),
                 prompt_logprobs=(

@@ -15,8 +15,9 @@ from sapwood.server.body import field_error, json_response
 from sapwood.server.conversation import Ask, Turn, begin
 from sapwood.server.fields import Count
 from sapwood.server.front import Front
-from sapwood.server.generation import Choice, News, complete
-from sapwood.server.openai.answers import AnswerDelta, Speaker
+from sapwood.server.generation import Choice, News, Prompt, complete
+from sapwood.server.openai.answers import Answer, AnswerDelta, Speaker
+from sapwood.server.openai.apply import edit_in, merged_by_lines, to_merge
 from sapwood.server.openai.choices import ChatChoice, ChatChunkChoice, Logprobs
 from sapwood.server.openai.logprobs import token_logprobs
 from sapwood.server.openai.protocol import ChatRequest
@@ -27,10 +28,12 @@ from sapwood.server.openai.replies import (
     prompt_logprobs,
     stop_reason,
     usage_of,
+    whole_stream,
 )
 from sapwood.server.openai.stored import keep, kept_when_over
 from sapwood.server.openai.tools import toolbox_of
 from sapwood.server.passage import caller
+from sapwood.server.prediction import predicted_text
 from sapwood.server.refusals import CHAT
 from sapwood.server.routes import Described, Streamed, post
 from sapwood.server.thinking import Budget, template_fields
@@ -43,7 +46,11 @@ def routes(front: Front) -> list[Described]:
     async def chat_completions(request: Request, body: ChatRequest) -> Response:
         """Answer a conversation, with thoughts and calls of tools where the model has them."""
         body.check(front)
-        ask = await _ask(front, body)
+        ask, edit = await _ask(front, body), edit_in(body)
+        if edit is not None:
+            if (merged := await merged_by_lines(edit)) is not None:
+                return _at_once(front, body, ask, merged)
+            ask = to_merge(ask, edit)
         turn = await begin(front, ask)
         speaker = Speaker(front, turn, offered=ask.toolbox is not None)
         if body.stream:
@@ -52,11 +59,11 @@ def routes(front: Front) -> list[Described]:
             shape = _shaper(front, body, turn, speaker)
             if body.store:
                 shape = kept_when_over(front, caller(request), body, reply, turn.choices, shape)
-            return event_stream(front, turn.choices, reply, body.stream_options, shape=shape, plain=plain)
+            return event_stream(front, turn.choices, reply, body.usage_options, shape=shape, plain=plain)
         await front.attended(request.receive, complete(front, turn.choices))
         reply = new_reply(front, "chat.completion", "chatcmpl")
         reply.choices = [_choice(front, body, choice, turn, speaker) for choice in turn.choices]
-        reply.usage = usage_of(turn.choices)
+        reply.usage = usage_of(turn.choices, drafts=body.speculation_details)
         if body.prompt_logprobs is not None:
             reply.prompt_logprobs = prompt_logprobs(
                 front.text, turn.choices[0].prompt_logprobs, ask.params.logprob_token_ids
@@ -80,6 +87,25 @@ def routes(front: Front) -> list[Described]:
     ]
 
 
+def _at_once(front: Front, body: ChatRequest, ask: Ask, text: str) -> Response:
+    """An answer that no model has to give."""
+    choice = Choice(0, Prompt([], "messages"), ask.params, texts=[text], finish="stop")
+    if not body.stream:
+        reply = new_reply(front, "chat.completion", "chatcmpl")
+        reply.choices, reply.usage = (
+            [ChatChoice(index=0, message=Answer(text), finish_reason="stop")],
+            usage_of([choice]),
+        )
+        return json_response(reply)
+
+    def shape(news: News) -> Iterator[ChatChunkChoice]:
+        yield ChatChunkChoice(index=0, delta=AnswerDelta(role="assistant", content=text))
+        yield ChatChunkChoice(index=0, delta=AnswerDelta(), finish_reason="stop")
+
+    reply = new_reply(front, "chat.completion.chunk", "chatcmpl")
+    return whole_stream([choice], reply, body.usage_options, shape=shape)
+
+
 async def _ask(front: Front, body: ChatRequest) -> Ask:
     limit = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
     params, asked = await _params(front, body, limit), body.asked()
@@ -93,6 +119,7 @@ async def _ask(front: Front, body: ChatRequest) -> Ask:
         priority=body.priority or 0,
         limit_param=limit,
         split=body.separate_reasoning is not False,
+        prediction=predicted_text(body.prediction),
     )
 
 

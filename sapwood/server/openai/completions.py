@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import cast
+from typing import Any, cast
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -29,6 +29,7 @@ from sapwood.server.openai.replies import (
     stop_reason,
     usage_of,
 )
+from sapwood.server.prediction import predicted, predicted_text
 from sapwood.server.refusals import COMPLETIONS
 from sapwood.server.routes import Described, Streamed, post
 from sapwood.text import TextModel
@@ -78,10 +79,10 @@ def routes(front: Front) -> list[Described]:
         shape = _shaper(front, body, echoes, end_check)
         if body.stream:
             plain = None if body.logprobs is not None or body.return_token_ids else _plain
-            return event_stream(front, choices, reply, body.stream_options, shape=shape, plain=plain)
+            return event_stream(front, choices, reply, body.usage_options, shape=shape, plain=plain)
         await front.attended(request.receive, complete(front, choices))
         reply.choices = [entry for choice in choices for entry in shape(_whole(choice))]
-        reply.usage = usage_of(choices)
+        reply.usage = usage_of(choices, drafts=body.speculation_details)
         return json_response(reply)
 
     return [
@@ -101,15 +102,13 @@ async def _params(front: Front, body: CompletionRequest) -> SamplingParams:
     max_tokens = body.max_tokens
     if max_tokens == 0 and body.echo:
         max_tokens = 1  # only the prompt's logprobs are wanted
+    prediction = await predicted(front, predicted_text(body.prediction))
+    more: dict[str, Any] = {"prediction": prediction}
+    names = {}
     if body.echo and body.logprobs is not None and body.prompt_logprobs is None:
-        return await body.sampling(
-            front,
-            max_tokens=max_tokens,
-            logprobs=body.logprobs,
-            prompt_logprobs=body.logprobs,
-            names={"prompt_logprobs": "logprobs"},
-        )
-    return await body.sampling(front, max_tokens=max_tokens, logprobs=body.logprobs, names={})
+        more["prompt_logprobs"] = body.logprobs
+        names["prompt_logprobs"] = "logprobs"
+    return await body.sampling(front, max_tokens=max_tokens, logprobs=body.logprobs, names=names, **more)
 
 
 async def _prompts(front: Front, body: CompletionRequest) -> list[Prompt]:

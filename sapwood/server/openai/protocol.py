@@ -6,7 +6,7 @@ Fields that are not declared are ignored, but for those that `sapwood.server.ref
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -17,6 +17,7 @@ from sapwood.server.errors import unsupported
 from sapwood.server.fields import Count, Int, Messages, Priority, listed, salt_of
 from sapwood.server.front import Front
 from sapwood.server.openai.metadata import Metadata
+from sapwood.server.prediction import Predicted
 
 _AS_THEY_ARE = (
     "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed",
@@ -27,6 +28,14 @@ _AS_THEY_ARE = (
 class StreamOptions(msgspec.Struct, kw_only=True):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
+
+
+class UsageOptions(NamedTuple):
+    """`told` at the end of a stream, `running` with every chunk, with how `drafts` fared."""
+
+    told: bool
+    running: bool
+    drafts: bool
 
 
 class Sampling(Structured, kw_only=True):
@@ -67,6 +76,18 @@ class Sampling(Structured, kw_only=True):
     extra_key: str | None = None
     return_token_ids: bool | None = None
     timeout: float | None = None
+    prediction: Predicted | str | None = None
+    speculation_details: bool | None = None
+
+    @property
+    def usage_options(self) -> UsageOptions:
+        """How a stream tells what was used."""
+        options = self.stream_options
+        return UsageOptions(
+            told=options is not None and bool(options.include_usage),
+            running=options is not None and bool(options.include_usage and options.continuous_usage_stats),
+            drafts=bool(self.speculation_details),
+        )
 
     def check(self, front: Front) -> None:
         """Raise RequestError for what does not depend on the prompt: the model, and fields that cannot work."""
@@ -124,7 +145,7 @@ class CompletionRequest(Sampling, kw_only=True):
 
 
 class ChatRequest(Sampling, Messages, kw_only=True):
-    """`prediction`, `user` and `service_tier` are among those that never change the result."""
+    """`user` and `service_tier` are among those that never change the result."""
 
     messages: list[dict[str, Any]] | None = None
     add_generation_prompt: bool | None = None

@@ -10,12 +10,13 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 from msgspec import UNSET, UnsetType
+from starlette.responses import Response
 
 from sapwood.base.plan import TokenLogprobs
 from sapwood.server.front import Front
 from sapwood.server.generation import Choice, News
 from sapwood.server.logprobs import alternatives, finite
-from sapwood.server.openai.protocol import StreamOptions
+from sapwood.server.openai.protocol import UsageOptions
 from sapwood.server.sse import DONE, EventStream, Script, cut, frame, quoted
 from sapwood.text import TextModel
 
@@ -26,8 +27,19 @@ class PromptDetails(msgspec.Struct):
     cached_tokens: int
 
 
-class CompletionDetails(msgspec.Struct):
-    reasoning_tokens: int
+class CompletionDetails(msgspec.Struct, omit_defaults=True):
+    """Of a prediction, how many of its tokens came true in the output, and how many did not."""
+
+    reasoning_tokens: int | UnsetType = UNSET
+    accepted_prediction_tokens: int | UnsetType = UNSET
+    rejected_prediction_tokens: int | UnsetType = UNSET
+
+
+class DraftDetails(msgspec.Struct):
+    """How many drafts were fed and accepted at each place behind a token, the first place first."""
+
+    fed: list[int]
+    accepted: list[int]
 
 
 class Usage(msgspec.Struct):
@@ -39,6 +51,7 @@ class Usage(msgspec.Struct):
     prompt_tokens_details: PromptDetails
     completion_tokens_details: CompletionDetails | UnsetType = UNSET
     reasoning_tokens: int | UnsetType = UNSET
+    speculation: dict[str, DraftDetails] | UnsetType = UNSET
 
 
 class RankedToken(msgspec.Struct):
@@ -74,18 +87,39 @@ def new_reply(front: Front, object: str, prefix: str) -> Reply[Any]:
     )
 
 
-def usage_of(choices: Sequence[Choice]) -> Usage:
-    """What has been used so far. A prompt counts once, however many outputs share it."""
+def usage_of(choices: Sequence[Choice], *, drafts: bool | None = False) -> Usage:
+    """What has been used so far, `drafts` by drafter too if asked for. A prompt counts once, however many outputs share it."""
     firsts = {choice.prompt: choice for choice in reversed(choices)}.values()
     prompt = sum(len(choice.prompt.tokens) for choice in firsts)
     output = sum(len(choice.tokens) for choice in choices)
     cached = sum(choice.num_cached_tokens for choice in firsts)
     thoughts = [count for choice in choices if (count := choice.num_thought_tokens) is not None]
     usage = Usage(prompt, output, prompt + output, PromptDetails(cached))
+    details = CompletionDetails()
     if thoughts:
-        usage.completion_tokens_details = CompletionDetails(sum(thoughts))
-        usage.reasoning_tokens = sum(thoughts)
+        usage.reasoning_tokens = details.reasoning_tokens = sum(thoughts)
+    if any(choice.params.prediction for choice in choices):
+        details.accepted_prediction_tokens = sum(choice.num_predicted for choice in choices)
+        details.rejected_prediction_tokens = sum(choice.num_mispredicted for choice in choices)
+    if details != CompletionDetails():
+        usage.completion_tokens_details = details
+    if drafts:
+        usage.speculation = _drafts_of(choices)
     return usage
+
+
+def _drafts_of(choices: Sequence[Choice]) -> dict[str, DraftDetails]:
+    """Of all choices together."""
+    names = dict.fromkeys(name for choice in choices for name in choice.drafted)
+    found = {}
+    for name in names:
+        mine = [choice.drafted[name] for choice in choices if name in choice.drafted]
+        fed, accepted = (
+            [sum(column) for column in zip_longest(*rows, fillvalue=0)]
+            for rows in ([one.fed for one in mine], [one.accepted for one in mine])
+        )
+        found[name] = DraftDetails(fed, accepted)
+    return found
 
 
 def stop_reason(front: Front, choice: Choice) -> int | str | None:
@@ -98,7 +132,7 @@ def event_stream(
     front: Front,
     choices: Sequence[Choice],
     reply: Reply[Any],
-    options: StreamOptions | None,
+    options: UsageOptions,
     *,
     shape: Callable[[News], Iterable[msgspec.Struct]],
     plain: Callable[[int, str], msgspec.Struct] | None,
@@ -110,6 +144,19 @@ def event_stream(
     return EventStream(front, choices, _Chunks(choices, reply, options, shape, plain))
 
 
+def whole_stream(
+    choices: Sequence[Choice],
+    reply: Reply[Any],
+    options: UsageOptions,
+    *,
+    shape: Callable[[News], Iterable[msgspec.Struct]],
+) -> Response:
+    """The stream of choices that are whole before it begins."""
+    script = _Chunks(choices, reply, options, shape, None)
+    news = [News(choice, choice.text, choice.tokens, choice.logprobs, first=True) for choice in choices]
+    return Response(script.frames(news) + script.last(), media_type=script.media)
+
+
 class _Chunks(Script):
     """Nearly all chunks are plain and differ in their text only, so the rest of them is encoded once per choice."""
 
@@ -117,19 +164,18 @@ class _Chunks(Script):
         self,
         choices: Sequence[Choice],
         reply: Reply[Any],
-        options: StreamOptions | None,
+        options: UsageOptions,
         shape: Callable[[News], Iterable[msgspec.Struct]],
         plain: Callable[[int, str], msgspec.Struct] | None,
     ) -> None:
         self._choices = choices
         self._reply = reply
         self._shape = shape
-        self._with_usage = options is not None and bool(options.include_usage)
-        self._running_usage = self._with_usage and options is not None and bool(options.continuous_usage_stats)
-        if self._with_usage:
+        self._options = options
+        if options.told:
             reply.usage = None
         self._moulds: list[tuple[bytes, bytes]] = []
-        if plain is not None and not self._running_usage:
+        if plain is not None and not options.running:
             mark = uuid.uuid4().hex
             for choice in choices:
                 reply.choices = [plain(choice.index, mark)]
@@ -137,8 +183,8 @@ class _Chunks(Script):
 
     def frames(self, news: list[News]) -> bytes:
         parts: list[bytes] = []
-        if self._running_usage:
-            self._reply.usage = usage_of(self._choices)
+        if self._options.running:
+            self._reply.usage = self._usage()
         for one in news:
             if self._moulds and not one.first and one.choice.finish is None:
                 if one.text:
@@ -152,10 +198,13 @@ class _Chunks(Script):
 
     def last(self) -> bytes:
         """The usage, if it was asked for, and [DONE]."""
-        if not self._with_usage:
+        if not self._options.told:
             return DONE
-        self._reply.choices, self._reply.usage = [], usage_of(self._choices)
+        self._reply.choices, self._reply.usage = [], self._usage()
         return frame(self._reply) + DONE
+
+    def _usage(self) -> Usage:
+        return usage_of(self._choices, drafts=self._options.drafts)
 
 
 def prompt_logprobs(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
 from sapwood.base.errors import RequestError
 from sapwood.base.sampling import SamplingParams
@@ -17,6 +18,7 @@ from sapwood.server.body import field_error
 from sapwood.server.fields import listed, salt_of
 from sapwood.server.front import MAX_CHOICES, Front
 from sapwood.server.generation import Prompt, params_for
+from sapwood.server.prediction import predicted
 from sapwood.server.refusals import NATIVE_SAMPLING, refuse
 from sapwood.server.sglang.protocol import GenerateRequest, NativeSampling
 
@@ -77,9 +79,10 @@ async def batch_of(front: Front, body: GenerateRequest) -> Batch:
     wishes = _wishes(body, prompts)
     limit = front.facts.max_model_len
     several = await _settled(front, samplings, wishes)
+    predictions = await _predictions(front, body.prediction, len(prompts))
     pairs = [
-        (prompt, params_for(prompt, params, limit, default=_DEFAULT_MAX_TOKENS))
-        for prompt, params in zip(prompts, several, strict=True)
+        (prompt, params_for(prompt, replace(params, prediction=guess), limit, default=_DEFAULT_MAX_TOKENS))
+        for prompt, params, guess in zip(prompts, several, predictions, strict=True)
     ]
     return Batch(pairs, dict(zip(prompts, wishes, strict=True)), single)
 
@@ -188,6 +191,13 @@ def _params(front: Front, native: NativeSampling, wish: Wish, forbidden: tuple[t
     fields["logprobs"], fields["logprob_token_ids"] = wish.logprobs, wish.named
     fields["prompt_logprobs"] = wish.logprobs if wish.start >= 0 else None
     return front.check(SamplingParams(**(front.defaults | fields)), _THEIRS | _PLACES)
+
+
+async def _predictions(front: Front, given: str | list[str] | None, count: int) -> list[tuple[int, ...]]:
+    """The tokens that each prompt's output is predicted to be; each text is made into tokens once."""
+    texts = _spread("prediction", given, count, "")
+    tokens = {text: await predicted(front, text) for text in dict.fromkeys(texts)}
+    return [tokens[text] for text in texts]
 
 
 async def _settled(front: Front, samplings: Sequence[NativeSampling], wishes: Sequence[Wish]) -> list[SamplingParams]:

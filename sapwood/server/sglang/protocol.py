@@ -64,6 +64,7 @@ class GenerateRequest(msgspec.Struct, kw_only=True):
     priority: Priority | None = None
     cache_salt: str | None = None
     extra_key: str | list[str] | None = None
+    prediction: str | list[str] | None = None
 
 
 class Finish(msgspec.Struct, omit_defaults=True):
@@ -84,6 +85,8 @@ class Meta(msgspec.Struct, kw_only=True):
     completion_tokens: int
     cached_tokens: int
     weight_version: str = "default"
+    accepted_prediction_tokens: int | UnsetType = UNSET
+    rejected_prediction_tokens: int | UnsetType = UNSET
     e2e_latency: float | UnsetType = UNSET
     schema_check: Finding | UnsetType = UNSET
     input_token_logprobs: list[LogprobEntry] | UnsetType = UNSET

@@ -7,8 +7,8 @@ import random
 import numpy as np
 import pytest
 
+from sapwood.base.chains import Chains, Match
 from sapwood.base.plan import Ints
-from sapwood.draft.chains import Chains, Match
 
 
 def everywhere(text: Ints, count: int, tail: Ints, length: int) -> list[Match]:
