@@ -21,6 +21,7 @@ has no mark.
 from __future__ import annotations
 
 import itertools
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
@@ -31,6 +32,7 @@ from sapwood.apply.lazy import Hunk, Unclear, hunks_of, plain, telling
 _LONGEST_RUN = 3  # lines of an anchor
 _NEAR = 3  # lines that may be passed over above the first anchor and below the last, beside as many as the hunk has
 _ALIKE = 0.6  # from which a new line may be meant to replace another
+_MANY = 60  # lines beyond an end without a mark that surely stay, though there are marks elsewhere
 _FEW = 8  # lines that may go without a word, beside twice as many as come in their place
 
 
@@ -76,10 +78,11 @@ def _merge(old: Sequence[str], hunks: Sequence[Hunk]) -> list[str]:
         else:
             first = end = _end_of_file(olds, hunk, number, len(hunks))
             pairs = []
+        most = _MANY if any(one.after or one.before for one in hunks) else _FEW
         if number == 0 and not hunk.after:
-            _check_rest(olds[:first])
+            _check_rest(olds[:first], most)
         if number == len(hunks) - 1 and not hunk.before:
-            _check_rest(olds[end:])
+            _check_rest(olds[end:], most)
         if first < done:
             raise Unclear("parts of the update overlap in the file")
         _add(out, old[done:first])
@@ -91,9 +94,9 @@ def _merge(old: Sequence[str], hunks: Sequence[Hunk]) -> list[str]:
     return out
 
 
-def _check_rest(lines: Sequence[str]) -> None:
+def _check_rest(lines: Sequence[str], most: int) -> None:
     """What is left of the file beyond an end of the snippet that has no mark: nothing, or so much that it surely stays."""
-    if any(lines) and sum(map(telling, lines)) <= _FEW:
+    if any(lines) and sum(map(telling, lines)) <= most:
         raise Unclear("the update ends without a mark near an end of the file, where some lines may stay or go")
 
 
@@ -126,10 +129,36 @@ def _anchors(olds: Sequence[str], news: Sequence[Sequence[str]]) -> list[list[Pa
                 if times[run] == mine[run] == 1:
                     pairs += map(Pair._make, zip(places, at[run], strict=True))
             pairs[:] = sorted(set(pairs))
+    return _ordered(found)
+
+
+def _ordered(found: list[list[Pair]]) -> list[list[Pair]]:
+    """The same without the few lines that stand elsewhere in the file: they were moved, so here they are new. Raises Unclear
+    where that does not leave an anchor to each that had one, or where lines are too many to have been moved."""
     every = [pair.old for pairs in found for pair in pairs]
-    if any(one >= other for one, other in itertools.pairwise(every)):
-        raise Unclear("lines of the update stand in another order in the file")
+    kept = set(_rising(every))
+    if len(kept) < len(every):
+        mine = [[pair for pair in pairs if pair.old in kept] for pairs in found]
+        if 5 * len(kept) < 4 * len(every) or any(was and not now for was, now in zip(found, mine, strict=True)):
+            raise Unclear("lines of the update stand in another order in the file")
+        return mine
     return found
+
+
+def _rising(values: Sequence[int]) -> list[int]:
+    """The longest part of some different numbers that rises."""
+    ends: list[int] = []  # of parts of each length, the least number that ends one
+    before: dict[int, int | None] = {}
+    for value in values:
+        place = bisect_left(ends, value)
+        before[value] = ends[place - 1] if place else None
+        ends[place : place + 1] = [value]
+    found: list[int] = []
+    value_or_none = ends[-1] if ends else None
+    while value_or_none is not None:
+        found.append(value_or_none)
+        value_or_none = before[value_or_none]
+    return found[::-1]
 
 
 def _runs(lines: Sequence[str], length: int) -> Iterator[tuple[tuple[str, ...], tuple[int, ...]]]:
