@@ -176,6 +176,14 @@ class Run:
                     self._submit(*session)
         return len(news.ids) + sum(len(delta.tokens) for delta in news.deltas)
 
+    def _drafts(self) -> Figures:
+        """How many drafts were fed, and which share of them was right, if any were."""
+        fed, right = (
+            sum(count for name, count in self.counters.items() if name.startswith(prefix))
+            for prefix in ("drafts_", "accepted_drafts_")
+        )
+        return {"drafts": fed, "acceptance": right / fed} if fed else {}
+
     def figures(self, batch: int | None = None) -> Figures:
         """The decode time is the median of steps in which every row only decodes; of `batch` rows, all is told of those."""
         decoding, steps = decode_seconds(self.steps, batch=batch), self.counters["steps"]
@@ -191,6 +199,7 @@ class Run:
             "host_us": 1e6 * self.host_seconds / steps if steps else None,
             "cached_tokens": self.counters["cached_tokens"],
             "preemptions": self.counters["preemptions"],
+            **self._drafts(),
             **spread("ttft_ms", self.first_tokens),
             "ttft_ms_max": 1e3 * max(self.first_tokens) if self.first_tokens else None,
         }

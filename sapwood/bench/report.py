@@ -54,6 +54,8 @@ FIGURES: Mapping[str, Figure] = MappingProxyType(
         "output_tok_s": Figure("output tok/s", "higher", shown=[*_OFFLINE, "serve"]),
         "prompt_tok_s": Figure("prompt tok/s", "higher", shown=["throughput"]),
         "total_tok_s": Figure("total tok/s", "higher", shown=["throughput"]),
+        "drafts": Figure("drafts", shown=_OFFLINE),
+        "acceptance": Figure("acceptance", "higher", 2, _OFFLINE),
         "decode_ms": Figure("decode ms", "lower", 2, ["throughput"]),
         **_spread("ttft_ms", "TTFT ms", 1, serve="p50 p99", latency="p50"),
         "ttft_ms_max": Figure("TTFT ms max", "lower", 1, ["latency"]),

@@ -100,9 +100,9 @@ class Costs:
         return self._by_tokens[np.minimum(np.arange(first, last + 1), len(self._by_tokens) - 1)]
 
     def bend(self) -> int:
-        """Tokens of the first step that costs half again as much as one of a single token, or of the longest."""
-        dear = np.flatnonzero(self._by_tokens > 1.5 * self._by_tokens[1])
-        return int(dear[0]) if len(dear) else len(self._by_tokens) - 1
+        """Up to how many tokens a step gets more done in a second the more it has: the least that come near the most."""
+        rates = np.arange(1, len(self._by_tokens)) / self._by_tokens[1:]
+        return 1 + int(np.flatnonzero(rates >= 0.95 * rates.max())[0])
 
 
 class Adaptive:

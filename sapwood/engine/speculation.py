@@ -44,7 +44,7 @@ def speculate(config: Config, slots: Slots, kv: KVCache, executor: Executor) -> 
     mine = [makers[name]() for name in names]
     pace = Adaptive(len(slots.owner), len(mine), most=most, costs=costs)
     told = ", ".join(f"{size}: {1000 * took:.3g} ms" for size, took in zip(sizes, seconds, strict=False))
-    reason = f"measured ({told}); beyond, tokens cost about what they would in a step of their own"
+    reason = f"if they are right; measured: {told}"
     stake = DraftStake(slots, mine, most=most, pace=pace)
     return Speculation(
         (stake,), (stake.gauges,), (Decision("drafts_pay_up_to", f"{costs.bend()} tokens a step", reason),)

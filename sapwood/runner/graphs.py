@@ -31,6 +31,7 @@ Compute = Callable[[Frame, int, RowLimits, Shared | None], T]
 _LEAST_TILES = 8
 _MIXED_ROWS = (64, 256, 512)
 _KINDS = (256, 64, 16)  # rows, or tokens of a mixed step, up to which other kernels are launched than for more
+_MOST_DRAFTED = 256  # tokens of a step with drafts that is captured ahead: more of them seldom pay
 _MIXED_CHANGES = 4096  # pages that a step with prompt chunks may turn; those of cached prefixes are among them
 _NOTHING: Ints = np.zeros(0, np.int32)
 
@@ -136,8 +137,9 @@ class Graphs(Generic[T]):
             self._mixed(self._max_tokens, most),
             *(self._mixed(count, min(count, most)) for count in _KINDS if count <= self._max_tokens),
         ]
+        drafted = [size._replace(drafted=True) for size in mixed] if self._drafts else []
         decode = [Size(rows, rows, False, shared) for rows in (most, *_KINDS, 2, 1) for shared in (True, False)]
-        for size in dict.fromkeys(size for size in (*mixed, *decode) if size.rows <= most):
+        for size in dict.fromkeys(size for size in (*mixed, *drafted, *decode) if size.rows <= most):
             step: _Captured[T] = _Captured(size, self._runs_size(size), self._table)
             step.launch(self._compute)
 
@@ -212,8 +214,10 @@ class Graphs(Generic[T]):
         decode = [Size(rows, rows, False, False) for rows in self._row_steps.tolist()]
         tokens = [tokens for tokens in self._token_steps.tolist() if tokens <= self._max_tokens]
         mixed = [self._mixed(count, rows) for rows in (*_MIXED_ROWS, self._max_rows) for count in tokens]
+        few = [self._mixed(count, 1)._replace(drafted=True) for count in tokens if count <= _MOST_DRAFTED]
+        drafted = few if self._drafts else []
         sharing = [size._replace(shared=True) for size in decode if size.rows > 1]
-        return list(dict.fromkeys([*sharing[::-1], *mixed[::-1], *decode[::-1]]))
+        return list(dict.fromkeys([*sharing[::-1], *mixed[::-1], *drafted[::-1], *decode[::-1]]))
 
 
 class _Captured(Generic[T]):

@@ -307,3 +307,22 @@ def test_a_graph_that_cannot_be_captured_harms_nobody(
     assert len(tried) == 1
     assert not worker.tidy()
     assert "no room" in caplog.text
+
+
+def test_steps_with_drafts_have_sizes_of_their_own_ahead(tmp_path: Path) -> None:
+    worker = Subject("llama", tmp_path, "cpu").worker
+    few, more = (
+        Graphs(
+            worker._step.compute_for_graph,
+            worker.table,
+            max_rows=8,
+            max_tokens=64,
+            tile=worker._step.tile,
+            drafts=drafts,
+            capture=False,
+        )
+        for drafts in (False, True)
+    )
+    sizes = set(more._ahead) - set(few._ahead)
+    assert sizes and all(size.drafted and size.heads == size.tokens for size in sizes)
+    assert {size.tokens for size in sizes} == {16, 32, 64}
