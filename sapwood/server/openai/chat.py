@@ -50,7 +50,7 @@ def routes(front: Front) -> list[Described]:
         if edit is not None:
             if (merged := await merged_by_lines(edit)) is not None:
                 return _at_once(front, body, ask, merged)
-            ask = to_merge(ask, edit)
+            ask = to_merge(ask, edit, greedy=body.temperature is None)
         turn = await begin(front, ask)
         speaker = Speaker(front, turn, offered=ask.toolbox is not None)
         if body.stream:
