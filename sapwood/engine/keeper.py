@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 EXIT_SECONDS = 5.0  # for an engine that is told to end, before it is killed
 SILENCE_SECONDS = 30.0  # an engine that has something to do says so about every second
+START_SECONDS = 60.0  # for another one to become ready, or five times as long as the last one took
 LOOK_SECONDS = 1.0
 RESTART_SECONDS = 600.0  # in which so many restarts are allowed
 _PAUSES = (0.0, 1.0, 3.0, 10.0)  # before the first restart within that time, the second, and so on
@@ -63,7 +64,7 @@ async def _keep(config: Config, child: Child | None, ready: asyncio.Future[Async
     while True:
         began = monotonic()
         try:
-            async with _life(config, child) as life:
+            async with _life(config, child, None if engine is None else max(START_SECONDS, 5 * took)) as life:
                 if engine is None:
                     live = life.facts.max_num_seqs + config.scheduler.max_waiting
                     engine = AsyncEngine(life.line.send, life.facts, max_live=live)
@@ -78,7 +79,8 @@ async def _keep(config: Config, child: Child | None, ready: asyncio.Future[Async
         except Exception as error:
             if engine is None:
                 raise
-            why, pause = f"the engine could not be started again: {error}", restarts.pause(monotonic())
+            reason = "it has not become ready" if isinstance(error, TimeoutError) else error
+            why, pause = f"the engine could not be started again: {reason}", restarts.pause(monotonic())
             engine.die(why, None if pause is None else pause + took)
         if pause is None:
             return
@@ -115,8 +117,8 @@ class _Life:
 
 
 @contextlib.asynccontextmanager
-async def _life(config: Config, child: Child | None) -> AsyncIterator[_Life]:
-    """Entered when the process is ready, left when it has ended."""
+async def _life(config: Config, child: Child | None, limit: float | None) -> AsyncIterator[_Life]:
+    """Entered when the process is ready, which must be within `limit` seconds; left when it has ended."""
     with contextlib.ExitStack() as stack:  # left without waiting for anything, so that no interrupt can cut it off
         child = stack.enter_context(child or spawn())
         private = tempfile.TemporaryDirectory(prefix="sapwood-", ignore_cleanup_errors=True)  # mode 0700
@@ -125,7 +127,8 @@ async def _life(config: Config, child: Child | None) -> AsyncIterator[_Life]:
         child.tell(msgspec.msgpack.encode(Start(config, folder)))
         ended = asyncio.create_task(_end_of(child))
         try:
-            ready = await _await_ready(line, ended)
+            async with asyncio.timeout(limit):
+                ready = await _await_ready(line, ended)
             yield _Life(child, line, ended, ready.facts)
         finally:
             child.close()

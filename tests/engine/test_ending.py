@@ -181,6 +181,19 @@ def test_who_comes_before_the_engine_is_ready_is_told(folder: Path, model: Path)
     assert code == 128 + signal.SIGTERM and "Traceback" not in said, said
 
 
+@pytest.mark.parametrize("second", ["loads", "stays"])
+def test_told_to_end_while_another_engine_starts(folder: Path, model: Path, second: str) -> None:
+    front = serve(folder, f"serves,{second}", model, exit_seconds=0.5, restarts=1)
+    front.reach("ready")
+    first = (folder / "begun").read_text()
+    os.kill(int(first), signal.SIGKILL)
+    eventually(lambda: (folder / "begun").read_text() != first)
+    front.process.send_signal(signal.SIGTERM)
+    code, said = front.ended()
+    assert code == 0 and "Traceback" not in said, said
+    assert not front.left
+
+
 def test_a_port_that_is_taken(folder: Path, model: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         front = serve(folder, "loads", model, port=taken.getsockname()[1])

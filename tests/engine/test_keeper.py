@@ -109,8 +109,14 @@ def test_a_step_without_end_is_a_hang(tmp_path: Path, monkeypatch: pytest.Monkey
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize(("ways", "says"), [("dies", "exit code 7"), ("dies,breaks", "could not be started again")])
+@pytest.mark.parametrize(
+    ("ways", "says"),
+    [("dies", "exit code 7"), ("dies,breaks", "could not be started again"), ("dies,stays", "has not become ready")],
+)
 def test_there_is_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ways: str, says: str) -> None:
+    monkeypatch.setattr(keeper, "START_SECONDS", 0.1)
+    monkeypatch.setattr(keeper, "EXIT_SECONDS", 0.1)
+
     async def scenario() -> None:
         async with kept(tmp_path, ways, monkeypatch, max_engine_restarts=2) as engine:
             await within(engine.lost.wait())
