@@ -357,7 +357,8 @@ class AsyncEngine:
             raise self._death()
 
     def _death(self) -> EngineDead:
-        return EngineDead(self.dead or "", retry_after=self.retry_after)
+        after = self.retry_after
+        return EngineDead(f"{self.dead}{'' if after is None else '; it is started again'}", retry_after=after)
 
     def revive(self, send: Callable[[ToEngine], None], facts: Facts) -> None:
         """There is another engine in the place of the one that has died."""

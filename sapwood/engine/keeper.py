@@ -148,9 +148,18 @@ async def _await_ready(line: Line, ended: asyncio.Task[int]) -> Ready:
         case Failed(message, user_error):
             raise UserError(message) if user_error else EngineDead(message)
         case Ready() as ready:
+            await _opened(line, ended)
             return ready
         case other:
             raise AssertionError(f"an engine begins with Ready or Failed, not {other}")
+
+
+async def _opened(line: Line, ended: asyncio.Task[int]) -> None:
+    """The two sockets connect one after the other: what is sent in between would find nobody."""
+    while True:
+        if line.open or ended.done():
+            return
+        await asyncio.sleep(0.001)
 
 
 async def _first(line: Line) -> FromEngine:

@@ -43,8 +43,13 @@ class Line:
         self._decoder = msgspec.msgpack.Decoder(FromEngine)
         self._lists: Lists | None = None  # the last that were sent
 
+    @property
+    def open(self) -> bool:
+        """Whether somebody is there to take messages."""
+        return bool(int(self._down.get(zmq.EVENTS)) & zmq.POLLOUT)
+
     def send(self, message: ToEngine) -> None:
-        """Raises EngineDead when nobody is there to take it."""
+        """Raises EngineDead when nobody is there to take it; why, and what follows, is known a moment later."""
         try:
             if not isinstance(message, Submit) or (lists := Lists.of(message.params)) is None:
                 self._down.send(self._encoder.encode(message), zmq.DONTWAIT)
@@ -54,7 +59,7 @@ class Line:
                 self._lists = lists
             self._down.send(self._encoder.encode(Sharing.of(message)), zmq.DONTWAIT)
         except zmq.ZMQError:
-            raise EngineDead("the engine process is gone") from None
+            raise EngineDead("the engine process is gone", retry_after=1.0) from None
 
     def receive(self) -> list[FromEngine]:
         """What has arrived, the oldest MOST_AT_ONCE messages of it; raises DecodeError for what cannot be read."""

@@ -89,11 +89,9 @@ def problem(error: Exception) -> Problem:
             headers = {"x-should-retry": "false"}
             return Problem(504, "timeout_error", str(error), code="deadline_exceeded", headers=headers)
         case EngineDead():
+            headers = {} if error.retry_after is None else retry_header(error.retry_after)
             message = str(error) or "The engine has stopped."
-            if error.retry_after is None:
-                return Problem(503, "server_error", message, code="engine_dead")
-            headers = retry_header(error.retry_after)
-            return Problem(503, "server_error", f"{message}; it is started again", code="engine_dead", headers=headers)
+            return Problem(503, "server_error", message, code="engine_dead", headers=headers)
         case GenerationFailed():
             return Problem(500, "server_error", str(error), code="generation_failed")
         case HTTPException():

@@ -73,11 +73,8 @@ def serve(way: str, sockets: str) -> None:
     )
     context = zmq.Context()
     up, down = context.socket(zmq.PUSH), context.socket(zmq.PULL)
-    events = down.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
-    down.connect(f"ipc://{sockets}/down")
-    events.recv_multipart()  # before the front hears that it may send
-    down.disable_monitor()
     up.connect(f"ipc://{sockets}/up")
+    down.connect(f"ipc://{sockets}/down")
 
     def say(message: Any) -> None:
         up.send(msgspec.msgpack.encode(message))
