@@ -87,15 +87,12 @@ def serve(way: str, sockets: str) -> None:
     for one in (down, 0):
         poller.register(one, zmq.POLLIN)
     seconds = 0.0
-    while way in ("answers", "works"):
-        found = dict(poller.poll(100 if way == "works" else None))
-        if 0 in found:
-            return
+    while 0 not in (found := dict(poller.poll(100 if way == "works" else None))):
         if way == "works":
             seconds += 0.1
             say(Beat(1, seconds))
-        elif found:
-            answer(say, down.recv())
+        elif found and (sent := down.recv()) and way == "answers":
+            answer(say, sent)
 
 
 def answer(say: Any, sent: bytes) -> None:
