@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.engine import fake_process
-from tests.server.fakes import make_text
+from tests.tiny import write_bytes_model
 from tests.waiting import SECONDS, eventually
 
 ROOT = Path(__file__).parents[2]
@@ -51,8 +51,7 @@ asyncio.run(main())
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a front reads of a model."""
     folder = tmp_path_factory.mktemp("front")
-    make_text(folder)
-    (folder / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    write_bytes_model(folder)
     return folder
 
 
@@ -204,8 +203,8 @@ def test_a_port_that_is_taken(folder: Path, model: Path) -> None:
 @pytest.mark.parametrize("way", ["serves", "loads", "breaks"])
 def test_a_tokenizer_that_cannot_be_read(folder: Path, tmp_path: Path, way: str) -> None:
     """It is told at once, be the engine ready or not; where the engine breaks too, one of the two is told."""
+    write_bytes_model(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
-    (tmp_path / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
     front = serve(folder, way, tmp_path)
     code, said = front.ended()
     told = (code == 2 and "tokenizer" in said) or (way == "breaks" and code == 1 and "exit code 7" in said)
