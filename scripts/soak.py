@@ -190,10 +190,7 @@ async def generate(run: Run, kind: str) -> None:
 
 
 def _problem(answer: Answer, *, stream: bool, deadline: bool, faulty: bool) -> str | None:
-    late, dead = (
-        b"deadline_exceeded" in answer.body or b"timeout_error" in answer.body,
-        b"it is started again" in answer.body,
-    )
+    late, dead = b"has not finished within" in answer.body, b"it is started again" in answer.body
     match answer.status:
         case 200 if stream and FAILED.search(answer.body) and not (late or dead):
             return "a stream ended with an error that was not promised"
