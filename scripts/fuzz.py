@@ -36,7 +36,7 @@ from schemathesis import Case, GenerationMode
 from schemathesis.checks import content_type_conformance, response_schema_conformance
 from schemathesis.core.failures import FailureGroup
 
-CALM = (503, 504)  # not now, and too late: what a server may say that is well
+CALM = (501, 503, 504, 529)  # not here, not now, too late, too many: what a server may say that is well
 PATIENCE = 60.0  # seconds for any answer, and for all that runs to end
 PAUSES = ("/pause", "/pause_generation")
 KINDS = ("application/json", "application/json; charset=latin-1", "text/plain", "multipart/form-data", "", "/")

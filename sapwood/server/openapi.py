@@ -33,6 +33,7 @@ _ERRORS = {
     415: "The body's content type, or its encoding, is not supported.",
     429: "Too many requests; Retry-After says when to try again.",
     500: "Something went wrong inside; the log has the details.",
+    501: "There is no such function here.",
     503: "The server cannot take the request now; try again later.",
     504: "The request's time is over.",
     529: "There are too many requests; Retry-After says when to try again.",
@@ -171,7 +172,7 @@ def _responses(types: _Types, told: Told, room: Room, parametrised: bool) -> dic
     for status, type in told.otherwise.items():
         responses[str(status)] = {"description": _ERRORS[status], "content": types.content(type)}
     refused = _OF_BODIES if told.body is not None else {400} if parametrised else set()
-    told_otherwise = {529} - {room.overloaded}
+    told_otherwise = {501, 529} - {room.overloaded}
     for status in sorted(_ERRORS.keys() - _OF_BODIES - told_otherwise | refused):
         responses.setdefault(str(status), {"$ref": f"#/components/responses/{room.error.__name__}{status}"})
     return responses

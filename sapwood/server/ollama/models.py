@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,6 +14,7 @@ from sapwood.base.errors import RequestError
 from sapwood.hub.about import About
 from sapwood.server.body import json_response
 from sapwood.server.front import Front
+from sapwood.server.ollama.errors import OllamaError
 from sapwood.server.ollama.protocol import ShowBody, check_model
 from sapwood.server.routes import Described, plain, post
 
@@ -113,18 +113,18 @@ def routes(front: Front) -> list[Described]:
         plain("/api/ps", ps, gives=RunningModels),
         post(front, "/api/show", ShowBody, show, gives=Shown),
         plain("/api/version", version, gives=SpokenVersion),
-        *(plain(f"/api/{name}", _refusing(_EMBEDDINGS), methods=["POST"]) for name in ("embed", "embeddings")),
-        *(plain(f"/api/{name}", _refusing(_MANAGED), methods=["POST"]) for name in ("pull", "push", "create", "copy")),
-        plain("/api/delete", _refusing(_MANAGED), methods=["DELETE"]),
+        *(_refusing(name, _EMBEDDINGS) for name in ("embed", "embeddings")),
+        *(_refusing(name, _MANAGED) for name in ("pull", "push", "create", "copy")),
+        _refusing("delete", _MANAGED, method="DELETE"),
     ]
 
 
-def _refusing(why: str) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+def _refusing(name: str, why: str, *, method: str = "POST") -> Described:
     async def refused(request: Request) -> Response:
         raise RequestError(why, status=501)
 
     refused.__doc__ = f"Not served. {why}"
-    return refused
+    return plain(f"/api/{name}", refused, methods=[method], otherwise={501: OllamaError})
 
 
 def _tag(about: About, name: str) -> Tag:
