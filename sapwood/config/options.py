@@ -284,6 +284,7 @@ class ServerConfig:
     cors_origins: str | None = option(
         None, "comma-separated origins that browsers may call from, or *", "--allowed-origins", derived=False
     )
+    page: bool = option(True, "a page for browsers at /: chat, and what the server does", "--page", off=("--no-page",))
     drain_seconds: float = option(
         30.0, "how long running requests may finish after SIGTERM", "--drain-timeout", metavar="SECONDS"
     )

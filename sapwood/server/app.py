@@ -31,6 +31,7 @@ from sapwood.server.auth import check_key
 from sapwood.server.errors import ClientGone, named, problem
 from sapwood.server.front import Front
 from sapwood.server.openai import apply, batches, chat, completions, files, models, responses, stored
+from sapwood.server.page import is_page, opened
 from sapwood.server.passage import passage
 from sapwood.server.rooms import Room
 from sapwood.server.sglang import control, generate, state
@@ -85,7 +86,7 @@ def create_app(
     front = Front(engine, text, config, names, observer=observer, defaults=defaults or {}, about=about or About())
     placed: list[tuple[Route, Room]] = [(route, room) for room in rooms for route in room.routes(front)]
     placed.append((admin.index(front, [route for route, _ in placed]), Room(admin.routes)))
-    placed = openapi.routes(front, placed)
+    placed = openapi.routes(front, opened(placed) if config.server.page else placed)
     server = config.server
     middleware = [Middleware(Gate, front=front, known=Known(placed))]
     if server.cors_origins:
@@ -172,7 +173,8 @@ class Gate:
             if exchange.method not in _SAFE:
                 work.enter_context(front.drain.at_work())
                 await front.turns()
-            check_key(front.config.server.api_key, exchange.path, headers)
+            if not (front.config.server.page and is_page(exchange.method, exchange.path, headers)):
+                check_key(front.config.server.api_key, exchange.path, headers)
             front.deadlines.begin(headers)
             await self._app(scope, receive, send)
         except Exception as error:

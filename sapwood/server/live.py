@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from math import inf
 from time import monotonic, time
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
 from prometheus_client import CollectorRegistry
@@ -15,12 +15,12 @@ from starlette.responses import Response
 
 from sapwood import __version__
 from sapwood.server.front import Front
-from sapwood.server.routes import Described, plain
+from sapwood.server.routes import Described, plain, query_of
 
 T = TypeVar("T")
 
 _FRESH = 0.4  # seconds for which all who look see the same
-_SHARE = 20  # a large tree is drawn again after so many times as long as it took
+_SLICE = 0.02  # seconds of rest for each slice of a tree, which takes the engine a millisecond or so
 _LATENCIES = {
     "sapwood_time_to_first_token_seconds": "first_token",
     "sapwood_inter_token_seconds": "inter_token",
@@ -29,15 +29,17 @@ _MOST_LABELS = 20_000  # texts that are remembered from one look to the next
 
 
 class Wanted(msgspec.Struct):
-    """With 0 the tree is left out."""
+    """With `tree` 0 the tree is left out; with `begins` 1 the token ids that twigs begin with are told beside their text."""
 
-    tree: str = "1"
+    tree: Literal[0, 1] = 1
+    begins: Literal[0, 1] = 0
 
 
 class Look(Generic[T]):
-    """What `ask` says, asked once for all who look within a while: many who look cost the engine no more than one."""
+    """What `ask` says, asked once for all who look within a while: many who look cost the engine no more than one. It says too
+    for how many seconds that is to do."""
 
-    def __init__(self, ask: Callable[[], Awaitable[T]]) -> None:
+    def __init__(self, ask: Callable[[], Awaitable[tuple[T, float]]]) -> None:
         self._ask = ask
         self._lock = asyncio.Lock()
         self._seen: T | None = None
@@ -45,11 +47,9 @@ class Look(Generic[T]):
 
     async def __call__(self) -> T:
         async with self._lock:
-            began = monotonic()
-            if self._seen is None or began > self._until:
-                self._seen = await self._ask()
-                now = monotonic()
-                self._until = now + max(_FRESH, _SHARE * (now - began))
+            if self._seen is None or monotonic() > self._until:
+                self._seen, rest = await self._ask()
+                self._until = monotonic() + rest
             return self._seen
 
 
@@ -74,31 +74,38 @@ class Labels:
 def routes(front: Front) -> list[Described]:
     labels = Labels(front)
 
-    async def drawn() -> dict[str, Any]:
-        reply: dict[str, Any] = {"done": False}
+    async def drawn() -> tuple[dict[str, Any], float]:
+        reply, slices = await front.engine.control("tree"), 1
         while not reply["done"]:
-            reply = await front.engine.control("tree")
+            reply, slices = await front.engine.control("tree"), slices + 1
         tree: dict[str, Any] = reply["tree"]
-        tokens = tree["twigs"].pop("label")
+        twigs = tree["twigs"]
         # Prompts are their senders' business: where there are keys, nobody sees those of others.
-        tree["twigs"]["label"] = await labels(tokens) if front.config.server.api_key is None else None
-        return tree
+        begin = twigs.pop("label") if front.config.server.api_key is None else None
+        twigs |= {"begin": begin, "label": begin and await labels(begin)}
+        return tree, max(_FRESH, _SLICE * slices)
 
-    async def asked() -> dict[str, Any]:
-        return _now(front) | await front.engine.control("live") | {"latency": _latencies(front.metrics.registry)}
+    async def asked() -> tuple[dict[str, Any], float]:
+        told: dict[str, Any] = await front.engine.control("live")
+        return _now(front) | told | {"latency": _latencies(front.metrics.registry)}, _FRESH
 
     state, tree = Look(asked), Look(drawn)
 
     async def live(request: Request) -> Response:
         """What the server does at this moment: requests, pages, the tree of prefixes, latencies."""
+        wanted = query_of(request, Wanted)
         told = await state()
-        if request.query_params.get("tree") != "0":
-            told = told | {"tree": await tree()}
+        if wanted.tree:
+            told = told | {"tree": _shown(await tree(), begins=bool(wanted.begins))}
         return Response(
             msgspec.json.encode(told), headers={"content-type": "application/json", "cache-control": "no-store"}
         )
 
     return [plain("/live", live, query=Wanted, gives=dict[str, Any])]
+
+
+def _shown(tree: dict[str, Any], *, begins: bool) -> dict[str, Any]:
+    return tree | {"twigs": {name: column for name, column in tree["twigs"].items() if begins or name != "begin"}}
 
 
 def _now(front: Front) -> dict[str, Any]:
