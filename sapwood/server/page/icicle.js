@@ -129,9 +129,15 @@ export class Icicle {
     const path = new Set(this.lit?.path ?? (this.node ? pathTo(this.node) : []));
     this.furthest = Math.max(1, ...tree.nodes.map(({ ahead }) => ahead));
     this.hottest = Math.max(1, ...tree.nodes.map(({ hits }) => hits));
-    for (const node of tree.nodes) this.drawNode(node, path.size > 0 && !path.has(node));
+    for (const node of tree.nodes) this.drawNode(node, path.size > 0 && !path.has(node) && !this.hangs(node));
     if (this.lit) this.underline(this.lit);
     this.scale();
+  }
+
+  /** Whether it hangs from the node that is pointed at. */
+  hangs({ start, row }) {
+    const from = this.lit ? null : this.node;
+    return from !== null && start >= from.end && row >= from.row && row < from.row + from.rows;
   }
 
   drawNode(node, dim) {
@@ -150,7 +156,7 @@ export class Icicle {
       pen.lineWidth = 1.5;
       pen.stroke();
     }
-    if (node.more) this.hint(right, y, Math.max(1, h - gap));
+    if (node.more && h > 4) this.hint(right, y, h - gap);
     if (h >= LETTERS && right - left > 44) this.words(node, Math.max(left, 0), y, right, h);
     pen.globalAlpha = 1;
   }
@@ -166,7 +172,7 @@ export class Icicle {
   /** Pages hang from it that are not told one by one. */
   hint(x, y, height) {
     const { pen } = this;
-    pen.fillStyle = this.colours.quiet;
+    pen.fillStyle = this.colours.idle;
     for (let step = 0; step < 3; step += 1) pen.fillRect(x + 1 + 3 * step, y, 1.5, height);
   }
 
