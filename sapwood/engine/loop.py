@@ -29,7 +29,7 @@ from sapwood.scheduler import Scheduler
 log = logging.getLogger(__name__)
 
 READY_SECONDS = 0.005  # a wait for a request to become ready while there is nothing else to do
-MOST_LANES = 512  # requests that somebody who looks is told of one by one
+MOST_LANES = 256  # requests that somebody who looks is told of one by one
 MOST_FAILURES = 3  # lost steps in a row after which the device is given up
 
 Gauges = Callable[[], tuple[Mapping[str, int], Mapping[str, float]]]
