@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable
 from math import inf
 from time import monotonic, time
@@ -25,6 +26,8 @@ _LATENCIES = {
     "sapwood_time_to_first_token_seconds": "first_token",
     "sapwood_inter_token_seconds": "inter_token",
 }
+_RECENT = 10.0  # seconds that rates are about
+_RATED = ("steps", "prompt_tokens", "cached_tokens", "output_tokens", "finished")
 _MOST_LABELS = 20_000  # texts that are remembered from one look to the next
 
 
@@ -53,6 +56,24 @@ class Look(Generic[T]):
             return self._seen
 
 
+class Rates:
+    """How often something has happened per second lately: between the looks of a while."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, dict[str, int]]] = deque()
+
+    def __call__(self, counters: dict[str, int], now: float) -> dict[str, float]:
+        """Empty where nobody has looked lately, or the engine is another one."""
+        counts = {name: counters[name] for name in _RATED if name in counters}
+        seen = self._seen
+        while seen and (seen[0][0] < now - _RECENT or any(seen[0][1][name] > count for name, count in counts.items())):
+            seen.popleft()
+        since, before = seen[0] if seen else (now, counts)
+        seen.append((now, counts))
+        passed = now - since
+        return {name: round((count - before[name]) / passed, 3) for name, count in counts.items()} if passed else {}
+
+
 class Labels:
     """Texts of the tokens that twigs begin with."""
 
@@ -72,7 +93,7 @@ class Labels:
 
 
 def routes(front: Front) -> list[Described]:
-    labels = Labels(front)
+    labels, rates = Labels(front), Rates()
 
     async def drawn() -> tuple[dict[str, Any], float]:
         reply, slices = await front.engine.control("tree"), 1
@@ -87,7 +108,8 @@ def routes(front: Front) -> list[Described]:
 
     async def asked() -> tuple[dict[str, Any], float]:
         told: dict[str, Any] = await front.engine.control("live")
-        return _now(front) | told | {"latency": _latencies(front.metrics.registry)}, _FRESH
+        measured = {"rates": rates(told["counters"], monotonic()), "latency": _latencies(front.metrics.registry)}
+        return _now(front) | told | measured, _FRESH
 
     state, tree = Look(asked), Look(drawn)
 

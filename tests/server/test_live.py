@@ -64,6 +64,13 @@ async def test_a_tree_that_is_drawn_in_slices_is_asked_for_until_it_is_done(
     assert (await http.get("/live")).json()["tree"]["twigs"]["label"] == ["the cat"]
 
 
+def test_rates_are_those_of_the_last_seconds() -> None:
+    rates = live.Rates()
+    counted = [(0.0, 0), (4.0, 100), (8.0, 300), (14.0, 400), (15.0, 10), (19.0, 30), (99.0, 50)]
+    seen = [rates({"output_tokens": count, "others": 1}, now).get("output_tokens") for now, count in counted]
+    assert seen == [None, 25, 37.5, 30, None, 5, None]
+
+
 @pytest.fixture
 async def locked(engine: FakeEngine, text: TextModel) -> Starlette:
     return create_app(engine, text, Config(server=ServerConfig(api_key="hidden")), MODEL)

@@ -112,7 +112,7 @@ export function tiles() {
     new Tile("Tokens generated", [one("output"), one("prompt", "prompts")], { format: rate }),
     new Tile("Time to first token", [one("first"), one("slow", "95 %")], { format: seconds }),
     new Tile("Between tokens", [one("between"), one("far", "95 %")], { format: seconds }),
-    new Tile("Prompt tokens from the cache", [one("hits")], { format: share, most: 1 }),
+    new Tile("Cache hit rate", [one("hits")], { format: share, most: 1 }),
     new Tile("Requests running", [one("running"), one("waiting", "waiting")], { format: number }),
     new Tile("Pages in use", [one("used")], { format: share, most: 1 }),
   ];

@@ -37,8 +37,9 @@ export class Live {
     const saved = h("section", { class: "card", "aria-label": "Prefixes that saved most" }, h("h2", {}, "What saved most"), this.prefixes);
     const memory = h("section", { class: "card", "aria-label": "Memory of the cache" }, h("h2", {}, "Pages"), this.groups);
     const lanes = h("section", { class: "card", "aria-label": "Requests" }, h("h2", {}, "Requests"), this.lanes.element);
+    const right = h("div", { class: "column" }, memory, saved);
     this.colour("use");
-    return [h("div", { class: "live-head" }, this.state, this.facts), h("div", { class: "tiles" }, this.tiles.map(({ element }) => element)), h("div", { class: "cards" }, lanes, memory), cache, saved];
+    return [h("div", { class: "live-head" }, this.state, this.facts), h("div", { class: "tiles" }, this.tiles.map(({ element }) => element)), h("div", { class: "cards" }, lanes, right), cache];
   }
 
   colour(by) {
@@ -93,14 +94,14 @@ export class Live {
     const parts = [plural(told.pages, "page") + " cached", `${count(told.sheltered)} in use`, `${count(told.shared)} shared by running requests`];
     this.sum.textContent = tree.nodes.length ? parts.join(" · ") : "The cache is empty: nothing was asked yet.";
     this.canvas.classList.toggle("empty", !tree.nodes.length);
-    this.prefixes.replaceChildren(...best(tree, 6).map((node) => this.prefix(node)));
+    this.prefixes.replaceChildren(...best(tree, 4).map((node) => this.prefix(node)));
     if (this.sought) this.relight();
     if (this.icicle.node) this.describe(this.icicle.node);
   }
 
   prefix(node) {
     const show = () => this.icicle.point(node);
-    const saved = `${count(node.hits * node.tokens)} tokens not computed: ${plural(node.tokens, "token")}, found ${plural(node.hits, "time")}`;
+    const saved = `${count(node.hits * node.tokens)} tokens not computed: ${count(node.tokens)}, found ${plural(node.hits, "time")}`;
     const button = h("button", { type: "button", class: "prefix", onpointerenter: show, onfocus: show, onclick: () => this.icicle.zoom(node) }, h("span", { class: "quote" }, quoted(node)), h("span", { class: "quiet" }, saved));
     return h("li", {}, button);
   }

@@ -47,7 +47,7 @@ def test_a_shared_prefix_is_seen_as_shared(page: Page, site: Site) -> None:
     expect(detail).to_contain_text("found 0 times · 1 request runs on it")
     page.keyboard.press("Enter")
     page.keyboard.press("Escape")
-    expect(page.locator(".prefix").first).to_contain_text("32 tokens not computed: 16 tokens, found 2 times")
+    expect(page.locator(".prefix").first).to_contain_text("32 tokens not computed: 16, found 2 times")
 
 
 def test_a_lane_says_what_was_cached(page: Page, site: Site) -> None:
@@ -97,7 +97,7 @@ def test_where_a_conversation_is_in_the_cache(page: Page, site: Site) -> None:
 def test_figures_follow_from_two_looks(page: Page, site: Site) -> None:
     counters = site.engine.replies["live"]["counters"]
     watch(page)
-    hits = page.get_by_role("group", name="Prompt tokens from the cache")
+    hits = page.get_by_role("group", name="Cache hit rate")
     expect(hits.locator(".figure")).to_have_text("–")
     counters |= {"cached_tokens": 75, "prompt_tokens": 25, "output_tokens": 40}
     expect(hits.locator(".figure")).to_have_text("75 %")
