@@ -64,7 +64,7 @@ class Rates:
 
     def __call__(self, counters: dict[str, int], now: float) -> dict[str, float]:
         """Empty where nobody has looked lately, or the engine is another one."""
-        counts = {name: counters[name] for name in _RATED if name in counters}
+        counts = {name: counters.get(name, 0) for name in _RATED}
         seen = self._seen
         while seen and (seen[0][0] < now - _RECENT or any(seen[0][1][name] > count for name, count in counts.items())):
             seen.popleft()

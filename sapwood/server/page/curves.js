@@ -3,6 +3,7 @@
 import { h, s, seconds } from "./dom.js";
 
 export const LENGTH = 150; // samples that are kept, one a second
+const FEWEST = 40; // that the width stands for
 const WIDTH = 150;
 const HEIGHT = 44;
 
@@ -29,9 +30,10 @@ export class Tile {
   }
 
   look(share) {
-    const at = Math.round(share * (LENGTH - 1)) - (LENGTH - this.samples.length);
+    const room = roomOf(this.samples);
+    const at = Math.round(share * (room - 1)) - (room - this.samples.length);
     this.at = at >= 0 && at < this.samples.length ? at : -1;
-    const x = this.at < 0 ? -9 : ((at + LENGTH - this.samples.length) / (LENGTH - 1)) * WIDTH;
+    const x = this.at < 0 ? -9 : place(at, this.samples);
     this.mark.setAttribute("x1", x);
     this.mark.setAttribute("x2", x);
     this.tell();
@@ -51,6 +53,12 @@ export class Tile {
   }
 }
 
+/** How many samples the width stands for. */
+const roomOf = (samples) => Math.max(FEWEST, samples.length);
+
+/** Where a sample stands: the last one on the right. */
+const place = (at, samples) => ((at + roomOf(samples) - samples.length) / (roomOf(samples) - 1)) * WIDTH;
+
 function line(values, top) {
   let path = "";
   let pen = "M";
@@ -59,7 +67,7 @@ function line(values, top) {
       pen = "M";
       continue;
     }
-    const x = ((at + LENGTH - values.length) / (LENGTH - 1)) * WIDTH;
+    const x = place(at, values);
     const y = HEIGHT - 2 - (Math.min(value, top) / top) * (HEIGHT - 6);
     path += `${pen}${x.toFixed(1)} ${y.toFixed(1)}`;
     pen = "L";

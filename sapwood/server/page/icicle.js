@@ -12,6 +12,12 @@ function mix(one, other, share) {
   return `rgb(${[1, 3, 5].map((at) => Math.round(part(one, at) * share + part(other, at) * (1 - share))).join(" ")})`;
 }
 
+/** A label for a narrow box: without the template's marks, if there is anything else. */
+function plain(label) {
+  const words = (text) => text.replace(/\s+/g, " ").trim();
+  return words(label.replace(/<\|[^|<>]*\|>/g, " ")) || words(label) || "␣";
+}
+
 export class Icicle {
   /** `chosen` is called with a node that is pointed at or gone to, or null. */
   constructor(canvas, { chosen }) {
@@ -178,7 +184,7 @@ export class Icicle {
 
   words(node, left, y, right, height) {
     const { pen } = this;
-    const text = node.label === null ? `${node.tokens} tokens` : node.label.replace(/\s+/g, " ").trim() || "␣";
+    const text = node.label === null ? `${node.tokens} tokens` : plain(node.label);
     pen.save();
     pen.beginPath();
     pen.rect(left, y, right - left - 4, height);
