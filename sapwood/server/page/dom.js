@@ -65,6 +65,13 @@ export async function copy(text, button) {
   setTimeout(() => button.classList.remove("done"), 1200);
 }
 
+/** A bar that is filled to a share. */
+export function filled(share) {
+  const inner = h("span");
+  inner.style.width = `${100 * share}%`;
+  return h("span", { class: "filled", "aria-hidden": "true" }, inner);
+}
+
 export const count = (number) => Math.round(number).toLocaleString("en");
 
 export const plural = (number, one, many = one + "s") => `${count(number)} ${number === 1 ? one : many}`;

@@ -1,6 +1,6 @@
 // How a message looks: text, thoughts, calls of tools, tokens, and what is known of how it came about.
 
-import { copy, count, h, iconButton, plural, seconds } from "./dom.js";
+import { copy, count, filled, h, iconButton, plural, seconds } from "./dom.js";
 import { markdown } from "./markdown.js";
 import { percent, tokenView } from "./tokens.js";
 
@@ -106,8 +106,7 @@ function measured({ usage, timing, finish }) {
   if (!usage) return finish === "stopped" ? h("span", { class: "measured" }, "stopped") : null;
   const prompt = usage.prompt_tokens;
   const cached = usage.prompt_tokens_details?.cached_tokens ?? 0;
-  const meter = h("meter", { class: "cached", min: 0, max: 1, "aria-hidden": "true" });
-  meter.value = prompt ? cached / prompt : 0;
+  const share = prompt ? cached / prompt : 0;
   const speed = timing && usage.completion_tokens > 1 ? (usage.completion_tokens - 1) / (timing.total - timing.first) : NaN;
   const parts = [
     `${count(cached)} of ${plural(prompt, "prompt token")} cached`,
@@ -116,6 +115,6 @@ function measured({ usage, timing, finish }) {
     finish === "length" && "cut at the limit",
     finish === "stopped" && "stopped",
   ].filter(Boolean);
-  const title = `${percent(prompt ? cached / prompt : 0)} of the prompt did not need to be computed`;
-  return h("span", { class: "measured", title }, meter, parts.map((part) => h("span", {}, part)));
+  const title = `${percent(share)} of the prompt did not need to be computed`;
+  return h("span", { class: "measured", title }, filled(share), parts.map((part) => h("span", {}, part)));
 }

@@ -1,6 +1,6 @@
 // The tokens of an answer, each with its probability and what might have stood in its place.
 
-import { h, plural } from "./dom.js";
+import { filled, h, plural } from "./dom.js";
 
 const SHOWN = { " ": "·", "\n": "↵", "\t": "⇥" };
 
@@ -66,9 +66,7 @@ function described(token, at, total) {
 
 function bar({ text, logprob, taken }) {
   const likely = Math.exp(logprob);
-  const meter = h("meter", { min: 0, max: 1, "aria-hidden": "true" });
-  meter.value = likely;
-  return h("li", { class: taken ? "taken" : "" }, h("code", {}, visible(text)), meter, h("span", {}, percent(likely)), taken && h("em", {}, "taken"));
+  return h("li", { class: taken ? "taken" : "" }, h("code", {}, visible(text)), filled(likely), h("span", {}, percent(likely)), taken && h("em", {}, "taken"));
 }
 
 export function percent(share) {
