@@ -23,6 +23,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from sapwood.base.errors import ConfigError, ModelError, RequestError
 from sapwood.hub.files import read_json
+from sapwood.text.order import is_ordered, ordered, text_of
 from sapwood.text.parsers.plain import in_words
 
 MAX_SECONDS = 5.0
@@ -116,12 +117,9 @@ class ChatTemplate:
             messages = [
                 {**message, "role": "system"} if message["role"] == "developer" else message for message in messages
             ]
-        told = [message for message in messages if message["role"] in ("system", "developer")]
-        misplaced = len(told) > 1 or (told and messages[0] is not told[0])
-        if not misplaced or self._habits(code).systems:
+        if is_ordered(messages) or self._habits(code).systems:
             return messages
-        whole = {**told[0], "content": "\n\n".join(filter(None, map(_text, told)))}
-        return [whole, *(message for message in messages if message["role"] not in ("system", "developer"))]
+        return ordered(messages)
 
     def _habits(self, code: _Code) -> _Habits:
         """What the template does with messages, found out by trying when it is first asked."""
@@ -230,7 +228,7 @@ def _message(message: Message, takes_parts: Container[str]) -> Message:
     if content is None:
         changed["content"] = ""
     elif isinstance(content, list) and message["role"] not in takes_parts:
-        changed["content"] = _text(message)
+        changed["content"] = text_of(message)
     thoughts = next((said for name in _THOUGHTS if isinstance(said := message.get(name), str)), None)
     if thoughts is not None:
         changed |= {name: thoughts for name in ("reasoning_content", "thinking") if message.get(name) is None}
@@ -240,11 +238,6 @@ def _message(message: Message, takes_parts: Container[str]) -> Message:
     elif "tool_calls" in message:
         message = {name: value for name, value in message.items() if name != "tool_calls"}
     return message | changed
-
-
-def _text(message: Message) -> str:
-    content = message.get("content")
-    return "\n".join(part["text"] for part in content) if isinstance(content, list) else content or ""
 
 
 def _marked(messages: list[Message]) -> list[Message]:
@@ -268,7 +261,7 @@ def _cut(text: str, marked: list[Message]) -> str:
             "continue_final_message needs a last message whose text the chat template prints.",
             param="continue_final_message",
         )
-    whole = text.startswith(_END, at) or not _text(marked[-1]).removesuffix(_END).strip()
+    whole = text.startswith(_END, at) or not text_of(marked[-1]).removesuffix(_END).strip()
     return text[:at] if whole else text[:at].rstrip()
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from sapwood.base.errors import RequestError
+from sapwood.text.order import Message, ordered
 from sapwood.text.template import ChatTemplate
 from tests.text.styles import CHATML, GEMMA
 
@@ -102,16 +103,50 @@ def test_developers() -> None:
     assert render(STRICT, said) == "[system]x[user]y"
 
 
-def test_one_first_system_message_where_the_template_wants_that() -> None:
+def test_one_first_system_message_and_later_ones_in_their_places_where_the_template_wants_that() -> None:
     said = [
         {"role": "system", "content": "s"},
         {"role": "developer", "content": [{"type": "text", "text": "d"}]},
         {"role": "user", "content": "y"},
         {"role": "system", "content": "later"},
     ]
-    assert render(STRICT, said) == "[system]s\n\nd\n\nlater[user]y"
+    assert render(STRICT, said) == "[system]s\n\nd[user]y\n\nlater"
     lenient = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
     assert render(lenient, said) == "[system]s[system]d[user]y[system]later"
+
+
+S, U, A, T = ("system", "s"), ("user", "u"), ("assistant", "a"), ("tool", "t")
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ([U, S], [("user", "u\n\ns")]),
+        ([U, A, S], [U, A, ("user", "s")]),
+        ([U, A, S, U], [U, A, ("user", "s\n\nu")]),
+        ([U, A, S, S, U, A], [U, A, ("user", "s\n\ns\n\nu"), A]),
+        ([S, U, A, T, S, A, T, S], [S, U, A, ("tool", "t\n\ns"), A, ("tool", "t\n\ns")]),
+        ([U, A, S, A], [U, A, ("user", "s"), A]),
+        ([U, S, U], [("user", "u\n\ns"), U]),
+    ],
+)
+def test_what_stands_before_a_later_system_message_stays_as_the_conversation_grows(said: Any, told: Any) -> None:
+    def messages(pairs: Any) -> list[Message]:
+        return [{"role": role, "content": content} for role, content in pairs]
+
+    assert ordered(messages(said)) == messages(told)
+    for end in range(1, len(said)):
+        begun = ordered(messages(said[:end]))
+        assert begun[:-1] == messages(told)[: len(begun) - 1], "only the last message may go on"
+        assert messages(told)[len(begun) - 1]["content"].startswith(begun[-1]["content"])
+
+
+def test_parts_stay_parts() -> None:
+    parts = [{"type": "text", "text": "u"}]
+    late = {"role": "system", "content": "s"}
+    assert ordered([{"role": "user", "content": parts}, late]) == [
+        {"role": "user", "content": [*parts, {"type": "text", "text": "s"}]}
+    ]
 
 
 @pytest.mark.parametrize("name", ["self", "context", "environment", "loop", "caller", "args", "kwargs"])

@@ -101,10 +101,10 @@ SEVERAL = [
 
 @pytest.mark.parametrize("style", ["mistral", "qwen"])
 def test_strict_templates_get_one_system_message(style: str) -> None:
-    rest = [pair for pair in SEVERAL if pair[0] in ("user", "assistant")]
-    assert ours(STYLES[style], told(*SEVERAL)) == ours(STYLES[style], told(("system", "one\n\ntwo\n\nthree"), *rest))
+    as_one = told(("system", "one\n\ntwo"), ("user", "a"), ("assistant", "b"), ("user", "three\n\nc"))
+    assert ours(STYLES[style], told(*SEVERAL)) == ours(STYLES[style], as_one)
     late = told(("user", "a"), ("developer", "one"))
-    assert ours(STYLES[style], late) == ours(STYLES[style], told(("system", "one"), ("user", "a")))
+    assert ours(STYLES[style], late) == ours(STYLES[style], told(("user", "a\n\none")))
 
 
 @pytest.mark.parametrize("source", [CHATML, LLAMA3, KIMI], ids=["chatml", "llama3", "kimi"])
