@@ -134,7 +134,7 @@ class Speaker:
 
     def __init__(self, front: Front, turn: Turn, *, most: int, hides: bool) -> None:
         self._front, self._turn, self._most = front, turn, most
-        self.hides = hides
+        self.hides, self.plain = hides, turn.plain
         self.id = CallIds(front, turn, "toolu_")
 
     def events(self, news: News) -> list[Event]:
@@ -222,14 +222,21 @@ class Events(Script):
     """A message as events. Deltas of a block differ in their text only, so the rest of them is encoded once per block."""
 
     def __init__(self, speaker: Speaker) -> None:
-        self._speaker = speaker
+        self._speaker, self._plain = speaker, speaker.plain
         self._index = -1
         self._open = ""  # the kind of the block that is
         self._mould = b"", b""
         self._thoughts: list[str] = []
 
     def frames(self, news: list[News]) -> bytes:
-        return b"".join(part for one in news for part in self._parts(one))
+        parts: list[bytes] = []
+        for one in news:
+            if one.choice.finish is not None or not (self._plain and self._open):
+                parts += self._parts(one)
+            elif one.text:  # nearly all news of a plain answer
+                before, after = self._mould
+                parts += before, quoted(one.text), after
+        return b"".join(parts)
 
     def last(self) -> bytes:
         return _frame(MessageStop())

@@ -114,7 +114,10 @@ class Wording:
 
 
 class Speaker:
-    """Words a choice. `events` reads its news, `finding` checks it when it is complete, `id` makes the ids of its calls."""
+    """Words a choice. `events` reads its news, `finding` checks it when it is complete, `id` makes the ids of its calls.
+
+    `plain`: all that it says is text.
+    """
 
     def __init__(
         self,
@@ -125,8 +128,9 @@ class Speaker:
         finding: Callable[[Choice], Finding | None],
         id: Callable[[str, int], str],
         begun: float,
+        plain: bool,
     ) -> None:
-        self.wording = wording
+        self.wording, self.plain = wording, plain
         self._text, self._events, self._finding, self._id = front.text, events, finding, id
         self._begun, self._first = begun, 0.0
         self._call: tuple[str, int] | None = None  # the one that is being written: its name and number
@@ -192,14 +196,20 @@ class Lines(Script):
 
     media = "application/x-ndjson"
 
-    def __init__(self, speaker: Speaker) -> None:
-        self._speaker = speaker
+    def __init__(self, speaker: Speaker, *, logprobs: bool) -> None:
+        self._speaker, self._plain = speaker, speaker.plain and not logprobs
         mark = uuid.uuid4().hex
         self._before, self._after = _line(speaker.wording.line(Said(mark))).split(_encode(mark))
 
     def frames(self, news: list[News]) -> bytes:
         self._speaker.note(news)
-        return b"".join(part for one in news for part in self._parts(one))
+        parts: list[bytes] = []
+        for one in news:
+            if one.choice.finish is not None or not self._plain:
+                parts += self._parts(one)
+            elif one.text:  # nearly all news of a plain answer
+                parts += self._before, quoted(one.text), self._after
+        return b"".join(parts)
 
     def last(self) -> bytes:
         return b""

@@ -85,7 +85,7 @@ def _ask(front: Front, body: Asking, talk: Talk, toolbox: Toolbox | None) -> Ask
 async def _turn(front: Front, ask: Ask, wording: Wording, begun: float) -> tuple[Output, Speaker]:
     turn = await begin(front, ask)
     ids = CallIds(front, turn)
-    speaker = Speaker(front, wording, events=turn.events, finding=turn.finding, id=ids, begun=begun)
+    speaker = Speaker(front, wording, events=turn.events, finding=turn.finding, id=ids, begun=begun, plain=turn.plain)
     return turn.choices[0], speaker
 
 
@@ -105,12 +105,13 @@ async def _raw(front: Front, body: GenerateBody, wording: Wording, begun: float)
         finding=lambda choice: None if end_check is None else front.checked(end_check(choice.text)),
         id=lambda name, number: "",
         begun=begun,
+        plain=True,
     )
     return choice, speaker
 
 
 async def _answer(front: Front, request: Request, body: Asking, choice: Output, speaker: Speaker) -> Response:
     if body.stream is not False:
-        return EventStream(front, [choice], Lines(speaker))
+        return EventStream(front, [choice], Lines(speaker, logprobs=bool(body.logprobs)))
     await front.attended(request.receive, generate(front, [choice], speaker.note))
     return json_response(speaker.whole(choice))
