@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
+
+import msgspec
 
 from sapwood.base.errors import ConfigError, RequestError
 
@@ -72,6 +76,7 @@ class Books:
     def __init__(self, path: str, most_bytes: int) -> None:
         """Raises sqlite3.Error."""
         self.db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=1.0)
+        self.db.create_function("text_at", -1, _text_at, deterministic=True)
         self.db.execute("PRAGMA locking_mode = EXCLUSIVE")  # a second server on the same file is refused
         self.db.execute("PRAGMA journal_mode = WAL")
         self.db.execute("PRAGMA synchronous = NORMAL")
@@ -122,12 +127,12 @@ class Books:
         limit: int,
         after: str | None = None,
         newest_first: bool = True,
-        where: Sequence[tuple[str, Any]] = (),
+        where: Mapping[tuple[str, ...], str] = MappingProxyType({}),
     ) -> list[str]:
         """The bodies of at most `limit` objects in the order of their arrival, behind the one with the id `after`.
 
-        `where`: paths in the body, as SQLite spells them, and what has to stand there. Raises RequestError where there is
-        no such id.
+        `where`: the keys that lead to a text in the body, and what it has to be. Raises RequestError where there is no such
+        id.
         """
         query = "SELECT body FROM objects WHERE kind = ? AND owner = ?"
         values: list[Any] = [kind, owner]
@@ -136,9 +141,9 @@ class Books:
                 raise RequestError(f"after: there is nothing with the id {after!r}.", param="after")
             query += f" AND place {'<' if newest_first else '>'} (SELECT place FROM objects WHERE id = ?)"
             values.append(after)
-        for path, value in where:
-            query += " AND json_extract(body, ?) = ?"
-            values += path, value
+        for keys, text in where.items():
+            query += f" AND text_at(body{', ?' * len(keys)}) = ?"
+            values += *keys, text
         query += f" ORDER BY place {'DESC' if newest_first else 'ASC'} LIMIT ?"
         return [body for (body,) in self.db.execute(query, [*values, limit])]
 
@@ -195,12 +200,21 @@ class Store:
         return result
 
 
+def _text_at(body: str, *keys: str) -> str | None:
+    """What SQLite's own functions find only under keys without quotes and backslashes."""
+    found = msgspec.json.decode(body)
+    for key in keys:
+        found = found.get(key) if isinstance(found, dict) else None
+    return found if isinstance(found, str) else None
+
+
 def _open(directory: str | None, most_bytes: int) -> Books:
     if directory is None:
         return Books(":memory:", most_bytes)
     path = Path(directory)
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(os.open(path / _NAME, os.O_RDWR | os.O_CREAT, 0o600))
         return Books(str(path / _NAME), most_bytes)
     except OSError as error:
         raise ConfigError(f"--state-dir {directory}: {error.strerror or error}.") from error

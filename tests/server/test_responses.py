@@ -239,6 +239,8 @@ async def test_truncation(client: AsyncOpenAI, engine: FakeEngine, text: TextMod
     [
         ({"input": None}, "input"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type"),
+        ({"input": [{"type": ["message"], "role": "user"}]}, "input[0].type"),
+        ({"input": [{"role": "user"}]}, "input[0]"),
         ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "input[0].content[0]"),
         ({"input": [{"type": "function_call_output", "call_id": "x", "output": ""}]}, "input[0].call_id"),
         ({"input": [{"type": "function_call", "call_id": "x", "name": "f"}]}, "input[0]"),

@@ -46,7 +46,7 @@ def test_pages(books: Books) -> None:
     books.tell("3", '{"m": {"k y": "w"}}')
     for id in "014":
         books.tell(id, "{}")
-    assert books.page("x", "a", limit=9, where=[('$.m."k y"', "v")]) == ['{"m": {"k y": "v"}}']
+    assert books.page("x", "a", limit=9, where={("m", "k y"): "v"}) == ['{"m": {"k y": "v"}}']
 
 
 def test_the_oldest_of_who_has_most_make_room(books: Books) -> None:

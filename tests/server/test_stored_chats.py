@@ -78,7 +78,11 @@ async def test_lists_and_labels(client: AsyncOpenAI, http: httpx.AsyncClient) ->
         await client.chat.completions.retrieve(ids[0])
     with pytest.raises(BadRequestError, match="after: there is nothing"):
         await client.chat.completions.list(after=ids[0])
-    for query in ({"limit": 101}, {"order": "up"}):
+    for odd in ("\0", '"', "$", "\\", "]["):
+        label: dict[str, str] = {f"a{odd}": "x"}
+        chat = await kept(client, metadata=label)
+        assert [found.id async for found in client.chat.completions.list(metadata=label)] == [chat.id]
+    for query in ({"limit": 101}, {"order": "up"}, {f"metadata[{n}]": "" for n in range(18)}):
         assert (await http.get("/v1/chat/completions", params=query)).status_code == 400
     for labels in ({"metadata": {"a": 1}}, {"metadata": {"a": "b" * 513}}, {"metadata": {"x" * 65: ""}}):
         assert (await http.post(f"/v1/chat/completions/{ids[1]}", json=labels)).status_code == 400

@@ -60,7 +60,7 @@ def routes(front: Front) -> list[Described]:
     async def files(request: Request) -> Response:
         """The files that are kept."""
         owner, query = caller(request), query_of(request, FilesQuery)
-        where = [] if query.purpose is None else [("$.purpose", query.purpose)]
+        where: dict[tuple[str, ...], str] = {} if query.purpose is None else {("purpose",): query.purpose}
 
         def page(books: Books) -> list[str]:
             _expire(books)

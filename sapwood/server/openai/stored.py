@@ -27,7 +27,8 @@ from sapwood.server.store import Books, Thing
 KIND = "chat"
 
 _JSON = {"content-type": "application/json"}
-_LABEL = re.compile(r"metadata\[([^\"\]]{1,64})\]")
+_LABEL = re.compile(r"metadata\[(.{1,64})\]", re.DOTALL)
+_MOST_CONDITIONS = 17
 _TOLD = (
     "temperature", "top_p", "presence_penalty", "frequency_penalty", "seed", "tools", "tool_choice", "response_format",
 )  # fmt: skip
@@ -96,10 +97,12 @@ def routes(front: Front) -> list[Described]:
     async def stored_chats(request: Request) -> Response:
         """The chats that were kept."""
         owner, query = caller(request), query_of(request, ChatsQuery)
-        where = [] if query.model is None else [("$.model", query.model)]
+        where: dict[tuple[str, ...], str] = {} if query.model is None else {("model",): query.model}
         for name, value in request.query_params.items():
             if label := _LABEL.fullmatch(name):
-                where.append((f'$.metadata."{label[1]}"', value))
+                where["metadata", label[1]] = value
+        if len(where) > _MOST_CONDITIONS:
+            raise RequestError(f"At most {_MOST_CONDITIONS} conditions in one query.", param="metadata")
 
         def page(books: Books) -> list[str]:
             newest = query.order == "desc"

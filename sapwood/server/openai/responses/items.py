@@ -85,10 +85,11 @@ def items_of(given: str | Sequence[Item] | None) -> list[Item]:
 
 def _whole(item: Item, where: str) -> Item:
     kind = item.get("type", "message" if "role" in item else None)
-    if kind not in _PREFIXES:
+    if not isinstance(kind, str) or kind not in _PREFIXES:
         what = "needs a type" if kind is None else f"is of type {kind!r}, which is not supported"
         raise RequestError(f"{where} {what}; items are {', '.join(_PREFIXES)}.", param=f"{where}.type")
-    whole = {"id": item.get("id") or new_id(kind), **item, "type": kind}
+    id = item.get("id")
+    whole = {**item, "id": id if isinstance(id, str) and id else new_id(kind), "type": kind}
     if kind == "message":
         whole.setdefault("status", "completed")
         if isinstance(content := item.get("content"), str):

@@ -55,7 +55,8 @@ class Writer:
             self._create()
             self._pen("response.in_progress", response=self.response)
         choice = news.choice
-        self._held += token_logprobs(self._front.text, news.logprobs, choice.params.logprob_token_ids)
+        if news.logprobs:
+            self._held += token_logprobs(self._front.text, news.logprobs, choice.params.logprob_token_ids)
         for kind, text, number in self._turn.events(news):
             logprobs, self._held = self._held, []
             if kind == "call":
