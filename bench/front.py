@@ -112,12 +112,16 @@ def server(args: argparse.Namespace, flags: Sequence[str]) -> None:
 
 
 class Api(NamedTuple):
-    """A route that streams: its path, what a body has besides the prompt, and the lines and spaces of a frame without tokens."""
+    """A route that streams: its path, what a body has besides the prompt, and the lines and spaces of a frame without tokens.
+
+    `tellings`: how often a stream tells its text in all.
+    """
 
     path: str
     body: Callable[[str, int], dict[str, Any]]
     lines: int
     spaces: int
+    tellings: int = 1
 
 
 def _messages(prompt: str) -> list[dict[str, str]]:
@@ -134,6 +138,13 @@ APIS = {
         lambda prompt, most: {"messages": _messages(prompt), "max_tokens": most, **_COMMON},
         lines=2,
         spaces=1,
+    ),
+    "responses": Api(
+        "/v1/responses",
+        lambda prompt, most: {"input": prompt, "max_output_tokens": most, "store": False, **_COMMON},
+        lines=3,
+        spaces=2,
+        tellings=5,
     ),
     "messages": Api(
         "/v1/messages",
@@ -231,7 +242,8 @@ async def measure(url: str, pid: int, args: argparse.Namespace, board: Board) ->
     await until(lambda: max(reader.tokens for reader in readers) >= args.tokens * 9 // 10)
     (seconds, user, system), (tokens, frames) = usage(pid) - before, count(readers) - counted
     await asyncio.gather(*(reader.done for reader in (*readers, *guests)))
-    assert all(reader.tokens == args.tokens for reader in readers), "tokens are missing"
+    whole = args.tokens * APIS[args.api].tellings
+    assert all(reader.tokens == whole for reader in readers), "tokens are missing"
     if not tokens:
         raise SystemExit("front: some streams were over before all had begun: give them more --tokens")
     print(f"{tokens / seconds:,.0f} tokens/s over {args.streams} streams, {tokens / frames:.2f} tokens a frame")

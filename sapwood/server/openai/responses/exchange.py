@@ -13,7 +13,7 @@ from sapwood.server.generation import News
 from sapwood.server.openai.responses.items import Conversation, Item, items_of
 from sapwood.server.openai.responses.objects import Response, response_of
 from sapwood.server.openai.responses.protocol import ResponseRequest
-from sapwood.server.openai.responses.records import Record, context, keep
+from sapwood.server.openai.responses.records import context, keep
 from sapwood.server.openai.responses.tools import Tools, tools_of
 from sapwood.server.openai.responses.writer import Writer
 
@@ -42,10 +42,10 @@ class Exchange:
         self.keep()
         return self.writer.response
 
-    def keep(self, events: str | None = None) -> None:
+    def keep(self, events: Sequence[bytes] | None = None) -> None:
         """Store the response as it is, if it is to be stored, and its events if they may be asked for."""
         if self.body.kept:
-            keep(self.front.store, self.owner, self.writer.response, Record(self.items, events))
+            keep(self.front.store, self.owner, self.writer.response, self.items, events)
 
 
 async def exchange_of(front: Front, owner: str, body: ResponseRequest) -> Exchange:

@@ -49,21 +49,20 @@ class Live:
     def _hear(self, news: list[News]) -> None:
         self._tell(self.exchange.push(news))
         if self.exchange.writer.over:  # now: who hears that it is complete may go on from it
-            self._keep()
+            self.exchange.keep(self.events)
 
     def _end(self, task: asyncio.Task[None]) -> None:
-        writer = self.exchange.writer
-        if task.cancelled():
-            writer.cancel()
-        elif isinstance(error := task.exception(), Exception):
+        writer, error = self.exchange.writer, None if task.cancelled() else task.exception()
+        complete = writer.over
+        if isinstance(error, Exception):
             writer.fail(problem(error))
+        elif not complete:
+            writer.cancel()
         self._over = True
         self._work.close()
         self._tell(writer.taken())
-        self._keep()
-
-    def _keep(self) -> None:
-        self.exchange.keep(b"".join(self.events).decode())
+        if not complete:
+            self.exchange.keep(self.events)
 
     def _tell(self, events: list[bytes]) -> None:
         self.events += events

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -15,13 +17,20 @@ KIND = "response"
 RUNNING = ("queued", "in_progress")
 
 _MOST_TURNS = 10_000
+_END = b"\n\n"  # of an event
 
 
 class Record(msgspec.Struct):
-    """What belongs to a response beside itself: its own input, and its events where it ran in the background."""
+    """What belongs to a response beside itself: its own input, and its events, packed, where it ran in the background."""
 
     input: list[Item]
-    events: str | None = None
+    packed: bytes | None = None
+
+    def events(self, at: int) -> bytes | None:
+        """Those from number `at` on."""
+        if self.packed is None:
+            return None
+        return _END.join(zlib.decompress(self.packed).split(_END)[at:])
 
 
 class Kept(msgspec.Struct):
@@ -33,10 +42,15 @@ class Kept(msgspec.Struct):
     background: bool = False
 
 
-def keep(store: Store, owner: str, response: Response, record: Record) -> None:
-    """Before anything that is asked of the store later."""
-    body, more = msgspec.json.encode(response).decode(), msgspec.json.encode(record)
-    store.soon(lambda books: books.put(KIND, owner, response.id, body, more))
+def keep(store: Store, owner: str, response: Response, items: list[Item], events: Sequence[bytes] | None) -> None:
+    """Before anything that is asked of the store later. `events`: all, if they may be asked for again."""
+    id, body = response.id, msgspec.json.encode(response).decode()
+
+    def put(books: Books) -> None:
+        packed = None if events is None else zlib.compress(b"".join(events))  # they repeat one another
+        books.put(KIND, owner, id, body, msgspec.json.encode(Record(items, packed)))
+
+    store.soon(put)
 
 
 async def find(store: Store, owner: str, id: str) -> tuple[str, Kept, Record]:

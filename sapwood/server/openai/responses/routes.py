@@ -151,10 +151,9 @@ def _stream(live: Live, at: int) -> HTTPResponse:
 
 
 def _replay(record: records.Record, at: int) -> HTTPResponse:
-    if record.events is None:
+    if (events := record.events(at)) is None:
         raise RequestError(
             "Only responses that were made with background: true can be streamed again; leave stream out.",
             param="stream",
         )
-    events = record.events.split("\n\n")[at:]
-    return HTTPResponse("\n\n".join(events), media_type=EVENTS, headers=_NO_CACHE)
+    return HTTPResponse(events, media_type=EVENTS, headers=_NO_CACHE)

@@ -18,6 +18,7 @@ from sapwood.server.openai.responses.objects import (
     Response,
     Usage,
 )
+from sapwood.server.openai.responses.pieces import Pieces
 from sapwood.server.openai.responses.tools import Tools
 
 
@@ -36,6 +37,8 @@ class Writer:
         self._ids = CallIds(front, turn)
         self._pen = Pen()
         self._open: Entry | None = None
+        choice = turn.choices[0]
+        self._pieces = None if choice.params.logprobs is None else Pieces(front, choice)
         self._held: list[TokenLogprob] = []  # of text that has not come yet
         self._created = False
 
@@ -50,6 +53,13 @@ class Writer:
         self._pen("response.queued", response=self.response)
 
     def push(self, news: News) -> None:
+        if self._pieces is None:
+            self._push(news)
+            return
+        for one in self._pieces(news):
+            self._push(one)
+
+    def _push(self, news: News) -> None:
         if news.first:
             self.response.status = "in_progress"
             self._create()
