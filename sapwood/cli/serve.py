@@ -48,9 +48,11 @@ def run(args: argparse.Namespace) -> int:
         from sapwood.observe.log import set_up_logging
         from sapwood.server import bind
         from sapwood.server import run as run_loop
+        from sapwood.server.store import Store
 
         set_up_logging(config.server.log_level, format=config.server.log_format)
         with bind(config) as door:  # a port in use is an error now, not after the model was loaded
+            Store(config.server.state_dir, most_bytes=config.server.state_bytes).close()  # so is a directory
             catalogue = joined()
             for plugin, why in catalogue.unknown:
                 log.warning("%s is not used: %s", plugin.point.value, why)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,24 @@ def test_a_kill_in_the_middle(tiny_model: Path, tmp_path: Path) -> None:
         assert len({one["response"]["body"]["choices"][0]["message"]["content"] for one in told}) == 1
     finally:
         assert server.stop() == 0, server.output
+
+
+def test_a_state_directory_that_is_none(tiny_model: Path, tmp_path: Path) -> None:
+    """It is told before the model is loaded."""
+    (tmp_path / "file").write_text("")
+    command = [
+        sys.executable,
+        "-m",
+        "sapwood",
+        "serve",
+        str(tiny_model),
+        "--port",
+        "0",
+        "--state-dir",
+        str(tmp_path / "file"),
+    ]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS)
+    assert ended.returncode == 2 and "--state-dir" in ended.stderr and "File exists" in ended.stderr
 
 
 def done_of(batch: Any) -> int:
