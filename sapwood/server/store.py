@@ -77,6 +77,14 @@ class Books:
         """Raises sqlite3.Error."""
         self.db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=1.0)
         self.db.create_function("text_at", -1, _text_at, deterministic=True)
+        self._most_bytes = most_bytes
+        try:
+            self._prepare()
+        except BaseException:
+            self.db.close()
+            raise
+
+    def _prepare(self) -> None:
         self.db.execute("PRAGMA locking_mode = EXCLUSIVE")  # a second server on the same file is refused
         self.db.execute("PRAGMA journal_mode = WAL")
         self.db.execute("PRAGMA synchronous = NORMAL")
@@ -84,7 +92,6 @@ class Books:
         if version not in (0, _VERSION):
             raise sqlite3.DatabaseError(f"it has version {version}, and this server writes {_VERSION}")
         self.db.executescript(f"BEGIN IMMEDIATE; {_TABLES} PRAGMA user_version = {_VERSION}; COMMIT;")
-        self._most_bytes = most_bytes
 
     def put(self, kind: str, owner: str, id: str, body: str, more: bytes = b"", *, held: bool = False) -> None:
         """Keep an object, or what has become of one with the same id; then make room."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import httpx
+import pydantic
 import pytest
 from langchain_openai import ChatOpenAI
 from openai import AsyncOpenAI
@@ -62,6 +63,22 @@ async def test_langchain(http: httpx.AsyncClient, engine: FakeEngine, text: Text
     assert [(call["name"], call["args"]) for call in called.tool_calls] == [("weather", {"city": "Oslo"})]
     assert (await model.ainvoke("Oslo?")).text == ANSWER
     assert "".join([str(chunk.text) async for chunk in model.astream("Oslo?")]) == ANSWER
+
+
+class Weather(pydantic.BaseModel):
+    city: str
+
+
+async def test_the_official_helpers(client: AsyncOpenAI, engine: FakeEngine, text: TextModel) -> None:
+    says_in_turn(engine, text, [f"I look.\n{CALL}", '{"city": "Oslo"}', '{"city": "Oslo"}'])
+    async with client.responses.stream(model=MODEL, input="Oslo?", tools=[WEATHER]) as stream:
+        kinds = [event.type async for event in stream]
+        final = await stream.get_final_response()
+    assert [item.type for item in final.output] == ["message", "function_call"] and kinds[-1] == "response.completed"
+    parsed = await client.responses.parse(model=MODEL, input="Oslo?", text_format=Weather)
+    assert parsed.output_parsed == Weather(city="Oslo")
+    async with client.responses.stream(model=MODEL, input="Oslo?", text_format=Weather) as typed:
+        assert (await typed.get_final_response()).output_parsed == Weather(city="Oslo")
 
 
 async def test_a_coding_agent(client: AsyncOpenAI, engine: FakeEngine, text: TextModel) -> None:
