@@ -43,7 +43,14 @@ class FilesQuery(ListQuery, kw_only=True):
     purpose: Literal["batch", "batch_output"] | None = None
 
 
+_PATH, _ONE = "/v1/files", "/v1/files/{id}"
+
+
 def routes(front: Front) -> list[Described]:
+    return [*_changes(front), *_looks(front)]
+
+
+def _changes(front: Front) -> list[Described]:
     store = front.store
 
     async def create_file(request: Request) -> Response:
@@ -56,6 +63,22 @@ def routes(front: Front) -> list[Described]:
         owner = caller(request)
         await store.run(lambda books: put(books, owner, file, content))
         return json_response(file)
+
+    async def delete_file(request: Request) -> Response:
+        """Forget a file. One that a batch still reads stays."""
+        owner, id = caller(request), request.path_params["id"]
+        await store.run(lambda books: _delete(books, owner, id))
+        return json_response(Deleted(id, "file"))
+
+    upload = Media("multipart/form-data")
+    return [
+        plain(_PATH, create_file, methods=["POST"], body=upload, gives=File),
+        plain(_ONE, delete_file, methods=["DELETE"], gives=Deleted),
+    ]
+
+
+def _looks(front: Front) -> list[Described]:
+    store = front.store
 
     async def files(request: Request) -> Response:
         """The files that are kept."""
@@ -86,19 +109,10 @@ def routes(front: Front) -> list[Described]:
             headers={"content-disposition": f"attachment; filename*=UTF-8''{name}"},
         )
 
-    async def delete_file(request: Request) -> Response:
-        """Forget a file. One that a batch still reads stays."""
-        owner, id = caller(request), request.path_params["id"]
-        await store.run(lambda books: _delete(books, owner, id))
-        return json_response(Deleted(id, "file"))
-
-    one = "/v1/files/{id}"
     return [
-        plain("/v1/files", create_file, methods=["POST"], body=Media("multipart/form-data"), gives=File),
-        plain("/v1/files", files, query=FilesQuery, gives=Page[dict[str, Any]]),
-        plain(one, file, gives=File),
-        plain(one, delete_file, methods=["DELETE"], gives=Deleted),
-        plain(f"{one}/content", file_content, gives=Media("application/octet-stream")),
+        plain(_PATH, files, query=FilesQuery, gives=Page[dict[str, Any]]),
+        plain(_ONE, file, gives=File),
+        plain(f"{_ONE}/content", file_content, gives=Media("application/octet-stream")),
     ]
 
 

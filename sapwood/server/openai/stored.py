@@ -91,7 +91,14 @@ def kept_when_over(
     return shaped
 
 
+_PATH, _ONE = "/v1/chat/completions", "/v1/chat/completions/{id}"
+
+
 def routes(front: Front) -> list[Described]:
+    return [*_looks(front), *_changes(front)]
+
+
+def _looks(front: Front) -> list[Described]:
     store = front.store
 
     async def stored_chats(request: Request) -> Response:
@@ -116,6 +123,23 @@ def routes(front: Front) -> list[Described]:
         owner, id = caller(request), request.path_params["id"]
         return Response((await store.run(lambda books: _find(books, owner, id))).body, headers=_JSON)
 
+    async def chat_messages(request: Request) -> Response:
+        """The messages that a chat which was kept answers."""
+        owner, id, query = caller(request), request.path_params["id"], query_of(request, MessagesQuery)
+        raw = msgspec.json.decode((await store.run(lambda books: _find(books, owner, id))).more)
+        messages = [msgspec.to_builtins(_message(id, index, one)) for index, one in enumerate(raw)]
+        return json_response(page_of(query.window(messages), query.limit))
+
+    return [
+        plain(_PATH, stored_chats, query=ChatsQuery, gives=Page[dict[str, Any]]),
+        plain(_ONE, stored_chat, gives=Reply[ChatChoice]),
+        plain(f"{_ONE}/messages", chat_messages, query=MessagesQuery, gives=Page[dict[str, Any]]),
+    ]
+
+
+def _changes(front: Front) -> list[Described]:
+    store = front.store
+
     async def label_chat(request: Request, body: Labels) -> Response:
         """Change the metadata of a chat that was kept."""
         owner, id = caller(request), request.path_params["id"]
@@ -134,21 +158,9 @@ def routes(front: Front) -> list[Described]:
             raise _unknown(id)
         return json_response(Deleted(id, "chat.completion.deleted"))
 
-    async def chat_messages(request: Request) -> Response:
-        """The messages that a chat which was kept answers."""
-        owner, id, query = caller(request), request.path_params["id"], query_of(request, MessagesQuery)
-        raw = msgspec.json.decode((await store.run(lambda books: _find(books, owner, id))).more)
-        messages = [msgspec.to_builtins(_message(id, index, one)) for index, one in enumerate(raw)]
-        return json_response(page_of(query.window(messages), query.limit))
-
-    path = "/v1/chat/completions"
-    one, gives = f"{path}/{{id}}", Reply[ChatChoice]
     return [
-        plain(path, stored_chats, query=ChatsQuery, gives=Page[dict[str, Any]]),
-        plain(one, stored_chat, gives=gives),
-        post(front, one, Labels, label_chat, gives=gives),
-        plain(one, delete_chat, methods=["DELETE"], gives=Deleted),
-        plain(f"{one}/messages", chat_messages, query=MessagesQuery, gives=Page[dict[str, Any]]),
+        post(front, _ONE, Labels, label_chat, gives=Reply[ChatChoice]),
+        plain(_ONE, delete_chat, methods=["DELETE"], gives=Deleted),
     ]
 
 

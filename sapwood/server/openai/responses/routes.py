@@ -74,7 +74,10 @@ class Event(msgspec.Struct):
 def routes(front: Front) -> list[Described]:
     lives = Lives()
     front.at_close(lives.close)
+    return [*_asking(front, lives), *_kept(front, lives), *_inputs(front)]
 
+
+def _asking(front: Front, lives: Lives) -> list[Described]:
     async def create_response(request: Request, body: ResponseRequest) -> HTTPResponse:
         """Answer a conversation with items: thoughts, messages and calls of tools.
 
@@ -90,6 +93,11 @@ def routes(front: Front) -> list[Described]:
         await front.attended(request.receive, complete(front, exchange.turn.choices))
         return json_response(exchange.whole())
 
+    events = Streamed(Event)
+    return [post(front, _PATH, ResponseRequest, create_response, refused=RESPONSES, gives=Response, streams=events)]
+
+
+def _kept(front: Front, lives: Lives) -> list[Described]:
     async def response(request: Request) -> HTTPResponse:
         """A response that was kept. The events of one in the background can be had again, from any of them on."""
         owner, id, query = caller(request), request.path_params["id"], query_of(request, RetrieveQuery)
@@ -123,6 +131,14 @@ def routes(front: Front) -> list[Described]:
             raise records.unknown(id)
         return json_response(Deleted(id, "response"))
 
+    return [
+        plain(_ONE, response, query=RetrieveQuery, gives=Response, streams=Streamed(Event)),
+        plain(_ONE, delete_response, methods=["DELETE"], gives=Deleted),
+        plain(f"{_ONE}/cancel", cancel_response, methods=["POST"], gives=Response),
+    ]
+
+
+def _inputs(front: Front) -> list[Described]:
     async def response_input_items(request: Request) -> HTTPResponse:
         """What a response answers: its input, behind what it goes on from."""
         owner, id, query = caller(request), request.path_params["id"], query_of(request, ListQuery)
@@ -135,14 +151,10 @@ def routes(front: Front) -> list[Described]:
         body.check(front)
         return json_response(InputTokens(await count(front, caller(request), body)))
 
-    asked, gives = ResponseRequest, Response
+    counted = f"{_PATH}/input_tokens"
     return [
-        post(front, _PATH, asked, create_response, refused=RESPONSES, gives=gives, streams=Streamed(Event)),
-        post(front, f"{_PATH}/input_tokens", asked, count_input_tokens, refused=RESPONSES, gives=InputTokens),
-        plain(_ONE, response, query=RetrieveQuery, gives=gives, streams=Streamed(Event)),
-        plain(_ONE, delete_response, methods=["DELETE"], gives=Deleted),
-        plain(f"{_ONE}/cancel", cancel_response, methods=["POST"], gives=gives),
         plain(f"{_ONE}/input_items", response_input_items, query=ListQuery, gives=Page[dict[str, Any]]),
+        post(front, counted, ResponseRequest, count_input_tokens, refused=RESPONSES, gives=InputTokens),
     ]
 
 
