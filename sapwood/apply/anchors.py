@@ -21,10 +21,7 @@ has no mark.
 from __future__ import annotations
 
 import itertools
-<<<<<<< HEAD
 from bisect import bisect_left
-=======
->>>>>>> 6e6c5c2 (Predicted outputs, and edits applied: by lines where these leave no doubt, else by the model with the file as the prediction)
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
@@ -35,10 +32,7 @@ from sapwood.apply.lazy import Hunk, Unclear, hunks_of, plain, telling
 _LONGEST_RUN = 3  # lines of an anchor
 _NEAR = 3  # lines that may be passed over above the first anchor and below the last, beside as many as the hunk has
 _ALIKE = 0.6  # from which a new line may be meant to replace another
-<<<<<<< HEAD
 _MANY = 60  # lines beyond an end without a mark that surely stay, though there are marks elsewhere
-=======
->>>>>>> 6e6c5c2 (Predicted outputs, and edits applied: by lines where these leave no doubt, else by the model with the file as the prediction)
 _FEW = 8  # lines that may go without a word, beside twice as many as come in their place
 
 
@@ -84,18 +78,11 @@ def _merge(old: Sequence[str], hunks: Sequence[Hunk]) -> list[str]:
         else:
             first = end = _end_of_file(olds, hunk, number, len(hunks))
             pairs = []
-<<<<<<< HEAD
         most = _MANY if any(one.after or one.before for one in hunks) else _FEW
         if number == 0 and not hunk.after:
             _check_rest(olds[:first], most)
         if number == len(hunks) - 1 and not hunk.before:
             _check_rest(olds[end:], most)
-=======
-        if number == 0 and not hunk.after:
-            _check_rest(olds[:first])
-        if number == len(hunks) - 1 and not hunk.before:
-            _check_rest(olds[end:])
->>>>>>> 6e6c5c2 (Predicted outputs, and edits applied: by lines where these leave no doubt, else by the model with the file as the prediction)
         if first < done:
             raise Unclear("parts of the update overlap in the file")
         _add(out, old[done:first])
@@ -107,15 +94,9 @@ def _merge(old: Sequence[str], hunks: Sequence[Hunk]) -> list[str]:
     return out
 
 
-<<<<<<< HEAD
 def _check_rest(lines: Sequence[str], most: int) -> None:
     """What is left of the file beyond an end of the snippet that has no mark: nothing, or so much that it surely stays."""
     if any(lines) and sum(map(telling, lines)) <= most:
-=======
-def _check_rest(lines: Sequence[str]) -> None:
-    """What is left of the file beyond an end of the snippet that has no mark: nothing, or so much that it surely stays."""
-    if any(lines) and sum(map(telling, lines)) <= _FEW:
->>>>>>> 6e6c5c2 (Predicted outputs, and edits applied: by lines where these leave no doubt, else by the model with the file as the prediction)
         raise Unclear("the update ends without a mark near an end of the file, where some lines may stay or go")
 
 
@@ -148,7 +129,6 @@ def _anchors(olds: Sequence[str], news: Sequence[Sequence[str]]) -> list[list[Pa
                 if times[run] == mine[run] == 1:
                     pairs += map(Pair._make, zip(places, at[run], strict=True))
             pairs[:] = sorted(set(pairs))
-<<<<<<< HEAD
     return _ordered(found)
 
 
@@ -181,14 +161,6 @@ def _rising(values: Sequence[int]) -> list[int]:
     return found[::-1]
 
 
-=======
-    every = [pair.old for pairs in found for pair in pairs]
-    if any(one >= other for one, other in itertools.pairwise(every)):
-        raise Unclear("lines of the update stand in another order in the file")
-    return found
-
-
->>>>>>> 6e6c5c2 (Predicted outputs, and edits applied: by lines where these leave no doubt, else by the model with the file as the prediction)
 def _runs(lines: Sequence[str], length: int) -> Iterator[tuple[tuple[str, ...], tuple[int, ...]]]:
     """Runs of lines that say something, with their places."""
     places = [place for place, line in enumerate(lines) if telling(line)]

@@ -127,10 +127,7 @@ async def test_a_chat_that_is_nothing_but_an_edit(
     reply = (await http.post(CHAT, json=chat(update, max_tokens=100))).json()
     assert reply["choices"][0]["message"]["content"] == MERGED and reply["choices"][0]["finish_reason"] == "stop"
     assert len(engine.asked) == (update == UNCLEAR)
-<<<<<<< HEAD
     assert all(asked.params.temperature == 0 and asked.params.prediction for asked in engine.asked)
-=======
->>>>>>> 6e6c5c2 (Predicted outputs, and edits applied: by lines where these leave no doubt, else by the model with the file as the prediction)
     stream = await http.post(
         CHAT, json=chat(update, max_tokens=100, stream=True, stream_options={"include_usage": True})
     )

@@ -147,19 +147,12 @@ def _ask(front: Front, body: ApplyRequest) -> Ask:
     return to_merge(ask, body.edit, body.template)
 
 
-<<<<<<< HEAD
 def to_merge(ask: Ask, edit: Edit, template: str | None = None, *, greedy: bool = False) -> Ask:
     """The same with an edit in place of its conversation. Its answer is begun, so that only the file can follow."""
     talk = Talk(messages=conversation(edit, template or DEFAULT_TEMPLATE), continues=True, answers=False, param="code")
     params = msgspec.structs.replace(ask.params, stop=(*ask.params.stop, CLOSING))
     if greedy:
         params = msgspec.structs.replace(params, temperature=0.0)
-=======
-def to_merge(ask: Ask, edit: Edit, template: str | None = None) -> Ask:
-    """The same with an edit in place of its conversation. Its answer is begun, so that only the file can follow."""
-    talk = Talk(messages=conversation(edit, template or DEFAULT_TEMPLATE), continues=True, answers=False, param="code")
-    params = msgspec.structs.replace(ask.params, stop=(*ask.params.stop, CLOSING))
->>>>>>> 6e6c5c2 (Predicted outputs, and edits applied: by lines where these leave no doubt, else by the model with the file as the prediction)
     return replace(ask, talk=talk, params=params, prediction=edit.code)
 
 

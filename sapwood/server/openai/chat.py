@@ -50,11 +50,7 @@ def routes(front: Front) -> list[Described]:
         if edit is not None:
             if (merged := await merged_by_lines(edit)) is not None:
                 return _at_once(front, body, ask, merged)
-<<<<<<< HEAD
             ask = to_merge(ask, edit, greedy=body.temperature is None)
-=======
-            ask = to_merge(ask, edit)
->>>>>>> 6e6c5c2 (Predicted outputs, and edits applied: by lines where these leave no doubt, else by the model with the file as the prediction)
         turn = await begin(front, ask)
         speaker = Speaker(front, turn, offered=ask.toolbox is not None)
         if body.stream:
