@@ -21,11 +21,12 @@ class Cursor:
 
     It begins at the beginning. Where the output differs it is lost, until the output's last tokens, two at least, stand
     in the prediction: where most of them do, ahead of the place where it was lost if it can be, and as near as can be.
+    `at` tokens of the prediction are behind it.
     """
 
     def __init__(self, prediction: Ints) -> None:
         self._prediction = prediction
-        self._at = 0
+        self.at = 0
         self._lost = False
         self._seen = 0  # tokens of the output that it has followed
         self._chains: Chains | None = None
@@ -36,13 +37,13 @@ class Cursor:
         self._seen = len(output)
         if self._lost:
             self._find(output)
-        return self._prediction[:0] if self._lost else self._prediction[self._at : self._at + count]
+        return self._prediction[:0] if self._lost else self._prediction[self.at : self.at + count]
 
     def _follow(self, news: Ints) -> None:
         if self._lost or not len(news):
             return
-        right = _in_common(self._prediction[self._at :], news)
-        self._at += right
+        right = _in_common(self._prediction[self.at :], news)
+        self.at += right
         self._lost = right < len(news)
 
     def _find(self, output: Ints) -> None:
@@ -52,22 +53,23 @@ class Cursor:
         matches = self._chains.matches(self._prediction, output, _CANDIDATES)
         best = max(matches, key=self._worth, default=None)
         if best is not None:
-            self._at, self._lost = best.place, False
+            self.at, self._lost = best.place, False
 
     def _worth(self, match: Match) -> tuple[int, bool, int]:
-        ahead = match.place - self._at
+        ahead = match.place - self.at
         return match.length, ahead > 0, -abs(ahead)
 
 
 def came_true(prediction: Ints, output: Ints) -> int:
-    """How many tokens of the output a cursor knew before they were there."""
-    cursor, right, seen = Cursor(prediction), 0, 0
+    """How many tokens of the prediction a cursor knew before they were there, each counted once."""
+    cursor, seen = Cursor(prediction), 0
+    true = np.zeros(len(prediction), np.bool_)
     while seen < len(output):
         ahead = cursor.ahead(output[:seen], len(output) - seen)
         known = _in_common(ahead, output[seen:])
-        right += known
+        true[cursor.at : cursor.at + known] = True
         seen += known + 1  # the token that it did not know, or the end
-    return right
+    return int(true.sum())
 
 
 def _in_common(one: Ints, other: Ints) -> int:

@@ -58,6 +58,7 @@ def test_a_cursor_sooner_goes_ahead_than_back_and_no_further_than_it_has_to() ->
         ([100, 101, 7, 103, 104, 105, 106], 2 + 2),
         ([7, 8, 9], 0),
         ([7, 100, 101, 102], 1),
+        ([*PREDICTION, *PREDICTION, *PREDICTION], 40),
         ([100, 7, 110, 111, 112, 8, 9, 130, 131, 132], 1 + 1 + 1),
     ],
 )

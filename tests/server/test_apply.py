@@ -53,6 +53,7 @@ async def test_the_model_where_lines_do_not_tell(http: httpx.AsyncClient, engine
     assert f"<code>\n{CODE}" in prompt and UNCLEAR in prompt and "put d behind b" in prompt
     assert prompt.rstrip().endswith("<updated-code>")
     assert asked.params.prediction == tuple(text.encode(CODE, add_special=False)) and asked.params.temperature == 0
+    assert asked.params.max_tokens == sum(len(text.encode(one, add_special=False)) for one in (CODE, UNCLEAR)) + 64
     details = reply["usage"]["completion_tokens_details"]
     assert details["accepted_prediction_tokens"] > 4
 

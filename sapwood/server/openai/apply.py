@@ -38,6 +38,9 @@ from sapwood.server.openai.replies import Usage, usage_of
 from sapwood.server.routes import Described, Streamed, post
 from sapwood.server.sse import DONE, EVENTS, EventStream, Script, frame
 
+_SPARE = 64  # tokens that a merged file may have beyond those of the file and the update
+_MOST_TOLD = 50  # problems
+
 
 class ApplyRequest(msgspec.Struct, kw_only=True):
     """`method`: `anchors` refuses what lines alone do not tell, `model` leaves all to the model, `auto` tries the first first."""
@@ -110,7 +113,7 @@ def routes(front: Front) -> list[Described]:
             reply.method, reply.check, reply.usage = "anchors", Verdict(True, []), usage_of([])
             return _at_once(reply, merged) if body.stream else json_response(_with(reply, code=merged))
         reply.method = "model"
-        turn = await begin(front, _ask(front, body))
+        turn = await begin(front, await _ask(front, body))
         if body.stream:
             return EventStream(front, turn.choices, _Script(body.edit, turn, reply))
         await front.attended(request.receive, complete(front, turn.choices))
@@ -132,11 +135,16 @@ def _at_once(reply: Applied, merged: str) -> Response:
     return Response(frame(bare) + frame(reply) + DONE, media_type=EVENTS)
 
 
-def _ask(front: Front, body: ApplyRequest) -> Ask:
-    """What the model is asked, the file as it was being the prediction."""
-    params = front.check(SamplingParams(temperature=body.temperature, seed=body.seed, max_tokens=body.max_tokens), {})
+async def _ask(front: Front, body: ApplyRequest) -> Ask:
+    """What the model is asked, the file as it was being the prediction. What it says ends where a merged file must have."""
+    most = body.max_tokens
+    if most is None:
+        texts = await front.encode_all([body.code, body.update], param="code", add_special=False)
+        most = sum(map(len, texts)) + _SPARE
+    params = front.check(SamplingParams(temperature=body.temperature, seed=body.seed, max_tokens=most), {})
     ask = Ask(
         talk=Talk(messages=[]),
+        clipped=body.max_tokens is None,
         toolbox=None,
         budget=None,
         format=None,
@@ -175,7 +183,7 @@ async def merged_by_lines(edit: Edit) -> str | None:
 
 async def _verdict(edit: Edit, code: str, choice: Choice) -> Verdict:
     problems = await anyio.to_thread.run_sync(check, edit.code, edit.update, code)
-    return Verdict(not problems and choice.finish == "stop", problems)
+    return Verdict(not problems and choice.finish == "stop", problems[:_MOST_TOLD])
 
 
 class _Script(Script):
@@ -196,7 +204,7 @@ class _Script(Script):
         choice, end = self._turn.choices[0], self._text.end
         tail = self._frame(end) if end else b""
         problems = check(self._edit.code, self._edit.update, "".join(self._parts))
-        self._reply.check = Verdict(not problems and choice.finish == "stop", problems)
+        self._reply.check = Verdict(not problems and choice.finish == "stop", problems[:_MOST_TOLD])
         self._reply.usage = usage_of(self._turn.choices)
         return tail + frame(self._reply) + DONE
 
