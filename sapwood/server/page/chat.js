@@ -34,10 +34,15 @@ export class Chat {
       edit: (message, element) => this.edit(message, element),
       again: (message) => this.again(message),
       result: (message, call, text) => this.result(message, call, text),
-      path: () => hooks.path(this.conversation),
+      path: (message) => hooks.path({ ...this.conversation, messages: this.upTo(message) }),
     };
     this.compose(composer);
     document.addEventListener("keydown", (event) => this.shortcut(event));
+  }
+
+  upTo(message) {
+    const { messages } = this.conversation;
+    return messages.slice(0, messages.indexOf(message) + 1);
   }
 
   compose(composer) {

@@ -57,19 +57,25 @@ export function pathTo(node) {
   return path;
 }
 
-/** The nodes that a text of these tokens goes through: told by the first tokens of each. */
+/** The nodes that a text of these tokens goes through, told by the first tokens of each; and up to where it is there. */
 export function pathOf(roots, tokens) {
   const path = [];
-  let among = roots;
-  for (;;) {
-    const at = path.at(-1)?.end ?? 0;
-    const found = among
-      .filter(({ begin }) => begin?.length && begin.every((token, index) => token === tokens[at + index]))
-      .sort((one, other) => other.begin.length - one.begin.length)[0];
-    if (!found) return path;
-    path.push(found);
-    among = found.children;
+  let end = 0;
+  for (let among = roots; among.length && end < tokens.length; ) {
+    const [common, node] = among.map((one) => [alike(one.begin ?? [], tokens, end), one]).reduce((one, other) => (other[0] > one[0] ? other : one));
+    if (!common) break;
+    path.push(node);
+    const whole = common === node.begin.length;
+    end = Math.min(tokens.length, whole ? node.end : end + common);
+    among = whole ? node.children : [];
   }
+  return { path, end };
+}
+
+/** How many of the first tokens of a node stand in a text from a place on. */
+function alike(begin, tokens, at) {
+  const differs = begin.findIndex((token, index) => token !== tokens[at + index]);
+  return differs < 0 ? begin.length : differs;
 }
 
 /** Where the next node in a direction is, as one goes through the tree with the arrow keys. */

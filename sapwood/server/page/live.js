@@ -116,7 +116,7 @@ export class Live {
     if (node) this.detail.textContent = `This request: ${plural(lane.prompt, "prompt token")}, ${count(Math.max(0, lane.cached))} of them found in the cache.`;
   }
 
-  /** Show where a conversation is in the cache: its last prompt, found and computed. */
+  /** Show where the prompt of a conversation's last answer is in the cache: what was found, and what was computed. */
   async light(conversation) {
     const { messages, tools, chat_template_kwargs } = requestOf({ ...conversation, messages: conversation.messages.slice(0, -1) });
     const { tokens } = await postJson("tokenize", { messages, tools, chat_template_kwargs, add_generation_prompt: true });
@@ -129,9 +129,8 @@ export class Live {
 
   relight() {
     const { title, tokens, cached } = this.sought;
-    const path = pathOf(this.tree.roots, tokens);
+    const { path, end: there } = pathOf(this.tree.roots, tokens);
     this.icicle.light(path.length ? { path, cached, end: tokens.length } : null);
-    const there = Math.min(tokens.length, path.at(-1)?.end ?? 0);
     const clear = h("button", { type: "button", class: "link", onclick: () => this.unlight() }, "Show all");
     const text = path.length
       ? `“${title}”: of ${plural(tokens.length, "prompt token")} the first ${count(cached)} were found in the cache, the other ${count(tokens.length - cached)} were computed. ${count(there)} are cached now. `

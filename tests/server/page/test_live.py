@@ -74,24 +74,29 @@ def test_the_picture_is_drawn_in_the_colours_of_use(page: Page, site: Site) -> N
     assert f"rgb({page.locator('canvas').evaluate(drawn)})" == legend
 
 
-def test_where_a_conversation_is_in_the_cache(page: Page, site: Site) -> None:
+def test_where_an_answer_comes_from_in_the_cache(page: Page, site: Site) -> None:
     """Its prompt is found in the tree by its tokens: lit up, with what was found and what was computed."""
-    page.get_by_label("Your message").fill("Where am I?")
     site.engine.cached = 8
-    page.keyboard.press("Enter")
-    button = page.get_by_role("button", name="Where this is in the cache")
-    expect(button).to_be_visible()
+    buttons = page.get_by_role("button", name="Where this is in the cache")
+    for number, question in enumerate(("Where am I?", "And now?"), 1):
+        page.get_by_label("Your message").fill(question)
+        page.keyboard.press("Enter")
+        expect(buttons).to_have_count(number)
     world = World(page_size=4, vocab_size=site.text.vocab_size, num_pages=200)
-    prompt = site.engine.asked[-1].tokens
-    world.add(prompt, 4)
-    world.run()
+    first, last = (asked.tokens for asked in site.engine.asked[-2:])
+    for prompt in (first, last):
+        world.add(prompt, 4)
+        world.run()
     site.sees(world)
-    button.click()
-    told = f"“Where am I?”: of {len(prompt)} prompt tokens the first 8 were found in the cache, the other {len(prompt) - 8} were computed."
-    expect(page.locator(".detail")).to_contain_text(told)
-    expect(page.locator(".detail")).to_contain_text(f"{len(prompt)} are cached now")
+    detail = page.locator(".detail")
+    for button, prompt in ((buttons.last, last), (buttons.first, first)):
+        page.get_by_role("tab", name="Chat").click()
+        button.click()
+        of = f"of {len(prompt)} prompt tokens the first 8 were found in the cache, the other {len(prompt) - 8} were computed"
+        expect(detail).to_contain_text(of)
+        expect(detail).to_contain_text(f"{len(prompt)} are cached now")
     page.get_by_role("button", name="Show all").click()
-    expect(page.locator(".detail")).to_contain_text("Point at a box")
+    expect(detail).to_contain_text("Point at a box")
 
 
 def test_figures_follow_from_two_looks(page: Page, site: Site) -> None:
