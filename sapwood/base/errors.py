@@ -3,6 +3,7 @@
     SapwoodError
     ├── UserError (also a ValueError)     what a person typed or sent is wrong: HTTP 4xx, exit code 2
     │   ├── RequestError                  one request: names the field
+    │   │   └── LimitReached              its key has taken what it may: HTTP 429
     │   ├── GrammarError                  what an output is to match cannot be used; says why, not in which field
     │   ├── ConfigError                   an option or a pair of options
     │   └── ModelError                    a model file or config that cannot be used
@@ -39,6 +40,14 @@ class RequestError(UserError):
         self.param = param
         self.status = status
         self.code = code
+
+
+class LimitReached(RequestError):
+    """A key has used up what it may take. `retry_after` are the seconds until there is enough again, where that is known."""
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message, status=429, code="rate_limit_exceeded")
+        self.retry_after = retry_after
 
 
 class GrammarError(UserError):

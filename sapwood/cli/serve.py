@@ -48,11 +48,13 @@ def run(args: argparse.Namespace) -> int:
         from sapwood.observe.log import set_up_logging
         from sapwood.server import bind
         from sapwood.server import run as run_loop
+        from sapwood.server.auth import Guard
         from sapwood.server.store import Store
 
         set_up_logging(config.server.log_level, format=config.server.log_format)
-        with bind(config) as door:  # a port in use is an error now, not after the model was loaded
-            Store(config.server.state_dir, most_bytes=config.server.state_bytes).close()  # so is a directory
+        Guard(config.server)  # keys that cannot be used are an error now, not after the model was loaded
+        with bind(config) as door:  # so is a port in use
+            Store(config.server.state_dir, most_bytes=config.server.state_bytes).close()  # and a directory
             catalogue = joined()
             for plugin, why in catalogue.unknown:
                 log.warning("%s is not used: %s", plugin.point.value, why)
@@ -120,7 +122,7 @@ async def _with_engine(
                 app,
                 config,
                 door=door,
-                on_ready=lambda url: _announce(url, names[0], engine.facts, began, config.server.api_key),
+                on_ready=lambda url: _announce(url, names[0], engine.facts, began, keyed=app.state.front.guard.keyed),
             )
         )
         try:
@@ -139,7 +141,7 @@ def _load(config: Config, files: ModelFiles, catalogue: Catalogue) -> tuple[Text
     return TextModel.configured(files, config.model, catalogue.formats), about(files, decoder)
 
 
-def _announce(url: str, name: str, facts: Facts, began: float, api_key: str | None) -> None:
+def _announce(url: str, name: str, facts: Facts, began: float, *, keyed: bool) -> None:
     from sapwood.cli.terminal import console, print_decisions
 
     out = console()
@@ -147,7 +149,7 @@ def _announce(url: str, name: str, facts: Facts, began: float, api_key: str | No
     if not facts.decisions:
         out.print(f"{facts.device}, {facts.dtype}, attention: {facts.attention_backend}")
     out.print(f"ready at {url} ({name}) in {perf_counter() - began:.1f} s", markup=False, soft_wrap=True)
-    key = " -H 'Authorization: Bearer YOUR_KEY'" if api_key else ""
+    key = " -H 'Authorization: Bearer YOUR_KEY'" if keyed else ""
     body = json.dumps({"model": name, "messages": [{"role": "user", "content": "Hello!"}]})
     out.print(
         f"try: curl {_for_curl(url)}/v1/chat/completions -H 'Content-Type: application/json'{key} -d '{body}'",

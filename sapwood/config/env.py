@@ -3,6 +3,7 @@
 SAPWOOD_CACHE     where models and derived files are kept             ~/.cache/sapwood, or under XDG_CACHE_HOME
 TRITON_CACHE_DIR  where compiled kernels are kept                    kernels/ in SAPWOOD_CACHE
 SAPWOOD_API_KEY   what --api-key says, without showing it in `ps`
+SAPWOOD_ADMIN_API_KEY  the same of --admin-api-key
 SAPWOOD_DEBUG     1: tracebacks for user errors too
 HF_TOKEN          passed to the hub for gated models (read by huggingface_hub itself)
 HF_HUB_OFFLINE    1: never ask the hub
@@ -34,6 +35,10 @@ def kernel_dir(env: Mapping[str, str] = os.environ) -> Path:
 
 def api_key(env: Mapping[str, str] = os.environ) -> str | None:
     return env.get("SAPWOOD_API_KEY") or None
+
+
+def admin_api_key(env: Mapping[str, str] = os.environ) -> str | None:
+    return env.get("SAPWOOD_ADMIN_API_KEY") or None
 
 
 def debug(env: Mapping[str, str] = os.environ) -> bool:

@@ -43,6 +43,7 @@ class Option:
     metavar: str
     off: tuple[str, ...]
     derived: bool
+    several: bool
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -73,6 +74,8 @@ class Option:
         return self.kind(text)
 
     def _accept(self, value: Any) -> Any:
+        if self.several and isinstance(value, list) and all(isinstance(one, str) for one in value):
+            return ",".join(value)
         if value is None and self.default is None:
             return None
         if self.kind is tuple:
@@ -137,9 +140,8 @@ def from_args(args: argparse.Namespace) -> Config:
 
 def given(args: argparse.Namespace) -> dict[str, Any]:
     """What the user set, by field, and nothing else: flags over the --config file over the environment."""
-    values: dict[str, Any] = {}
-    if key := env.api_key():
-        values["api_key"] = key
+    secrets = {"api_key": env.api_key(), "admin_api_key": env.admin_api_key()}
+    values: dict[str, Any] = {name: key for name, key in secrets.items() if key}
     if args.config:
         values |= _by_field(_read_file(Path(args.config)))
     flags = {name.removeprefix(_DEST): value for name, value in vars(args).items() if name.startswith(_DEST)}
@@ -212,7 +214,19 @@ def _add_flag(group: argparse._ArgumentGroup, option: Option) -> None:
     )
     if option.kind is tuple:
         common["nargs"] = "+"
+    if option.several:
+        common["action"] = _Joined
     group.add_argument(*option.flags, metavar=metavar, help=f"{option.help} ({default})", **common)
+
+
+class _Joined(argparse.Action):
+    """A flag that may be given again: its values, separated by commas."""
+
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        before = getattr(namespace, self.dest, None)
+        setattr(namespace, self.dest, values if before is None else f"{before},{values}")
 
 
 def _shown(option: Option) -> str:

@@ -18,14 +18,15 @@ def option(
     metavar: str = "",
     off: tuple[str, ...] = (),
     derived: bool = True,
+    several: bool = False,
 ) -> Any:
     """A dataclass field that is a command-line option. The first flag is the one that messages use.
 
     `off` are further spellings that switch a bool off; `--no-x` comes by itself. `derived`: `resolve` has a rule for
-    it where it is None.
+    it where it is None. `several`: values separated by commas, or given again and again.
     """
-    told = {"help": help, "flags": flags, "choices": choices, "metavar": metavar, "off": off, "derived": derived}
-    return field(default=default, metadata=told)
+    told: dict[str, Any] = {"help": help, "flags": flags, "choices": choices, "metavar": metavar, "off": off}
+    return field(default=default, metadata=told | {"derived": derived, "several": several})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,8 +277,42 @@ class ServerConfig:
         derived=False,
     )
     api_key: str | None = option(
-        None, "clients must send this key (or set SAPWOOD_API_KEY)", "--api-key", derived=False
+        None,
+        "clients must send this key, or one of these (or set SAPWOOD_API_KEY)",
+        "--api-key",
+        metavar="KEY[,KEY]",
+        derived=False,
+        several=True,
     )
+    api_keys_file: str | None = option(
+        None,
+        "a TOML or JSON file of keys with names and limits, read again when it changes",
+        "--api-keys-file",
+        metavar="FILE",
+        derived=False,
+    )
+    admin_api_key: str | None = option(
+        None,
+        "routes for operators are on, for who sends this key (or set SAPWOOD_ADMIN_API_KEY)",
+        "--admin-api-key",
+        metavar="KEY",
+        derived=False,
+    )
+    admin_socket: str | None = option(
+        None,
+        "routes for operators are on, over this Unix socket, which only our user may open",
+        "--admin-socket",
+        metavar="PATH",
+        derived=False,
+    )
+    metrics_access: str | None = option(
+        None,
+        "who may read /metrics: all, those with a key, or operators; open, but key with --api-keys-file",
+        "--metrics-access",
+        choices=("open", "key", "admin"),
+        derived=False,
+    )
+    share_prefixes: bool = option(False, "cached prefixes of all keys are shared", "--share-prefixes")
     max_body_bytes: int = option(
         32 << 20, "largest request body (suffixes K, M, G)", "--max-body-bytes", metavar="BYTES"
     )

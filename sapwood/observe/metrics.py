@@ -53,6 +53,8 @@ class Metrics:
         self._gauge("sapwood_build_info").labels(__version__, platform.python_version()).set(1)
         self._requests = self._counter("sapwood_requests")
         self._seconds = self._histogram("sapwood_request_seconds")
+        self._key_requests = self._counter("sapwood_key_requests")
+        self._key_tokens = self._counter("sapwood_key_tokens")
         self.finished = self._counter("sapwood_finished")
         self.prompt_tokens = self._counter("sapwood_prompt_tokens")
         self.cached_tokens = self._counter("sapwood_cached_prompt_tokens")
@@ -82,10 +84,18 @@ class Metrics:
             for value in values:
                 counter.labels(value)
 
-    def request(self, endpoint: str, status: int, seconds: float) -> None:
-        """Count one HTTP exchange. `endpoint` is a known route, so that labels stay few."""
+    def request(self, endpoint: str, status: int, seconds: float, *, key: str = "") -> None:
+        """Count one HTTP exchange. `endpoint` is a known route, and `key` the name of a known key, so that labels stay few."""
         self._requests.labels(endpoint, str(status)).inc()
         self._seconds.labels(endpoint).observe(seconds)
+        if key:
+            self._key_requests.labels(key, str(status)).inc()
+
+    def used(self, key: str, prompt_tokens: int, output_tokens: int) -> None:
+        """Count the tokens of a request's generations for its key."""
+        if key:
+            self._key_tokens.labels(key, "prompt").inc(prompt_tokens)
+            self._key_tokens.labels(key, "output").inc(output_tokens)
 
     def meter(self, num_prompt_tokens: int, params: SamplingParams) -> Meter:
         """Start to measure one generation; it is one of the request that is being served here."""

@@ -59,7 +59,7 @@ class Observer:
                 self._tell(exchange)
 
     def _tell(self, exchange: Exchange) -> None:
-        self.metrics.request(exchange.endpoint, exchange.status, exchange.seconds)
+        self.metrics.request(exchange.endpoint, exchange.status, exchange.seconds, key=exchange.key)
         if self._traces is not None:
             self._traces.tell(exchange)
         if self._log_requests:

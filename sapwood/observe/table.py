@@ -36,6 +36,8 @@ FRONT = {
             ("endpoint",),
             _REQUEST,
         ),
+        Named("sapwood_key_requests", "counter", "HTTP requests by the key's name and status.", ("key", "status")),
+        Named("sapwood_key_tokens", "counter", "Tokens of generations by the key's name.", ("key", "kind")),
         Named("sapwood_finished", "counter", "Generations by how they ended.", ("reason",)),
         Named("sapwood_prompt_tokens", "counter", "Prompt tokens of generations."),
         Named(

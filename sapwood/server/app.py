@@ -27,7 +27,6 @@ from sapwood.observe.exchange import Exchange
 from sapwood.observe.metrics import Metrics
 from sapwood.observe.observer import Observer, Traces
 from sapwood.server import admin, anthropic, live, ollama, openapi, vllm
-from sapwood.server.auth import check_key
 from sapwood.server.errors import ClientGone, named, problem
 from sapwood.server.front import Front
 from sapwood.server.openai import apply, batches, chat, completions, files, models, responses, stored
@@ -50,9 +49,9 @@ ROOMS: Sequence[Room] = (
     ollama.ROOM,
     Room(generate.routes),
     Room(state.routes),
-    Room(control.routes),
+    Room(control.routes, admin=True),
     Room(vllm.routes),
-    Room(vllm.control),
+    Room(vllm.control, admin=True),
     Room(admin.routes),
     Room(live.routes),
 )
@@ -84,7 +83,7 @@ def create_app(
     metrics = Metrics(registry or CollectorRegistry(), model=names[0], engine=engine, peer=config.server.metrics_compat)
     observer = Observer(metrics, log_requests=config.server.log_requests, traces=traces)
     front = Front(engine, text, config, names, observer=observer, defaults=defaults or {}, about=about or About())
-    placed: list[tuple[Route, Room]] = [(route, room) for room in rooms for route in room.routes(front)]
+    placed: list[tuple[Route, Room]] = [(route, room) for room in rooms for route in room.placed(front)]
     placed.append((admin.index(front, [route for route, _ in placed]), Room(admin.routes)))
     placed = openapi.routes(front, opened(placed) if config.server.page else placed)
     server = config.server
@@ -161,26 +160,30 @@ class Gate:
         async def stamped(message: Message) -> None:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
-                message["headers"] = [*message.get("headers", ()), *stamps]
+                message["headers"] = [*message.get("headers", ()), *stamps, *note.account.headers()]
             await send(message)
 
         with self._front.observer.watching(exchange):
             await self._pass(scope, receive, stamped, headers, exchange)
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send, headers: Headers, exchange: Exchange) -> None:
-        front, work = self._front, contextlib.ExitStack()
+        front, work, note = self._front, contextlib.ExitStack(), passage(scope, send)
         try:
             if exchange.method not in _SAFE:
                 work.enter_context(front.drain.at_work())
                 await front.turns()
-            if not (front.config.server.page and is_page(exchange.method, exchange.path, headers)):
-                check_key(front.config.server.api_key, exchange.path, headers)
+            page = front.config.server.page and is_page(exchange.method, exchange.path, headers)
+            note.account = front.guard.admit(headers, exchange.path, trusted=note.trusted, free=page)
+            exchange.key = note.caller
+            if exchange.method == "POST":
+                note.account.count()
             front.deadlines.begin(headers)
+            work.enter_context(front.serving(note))
             await self._app(scope, receive, send)
         except Exception as error:
             told = problem(error)
             if exchange.begun:
                 raise  # the response has begun; closing the connection is all that is left
-            await passage(scope, send).response(told)(scope, receive, send)
+            await note.response(told)(scope, receive, send)
         finally:
             work.close()

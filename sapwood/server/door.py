@@ -100,7 +100,7 @@ def _at_path(path: Path) -> socket.socket:
     """Whoever may write to the path may connect; that is what the umask says."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        _remove_abandoned(path)
+        remove_abandoned(path)
         sock.bind(str(path))
         sock.setblocking(False)
     except OSError as error:
@@ -109,7 +109,7 @@ def _at_path(path: Path) -> socket.socket:
     return sock
 
 
-def _remove_abandoned(path: Path) -> None:
+def remove_abandoned(path: Path) -> None:
     """A server that was killed leaves its socket behind. Raises OSError if somebody listens there, or it is something else."""
     with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISSOCK(os.lstat(path).st_mode):

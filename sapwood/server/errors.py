@@ -10,7 +10,15 @@ from collections.abc import Callable, Mapping
 import msgspec
 from starlette.exceptions import HTTPException
 
-from sapwood.base.errors import DeadlinePassed, EngineDead, GenerationFailed, Overloaded, RequestError, Stopping
+from sapwood.base.errors import (
+    DeadlinePassed,
+    EngineDead,
+    GenerationFailed,
+    LimitReached,
+    Overloaded,
+    RequestError,
+    Stopping,
+)
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +74,12 @@ def retry_header(seconds: float) -> dict[str, str]:
     return {"retry-after": str(max(math.ceil(seconds), 1))}
 
 
-_TYPES = {401: "authentication_error", 404: "not_found_error"}
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+}
 
 
 def problem(error: Exception) -> Problem:
@@ -75,6 +88,8 @@ def problem(error: Exception) -> Problem:
         case RequestError():
             # What is left of a body that was refused is not worth reading, and could be endless.
             headers = {"connection": "close"} if error.status == 413 else {}
+            if isinstance(error, LimitReached):
+                headers = retry_header(error.retry_after or 1.0)
             kind = _TYPES.get(error.status, "invalid_request_error")
             return Problem(error.status, kind, str(error), error.param, error.code, headers)
         case Overloaded():

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
@@ -28,10 +30,13 @@ from sapwood.grammar.vocabulary import spec_of
 from sapwood.grammar.words import first_words
 from sapwood.hub.about import About
 from sapwood.observe.observer import Observer
+from sapwood.server.auth import Guard
 from sapwood.server.deadlines import Deadlines
 from sapwood.server.drain import Drain
 from sapwood.server.errors import ClientGone, respelled, with_param
 from sapwood.server.flights import Flights
+from sapwood.server.limits import Account
+from sapwood.server.passage import Passage
 from sapwood.server.store import Store
 from sapwood.server.turns import Turns
 from sapwood.text import TextModel
@@ -118,8 +123,11 @@ class Front:
             raise ConfigError(f"generation_config.json: {error} Correct the value, or remove it.") from error
         self.drain = Drain()
         self.deadlines = Deadlines(config.server.request_seconds, config.server.max_request_seconds)
+        self.guard = Guard(config.server)
         self.turns = Turns()
         self.flights = Flights()
+        self._own = Account()
+        self._passage: ContextVar[Passage | None] = ContextVar("passage", default=None)
         self._grammars = Checker(
             lambda: spec_of(self.text, self.facts.vocab_size),
             compact_json=config.grammar.compact_json,
@@ -139,6 +147,21 @@ class Front:
     @property
     def facts(self) -> Facts:
         return self.engine.facts
+
+    @contextmanager
+    def serving(self, passage: Passage) -> Iterator[None]:
+        """Around a request: what is done within, in tasks begun there too, is on its account."""
+        before = self._passage.set(passage)
+        try:
+            yield
+        finally:
+            self._passage.reset(before)
+
+    @property
+    def account(self) -> Account:
+        """On whose account we work; the server's own has no limits."""
+        passage = self._passage.get()
+        return self._own if passage is None else passage.account
 
     def check_model(self, name: str | None) -> None:
         """Raise RequestError (404) unless `name` is one of the served model's, or missing."""

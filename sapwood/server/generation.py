@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
 
@@ -21,6 +22,8 @@ from sapwood.server.errors import respelled, with_param
 from sapwood.server.front import MAX_CHOICES, Front
 from sapwood.server.turns import TURN_SECONDS
 from sapwood.text import Assembler
+
+_LIKELY = 256  # tokens of an output whose bound nobody has said, until it has ended
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -142,6 +145,11 @@ async def generate(front: Front, choices: Sequence[Choice], hand_on: HandOn) -> 
     The parameters have been checked. Many choices begin a few at a time, so that others come in between; nothing is
     handed on before all have begun.
     """
+    with _charged(front, choices):
+        await _generate(front, choices, hand_on)
+
+
+async def _generate(front: Front, choices: Sequence[Choice], hand_on: HandOn) -> None:
     feed = _Feed(front, hand_on)
     try:
         until = perf_counter() + TURN_SECONDS
@@ -154,6 +162,20 @@ async def generate(front: Front, choices: Sequence[Choice], hand_on: HandOn) -> 
         await feed.over
     finally:
         feed.close()
+
+
+@contextmanager
+def _charged(front: Front, choices: Sequence[Choice]) -> Iterator[None]:
+    """Around the choices of a request: what they use is on the account of its key. Raises LimitReached if it may not have so much."""
+    account = front.account
+    prompts = sum(len(prompt.tokens) for prompt in {choice.prompt: None for choice in choices})
+    with account.generating(prompts + sum(choice.params.max_tokens or _LIKELY for choice in choices)) as used:
+        try:
+            yield
+        finally:
+            outputs = sum(len(choice.tokens) for choice in choices)
+            used.tokens = prompts + outputs
+            front.metrics.used(account.tenant.name, prompts, outputs)
 
 
 async def complete(front: Front, choices: Sequence[Choice]) -> None:
@@ -210,10 +232,15 @@ class _Feed:
     def open(self, choice: Choice) -> None:
         run = _Run(self._front, choice)
         self._runs.append(run)
-        prompt = choice.prompt
+        prompt, tenant = choice.prompt, self._front.account.tenant
         try:
             run.stream = self._front.engine.submit(
-                prompt.tokens, choice.params, self, salt=prompt.salt, priority=prompt.priority, checked=True
+                prompt.tokens,
+                choice.params,
+                self,
+                salt=tenant.salted(prompt.salt),
+                priority=tenant.ranked(prompt.priority),
+                checked=True,
             )
             self._front.flights.add(run.stream, prompt.names)
         except RequestError as error:

@@ -102,7 +102,7 @@ def routes(front: Front) -> list[Described]:
         tree: dict[str, Any] = reply["tree"]
         twigs = tree["twigs"]
         # Prompts are their senders' business: where there are keys, nobody sees those of others.
-        begin = twigs.pop("label") if front.config.server.api_key is None else None
+        begin = twigs.pop("label") if not front.guard.keyed else None
         twigs |= {"begin": begin, "label": begin and await labels(begin)}
         return tree, max(_FRESH, _SLICE * slices)
 

@@ -14,7 +14,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from sapwood import __version__
-from sapwood.server.auth import OPEN_PATHS
+from sapwood.server.auth import Guard
 from sapwood.server.body import json_response
 from sapwood.server.front import Front
 from sapwood.server.reference import POLICY, page
@@ -26,7 +26,7 @@ Placed = Sequence[tuple[Route, Room]]
 _ERRORS = {
     400: "Something in the request is wrong; the message names the field and says what would be right.",
     401: "The API key is missing or wrong.",
-    403: "The key may not do this.",
+    403: "Only operators may do this: with the admin key, or over the admin socket.",
     404: "There is no such thing: the model, or what the path names.",
     408: "The request did not arrive in time.",
     413: "The body is larger than the server's limit.",
@@ -60,7 +60,7 @@ def routes(front: Front, placed: Placed) -> list[tuple[Route, Room]]:
 
     @cache
     def made() -> Document:
-        return document(whole, keyed=front.config.server.api_key is not None)
+        return document(whole, guard=front.guard)
 
     async def openapi(request: Request) -> Response:
         """This document."""
@@ -77,14 +77,14 @@ def routes(front: Front, placed: Placed) -> list[tuple[Route, Room]]:
     return whole
 
 
-def document(placed: Placed, *, keyed: bool) -> Document:
-    """What these routes serve. `keyed`: an API key is set."""
+def document(placed: Placed, *, guard: Guard) -> Document:
+    """What these routes serve, and which keys `guard` wants."""
     types = _Types(placed)
     paths: dict[str, dict[str, Any]] = {}
     for route, room in placed:
         operations = paths.setdefault(route.path_format, {})
         for method in sorted((route.methods or set()) - {"HEAD"}):
-            operations[method.lower()] = _operation(types, route, room, method, keyed=keyed)
+            operations[method.lower()] = _operation(types, route, room, method, guard)
     schemes = {
         "bearer": {"type": "http", "scheme": "bearer"},
         "key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
@@ -137,7 +137,7 @@ def _told(route: Route) -> Told:
     return route.told if isinstance(route, Described) else Told()
 
 
-def _operation(types: _Types, route: Route, room: Room, method: str, *, keyed: bool) -> dict[str, Any]:
+def _operation(types: _Types, route: Route, room: Room, method: str, guard: Guard) -> dict[str, Any]:
     told = _told(route)
     about = inspect.cleandoc(route.doc if isinstance(route, Described) else route.endpoint.__doc__ or "")
     summary, _, rest = about.partition("\n\n")
@@ -154,10 +154,12 @@ def _operation(types: _Types, route: Route, room: Room, method: str, *, keyed: b
     if told.refused:
         operation["x-refused-fields"] = sorted(told.refused)
     operation["responses"] = _responses(types, told, room, bool(parameters))
-    if route.path in OPEN_PATHS or not keyed:
-        operation["security"] = []
-    else:
+    if room.admin:
+        operation["x-admin"] = True
+    if room.admin or (guard.keyed and not guard.open(route.path)):
         operation["security"] = [{"bearer": []}, {"key": []}]
+    else:
+        operation["security"] = []
     return operation
 
 

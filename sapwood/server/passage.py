@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Scope, Send
 
 from sapwood.server.errors import OVERLOADED, Envelope, Problem, openai_envelope
+from sapwood.server.limits import Account
 
 _KEY = "sapwood.passage"
 
@@ -22,14 +23,21 @@ class Passage:
         request_id: The client's, or one of ours.
         envelope: How errors are worded to this client.
         overloaded: The status that tells it of too many requests.
-        caller: The name of the key that it came with; what it leaves here is seen by nobody else.
+        trusted: It came over the admin socket.
+        account: Whose it is.
     """
 
     send: Send
     request_id: str = ""
     envelope: Envelope = openai_envelope
     overloaded: int = 503
-    caller: str = ""
+    trusted: bool = False
+    account: Account = field(default_factory=Account)
+
+    @property
+    def caller(self) -> str:
+        """The name of the key that it came with; what it leaves here is seen by nobody else."""
+        return self.account.tenant.name
 
     def error(self, problem: Problem) -> bytes:
         """The body of an error."""

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.types import ASGIApp
 from uvicorn.server import ServerState
 
 from sapwood.base.errors import ConfigError, Stopping
@@ -22,6 +23,7 @@ from sapwood.config import Config
 from sapwood.server.connection import Limits, connection
 from sapwood.server.door import Door
 from sapwood.server.front import Front
+from sapwood.server.operators import Trusting, admin_socket
 
 log = logging.getLogger(__name__)
 
@@ -72,28 +74,33 @@ async def serve(
                 await server.finish()
 
 
+def _uvicorn_config(app: ASGIApp) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        ws="none",
+        proxy_headers=False,
+        timeout_keep_alive=75,
+        http=connection(Limits()),
+    )
+
+
 class _Server(uvicorn.Server):
     """uvicorn, with our way to end."""
 
     def __init__(self, app: Starlette, config: Config, door: Door, on_ready: Callable[[str], None] | None) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                lifespan="off",
-                ws="none",
-                proxy_headers=False,
-                timeout_keep_alive=75,
-                http=connection(Limits()),
-            )
-        )
+        super().__init__(_uvicorn_config(app))
         self.config.load()
         self.config.ssl = door.tls
         self.server_state = _State()
         self._over = asyncio.Event()
+        self._app = app
         self._front: Front = app.state.front
+        self._admin_path = config.server.admin_socket
+        self._held = contextlib.ExitStack()
         self._drain_seconds = config.server.drain_seconds
         self._door = door
         self._on_ready = on_ready
@@ -106,12 +113,27 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         await self._front.open()
+        if self._admin_path is not None:
+            self.servers.append(await self._for_operators(self._admin_path))
         log.info("listening on %s", self._door.url)
         if self._on_ready is not None:
             self._on_ready(self._door.url)
 
     async def main_loop(self) -> None:
         await self._over.wait()  # uvicorn would look ten times a second whether it is
+
+    async def _for_operators(self, path: str) -> asyncio.Server:
+        """The same server on a socket whose requests are trusted; it ends with the others."""
+        config = _uvicorn_config(Trusting(self._app))
+        config.load()
+        sock = self._held.enter_context(admin_socket(path))
+        log.info("operators: curl --unix-socket %s http://localhost/...", path)
+        return await asyncio.get_running_loop().create_server(
+            lambda: config.http_protocol_class(  # type: ignore[call-arg]
+                config=config, server_state=self.server_state, app_state=self.lifespan.state
+            ),
+            sock=sock,
+        )
 
     def stop(self) -> None:
         """Called for each signal: the first drains, the second does not wait."""
@@ -134,6 +156,7 @@ class _Server(uvicorn.Server):
             self._ending.cancel()
         if tasks := list(self.server_state.tasks):
             await asyncio.wait(tasks, timeout=_GRACE)
+        self._held.close()
 
     async def _end(self) -> None:
         with contextlib.suppress(TimeoutError):

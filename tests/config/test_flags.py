@@ -183,6 +183,13 @@ def test_files_that_cannot_be_used(tmp_path: Path, name: str, text: str | None, 
         parse("--config", str(tmp_path / name))
 
 
+def test_several_keys() -> None:
+    assert parse("--api-key", "a", "--api-key", "b,c").server.api_key == "a,b,c"
+    assert from_options({"api_key": ["a", "b"]}).server.api_key == "a,b"
+    with pytest.raises(ConfigError, match="--api-key takes text"):
+        from_options({"api_key": ["a", 1]})
+
+
 def test_api_key_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAPWOOD_API_KEY", "from-env")
     assert parse().server.api_key == "from-env"

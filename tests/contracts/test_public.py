@@ -21,6 +21,7 @@ NAMES = """
 FLAGS = """
     --uds --ssl-certfile --ssl-keyfile --ssl-keyfile-password --ssl-ca-certs --max-engine-restarts --watchdog-timeout --request-timeout --max-request-timeout
     --incremental-streaming-output --stream-output --page
+    --admin-api-key --admin-socket --api-keys-file --metrics-access --share-prefixes
     --allowed-origins --api-key --attention-backend --block-size --chat-template --chunked-prefill-size
     --constrained-json-disable-any-whitespace --context-length --cpu-activations --cpu-kernels --cuda-graph-max-tokens --cuda-graphs --device --drain-timeout --dtype --enable-log-requests
     --enable-prefix-caching --gpu-memory-utilization --host --kv-cache-dtype --kv-cache-memory --kv-cache-memory-bytes
@@ -36,7 +37,7 @@ OFF_FLAGS = """
     --no-incremental-streaming-output --no-stream-output --no-page
     --disable-cuda-graph --disable-jump-forward --disable-radix-cache --enforce-eager
     --no-constrained-json-disable-any-whitespace --no-cuda-graphs --no-jump-forward --no-enable-log-requests
-    --no-enable-prefix-caching --no-log-requests --no-prefix-caching
+    --no-share-prefixes --no-enable-prefix-caching --no-log-requests --no-prefix-caching
 """.split()
 
 

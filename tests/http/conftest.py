@@ -17,6 +17,8 @@ import pytest
 
 from tests.waiting import SECONDS, eventually
 
+ADMIN = "the admin's key"
+
 
 class Server:
     """A running `sapwood serve`."""
@@ -96,7 +98,8 @@ def alive(pid: int) -> bool:
 
 @pytest.fixture(scope="module")
 def server(tiny_model: Path) -> Iterator[Server]:
-    server = Server(tiny_model, "--kv-cache-memory", "32M", "--served-model-name", "tiny")
+    flags = ["--kv-cache-memory", "32M", "--served-model-name", "tiny", "--admin-api-key", ADMIN]
+    server = Server(tiny_model, *flags)
     yield server
     assert server.stop() == 0, server.output
 

@@ -7,6 +7,8 @@ from starlette.applications import Starlette
 
 import sapwood
 from sapwood.base.wire import Stats
+from sapwood.config import Config
+from sapwood.config.options import ServerConfig
 from sapwood.text import TextModel
 from tests.server.fakes import MODEL, FakeEngine
 
@@ -49,7 +51,9 @@ async def test_version(http: httpx.AsyncClient) -> None:
     assert (await http.get("/version")).json() == {"version": sapwood.__version__}
 
 
+@pytest.mark.parametrize("config", [Config(server=ServerConfig(admin_api_key="boss"))])
 async def test_the_root_tells_what_is_here(http: httpx.AsyncClient) -> None:
+    http.headers["x-api-key"] = "boss"
     told = (await http.get("/")).json()
     assert (told["name"], told["version"], told["model"]) == ("sapwood", sapwood.__version__, MODEL)
     assert told["routes"]["/v1/chat/completions"] == ["GET", "POST"]

@@ -6,8 +6,10 @@ import asyncio
 import os
 import signal
 import socket
+import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from time import monotonic
 
 import httpx
@@ -18,7 +20,9 @@ from starlette.applications import Starlette
 from sapwood.base.errors import ConfigError
 from sapwood.config import Config
 from sapwood.config.options import ServerConfig
-from sapwood.server import bind, run, serve
+from sapwood.server import bind, create_app, run, serve
+from sapwood.server.operators import admin_socket
+from sapwood.text import TextModel
 from tests.server.fakes import MODEL, FakeEngine
 from tests.waiting import SECONDS, within
 
@@ -168,3 +172,27 @@ def test_run_returns_what_the_coroutine_returns() -> None:
         return 42
 
     assert run(main()) == 42
+
+
+async def test_the_admin_socket(engine: FakeEngine, text: TextModel, tmp_path: Path) -> None:
+    path = tmp_path / "admin.sock"
+    left_behind = socket.socket(socket.AF_UNIX)
+    left_behind.bind(str(path))
+    left_behind.close()
+    config = Config(server=ServerConfig(port=0, api_key="sesam", admin_socket=str(path)))
+    app = create_app(engine, text, config, MODEL)
+    async with serving(app, config) as (url, _):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        over_it = httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=str(path)), base_url="http://admin")
+        async with over_it as operator, httpx.AsyncClient(base_url=url, timeout=SECONDS) as client:
+            assert (await operator.post("/flush_cache")).status_code == 200
+            assert (await operator.post("/v1/completions", json={"prompt": "x", "max_tokens": 1})).status_code == 200
+            assert (await client.post("/flush_cache", headers={"x-api-key": "sesam"})).status_code == 403
+        with pytest.raises(ConfigError, match="another server listens there"), admin_socket(str(path)):
+            raise AssertionError
+    assert not path.exists()
+    path.write_text("mine")
+    with pytest.raises(ConfigError, match="a file that is no socket"), admin_socket(str(path)):
+        raise AssertionError
+    assert path.read_text() == "mine"
+    await app.state.front.close()

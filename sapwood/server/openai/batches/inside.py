@@ -59,13 +59,16 @@ class Inside:
             "server": None, "client": None, "root_path": "",
         }  # fmt: skip
         note = passage(scope, send)
-        note.caller, note.request_id = caller, request_id
+        note.request_id = request_id
         self._front.deadlines.begin(Headers(scope=scope))
         try:
-            await self._app(scope, receive, send)
+            note.account = self._front.guard.named(caller)
+            note.account.count()
+            with self._front.serving(note):
+                await self._app(scope, receive, send)
         except Exception as error:
             told = problem(error)
-            return told.status, 0.0, note.error(told)
+            return told.status, float(told.headers.get("retry-after", "0")), note.error(told)
         return status, wait, b"".join(parts)
 
 
