@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from sapwood.base.stake import Stake
 
 
+def namespace_of(adapter: str, salt: str) -> str:
+    """Where requests look for cached prefixes that they share."""
+    return f"{adapter}\0{salt}"
+
+
 class Request:
     """Known tokens, limits and whereabouts. What changes every step lives in the scheduler's arrays, by slot.
 
@@ -29,6 +34,8 @@ class Request:
         arrival: Running number, lower came first.
         arrived: When it came, in seconds of the host's monotonic clock; nothing is decided by it.
         waited: Seconds from then to the first plan that it is in, -1 before; whoever has a clock sets it.
+        tenant: Whose it is, where tenants take turns; `weight` is their share.
+        charged: Of its known tokens, those that its tenant has paid for.
         slot: Its slot while it runs, else -1.
         passed: How many later arrivals were admitted before it.
         cached_tokens: Prompt tokens found in the cache when first admitted; -1 before.
@@ -43,6 +50,7 @@ class Request:
         "arrival",
         "arrived",
         "cached_tokens",
+        "charged",
         "constraint",
         "drafted",
         "hold",
@@ -60,8 +68,10 @@ class Request:
         "slot",
         "stakes",
         "stop_ids",
+        "tenant",
         "tokens",
         "waited",
+        "weight",
     )
 
     def __init__(
@@ -75,6 +85,8 @@ class Request:
         seed: int = 0,
         namespace: str = "",
         priority: int = 0,
+        tenant: str = "",
+        weight: float = 1.0,
         arrival: int = 0,
         arrived: float = 0.0,
     ) -> None:
@@ -88,6 +100,9 @@ class Request:
         self.seed = seed
         self.namespace = namespace
         self.priority = priority
+        self.tenant = tenant
+        self.weight = weight
+        self.charged = 0
         self.arrival = arrival
         self.arrived = arrived
         self.waited = -1.0

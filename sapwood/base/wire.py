@@ -23,7 +23,7 @@ class Submit(msgspec.Struct, frozen=True, tag="submit", array_like=True):
     """One generation (n is 1 here; the front expands n > 1).
 
     `stop_ids` are all tokens that end it, end-of-sequence tokens included. `salt` and `adapter` separate the prefix
-    cache; higher `priority` runs first under the priority policy.
+    cache; higher `priority` runs first under the priority policy; tenants take turns under the fair one, each as its `weight` says.
     """
 
     id: int
@@ -33,6 +33,8 @@ class Submit(msgspec.Struct, frozen=True, tag="submit", array_like=True):
     salt: str = ""
     adapter: str = ""
     priority: int = 0
+    tenant: str = ""
+    weight: float = 1.0
 
 
 class Lists(msgspec.Struct, frozen=True, tag="lists", array_like=True):
@@ -75,10 +77,11 @@ class Abort(msgspec.Struct, frozen=True, tag="abort", array_like=True):
 
 class Control(msgspec.Struct, frozen=True, tag="control", array_like=True):
     """A question or command outside the loop's business: 'status', 'flush_cache', 'check', 'live', 'tree', 'pause', 'hold',
-    'continue', 'retract'."""
+    'continue', 'retract', 'explain'; `about` are the arguments of those that take some."""
 
     id: int
     what: str
+    about: dict[str, Any] = {}
 
 
 class Delta(msgspec.Struct, frozen=True, array_like=True):

@@ -22,7 +22,7 @@ from typing import Any
 
 from sapwood.base.errors import ConfigError
 from sapwood.config import env
-from sapwood.config.options import Config
+from sapwood.config.options import Config, names_in
 
 _BYTES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _COUNTS = {"": 1, "k": 1000, "m": 1_000_000, "K": 1 << 10, "M": 1 << 20}
@@ -58,7 +58,8 @@ class Option:
                 raise ValueError(value)
         except (ValueError, OverflowError):
             raise ConfigError(f"{self.flags[0]} takes {self._takes()}, got {value!r}.") from None
-        if self.choices and read not in self.choices:
+        found = set(names_in(read) if self.several else [read])
+        if self.choices and read is not None and not found <= {*self.choices}:
             raise ConfigError(f"{self.flags[0]} takes one of {', '.join(self.choices)}, got {value!r}.")
         return read
 

@@ -29,6 +29,11 @@ def option(
     return field(default=default, metadata=told | {"derived": derived, "several": several})
 
 
+def names_in(given: str | None) -> list[str]:
+    """The values of an option that takes several."""
+    return [name for one in (given or "").split(",") if (name := one.strip())]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """Which model, and how it is read."""
@@ -133,12 +138,12 @@ class SchedulerConfig:
     chunked_prefill_size: int | None = option(
         None, "most prompt tokens in a step that also decodes", "--chunked-prefill-size", metavar="TOKENS"
     )
-    policy: str = option(
-        "fcfs",
-        "order of the waiting: first come, priority, or longest cached prefix first",
+    policy: str | None = option(
+        None,
+        "order of the waiting: first come, priority, longest cached prefix first, or keys in turns",
         "--schedule-policy",
         "--scheduling-policy",
-        choices=("fcfs", "priority", "lpm"),
+        choices=("fcfs", "priority", "lpm", "fair"),
     )
     max_waiting: int = option(
         4096, "requests that may wait before new ones get 503", "--max-queued-requests", metavar="N"
@@ -311,6 +316,15 @@ class ServerConfig:
         "--metrics-access",
         choices=("open", "key", "admin"),
         derived=False,
+    )
+    stable_prefix: str | None = option(
+        None,
+        "lines that these clients' system prompts change often are moved behind the cached prefix, or left out",
+        "--stable-prefix",
+        choices=("claude-code", "opencode", "cline", "dates"),
+        metavar="NAME[,NAME]",
+        derived=False,
+        several=True,
     )
     share_prefixes: bool = option(False, "cached prefixes of all keys are shared", "--share-prefixes")
     max_body_bytes: int = option(

@@ -148,6 +148,8 @@ class EngineClient(Protocol):
         salt: str = "",
         adapter: str = "",
         priority: int = 0,
+        tenant: str = "",
+        weight: float = 1.0,
         checked: bool = False,
     ) -> Stream:
         """Begin a generation; `follower` is woken when there is something to take, and closes the stream in the end. `checked`:
@@ -158,7 +160,7 @@ class EngineClient(Protocol):
         """
         ...
 
-    async def control(self, what: str) -> dict[str, Any]: ...
+    async def control(self, what: str, about: dict[str, Any] | None = None) -> dict[str, Any]: ...
 
 
 def copies(params: SamplingParams) -> list[SamplingParams]:
@@ -243,6 +245,8 @@ class AsyncEngine:
         salt: str = "",
         adapter: str = "",
         priority: int = 0,
+        tenant: str = "",
+        weight: float = 1.0,
         checked: bool = False,
     ) -> Stream:
         """See `EngineClient.submit`."""
@@ -255,7 +259,7 @@ class AsyncEngine:
                 retry_after=self._pace.seconds(len(self._streams) + 1 - self.facts.max_num_seqs),
             )
         stop_ids = list(params.stop_token_ids) + ([] if params.ignore_eos else self.facts.eos_ids)
-        message = Submit(next(self._numbers), tokens, params, stop_ids, salt, adapter, priority)
+        message = Submit(next(self._numbers), tokens, params, stop_ids, salt, adapter, priority, tenant, weight)
         self._send(message)
         stream = self._streams[message.id] = Stream(message.id, follower, self._leave)
         self.vitals.ask()
@@ -289,7 +293,7 @@ class AsyncEngine:
             with contextlib.suppress(EngineDead):  # the engine is going anyway
                 self._send(Abort([stream.id]))
 
-    async def control(self, what: str) -> dict[str, Any]:
+    async def control(self, what: str, about: dict[str, Any] | None = None) -> dict[str, Any]:
         """Ask the engine; see `wire.Control`."""
         self._check_alive()
         number = next(self._numbers)
@@ -297,7 +301,7 @@ class AsyncEngine:
         self._asked[number] = answer
         self.vitals.ask()
         try:
-            self._send(Control(number, what))
+            self._send(Control(number, what, about or {}))
             return await answer
         finally:
             del self._asked[number]

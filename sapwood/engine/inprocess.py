@@ -42,5 +42,5 @@ class InProcess(AsyncEngine):
                     self._said.append(Deltas([], [], [refused]))
             case Abort():
                 self._engine.abort(message)
-            case Control(id, what):
-                self.receive([Reply(id, self._engine.control(what))])
+            case Control(id, what, about):
+                self.receive([Reply(id, self._engine.control(what, about))])

@@ -8,7 +8,7 @@ from time import monotonic
 import numpy as np
 
 from sapwood.base.errors import RequestError
-from sapwood.base.request import Request
+from sapwood.base.request import Request, namespace_of
 from sapwood.base.tokens import check_ids
 from sapwood.base.wire import Delta, Submit
 
@@ -51,8 +51,10 @@ class Intake:
             limit=len(tokens) + min(params.max_tokens or most, most),
             stop_ids=tuple(id for id in message.stop_ids if 0 <= id < self.vocab_size),
             seed=seed,
-            namespace=f"{message.adapter}\0{message.salt}",
+            namespace=namespace_of(message.adapter, message.salt),
             priority=message.priority,
+            tenant=message.tenant,
+            weight=message.weight,
             arrival=self._arrivals,
             arrived=monotonic(),
         )

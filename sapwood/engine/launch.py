@@ -14,7 +14,7 @@ from sapwood.base.layout import longest_sequence, split_pages
 from sapwood.base.slots import Slots
 from sapwood.base.stake import Stake
 from sapwood.base.wire import Facts
-from sapwood.cache import KVCache, KVStake, Sketch
+from sapwood.cache import Explanation, KVCache, KVStake, Sketch
 from sapwood.catalogue import Catalogue, joined
 from sapwood.config import Config
 from sapwood.config.devices import rules_of
@@ -143,8 +143,9 @@ def _facts(
     )
 
 
-def _commands(kv: KVCache, slots: Slots) -> dict[str, Callable[[], dict[str, Any]]]:
+def _commands(kv: KVCache, slots: Slots) -> dict[str, Callable[..., dict[str, Any]]]:
     return {
+        "explain": Explanation(kv),
         "flush_cache": lambda: {"freed_pages": kv.flush()},
         "tree": Sketch(kv.tree, slots.running).go_on,
     }
@@ -176,7 +177,7 @@ def _scheduler(config: Config, slots: Slots, stakes: Sequence[Stake], kv: KVCach
         stakes,
         max_num_batched_tokens=_set(options.max_num_batched_tokens),
         chunked_prefill_size=options.chunked_prefill_size,
-        policy=options.policy,
+        policy=_set(options.policy),
         peek=kv.peek,
     )
 

@@ -56,7 +56,7 @@ class Engine:
         depth: int,
         gauges: tuple[Gauges, ...] = (),
         pages: Callable[[], list[list[int]]] = list,
-        commands: Mapping[str, Callable[[], dict[str, Any]]] | None = None,
+        commands: Mapping[str, Callable[..., dict[str, Any]]] | None = None,
         pause: Pause | None = None,
     ) -> None:
         self.scheduler = scheduler
@@ -184,12 +184,12 @@ class Engine:
         running, waiting = self.scheduler.num_running, self.scheduler.num_waiting
         return Stats(running, waiting, counters, seconds, self._pages(), self.measures.histograms(), self._pause.still)
 
-    def control(self, what: str) -> dict[str, Any]:
+    def control(self, what: str, about: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Answer a question or carry out a command of `wire.Control`."""
         command = self._commands.get(what)
         if command is None:
             return {"error": f"unknown command {what!r}; there are {', '.join(sorted(self._commands))}"}
-        return command()
+        return command(**(about or {}))
 
     def _check(self) -> dict[str, Any]:
         return {"repaired_pages": self.audit()}

@@ -116,8 +116,8 @@ class Service:
                     self.post.send(Deltas([], [], [refused]))
             case Abort():
                 self.engine.abort(message)
-            case Control(id, what):
-                self.post.send(Reply(id, self.engine.control(what)))
+            case Control(id, what, about):
+                self.post.send(Reply(id, self.engine.control(what, about)))
 
     def _heartbeat(self) -> None:
         self._beat, self._told = monotonic(), True

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sapwood.base.plan import Admissions, Admit, Bools, Ints, Known, Part, Plan, Rows
+from sapwood.base.plan import Admissions, Admit, Bools, Ints, Known, Longs, Part, Plan, Rows
 from sapwood.base.request import Request
 from sapwood.base.stake import NEVER, Stake
 from sapwood.scheduler.roster import NO_SLOTS, Roster
@@ -49,6 +49,7 @@ class Planner:
     def plan(self) -> Plan | None:
         """The next step, or None when nothing can be computed until a result comes or a request arrives."""
         number = self._roster.number + 1
+        self._make_room()
         self._slots.recycle()
         steady, counts = self._advance(number)
         fed = len(steady) if counts is None else int(counts.sum())
@@ -190,7 +191,8 @@ class Planner:
     def _victim(self, safe: Bools) -> Request | None:
         """The worst-ranked running request that is not `safe` (by slot) and still has something to compute."""
         s = self._slots
-        able = ((s.owner > 0) & ~safe & (s.fed - s.slack < s.limit - 1)).nonzero()[0]
+        able = self._able()
+        able = able[~safe[able]]
         return s.of(s.worst(able)) if len(able) else None
 
     # -- chunks ---------------------------------------------------------------------------------------------------
@@ -237,6 +239,21 @@ class Planner:
         self._slots.until[request.slot] = min(stake.take(request, start, end, number) for stake in request.stakes)
 
     # -- starts ---------------------------------------------------------------------------------------------------
+
+    def _make_room(self) -> None:
+        """Before anything is planned: where nobody more can start, a request may have to give way to the first in line."""
+        s, roster = self._slots, self._roster
+        if not len(roster.waiting) or (s.num_running < len(s.owner) and self._blocked != self._circumstances()):
+            return
+        able = [s.of(slot) for slot in self._able().tolist()]
+        usurped = roster.waiting.usurped(able)
+        if usurped is not None:
+            roster.displace(usurped)
+
+    def _able(self) -> Longs:
+        """Slots whose requests have something to compute: others leave theirs by themselves."""
+        s = self._slots
+        return ((s.owner > 0) & (s.fed - s.slack < s.limit - 1)).nonzero()[0]
 
     def _start(self, budget: int, spans: list[Span], number: int) -> list[Admit]:
         s, roster = self._slots, self._roster

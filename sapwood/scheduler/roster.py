@@ -91,6 +91,7 @@ class Roster:
         slot = request.slot
         for stake in request.stakes:
             stake.drop(request, self.number, trusted=trusted)
+        self.waiting.left(request, int(self.slots.known[slot]))
         self.slots.release(request)
         if request in self.chunked:
             self.chunked.remove(request)
@@ -111,12 +112,16 @@ class Roster:
             stake.forget(request)
 
     def preempt(self, request: Request) -> None:
-        """Take a running request's slot, which somebody else needs more."""
+        """Take a running request's slot, since something that somebody else needs is scarce."""
+        self.displace(request)
+        for stake in request.stakes:
+            stake.pressed()
+
+    def displace(self, request: Request) -> None:
+        """Take a running request's slot, which is somebody else's turn."""
         self._suspend(request)
         self.waiting.add(request)
         self.num_preempted += 1
-        for stake in request.stakes:
-            stake.pressed()
 
     def retract(self) -> int:
         """Take every running request's slot; how many they were."""

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sapwood.base.errors import ConfigError
 from sapwood.base.news import Landing, News
 from sapwood.base.plan import LatePart, Outcome, Plan
 from sapwood.base.request import Request
 from sapwood.base.slots import Slots
 from sapwood.base.stake import Stake
 from sapwood.scheduler.commit import Commit
+from sapwood.scheduler.fair import Fair
 from sapwood.scheduler.lanes import Lane, lanes
 from sapwood.scheduler.planner import Planner
 from sapwood.scheduler.roster import Roster
@@ -21,6 +23,16 @@ from sapwood.scheduler.waiting import Peek, Waiting
 
 def _nothing_cached(request: Request) -> int:
     return 0
+
+
+def _line(policy: str) -> Waiting:
+    match policy:
+        case "fair":
+            return Fair()
+        case "fcfs" | "priority" | "lpm":
+            return Waiting(policy)
+        case _:
+            raise ConfigError(f"--schedule-policy: unknown policy {policy!r}; choose fcfs, priority, lpm or fair.")
 
 
 class Scheduler:
@@ -42,7 +54,7 @@ class Scheduler:
     ) -> None:
         assert max_num_batched_tokens >= len(slots.owner)
         self.slots = slots
-        self._roster = Roster(slots, Waiting(policy), stakes)
+        self._roster = Roster(slots, _line(policy), stakes)
         self._planner = Planner(
             self._roster,
             max_tokens=max_num_batched_tokens,

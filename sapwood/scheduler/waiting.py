@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_right, insort
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from sapwood.base.errors import ConfigError
 from sapwood.base.request import Request
 
 PATIENCE = 64  # later arrivals that may go first before a request goes ahead of everything
@@ -33,8 +32,6 @@ class Waiting:
     """
 
     def __init__(self, policy: str) -> None:
-        if policy not in ("fcfs", "priority", "lpm"):
-            raise ConfigError(f"--schedule-policy: unknown policy {policy!r}; choose fcfs, priority or lpm.")
         self.policy = policy
         self.rank = by_priority if policy == "priority" else by_arrival
         self.version = 0
@@ -59,8 +56,9 @@ class Waiting:
         self._line.clear()
         self.version += 1
 
-    def candidates(self, peek: Peek) -> list[Request]:
-        """The requests in the order in which they should start; `peek` tells a request's cached tokens."""
+    def candidates(self, peek: Peek) -> Iterable[Request]:
+        """The requests in the order in which they should start; `peek` tells a request's cached tokens. What follows one may
+        be asked for when that one has a slot."""
         if self.policy == "fcfs":
             return self._line
         aged = [request for request in self._line if request.passed >= PATIENCE]
@@ -71,8 +69,8 @@ class Waiting:
             rest = sorted(head, key=lambda request: -cached[id(request)]) + rest[LOOK_AHEAD:]
         return sorted(aged, key=by_arrival) + rest if aged else rest
 
-    def started(self, admitted: list[Request]) -> None:
-        """Take out those that start, and remember whom they overtook."""
+    def started(self, admitted: Sequence[Request]) -> None:
+        """Take out those that start, the first of `candidates`, and remember whom they overtook."""
         gone = {request.id for request in admitted}
         self._line = [request for request in self._line if request.id not in gone]
         self.version += 1
@@ -82,3 +80,10 @@ class Waiting:
             arrivals = sorted(request.arrival for request in admitted)
             for request in self._line:
                 request.passed += len(arrivals) - bisect_right(arrivals, request.arrival)
+
+    def left(self, request: Request, known: int) -> None:
+        """A request that had started leaves its slot, with so many known tokens."""
+
+    def usurped(self, running: Sequence[Request]) -> Request | None:
+        """Which of those that run should give way to the first in line, which cannot start beside them; None: it waits."""
+        return None

@@ -28,6 +28,7 @@ from sapwood.observe.metrics import Metrics
 from sapwood.observe.observer import Observer, Traces
 from sapwood.server import admin, anthropic, live, ollama, openapi, vllm
 from sapwood.server.errors import ClientGone, named, problem
+from sapwood.server.explained import ASKED as EXPLAIN
 from sapwood.server.front import Front
 from sapwood.server.openai import apply, batches, chat, completions, files, models, responses, stored
 from sapwood.server.page import is_page, opened
@@ -152,6 +153,7 @@ class Gate:
         note, given = passage(scope, send), headers.get("x-request-id", "")
         note.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         endpoint, room = self._known(path, headers)
+        note.explains = headers.get(EXPLAIN, "") not in ("", "0")
         note.envelope, note.overloaded = room.envelope, room.overloaded
         stamps = [(name.encode(), note.request_id.encode()) for name in room.ids]
         trace = {name: value for name in ("traceparent", "tracestate") if (value := headers.get(name))}
@@ -160,7 +162,7 @@ class Gate:
         async def stamped(message: Message) -> None:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
-                message["headers"] = [*message.get("headers", ()), *stamps, *note.account.headers()]
+                message["headers"] = [*message.get("headers", ()), *stamps, *note.account.headers(), *note.told]
             await send(message)
 
         with self._front.observer.watching(exchange):

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeVar
 
 import anyio
@@ -21,6 +21,7 @@ from sapwood.base.sampling import MAX_FORBIDDEN, SamplingParams
 from sapwood.base.tokens import check_ids
 from sapwood.base.wire import Facts
 from sapwood.config import Config
+from sapwood.config.options import names_in
 from sapwood.engine.client import EngineClient
 from sapwood.grammar import Checker
 from sapwood.grammar.end_check import EndCheck
@@ -37,6 +38,7 @@ from sapwood.server.errors import ClientGone, respelled, with_param
 from sapwood.server.flights import Flights
 from sapwood.server.limits import Account
 from sapwood.server.passage import Passage
+from sapwood.server.prefixes import Stable
 from sapwood.server.store import Store
 from sapwood.server.turns import Turns
 from sapwood.text import TextModel
@@ -124,6 +126,7 @@ class Front:
         self.drain = Drain()
         self.deadlines = Deadlines(config.server.request_seconds, config.server.max_request_seconds)
         self.guard = Guard(config.server)
+        self._stable = Stable(names_in(config.server.stable_prefix))
         self.turns = Turns()
         self.flights = Flights()
         self._own = Account()
@@ -158,9 +161,14 @@ class Front:
             self._passage.reset(before)
 
     @property
+    def passage(self) -> Passage | None:
+        """The request on whose behalf we work, if it is one from outside."""
+        return self._passage.get()
+
+    @property
     def account(self) -> Account:
         """On whose account we work; the server's own has no limits."""
-        passage = self._passage.get()
+        passage = self.passage
         return self._own if passage is None else passage.account
 
     def check_model(self, name: str | None) -> None:
@@ -298,7 +306,8 @@ class Front:
         return await self._off_loop(decoded, sum(map(len, several)), "tokens")
 
     async def render(self, talk: Talk, *, tools: list[dict[str, Any]] | None = None) -> Rendered:
-        """A conversation by the model's template."""
+        """A conversation by the model's template, with what its client changes often behind what it does not."""
+        talk = replace(talk, messages=self._stable(talk.messages))
 
         def rendered() -> Rendered:
             # Of the rest a template may leave out what does not fit.

@@ -19,6 +19,7 @@ from sapwood.base.sampling import SamplingParams
 from sapwood.base.wire import Delta
 from sapwood.engine.client import Stream, copies
 from sapwood.server.errors import respelled, with_param
+from sapwood.server.explained import ANSWER, explained
 from sapwood.server.front import MAX_CHOICES, Front
 from sapwood.server.turns import TURN_SECONDS
 from sapwood.text import Assembler
@@ -146,6 +147,10 @@ async def generate(front: Front, choices: Sequence[Choice], hand_on: HandOn) -> 
     handed on before all have begun.
     """
     with _charged(front, choices):
+        if choices and (passage := front.passage) is not None and passage.explains:
+            prompt = choices[0].prompt
+            why = await explained(front, prompt.tokens, prompt.salt, passage.account.tenant)
+            passage.told = [(ANSWER, why)]
         await _generate(front, choices, hand_on)
 
 
@@ -240,6 +245,8 @@ class _Feed:
                 self,
                 salt=tenant.salted(prompt.salt),
                 priority=tenant.ranked(prompt.priority),
+                tenant=tenant.name,
+                weight=tenant.weight,
                 checked=True,
             )
             self._front.flights.add(run.stream, prompt.names)

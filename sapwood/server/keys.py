@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Meta
 
 from sapwood.base.errors import ConfigError
-from sapwood.config.options import ServerConfig
+from sapwood.config.options import ServerConfig, names_in
 
 log = logging.getLogger(__name__)
 
@@ -184,7 +184,7 @@ class Keyring:
 
 def _typed(options: ServerConfig) -> list[Tenant]:
     """The keys of --api-key, which have no limits."""
-    keys = [key.strip() for key in (options.api_key or "").split(",") if key.strip()]
+    keys = names_in(options.api_key)
     return [
         Tenant(name=f"key{number}", digest=digest_of(key), shares=options.share_prefixes)
         for number, key in enumerate(dict.fromkeys(keys), 1)

@@ -25,6 +25,8 @@ class Passage:
         overloaded: The status that tells it of too many requests.
         trusted: It came over the admin socket.
         account: Whose it is.
+        explains: It asks why its prompt was found in the cache, or was not.
+        told: Headers that are known before the response begins.
     """
 
     send: Send
@@ -33,6 +35,8 @@ class Passage:
     overloaded: int = 503
     trusted: bool = False
     account: Account = field(default_factory=Account)
+    explains: bool = False
+    told: list[tuple[bytes, bytes]] = field(default_factory=list)
 
     @property
     def caller(self) -> str:

@@ -185,5 +185,5 @@ def test_prompt_logprobs_compute_the_whole_prompt() -> None:
 
 
 def test_an_unknown_policy_is_refused() -> None:
-    with pytest.raises(ConfigError, match="fcfs, priority or lpm"):
+    with pytest.raises(ConfigError, match=r"--schedule-policy.*'random'.*fcfs, priority, lpm or fair"):
         World(policy="random")

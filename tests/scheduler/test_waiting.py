@@ -7,7 +7,6 @@ import random
 import numpy as np
 import pytest
 
-from sapwood.base.errors import ConfigError
 from sapwood.base.request import Request
 from sapwood.base.sampling import SamplingParams
 from sapwood.scheduler.waiting import LOOK_AHEAD, PATIENCE, Waiting
@@ -89,8 +88,3 @@ def test_the_version_grows_when_another_may_be_first(policy: str) -> None:
         known = line.version, first
     line.clear()
     assert len(line) == 0 and line.version > known[0]
-
-
-def test_an_unknown_policy_is_told_by_its_flag() -> None:
-    with pytest.raises(ConfigError, match=r"--schedule-policy.*'shortest'.*fcfs, priority or lpm"):
-        Waiting("shortest")

@@ -114,6 +114,8 @@ class FakeEngine:
         salt: str = "",
         adapter: str = "",
         priority: int = 0,
+        tenant: str = "",
+        weight: float = 1.0,
         checked: bool = False,
     ) -> Stream:
         check_request(tokens, params, self.facts, checked=checked)
@@ -181,7 +183,7 @@ class FakeEngine:
     async def trouble(self) -> str | None:
         return self.dead or self.ails
 
-    async def control(self, what: str) -> dict[str, Any]:
+    async def control(self, what: str, about: dict[str, Any] | None = None) -> dict[str, Any]:
         if self.dead is not None:
             raise EngineDead(self.dead)
         self.controls.append(what)

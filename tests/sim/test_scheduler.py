@@ -25,6 +25,7 @@ SHAPES: list[dict[str, Any]] = [
     {"reuse": False, "num_pages": 40},
     {"max_num_seqs": 16, "max_num_batched_tokens": 40, "num_pages": 80, "chunked_prefill_size": 5},
     {"poison": 7, "num_pages": 30, "max_model_len": 64},
+    {"policy": "fair", "num_pages": 24, "max_model_len": 64, "max_num_seqs": 5},
 ]
 
 
@@ -53,6 +54,7 @@ def workload(
                     stop_ids=(3, 4) if rng.random() < 0.5 else (),
                     priority=rng.randrange(3),
                     namespace=rng.choice(["", "", "other"]),
+                    tenant=rng.choice("aaab"),
                     params=params,
                 )
             )
