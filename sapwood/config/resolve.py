@@ -18,6 +18,7 @@ from sapwood.base.layout import longest_sequence, pages_for, split_pages
 from sapwood.config import speculation
 from sapwood.config.devices import RULES, rules_of
 from sapwood.config.facts import DeviceFacts, ModelShape
+from sapwood.config.fairness import policy
 from sapwood.config.flags import flag_of, replace
 from sapwood.config.options import Config
 
@@ -222,12 +223,6 @@ def _depth(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[int,
     return device.rules.depth
 
 
-def _policy(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[str, str]:
-    server = config.server
-    several = server.api_keys_file is not None or "," in (server.api_key or "")
-    return ("fair", "each key has its turn") if several else ("fcfs", "all are equal")
-
-
 _RULES: tuple[tuple[str, str, _Rule], ...] = (
     ("device", "device", _device),
     ("model", "served_model_name", _served_model_name),
@@ -242,7 +237,7 @@ _RULES: tuple[tuple[str, str, _Rule], ...] = (
     ("model", "max_model_len", _max_model_len),
     ("device", "threads", _threads),
     ("scheduler", "depth", _depth),
-    ("scheduler", "policy", _policy),
+    ("scheduler", "policy", policy),
     ("device", "cuda_graph_max_tokens", _cuda_graph_max_tokens),
     ("speculation", "speculation", speculation.drafter_rule),
     ("speculation", "num_speculative_tokens", speculation.count_rule),
