@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 
 from sapwood.base.request import Request
@@ -159,14 +159,14 @@ class Fair(Waiting):
         tenant.credit -= known - request.charged
         request.charged = known
 
-    def usurped(self, running: Sequence[Request]) -> Request | None:
+    def usurped(self, running: Callable[[], Sequence[Request]]) -> Request | None:
         if not self._turns:
             return None
         first = self._turns.next()
         most = max(self._tenants.values(), key=lambda tenant: tenant.running / tenant.share)
         if (first.running + 1) / first.share > (most.running - 1) / most.share:
             return None
-        return max((one for one in running if one.tenant == most.name), key=by_arrival, default=None)
+        return max((one for one in running() if one.tenant == most.name), key=by_arrival, default=None)
 
     def _of(self, request: Request) -> Tenant:
         share = QUANTUM * request.weight

@@ -245,8 +245,7 @@ class Planner:
         s, roster = self._slots, self._roster
         if not len(roster.waiting) or (s.num_running < len(s.owner) and self._blocked != self._circumstances()):
             return
-        able = [s.of(slot) for slot in self._able().tolist()]
-        usurped = roster.waiting.usurped(able)
+        usurped = roster.waiting.usurped(lambda: [s.of(slot) for slot in self._able().tolist()])
         if usurped is not None:
             roster.displace(usurped)
 

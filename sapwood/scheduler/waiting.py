@@ -84,6 +84,6 @@ class Waiting:
     def left(self, request: Request, known: int) -> None:
         """A request that had started leaves its slot, with so many known tokens."""
 
-    def usurped(self, running: Sequence[Request]) -> Request | None:
+    def usurped(self, running: Callable[[], Sequence[Request]]) -> Request | None:
         """Which of those that run should give way to the first in line, which cannot start beside them; None: it waits."""
         return None

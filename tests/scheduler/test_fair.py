@@ -176,9 +176,9 @@ def test_the_first_in_line_takes_a_slot_of_who_has_too_many() -> None:
     for _ in range(9):
         desk.add("a", 10)
     running = desk.start(4)
-    assert desk.line.usurped(running) is None
+    assert desk.line.usurped(lambda: running) is None
     desk.add("b", 10)
-    usurped = desk.line.usurped(running)
+    usurped = desk.line.usurped(lambda: running)
     assert usurped is running[-1], "the latest to come"
     assert usurped is not None
     desk.end(usurped)
@@ -186,7 +186,7 @@ def test_the_first_in_line_takes_a_slot_of_who_has_too_many() -> None:
     assert names(desk.start()) == "b"
     desk.add("b", 10)
     for _ in range(9):  # two each, and no more
-        if (usurped := desk.line.usurped(desk.running)) is not None:
+        if (usurped := desk.line.usurped(lambda: desk.running)) is not None:
             desk.end(usurped)
             desk.line.add(usurped)
             desk.start()
