@@ -181,14 +181,13 @@ def _responses(types: _Types, told: Told, room: Room, parametrised: bool) -> dic
 
 
 def _stream(types: _Types, told: Told) -> Mapping[str, Any]:
-    """A stream is text, each event of which has a schema."""
+    """What a stream is made of: events whose data is JSON, or lines of it."""
     assert told.streams is not None
-    return {
-        "type": "string",
-        "description": "Where the body asks for a stream: one event after another, each of this schema.",
-        "contentMediaType": "application/json",
-        "contentSchema": types.schema(told.streams.event),
-    }
+    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": types.schema(told.streams.event)}
+    if told.streams.kind != "text/event-stream":
+        return data | {"description": "Where the body asks for a stream: lines of"}
+    about = "Where the body asks for a stream: events, whose data is"
+    return {"type": "object", "description": about, "properties": {"data": data}, "required": ["data"]}
 
 
 def _in_path(route: Route) -> list[dict[str, Any]]:

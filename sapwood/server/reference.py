@@ -90,7 +90,10 @@ def _spelled(schema: Mapping[str, Any]) -> str:
         case {"$ref": str(ref)}:
             name = ref.rpartition("/")[2]
             return f'<a href="#{escape(name)}"><code>{escape(name)}</code></a>'
-        case {"contentSchema": inner, "description": about}:
+        case {"contentSchema": inner, "description": about} | {
+            "properties": {"data": {"contentSchema": inner}},
+            "description": about,
+        }:
             return f"{escape(about)} {_spelled(inner)}"
         case {"anyOf": several}:
             return " or ".join(_spelled(one) for one in several)
