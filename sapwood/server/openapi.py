@@ -167,7 +167,7 @@ def _responses(types: _Types, told: Told, room: Room, parametrised: bool) -> dic
     good: dict[str, Any] = {"description": "What was asked for."}
     content = {} if told.gives is None else types.content(told.gives)
     if told.streams is not None:
-        content[told.streams.kind] = {"schema": _stream(types, told)}
+        content[told.streams.kind] = {"schema": _stream(types, told, room)}
     if content:
         good["content"] = content
     responses: dict[str, Any] = {"200": good}
@@ -180,13 +180,16 @@ def _responses(types: _Types, told: Told, room: Room, parametrised: bool) -> dic
     return responses
 
 
-def _stream(types: _Types, told: Told) -> Mapping[str, Any]:
-    """What a stream is made of: events whose data is JSON, or lines of it."""
+def _stream(types: _Types, told: Told, room: Room) -> Mapping[str, Any]:
+    """What a stream is made of: events whose data is JSON, but for the last of some dialects, or lines of it. The last may be an
+    error."""
     assert told.streams is not None
-    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": types.schema(told.streams.event)}
+    inner = {"anyOf": [types.schema(told.streams.event), types.schema(room.error)]}
+    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": inner}
     if told.streams.kind != "text/event-stream":
         return data | {"description": "Where the body asks for a stream: lines of"}
     about = "Where the body asks for a stream: events, whose data is"
+    data = {"anyOf": [data, {"const": "[DONE]"}]}
     return {"type": "object", "description": about, "properties": {"data": data}, "required": ["data"]}
 
 

@@ -91,7 +91,7 @@ def _spelled(schema: Mapping[str, Any]) -> str:
             name = ref.rpartition("/")[2]
             return f'<a href="#{escape(name)}"><code>{escape(name)}</code></a>'
         case {"contentSchema": inner, "description": about} | {
-            "properties": {"data": {"contentSchema": inner}},
+            "properties": {"data": {"anyOf": [{"contentSchema": inner}, _]}},
             "description": about,
         }:
             return f"{escape(about)} {_spelled(inner)}"
