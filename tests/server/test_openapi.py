@@ -69,6 +69,35 @@ def test_errors_are_what_the_rooms_envelopes_make() -> None:
         assert msgspec.json.encode(msgspec.json.decode(told, type=room.error)) == told
 
 
+MESSAGES = [{"role": "user", "content": "hi"}]
+STREAMS: dict[str, dict[str, Any]] = {
+    "/generate": {"text": "x", "return_logprob": True, "top_logprobs_num": 1},
+    "/v1/chat/completions": {"messages": MESSAGES, "logprobs": True, "stream_options": {"include_usage": True}},
+    "/v1/completions": {"prompt": "x", "logprobs": 1},
+    "/v1/messages": {"messages": MESSAGES, "max_tokens": 5},
+    "/v1/responses": {"input": "x"},
+    "/api/chat": {"model": MODEL, "messages": MESSAGES},
+}
+
+
+@pytest.mark.parametrize("path", STREAMS)
+async def test_streams_are_as_they_are_described(http: httpx.AsyncClient, document: dict[str, Any], path: str) -> None:
+    reply = await http.post(path, json=STREAMS[path] | {"stream": True})
+    ((kind, told),) = (
+        (kind, one["schema"])
+        for kind, one in document["paths"][path]["post"]["responses"]["200"]["content"].items()
+        if kind != "application/json"
+    )
+    assert reply.headers["content-type"].startswith(kind)
+    lines = [line.removeprefix("data: ") for line in reply.text.splitlines() if line and not line.startswith("event: ")]
+    schema = told if kind != "text/event-stream" else told["properties"]["data"]["anyOf"][0]
+    validator = Draft202012Validator(schema["contentSchema"] | {"components": document["components"]})
+    events = [msgspec.json.decode(line) for line in lines if line != "[DONE]"]
+    assert len(events) > 2
+    for event in events:
+        validator.validate(event)
+
+
 @pytest.mark.parametrize("key", [None, "sesam"])
 async def test_keys_are_asked_for_where_there_are_some(engine: FakeEngine, text: TextModel, key: str | None) -> None:
     app = create_app(engine, text, Config(server=ServerConfig(api_key=key)), MODEL)
