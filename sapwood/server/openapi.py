@@ -185,7 +185,7 @@ def _stream(types: _Types, told: Told, room: Room) -> Mapping[str, Any]:
     error."""
     assert told.streams is not None
     inner = {"anyOf": [types.schema(told.streams.event), types.schema(room.error)]}
-    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": inner}
+    data: dict[str, Any] = {"type": "string", "contentMediaType": "application/json", "contentSchema": inner}
     if told.streams.kind != "text/event-stream":
         return data | {"description": "Where the body asks for a stream: lines of"}
     about = "Where the body asks for a stream: events, whose data is"
