@@ -24,11 +24,13 @@ _ALIASES: Mapping[str, str] = MappingProxyType({"none": OFF, "suffix": "tree,ngr
 
 
 class _Given(msgspec.Struct, forbid_unknown_fields=True):
-    """What `--speculative-config` may hold."""
+    """What `--speculative-config` may hold. `prompt_lookup_max` is there for those who bring it: however many tokens two places have
+    in common, the one with most of them counts."""
 
     method: str
     num_speculative_tokens: int | None = None
     prompt_lookup_min: int | None = None
+    prompt_lookup_max: int | None = None
 
 
 def spelled(config: Config) -> Config:
@@ -51,6 +53,10 @@ def _of_json(config: Config) -> dict[str, Any]:
             f"{flag} takes a JSON object with method, and maybe num_speculative_tokens and prompt_lookup_min; got "
             f"{options.speculative_config}: {error}."
         ) from None
+    if given.prompt_lookup_max is not None and given.prompt_lookup_max < (given.prompt_lookup_min or 1):
+        raise ConfigError(
+            f"{flag}: prompt_lookup_max ({given.prompt_lookup_max}) must not be below prompt_lookup_min, or 1."
+        )
     said = {
         "speculation": given.method,
         "num_speculative_tokens": given.num_speculative_tokens,

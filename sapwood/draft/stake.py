@@ -44,9 +44,9 @@ class DraftStake(Stake):
         self._known: Ints = np.zeros(num_slots, np.int32)
         self._reach: Ints = np.zeros(num_slots, np.int32)
         self._proposed: list[Stretch] = []  # for the plan being made
-        self._flying: deque[Ints] = (
-            deque()
-        )  # of each plan with drafts that has not landed: whose those of its steady rows are
+        self._offered = False  # drafts, for the plan being made
+        # Of each plan with drafts that has not landed: whose those of its steady rows are; None if another stake's are fed.
+        self._flying: deque[Ints | None] = deque()
         self._tallies = [Tally(most) for _ in self._drafters]
 
     # -- proposing ------------------------------------------------------------------------------------------------
@@ -60,12 +60,14 @@ class DraftStake(Stake):
         if not ready.any():
             return None
         drafts = self._pace.share(slots, self._drafter[slots], ready, s.flying[slots], most)
-        return drafts if drafts.any() else None
+        self._offered = bool(drafts.any())
+        return drafts if self._offered else None
 
     def parts(self, rows: Rows) -> Sequence[Part]:
         self._pace.beside(rows.num_tokens - int(rows.counts_R[: rows.num_steady].sum()))
         if rows.drafted:
-            self._flying.append(self._drafter[rows.steady])
+            self._flying.append(self._drafter[rows.steady] if self._offered else None)
+        self._offered = False
         return self._take(self._proposed)
 
     def fill(self, plan: Plan, alive: Bools) -> LatePart | None:
@@ -110,6 +112,8 @@ class DraftStake(Stake):
 
     def verified(self, plan: Plan, rows: Longs, right: Ints) -> None:
         s, drafters = self._slots, self._flying.popleft()
+        if drafters is None:
+            return
         told = plan.heads_R[rows] > 1
         rows, right = rows[told], right[told]
         slots, of, drafts = plan.slots_R[rows], drafters[rows], plan.heads_R[rows] - 1
@@ -136,6 +140,7 @@ class DraftStake(Stake):
             drafter.leave(request)
 
     def reset(self) -> None:
+        self._offered = False
         self._flying.clear()
         self._proposed.clear()
 

@@ -39,7 +39,7 @@ def test_every_spelling_says_what_drafts(options: dict[str, Any], names: tuple[s
 
 def test_how_many_are_drafted() -> None:
     assert resolved(SMALL, CPU, num_speculative_tokens=4).speculation.num_speculative_tokens == 4
-    given = '{"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_min": 2}'
+    given = '{"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_min": 2, "prompt_lookup_max": 4}'
     options = resolved(SMALL, CPU, speculative_config=given).speculation
     assert (options.num_speculative_tokens, options.prompt_lookup_min) == (5, 2)
     assert resolved(SMALL, CPU).speculation.num_speculative_tokens == 0
@@ -62,6 +62,7 @@ def test_it_is_explained() -> None:
         ({"speculation": "auto,ngram"}, "--speculation takes"),
         ({"speculation": ""}, "--speculation takes"),
         ({"speculative_config": '{"method": "eagle3"}'}, "--speculation takes"),
+        ({"speculative_config": '{"method": "ngram", "prompt_lookup_max": 0}'}, "prompt_lookup_max"),
         ({"speculative_config": "ngram"}, "--speculative-config takes a JSON object"),
         ({"speculative_config": '{"num_speculative_tokens": 3}'}, "--speculative-config takes .*method"),
         ({"speculative_config": '{"method": "ngram", "model": "x"}'}, "--speculative-config takes .*model"),

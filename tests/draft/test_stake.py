@@ -151,3 +151,22 @@ def test_right_drafts_save_steps_and_wrong_ones_cost_none(depth: int, most: int)
     right = steps(lambda tokens, count: alone[len(tokens) - len(prompt) :][:count])
     assert right < plain if most == 1 else right <= plain // 2 + depth
     assert steps(lambda tokens, count: [49] * count) <= plain + depth
+
+
+def test_each_of_two_counts_its_own_drafts_only() -> None:
+    prompt = list(range(10, 18))
+    alone = expected(prompt, len(prompt) + 24, (), 50)
+    made: list[DraftStake] = []
+
+    def stakes(slots: Slots) -> Sequence[DraftStake]:
+        knows = lambda tokens, count: alone[len(tokens) - len(prompt) :][:count] if len(tokens) % 2 else ()  # noqa: E731
+        lies = lambda tokens, count: [49] * count  # noqa: E731
+        made.extend(counting(slots, most=2, says=says)[0] for says in (knows, lies))
+        return made
+
+    world = World(max_model_len=64, depth=0, max_num_batched_tokens=16, stakes=stakes)
+    world.add(prompt, 24)
+    world.run()
+    assert world.output[1] == alone
+    (right, accepted), (wrong, none) = (one.gauges()[0].values() for one in made)
+    assert right == accepted > 0 and wrong > 0 and none <= sum(token == 49 for token in alone)
