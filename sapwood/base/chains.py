@@ -5,7 +5,7 @@ same hash are chained, the last one first:
 
     heads[hash] → place → before[place] → ... → 0
 
-Twelve bytes a token, and a few operations for each token that is added.
+Two dozen bytes a token at most, and a few operations for each token that is added.
 """
 
 from __future__ import annotations
