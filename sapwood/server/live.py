@@ -16,6 +16,8 @@ from starlette.responses import Response
 
 from sapwood import __version__
 from sapwood.server.front import Front
+from sapwood.server.keys import OPERATOR
+from sapwood.server.passage import passage
 from sapwood.server.routes import Described, plain, query_of
 
 T = TypeVar("T")
@@ -101,9 +103,8 @@ def routes(front: Front) -> list[Described]:
             reply, slices = await front.engine.control("tree"), slices + 1
         tree: dict[str, Any] = reply["tree"]
         twigs = tree["twigs"]
-        # Prompts are their senders' business: where there are keys, nobody sees those of others.
-        begin = twigs.pop("label") if not front.guard.keyed else None
-        twigs |= {"begin": begin, "label": begin and await labels(begin)}
+        twigs["begin"] = twigs["label"]
+        twigs["label"] = await labels(twigs["begin"])
         return tree, max(_FRESH, _SLICE * slices)
 
     async def asked() -> tuple[dict[str, Any], float]:
@@ -118,7 +119,9 @@ def routes(front: Front) -> list[Described]:
         wanted = query_of(request, Wanted)
         told = await state()
         if wanted.tree:
-            told = told | {"tree": _shown(await tree(), begins=bool(wanted.begins))}
+            # Prompts are their senders' business: where there are keys, only the operator sees those of others.
+            texts = not front.guard.keyed or passage(request.scope, request._send).account.tenant is OPERATOR
+            told = told | {"tree": _shown(await tree(), texts=texts, begins=bool(wanted.begins))}
         return Response(
             msgspec.json.encode(told), headers={"content-type": "application/json", "cache-control": "no-store"}
         )
@@ -126,8 +129,9 @@ def routes(front: Front) -> list[Described]:
     return [plain("/live", live, query=Wanted, gives=dict[str, Any])]
 
 
-def _shown(tree: dict[str, Any], *, begins: bool) -> dict[str, Any]:
-    return tree | {"twigs": {name: column for name, column in tree["twigs"].items() if begins or name != "begin"}}
+def _shown(tree: dict[str, Any], *, texts: bool, begins: bool) -> dict[str, Any]:
+    twigs = tree["twigs"] if texts else tree["twigs"] | {"label": None, "begin": None}
+    return tree | {"twigs": {name: column for name, column in twigs.items() if begins or name != "begin"}}
 
 
 def _now(front: Front) -> dict[str, Any]:

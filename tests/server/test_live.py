@@ -73,17 +73,22 @@ def test_rates_are_those_of_the_last_seconds() -> None:
 
 @pytest.fixture
 async def locked(engine: FakeEngine, text: TextModel) -> Starlette:
-    return create_app(engine, text, Config(server=ServerConfig(api_key="hidden")), MODEL)
+    return create_app(
+        engine, text, Config(server=ServerConfig(api_key="hidden", admin_api_key="the operator's")), MODEL
+    )
 
 
-async def test_where_there_are_keys_prompts_are_nobodys_to_see(
+async def test_where_there_are_keys_prompts_are_seen_by_the_operator_alone(
     locked: Starlette, engine: FakeEngine, text: TextModel
 ) -> None:
     engine.replies["tree"] = {"done": True, "tree": tree(text, "the secret")}
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app=locked), base_url="http://test") as http:
         assert (await http.get("/live")).status_code == 401 and not engine.controls
-        reply = await http.get("/live", headers={"authorization": "Bearer hidden"})
-        assert reply.json()["tree"]["twigs"]["label"] is None and "secret" not in reply.text
+        for key, label in (("the operator's", ["the secret"]), ("hidden", None), ("the operator's", ["the secret"])):
+            reply = await http.get("/live?begins=1", headers={"authorization": f"Bearer {key}"})
+            twigs = reply.json()["tree"]["twigs"]
+            assert twigs["label"] == label and (twigs["begin"] is None) == (label is None)
+            assert ("secret" in reply.text) == (label is not None)
 
 
 async def test_an_engine_that_is_gone(http: httpx.AsyncClient, engine: FakeEngine) -> None:
