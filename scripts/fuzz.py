@@ -38,6 +38,7 @@ from schemathesis.core.failures import FailureGroup
 
 CALM = (501, 503, 504, 529)  # not here, not now, too late, too many: what a server may say that is well
 PATIENCE = 60.0  # seconds for any answer, and for all that runs to end
+ADMIN = "operator"  # the key of a server that is started here: routes for operators are tried too
 PAUSES = ("/pause", "/pause_generation")
 KINDS = ("application/json", "application/json; charset=latin-1", "text/plain", "multipart/form-data", "", "/")
 TEMPLATE = (
@@ -276,7 +277,7 @@ def served() -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as said:
         command = [sys.executable, "-m", "sapwood", "serve", str(make_model(Path(folder))), "--load-format", "dummy",
                    "--port", "0", "--device", "cpu", "--max-model-len", "256", "--max-num-seqs", "8", "--max-total-tokens", "1024",
-                   "--served-model-name", "tiny", "--max-body-bytes", "1M"]  # fmt: skip
+                   "--served-model-name", "tiny", "--max-body-bytes", "1M", "--admin-api-key", ADMIN]  # fmt: skip
         process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, text=True)
         try:
             yield _url(process, said)
@@ -306,7 +307,8 @@ def main() -> int:
     parser.add_argument("--api-key", default=os.environ.get("SAPWOOD_API_KEY"))
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    headers = {"authorization": f"Bearer {args.api_key}"} if args.api_key else {}
+    key = args.api_key if args.url else ADMIN
+    headers = {"authorization": f"Bearer {key}"} if key else {}
     with _given(args.url) if args.url else served() as url, closing(Fuzz(url, headers, seed=args.seed)) as fuzz:
         fuzz.run(args.seconds)
     for (label, status), count in sorted(fuzz.statuses.items()):
