@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Sequence
+from statistics import median
 
 import numpy as np
 import pytest
@@ -208,3 +209,30 @@ def test_a_crowd_of_one_does_not_delay_another() -> None:
     world.run()
     world.check_outputs()
     world.check_rest()
+
+
+@pytest.mark.parametrize(("prompt", "budget"), [(16, 64), (64, 128), (64, 256)])
+def test_beside_a_crowd_a_first_token_takes_twice_the_work_at_most(prompt: int, budget: int) -> None:
+    """Counted in tokens that are computed from a request's arrival on, the rest of the step that it falls into among them."""
+    rng = random.Random(1)
+    world = World(policy="fair", max_num_seqs=8, num_pages=600, max_num_batched_tokens=budget, depth=0)
+
+    def ask(tenant: str, output: int) -> int:
+        return world.add([rng.randrange(8, 50) for _ in range(prompt)], output, tenant=tenant)
+
+    for _ in range(150):
+        ask("crowd", rng.randint(8, 24))
+    for _ in range(20):
+        world.step()
+    took = []
+    for _ in range(15):
+        before = len(world.plans)
+        rest = rng.random() * int(world.plans[-1].counts_R.sum())
+        mine = ask("other", 2)
+        while not world.output[mine]:
+            world.step()
+        took.append(rest + sum(int(plan.counts_R.sum()) for plan in world.plans[before:]))
+        while mine not in world.finish or rng.random() < 0.8:
+            world.step()
+    assert any(one.tenant == "crowd" for one in world.scheduler._roster.waiting)
+    assert median(took) <= 2 * prompt
