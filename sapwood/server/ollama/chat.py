@@ -91,8 +91,9 @@ async def _turn(front: Front, ask: Ask, wording: Wording, begun: float) -> tuple
 
 async def _raw(front: Front, body: GenerateBody, wording: Wording, begun: float) -> tuple[Output, Speaker]:
     """A prompt as it stands, and what follows as it is."""
-    if body.system:
-        raise RequestError("system: a raw prompt has no place for it; write it into the prompt.", param="system")
+    for name in ("system", "think"):
+        if getattr(body, name):
+            raise RequestError(f"{name}: a prompt without a template has no place for it; leave it out.", param=name)
     params, end_check = await front.restrict(body.params(front), body.asked())
     tokens = await front.encode(body.prompt or "", param="prompt")
     front.check_tokens(tokens, "prompt")

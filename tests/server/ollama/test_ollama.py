@@ -103,8 +103,9 @@ async def test_prompts(client: ollama.AsyncClient, engine: FakeEngine, text: Tex
     assert framed.response == raw.response == "The cat sat on the mat — naïvely."
     lines = [line async for line in await client.generate(MODEL, "hello", raw=True, stream=True)]
     assert "".join(line.response or "" for line in lines) == raw.response and lines[-1].done_reason == "stop"
-    with pytest.raises(ollama.ResponseError, match="system"):
-        await client.generate(MODEL, "hello", raw=True, system="x")
+    for name, value in (("system", "x"), ("think", True)):
+        with pytest.raises(ollama.ResponseError, match=f"{name}: a prompt without a template"):
+            await client.generate(MODEL, "hello", raw=True, **{name: value})
 
 
 async def test_options(client: ollama.AsyncClient, engine: FakeEngine) -> None:
