@@ -42,7 +42,7 @@ def test_nothing_is_wrong_in_a_round(fuzz: ModuleType, server: Server) -> None:
     tried = {label for label, _ in trying.statuses}
     assert {"POST /generate", "POST /v1/chat/completions", "GET /v1/models/{name}"} <= tried
     served = {label for label, status in trying.statuses if status == 200}
-    assert {"POST /generate", "POST /v1/chat/completions", "POST /v1/completions"} <= served
+    assert {"POST /generate", "POST /v1/chat/completions", "POST /v1/completions", "POST /pause"} <= served
 
 
 def planted(front: Front) -> list[Described]:

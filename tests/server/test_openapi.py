@@ -50,8 +50,9 @@ async def test_it_is_valid(document: dict[str, Any]) -> None:
 
 async def test_every_route_says_what_it_does(app: Starlette) -> None:
     for route in app.routes:
-        if isinstance(route, Described):
-            assert route.doc.strip(), f"{route.path}: the handler has no docstring"
+        assert isinstance(route, Described) and route.doc.strip(), (
+            f"{route}: not described, or its handler has no docstring"
+        )
 
 
 async def test_bodies_and_answers_are_those_of_the_structs(document: dict[str, Any]) -> None:
