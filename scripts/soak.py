@@ -38,7 +38,7 @@ sys.path.insert(0, str(ROOT))
 from tests.http.dialects import BROKEN, body_of, generating  # noqa: E402
 from tests.tiny import write_bytes_model  # noqa: E402
 
-FLAGS = """--load-format dummy --device cpu --dtype float32 --port 0 --served-model-name tiny --max-model-len 512 --max-total-tokens 2048
+FLAGS = """--load-format dummy --device cpu --dtype float32 --port 0 --served-model-name tiny --max-model-len 1536 --max-total-tokens 2048
     --max-num-seqs 12 --max-queued-requests 8 --watchdog-timeout 4 --max-engine-restarts 1000000 --drain-timeout 60""".split()
 NOTICED_SECONDS = 12.0  # after which /health may not say any more that a fault has not happened
 LOOK_SECONDS, WEIGH_SECONDS = 0.2, 2.0

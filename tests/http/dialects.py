@@ -33,6 +33,7 @@ def body_of(path: str, text: str, max_tokens: int, **more: Any) -> dict[str, Any
         "/v1/completions": {"prompt": text, "max_tokens": max_tokens, "temperature": 0},
         "/v1/chat/completions": {"messages": messages, "max_tokens": max_tokens, "temperature": 0},
         "/generate": {"text": text, "sampling_params": {"max_new_tokens": max_tokens, "temperature": 0}},
+        "/v1/apply": {"code": text, "update": "another", "method": "model", "max_tokens": max_tokens},
         "/v1/messages": {"messages": messages, "max_tokens": max_tokens, "temperature": 0},
         "/v1/responses": {"input": text, "max_output_tokens": max_tokens, "temperature": 0},
         "/api/chat": {"messages": messages, "options": ollama},

@@ -33,7 +33,7 @@ def pages_in_use(server: Server) -> float:
 
 def ask(server: Server, path: str, *, stream: bool) -> socket.socket:
     """A connection that has asked for more than a test has time for."""
-    body = json.dumps(body_of(path, "Hello", 4000, stream=stream)).encode()
+    body = json.dumps(body_of(path, "Hello", 2500, stream=stream)).encode()
     connection = socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), timeout=SECONDS)
     connection.sendall(
         b"POST %s HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s"
