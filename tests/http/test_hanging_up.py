@@ -23,11 +23,9 @@ def server(tiny_model: Path) -> Iterator[Server]:
 
 
 def pages_in_use(server: Server) -> float:
-    """Of the pool: neither free nor evictable."""
-    found = {
-        state: float(count)
-        for state, count in re.findall(r'sapwood_pages{group="0",state="(\w+)"} (\S+)', server.get("/metrics").text)
-    }
+    """Of the pool: neither free nor evictable. The engine's first report may be on its way still."""
+    gauge = re.compile(r'sapwood_pages{group="0",state="(\w+)"} (\S+)')
+    found = eventually(lambda: {state: float(count) for state, count in gauge.findall(server.get("/metrics").text)})
     return found["total"] - found["free"] - found["evictable"]
 
 
