@@ -158,6 +158,7 @@ ENGINES: Mapping[str, dict[str, Any]] = MappingProxyType(
         "preemption": {"max_total_tokens": 960, "max_model_len": 160},
         "priorities": {"policy": "priority"},
         "longest prefix first": {"policy": "lpm"},
+        "keys in turns": {"policy": "fair"},
         "two at a time": {"max_num_seqs": 2},
         "no jump-forward": {"jump_forward": False},
         "drafts": {"stakes": _drafts},
