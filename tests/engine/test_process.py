@@ -210,7 +210,7 @@ class FakeLoop:
         for id in message.ids:
             self._left.pop(id, None)
 
-    def control(self, what: str) -> dict[str, Any]:
+    def control(self, what: str, given: Any) -> dict[str, Any]:
         return {"did": what}
 
     def step(self) -> list[Deltas]:

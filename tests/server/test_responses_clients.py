@@ -10,9 +10,6 @@ import pydantic
 import pytest
 from langchain_openai import ChatOpenAI
 from openai import AsyncOpenAI
-from pydantic_ai import Agent
-from pydantic_ai.models.openai import OpenAIResponsesModel
-from pydantic_ai.providers.openai import OpenAIProvider
 
 from sapwood.text import TextModel
 from tests.server.fakes import MODEL, FakeEngine
@@ -38,16 +35,6 @@ def says_in_turn(engine: FakeEngine, text: TextModel, answers: Sequence[str]) ->
 def weather(city: str) -> str:
     """Tell the weather."""
     return f"sunny in {city}"
-
-
-async def test_pydantic_ai(client: AsyncOpenAI, engine: FakeEngine, text: TextModel) -> None:
-    says_in_turn(engine, text, [CALL, ANSWER] * 2)
-    model = OpenAIResponsesModel(MODEL, provider=OpenAIProvider(openai_client=client))
-    agent = Agent(model, tools=[weather], instructions="Be brief.")
-    assert (await agent.run("Oslo?")).output == ANSWER
-    assert "sunny in Oslo" in prompt_of(engine, text) and "Be brief." in prompt_of(engine, text)
-    async with agent.run_stream("Oslo?") as streamed:
-        assert await streamed.get_output() == ANSWER
 
 
 async def test_langchain(http: httpx.AsyncClient, engine: FakeEngine, text: TextModel) -> None:
