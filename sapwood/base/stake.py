@@ -7,7 +7,7 @@ the scheduler knows none of them. It asks, in this order:
     start       enter? · seat                 all stakes or none
     each chunk  resume · clamp · take         of rows with something to compute
     steady      drafts · take_steady          of rows that only advance, as arrays, when they reach their horizon
-    each plan   parts, and late ones by fill
+    each plan   halts? · parts, and late ones by fill
     landing     verified · land               what follows from tokens that have become known
     leaving     drop
 """
@@ -83,9 +83,11 @@ class Stake:
         scarce: A row that it holds back may run if another running request gives way to it.
         relief: Grows whenever a request that could not `enter` might.
         rules: It wants to see tokens land.
+        halts: Nothing is planned while it is true: all stay where they are, and what flies still lands.
     """
 
     scarce = False
+    halts = False
     rules = False
     relief = 0
 

@@ -96,8 +96,8 @@ def launch(
         depth=_set(config.scheduler.depth),
         gauges=(kv.gauges, constraints.gauges, *speculation.gauges),
         pages=kv.pages,
-        commands=_commands(kv, slots),
-        pause=pause,
+        commands={**_commands(kv, slots), **pause.commands},
+        status=pause.status,
     )
     decisions = (*_told(decisions, longest), _pool_decision(measured.groups, num_pages), *speculation.decisions)
     facts = _facts(config, measured, decisions, clock.laps, num_pages, longest=longest, vocab_size=decoder.vocab_size)

@@ -22,7 +22,6 @@ from sapwood.base.plan import Plan
 from sapwood.base.wire import Abort, Delta, Deltas, Stats, Submit, worded, worded_step
 from sapwood.engine.intake import Intake
 from sapwood.engine.measures import Measures
-from sapwood.engine.pause import Pause
 from sapwood.executor.base import Executor
 from sapwood.scheduler import Scheduler
 
@@ -44,7 +43,7 @@ class Engine:
     """A scheduler, an executor, and the order of one step.
 
     `gauges` are what others count who take part, `pages` tells the KV cache's pages per group as [total, free, evictable],
-    and `commands` answer `control` beside the engine's own. `pause` is among the scheduler's stakes.
+    and `commands` answer `control` beside the engine's own; `status` is what they add to that answer.
     """
 
     def __init__(
@@ -57,7 +56,7 @@ class Engine:
         gauges: tuple[Gauges, ...] = (),
         pages: Callable[[], list[list[int]]] = list,
         commands: Mapping[str, Callable[..., dict[str, Any]]] | None = None,
-        pause: Pause | None = None,
+        status: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
         self.scheduler = scheduler
         self.executor = executor
@@ -68,9 +67,9 @@ class Engine:
         self.counters |= dict.fromkeys(("finished", "errors"), 0)
         self.measures = Measures()
         self._gauges, self._pages = gauges, pages
-        self._pause = pause or Pause()
         self._commands = {"check": self._check, "status": self._status, "live": self._live, "retract": self._retract}
-        self._commands |= {**self._pause.commands, **(commands or {})}
+        self._commands |= commands or {}
+        self._more_status = status
         self._outbox: list[Deltas] = []  # news that nobody has taken yet: a step that fails loses none
         self._failures = 0
 
@@ -82,7 +81,7 @@ class Engine:
     @property
     def idle(self) -> bool:
         """Whether there is nothing to do now: nobody is here, or everything stands still."""
-        return not (self.flying or (self.occupied and not self._pause.still))
+        return not (self.flying or (self.occupied and not self.scheduler.halted))
 
     def submit(self, message: Submit) -> Delta | None:
         """Take a request in; what is wrong with it comes back as its only news."""
@@ -120,7 +119,7 @@ class Engine:
         refused = self.scheduler.usher()
         if refused:
             self._tell(Landing(news=refused))
-        plan = None if self._pause.still else self.scheduler.plan()
+        plan = self.scheduler.plan()
         launched = perf_counter()
         self.measures.planned(plan, launched - began, self.scheduler.slots.requests)
         if plan is None:
@@ -182,7 +181,9 @@ class Engine:
             counters |= counts
             seconds |= times
         running, waiting = self.scheduler.num_running, self.scheduler.num_waiting
-        return Stats(running, waiting, counters, seconds, self._pages(), self.measures.histograms(), self._pause.still)
+        return Stats(
+            running, waiting, counters, seconds, self._pages(), self.measures.histograms(), self.scheduler.halted
+        )
 
     def control(self, what: str, about: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Answer a question or carry out a command of `wire.Control`."""
@@ -196,8 +197,8 @@ class Engine:
 
     def _status(self) -> dict[str, Any]:
         stats = self.stats()
-        pause = {"paused": stats.paused, "held": len(self._pause.held)}
-        return {"running": stats.running, "waiting": stats.waiting, "pages": stats.pages, **pause, **stats.counters}
+        told = {"running": stats.running, "waiting": stats.waiting, "pages": stats.pages, "paused": stats.paused}
+        return {**told, **self._more_status(), **stats.counters}
 
     def _retract(self) -> dict[str, Any]:
         return {"retracted": self.scheduler.retract()}

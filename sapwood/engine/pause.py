@@ -11,15 +11,13 @@ from sapwood.base.stake import LATER, NOW, Ready, Stake
 
 
 class Pause(Stake):
-    """Holds back who comes, as a stake, or everybody, as what the loop asks.
+    """Holds back who comes, or everybody.
 
     Attributes:
-        still: Nothing may be planned.
         held: Requests that came while it was closed and may not start.
     """
 
     def __init__(self) -> None:
-        self.still = False
         self.held: set[Request] = set()
         self._closed = False
 
@@ -27,6 +25,9 @@ class Pause(Stake):
     def commands(self) -> Mapping[str, Callable[[], dict[str, Any]]]:
         """`hold` lets those who are here go on to their ends, and no more start; `pause` stands still; `continue` ends both."""
         return {"hold": self._hold, "pause": self._pause, "continue": self._continue}
+
+    def status(self) -> dict[str, Any]:
+        return {"held": len(self.held)}
 
     def concerns(self, request: Request) -> bool:
         if self._closed:
@@ -50,12 +51,12 @@ class Pause(Stake):
 
     def _hold(self) -> dict[str, Any]:
         self._closed = True
-        return {"held": len(self.held)}
+        return self.status()
 
     def _pause(self) -> dict[str, Any]:
-        self.still = True
-        return {"held": len(self.held)}
+        self.halts = True
+        return self.status()
 
     def _continue(self) -> dict[str, Any]:
-        self.still = self._closed = False
-        return {"held": len(self.held)}
+        self.halts = self._closed = False
+        return self.status()

@@ -95,8 +95,14 @@ class Scheduler:
         for stake in {stake: None for request in self._roster.aside for stake in request.stakes}:
             stake.wait(seconds)
 
+    @property
+    def halted(self) -> bool:
+        """Whether a stake has all stand still."""
+        return any(stake.halts for stake in self._roster.stakes)
+
     def plan(self) -> Plan | None:
-        return self._planner.plan()
+        """The next step, or None when nothing can be computed until a result comes, a request arrives or all may go on."""
+        return None if self.halted else self._planner.plan()
 
     def fill(self, plan: Plan) -> tuple[LatePart, ...]:
         """The late parts of a plan whose forward has been started; if it is late, all steps before it have landed."""

@@ -24,8 +24,10 @@ from sapwood.base.plan import Ints
 from sapwood.base.request import Request
 from sapwood.base.slots import Slots
 from sapwood.base.stake import Stake
+from sapwood.base.wire import Deltas
 from sapwood.draft import Drafter, DraftStake
 from sapwood.engine import launch
+from sapwood.engine.loop import Engine
 from sapwood.llm import Generation, Output
 from tests.contracts.test_guests import Pause
 
@@ -146,6 +148,25 @@ def _pause(slots: Slots) -> Sequence[Stake]:
     return (Pause(),)
 
 
+def _stand_still(patch: pytest.MonkeyPatch) -> None:
+    """Pause after every third step, every other time giving up all slots, and go on after one in which nothing is planned."""
+    step, turns = Engine.step, itertools.count()
+
+    def stepped(engine: Engine) -> list[Deltas]:
+        news, turn = step(engine), next(turns)
+        if turn % 3 == 0:
+            engine.control("pause")
+            before = engine.counters["steps"]
+            news += step(engine)
+            assert engine.counters["steps"] == before
+            if turn % 2 == 0:
+                engine.control("retract")
+            engine.control("continue")
+        return news
+
+    patch.setattr(Engine, "step", stepped)
+
+
 Stakes = Callable[[Slots], Sequence[Stake]]
 
 ENGINES: Mapping[str, dict[str, Any]] = MappingProxyType(
@@ -164,6 +185,7 @@ ENGINES: Mapping[str, dict[str, Any]] = MappingProxyType(
         "drafts": {"stakes": _drafts},
         "speculation": {"speculation": "auto", "num_speculative_tokens": 3},
         "a stake that pauses": {"stakes": _pause},
+        "standing still": {"between": _stand_still},
     }
 )
 """What changes how an answer comes about, and no token of it."""
@@ -195,13 +217,14 @@ REFUSED: Mapping[frozenset[str], str] = MappingProxyType(
 """Pairs that are refused at start, and what the refusal says. docs/architecture.md lists them."""
 
 BASE = {"max_num_seqs": 12, "max_model_len": 256, "max_total_tokens": 8192, "max_num_batched_tokens": 512}
+BESIDE = {"stakes", "between"}  # what features bring beside options
 TOGETHER = 5  # features of one engine; more would hide each other
 SHARE = 4  # of the cases, that each of those engines gets
 
 
 def meet(one: str, other: str) -> bool:
     """Whether two features can be had together: they are not two values of one option."""
-    options = (FEATURES[one].keys() & FEATURES[other].keys()) - {"stakes"}
+    options = (FEATURES[one].keys() & FEATURES[other].keys()) - BESIDE
     return not options and frozenset((one, other)) not in REFUSED
 
 
@@ -228,15 +251,17 @@ def answers(model: Path, features: Sequence[Mapping[str, Any]], cases: Sequence[
     options: dict[str, Any] = dict(BASE)
     stakes: list[Stakes] = []
     for feature in features:
-        options |= {name: value for name, value in feature.items() if name != "stakes"}
+        options |= {name: value for name, value in feature.items() if name not in BESIDE}
         stakes += [feature["stakes"]] if "stakes" in feature else []
     made = functools.partial(
         launch.launch, stakes=lambda slots: [one for make in stakes for one in make(slots)], max_drafts=3
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launch, "launch", made)
+        for feature in features:
+            feature.get("between", lambda patch: None)(patch)
         llm = LLM(str(model), device="cpu", **options)
-    found = llm.generate([case.prompt for case in cases], [case.params for case in cases])
+        found = llm.generate([case.prompt for case in cases], [case.params for case in cases])
     assert llm._engine.audit() == 0
     return found
 

@@ -55,10 +55,11 @@ def make(depth: int = 1) -> tuple[Engine, Recorder]:
     pause = Pause()
     scheduler = Scheduler(slots, [KVStake(kv, slots), pause], max_num_batched_tokens=32)
     intake = Intake(longest=64, vocab_size=VOCAB, seed=0)
-    flush = {"flush_cache": lambda: {"freed_pages": kv.flush()}}
+    commands = {"flush_cache": lambda: {"freed_pages": kv.flush()}, **pause.commands}
     engine = Engine(
-        scheduler, device, intake, depth=depth, gauges=(kv.gauges,), pages=kv.pages, commands=flush, pause=pause
-    )
+        scheduler, device, intake, depth=depth, gauges=(kv.gauges,), pages=kv.pages, commands=commands,
+        status=pause.status,
+    )  # fmt: skip
     return engine, device
 
 
