@@ -13,17 +13,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sapwood.base.errors import RequestError
-from sapwood.server.body import json_response, read_body
+from sapwood.server.body import json_response, json_text, read_body
 from sapwood.server.front import Front
 from sapwood.server.multipart import Part, parts_of
-from sapwood.server.openai.lists import Deleted, ListQuery, Page, page_of
+from sapwood.server.openai.lists import Deleted, ListQuery, Page, page_in
 from sapwood.server.passage import caller
 from sapwood.server.routes import Described, Media, plain, query_of
 from sapwood.server.store import Books, Thing
 
 KIND = "file"
 
-_JSON = {"content-type": "application/json"}
 _LIFE = (3600, 30 * 86400)  # seconds that a file may ask for, as OpenAI has it
 
 
@@ -85,18 +84,16 @@ def _looks(front: Front) -> list[Described]:
         owner, query = caller(request), query_of(request, FilesQuery)
         where: dict[tuple[str, ...], str] = {} if query.purpose is None else {("purpose",): query.purpose}
 
-        def page(books: Books) -> list[str]:
+        def page(books: Books) -> Page[dict[str, Any]]:
             _expire(books)
-            newest = query.order == "desc"
-            return books.page(KIND, owner, limit=query.limit + 1, after=query.after, newest_first=newest, where=where)
+            return page_in(books, KIND, owner, query, where)
 
-        found = [msgspec.json.decode(body) for body in await store.run(page)]
-        return json_response(page_of(found, query.limit))
+        return json_response(await store.run(page))
 
     async def file(request: Request) -> Response:
         """What is known of a file."""
         owner, id = caller(request), request.path_params["id"]
-        return Response((await store.run(lambda books: find(books, owner, id))).body, headers=_JSON)
+        return json_text((await store.run(lambda books: find(books, owner, id))).body)
 
     async def file_content(request: Request) -> Response:
         """A file's content."""

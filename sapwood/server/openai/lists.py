@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
 
 from sapwood.base.errors import RequestError
+from sapwood.server.store import Books
 
 T = TypeVar("T")
 
@@ -53,3 +54,12 @@ def page_of(objects: Sequence[dict[str, Any]], limit: int) -> Page[dict[str, Any
     shown = objects[:limit]
     first, last = (shown[0]["id"], shown[-1]["id"]) if shown else (None, None)
     return Page(shown, first, last, len(objects) > limit)
+
+
+def page_in(
+    books: Books, kind: str, owner: str, query: ListQuery, where: Mapping[tuple[str, ...], str]
+) -> Page[dict[str, Any]]:
+    """What a query asks for, of the objects that are kept. Raises RequestError."""
+    newest, most = query.order == "desc", query.limit + 1
+    bodies = books.page(kind, owner, limit=most, after=query.after, newest_first=newest, where=where)
+    return page_of([msgspec.json.decode(body) for body in bodies], query.limit)

@@ -12,11 +12,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sapwood.base.errors import RequestError
-from sapwood.server.body import json_response
+from sapwood.server.body import json_response, json_text
 from sapwood.server.front import Front
 from sapwood.server.generation import Choice, News
 from sapwood.server.openai.choices import ChatChoice, ChatChunkChoice, Sum
-from sapwood.server.openai.lists import Deleted, ListQuery, Page, page_of
+from sapwood.server.openai.lists import Deleted, ListQuery, Page, page_in, page_of
 from sapwood.server.openai.metadata import Metadata
 from sapwood.server.openai.protocol import ChatRequest
 from sapwood.server.openai.replies import Reply, usage_of
@@ -26,7 +26,6 @@ from sapwood.server.store import Books, Thing
 
 KIND = "chat"
 
-_JSON = {"content-type": "application/json"}
 _LABEL = re.compile(r"metadata\[(.{1,64})\]", re.DOTALL)
 _MOST_CONDITIONS = 17
 _TOLD = (
@@ -111,17 +110,12 @@ def _looks(front: Front) -> list[Described]:
         if len(where) > _MOST_CONDITIONS:
             raise RequestError(f"At most {_MOST_CONDITIONS} conditions in one query.", param="metadata")
 
-        def page(books: Books) -> list[str]:
-            newest = query.order == "desc"
-            return books.page(KIND, owner, limit=query.limit + 1, after=query.after, newest_first=newest, where=where)
-
-        found = [msgspec.json.decode(body) for body in await store.run(page)]
-        return json_response(page_of(found, query.limit))
+        return json_response(await store.run(lambda books: page_in(books, KIND, owner, query, where)))
 
     async def stored_chat(request: Request) -> Response:
         """A chat that was kept."""
         owner, id = caller(request), request.path_params["id"]
-        return Response((await store.run(lambda books: _find(books, owner, id))).body, headers=_JSON)
+        return json_text((await store.run(lambda books: _find(books, owner, id))).body)
 
     async def chat_messages(request: Request) -> Response:
         """The messages that a chat which was kept answers."""
@@ -149,7 +143,7 @@ def _changes(front: Front) -> list[Described]:
             books.tell(id, msgspec.json.encode(told).decode())
             return _find(books, owner, id).body
 
-        return Response(await store.run(label), headers=_JSON)
+        return json_text(await store.run(label))
 
     async def delete_chat(request: Request) -> Response:
         """Forget a chat."""

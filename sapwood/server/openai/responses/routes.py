@@ -10,7 +10,7 @@ from starlette.responses import Response as HTTPResponse
 from starlette.responses import StreamingResponse
 
 from sapwood.base.errors import RequestError
-from sapwood.server.body import json_response
+from sapwood.server.body import json_response, json_text
 from sapwood.server.errors import ErrorEnvelope, Problem
 from sapwood.server.fields import Count
 from sapwood.server.front import Front
@@ -26,7 +26,6 @@ from sapwood.server.refusals import RESPONSES
 from sapwood.server.routes import Described, Streamed, plain, post, query_of
 from sapwood.server.sse import EVENTS, EventStream, Script
 
-_JSON = {"content-type": "application/json"}
 _NO_CACHE = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 _PATH = "/v1/responses"
 _ONE = f"{_PATH}/{{id}}"
@@ -108,8 +107,8 @@ def _kept(front: Front, lives: Lives) -> list[Described]:
         if query.stream:
             return _replay(record, at)
         if kept.status in records.RUNNING:
-            return HTTPResponse(records.lost(body), headers=_JSON)
-        return HTTPResponse(body, headers=_JSON)
+            return json_text(records.lost(body))
+        return json_text(body)
 
     async def cancel_response(request: Request) -> HTTPResponse:
         """End a response that runs in the background."""
@@ -120,7 +119,7 @@ def _kept(front: Front, lives: Lives) -> list[Described]:
         body, kept, _ = await records.find(front.store, owner, id)
         if not kept.background:
             raise RequestError("Only responses that were made with background: true can be cancelled.")
-        return HTTPResponse(body, headers=_JSON)
+        return json_text(body)
 
     async def delete_response(request: Request) -> HTTPResponse:
         """Forget a response."""
