@@ -194,3 +194,22 @@ def test_a_source_distribution_holds_the_sources(tmp_path: Path) -> None:
     with tarfile.open(made) as archive:
         found = {Path(name).name for name in archive.getnames()}
     assert found >= {path.name for path in build.SOURCE.iterdir() if path.suffix in (".cpp", ".h", ".py")}
+
+
+def test_only_what_is_outdated_is_built(tmp_path: Path) -> None:
+    compiler, folder = tmp_path / "c++", tmp_path / "lib"
+    compiler.write_text(f'#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done\necho "$2" >>{tmp_path}/made\necho >"$2"\n')
+    compiler.chmod(0o755)
+
+    def made() -> int:
+        (tmp_path / "made").write_text("")
+        assert build.build(folder, cxx=str(compiler)) == {}
+        return len((tmp_path / "made").read_text().splitlines())
+
+    assert made() == len(build.targets())
+    assert made() == 0
+    old, *others = (build.library(folder, name) for name in build.targets())
+    os.utime(old, (0, 0))
+    for other in others[:1]:
+        other.unlink()
+    assert made() == min(2, len(build.targets()))

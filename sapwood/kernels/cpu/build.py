@@ -1,4 +1,7 @@
-"""How the library is built: once for each kind of processor, of which one is chosen when it is loaded."""
+"""How the library is built: once for each kind of processor, of which one is chosen when it is loaded.
+
+    python sapwood/kernels/cpu/build.py     what is not built yet, or older than what it is made from
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -47,9 +51,15 @@ def targets() -> Mapping[str, str]:
     return TARGETS.get(platform.machine().lower(), {"base": ""})
 
 
+def outdated(output: Path) -> bool:
+    """Whether there is no such library, or one older than what it is made from, this file included."""
+    made_from = (path for path in SOURCE.iterdir() if path.suffix in (".cpp", ".h") or path == Path(__file__))
+    return not output.exists() or output.stat().st_mtime <= max(path.stat().st_mtime for path in made_from)
+
+
 def build(folder: Path, *, cxx: str | None = None) -> dict[str, str]:
-    """Compile every kind into `folder`; returns what failed and how, by kind."""
-    command, wanted = compiler(cxx), targets()
+    """Compile every kind whose library in `folder` is outdated; returns what failed and how, by kind."""
+    command, wanted = compiler(cxx), {name: flags for name, flags in targets().items() if outdated(library(folder, name))}
     if command is None:
         return dict.fromkeys(wanted, "no C++ compiler was found (c++, g++, clang++ or $CXX)")
     folder.mkdir(parents=True, exist_ok=True)
@@ -70,3 +80,8 @@ def build(folder: Path, *, cxx: str | None = None) -> dict[str, str]:
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         results = dict(zip(wanted, pool.map(one, wanted), strict=True))
     return {name: error for name, error in results.items() if error is not None}
+
+
+if __name__ == "__main__":
+    for kind, error in build(SOURCE / "lib", cxx=os.environ.get("CXX")).items():
+        print(f"{kind}: {error}", file=sys.stderr)
