@@ -1,6 +1,6 @@
 """How the library is built: once for each kind of processor, of which one is chosen when it is loaded.
 
-    python sapwood/kernels/cpu/build.py     what is not built yet, or older than what it is made from
+As a program it builds into its own folder what is outdated there.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ def outdated(output: Path) -> bool:
 
 def build(folder: Path, *, cxx: str | None = None) -> dict[str, str]:
     """Compile every kind whose library in `folder` is outdated; returns what failed and how, by kind."""
-    command, wanted = compiler(cxx), {name: flags for name, flags in targets().items() if outdated(library(folder, name))}
+    command = compiler(cxx)
+    wanted = {name: flags for name, flags in targets().items() if outdated(library(folder, name))}
     if command is None:
         return dict.fromkeys(wanted, "no C++ compiler was found (c++, g++, clang++ or $CXX)")
     folder.mkdir(parents=True, exist_ok=True)
