@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from sapwood.base.errors import RequestError
 from sapwood.server.fields import ContentPart
 from sapwood.server.front import Front
+from sapwood.server.generation import Choice
 
 
 class Predicted(msgspec.Struct):
@@ -16,6 +19,19 @@ class Predicted(msgspec.Struct):
 
     content: str | list[ContentPart]
     type: Literal["content"] = "content"
+
+
+class PredictionDetails(msgspec.Struct, kw_only=True):
+    """Of a prediction, how many of its tokens came true in the output, and how many did not."""
+
+    accepted_prediction_tokens: int | UnsetType = UNSET
+    rejected_prediction_tokens: int | UnsetType = UNSET
+
+    def count(self, choices: Sequence[Choice]) -> None:
+        """Tell it of these outputs together, if anything was predicted of them."""
+        if any(choice.params.prediction for choice in choices):
+            self.accepted_prediction_tokens = sum(choice.num_predicted for choice in choices)
+            self.rejected_prediction_tokens = sum(choice.num_mispredicted for choice in choices)
 
 
 def predicted_text(given: Predicted | str | None, param: str = "prediction") -> str:

@@ -15,6 +15,7 @@ from sapwood.server.conversation import CallIds, Turn
 from sapwood.server.front import Front
 from sapwood.server.functions import arguments_of
 from sapwood.server.generation import Choice, News
+from sapwood.server.prediction import PredictionDetails
 from sapwood.server.sse import Script, cut, frame, quoted
 from sapwood.text.parsers import Event
 
@@ -39,8 +40,8 @@ class ToolUseBlock(msgspec.Struct, tag="tool_use"):
 Block = TextBlock | ThinkingBlock | ToolUseBlock
 
 
-class TokenDetails(msgspec.Struct):
-    thinking_tokens: int
+class TokenDetails(PredictionDetails, kw_only=True):
+    thinking_tokens: int | UnsetType = UNSET
 
 
 class MessageUsage(msgspec.Struct):
@@ -180,8 +181,12 @@ class Speaker:
         prompt, read = len(choice.prompt.tokens), choice.num_cached_tokens
         new = 0 if page is None else max(prompt // page * page - read, 0)
         usage = MessageUsage(prompt - read - new, new, read, len(choice.tokens))
+        details = TokenDetails()
+        details.count([choice])
         if choice.num_thought_tokens is not None:
-            usage.output_tokens_details = TokenDetails(choice.num_thought_tokens)
+            details.thinking_tokens = choice.num_thought_tokens
+        if details != TokenDetails():
+            usage.output_tokens_details = details
         return usage
 
     def _blocks(self, choice: Choice) -> list[Block]:

@@ -18,6 +18,7 @@ from sapwood.server.calling import Toolbox
 from sapwood.server.conversation import Ask, begin, prompt_of
 from sapwood.server.front import Front, Talk
 from sapwood.server.generation import complete
+from sapwood.server.prediction import predicted_text
 from sapwood.server.routes import Described, Streamed, post
 from sapwood.server.sse import EventStream
 from sapwood.server.thinking import Budget, template_fields
@@ -67,6 +68,7 @@ def _ask(front: Front, body: MessagesRequest) -> Ask:
         priority=body.priority or 0,
         clipped=True,
         scoring=body.max_tokens == 0,
+        prediction=predicted_text(body.prediction),
     )
 
 

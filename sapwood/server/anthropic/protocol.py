@@ -16,6 +16,7 @@ from sapwood.grammar.spellings import Asked, one_of
 from sapwood.server.anthropic.history import GivenBlock, GivenMessage
 from sapwood.server.anthropic.tools import GivenChoice, GivenTool
 from sapwood.server.fields import Count, Int, Priority
+from sapwood.server.prediction import Predicted
 from sapwood.server.refusals import Refused, Table
 
 REFUSED: Table = {
@@ -91,3 +92,4 @@ class MessagesRequest(CountRequest, kw_only=True):
     ignore_eos: bool | None = None
     priority: Priority | None = None
     cache_salt: str | None = None
+    prediction: Predicted | str | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from time import perf_counter
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -18,6 +19,7 @@ from sapwood.server.generation import Prompt, choices_of, clipped, generate
 from sapwood.server.ollama.answers import ChatLine, GenerateLine, Lines, Speaker, Wording
 from sapwood.server.ollama.history import talk_of
 from sapwood.server.ollama.protocol import CHAT, GENERATE, Asking, ChatBody, GenerateBody, GivenMessage, check_model
+from sapwood.server.prediction import predicted, predicted_text
 from sapwood.server.routes import Described, Streamed, post
 from sapwood.server.sse import EventStream
 from sapwood.text.parsers import Event
@@ -79,6 +81,7 @@ def _ask(front: Front, body: Asking, talk: Talk, toolbox: Toolbox | None) -> Ask
         params=body.params(front),
         limit_param="options.num_predict",
         clipped=True,
+        prediction=predicted_text(body.prediction),
     )
 
 
@@ -94,7 +97,9 @@ async def _raw(front: Front, body: GenerateBody, wording: Wording, begun: float)
     for name in ("system", "think"):
         if getattr(body, name):
             raise RequestError(f"{name}: a prompt without a template has no place for it; leave it out.", param=name)
-    params, end_check = await front.restrict(body.params(front), body.asked())
+    prediction = await predicted(front, predicted_text(body.prediction))
+    params = msgspec.structs.replace(body.params(front), prediction=prediction)
+    params, end_check = await front.restrict(params, body.asked())
     tokens = await front.encode(body.prompt or "", param="prompt")
     front.check_tokens(tokens, "prompt")
     prompt = Prompt(tokens, "prompt", limit_param="options.num_predict")

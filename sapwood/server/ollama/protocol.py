@@ -15,6 +15,7 @@ from sapwood.base.sampling import SamplingParams
 from sapwood.grammar.spellings import Asked
 from sapwood.server.fields import Int, listed
 from sapwood.server.front import Front
+from sapwood.server.prediction import Predicted
 from sapwood.server.refusals import Refused, Table, refuse
 from sapwood.server.thinking import Budget, template_fields
 
@@ -66,7 +67,8 @@ class Options(msgspec.Struct, kw_only=True):
 
 
 class Asking(msgspec.Struct, kw_only=True):
-    """What chats and prompts have in common. `format` is "json" or a schema; `stream` is true where nothing is said."""
+    """What chats and prompts have in common. `format` is "json" or a schema; `stream` is true where nothing is said;
+    `prediction` is not Ollama's."""
 
     model: str | None = None
     stream: bool | None = None
@@ -75,6 +77,7 @@ class Asking(msgspec.Struct, kw_only=True):
     think: bool | Literal["low", "medium", "high", "max"] | None = None
     logprobs: bool | None = None
     top_logprobs: Int | None = None
+    prediction: Predicted | str | None = None
 
     def params(self, front: Front) -> SamplingParams:
         """Checked parameters of the engine. Raises RequestError naming the option."""

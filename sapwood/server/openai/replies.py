@@ -17,6 +17,7 @@ from sapwood.server.front import Front
 from sapwood.server.generation import Choice, News
 from sapwood.server.logprobs import alternatives, finite
 from sapwood.server.openai.protocol import UsageOptions
+from sapwood.server.prediction import PredictionDetails
 from sapwood.server.sse import DONE, EventStream, Script, cut, frame, quoted
 from sapwood.text import TextModel
 
@@ -27,12 +28,8 @@ class PromptDetails(msgspec.Struct):
     cached_tokens: int
 
 
-class CompletionDetails(msgspec.Struct, omit_defaults=True):
-    """Of a prediction, how many of its tokens came true in the output, and how many did not."""
-
+class CompletionDetails(PredictionDetails, kw_only=True):
     reasoning_tokens: int | UnsetType = UNSET
-    accepted_prediction_tokens: int | UnsetType = UNSET
-    rejected_prediction_tokens: int | UnsetType = UNSET
 
 
 class DraftDetails(msgspec.Struct):
@@ -98,17 +95,15 @@ def usage_of(choices: Sequence[Choice], *, drafts: bool | None = False) -> Usage
     details = CompletionDetails()
     if thoughts:
         usage.reasoning_tokens = details.reasoning_tokens = sum(thoughts)
-    if any(choice.params.prediction for choice in choices):
-        details.accepted_prediction_tokens = sum(choice.num_predicted for choice in choices)
-        details.rejected_prediction_tokens = sum(choice.num_mispredicted for choice in choices)
+    details.count(choices)
     if details != CompletionDetails():
         usage.completion_tokens_details = details
     if drafts:
-        usage.speculation = _drafts_of(choices)
+        usage.speculation = drafts_of(choices)
     return usage
 
 
-def _drafts_of(choices: Sequence[Choice]) -> dict[str, DraftDetails]:
+def drafts_of(choices: Sequence[Choice]) -> dict[str, DraftDetails]:
     """Of all choices together."""
     names = dict.fromkeys(name for choice in choices for name in choice.drafted)
     found = {}

@@ -36,9 +36,7 @@ class Answers:
         )
         if choice.finish is not None:
             meta.e2e_latency = perf_counter() - self._begin
-            if choice.params.prediction:
-                meta.accepted_prediction_tokens = choice.num_predicted
-                meta.rejected_prediction_tokens = choice.num_mispredicted
+            meta.count([choice])
             if wish.end_check is not None:
                 meta.schema_check = self._front.checked(wish.end_check(choice.text))
         if wish.logprobs is not None:

@@ -10,6 +10,7 @@ from msgspec import UNSET, UnsetType
 from sapwood.grammar.schema import Finding
 from sapwood.grammar.spellings import Schema
 from sapwood.server.fields import Int, Priority
+from sapwood.server.prediction import PredictionDetails
 from sapwood.server.refusals import GENERATE, Refused
 
 
@@ -78,15 +79,13 @@ class Finish(msgspec.Struct, omit_defaults=True):
 LogprobEntry = tuple[float | None, int, str | None]
 
 
-class Meta(msgspec.Struct, kw_only=True):
+class Meta(PredictionDetails, kw_only=True):
     id: str
     finish_reason: Finish | None
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
     weight_version: str = "default"
-    accepted_prediction_tokens: int | UnsetType = UNSET
-    rejected_prediction_tokens: int | UnsetType = UNSET
     e2e_latency: float | UnsetType = UNSET
     schema_check: Finding | UnsetType = UNSET
     input_token_logprobs: list[LogprobEntry] | UnsetType = UNSET

@@ -16,6 +16,7 @@ from sapwood.server.openai.responses.protocol import ResponseRequest
 from sapwood.server.openai.responses.records import context, keep
 from sapwood.server.openai.responses.tools import Tools, tools_of
 from sapwood.server.openai.responses.writer import Writer
+from sapwood.server.prediction import predicted_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +63,12 @@ async def exchange_of(front: Front, owner: str, body: ResponseRequest) -> Exchan
         salt=body.salt,
         priority=body.priority or 0,
         limit_param="max_output_tokens",
+        prediction=predicted_text(body.prediction),
     )
     turn = await begin(front, ask)
-    writer = Writer(front, response_of(front, body, params), turn, tools, seal=body.encrypts)
+    writer = Writer(
+        front, response_of(front, body, params), turn, tools, seal=body.encrypts, drafts=bool(body.speculation_details)
+    )
     return Exchange(front=front, owner=owner, body=body, items=items, turn=turn, writer=writer)
 
 

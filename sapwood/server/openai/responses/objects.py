@@ -12,7 +12,9 @@ from msgspec import UNSET, UnsetType
 from sapwood.base.sampling import SamplingParams
 from sapwood.server.front import Front
 from sapwood.server.openai.logprobs import TokenLogprob
+from sapwood.server.openai.replies import DraftDetails
 from sapwood.server.openai.responses.protocol import Format, Reasoning, ResponseRequest, Text
+from sapwood.server.prediction import PredictionDetails
 
 
 class OutputText(msgspec.Struct, kw_only=True, tag="output_text", tag_field="type"):
@@ -77,7 +79,7 @@ class InputDetails(msgspec.Struct):
     cache_write_tokens: int
 
 
-class OutputDetails(msgspec.Struct):
+class OutputDetails(PredictionDetails, kw_only=True):
     reasoning_tokens: int
 
 
@@ -87,6 +89,7 @@ class Usage(msgspec.Struct):
     output_tokens: int
     output_tokens_details: OutputDetails
     total_tokens: int
+    speculation: dict[str, DraftDetails] | UnsetType = UNSET
 
 
 class Response(msgspec.Struct, kw_only=True):

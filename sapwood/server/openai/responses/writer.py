@@ -9,6 +9,7 @@ from sapwood.server.errors import Problem
 from sapwood.server.front import Front
 from sapwood.server.generation import Choice, News
 from sapwood.server.openai.logprobs import TokenLogprob, token_logprobs
+from sapwood.server.openai.replies import drafts_of
 from sapwood.server.openai.responses.entries import CallEntry, CustomEntry, Entry, Pen, SaidEntry, ThoughtEntry
 from sapwood.server.openai.responses.objects import (
     Failure,
@@ -25,15 +26,18 @@ from sapwood.server.openai.responses.tools import Tools
 class Writer:
     """Give it all news of a turn's only choice, `push`, and take the events from it, `taken`.
 
+    `seal`: thoughts are told as clients keep them; `drafts`: the usage tells how drafts fared.
+
     Attributes:
         response: What has become of it so far; an item is in it when it is complete.
         over: The response has ended, whatever its status.
     """
 
-    def __init__(self, front: Front, response: Response, turn: Turn, tools: Tools, *, seal: bool) -> None:
+    def __init__(self, front: Front, response: Response, turn: Turn, tools: Tools, *, seal: bool, drafts: bool) -> None:
         self.response = response
         self.over = False
         self._front, self._turn, self._tools, self._seal = front, turn, tools, seal
+        self._drafts = drafts
         self._ids = CallIds(front, turn)
         self._pen = Pen()
         self._open: Entry | None = None
@@ -121,7 +125,7 @@ class Writer:
             self._open = SaidEntry(self._pen, 0)  # nothing was said, and that is the answer
         within_call = self._open is not None and self._open.kind == "call" and not self._turn.to_call(choice)
         self._close("incomplete" if cut or within_call else "completed")
-        self.response.usage = _usage_of(choice)
+        self.response.usage = _usage_of(choice, drafts=self._drafts)
         if cut:
             self.response.incomplete_details = Incomplete()
         self._end("incomplete" if cut else "completed")
@@ -133,12 +137,11 @@ class Writer:
         self._pen(f"response.{status}", response=self.response)
 
 
-def _usage_of(choice: Choice) -> Usage:
+def _usage_of(choice: Choice, *, drafts: bool) -> Usage:
     prompt, output, cached = len(choice.prompt.tokens), len(choice.tokens), choice.num_cached_tokens
-    return Usage(
-        prompt,
-        InputDetails(cached, max(prompt - cached, 0)),
-        output,
-        OutputDetails(choice.num_thought_tokens or 0),
-        prompt + output,
-    )
+    details = OutputDetails(reasoning_tokens=choice.num_thought_tokens or 0)
+    details.count([choice])
+    usage = Usage(prompt, InputDetails(cached, max(prompt - cached, 0)), output, details, prompt + output)
+    if drafts:
+        usage.speculation = drafts_of([choice])
+    return usage
