@@ -2,9 +2,9 @@
 
 from sapwood.draft.drafter import Drafter
 from sapwood.draft.lookup import Lookup
-from sapwood.draft.pace import Adaptive, Costs
+from sapwood.draft.pace import Adaptive, Costs, Line
 from sapwood.draft.prediction import Predictions
 from sapwood.draft.stake import DraftStake
 from sapwood.draft.tree import Tree
 
-__all__ = ["Adaptive", "Costs", "DraftStake", "Drafter", "Lookup", "Predictions", "Tree"]
+__all__ = ["Adaptive", "Costs", "DraftStake", "Drafter", "Line", "Lookup", "Predictions", "Tree"]

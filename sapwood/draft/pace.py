@@ -3,9 +3,10 @@
     p        the share of drafts that were right, of those behind right ones: by row and drafter, fading; where little is known,
              the drafter's everywhere
     g(j)     p ** (f + j): the tokens that a row's j-th draft is worth, where f tokens are in flight that it presumes
-    c(t)     seconds of a step of t tokens, as they were measured
-    r(n)     (t + the n greatest g) / c(t + n): what a step of t tokens, those of prompts among them, gets done in a second
-             with n drafts
+    c(t, n)  seconds of a step of t tokens and n drafts, as they were measured: of t + n tokens in rows of one, or with drafts,
+             and what is read of the positions before them: once for each row, and again, as far as that costs, for each draft
+    r(n)     (t + the gains of the n drafts that are worth most) / c(t, n): what a step of t tokens, those of prompts among
+             them, gets done in a second; a draft is worth its gain but for what is done in the time that its reading takes
 
 The step feeds the n drafts for which r(n) is greatest, if r(n) is more than r(0) by a margin. Drafts that are not fed tell
 nothing, so what is known of them fades until they are tried again. A row of which the first draft is wrong time and again
@@ -42,8 +43,9 @@ class Pace(Protocol):
         """How many drafts each row may be given, by drafter [R, D]; 0 is not worth asking."""
         ...
 
-    def share(self, slots: Ints, drafters: Ints, ready: Ints, flying: Ints, most: int) -> Ints:
-        """How many of the `ready` drafts each row feeds, in all no more than `most`. Before them `flying` tokens are presumed."""
+    def share(self, slots: Ints, lengths: Ints, drafters: Ints, ready: Ints, flying: Ints, most: int) -> Ints:
+        """How many of the `ready` drafts each row of such a length feeds, in all no more than `most`. Before them `flying`
+        tokens are presumed."""
         ...
 
     def learn(self, slots: Ints, drafters: Ints, drafts: Ints, right: Ints, known: Ints) -> None:
@@ -68,7 +70,7 @@ class Greedy:
     def reach(self, slots: Ints, known: Ints) -> Ints:
         return np.full((len(slots), self._num_drafters), self._most, np.int32)
 
-    def share(self, slots: Ints, drafters: Ints, ready: Ints, flying: Ints, most: int) -> Ints:
+    def share(self, slots: Ints, lengths: Ints, drafters: Ints, ready: Ints, flying: Ints, most: int) -> Ints:
         shares: Ints = np.diff(np.minimum(np.cumsum(ready), most), prepend=0).astype(np.int32)
         return shares
 
@@ -82,26 +84,40 @@ class Greedy:
         pass
 
 
-class Costs:
-    """Seconds of a step by its tokens: measured for some numbers of them, between these a line, beyond as the last line.
+class Line:
+    """Seconds of a step by its tokens, up to `most`: between those that were measured a line, beyond them the last one's.
 
     A step costs no more than a larger one: what disturbs a measurement only makes it longer.
     """
 
     def __init__(self, tokens: Sequence[int], seconds: Sequence[float], most: int) -> None:
         known = np.minimum.accumulate(np.array(seconds, np.float64)[::-1])[::-1]
-        self._by_tokens: Floats = np.interp(np.arange(most + 1), tokens, known)
+        self.by_tokens: Floats = np.interp(np.arange(most + 1), tokens, known)
         if len(tokens) > 1 and most > tokens[-1]:
             slope = (known[-1] - known[-2]) / (tokens[-1] - tokens[-2])
-            self._by_tokens[tokens[-1] :] = known[-1] + slope * np.arange(most + 1 - tokens[-1])
+            self.by_tokens[tokens[-1] :] = known[-1] + slope * np.arange(most + 1 - tokens[-1])
 
     def of(self, first: int, last: int) -> Floats:
         """Of steps with `first` to `last` tokens."""
-        return self._by_tokens[np.minimum(np.arange(first, last + 1), len(self._by_tokens) - 1)]
+        return self.by_tokens[np.minimum(np.arange(first, last + 1), len(self.by_tokens) - 1)]
+
+
+class Costs:
+    """What steps cost: without drafts, which is no more than with them, and with some. `row` and `draft` are the seconds of
+    each position that a row has before it, and of each that a draft has."""
+
+    def __init__(self, plain: Line, drafted: Line, *, row: float = 0.0, draft: float = 0.0) -> None:
+        self.drafted, self.row, self.draft = drafted, row, draft
+        self._plain = np.minimum(plain.by_tokens, drafted.by_tokens)
+
+    def plain(self, tokens: int) -> float:
+        """Of a step without drafts, but for its positions."""
+        return float(self._plain[min(tokens, len(self._plain) - 1)])
 
     def bend(self) -> int:
         """Up to how many tokens a step gets more done in a second the more it has: the least that come near the most."""
-        rates = np.arange(1, len(self._by_tokens)) / self._by_tokens[1:]
+        seconds = self.drafted.by_tokens[1:]
+        rates = np.arange(1, len(seconds) + 1) / seconds
         return 1 + int(np.flatnonzero(rates >= 0.95 * rates.max())[0])
 
 
@@ -119,33 +135,36 @@ class Adaptive:
         self._beside = 0
 
     def reach(self, slots: Ints, known: Ints) -> Ints:
-        tokens = len(slots) + self._beside
-        now, more = self._costs.of(tokens, tokens + 1)
-        if (tokens + _SURE) * now <= tokens * more * _MARGIN:
-            return np.zeros(
-                (len(slots), self._tried.shape[1]), np.int32
-            )  # not even the surest draft is worth what it costs
+        tokens, costs = len(slots) + self._beside, self._costs
+        read = costs.row * float(known.sum())
+        now, more = costs.plain(tokens) + read, costs.drafted.of(tokens + 1, tokens + 1) + read + costs.draft * known
+        pays = (tokens + _SURE) * now > tokens * more * _MARGIN  # else not even the surest draft is worth what it costs
+        if not pays.any():
+            return np.zeros((len(slots), self._tried.shape[1]), np.int32)
         reach = np.log(_LEAST_WORTH) / np.log(self._chances(slots))
-        rested = self._again[slots] <= known[:, None]
-        found: Ints = np.where(rested, np.clip(reach, 1, self._most), 0).astype(np.int32)
+        asked = pays[:, None] & (self._again[slots] <= known[:, None])
+        found: Ints = np.where(asked, np.clip(reach, 1, self._most), 0).astype(np.int32)
         return found
 
-    def share(self, slots: Ints, drafters: Ints, ready: Ints, flying: Ints, most: int) -> Ints:
+    def share(self, slots: Ints, lengths: Ints, drafters: Ints, ready: Ints, flying: Ints, most: int) -> Ints:
         shares: Ints = np.zeros(len(slots), np.int32)
         asked = np.flatnonzero(ready)
         if not len(asked) or most <= 0:
             return shares
+        tokens, read = len(slots) + self._beside, self._costs.row * float(lengths.sum())
+        now = self._costs.plain(tokens) + read
+        reads = self._costs.draft * lengths[asked]  # seconds of each draft
         chances = self._chances(slots[asked])[np.arange(len(asked)), drafters[asked]]
         places = np.arange(1, int(ready.max()) + 1)
         gains = chances[:, None] ** (flying[asked, None] + places)
-        gains[places > ready[asked, None]] = 0.0
-        order = np.argsort(-gains, axis=None, kind="stable")[: min(most, int(ready.sum()))]
-        tokens = len(slots) + self._beside
-        done = tokens + np.concatenate([[0.0], np.cumsum(gains.ravel()[order])])
-        rates = done / self._costs.of(tokens, tokens + len(order))
+        worth = np.where(places > ready[asked, None], -np.inf, gains - tokens / now * reads[:, None])
+        order = np.argsort(-worth, axis=None, kind="stable")[: min(most, int(ready.sum()))]
+        done = tokens + np.cumsum(gains.ravel()[order])
+        costs = self._costs.drafted.of(tokens + 1, tokens + len(order)) + read + np.cumsum(reads[order // len(places)])
+        rates = done / costs
         best = int(rates.argmax())
-        if rates[best] > rates[0] * _MARGIN:
-            shares[asked] = np.bincount(order[:best] // len(places), minlength=len(asked))
+        if rates[best] > tokens / now * _MARGIN:
+            shares[asked] = np.bincount(order[: best + 1] // len(places), minlength=len(asked))
         self._fade(slots[asked], drafters[asked], shares[asked] == 0)
         return shares
 

@@ -59,7 +59,7 @@ class DraftStake(Stake):
         ready: Ints = np.where(mine, np.clip(self._reach[slots] - lengths, 0, self.most), 0).astype(np.int32)
         if not ready.any():
             return None
-        drafts = self._pace.share(slots, self._drafter[slots], ready, s.flying[slots], most)
+        drafts = self._pace.share(slots, lengths, self._drafter[slots], ready, s.flying[slots], most)
         self._offered = bool(drafts.any())
         return drafts if self._offered else None
 

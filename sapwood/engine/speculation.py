@@ -6,16 +6,19 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from sapwood.base.slots import Slots
+from sapwood.base.trial import Trial
 from sapwood.cache import KVCache, Paths
 from sapwood.config import Config
 from sapwood.config.resolve import Decision
 from sapwood.config.speculation import drafters
-from sapwood.draft import Adaptive, Costs, Drafter, DraftStake, Lookup, Predictions, Tree
+from sapwood.draft import Adaptive, Costs, Drafter, DraftStake, Line, Lookup, Predictions, Tree
 from sapwood.engine.loop import Gauges
 from sapwood.executor.base import Executor
 
-_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # tokens of the steps that are timed
-_SECONDS = 1.0  # after which no larger ones are
+_SIZES = (1, 2, 4, 8, 16, 17, 32, 33, 64, 65, 128, 129, 256)
+"""Tokens of the steps that are timed. Where steps are padded, one more than a power of two is the next size."""
+_LONG = 4096  # positions before a row whose reading is timed
+_SECONDS = 1.0  # after which no larger steps are timed, nor long ones again
 
 
 class Speculation(NamedTuple):
@@ -31,11 +34,7 @@ def speculate(config: Config, slots: Slots, kv: KVCache, executor: Executor) -> 
     names, most = drafters(config), config.speculation.num_speculative_tokens
     if not names or not most:
         return Speculation()
-    most_tokens = config.scheduler.max_num_batched_tokens
-    assert most_tokens is not None, "a resolved configuration"
-    sizes = [size for size in _SIZES if size <= most_tokens]
-    seconds = executor.time_steps(sizes, drafts=most, budget=_SECONDS)
-    costs = Costs(sizes[: len(seconds)], seconds, most_tokens)
+    costs, told = _timed(config, executor, most)
     makers: dict[str, Callable[[], Drafter]] = {
         "prediction": Predictions,
         "tree": lambda: Tree(Paths(kv.tree).find),
@@ -43,9 +42,38 @@ def speculate(config: Config, slots: Slots, kv: KVCache, executor: Executor) -> 
     }
     mine = [makers[name]() for name in names]
     pace = Adaptive(len(slots.owner), len(mine), most=most, costs=costs)
-    told = ", ".join(f"{size}: {1000 * took:.3g} ms" for size, took in zip(sizes, seconds, strict=False))
     reason = f"if they are right; measured: {told}"
     stake = DraftStake(slots, mine, most=most, pace=pace)
     return Speculation(
         (stake,), (stake.gauges,), (Decision("drafts_pay_up_to", f"{costs.bend()} tokens a step", reason),)
     )
+
+
+def _timed(config: Config, executor: Executor, most: int) -> tuple[Costs, str]:
+    """What steps cost of which each row feeds up to `most` drafts, and what an operator is told of it."""
+    scheduler, longest = config.scheduler, config.model.max_model_len
+    most_tokens, most_rows = scheduler.max_num_batched_tokens, scheduler.max_num_seqs
+    assert longest is not None and most_tokens is not None and most_rows is not None, "a resolved configuration"
+    per_row = max(2, min(most + 1, longest - 1))
+    sizes = [size for size in _SIZES if size <= most_tokens]
+    trials = [Trial(size, each) for size in sizes for each in (1, per_row) if size > 1 or each == 1]
+    trials = [trial for trial in trials if trial.num_rows <= most_rows]
+    found = dict(zip(trials, executor.time_steps(trials, budget=_SECONDS), strict=False))
+    alone = {trial.tokens: took for trial, took in found.items() if trial.per_row == 1}
+    with_drafts = {1: alone[1]} | {trial.tokens: took for trial, took in found.items() if trial.per_row > 1}
+    plain, drafted = (Line(list(one), list(one.values()), most_tokens) for one in (alone, with_drafts))
+    row, draft = _reading(executor, per_row, min(_LONG, longest - per_row - 1))
+    told = ", ".join(f"{size}: {1000 * took:.3g} ms" for size, took in with_drafts.items())
+    told += f"; for 1,000 positions {1e6 * row:.2g} ms a row and {1e6 * draft:.2g} ms a draft"
+    return Costs(plain, drafted, row=row, draft=draft), told
+
+
+def _reading(executor: Executor, per_row: int, behind: int) -> tuple[float, float]:
+    """Seconds of each position that a row has before it, and of each that a draft has."""
+    if behind <= 0:
+        return 0.0, 0.0
+    trials = [Trial(tokens, tokens, before) for before in (0, behind) for tokens in (1, per_row)]
+    one, several, one_behind, several_behind = executor.time_steps(trials, budget=_SECONDS)
+    row = max(0.0, one_behind - one) / behind
+    draft = max(0.0, (several_behind - several) / behind - row) / (per_row - 1)
+    return row, draft

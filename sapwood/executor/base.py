@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from sapwood.base.kv import KVGroup
 from sapwood.base.plan import Bits, LatePart, Outcome, Plan
+from sapwood.base.trial import Trial
 
 if TYPE_CHECKING:
     from sapwood.arch.parts import Decoder
@@ -53,9 +54,9 @@ class Executor(Protocol):
         """Record and compile what steps will be run by."""
         ...
 
-    def time_steps(self, sizes: Sequence[int], *, drafts: int, budget: float) -> list[float]:
-        """Seconds of steps of so many tokens, in rows of one with up to `drafts` drafts; of the first sizes, ascending, as
-        many as about `budget` seconds allow. Between `capture` and the first plan."""
+    def time_steps(self, trials: Sequence[Trial], *, budget: float) -> list[float]:
+        """Seconds of such steps: of the first four in any case, then of as many as about `budget` seconds allow. Between
+        `capture` and the first plan."""
         ...
 
     def forward(self, plan: Plan) -> Any:

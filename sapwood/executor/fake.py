@@ -35,6 +35,7 @@ from sapwood.base.plan import (
     TokenLogprobs,
 )
 from sapwood.base.sampling import SamplingParams
+from sapwood.base.trial import Trial
 from sapwood.executor.base import Measured
 
 if TYPE_CHECKING:
@@ -109,8 +110,8 @@ class FakeExecutor:
     def capture(self) -> None:
         pass
 
-    def time_steps(self, sizes: Sequence[int], *, drafts: int, budget: float) -> list[float]:
-        return [1.0] * len(sizes)  # steps of all sizes alike
+    def time_steps(self, trials: Sequence[Trial], *, budget: float) -> list[float]:
+        return [1.0] * len(trials)  # all steps alike
 
     def _take(self, groups: Sequence[KVGroup], max_num_seqs: int, max_model_len: int, vocab_size: int) -> None:
         self.groups = groups

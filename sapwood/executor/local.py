@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from sapwood.arch.parts import Decoder
 from sapwood.attention.select import BACKENDS, NAMES, Offer
 from sapwood.base.plan import Bits, LatePart, Outcome, Plan
+from sapwood.base.trial import Trial
 from sapwood.config.options import Config
 from sapwood.executor.base import Measured
 from sapwood.hub.files import ModelFiles
@@ -50,8 +51,8 @@ class LocalExecutor:
     def capture(self) -> None:
         self.worker.capture()
 
-    def time_steps(self, sizes: Sequence[int], *, drafts: int, budget: float) -> list[float]:
-        return time_steps(self.worker, sizes, drafts=drafts, budget=budget)
+    def time_steps(self, trials: Sequence[Trial], *, budget: float) -> list[float]:
+        return time_steps(self.worker, trials, budget=budget)
 
     def forward(self, plan: Plan) -> Work:
         return self.worker.forward(plan)

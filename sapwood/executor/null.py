@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sapwood.base.plan import Bits, LatePart, Outcome, Plan
+from sapwood.base.trial import Trial
 from sapwood.executor.base import Measured
 from sapwood.executor.fake import measured
 
@@ -37,8 +38,8 @@ class NullExecutor:
     def capture(self) -> None:
         pass
 
-    def time_steps(self, sizes: Sequence[int], *, drafts: int, budget: float) -> list[float]:
-        return [1.0] * len(sizes)  # steps of all sizes alike
+    def time_steps(self, trials: Sequence[Trial], *, budget: float) -> list[float]:
+        return [1.0] * len(trials)  # all steps alike
 
     def forward(self, plan: Plan) -> Plan:
         return plan

@@ -6,29 +6,37 @@ import numpy as np
 import pytest
 
 from sapwood.base.plan import Ints
-from sapwood.draft.pace import Adaptive, Costs
+from sapwood.draft.pace import Adaptive, Costs, Line
 
-FREE = Costs([1, 64], [1.0, 1.0], 256)
+
+def costs(tokens: list[int], seconds: list[float], **reading: float) -> Costs:
+    line = Line(tokens, seconds, 256)
+    return Costs(line, line, **reading)
+
+
+FREE = costs([1, 64], [1.0, 1.0])
 """A step of any size costs the same."""
-DEAR = Costs([1, 64], [1.0, 64.0], 256)
+DEAR = costs([1, 64], [1.0, 64.0])
 """Every token costs as much as the first."""
-BENT = Costs([1, 8, 64], [1.0, 1.0, 8.0], 256)
-STEEP = Costs([1, 64], [1.0, 13.6], 256)
+BENT = costs([1, 8, 64], [1.0, 1.0, 8.0])
+STEEP = costs([1, 64], [1.0, 13.6])
 """A token more is a fifth of the first."""
 
 
-def pace(costs: Costs, *, rows: int = 1, most: int = 8, drafters: int = 1) -> Adaptive:
-    return Adaptive(rows, drafters, most=most, costs=costs)
+def pace(of: Costs, *, rows: int = 1, most: int = 8, drafters: int = 1) -> Adaptive:
+    return Adaptive(rows, drafters, most=most, costs=of)
 
 
 def ints(*values: int) -> Ints:
     return np.array(values, np.int32)
 
 
-def shares(mine: Adaptive, rows: int = 1, ready: int = 8, flying: int = 0, most: int = 1000) -> list[int]:
+def shares(
+    mine: Adaptive, rows: int = 1, ready: int = 8, flying: int = 0, most: int = 1000, lengths: Ints | None = None
+) -> list[int]:
     slots = np.arange(rows, dtype=np.int32)
     full = np.full(rows, 1, np.int32)
-    return mine.share(slots, 0 * full, ready * full, flying * full, most).tolist()
+    return mine.share(slots, full if lengths is None else lengths, 0 * full, ready * full, flying * full, most).tolist()
 
 
 def taught(mine: Adaptive, right: int, of: int, times: int = 20, slot: int = 0) -> Adaptive:
@@ -38,9 +46,10 @@ def taught(mine: Adaptive, right: int, of: int, times: int = 20, slot: int = 0) 
 
 
 def test_costs_are_lines_between_what_was_measured() -> None:
-    costs = Costs([1, 2, 4], [1.5, 1.0, 3.0], 10)
-    assert costs.of(1, 6).tolist() == pytest.approx([1.0, 1.0, 2.0, 3.0, 4.0, 5.0])
-    assert costs.of(9, 12).tolist() == pytest.approx([8.0, 9.0, 9.0, 9.0])
+    line = Line([1, 2, 4], [1.5, 1.0, 3.0], 10)
+    assert line.of(1, 6).tolist() == pytest.approx([1.0, 1.0, 2.0, 3.0, 4.0, 5.0])
+    assert line.of(9, 12).tolist() == pytest.approx([8.0, 9.0, 9.0, 9.0])
+    assert Costs(Line([1], [2.0], 10), line).plain(2) == pytest.approx(1.0), "no more than with drafts"
     assert (FREE.bend(), DEAR.bend(), BENT.bend()) == (244, 1, 8)
 
 
@@ -63,6 +72,24 @@ def test_many_rows_feed_less_each() -> None:
     mine = pace(BENT)
     mine.beside(60)
     assert shares(mine) == [0], "prompts beside them count too"
+
+
+def test_a_step_without_drafts_may_be_another_kind_that_costs_less() -> None:
+    """What it takes to have drafts at all must come back too."""
+    jump = Costs(Line([1, 64], [1.0, 1.0], 256), Line([1, 2, 64], [1.0, 2.0, 2.0], 256))
+    assert shares(pace(jump), ready=1) == [0] and shares(taught(pace(jump), 8, 8)) == [8]
+    assert not pace(jump, rows=2).reach(ints(0, 1), ints(3, 3)).any()
+
+
+def test_rows_that_read_much_feed_less_and_more_where_all_read_it_anyhow() -> None:
+    """What a draft reads again is its own cost; what its row reads is paid for by all of its tokens."""
+    reads, reading = costs([1, 64], [1.0, 13.6], draft=1e-2), costs([1, 64], [1.0, 13.6], row=1e-2)
+    short, long = (shares(pace(reads), ready=40, lengths=ints(length))[0] for length in (1, 20))
+    assert 0 < long < short
+    assert not pace(reads).reach(ints(0), ints(5000)).any()
+    assert shares(pace(reading), ready=40, lengths=ints(400))[0] > short
+    near, far = shares(pace(reads, rows=2), rows=2, ready=40, lengths=ints(1, 400))
+    assert near > far
 
 
 def test_what_presumes_much_is_worth_little() -> None:
@@ -110,6 +137,6 @@ def test_nobody_is_asked_where_not_even_the_surest_draft_pays() -> None:
 
 def test_what_was_given_up_is_tried_again() -> None:
     """Nothing is learnt of drafts that are not fed, so what is known of them fades."""
-    mine = taught(pace(Costs([1, 9], [1.0, 4.0], 64)), 0, 8, times=30)
+    mine = taught(pace(costs([1, 9], [1.0, 4.0])), 0, 8, times=30)
     fed = [shares(mine)[0] for _ in range(400)]
     assert fed[0] == 0 and max(fed) > 0

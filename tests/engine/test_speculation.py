@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from sapwood.base.sampling import SamplingParams
+from sapwood.base.trial import Trial
 from sapwood.executor import local
 from tests import models
 from tests.engine.test_drafts import KINDS, Said, same, say
@@ -23,8 +24,8 @@ DRAFTERS = ("prediction", "tree", "ngram")
 def free(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps of all sizes are said to cost the same, so that whatever may be right is fed."""
 
-    def time_steps(worker: object, sizes: Sequence[int], **options: Any) -> list[float]:
-        return [1.0] * len(sizes)
+    def time_steps(worker: object, trials: Sequence[Trial], **options: Any) -> list[float]:
+        return [1.0] * len(trials)
 
     monkeypatch.setattr(local, "time_steps", time_steps)
 
