@@ -13,5 +13,7 @@ def group(
     head_dim: int = 1,
     window: int | None = None,
     page_size: int = 4,
+    cap: float | None = None,
+    slopes: tuple[float, ...] | None = None,
 ) -> KVGroup:
-    return KVGroup(Heads(num_heads, num_kv_heads, head_dim, window), num_layers, page_size)
+    return KVGroup(Heads(num_heads, num_kv_heads, head_dim, window, cap, slopes), num_layers, page_size)

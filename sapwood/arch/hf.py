@@ -83,6 +83,14 @@ class HfConfig:
             raise self._wrong(name, value, "a list of strings")
         return tuple(value)
 
+    def numbers(self, name: str, count: int) -> tuple[float, ...]:
+        """So many positive numbers."""
+        value = self._get(name, None)
+        sound = isinstance(value, list | tuple) and len(value) == count
+        if not sound or not all(isinstance(one, int | float) and 0 < one < float("inf") for one in value):
+            raise self._wrong(name, value, f"a list of {count} positive numbers")
+        return tuple(map(float, value))
+
     def choice(self, name: str, choices: Mapping[str, T], default: str | None = None) -> T:
         """The value that stands for one of the words that the field may hold."""
         word = self.string(name, default)

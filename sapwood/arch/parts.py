@@ -12,6 +12,7 @@ blocks are equal values. `walk` gives the full names.
 from __future__ import annotations
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ from typing import Any, Literal, Protocol
 
 from sapwood.base.kv import Heads, KVKind
 
-Activation = Literal["silu", "gelu_tanh"]
+Activation = Literal["silu", "gelu_tanh", "gelu", "relu", "relu2"]
+"""What there is of it: `gelu` is exact, `gelu_tanh` its approximation, `relu2` the square of relu."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Axis:
     """An axis of a checkpoint's tensor: the leaf wants `size` entries from `first` on, of `whole`, by default all.
 
     Ranks share them between `unit`s of so many entries; None gives every rank all. Along a `joined` axis the tensors of one
-    param of a leaf lie one behind the other.
+    param of a leaf lie one behind the other. With a `turn` they are no run: `turn` entries are the leaf's of each `every`.
     """
 
     size: int
@@ -35,16 +37,20 @@ class Axis:
     first: int = 0
     whole: int | None = None
     joined: bool = False
+    turn: int | None = None
+    every: int = 0
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """What a leaf's `param` has of the checkpoint tensor `name`. Where ranks add their outputs up, one `alone` has it."""
+    """What a leaf's `param` has of the checkpoint tensor `name`, which holds the axes in reverse order if `transposed`.
+    Where ranks add their outputs up, one `alone` has it."""
 
     param: str
     name: str
     axes: tuple[Axis, ...]
     alone: bool = False
+    transposed: bool = False
 
 
 class Leaf(ABC):
@@ -60,12 +66,14 @@ class Part:
     """`size` output rows of a Linear, from the checkpoint tensor `name`.weight (and `name`.bias).
 
     A cut along the output falls between `unit`s (a unit is a head's rows, say). Parts of one Linear that share a name
-    are consecutive runs of rows of one tensor that the checkpoint holds fused already.
+    are consecutive runs of rows of one tensor that the checkpoint holds fused already; or they take turns there, `turn`
+    rows of each.
     """
 
     name: str
     size: int
     unit: int = 1
+    turn: int | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +81,7 @@ class Linear(Leaf):
     """y = W x (+ b), W's rows being those of `parts` in order.
 
     `split` is the axis that ranks share: "out" cuts each part's rows, "in" the columns (in multiples of `unit`), None
-    gives every rank the whole.
+    gives every rank the whole. A `transposed` one is stored with its inputs first.
     """
 
     inp: int
@@ -81,6 +89,7 @@ class Linear(Leaf):
     split: Literal["out", "in"] | None
     unit: int = 1
     bias: bool = False
+    transposed: bool = False
 
     @property
     def out(self) -> int:
@@ -91,7 +100,11 @@ class Linear(Leaf):
         part = self.parts[index]
         sizes = [other.size if other.name == part.name else 0 for other in self.parts]
         unit = part.unit if self.split == "out" else None
-        return Axis(part.size, unit, first=sum(sizes[:index]), whole=sum(sizes), joined=True)
+        if part.turn is None:
+            return Axis(part.size, unit, first=sum(sizes[:index]), whole=sum(sizes), joined=True)
+        turns = [other.turn or 0 if other.name == part.name else 0 for other in self.parts]
+        first, every = sum(turns[:index]), sum(turns)
+        return Axis(part.size, unit, first=first, whole=sum(sizes), joined=True, turn=part.turn, every=every)
 
     @property
     def columns(self) -> Axis:
@@ -102,7 +115,7 @@ class Linear(Leaf):
         found = []
         for index, part in enumerate(self.parts):
             rows = self.rows(index)
-            found.append(StoredTensor("weight", f"{part.name}.weight", (rows, self.columns)))
+            found.append(StoredTensor("weight", f"{part.name}.weight", (rows, self.columns), transposed=self.transposed))
             if self.bias:
                 found.append(StoredTensor("bias", f"{part.name}.bias", (rows,), alone=self.split == "in"))
         return tuple(found)
@@ -110,15 +123,32 @@ class Linear(Leaf):
 
 @dataclass(frozen=True)
 class Norm(Leaf):
-    """RMS norm: x / sqrt(mean(x²) + eps) * (weight + offset)."""
+    """RMS norm: x / sqrt(mean(x²) + eps) * (weight + offset); with `center` layer norm, of x less its mean, (+ bias).
+
+    Without `name` it has no weights. Of a norm of heads, `rows` says that each of so many heads has weights of its own, in
+    one tensor or, where the name has a {} for its number, in one each. A norm of all heads together is cut between `unit`s.
+    """
 
     name: str
     size: int
     eps: float
     offset: float = 0.0
+    center: bool = False
+    bias: bool = False
+    rows: int | None = None
+    unit: int | None = None
 
     def tensors(self) -> tuple[StoredTensor, ...]:
-        return (StoredTensor("weight", f"{self.name}.weight", (Axis(self.size),)),)
+        if not self.name:
+            return ()
+        if "{}" in self.name:
+            axes = (Axis(self.size, joined=True),)
+            return tuple(
+                StoredTensor("weight", f"{self.name.format(row)}.weight", axes) for row in range(self.rows or 0)
+            )
+        axes = (Axis(self.size, self.unit),) if self.rows is None else (Axis(self.rows, 1), Axis(self.size))
+        params = ("weight", "bias") if self.bias else ("weight",)
+        return tuple(StoredTensor(param, f"{self.name}.{param}", axes) for param in params)
 
 
 @dataclass(frozen=True)
@@ -151,12 +181,29 @@ class YarnScaling:
 
 
 @dataclass(frozen=True)
+class LongScaling:
+    """LongRoPE (Ding et al., 2024): every pair's frequency divided by a factor of its own, one list for sequences within
+    the first training's positions and one for longer ones; `attention_factor` multiplies cos and sin."""
+
+    short: tuple[float, ...]
+    long: tuple[float, ...]
+    original_max_positions: int
+    attention_factor: float
+
+
+@dataclass(frozen=True)
 class Rope:
-    """Rotary positions on the first `dim` dimensions of each head, dimension i paired with i + dim / 2."""
+    """Rotary positions on the first `dim` dimensions of each head, dimension i paired with i + dim / 2, or if
+    `interleaved` each even one with the next."""
 
     dim: int
     theta: float
-    scaling: LinearScaling | Llama3Scaling | YarnScaling | None = None
+    scaling: LinearScaling | Llama3Scaling | YarnScaling | LongScaling | None = None
+    interleaved: bool = False
+
+
+STILL = Rope(2, 1.0, LinearScaling(math.inf))
+"""Turns nothing, for layers without rotary positions."""
 
 
 class Mixer(Protocol):
@@ -172,7 +219,8 @@ class Mixer(Protocol):
 class Attention:
     """Causal grouped-query attention. `qkv` yields query, key and value heads in this order.
 
-    `window` is None, or how many positions a query sees, itself included. The norms act on each head, before `rope`.
+    `window` is None, or how many positions a query sees, itself included. The norms act on each head, or, if they are as
+    wide as all of them, on all together; before `rope`, or if `late` after it. `cap` and `slopes` are those of `Heads`.
     """
 
     num_heads: int
@@ -185,10 +233,18 @@ class Attention:
     window: int | None = None
     q_norm: Norm | None = None
     k_norm: Norm | None = None
+    late: bool = False
+    cap: float | None = None
+    slopes: tuple[float, ...] | None = None
 
     @property
     def kv(self) -> Heads:
-        return Heads(self.num_heads, self.num_kv_heads, self.head_dim, self.window)
+        return Heads(self.num_heads, self.num_kv_heads, self.head_dim, self.window, self.cap, self.slopes)
+
+    @property
+    def norms_heads(self) -> bool:
+        """Whether each head is normed by itself."""
+        return self.q_norm is not None and self.q_norm.size == self.head_dim
 
 
 @dataclass(frozen=True)
@@ -201,15 +257,30 @@ class Mlp:
 
 
 @dataclass(frozen=True)
-class Block:
-    """x += after(mixer(norm(x))), then the same with `ffn`, which sees each token alone; the norms after are optional."""
+class PlainMlp:
+    """down(activation(up))."""
 
-    mixer_norm: Norm
+    up: Linear
+    down: Linear
+    activation: Activation
+
+
+@dataclass(frozen=True)
+class Block:
+    """x += scale * after(mixer(norm(x))), then the same with `ffn`, which sees each token alone; every norm is optional.
+
+    If `parallel`, both see the same x, and x += scale * (mixer(norm(x)) + ffn(norm(x))), without norms after; the ffn
+    without a norm of its own shares the mixer's.
+    """
+
+    mixer_norm: Norm | None
     mixer: Mixer
-    ffn_norm: Norm
+    ffn_norm: Norm | None
     ffn: object
     after_mixer: Norm | None = None
     after_ffn: Norm | None = None
+    scale: float = 1.0
+    parallel: bool = False
 
 
 @dataclass(frozen=True)
@@ -226,6 +297,20 @@ class Embedding(Leaf):
 
 
 @dataclass(frozen=True)
+class Positions(Leaf):
+    """A learned vector for each of `count` positions, added to the token's: row `offset` of the tensor is that of position 0."""
+
+    name: str
+    count: int
+    hidden_size: int
+    offset: int = 0
+
+    def tensors(self) -> tuple[StoredTensor, ...]:
+        rows = Axis(self.count, first=self.offset, whole=self.count + self.offset)
+        return (StoredTensor("weight", f"{self.name}.weight", (rows, Axis(self.hidden_size))),)
+
+
+@dataclass(frozen=True)
 class Tied:
     """A head that uses the embedding's weights. A copy of them in the checkpoint under `name` is skipped."""
 
@@ -235,7 +320,8 @@ class Tied:
 @dataclass(frozen=True)
 class Decoder:
     """A whole model. `dtype` is what the config says that the weights are stored in, if it does; `quantization` is the config's
-    own section about them, which methods read."""
+    own section about them, which methods read. Tokens' vectors are normed by `embed_norm`. Logits are the head's products
+    times `logit_scale`, then with a `logit_cap` cap * tanh(logit / cap)."""
 
     architecture: str
     max_positions: int
@@ -245,6 +331,10 @@ class Decoder:
     block_prefix: str
     norm: Norm
     head: Linear | Tied
+    positions: Positions | None = None
+    embed_norm: Norm | None = None
+    logit_scale: float = 1.0
+    logit_cap: float | None = None
     quantization: Mapping[str, Any] | None = dataclasses.field(default=None, hash=False)
 
     @property
@@ -267,7 +357,8 @@ class Place:
 
 def walk(decoder: Decoder) -> Iterator[Place]:
     """Every leaf, in the order of the tree."""
-    yield from _leaves(decoder.embed, "embed", "")
+    for name in ("embed", "positions", "embed_norm"):
+        yield from _leaves(getattr(decoder, name), name, "")
     for index, block in enumerate(decoder.blocks):
         yield from _leaves(block, f"blocks.{index}", decoder.block_prefix.format(index))
     yield from _leaves(decoder.norm, "norm", "")

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 from sapwood.arch.hf import HfConfig
-from sapwood.arch.parts import LinearScaling, Llama3Scaling, Rope, YarnScaling
+from sapwood.arch.parts import LinearScaling, Llama3Scaling, LongScaling, Rope, YarnScaling
 from sapwood.base.errors import ModelError
 
 
@@ -29,10 +29,14 @@ def parse_rope(c: HfConfig, r: HfConfig, *, head_dim: int, theta: float, partial
     theta = r.number("rope_theta", theta)
     dim = _rotated(head_dim, r.number("partial_rotary_factor", partial))
     kind = r.string("rope_type", r.string("type", "default"))
-    scaling: LinearScaling | Llama3Scaling | YarnScaling | None
+    scaling: LinearScaling | Llama3Scaling | YarnScaling | LongScaling | None
     match kind:
         case "default":
             r.ignore("factor", "original_max_position_embeddings")  # written by some, used by none
+            scaling = None
+        case "dynamic":  # changes angles beyond max_position_embeddings only, which nothing here reaches
+            r.ignore("factor", "original_max_position_embeddings")
+            r.refuse("alpha", because="this family does not scale by it")
             scaling = None
         case "linear":
             r.ignore("original_max_position_embeddings")
@@ -46,9 +50,12 @@ def parse_rope(c: HfConfig, r: HfConfig, *, head_dim: int, theta: float, partial
             )
         case "yarn":
             scaling = _yarn(c, r)
+        case "longrope" | "su":
+            scaling = _longrope(c, r, dim)
         case _:
             raise ModelError(
-                f"config.json: rope type {kind!r} is not supported; these are: default, linear, llama3, yarn."
+                f"config.json: rope type {kind!r} is not supported; these are: default, dynamic, linear, llama3, longrope, "
+                "yarn."
             )
     r.refuse_unread()
     return Rope(dim, theta, scaling)
@@ -88,6 +95,14 @@ def _yarn(c: HfConfig, r: HfConfig) -> YarnScaling:
     )
 
 
+def _longrope(c: HfConfig, r: HfConfig, dim: int) -> LongScaling:
+    original = _original(c, r)
+    factor = r.number("factor", c.integer("max_position_embeddings") / original)
+    default = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    short, long = r.numbers("short_factor", dim // 2), r.numbers("long_factor", dim // 2)
+    return LongScaling(short, long, original, r.number("attention_factor", default))
+
+
 def yarn_attention_factor(factor: float, mscale: float = 1.0) -> float:
     """What YaRN multiplies cos and sin by, where the model does not say."""
     return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
@@ -101,7 +116,8 @@ class Frequencies:
     factor: float
 
 
-def frequencies(rope: Rope) -> Frequencies:
+def frequencies(rope: Rope, num_positions: int = 0) -> Frequencies:
+    """Those of sequences of at most so many positions."""
     plain = [rope.theta ** (-2 * i / rope.dim) for i in range(rope.dim // 2)]
     match rope.scaling:
         case None:
@@ -110,6 +126,9 @@ def frequencies(rope: Rope) -> Frequencies:
             return Frequencies(tuple(f / factor for f in plain), 1.0)
         case Llama3Scaling():
             return Frequencies(tuple(f / llama3_divisor(f, rope.scaling) for f in plain), 1.0)
+        case LongScaling(short, long, original, factor):
+            divisors = long if num_positions > original else short
+            return Frequencies(tuple(f / by for f, by in zip(plain, divisors, strict=True)), factor)
         case YarnScaling():
             return Frequencies(_yarn_radians(plain, rope, rope.scaling), rope.scaling.attention_factor)
 

@@ -5,6 +5,7 @@ One function serves every model, because each leaf says of its tensors along whi
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ from sapwood.base.errors import ModelError
 class Piece:
     """`param` of the leaf at `path`, sliced by `target`, is the checkpoint tensor `name`, sliced by `source`.
 
-    `shape` is that of the whole checkpoint tensor. Several pieces may come from one tensor.
+    `shape` is that of the whole checkpoint tensor, which holds the piece `transposed` or as it is. Several pieces may come
+    from one tensor.
     """
 
     path: str
@@ -26,6 +28,7 @@ class Piece:
     shape: tuple[int, ...]
     source: tuple[slice, ...]
     target: tuple[slice, ...]
+    transposed: bool = False
 
 
 def plain(place: Place) -> Sequence[StoredTensor]:
@@ -62,17 +65,30 @@ def _pieces(place: Place, tensors: Sequence[StoredTensor], rank: int, size: int)
             continue
         name = place.prefix + tensor.name
         runs = [_run(axis, rank, size, name) for axis in tensor.axes]
-        target = []
-        for axis, run in zip(tensor.axes, runs, strict=True):
-            begin = ends[tensor.param] if axis.joined else 0
-            target.append(slice(begin, begin + run.stop - run.start))
-            if axis.joined:
-                ends[tensor.param] = target[-1].stop
-        source = [
-            slice(axis.first + run.start, axis.first + run.stop) for axis, run in zip(tensor.axes, runs, strict=True)
-        ]
+        begins = [ends[tensor.param] if axis.joined else 0 for axis in tensor.axes]
+        cuts = [_cuts(axis, run, begin) for axis, run, begin in zip(tensor.axes, runs, begins, strict=True)]
         shape = tuple(axis.size if axis.whole is None else axis.whole for axis in tensor.axes)
-        yield Piece(place.path, tensor.param, name, shape, tuple(source), tuple(target))
+        turn = -1 if tensor.transposed else 1
+        for cut in itertools.product(*cuts):
+            source, target = tuple(one for one, _ in cut), tuple(one for _, one in cut)
+            yield Piece(
+                place.path, tensor.param, name, shape[::turn], source[::turn], target, transposed=tensor.transposed
+            )
+        for axis, begin, run in zip(tensor.axes, begins, runs, strict=True):
+            if axis.joined:
+                ends[tensor.param] = begin + run.stop - run.start
+
+
+def _cuts(axis: Axis, run: slice, begin: int) -> list[tuple[slice, slice]]:
+    """The rank's entries as slices of the tensor, and of the param from `begin` on: one, or one of each turn."""
+    cuts, at = [], run.start
+    while at < run.stop:
+        turn, within = divmod(at, axis.turn or axis.size)
+        length = min(run.stop - at, (axis.turn or axis.size) - within)
+        source, target = axis.first + turn * axis.every + within, begin + at - run.start
+        cuts.append((slice(source, source + length), slice(target, target + length)))
+        at += length
+    return cuts
 
 
 def _run(axis: Axis, rank: int, size: int, name: str) -> slice:

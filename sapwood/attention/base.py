@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sapwood.base.kv import Heads, KVGroup
-from sapwood.kernels import Kernels, NormRope
+from sapwood.kernels import NormRope, plain
 
 _TILE = 128
 """Queries x heads of a tile of a shared run: so many that keys and values are read seldom, and matrix units are fed."""
@@ -135,8 +135,8 @@ class HeadsBackend(Backend, Protocol):
         """Rotate queries and keys, write keys and values of the group's `layer`-th layer, attend causally.
 
         `heads_TXD` is [queries | keys | values] and may be overwritten; its last two axes are contiguous. Returns
-        out_THD in its dtype. Position p sees positions max(0, p - window + 1) .. p of its own slot. Tokens of no row
-        come out as anything.
+        out_THD in its dtype. Position p sees positions max(0, p - window + 1) .. p of its own slot, by scores that are
+        capped and fall with distance as the group's `Heads` say. Tokens of no row come out as anything.
         """
         ...
 
@@ -147,12 +147,24 @@ def heads_of(group: KVGroup) -> Heads:
     return group.kind
 
 
-def rotated(heads_TXD: Tensor, rope: NormRope, heads: Heads, kernels: Kernels) -> tuple[Tensor, Tensor, Tensor]:
+def slopes_of(heads: Heads, device: torch.device, *shape: int) -> Tensor | None:
+    """The float32 slopes of the query heads, [H] or of another shape, if scores fall with distance."""
+    if heads.slopes is None:
+        return None
+    return torch.tensor(heads.slopes, dtype=torch.float32, device=device).view(*(shape or (-1,)))
+
+
+def bend(scores: Tensor, cap: float | None, slopes: Tensor | None, distance_NL: Tensor) -> None:
+    """Scores [..., N, L] capped in place, and less by slopes [..., 1, 1] times the distance between query and key."""
+    if cap is not None:
+        scores.div_(cap).tanh_().mul_(cap)
+    if slopes is not None:
+        scores.sub_(slopes * distance_NL)
+
+
+def rotated(heads_TXD: Tensor, rope: NormRope, heads: Heads) -> tuple[Tensor, Tensor, Tensor]:
     """(q_THD, k_TKD, v_TKD) of the fused projection, queries and keys rotated."""
     num_qk = heads.num_heads + heads.num_kv_heads
     qk_TND, v_TKD = heads_TXD[:, :num_qk], heads_TXD[:, num_qk:]
-    if rope.norm_ND is None:
-        qk_TND = kernels.rope(qk_TND, rope.cos_TF, rope.sin_TF)
-    else:
-        qk_TND = kernels.norm_rope(qk_TND, rope.norm_ND, rope.eps, rope.cos_TF, rope.sin_TF)
+    qk_TND = plain.placed(qk_TND, rope)
     return qk_TND[:, : heads.num_heads], qk_TND[:, heads.num_heads :], v_TKD

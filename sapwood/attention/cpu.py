@@ -24,11 +24,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sapwood.attention.base import Batch, heads_of, rotated
+from sapwood.attention.base import Batch, bend, heads_of, rotated, slopes_of
 from sapwood.base.kv import KVGroup
 from sapwood.base.plan import Longs
 from sapwood.base.ragged import spread
-from sapwood.kernels import PLAIN, NormRope
+from sapwood.kernels import NormRope
 
 BLOCK = 128
 """Most queries of a bucket's row: a block reads no key that none of its queries sees."""
@@ -90,6 +90,7 @@ class Cpu:
         self._group, self._index, self._dtype = group, index, dtype
         self._kind = heads = heads_of(group)
         self._repeat = heads.num_heads // heads.num_kv_heads
+        self._slopes_K1G11 = slopes_of(heads, device, heads.num_kv_heads, 1, self._repeat, 1, 1)
         self._most_history = 0
         self._causal_NL = self._relative_mask(0)
         self._buckets: list[_Bucket] = []
@@ -218,7 +219,7 @@ class Cpu:
     # ---- once per layer
 
     def run(self, layer: int, heads_TXD: Tensor, rope: NormRope, scale: float) -> Tensor:
-        q_THD, k_TKD, v_TKD = rotated(heads_TXD, rope, self._kind, PLAIN)
+        q_THD, k_TKD, v_TKD = rotated(heads_TXD, rope, self._kind)
         keys_CD, values_CD = self._keys[layer], self._values[layer]
         for cells_CD, x_TKD in ((keys_CD, k_TKD), (values_CD, v_TKD)):
             x_KTD = x_TKD.transpose(0, 1).to(self._dtype)
@@ -226,7 +227,7 @@ class Cpu:
         out_THD = q_THD.new_empty(q_THD.shape)
         for bucket in self._buckets:
             q_XHD = q_THD[bucket.tokens]
-            attend = self._few if bucket.num_queries <= FEW else self._many
+            attend = self._few if bucket.num_queries <= FEW or self._kind.bent else self._many
             k_XLD, v_XLD = self._gather(keys_CD, bucket), self._gather(values_CD, bucket)
             out_XHD = attend(bucket, q_XHD, k_XLD, v_XLD, scale)
             out_THD[bucket.targets] = (out_XHD if bucket.kept is None else out_XHD[bucket.kept]).to(q_THD.dtype)
@@ -249,8 +250,14 @@ class Cpu:
         q_KRGND = self._heads(bucket, q_XHD.float() * scale)
         q_XND = q_KRGND.reshape(k_XLD.shape[0], -1, q_XHD.shape[-1])
         scores_XNL = torch.bmm(q_XND, k_XLD.float().transpose(1, 2))
+        scores_KRGNL = scores_XNL.view(*q_KRGND.shape[:4], -1)
+        if self._kind.bent:
+            # Query n is the column behind n others and the history, for every row.
+            columns_L = torch.arange(k_XLD.shape[1])
+            distance_NL = columns_L[-bucket.num_queries :, None] - columns_L
+            bend(scores_KRGNL, self._kind.cap, self._slopes_K1G11, distance_NL)
         if bucket.mask is not None:
-            scores_XNL.view(*q_KRGND.shape[:4], -1).add_(bucket.mask)
+            scores_KRGNL.add_(bucket.mask)
         out_XND = torch.bmm(scores_XNL.softmax(dim=-1), v_XLD.float())
         return out_XND.view(q_KRGND.shape).permute(1, 3, 0, 2, 4).reshape(q_XHD.shape)
 

@@ -84,7 +84,7 @@ class Cudnn:
     def make(group: KVGroup, device: torch.device, dtype: torch.dtype) -> Cudnn | None:
         """None where it cannot serve the group."""
         heads = heads_of(group)
-        if heads.window is not None or heads.head_dim > 128 or heads.head_dim % 8:
+        if heads.window is not None or heads.bent or heads.head_dim > 128 or heads.head_dim % 8:
             return None
         if dtype not in (torch.float16, torch.bfloat16) or (library := load(device)) is None:
             return None

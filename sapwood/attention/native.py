@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sapwood.attention.base import Batch, heads_of
+from sapwood.attention.base import Batch, heads_of, slopes_of
 from sapwood.base.kv import KVGroup
 from sapwood.kernels import NormRope
 from sapwood.kernels.cpu.library import Handle, Heads, Machine, Norm, Step, address, pointers
@@ -57,6 +57,10 @@ class Native:
             heads.window or 0,
             group.page_size,
         )
+        if heads.bent:
+            slopes_H = slopes_of(heads, device)
+            start = None if slopes_H is None else address(slopes_H)
+            machine.library.cells_bend(self.cells.pointer, heads.cap or 0.0, start)
         self._num_cells = 0
         self._step: Step | None = None
         self._held: tuple[object, ...] = ()
@@ -76,8 +80,18 @@ class Native:
             self._step, self._held = step_of(self._batch, [self._index])
         heads_TXD = heads_TXD.float().contiguous()
         cos_TF, sin_TF = rope.cos_TF.contiguous(), rope.sin_TF.contiguous()
-        norm = Norm() if rope.norm_ND is None else Norm(address(rope.norm_ND), rope.eps)
-        how = Heads(norm, address(cos_TF), address(sin_TF), cos_TF.shape[1], 1, 0, layer, scale)
+        norm = Norm() if rope.norm_ND is None else Norm(address(rope.norm_ND), None, rope.eps, rope.center)
+        how = Heads(
+            norm,
+            cos=address(cos_TF),
+            sin=address(sin_TF),
+            half=cos_TF.shape[1],
+            by_token=1,
+            interleaved=rope.interleaved,
+            late=rope.late,
+            layer=layer,
+            scale=scale,
+        )
         out_THD = torch.empty(len(heads_TXD), heads.num_heads, heads.head_dim)
         library = self._machine.library
         library.cells_attend(

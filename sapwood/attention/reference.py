@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sapwood.attention.base import Batch, heads_of, rotated
+from sapwood.attention.base import Batch, bend, heads_of, rotated, slopes_of
 from sapwood.base.kv import KVGroup
-from sapwood.kernels import PLAIN, NormRope
+from sapwood.kernels import NormRope
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +25,7 @@ class _Row:
     last: int
     cells_L: Tensor
     seen_NL: Tensor
+    distance_NL: Tensor
 
 
 class Reference:
@@ -41,6 +42,7 @@ class Reference:
     def __init__(self, group: KVGroup, index: int, device: torch.device, dtype: torch.dtype) -> None:
         self._group, self._index, self._device, self._dtype = group, index, device, dtype
         self._kind = heads_of(group)
+        self._slopes_H11 = slopes_of(self._kind, device, -1, 1, 1)
         self._rows: list[_Row] = []
 
     def allocate(self, num_pages: int) -> None:
@@ -65,10 +67,10 @@ class Reference:
         if window is not None:
             seen_NL &= positions_L > positions_N1 - window
         cells_L = table_P[positions_L // page_size].long() * page_size + positions_L % page_size
-        return _Row(first, first + count, cells_L, seen_NL)
+        return _Row(first, first + count, cells_L, seen_NL, positions_N1 - positions_L)
 
     def run(self, layer: int, heads_TXD: Tensor, rope: NormRope, scale: float) -> Tensor:
-        q_THD, k_TKD, v_TKD = rotated(heads_TXD, rope, self._kind, PLAIN)
+        q_THD, k_TKD, v_TKD = rotated(heads_TXD, rope, self._kind)
         keys_CKD, values_CKD = self._keys[layer], self._values[layer]
         keys_CKD[self._cells_T] = k_TKD.to(self._dtype)
         values_CKD[self._cells_T] = v_TKD.to(self._dtype)
@@ -78,6 +80,7 @@ class Reference:
             k_LHD = keys_CKD[row.cells_L].float().repeat_interleave(repeat, dim=1)
             v_LHD = values_CKD[row.cells_L].float().repeat_interleave(repeat, dim=1)
             scores_HNL = torch.einsum("nhd,lhd->hnl", q_THD[row.first : row.last].float(), k_LHD) * scale
+            bend(scores_HNL, self._kind.cap, self._slopes_H11, row.distance_NL)
             weights_HNL = scores_HNL.masked_fill(~row.seen_NL, float("-inf")).softmax(dim=-1)
             out_THD[row.first : row.last] = torch.einsum("hnl,lhd->nhd", weights_HNL, v_LHD).to(q_THD.dtype)
         return out_THD

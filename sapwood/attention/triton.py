@@ -20,7 +20,7 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from sapwood.attention.base import Batch, Shared, heads_of, tile_members
+from sapwood.attention.base import Batch, Shared, heads_of, slopes_of, tile_members
 from sapwood.attention.cudnn import Cudnn
 from sapwood.base.abilities import Ability
 from sapwood.base.kv import KVGroup, page_size_problem
@@ -125,6 +125,9 @@ class Triton:
         self._repeat = heads.num_heads // heads.num_kv_heads
         self._head_pad = max(16, triton.next_power_of_2(heads.head_dim))
         self.shapes = shapes(self._repeat, tile_members([group]), self._head_pad, max(2, dtype.itemsize))
+        self._cap = 0.0 if heads.cap is None else heads.cap * _LOG2E
+        slopes_H = slopes_of(heads, device)
+        self._slopes_H = None if slopes_H is None else slopes_H * _LOG2E
         self._pdl, self._tma = pdl.supported(device), True
         self._cudnn = Cudnn.make(group, device, dtype)
         abilities = abilities_of(device)
@@ -276,7 +279,8 @@ class Triton:
         paged.attend_runs[(num_programs,)](
             heads_TXD, heads_TXD.stride(0), self._keys[layer], self._values[layer], dealt.parts_JKMD, dealt.lse_JKM,
             dealt.items_JW, dealt.tokens_M, dealt.used_1, table_SP, table_SP.stride(0), scale * _LOG2E,
-            K=heads.num_kv_heads, G=self._repeat, D=heads.head_dim, PAGE=self._group.page_size,
+            self._slopes_H, self._batch.positions_T,
+            K=heads.num_kv_heads, G=self._repeat, D=heads.head_dim, PAGE=self._group.page_size, CAP=self._cap,
             TILE=dealt.tile, M=shape.rows, N=shape.block, D_PAD=self._head_pad, PDL=self._pdl,
             PAIRS=self._pairs(heads_TXD), CVT=self._compiled,
             num_warps=shape.warps, num_stages=shape.stages, launch_pdl=self._pdl,
@@ -292,9 +296,9 @@ class Triton:
         paged.attend_rows[(heads.num_kv_heads, len(dealt.items_JW))](
             heads_TXD, heads_TXD.stride(0), self._keys[layer], self._values[layer], out_THD,
             dealt.parts_JKMD, dealt.lse_JKM, dealt.arrived_JK, run_parts, run_lse, members_QL, places_M2,
-            dealt.items_JW, table_SP, table_SP.stride(0), scale * _LOG2E,
+            dealt.items_JW, table_SP, table_SP.stride(0), scale * _LOG2E, self._slopes_H,
             K=heads.num_kv_heads, G=self._repeat, D=heads.head_dim, PAGE=self._group.page_size,
-            WINDOW=heads.window or 0, MEMBERS=members, LEVELS=0 if runs is None else RUN_LEVELS,
+            WINDOW=heads.window or 0, CAP=self._cap, MEMBERS=members, LEVELS=0 if runs is None else RUN_LEVELS,
             M=shape.rows, N=shape.block, **self._joining(self._repeat),
             ALONE=max(1, _JOINED // (2 * shape.rows * self._head_pad)), D_PAD=self._head_pad, PDL=self._pdl,
             PAIRS=self._pairs(heads_TXD), CVT=self._compiled,
@@ -311,9 +315,9 @@ class Triton:
         paged.attend_spans[(heads.num_kv_heads, len(dealt.items_JW))](
             heads_TXD, heads_TXD.stride(0), kv_TX, self._keys[layer], self._values[layer], out_THD,
             dealt.parts_JKMD, dealt.lse_JKM, dealt.arrived_JK, dealt.items_JW, table_SP, table_SP.stride(0),
-            scale * _LOG2E,
+            scale * _LOG2E, self._slopes_H,
             K=heads.num_kv_heads, G=self._repeat, D=heads.head_dim, PAGE=self._group.page_size,
-            WINDOW=heads.window or 0, DENSE=dense, TMA=tma, TILE=dealt.tile, M=shape.rows, N=shape.block,
+            WINDOW=heads.window or 0, CAP=self._cap, DENSE=dense, TMA=tma, TILE=dealt.tile, M=shape.rows, N=shape.block,
             **self._joining(dealt.tile * self._repeat), D_PAD=self._head_pad, PDL=self._pdl,
             num_warps=shape.warps, num_stages=shape.stages, launch_pdl=self._pdl,
         )  # fmt: skip

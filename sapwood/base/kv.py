@@ -44,13 +44,22 @@ class KVKind(Protocol):
 class Heads:
     """Keys and values of every position, in `num_kv_heads` heads that `num_heads` query heads share.
 
-    `window` is None, or how many positions a query sees, itself included.
+    `window` is None, or how many positions a query sees, itself included. Scores are what backends need to know of them before
+    they lay anything out: with a `cap` they become cap * tanh(score / cap), and with `slopes`, one of each query head, they fall
+    by so much with each position of distance (ALiBi).
     """
 
     num_heads: int
     num_kv_heads: int
     head_dim: int
     window: int | None = None
+    cap: float | None = None
+    slopes: tuple[float, ...] | None = None
+
+    @property
+    def bent(self) -> bool:
+        """Whether scores are more than scaled products."""
+        return self.cap is not None or self.slopes is not None
 
     @property
     def divisible(self) -> bool:

@@ -18,7 +18,7 @@ from sapwood.base.abilities import Ability
 from sapwood.device import abilities_of
 from sapwood.kernels import plain
 
-Activation = Literal["silu", "gelu_tanh"]
+Activation = Literal["silu", "gelu_tanh", "gelu", "relu", "relu2"]
 
 
 class RmsNorm(NamedTuple):
@@ -28,17 +28,32 @@ class RmsNorm(NamedTuple):
     eps: float
 
 
+class LayerNorm(NamedTuple):
+    """Of a norm of what differs from the mean, and a bias if there is one; float32."""
+
+    weight_E: Tensor
+    eps: float
+    bias_E: Tensor | None = None
+
+
 class NormRope(NamedTuple):
     """How a step's queries and keys get their positions: each head is normed by its row of `norm_ND`, if any, then rotated.
 
-    Float32, contiguous; the arguments of `Kernels.norm_rope`.
+    Dimension i turns with i + F for i < F, or if `interleaved` 2i with 2i + 1; those from 2F on pass through. A norm is of
+    x less its mean if `center`, and follows the rotation if `late`. Tensors are float32 and contiguous.
     """
 
     cos_TF: Tensor
     sin_TF: Tensor
     norm_ND: Tensor | None = None
     eps: float = 0.0
+    interleaved: bool = False
+    center: bool = False
+    late: bool = False
 
+
+FUSED: frozenset[Activation | None] = frozenset({None, "silu", "gelu_tanh"})
+"""Activations that products of few tokens apply themselves, where they gate."""
 
 Few = Callable[[Tensor, Tensor, Tensor | None, RmsNorm | None, Tensor | None, Activation | None], tuple[Tensor, Tensor]]
 
@@ -61,22 +76,29 @@ class Kernels:
     """add_rms_norm(x_TE, residual_TE, weight_E, eps) -> (normed_TE, sum_TE): sum = x + residual, rounded to the dtype,
     normed = rms_norm(sum). `residual` may be overwritten with the sum; `x` may not."""
 
-    rope: Callable[[Tensor, Tensor, Tensor], Tensor]
-    """rope(x_TND, cos_TF, sin_TF) -> x_TND: rotate dimension i with i + F, for i < F; those from 2F on pass through.
-    cos and sin are float32, contiguous, one row per token. May work in place; the returned tensor is the one to use."""
-
-    norm_rope: Callable[[Tensor, Tensor, float, Tensor, Tensor], Tensor]
-    """norm_rope(x_TND, weight_ND, eps, cos_TF, sin_TF) -> x_TND: rms_norm of each head by its own row of the weight,
-    rounded to the dtype, then rope. May work in place; the returned tensor is the one to use."""
+    layer_norm: Callable[[Tensor, Tensor | None, LayerNorm], tuple[Tensor, Tensor]]
+    """layer_norm(x_TE, residual_TE, norm) -> (normed_TE, sum_TE): as the two above, of the sum's difference from its mean,
+    plus the bias; without a residual the sum is x."""
 
     gated: Callable[[Tensor, Activation], Tensor]
     """gated(x_T2M, activation) -> out_TM: activation(x[:, :M]) * x[:, M:]; gelu_tanh is GELU's tanh approximation."""
+
+    activated: Callable[[Tensor, Activation], Tensor]
+    """activated(x_TM, activation) -> out_TM: the activation alone."""
 
     few: Few | None = None
     """few(x_TI, weight_OI, bias_O, norm, residual_TI, activation): what `linear` does, as one launch, for at most
     `few_tokens` tokens of bfloat16 or float16."""
 
     few_tokens: int = 0
+
+    def norm(self, x_TE: Tensor, residual_TE: Tensor | None, how: RmsNorm | LayerNorm) -> tuple[Tensor, Tensor]:
+        """(normed_TE, sum_TE), where sum = x + residual, or x where there is none. `residual` may be overwritten."""
+        if isinstance(how, LayerNorm):
+            return self.layer_norm(x_TE, residual_TE, how)
+        if residual_TE is None:
+            return self.rms_norm(x_TE, *how), x_TE
+        return self.add_rms_norm(x_TE, residual_TE, *how)
 
     def linear(
         self,
@@ -89,6 +111,9 @@ class Kernels:
     ) -> tuple[Tensor, Tensor]:
         """The product of plain weights between its neighbours, as `around` has them."""
         few = self.few
+        if activation is not None and activation not in FUSED:
+            y_TO, sum_TI = self.linear(x_TI, weight_OI, bias_O, norm, residual_TI)
+            return self.gated(y_TO, activation), sum_TI
         if few is None or len(x_TI) > self.few_tokens or x_TI.dtype not in (torch.bfloat16, torch.float16):
             return self.around(lambda x_TI: F.linear(x_TI, weight_OI, bias_O), x_TI, norm, residual_TI, activation)
         if norm is None or x_TI.dtype == torch.bfloat16:
@@ -111,10 +136,8 @@ class Kernels:
         if norm is None:
             assert residual_TI is None
             normed_TI = x_TI
-        elif residual_TI is None:
-            normed_TI = self.rms_norm(x_TI, *norm)
         else:
-            normed_TI, x_TI = self.add_rms_norm(x_TI, residual_TI, *norm)
+            normed_TI, x_TI = self.norm(x_TI, residual_TI, norm)
         y_TO = product(normed_TI)
         return (y_TO if activation is None else self.gated(y_TO, activation)), x_TI
 
@@ -123,9 +146,9 @@ PLAIN = Kernels(
     embed=plain.embed,
     rms_norm=plain.rms_norm,
     add_rms_norm=plain.add_rms_norm,
-    rope=plain.rope,
-    norm_rope=plain.norm_rope,
+    layer_norm=plain.layer_norm,
     gated=plain.gated,
+    activated=plain.activated,
 )
 
 

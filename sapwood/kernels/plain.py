@@ -5,9 +5,14 @@ Contracts and the suffix legend are those of `sapwood.kernels.Kernels`.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from sapwood.kernels import Activation, LayerNorm, NormRope
 
 
 def embed(ids_T: Tensor, weight_VE: Tensor, scale: float) -> Tensor:
@@ -26,24 +31,58 @@ def add_rms_norm(x_TE: Tensor, residual_TE: Tensor, weight_E: Tensor, eps: float
     return rms_norm(residual_TE, weight_E, eps), residual_TE
 
 
-def rope(x_TND: Tensor, cos_TF: Tensor, sin_TF: Tensor) -> Tensor:
+def layer_norm(x_TE: Tensor, residual_TE: Tensor | None, norm: LayerNorm) -> tuple[Tensor, Tensor]:
+    if residual_TE is not None:
+        residual_TE += x_TE
+        x_TE = residual_TE
+    weight_E, eps, bias_E = norm
+    return F.layer_norm(x_TE.float(), weight_E.shape, weight_E, bias_E, eps).to(x_TE.dtype), x_TE
+
+
+def rope(x_TND: Tensor, cos_TF: Tensor, sin_TF: Tensor, *, interleaved: bool = False) -> Tensor:
+    """Dimensions turned by their angles."""
     half = cos_TF.shape[-1]
     cos_T1F, sin_T1F = cos_TF.unsqueeze(1), sin_TF.unsqueeze(1)
-    low, high = x_TND[..., :half], x_TND[..., half : 2 * half]
-    turned = [low * cos_T1F - high * sin_T1F, high * cos_T1F + low * sin_T1F]
-    if 2 * half < x_TND.shape[-1]:
-        turned.append(x_TND[..., 2 * half :])
-    return torch.cat(turned, dim=-1).to(x_TND.dtype)
+    turned_TND = x_TND.float().clone()
+    inside_TND = turned_TND[..., : 2 * half]
+    low, high = (inside_TND[..., ::2], inside_TND[..., 1::2]) if interleaved else inside_TND.chunk(2, dim=-1)
+    new_low, new_high = low * cos_T1F - high * sin_T1F, high * cos_T1F + low * sin_T1F
+    low.copy_(new_low)
+    high.copy_(new_high)
+    return turned_TND.to(x_TND.dtype)
 
 
-def norm_rope(x_TND: Tensor, weight_ND: Tensor, eps: float, cos_TF: Tensor, sin_TF: Tensor) -> Tensor:
+def norm_heads(x_TND: Tensor, weight_ND: Tensor, eps: float, *, center: bool = False) -> Tensor:
+    """Each head normed by its row of the weight."""
     x_float = x_TND.float()
+    if center:
+        x_float = x_float - x_float.mean(dim=-1, keepdim=True)
     inverse = torch.rsqrt(x_float.square().mean(dim=-1, keepdim=True) + eps)
-    return rope((x_float * inverse * weight_ND).to(x_TND.dtype), cos_TF, sin_TF)
+    return (x_float * inverse * weight_ND).to(x_TND.dtype)
 
 
-def gated(x_T2M: Tensor, activation: str) -> Tensor:
+def placed(x_TND: Tensor, how: NormRope) -> Tensor:
+    """Queries and keys with their positions."""
+    if how.norm_ND is not None and not how.late:
+        x_TND = norm_heads(x_TND, how.norm_ND, how.eps, center=how.center)
+    x_TND = rope(x_TND, how.cos_TF, how.sin_TF, interleaved=how.interleaved)
+    if how.norm_ND is not None and how.late:
+        x_TND = norm_heads(x_TND, how.norm_ND, how.eps, center=how.center)
+    return x_TND
+
+
+def gated(x_T2M: Tensor, activation: Activation) -> Tensor:
     gate_TM, up_TM = x_T2M.chunk(2, dim=-1)
-    if activation == "silu":
-        return F.silu(gate_TM) * up_TM
-    return F.gelu(gate_TM, approximate="tanh") * up_TM
+    return activated(gate_TM, activation) * up_TM
+
+
+def activated(x_TM: Tensor, activation: Activation) -> Tensor:
+    match activation:
+        case "silu":
+            return F.silu(x_TM)
+        case "gelu" | "gelu_tanh":
+            return F.gelu(x_TM, approximate="tanh" if activation == "gelu_tanh" else "none")
+        case "relu":
+            return F.relu(x_TM)
+        case "relu2":
+            return F.relu(x_TM).square()

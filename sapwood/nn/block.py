@@ -1,7 +1,8 @@
-"""The block that joins a mixer and a feed-forward, and those that there are: attention and the MLP.
+"""The block that joins a mixer and a feed-forward, and those that there are: attention and the MLPs.
 
 A mixer's module is called with (x, residual, norm, angles), a feed-forward's with (x, residual, norm): both compute on the
-norm of x + residual, so that the norm can be fused with their first product, and return what they yield, and that sum.
+norm of x + residual, if there is one, so that it can be fused with their first product, and return what they yield, and
+that sum.
 
 Suffix legend: T tokens, E hidden size, H query heads, K KV heads, N = H + K, D head size, M intermediate size.
 """
@@ -15,9 +16,13 @@ from torch import Tensor, nn
 
 from sapwood.arch import parts
 from sapwood.attention.base import HeadsBackend
-from sapwood.kernels import NormRope, RmsNorm
+from sapwood.kernels import LayerNorm, NormRope, RmsNorm
 from sapwood.nn.layers import Angles, Norm
 from sapwood.nn.make import Site, make
+
+
+Before = RmsNorm | LayerNorm | None
+"""A norm before a mixer or a feed-forward."""
 
 
 class Attention(nn.Module):
@@ -26,26 +31,37 @@ class Attention(nn.Module):
         self.qkv = site.make("qkv", part.qkv)
         self.out = site.make("out", part.out)
         num_qk = part.num_heads + part.num_kv_heads
-        self._shape, self._scale = (num_qk + part.num_kv_heads, part.head_dim), part.scale
+        self._shape, self._part = (num_qk + part.num_kv_heads, part.head_dim), part
         self._backend: HeadsBackend = site.backend
         self._layer, self._rope = site.number, site.ropes.index(part.rope)
         self._norm_ND: Tensor | None = None
-        self._eps = 0.0
-        if part.q_norm is not None and part.k_norm is not None:
-            # One weight for queries and keys side by side, so that one kernel norms and rotates both.
-            assert part.q_norm.eps == part.k_norm.eps
-            norm_ND = torch.empty((num_qk, part.head_dim), device=site.how.device)
-            self.q_norm = Norm(part.q_norm, site, weight=norm_ND[: part.num_heads])
-            self.k_norm = Norm(part.k_norm, site, weight=norm_ND[part.num_heads :])
-            self._norm_ND, self._eps = norm_ND, part.q_norm.eps
+        self._eps, self._center = 0.0, False
+        if part.q_norm is None or part.k_norm is None:
+            return
+        if not part.norms_heads:
+            self.q_norm, self.k_norm = site.make("q_norm", part.q_norm), site.make("k_norm", part.k_norm)
+            return
+        # One weight for queries and keys side by side, so that one kernel norms and rotates both.
+        assert (part.q_norm.eps, part.q_norm.center) == (part.k_norm.eps, part.k_norm.center)
+        norm_ND = torch.empty((num_qk, part.head_dim), device=site.how.device)
+        self.q_norm = Norm(part.q_norm, site, weight=norm_ND[: part.num_heads])
+        self.k_norm = Norm(part.k_norm, site, weight=norm_ND[part.num_heads :])
+        self._norm_ND, self._eps, self._center = norm_ND, part.q_norm.eps, part.q_norm.center
 
     def forward(
-        self, x_TE: Tensor, residual_TE: Tensor | None, norm: RmsNorm, angles: Sequence[Angles]
+        self, x_TE: Tensor, residual_TE: Tensor | None, norm: Before, angles: Sequence[Angles]
     ) -> tuple[Tensor, Tensor]:
-        heads_TX, residual_TE = self.qkv.normed(x_TE, residual_TE, norm)
+        heads_TX, residual_TE = self.qkv.behind(x_TE, residual_TE, norm)
+        part = self._part
+        if part.q_norm is not None and not part.norms_heads:
+            q_size, k_size = part.num_heads * part.head_dim, part.num_kv_heads * part.head_dim
+            for some_TX, one in zip(heads_TX.split([q_size, k_size, k_size], dim=-1), (self.q_norm, self.k_norm), strict=False):
+                some_TX.copy_(one(some_TX))
         heads_TXD = heads_TX.unflatten(-1, self._shape)
-        rope = NormRope(*angles[self._rope], self._norm_ND, self._eps)
-        out_THD = self._backend.run(self._layer, heads_TXD, rope, self._scale)
+        rope = NormRope(
+            *angles[self._rope], self._norm_ND, self._eps, part.rope.interleaved, self._center, part.late
+        )
+        out_THD = self._backend.run(self._layer, heads_TXD, rope, part.scale)
         return self.out(out_THD.flatten(1)), residual_TE
 
 
@@ -56,9 +72,21 @@ class Mlp(nn.Module):
         self.down = site.make("down", part.down)
         self._activation = part.activation
 
-    def forward(self, x_TE: Tensor, residual_TE: Tensor | None, norm: RmsNorm) -> tuple[Tensor, Tensor]:
-        inner_TM, residual_TE = self.gate_up.normed(x_TE, residual_TE, norm, self._activation)
+    def forward(self, x_TE: Tensor, residual_TE: Tensor | None, norm: Before) -> tuple[Tensor, Tensor]:
+        inner_TM, residual_TE = self.gate_up.behind(x_TE, residual_TE, norm, self._activation)
         return self.down(inner_TM), residual_TE
+
+
+class PlainMlp(nn.Module):
+    def __init__(self, part: parts.PlainMlp, site: Site) -> None:
+        super().__init__()
+        self.up = site.make("up", part.up)
+        self.down = site.make("down", part.down)
+        self._activation, self._kernels = part.activation, site.how.kernels
+
+    def forward(self, x_TE: Tensor, residual_TE: Tensor | None, norm: Before) -> tuple[Tensor, Tensor]:
+        inner_TM, residual_TE = self.up.behind(x_TE, residual_TE, norm)
+        return self.down(self._kernels.activated(inner_TM, self._activation)), residual_TE
 
 
 class Block(nn.Module):
@@ -70,18 +98,30 @@ class Block(nn.Module):
         self.ffn_norm = site.make("ffn_norm", part.ffn_norm)
         self.ffn = site.make("ffn", part.ffn)
         self.after_ffn = site.make("after_ffn", part.after_ffn)
+        self._scale, self._parallel = part.scale, part.parallel
 
     def forward(self, x_TE: Tensor, residual_TE: Tensor | None, angles: Sequence[Angles]) -> tuple[Tensor, Tensor]:
         """x is what the block before yielded, not yet added to the residual stream; returns the same pair."""
-        x_TE, residual_TE = self.mixer(x_TE, residual_TE, self.mixer_norm.rms, angles)
-        if self.after_mixer is not None:
-            x_TE = self.after_mixer(x_TE)
-        x_TE, residual_TE = self.ffn(x_TE, residual_TE, self.ffn_norm.rms)
-        if self.after_ffn is not None:
-            x_TE = self.after_ffn(x_TE)
-        return x_TE, residual_TE
+        if self._parallel:
+            mixed_TE, sum_TE = self.mixer(x_TE, residual_TE, _how(self.mixer_norm), angles)
+            x_TE, _ = self.ffn(sum_TE, None, _how(self.ffn_norm or self.mixer_norm))
+            return self._scaled(x_TE + mixed_TE), sum_TE
+        x_TE, residual_TE = self.mixer(x_TE, residual_TE, _how(self.mixer_norm), angles)
+        x_TE, residual_TE = self.ffn(self._after(x_TE, self.after_mixer), residual_TE, _how(self.ffn_norm))
+        return self._after(x_TE, self.after_ffn), residual_TE
+
+    def _after(self, x_TE: Tensor, norm: Norm | None) -> Tensor:
+        return self._scaled(x_TE if norm is None else norm(x_TE))
+
+    def _scaled(self, x_TE: Tensor) -> Tensor:
+        return x_TE if self._scale == 1.0 else x_TE * self._scale
+
+
+def _how(norm: Norm | None) -> Before:
+    return None if norm is None else norm.how
 
 
 make.register(parts.Attention, Attention)
 make.register(parts.Mlp, Mlp)
+make.register(parts.PlainMlp, PlainMlp)
 make.register(parts.Block, Block)

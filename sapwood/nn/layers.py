@@ -13,42 +13,49 @@ from torch import Tensor, nn
 from sapwood.arch import parts
 from sapwood.arch.rope import frequencies
 from sapwood.arch.shard import Piece
-from sapwood.kernels import RmsNorm
+from sapwood.kernels import LayerNorm, RmsNorm
 from sapwood.nn.make import Site, make
 from sapwood.quant.base import Leaf, Weights
 from sapwood.quant.source import Source, plain
 
 
 class Norm(Leaf):
-    """RMS norm by `weight`, a float32 [E], or [N, E] with one row for each of N heads that share a norm."""
+    """A norm by `weight`, a float32 [E], or [N, E] with one row for each of N heads; layer norm with a `bias` of that shape
+    or without."""
 
     def __init__(self, part: parts.Norm, site: Site, *, weight: Tensor | None = None) -> None:
         super().__init__()
         if weight is None:
             weight = torch.empty(part.size, device=site.how.device)
-        self.eps, self._offset, self._kernels = part.eps, part.offset, site.how.kernels
+        self.part, self.eps, self._kernels = part, part.eps, site.how.kernels
         self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = nn.Parameter(torch.zeros_like(weight), requires_grad=False) if part.bias else None
+        if not part.name:
+            self.weight.fill_(1.0)
 
     def load(self, piece: Piece, source: Source) -> None:
-        self.weight.copy_(plain(piece, source))
-        if self._offset:
-            self.weight.add_(self._offset)
+        param = self.get_parameter(piece.param)
+        whole = param.view(-1) if len(piece.target) < param.dim() and self.part.rows else param
+        target = whole[(..., *piece.target)]
+        target.copy_(plain(piece, source))
+        if self.part.offset and piece.param == "weight":
+            target.add_(self.part.offset)
 
     def randomize(self, random: torch.Generator) -> None:
         self.weight.fill_(1.0)
 
     @property
-    def rms(self) -> RmsNorm:
+    def how(self) -> RmsNorm | LayerNorm:
+        if self.part.center:
+            return LayerNorm(self.weight, self.eps, self.bias)
         return RmsNorm(self.weight, self.eps)
 
     def forward(self, x_TE: Tensor) -> Tensor:
-        return self._kernels.rms_norm(x_TE, self.weight, self.eps)
+        return self._kernels.norm(x_TE, None, self.how)[0]
 
     def join(self, x_TE: Tensor, residual_TE: Tensor | None) -> tuple[Tensor, Tensor]:
         """Add x to the residual stream, if there is one yet; return the sum's norm and the sum."""
-        if residual_TE is None:
-            return self._kernels.rms_norm(x_TE, self.weight, self.eps), x_TE
-        return self._kernels.add_rms_norm(x_TE, residual_TE, self.weight, self.eps)
+        return self._kernels.norm(x_TE, residual_TE, self.how)
 
 
 class Embedding(Leaf):
@@ -72,6 +79,21 @@ class Embedding(Leaf):
         return self._kernels.linear(x_TE, self.weight)[0]
 
 
+class Positions(Leaf):
+    """A learned vector of each position, the rows of weight_PE."""
+
+    def __init__(self, part: parts.Positions, site: Site) -> None:
+        super().__init__()
+        weight_PE = torch.empty((part.count, part.hidden_size), device=site.how.device, dtype=site.how.dtype)
+        self.weight = nn.Parameter(weight_PE, requires_grad=False)
+
+    def load(self, piece: Piece, source: Source) -> None:
+        self.weight[piece.target].copy_(plain(piece, source))
+
+    def forward(self, positions_T: Tensor) -> Tensor:
+        return self.weight.index_select(0, positions_T)
+
+
 def _linear(part: parts.Linear, site: Site) -> Weights:
     how, place = site.how, parts.Place(site.path, site.prefix, part)
     return how.method(place).create(place, how.device, how.dtype, how.kernels)
@@ -80,6 +102,7 @@ def _linear(part: parts.Linear, site: Site) -> Weights:
 make.register(parts.Linear, _linear)
 make.register(parts.Norm, Norm)
 make.register(parts.Embedding, Embedding)
+make.register(parts.Positions, Positions)
 
 
 class Angles(NamedTuple):
@@ -94,7 +117,7 @@ class Rotary(nn.Module):
 
     def __init__(self, rope: parts.Rope, num_positions: int, device: torch.device) -> None:
         super().__init__()
-        spectrum = frequencies(rope)
+        spectrum = frequencies(rope, num_positions)
         radians_F = torch.tensor(spectrum.radians, dtype=torch.float32, device=device)
         angles_PF = torch.arange(num_positions, dtype=torch.float32, device=device)[:, None] * radians_F
         self.both_2PF = torch.stack((angles_PF.cos(), angles_PF.sin())).mul_(spectrum.factor)

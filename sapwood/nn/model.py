@@ -29,6 +29,8 @@ class Model(nn.Module):
         num_positions = min(how.max_positions or decoder.max_positions, decoder.max_positions)
         self.rotaries = nn.ModuleList(Rotary(rope, num_positions, how.device) for rope in ropes(decoder))
         self.embed: Embedding = make(decoder.embed, Site(how, "embed"))
+        self.positions = None if decoder.positions is None else make(decoder.positions, Site(how, "positions"))
+        self.embed_norm = None if decoder.embed_norm is None else make(decoder.embed_norm, Site(how, "embed_norm"))
         self.blocks = nn.ModuleList(
             make(block, site) for block, site in zip(decoder.blocks, _sites(decoder, how), strict=True)
         )
@@ -48,14 +50,30 @@ class Model(nn.Module):
         """The hidden states of every token after the last norm, hidden_TD."""
         angles = [rotary(batch.positions_T) for rotary in self.rotaries]
         x_TD, residual_TD = self.embed(batch.ids_T), None
+        if self.positions is not None:
+            x_TD = x_TD + self.positions(batch.positions_T)
+        if self.embed_norm is not None:
+            x_TD = self.embed_norm(x_TD)
         for block in self.blocks:
             x_TD, residual_TD = block(x_TD, residual_TD, angles)
         return self.norm.join(x_TD, residual_TD)[0]
 
     def logits(self, hidden_ND: Tensor, *, raw: bool = False) -> Tensor:
-        """Logits_NV of some of the hidden states, in float32 or, if `raw`, as the product yields them."""
+        """Logits_NV of some of the hidden states, in float32 or, if `raw`, in the dtype of the product."""
         logits_NV: Tensor = self.embed.project(hidden_ND) if self.head is None else self.head(hidden_ND)
-        return logits_NV if raw else logits_NV.float()
+        return finished(self.decoder, logits_NV, raw=raw)
+
+
+def finished(decoder: Decoder, products_NV: Tensor, *, raw: bool = False) -> Tensor:
+    """Logits from the head's products: scaled and capped in float32; in their own dtype, or, unless `raw`, in float32."""
+    if decoder.logit_scale == 1.0 and decoder.logit_cap is None:
+        return products_NV if raw else products_NV.float()
+    logits_NV = products_NV.float()
+    if decoder.logit_scale != 1.0:
+        logits_NV = logits_NV * decoder.logit_scale
+    if (cap := decoder.logit_cap) is not None:
+        logits_NV = (logits_NV / cap).tanh_().mul_(cap)
+    return logits_NV.to(products_NV.dtype) if raw else logits_NV
 
 
 def _sites(decoder: Decoder, how: Build) -> Iterator[Site]:

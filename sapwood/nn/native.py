@@ -21,6 +21,7 @@ from sapwood.attention.native import Native, step_of
 from sapwood.kernels.cpu.library import Machine, address
 from sapwood.nn.layers import Norm, Rotary
 from sapwood.nn.make import Build, Site
+from sapwood.nn.model import finished
 from sapwood.nn.stack import Stack, Weights, listing
 from sapwood.quant.base import Choice, Leaf
 from sapwood.quant.packed import PackedLinear
@@ -61,9 +62,9 @@ class NativeModel:
         for place in walk(self.decoder):
             self.leaf(place.path).finish()
         self.weights = weights = Weights(
-            embedding=self._packed["embed"].first,
+            tables={path: self._packed[path].first for path in ("embed", "positions") if path in self._packed},
             products={path: leaf.product for path, leaf in self._packed.items()},
-            norms={path: leaf.weight for path, leaf in self._norms.items()},
+            norms=self._norms,
             angles={rope: rotary.both_2PF for rope, rotary in self._rotaries.items()},
         )
         self._head = weights.products["embed" if isinstance(self.decoder.head, Tied) else "head"]
@@ -90,7 +91,7 @@ class NativeModel:
 
     def logits(self, hidden_NE: Tensor, *, raw: bool = False) -> Tensor:
         """float32 logits_NV of some of the hidden states."""
-        return self._head(hidden_NE)
+        return finished(self.decoder, self._head(hidden_NE))
 
 
 def _leaf(place: Place, how: Build) -> Leaf:

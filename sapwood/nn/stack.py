@@ -18,12 +18,13 @@ from sapwood.arch.groups import KVPlace, kv_places
 from sapwood.arch.parts import Decoder
 from sapwood.kernels.cpu import library as cpu
 from sapwood.kernels.cpu.library import Handle, Machine, address
+from sapwood.nn.layers import Norm
 from sapwood.quant.packed import PackedWeights, Product
 
 _STREAM, _FRESH, _HEADS = range(3)
 """Buffers of the library: the residual stream, what a norm is to follow before it joins the stream, an attention's heads."""
 
-_ACTIVATIONS = {"silu": 0, "gelu_tanh": 1}
+_ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "gelu": 2, "relu": 3, "relu2": 4}
 
 
 class Operation(NamedTuple):
@@ -36,35 +37,42 @@ class Operation(NamedTuple):
 @dataclass(frozen=True, eq=False)
 class Weights:
     """Of all leaves, by path; norms with their offset, float32. `angles` are cos and sin of each rope, [2, positions, half].
+    `tables` are those that are read by rows.
 
     `held` is what lists have pointers to besides.
     """
 
-    embedding: PackedWeights
+    tables: Mapping[str, PackedWeights]
     products: Mapping[str, Product]
-    norms: Mapping[str, Tensor]
+    norms: Mapping[str, Norm]
     angles: Mapping[parts.Rope, Tensor]
     held: list[Tensor] = field(default_factory=list)
 
     def norm(self, path: str, part: parts.Norm | None) -> cpu.Norm:
-        return cpu.Norm() if part is None else cpu.Norm(address(self.norms[path]), part.eps)
+        if part is None:
+            return cpu.Norm()
+        leaf = self.norms[path]
+        bias = None if leaf.bias is None else address(leaf.bias)
+        return cpu.Norm(address(leaf.weight), bias, part.eps, part.center)
 
 
 @dataclass(frozen=True, eq=False)
 class Spot:
-    """Where in the tree a part stands, where it keeps its KV, and in which buffer what it yields is wanted."""
+    """Where in the tree a part stands, where it keeps its KV, and in which buffer what it yields is wanted: added to what
+    is there, or anew."""
 
     weights: Weights
     path: str
     place: KVPlace | None
     to: int
+    add: bool
 
     def product(self, name: str) -> int | None:
         return self.weights.products[f"{self.path}.{name}"].pointer
 
     def yields(self, name: str) -> Operation:
-        """The last product: the stream is added to, another buffer is written anew."""
-        return Operation("project", (self.product(name), self.to, self.to == _STREAM))
+        """The last product."""
+        return Operation("project", (self.product(name), self.to, self.add))
 
 
 @singledispatch
@@ -80,23 +88,43 @@ def unlisted(decoder: Decoder) -> str | None:
     return next((type(part).__name__ for part in inner if operations.dispatch(type(part)) is unknown), None)
 
 
+class _Left(NamedTuple):
+    """What lies beside the stream, to be joined to it: its norm, times a scale; 0 is nothing."""
+
+    norm: cpu.Norm
+    scale: float
+
+
 def listing(decoder: Decoder, weights: Weights) -> Iterator[Operation]:
     """All operations from token ids to hidden states."""
-    yield Operation("embed", (weights.embedding.pointer, decoder.embed.scale))
-    after = cpu.Norm()
+    size, nothing = decoder.hidden_size, _Left(cpu.Norm(), 0.0)
+    yield Operation("embed", (weights.tables["embed"].pointer, decoder.embed.scale))
+    if decoder.positions is not None:
+        yield Operation("positions", (weights.tables["positions"].pointer,))
+    if decoder.embed_norm is not None:
+        norm = weights.norm("embed_norm", decoder.embed_norm)
+        yield Operation("norm_columns", (norm, _STREAM, size, 0, size))
+    left = nothing
     for index, (block, place) in enumerate(zip(decoder.blocks, kv_places(decoder), strict=True)):
-        halves = (
-            ("mixer", block.mixer_norm, block.mixer, block.after_mixer),
-            ("ffn", block.ffn_norm, block.ffn, block.after_ffn),
-        )
-        for name, before, part, behind in halves:
-            path = f"blocks.{index}"
-            norm = weights.norm(f"{path}.{name}_norm", before)
-            yield Operation("norm", (norm, after, _FRESH, decoder.hidden_size))
-            to = _STREAM if behind is None else _FRESH
-            yield from operations(part, Spot(weights, f"{path}.{name}", place, to))
-            after = weights.norm(f"{path}.after_{name}", behind)
-    yield Operation("finish", (weights.norm("norm", decoder.norm), after, _FRESH, decoder.hidden_size))
+        path = f"blocks.{index}"
+        yield Operation("norm", (weights.norm(f"{path}.mixer_norm", block.mixer_norm), *left, _FRESH, size))
+        behind = weights.norm(f"{path}.after_mixer", block.after_mixer)
+        left = nothing if _straight(block, block.after_mixer) else _Left(behind, block.scale)
+        to = _STREAM if left is nothing else _FRESH
+        yield from operations(block.mixer, Spot(weights, f"{path}.mixer", place, to, to == _STREAM))
+        name = "mixer_norm" if block.parallel and block.ffn_norm is None else "ffn_norm"
+        before, joined = weights.norm(f"{path}.{name}", getattr(block, name)), nothing if block.parallel else left
+        yield Operation("norm", (before, *joined, _FRESH, size))
+        behind = weights.norm(f"{path}.after_ffn", block.after_ffn)
+        left = nothing if _straight(block, block.after_ffn) else _Left(behind, block.scale)
+        to = _STREAM if left is nothing else _FRESH
+        yield from operations(block.ffn, Spot(weights, f"{path}.ffn", place, to, to == _STREAM or block.parallel))
+    yield Operation("finish", (weights.norm("norm", decoder.norm), *left, _FRESH, size))
+
+
+def _straight(block: parts.Block, after: parts.Norm | None) -> bool:
+    """Whether what a mixer or a feed-forward yields is added to the stream as it is, at once."""
+    return after is None and block.scale == 1.0 and not block.parallel
 
 
 @operations.register
@@ -109,28 +137,41 @@ def _attention(part: parts.Attention, spot: Spot) -> Iterator[Operation]:
         sin=address(angles_2PF[1]),
         half=angles_2PF.shape[2],
         by_token=0,
+        interleaved=part.rope.interleaved,
+        late=part.late,
         group=spot.place.group,
         layer=spot.place.layer,
         scale=part.scale,
     )
     yield Operation("project", (spot.product("qkv"), _HEADS, False))
+    if part.q_norm is not None and part.k_norm is not None and not part.norms_heads:
+        q_size, k_size = part.q_norm.size, part.k_norm.size
+        for name, norm, first in (("q_norm", part.q_norm, 0), ("k_norm", part.k_norm, q_size)):
+            how = spot.weights.norm(f"{spot.path}.{name}", norm)
+            yield Operation("norm_columns", (how, _HEADS, q_size + 2 * k_size, first, norm.size))
     yield Operation("attend", (heads, _HEADS))
     yield spot.yields("out")
 
 
 def _head_norm(part: parts.Attention, spot: Spot) -> cpu.Norm:
     """A row for each query and key head."""
-    if part.q_norm is None or part.k_norm is None:
+    if part.q_norm is None or part.k_norm is None or not part.norms_heads:
         return cpu.Norm()
-    q_D, k_D = (spot.weights.norms[f"{spot.path}.{name}"] for name in ("q_norm", "k_norm"))
+    q_D, k_D = (spot.weights.norms[f"{spot.path}.{name}"].weight for name in ("q_norm", "k_norm"))
     both_ND = torch.cat([q_D.expand(part.num_heads, -1), k_D.expand(part.num_kv_heads, -1)])
     spot.weights.held.append(both_ND)
-    return cpu.Norm(address(both_ND), part.q_norm.eps)
+    return cpu.Norm(address(both_ND), None, part.q_norm.eps, part.q_norm.center)
 
 
 @operations.register
 def _mlp(part: parts.Mlp, spot: Spot) -> Iterator[Operation]:
     yield Operation("gate", (spot.product("gate_up"), _ACTIVATIONS[part.activation]))
+    yield spot.yields("down")
+
+
+@operations.register
+def _plain_mlp(part: parts.PlainMlp, spot: Spot) -> Iterator[Operation]:
+    yield Operation("gate", (spot.product("up"), _ACTIVATIONS[part.activation]))
     yield spot.yields("down")
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sapwood.arch.parts import Linear, Place, StoredTensor
 from sapwood.arch.shard import Piece
-from sapwood.kernels import Activation, Kernels, RmsNorm
+from sapwood.kernels import FUSED, Activation, Kernels, LayerNorm, RmsNorm
 from sapwood.quant.source import Source
 
 
@@ -53,6 +53,22 @@ class Weights(Leaf):
         `residual` may be overwritten with the sum; `x` may not.
         """
         return self._kernels.around(self.forward, x_TI, norm, residual_TI, activation)
+
+    def behind(
+        self, x_TI: Tensor, residual_TI: Tensor | None, norm: RmsNorm | LayerNorm | None, gate: Activation | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """`normed` behind any norm, or none, and with any gate."""
+        if gate is not None and gate not in FUSED:
+            y_TO, sum_TI = self.behind(x_TI, residual_TI, norm)
+            return self._kernels.gated(y_TO, gate), sum_TI
+        if isinstance(norm, RmsNorm):
+            return self.normed(x_TI, residual_TI, norm, gate)
+        if norm is not None:
+            normed_TI, sum_TI = self._kernels.layer_norm(x_TI, residual_TI, norm)
+        else:
+            normed_TI = sum_TI = x_TI if residual_TI is None else x_TI + residual_TI
+        y_TO = self(normed_TI)
+        return (y_TO if gate is None else self._kernels.gated(y_TO, gate)), sum_TI
 
 
 class Method(Protocol):

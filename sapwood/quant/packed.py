@@ -8,6 +8,8 @@ Suffix legend: T tokens, I inputs, O outputs.
 
 from __future__ import annotations
 
+import bisect
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
@@ -15,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sapwood.arch.parts import Embedding, Leaf, Linear, Place, StoredTensor
+from sapwood.arch.parts import Embedding, Leaf, Linear, Place, Positions, StoredTensor
 from sapwood.arch.shard import Piece
 from sapwood.kernels import Kernels
 from sapwood.kernels.cpu.library import Handle, Machine, address
@@ -151,16 +153,17 @@ class Packed:
 
 
 class PackedLinear(Weights):
-    """A matrix for each of a Linear's parts, or the one of an embedding, whose rows can be read. Memory is taken as pieces
-    come, since they say what form they have."""
+    """A matrix for each of a Linear's parts, or the one of a table, whose rows can be read. Memory is taken as pieces come,
+    since they say what form they have; a part may come in several, all of one form."""
 
     def __init__(self, part: Leaf, machine: Machine, rounded: Rounded | None, kernels: Kernels) -> None:
         super().__init__(kernels)
         if isinstance(part, Linear):
             self._sizes, self._inp, has_bias = [one.size for one in part.parts], part.inp, part.bias
         else:
-            assert isinstance(part, Embedding)
-            self._sizes, self._inp, has_bias = [part.vocab_size], part.hidden_size, False
+            assert isinstance(part, Embedding | Positions)
+            count = part.vocab_size if isinstance(part, Embedding) else part.count
+            self._sizes, self._inp, has_bias = [count], part.hidden_size, False
         self._machine, self._rounded = machine, rounded
         self._matrices: dict[int, PackedWeights] = {}  # by their first output
         self._bias = torch.zeros(sum(self._sizes)) if has_bias else None
@@ -172,7 +175,8 @@ class PackedLinear(Weights):
             assert self._bias is not None
             self._bias[rows] = plain(piece, source).float()
         else:
-            self._put(rows.start, source.stored(piece.name, piece.source[0]) or stored(plain(piece, source)), rows.stop)
+            blocks = None if piece.transposed else source.stored(piece.name, piece.source[0])
+            self._put(rows.start, blocks or stored(plain(piece, source)), rows.stop)
 
     def randomize(self, random: torch.Generator) -> None:
         values_OI = torch.empty(sum(self._sizes), self._inp).normal_(std=0.02, generator=random)
@@ -184,10 +188,14 @@ class PackedLinear(Weights):
             self._bias.normal_(std=0.02, generator=random)
 
     def _put(self, first: int, rows: Stored, end: int) -> None:
-        """Pack the rows that are outputs [first, end)."""
-        made = PackedWeights(self._machine, packing(rows.form, self._inp, self._rounded), end - first, self._inp)
-        made.put(rows, 0, end - first)
-        self._matrices[first] = made
+        """Pack the rows that are outputs [first, end), of one part."""
+        begins = list(itertools.accumulate(self._sizes, initial=0))
+        part = bisect.bisect_right(begins, first) - 1
+        begin = begins[part]
+        if begin not in self._matrices:
+            form = packing(rows.form, self._inp, self._rounded)
+            self._matrices[begin] = PackedWeights(self._machine, form, self._sizes[part], self._inp)
+        self._matrices[begin].put(rows, first - begin, end - first)
 
     def finish(self) -> None:
         ordered = sorted(self._matrices.items())

@@ -228,6 +228,11 @@ class World:
         for head in range(self.group.kind.num_heads):
             kv_head = head * self.group.kind.num_kv_heads // self.group.kind.num_heads
             scores_LL = q_LHD[:, head] @ k_LKD[:, kv_head].T * self.scale
+            if (cap := self.group.kind.cap) is not None:
+                scores_LL = (scores_LL / cap).tanh() * cap
+            if (slopes := self.group.kind.slopes) is not None:
+                places_L = torch.arange(len(q_LHD))
+                scores_LL = scores_LL - slopes[head] * (places_L[:, None] - places_L)
             seen_LL = torch.ones_like(scores_LL).tril().triu(1 - window).bool()
             weights_LL = torch.where(seen_LL, scores_LL.exp(), 0.0)
             out_LHD[:, head] = weights_LL @ v_LKD[:, kv_head] / weights_LL.sum(dim=-1, keepdim=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sapwood.attention.base import rotated
-from sapwood.kernels import PLAIN, NormRope
+from sapwood.kernels import NormRope
 from tests import kv
 
 pytest.importorskip("triton")
@@ -21,13 +21,13 @@ DEVICES = [
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("keep", [False, True])
-@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("norm", [None, {}, {"center": True}, {"late": True, "interleaved": True}], ids=str)
 @pytest.mark.parametrize(
     ("num_heads", "num_kv_heads", "head_dim", "half"), [(6, 2, 16, 8), (3, 1, 24, 12), (7, 1, 20, 6)]
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_as_plain(
-    num_heads: int, num_kv_heads: int, head_dim: int, half: int, norm: bool, keep: bool, dtype: torch.dtype, device: str
+    num_heads: int, num_kv_heads: int, head_dim: int, half: int, norm: dict[str, bool] | None, keep: bool, dtype: torch.dtype, device: str
 ) -> None:
     from sapwood.kernels.triton.place import place
 
@@ -38,15 +38,15 @@ def test_as_plain(
     random = torch.Generator().manual_seed(head_dim)
     wide = torch.randn(num_tokens, (num_heads + 2 * num_kv_heads) * head_dim + 16, generator=random).to(dtype)
     angles_TF = torch.randn(num_tokens, half, generator=random)
-    norm_ND = torch.rand(num_heads + num_kv_heads, head_dim, generator=random) + 0.5 if norm else None
+    norm_ND = torch.rand(num_heads + num_kv_heads, head_dim, generator=random) + 0.5 if norm is not None else None
     heads_TXD = wide[:, 16:].unflatten(-1, (-1, head_dim))  # tokens lie apart
-    rope = NormRope(angles_TF.cos(), angles_TF.sin(), norm_ND, 1e-6)
+    rope = NormRope(angles_TF.cos(), angles_TF.sin(), norm_ND, 1e-6, **(norm or {}))
     cells_T = torch.tensor([9, 31, 0, 15, 8])
-    want_q, want_k, want_v = rotated(heads_TXD.clone(), rope, group.kind, PLAIN)
+    want_q, want_k, want_v = rotated(heads_TXD.clone(), rope, group.kind)
 
     wide, cells_T = wide.to(device), cells_T.to(device)
     heads_TXD = wide[:, 16:].unflatten(-1, (-1, head_dim))
-    moved = NormRope(*(None if part is None else part.to(device) for part in rope[:3]), rope.eps)  # type: ignore[arg-type]
+    moved = NormRope(*(None if part is None else part.to(device) for part in rope[:3]), *rope[3:])  # type: ignore[arg-type]
     keys = torch.full((num_pages, num_kv_heads, page_size, head_dim), torch.nan, dtype=dtype, device=device)
     values = keys.clone()
     before = heads_TXD.clone()

@@ -56,6 +56,14 @@ def test_members(start: Start, run: Any, num_members: int) -> None:
     world.check()
 
 
+def test_bent_scores(start: Start, run: Any) -> None:
+    """Capped, and falling with the distance of each member."""
+    runs = [run(0, 3 * PAGE, tuple(range(17)))]
+    world, backend = start(tuple(27 + slot % 9 for slot in range(17)), runs, cap=0.5, slopes=(0.2, 0.01))
+    world.step(backend, [(slot, 1) for slot in range(17)], runs=runs)
+    world.check()
+
+
 @pytest.mark.parametrize("repeat", [1, 2, 4, 7, 8])
 def test_heads(start: Start, run: Any, repeat: int) -> None:
     runs = [run(0, 2 * PAGE, (0, 2, 1))]

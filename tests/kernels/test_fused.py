@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sapwood.kernels import PLAIN, Kernels
+from sapwood.kernels import PLAIN, Activation, Kernels, LayerNorm
 
 pytest.importorskip("triton")
 
@@ -73,19 +73,20 @@ def test_add_rms_norm(fused: Kernels, device: str, dtype: torch.dtype) -> None:
     assert torch.equal(x, before)
 
 
-@pytest.mark.parametrize(("head_dim", "half"), [(16, 8), (24, 12), (24, 8), (80, 16)])
-@pytest.mark.parametrize("num_heads", [1, 11])
-def test_rope(fused: Kernels, device: str, dtype: torch.dtype, head_dim: int, half: int, num_heads: int) -> None:
-    x = draw(3, num_heads, head_dim, device=device, dtype=dtype)
-    cos, sin = (draw(3, half, device=device).contiguous().sin() for _ in range(2))
-    weight = draw(num_heads, head_dim, device=device).contiguous()
-    same(fused.rope(x.clone(), cos, sin), PLAIN.rope(x, cos, sin))
-    expected = PLAIN.norm_rope(x, weight, 1e-6, cos, sin)
-    same(fused.norm_rope(x, weight, 1e-6, cos, sin), expected)
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("added", [False, True])
+def test_layer_norm(fused: Kernels, device: str, dtype: torch.dtype, added: bool, bias: bool) -> None:
+    x, weight = draw(3, 96, device=device, dtype=dtype) + 1, draw(96, device=device).contiguous()
+    residual = draw(4, 96, device=device, dtype=dtype)[1:] if added else None
+    norm = LayerNorm(weight, 1e-5, draw(96, device=device).contiguous() if bias else None)
+    expected = PLAIN.layer_norm(x, None if residual is None else residual.clone(), norm)
+    for got, wanted in zip(fused.layer_norm(x, residual, norm), expected, strict=True):
+        same(got, wanted)
 
 
-@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh", "gelu", "relu", "relu2"])
 @pytest.mark.parametrize("size", [24, 1100])
-def test_gated(fused: Kernels, device: str, dtype: torch.dtype, activation: str, size: int) -> None:
+def test_activations(fused: Kernels, device: str, dtype: torch.dtype, activation: Activation, size: int) -> None:
     x = 3 * draw(2, 2 * size, device=device, dtype=dtype)
-    same(fused.gated(x, activation), PLAIN.gated(x, activation))  # type: ignore[arg-type]
+    same(fused.gated(x, activation), PLAIN.gated(x, activation))
+    same(fused.activated(x, activation), PLAIN.activated(x, activation))

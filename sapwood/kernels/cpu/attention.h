@@ -229,6 +229,20 @@ INLINE void add_all_values(const Cells& kv, const size_t* cells, int count, cons
     for (; column < kv.width; column += W) add_values<STORE, N, 1>(kv, cells, count, column, scores, by, states);
 }
 
+// Capped, and less by distance: scores of positions from `first` on.
+INLINE void bend(const Cells& kv, float* scores, int filled, float slope, int first, int position) {
+    for (int c = 0; c < filled; c += W) {
+        vf v = load(scores + c);
+        if (kv.cap > 0) v = vtanh(v / kv.cap) * kv.cap;
+        if (slope != 0) {
+            vf places;
+            for (int i = 0; i < W; i++) places[i] = float(first + c + i - position);
+            v += places * slope;
+        }
+        store(scores + c, v);
+    }
+}
+
 // One query's scores of a block become weights; its state takes all but the values.
 INLINE Weigh soften(float* scores, int filled, float* state, int width) {
     vf peak = splat(-INFINITY), broken{}, totals{};
@@ -260,6 +274,7 @@ void attend(const Cells& kv, int layer, int head, const Item& item, const Attend
     const int repeat = kv.heads / kv.kv_heads, width = kv.width, all = kv.heads + 2 * kv.kv_heads, state = kv.state();
     // Members of a shared run may be more than one piece of queries.
     const int at_once = std::max(1, QUERIES / repeat);
+    const bool bent = kv.cap > 0 || !kv.slopes.empty();
     for (int first = 0; first < item.number; first += at_once) {
         const int number = std::min(at_once, item.number - first), queries = number * repeat;
         const int* tokens = plan.tokens.data() + item.first + first;
@@ -300,6 +315,10 @@ void attend(const Cells& kv, int layer, int head, const Item& item, const Attend
                 float* s = scores + n * SPAN;
                 if constexpr (STORE == KEEP_I8)
                     for (int c = skipped; c < count; c++) s[c] *= kv.key_scales[cells[c]];
+                if (bent) {
+                    float slope = kv.slopes.empty() ? 0 : kv.slopes[head * repeat + n % repeat];
+                    bend(kv, s, filled, slope, begin, int(positions[tokens[n / repeat]]));
+                }
                 for (int c = 0; c < std::min(filled, lows[n] - begin); c++) s[c] = -INFINITY;
                 for (int c = std::max(0, highs[n] - begin); c < filled; c++) s[c] = -INFINITY;
                 by[n] = soften(s, filled, stretches + n * state, width);

@@ -12,6 +12,8 @@ struct Cells {
     int layers, heads, kv_heads, dim, width;  // width: dim rounded up to whole vectors
     int window;                               // 0: none
     int page;                                 // positions of a page, a multiple of 16
+    float cap = 0;                            // scores become cap * tanh(score / cap); 0: they do not
+    std::vector<float> slopes;                // of each query head, what a score loses with each position of distance; none: nothing
     size_t cells;
     uint8_t *keys, *values;
     float *key_scales, *value_scales;  // of KEEP_I8: [layer, kv_head, cell]

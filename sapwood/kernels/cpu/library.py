@@ -15,7 +15,7 @@ FOLDER = Path(__file__).parent / "lib"
 
 
 class Norm(Structure):
-    _fields_ = [("weight", c_void_p), ("eps", c_float)]
+    _fields_ = [("weight", c_void_p), ("bias", c_void_p), ("eps", c_float), ("center", c_int)]
 
 
 class Heads(Structure):
@@ -25,6 +25,8 @@ class Heads(Structure):
         ("sin", c_void_p),
         ("half", c_int),
         ("by_token", c_int),
+        ("interleaved", c_int),
+        ("late", c_int),
         ("group", c_int),
         ("layer", c_int),
         ("scale", c_float),
@@ -93,6 +95,7 @@ _SIGNATURES: Mapping[str, tuple[Any, Sequence[Any]]] = {
     "linear_add": (None, [_P, _P, _P]),
     "linear_apply": (_status, [_P, _P, _P, _I, _P]),
     "cells_new": (_P, [_I, _I, _I, _I, _I, _I, _I]),
+    "cells_bend": (None, [_P, _F, _P]),
     "cells_free": (None, [_P]),
     "cells_allocate": (_I, [_P, _L]),
     "cells_keys": (_P, [_P]),
@@ -104,11 +107,13 @@ _SIGNATURES: Mapping[str, tuple[Any, Sequence[Any]]] = {
     "stack_free": (None, [_P]),
     "stack_add_group": (None, [_P, _P]),
     "stack_embed": (None, [_P, _P, _F]),
-    "stack_norm": (None, [_P, POINTER(Norm), POINTER(Norm), _I, _I]),
+    "stack_positions": (None, [_P, _P]),
+    "stack_norm_columns": (None, [_P, POINTER(Norm), _I, _I, _I, _I]),
+    "stack_norm": (None, [_P, POINTER(Norm), POINTER(Norm), _F, _I, _I]),
     "stack_project": (None, [_P, _P, _I, _I]),
     "stack_attend": (None, [_P, POINTER(Heads), _I]),
     "stack_gate": (None, [_P, _P, _I]),
-    "stack_finish": (None, [_P, POINTER(Norm), POINTER(Norm), _I, _I]),
+    "stack_finish": (None, [_P, POINTER(Norm), POINTER(Norm), _F, _I, _I]),
     "stack_forward": (_status, [_P, POINTER(Step), _P]),
 }
 

@@ -70,8 +70,9 @@ std::string layout(const char* names, Fields S::*... fields) {
 // Every struct that crosses this interface, as compiled: `library.py` compares it with its own. A new one is a line here and there.
 API const char* sapwood_layouts() {
     static const std::string lines =
-        LAYOUT(&Norm::weight, &Norm::eps) +
-        LAYOUT(&Heads::norm, &Heads::cos, &Heads::sin, &Heads::half, &Heads::by_token, &Heads::group, &Heads::layer, &Heads::scale) +
+        LAYOUT(&Norm::weight, &Norm::bias, &Norm::eps, &Norm::center) +
+        LAYOUT(&Heads::norm, &Heads::cos, &Heads::sin, &Heads::half, &Heads::by_token, &Heads::interleaved, &Heads::late, &Heads::group,
+               &Heads::layer, &Heads::scale) +
         LAYOUT(&Step::num_tokens, &Step::num_rows, &Step::ids, &Step::positions, &Step::slots, &Step::starts, &Step::counts,
                &Step::offsets, &Step::tables, &Step::strides, &Step::cells, &Step::num_runs, &Step::run_lows, &Step::run_highs,
                &Step::run_firsts, &Step::run_sizes, &Step::run_slots, &Step::run_tokens);
@@ -177,6 +178,11 @@ API int linear_apply(Machine* machine, const Linear* linear, const float* x, int
 API Cells* cells_new(int store, int layers, int heads, int kv_heads, int dim, int window, int page) {
     return made([&] { return new Cells(Store(store), layers, heads, kv_heads, dim, window, page); });
 }
+// Scores are capped and fall with distance; a cap of 0 and no slopes (null) are none.
+API void cells_bend(Cells* cells, float cap, const float* slopes) {
+    cells->cap = cap;
+    if (slopes) cells->slopes.assign(slopes, slopes + cells->heads);
+}
 API void cells_free(Cells* cells) { delete cells; }
 API int cells_allocate(Cells* cells, int64_t pages) { return cells->allocate(size_t(pages)); }
 API void* cells_keys(const Cells* cells) { return cells->keys; }
@@ -211,8 +217,12 @@ API void stack_add_group(Stack* stack, Cells* cells) { stack->groups.push_back(c
 
 // Its operations, in their order; see `stack.h`.
 API void stack_embed(Stack* stack, const Weights* table, float scale) { stack->add(std::make_unique<Embed>(*table, scale)); }
-API void stack_norm(Stack* stack, const Norm* norm, const Norm* after, int from, int size) {
-    stack->add(std::make_unique<Normalise>(*norm, *after, from, size));
+API void stack_positions(Stack* stack, const Weights* table) { stack->add(std::make_unique<AddPositions>(*table)); }
+API void stack_norm_columns(Stack* stack, const Norm* norm, int which, int width, int first, int size) {
+    stack->add(std::make_unique<NormColumns>(*norm, which, width, first, size));
+}
+API void stack_norm(Stack* stack, const Norm* norm, const Norm* after, float scale, int from, int size) {
+    stack->add(std::make_unique<Normalise>(*norm, *after, scale, from, size));
 }
 API void stack_project(Stack* stack, const Linear* linear, int to, int add) {
     stack->add(std::make_unique<Project>(*linear, to, add));
@@ -221,8 +231,8 @@ API void stack_attend(Stack* stack, const Heads* how, int from) { stack->add(std
 API void stack_gate(Stack* stack, const Linear* linear, int activation) {
     stack->add(std::make_unique<Gate>(*linear, activation));
 }
-API void stack_finish(Stack* stack, const Norm* norm, const Norm* after, int from, int size) {
-    stack->add(std::make_unique<Finish>(*norm, *after, from, size));
+API void stack_finish(Stack* stack, const Norm* norm, const Norm* after, float scale, int from, int size) {
+    stack->add(std::make_unique<Finish>(*norm, *after, scale, from, size));
 }
 
 API int stack_forward(Stack* stack, const Step* step, float* hidden) {

@@ -172,6 +172,17 @@ INLINE vf vtanh(vf x) {
     return (e - 1.0f) / (e + 1.0f);
 }
 
+// Abramowitz and Stegun, 7.1.26: within 1.5e-7.
+INLINE vf verf(vf x) {
+    vf size = vabs(x), t = 1.0f / (size * 0.3275911f + 1.0f), y = splat(1.061405429f);
+    y = fused(y, t, splat(-1.453152027f));
+    y = fused(y, t, splat(1.421413741f));
+    y = fused(y, t, splat(-0.284496736f));
+    y = fused(y, t, splat(0.254829592f));
+    y = 1.0f - y * t * vexp(-size * size);
+    return x < vf{} ? -y : y;
+}
+
 INLINE vf vgelu(vf x) {  // the tanh approximation
     return x * 0.5f * (vtanh((x + x * x * x * 0.044715f) * 0.7978845608028654f) + 1.0f);
 }

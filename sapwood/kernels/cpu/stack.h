@@ -9,11 +9,12 @@
 #include "attention.h"
 #include "pool.h"
 
-enum Activation : int { SILU, GELU_TANH };
+enum Activation : int { SILU, GELU_TANH, GELU, RELU, RELU2 };
 
 struct Norm {
-    const float* weight;  // null: none
+    const float *weight, *bias;  // no weight: no norm; no bias: none
     float eps;
+    int center;  // layer norm: of what differs from the mean
 };
 
 // How products want the rows that they take.
@@ -43,6 +44,7 @@ struct Heads {
     Norm norm;               // weights [query heads | key heads][dim], or none
     const float *cos, *sin;  // [position][half], or [token][half] where `by_token`
     int half, by_token;
+    int interleaved, late;   // 2i turns with 2i + 1, not i with i + half; the norm comes after
     int group, layer;        // which cells, which of their layers
     float scale;
 };
@@ -63,14 +65,30 @@ constexpr int STRIP = 64;    // rows whose outputs lie in the cache meanwhile
 constexpr int BULK = 512;    // rows that a thread takes at a time
 
 INLINE void normed(const float* x, const Norm& norm, int size, float* out) {
+    if (!norm.weight) {
+        if (out != x) std::memcpy(out, x, size * 4);
+        return;
+    }
+    float mean = 0;
+    if (norm.center) {
+        vf all{};
+        int i = 0;
+        for (; i + W <= size; i += W) all += load(x + i);
+        mean = sum(all);
+        for (; i < size; i++) mean += x[i];
+        mean /= size;
+    }
     vf squares{};
     int i = 0;
-    for (; i + W <= size; i += W) squares += load(x + i) * load(x + i);
+    for (; i + W <= size; i += W) squares += (load(x + i) - mean) * (load(x + i) - mean);
     float total = sum(squares);
-    for (int j = i; j < size; j++) total += x[j] * x[j];
+    for (int j = i; j < size; j++) total += (x[j] - mean) * (x[j] - mean);
     float inverse = 1.0f / std::sqrt(total / size + norm.eps);
-    for (i = 0; i + W <= size; i += W) store(out + i, load(x + i) * inverse * load(norm.weight + i));
-    for (; i < size; i++) out[i] = x[i] * inverse * norm.weight[i];
+    for (i = 0; i + W <= size; i += W) store(out + i, (load(x + i) - mean) * inverse * load(norm.weight + i));
+    for (; i < size; i++) out[i] = (x[i] - mean) * inverse * norm.weight[i];
+    if (!norm.bias) return;
+    for (i = 0; i + W <= size; i += W) store(out + i, load(out + i) + load(norm.bias + i));
+    for (; i < size; i++) out[i] += norm.bias[i];
 }
 
 INLINE void add_to(float* x, const float* y, int size) {
@@ -88,6 +106,23 @@ INLINE void turn(float* head, const float* cos, const float* sin, int half) {
     for (; i < half; i++) {
         float low = head[i], high = head[half + i];
         head[i] = low * cos[i] - high * sin[i], head[half + i] = high * cos[i] + low * sin[i];
+    }
+}
+
+INLINE void turn_interleaved(float* head, const float* cos, const float* sin, int half) {
+    for (int i = 0; i < half; i++) {
+        float low = head[2 * i], high = head[2 * i + 1];
+        head[2 * i] = low * cos[i] - high * sin[i], head[2 * i + 1] = high * cos[i] + low * sin[i];
+    }
+}
+
+INLINE vf activate(vf v, int activation) {
+    switch (activation) {
+        case SILU: return vsilu(v);
+        case GELU_TANH: return vgelu(v);
+        case GELU: return v * 0.5f * (verf(v * 0.7071067811865476f) + 1.0f);
+        case RELU: return vmax(v, vf{});
+        default: return vmax(v, vf{}) * vmax(v, vf{});
     }
 }
 
@@ -191,11 +226,13 @@ struct Machine {
         });
     }
 
-    // inner = activation(gate) * up, in the form that is wanted. The two halves of `gate_up` are its two weights.
+    // inner = activation(gate) * up, in the form that is wanted. The two halves of `gate_up` are its two weights; where there is
+    // only one, its activation alone.
     void gated(int id, const Linear& gate_up, const Want& want, const Rows& x, int rows, const Rows& inner, int activation) {
         float* gates = strips[id].data;
         float* ups = gates + STRIP * CHUNK;
-        const Weights &gate = *gate_up.weights[0], &up = *gate_up.weights[1];
+        const Weights& gate = *gate_up.weights[0];
+        const Weights* up = gate_up.weights.size() > 1 ? gate_up.weights[1] : nullptr;
         int bulks = (rows + BULK - 1) / BULK, total = (gate.outs + CHUNK - 1) / CHUNK;
         pool.share(bulks * total, [&](int unit) {
             int first = unit / total * BULK, last = std::min(first + BULK, rows);
@@ -204,16 +241,16 @@ struct Machine {
                 int end = std::min(row + STRIP, last);
                 for (int tile = 0; tile * TILE < width; tile++) {
                     multiply(gate, begin / TILE + tile, x, row, end, gates + tile * TILE, CHUNK);
-                    multiply(up, begin / TILE + tile, x, row, end, ups + tile * TILE, CHUNK);
+                    if (up) multiply(*up, begin / TILE + tile, x, row, end, ups + tile * TILE, CHUNK);
                 }
                 for (int r = row; r < end; r++) {
                     float *g = gates + (r - row) * CHUNK, *u = ups + (r - row) * CHUNK;
                     if (gate_up.biases[0]) add_to(g, gate_up.biases[0] + begin, width);
-                    if (gate_up.biases[1]) add_to(u, gate_up.biases[1] + begin, width);
+                    if (up && gate_up.biases[1]) add_to(u, gate_up.biases[1] + begin, width);
                     int padded = (width + W - 1) / W * W;
                     for (int i = 0; i < padded; i += W) {
-                        vf v = load(g + i);
-                        store(g + i, (activation == SILU ? vsilu(v) : vgelu(v)) * load(u + i));
+                        vf v = activate(load(g + i), activation);
+                        store(g + i, up ? v * load(u + i) : v);
                     }
                     if (want.bytes) quantise(inner, r, want.ins, begin / 32, g);
                     if (want.floats) std::memcpy(inner.floats + size_t(r) * want.ins + begin, g, width * 4);
@@ -260,8 +297,12 @@ struct Machine {
         const int64_t angle = (how.by_token ? token : step.positions[token]) * how.half;
         auto finish = [&](int which) {
             float* x = row + which * dim;
-            if (how.norm.weight) normed(x, {how.norm.weight + size_t(which) * dim, how.norm.eps}, dim, x);
-            turn(x, how.cos + angle, how.sin + angle, how.half);
+            Norm norm = how.norm;
+            if (norm.weight) norm.weight += size_t(which) * dim;
+            if (!how.late) normed(x, norm, dim, x);
+            if (how.interleaved) turn_interleaved(x, how.cos + angle, how.sin + angle, how.half);
+            else turn(x, how.cos + angle, how.sin + angle, how.half);
+            if (how.late) normed(x, norm, dim, x);
         };
         for (int q = head * repeat; q < (head + 1) * repeat; q++) finish(q);
         finish(kv.heads + head);
@@ -339,25 +380,64 @@ struct Embed : Op {
     }
 };
 
-// x = the stream's norm. Where there is a norm `after`, that of what lies in buffer `from` is added to the stream first.
+// To the stream is added the row of `table` for each token's position.
+struct AddPositions : Op {
+    const Weights& table;
+
+    explicit AddPositions(const Weights& table) : table(table) {}
+    void reserve(Room& room) const override { room.buffer(1, table.ins); }
+    void run(Pass& pass) const override {
+        Pool& pool = pass.machine.pool;
+        pool.share(pass.step.num_tokens, [&](int t) {
+            float* row = pass.buffers[1] + size_t(t) * table.ins;
+            read_row(table, int(pass.step.positions[t]), 1.0f, row);
+            add_to(pass.buffers[0] + size_t(t) * table.ins, row, table.ins);
+        });
+        pool.barrier();
+    }
+};
+
+// Columns [first, first + size) of buffer `which`, whose rows are `width` wide, become their norm.
+struct NormColumns : Op {
+    const Norm norm;
+    const int which, width, first, size;
+
+    NormColumns(const Norm& norm, int which, int width, int first, int size)
+        : norm(norm), which(which), width(width), first(first), size(size) {}
+    void reserve(Room& room) const override { room.buffer(which, width); }
+    void run(Pass& pass) const override {
+        pass.machine.pool.share(pass.step.num_tokens, [&](int t) {
+            float* x = pass.buffers[which] + size_t(t) * width + first;
+            normed(x, norm, size, x);
+        });
+        pass.machine.pool.barrier();
+    }
+};
+
+// x = the stream's norm, or its rows as they are. Unless `scale` is 0, so much of the norm `after` of what lies in buffer `from`,
+// or of that itself, is added to the stream first.
 struct Normalise : Op {
     const Norm norm, after;
+    const float scale;
     const int from, size;
 
-    Normalise(const Norm& norm, const Norm& after, int from, int size) : norm(norm), after(after), from(from), size(size) {}
+    Normalise(const Norm& norm, const Norm& after, float scale, int from, int size)
+        : norm(norm), after(after), scale(scale), from(from), size(size) {}
     bool leaves() const override { return true; }
     void reserve(Room& room) const override { Room::grow(room.wide, wanted.ins); }
     void run(Pass& pass) const override {
         Machine& m = pass.machine;
-        bool joins = after.weight != nullptr;
+        bool joins = scale != 0;
         pass.x = m.rows_for(pass.id, wanted, pass.step.num_tokens, m.wide, joins, [&](int t, float* out) { row(pass, t, out); });
     }
 
 protected:
     INLINE void row(const Pass& pass, int t, float* out) const {
         float* x = pass.buffers[0] + size_t(t) * size;
-        if (after.weight) {
+        if (scale != 0) {
             normed(pass.buffers[from] + size_t(t) * size, after, size, out);
+            if (scale != 1)
+                for (int i = 0; i < size; i++) out[i] *= scale;
             add_to(x, out, size);
         }
         normed(x, norm, size, out);
@@ -410,7 +490,7 @@ struct AttendHeads : Op {
     }
 };
 
-// x = activation(gate) * up, the two halves of x * linear.
+// x = activation(gate) * up, the two halves of x * linear; or the activation of all of it, if it has one part.
 struct Gate : Op {
     const Linear& linear;
     const int activation;

@@ -1,7 +1,8 @@
 """Online softmax: a tile of queries takes in keys and values, a block of positions at a time.
 
 What a tile carries along are, for each of its rows, the best score, the sum of the weights relative to it, and the weighted
-sum of the values. Scores are kept in base 2: `scale`, which is positive, comes multiplied by log2(e).
+sum of the values. Scores are kept in base 2: `scale`, which is positive, comes multiplied by log2(e). With CAP they are
+capped at so much, and with `slope_M` they fall by so much a position, both in base 2 as well.
 
 Suffix legend: T tokens, K KV heads, X heads side by side, D head size, H pairs of dimensions, M rows of a tile (queries x
 heads), N positions of a block.
@@ -42,10 +43,12 @@ def absorb(
     keys,
     values,
     scale,
+    slope_M,
     K: tl.constexpr,
     D: tl.constexpr,
     PAGE: tl.constexpr,
     WINDOW: tl.constexpr,
+    CAP: tl.constexpr,
     BOUNDED: tl.constexpr,
     CAUSAL: tl.constexpr,
     N: tl.constexpr,
@@ -74,7 +77,8 @@ def absorb(
             k_ND = tl.load(k_place).to(q_MD.dtype)
             v_ND = tl.load(v_place).to(q_MD.dtype)
         best_M, total_M, acc_MD = _weigh(
-            best_M, total_M, acc_MD, q_MD, k_ND, v_ND, position_M, position_N, inside_N, scale, WINDOW, BOUNDED, CAUSAL
+            best_M, total_M, acc_MD, q_MD, k_ND, v_ND, position_M, position_N, inside_N, scale, slope_M,
+            WINDOW, CAP, BOUNDED, CAUSAL,
         )
     return best_M, total_M, acc_MD
 
@@ -108,6 +112,7 @@ def absorb_pairs(
     total_M,
     acc_MD,
     q_MD,
+    position_M,
     begin,
     end,
     low,
@@ -115,10 +120,12 @@ def absorb_pairs(
     keys,
     values,
     scale,
+    slope_M,
     K: tl.constexpr,
     D: tl.constexpr,
     PAGE: tl.constexpr,
     WINDOW: tl.constexpr,
+    CAP: tl.constexpr,
     BOUNDED: tl.constexpr,
     CVT: tl.constexpr,
     M: tl.constexpr,
@@ -154,9 +161,10 @@ def absorb_pairs(
             v_NH = tl.load(v_place)
         even_NH, odd_NH = _widen(k_NH, CVT)
         score_MN = tl.dot(odd_MH, tl.trans(odd_NH), tl.dot(even_MH, tl.trans(even_NH)))
+        score_MN = _bend(score_MN, position_M, position_N, scale, slope_M, CAP)
         if BOUNDED:
             score_MN = tl.where(inside_N[None, :], score_MN, float("-inf"))
-        best_M, total_M, shrink_M, weight_MN = _soften(best_M, total_M, score_MN, scale, BOUNDED)
+        best_M, total_M, shrink_M, weight_MN = _soften(best_M, total_M, score_MN, scale, slope_M, CAP, BOUNDED)
         weight_MN = weight_MN.to(tl.float16)
         even_NH, odd_NH = _widen(v_NH, CVT)
         even_acc_MH = tl.dot(weight_MN, even_NH, even_acc_MH * shrink_M[:, None])
@@ -180,9 +188,11 @@ def absorb_dense(
     kv_TX,
     column,
     scale,
+    slope_M,
     K: tl.constexpr,
     D: tl.constexpr,
     WINDOW: tl.constexpr,
+    CAP: tl.constexpr,
     BOUNDED: tl.constexpr,
     TMA: tl.constexpr,
     N: tl.constexpr,
@@ -209,7 +219,8 @@ def absorb_dense(
                 k_ND = tl.load(k_TD + place)
                 v_ND = tl.load(v_TD + place)
         best_M, total_M, acc_MD = _weigh(
-            best_M, total_M, acc_MD, q_MD, k_ND, v_ND, position_M, position_N, inside_N, scale, WINDOW, BOUNDED, True
+            best_M, total_M, acc_MD, q_MD, k_ND, v_ND, position_M, position_N, inside_N, scale, slope_M,
+            WINDOW, CAP, BOUNDED, True,
         )
     return best_M, total_M, acc_MD
 
@@ -226,12 +237,15 @@ def _weigh(
     position_N,
     inside_N,
     scale,
+    slope_M,
     WINDOW: tl.constexpr,
+    CAP: tl.constexpr,
     BOUNDED: tl.constexpr,
     CAUSAL: tl.constexpr,
 ):
     """One block's step of the online softmax. Without BOUNDED every query sees the whole block."""
     score_MN = tl.dot(q_MD, tl.trans(k_ND), input_precision="ieee")
+    score_MN = _bend(score_MN, position_M, position_N, scale, slope_M, CAP)
     if BOUNDED:
         if CAUSAL:
             seen_MN = inside_N[None, :] & (position_N[None, :] <= position_M[:, None])
@@ -240,15 +254,29 @@ def _weigh(
             score_MN = tl.where(seen_MN, score_MN, float("-inf"))
         else:
             score_MN = tl.where(inside_N[None, :], score_MN, float("-inf"))
-    best_M, total_M, shrink_M, weight_MN = _soften(best_M, total_M, score_MN, scale, BOUNDED)
+    best_M, total_M, shrink_M, weight_MN = _soften(best_M, total_M, score_MN, scale, slope_M, CAP, BOUNDED)
     acc_MD = acc_MD * shrink_M[:, None]
     acc_MD = tl.dot(weight_MN.to(v_ND.dtype), v_ND, acc_MD, input_precision="ieee")
     return best_M, total_M, acc_MD
 
 
 @jit
-def _soften(best_M, total_M, score_MN, scale, BOUNDED: tl.constexpr):
+def _bend(score_MN, position_M, position_N, scale, slope_M, CAP: tl.constexpr):
+    """Scores that are more than products, scaled: capped (tanh by an exponential), and less by distance. Others as they are."""
+    if CAP > 0:
+        score_MN = CAP - 2.0 * CAP / (tl.exp2(score_MN * (scale * (2.8853900817779268 / CAP))) + 1.0)
+    if slope_M is not None:
+        if CAP == 0:
+            score_MN *= scale
+        score_MN += slope_M[:, None] * (position_N[None, :] - position_M[:, None]).to(tl.float32)
+    return score_MN
+
+
+@jit
+def _soften(best_M, total_M, score_MN, scale, slope_M, CAP: tl.constexpr, BOUNDED: tl.constexpr):
     """Weights of a block, and by what earlier ones shrink, as the best score of a query grows."""
+    if CAP > 0 or slope_M is not None:  # scaled already
+        scale = 1.0
     better_M = tl.maximum(best_M, tl.max(score_MN, axis=1) * scale)
     pivot_M = better_M
     if BOUNDED:  # a query that has seen nothing yet has best -inf, and -inf - -inf would be NaN

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sapwood.kernels import Kernels
+from sapwood.kernels import Activation, Kernels, LayerNorm
 from sapwood.kernels.triton import few, pdl
 from sapwood.kernels.triton.jit import jit
 
@@ -38,14 +38,16 @@ def _norm(
     residual_TE,
     residual_stride,
     weight_E,
+    bias_E,
     out_TE,
     eps,
     E: tl.constexpr,
     ADD: tl.constexpr,
+    CENTER: tl.constexpr,
     PDL: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Grid (T,). ADD: the sum, rounded as it will be read later, replaces the residual."""
+    """Grid (T,). ADD: the sum, rounded as it will be read later, replaces the residual. CENTER: layer norm."""
     token = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, BLOCK)
     inside = i < E
@@ -58,73 +60,44 @@ def _norm(
         kept = (x + tl.load(place, mask=inside, other=0.0).to(tl.float32)).to(residual_TE.dtype.element_ty)
         tl.store(place, kept, mask=inside)
         x = kept.to(tl.float32)
+    if CENTER:
+        x = tl.where(inside, x - tl.sum(x, axis=0) / E, 0.0)
     factor = tl.rsqrt(tl.sum(x * x, axis=0) / E + eps)
-    tl.store(out_TE + token * E + i, (x * factor * weight).to(out_TE.dtype.element_ty), mask=inside)
+    out = x * factor * weight
+    if bias_E is not None:
+        out += tl.load(bias_E + i, mask=inside, other=0.0)
+    tl.store(out_TE + token * E + i, out.to(out_TE.dtype.element_ty), mask=inside)
 
 
 @jit
-def _turn(
-    x_TND,
-    token_stride,
-    head_stride,
-    weight_ND,
-    cos_TF,
-    sin_TF,
-    eps,
-    N: tl.constexpr,
-    D: tl.constexpr,
-    F: tl.constexpr,
-    NORM: tl.constexpr,
-    HEADS: tl.constexpr,
-    F_PAD: tl.constexpr,
-    REST_PAD: tl.constexpr,
+def _gate(
+    x_TX, x_stride, out_TM, M: tl.constexpr, KIND: tl.constexpr, GATED: tl.constexpr, PDL: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Rotate HEADS heads of one token in place, normed first with NORM. Grid (T, ceil(N / HEADS)).
-
-    A head is [low half | high half | rest]; the rest is not turned, and read only to be normed.
-    """
-    token = tl.program_id(0).to(tl.int64)
-    n = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
-    f = tl.arange(0, F_PAD)[None, :]
-    inside = (n < N) & (f < F)
-    place = x_TND + token * token_stride + n * head_stride
-    low = tl.load(place + f, mask=inside, other=0.0).to(tl.float32)
-    high = tl.load(place + F + f, mask=inside, other=0.0).to(tl.float32)
-    if NORM:
-        dtype = x_TND.dtype.element_ty
-        weight = weight_ND + n * D
-        squares = tl.sum(low * low + high * high, axis=1)
-        if REST_PAD > 0:
-            d = 2 * F + tl.arange(0, REST_PAD)[None, :]
-            rest_inside = (n < N) & (d < D)
-            rest = tl.load(place + d, mask=rest_inside, other=0.0).to(tl.float32)
-            squares += tl.sum(rest * rest, axis=1)
-        factor = tl.rsqrt(squares / D + eps)[:, None]
-        low = (low * factor * tl.load(weight + f, mask=inside, other=0.0)).to(dtype).to(tl.float32)
-        high = (high * factor * tl.load(weight + F + f, mask=inside, other=0.0)).to(dtype).to(tl.float32)
-        if REST_PAD > 0:
-            rest = rest * factor * tl.load(weight + d, mask=rest_inside, other=0.0)
-            tl.store(place + d, rest.to(dtype), mask=rest_inside)
-    cos = tl.load(cos_TF + token * F + f, mask=f < F, other=0.0)
-    sin = tl.load(sin_TF + token * F + f, mask=f < F, other=0.0)
-    tl.store(place + f, (low * cos - high * sin).to(x_TND.dtype.element_ty), mask=inside)
-    tl.store(place + F + f, (high * cos + low * sin).to(x_TND.dtype.element_ty), mask=inside)
-
-
-@jit
-def _gate(x_T2M, x_stride, out_TM, M: tl.constexpr, SILU: tl.constexpr, PDL: tl.constexpr, BLOCK: tl.constexpr):
-    """Grid (T, ceil(M / BLOCK))."""
+    """Grid (T, ceil(M / BLOCK)). With GATED the activation of the first M of each row times the others."""
     if PDL:
         pdl.join()
     token = tl.program_id(0).to(tl.int64)
     m = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = m < M
-    gate = tl.load(x_T2M + token * x_stride + m, mask=inside, other=0.0).to(tl.float32)
-    up = tl.load(x_T2M + token * x_stride + M + m, mask=inside, other=0.0).to(tl.float32)
-    # (1 + tanh(u)) / 2 = sigmoid(2 u), so both activations are the gate times a sigmoid.
-    slope = gate if SILU else 1.5957691216057308 * (gate + 0.044715 * gate * gate * gate)
-    out = gate * up / (1.0 + tl.exp(-slope))
+    out = _activate(tl.load(x_TX + token * x_stride + m, mask=inside, other=0.0).to(tl.float32), KIND)
+    if GATED:
+        out *= tl.load(x_TX + token * x_stride + M + m, mask=inside, other=0.0).to(tl.float32)
     tl.store(out_TM + token * M + m, out.to(out_TM.dtype.element_ty), mask=inside)
+
+
+@jit
+def _activate(x, KIND: tl.constexpr):
+    if KIND == "relu" or KIND == "relu2":
+        x = tl.maximum(x, 0.0)
+        if KIND == "relu2":
+            x *= x
+    elif KIND == "gelu":
+        x = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+    else:
+        # (1 + tanh(u)) / 2 = sigmoid(2 u), so both activations are x times a sigmoid.
+        slope = x if KIND == "silu" else 1.5957691216057308 * (x + 0.044715 * x * x * x)
+        x = x / (1.0 + tl.exp(-slope))
+    return x
 
 
 def embed(ids_T: Tensor, weight_VE: Tensor, scale: float) -> Tensor:
@@ -138,54 +111,43 @@ def embed(ids_T: Tensor, weight_VE: Tensor, scale: float) -> Tensor:
 
 
 def rms_norm(x_TE: Tensor, weight_E: Tensor, eps: float) -> Tensor:
-    return _launch_norm(x_TE, None, weight_E, eps)
+    return _launch_norm(x_TE, None, LayerNorm(weight_E, eps), center=False)
 
 
 def add_rms_norm(x_TE: Tensor, residual_TE: Tensor, weight_E: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    return _launch_norm(x_TE, residual_TE, weight_E, eps), residual_TE
+    return _launch_norm(x_TE, residual_TE, LayerNorm(weight_E, eps), center=False), residual_TE
 
 
-def _launch_norm(x_TE: Tensor, residual_TE: Tensor | None, weight_E: Tensor, eps: float) -> Tensor:
+def layer_norm(x_TE: Tensor, residual_TE: Tensor | None, norm: LayerNorm) -> tuple[Tensor, Tensor]:
+    return _launch_norm(x_TE, residual_TE, norm, center=True), x_TE if residual_TE is None else residual_TE
+
+
+def _launch_norm(x_TE: Tensor, residual_TE: Tensor | None, norm: LayerNorm, *, center: bool) -> Tensor:
     num_tokens, size = x_TE.shape
     out_TE = torch.empty(x_TE.shape, dtype=x_TE.dtype, device=x_TE.device)
     residual_stride = 0 if residual_TE is None else residual_TE.stride(0)
     block, early = triton.next_power_of_2(size), pdl.supported(x_TE.device)
     _norm[(num_tokens,)](
-        x_TE, x_TE.stride(0), residual_TE, residual_stride, weight_E, out_TE, eps,
-        E=size, ADD=residual_TE is not None, PDL=early, BLOCK=block, num_warps=min(16, max(1, block // 512)),
-        launch_pdl=early,
+        x_TE, x_TE.stride(0), residual_TE, residual_stride, norm.weight_E, norm.bias_E, out_TE, norm.eps,
+        E=size, ADD=residual_TE is not None, CENTER=center, PDL=early, BLOCK=block,
+        num_warps=min(16, max(1, block // 512)), launch_pdl=early,
     )  # fmt: skip
     return out_TE
 
 
-def rope(x_TND: Tensor, cos_TF: Tensor, sin_TF: Tensor) -> Tensor:
-    return _launch_turn(x_TND, None, 0.0, cos_TF, sin_TF)
+def gated(x_T2M: Tensor, activation: Activation) -> Tensor:
+    return _launch_gate(x_T2M, x_T2M.shape[1] // 2, activation, gated=True)
 
 
-def norm_rope(x_TND: Tensor, weight_ND: Tensor, eps: float, cos_TF: Tensor, sin_TF: Tensor) -> Tensor:
-    return _launch_turn(x_TND, weight_ND, eps, cos_TF, sin_TF)
+def activated(x_TM: Tensor, activation: Activation) -> Tensor:
+    return _launch_gate(x_TM, x_TM.shape[1], activation, gated=False)
 
 
-def _launch_turn(x_TND: Tensor, weight_ND: Tensor | None, eps: float, cos_TF: Tensor, sin_TF: Tensor) -> Tensor:
-    num_tokens, num_heads, head_dim = x_TND.shape
-    half = cos_TF.shape[-1]
-    rest = head_dim - 2 * half
-    heads = 8
-    _turn[(num_tokens, triton.cdiv(num_heads, heads))](
-        x_TND, x_TND.stride(0), x_TND.stride(1), weight_ND, cos_TF, sin_TF, eps,
-        N=num_heads, D=head_dim, F=half, NORM=weight_ND is not None, HEADS=heads,
-        F_PAD=triton.next_power_of_2(half), REST_PAD=triton.next_power_of_2(rest) if rest else 0, num_warps=4,
-    )  # fmt: skip
-    return x_TND
-
-
-def gated(x_T2M: Tensor, activation: str) -> Tensor:
-    assert activation in ("silu", "gelu_tanh")
-    num_tokens, size = x_T2M.shape[0], x_T2M.shape[1] // 2
-    out_TM = torch.empty((num_tokens, size), dtype=x_T2M.dtype, device=x_T2M.device)
-    block, early = min(1024, triton.next_power_of_2(size)), pdl.supported(x_T2M.device)
-    _gate[(num_tokens, triton.cdiv(size, block))](
-        x_T2M, x_T2M.stride(0), out_TM, M=size, SILU=activation == "silu", PDL=early, BLOCK=block, num_warps=4,
+def _launch_gate(x_TX: Tensor, size: int, activation: Activation, *, gated: bool) -> Tensor:
+    out_TM = torch.empty((len(x_TX), size), dtype=x_TX.dtype, device=x_TX.device)
+    block, early = min(1024, triton.next_power_of_2(size)), pdl.supported(x_TX.device)
+    _gate[(len(x_TX), triton.cdiv(size, block))](
+        x_TX, x_TX.stride(0), out_TM, M=size, KIND=activation, GATED=gated, PDL=early, BLOCK=block, num_warps=4,
         launch_pdl=early,
     )  # fmt: skip
     return out_TM
@@ -195,9 +157,9 @@ KERNELS = Kernels(
     embed=embed,
     rms_norm=rms_norm,
     add_rms_norm=add_rms_norm,
-    rope=rope,
-    norm_rope=norm_rope,
+    layer_norm=layer_norm,
     gated=gated,
+    activated=activated,
     few=few.product,
     few_tokens=few.FEW,
 )

@@ -62,11 +62,13 @@ def attend_rows(
     tables_SP,
     table_stride,
     scale,
+    slopes_H,
     K: tl.constexpr,
     G: tl.constexpr,
     D: tl.constexpr,
     PAGE: tl.constexpr,
     WINDOW: tl.constexpr,
+    CAP: tl.constexpr,
     MEMBERS: tl.constexpr,
     LEVELS: tl.constexpr,
     M: tl.constexpr,
@@ -103,6 +105,9 @@ def attend_rows(
         m_M = tl.arange(0, M)
         valid_M = m_M < G
         head_M, q_MD = _queries(heads_TXD, token * stride, valid_M, kv_head, G, D, M, D_PAD)
+        slope_M = None
+        if slopes_H is not None:
+            slope_M = tl.load(slopes_H + head_M)
 
         best_M, total_M, acc_MD = nothing(M, D_PAD)
         low = tl.maximum(position - WINDOW + 1, 0) if WINDOW else position * 0
@@ -111,13 +116,13 @@ def attend_rows(
         values += kv_head * (PAGE * D)
         if PAIRS:
             best_M, total_M, acc_MD = absorb_pairs(
-                best_M, total_M, acc_MD, q_MD, begin, end, low, table_P, keys, values, scale,
-                K, D, PAGE, WINDOW, True, CVT, M, N, D_PAD,
+                best_M, total_M, acc_MD, q_MD, position + m_M // G, begin, end, low, table_P, keys, values, scale, slope_M,
+                K, D, PAGE, WINDOW, CAP, True, CVT, M, N, D_PAD,
             )  # fmt: skip
         else:
             best_M, total_M, acc_MD = absorb(
-                best_M, total_M, acc_MD, q_MD, position + m_M // G, begin, end, low, table_P, keys, values, scale,
-                K, D, PAGE, WINDOW, True, False, N, D_PAD,
+                best_M, total_M, acc_MD, q_MD, position + m_M // G, begin, end, low, table_P, keys, values, scale, slope_M,
+                K, D, PAGE, WINDOW, CAP, True, False, N, D_PAD,
             )  # fmt: skip
 
         if PDL and LEVELS > 0:
@@ -173,11 +178,13 @@ def attend_spans(
     tables_SP,
     table_stride,
     scale,
+    slopes_H,
     K: tl.constexpr,
     G: tl.constexpr,
     D: tl.constexpr,
     PAGE: tl.constexpr,
     WINDOW: tl.constexpr,
+    CAP: tl.constexpr,
     DENSE: tl.constexpr,
     TMA: tl.constexpr,
     TILE: tl.constexpr,
@@ -206,6 +213,9 @@ def attend_spans(
         valid_M = query_M < count
         token_M = (first + query_M).to(tl.int64)
         head_M, q_MD = _queries(heads_TXD, token_M[:, None] * stride, valid_M, kv_head, G, D, M, D_PAD)
+        slope_M = None
+        if slopes_H is not None:
+            slope_M = tl.load(slopes_H + head_M)
 
         best_M, total_M, acc_MD = nothing(M, D_PAD)
         position_M = position + query_M
@@ -217,7 +227,7 @@ def attend_spans(
             start = tl.load(record + 7)
             best_M, total_M, acc_MD = absorb(
                 best_M, total_M, acc_MD, q_MD, position_M, begin, tl.minimum(start, end), low, table_P, keys, values,
-                scale, K, D, PAGE, WINDOW, True, WINDOW > 0, N, D_PAD,
+                scale, slope_M, K, D, PAGE, WINDOW, CAP, True, WINDOW > 0, N, D_PAD,
             )  # fmt: skip
             begin = tl.maximum(begin, start)
             k_TD = heads_TXD + (K * G + kv_head) * D
@@ -227,24 +237,24 @@ def attend_spans(
                 clear = begin + tl.maximum(tl.minimum(position + 1, end) - begin, 0) // N * N
                 best_M, total_M, acc_MD = absorb_dense(
                     best_M, total_M, acc_MD, q_MD, position_M, begin, clear, first - position, k_TD, k_TD + K * D,
-                    stride, kv_TX, column, scale, K, D, WINDOW, False, TMA, N, D_PAD,
+                    stride, kv_TX, column, scale, slope_M, K, D, WINDOW, CAP, False, TMA, N, D_PAD,
                 )  # fmt: skip
                 begin = clear
             best_M, total_M, acc_MD = absorb_dense(
                 best_M, total_M, acc_MD, q_MD, position_M, begin, end, first - position, k_TD, k_TD + K * D,
-                stride, kv_TX, column, scale, K, D, WINDOW, True, TMA, N, D_PAD,
+                stride, kv_TX, column, scale, slope_M, K, D, WINDOW, CAP, True, TMA, N, D_PAD,
             )  # fmt: skip
         else:
             if not WINDOW:
                 clear = begin + tl.maximum(tl.minimum(position + 1, end) - begin, 0) // N * N
                 best_M, total_M, acc_MD = absorb(
-                    best_M, total_M, acc_MD, q_MD, position_M, begin, clear, low, table_P, keys, values, scale,
-                    K, D, PAGE, WINDOW, False, True, N, D_PAD,
+                    best_M, total_M, acc_MD, q_MD, position_M, begin, clear, low, table_P, keys, values, scale, slope_M,
+                    K, D, PAGE, WINDOW, CAP, False, True, N, D_PAD,
                 )  # fmt: skip
                 begin = clear
             best_M, total_M, acc_MD = absorb(
-                best_M, total_M, acc_MD, q_MD, position_M, begin, end, low, table_P, keys, values, scale,
-                K, D, PAGE, WINDOW, True, True, N, D_PAD,
+                best_M, total_M, acc_MD, q_MD, position_M, begin, end, low, table_P, keys, values, scale, slope_M,
+                K, D, PAGE, WINDOW, CAP, True, True, N, D_PAD,
             )  # fmt: skip
 
         mean_MD = mean(total_M, acc_MD)
@@ -281,10 +291,13 @@ def attend_runs(
     tables_SP,
     table_stride,
     scale,
+    slopes_H,
+    positions_T,
     K: tl.constexpr,
     G: tl.constexpr,
     D: tl.constexpr,
     PAGE: tl.constexpr,
+    CAP: tl.constexpr,
     TILE: tl.constexpr,
     M: tl.constexpr,
     N: tl.constexpr,
@@ -310,7 +323,11 @@ def attend_runs(
         query_M = m_M // G
         valid_M = query_M < count
         token_M = tl.load(tokens_of + first + query_M, mask=valid_M, other=0).to(tl.int64)
-        _, q_MD = _queries(heads_TXD, token_M[:, None] * stride, valid_M, kv_head, G, D, M, D_PAD)
+        head_M, q_MD = _queries(heads_TXD, token_M[:, None] * stride, valid_M, kv_head, G, D, M, D_PAD)
+        slope_M, position_M = None, query_M
+        if slopes_H is not None:
+            slope_M = tl.load(slopes_H + head_M)
+            position_M = tl.load(positions_T + token_M, mask=valid_M, other=0)
 
         best_M, total_M, acc_MD = nothing(M, D_PAD)
         table_P = tables_SP + slot.to(tl.int64) * table_stride
@@ -320,21 +337,21 @@ def attend_runs(
         clear = begin + tl.maximum(end - begin, 0) // N * N
         if PAIRS:
             best_M, total_M, acc_MD = absorb_pairs(
-                best_M, total_M, acc_MD, q_MD, begin, clear, low, table_P, k_head, v_head, scale,
-                K, D, PAGE, 0, False, CVT, M, N, D_PAD,
+                best_M, total_M, acc_MD, q_MD, position_M, begin, clear, low, table_P, k_head, v_head, scale, slope_M,
+                K, D, PAGE, 0, CAP, False, CVT, M, N, D_PAD,
             )  # fmt: skip
             best_M, total_M, acc_MD = absorb_pairs(
-                best_M, total_M, acc_MD, q_MD, clear, end, low, table_P, k_head, v_head, scale,
-                K, D, PAGE, 0, True, CVT, M, N, D_PAD,
+                best_M, total_M, acc_MD, q_MD, position_M, clear, end, low, table_P, k_head, v_head, scale, slope_M,
+                K, D, PAGE, 0, CAP, True, CVT, M, N, D_PAD,
             )  # fmt: skip
         else:
             best_M, total_M, acc_MD = absorb(
-                best_M, total_M, acc_MD, q_MD, query_M, begin, clear, low, table_P, k_head, v_head, scale,
-                K, D, PAGE, 0, False, False, N, D_PAD,
+                best_M, total_M, acc_MD, q_MD, position_M, begin, clear, low, table_P, k_head, v_head, scale, slope_M,
+                K, D, PAGE, 0, CAP, False, False, N, D_PAD,
             )  # fmt: skip
             best_M, total_M, acc_MD = absorb(
-                best_M, total_M, acc_MD, q_MD, query_M, clear, end, low, table_P, k_head, v_head, scale,
-                K, D, PAGE, 0, True, False, N, D_PAD,
+                best_M, total_M, acc_MD, q_MD, position_M, clear, end, low, table_P, k_head, v_head, scale, slope_M,
+                K, D, PAGE, 0, CAP, True, False, N, D_PAD,
             )  # fmt: skip
         place_M = (item.to(tl.int64) * K + kv_head) * (TILE * G) + m_M
         leave(parts_JKMD, lse_JKM, place_M, valid_M, best_M, total_M, mean(total_M, acc_MD), D, D_PAD)

@@ -20,6 +20,14 @@ HEADS = 8
 """Heads of one program. A token of a small model is then still a few programs."""
 
 
+@jit
+def _turn(low, high, cos, sin, turned, dtype: tl.constexpr):
+    """Rounded to the activations' dtype, so that a cell holds the same whatever else reads the turned keys."""
+    new_low = tl.where(turned, low * cos - high * sin, low).to(dtype).to(tl.float32)
+    new_high = tl.where(turned, high * cos + low * sin, high).to(dtype).to(tl.float32)
+    return new_low, new_high
+
+
 @jit(do_not_specialize_on_alignment=["cells_T"])
 def _place(
     heads_TXD,
@@ -37,6 +45,9 @@ def _place(
     F: tl.constexpr,
     PAGE: tl.constexpr,
     NORM: tl.constexpr,
+    CENTER: tl.constexpr,
+    LATE: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
     KEEP: tl.constexpr,
     BLOCK: tl.constexpr,
     F_PAD: tl.constexpr,
@@ -45,29 +56,45 @@ def _place(
 ):
     """BLOCK heads of one token. Grid (T, ceil(X / BLOCK)).
 
-    A head is [low half | high half | rest]; the rest is not turned. Keys and values go to their cells in the dtype that
-    is stored; queries are overwritten, and with KEEP keys as well.
+    A head is [low half | high half | rest], with INTERLEAVED low and high by turns; the rest is not turned. Keys and values
+    go to their cells in the dtype that is stored; queries are overwritten, and with KEEP keys as well.
     """
     token = tl.program_id(0).to(tl.int64)
     n = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[:, None]
     f = tl.arange(0, F_PAD)[None, :]
+    lows, highs = f, F + f
+    if INTERLEAVED:
+        lows, highs = 2 * f, 2 * f + 1
     inside = (n < H + 2 * K) & (f < F)
     turned = n < H + K
     if NORM:
-        weight_low = tl.load(norm_ND + n * D + f, mask=inside & turned, other=0.0)
-        weight_high = tl.load(norm_ND + n * D + F + f, mask=inside & turned, other=0.0)
+        weight_low = tl.load(norm_ND + n * D + lows, mask=inside & turned, other=0.0)
+        weight_high = tl.load(norm_ND + n * D + highs, mask=inside & turned, other=0.0)
     if PDL:
         pdl.join()
     cell = tl.load(cells_T + token)
     place = heads_TXD + token * token_stride + n * D
     dtype = heads_TXD.dtype.element_ty
-    low = tl.load(place + f, mask=inside, other=0.0).to(tl.float32)
-    high = tl.load(place + F + f, mask=inside, other=0.0).to(tl.float32)
+    low = tl.load(place + lows, mask=inside, other=0.0).to(tl.float32)
+    high = tl.load(place + highs, mask=inside, other=0.0).to(tl.float32)
     if REST_PAD > 0:
         d = 2 * F + tl.arange(0, REST_PAD)[None, :]
         rest_inside = (n < H + 2 * K) & (d < D)
         rest = tl.load(place + d, mask=rest_inside, other=0.0).to(tl.float32)
+    cos = tl.load(cos_TF + token * F + f, mask=f < F, other=0.0)
+    sin = tl.load(sin_TF + token * F + f, mask=f < F, other=0.0)
+    if NORM and LATE:
+        low, high = _turn(low, high, cos, sin, turned, dtype)
     if NORM:
+        if CENTER:
+            total = tl.sum(low + high, axis=1)
+            if REST_PAD > 0:
+                total += tl.sum(rest, axis=1)
+            mean = (total / D)[:, None]
+            low = tl.where(inside & turned, low - mean, low)
+            high = tl.where(inside & turned, high - mean, high)
+            if REST_PAD > 0:
+                rest = tl.where(rest_inside & turned, rest - mean, rest)
         squares = tl.sum(low * low + high * high, axis=1)
         if REST_PAD > 0:
             squares += tl.sum(rest * rest, axis=1)
@@ -77,22 +104,20 @@ def _place(
         if REST_PAD > 0:
             weight_rest = tl.load(norm_ND + n * D + d, mask=rest_inside & turned, other=0.0)
             rest = tl.where(turned, (rest * factor * weight_rest).to(dtype).to(tl.float32), rest)
-    cos = tl.load(cos_TF + token * F + f, mask=f < F, other=0.0)
-    sin = tl.load(sin_TF + token * F + f, mask=f < F, other=0.0)
-    # Rounded to the activations' dtype first, so that a cell holds the same whatever else reads the turned keys.
-    new_low = tl.where(turned, low * cos - high * sin, low).to(dtype)
-    new_high = tl.where(turned, high * cos + low * sin, high).to(dtype)
+    if not NORM or not LATE:
+        low, high = _turn(low, high, cos, sin, turned, dtype)
+    new_low, new_high = low.to(dtype), high.to(dtype)
 
     kept = n < (H + K if KEEP else H)
-    tl.store(place + f, new_low, mask=inside & kept)
-    tl.store(place + F + f, new_high, mask=inside & kept)
+    tl.store(place + lows, new_low, mask=inside & kept)
+    tl.store(place + highs, new_high, mask=inside & kept)
     is_key, is_value = (n >= H) & turned, n >= H + K
     target = (cell // PAGE) * (K * PAGE * D) + ((n - H) % K) * (PAGE * D) + (cell % PAGE) * D
     stored = keys.dtype.element_ty
-    tl.store(keys + target + f, new_low.to(stored), mask=inside & is_key)
-    tl.store(keys + target + F + f, new_high.to(stored), mask=inside & is_key)
-    tl.store(values + target + f, new_low.to(stored), mask=inside & is_value)
-    tl.store(values + target + F + f, new_high.to(stored), mask=inside & is_value)
+    tl.store(keys + target + lows, new_low.to(stored), mask=inside & is_key)
+    tl.store(keys + target + highs, new_high.to(stored), mask=inside & is_key)
+    tl.store(values + target + lows, new_low.to(stored), mask=inside & is_value)
+    tl.store(values + target + highs, new_high.to(stored), mask=inside & is_value)
     if REST_PAD > 0:
         new_rest = rest.to(dtype)
         if NORM:
@@ -117,7 +142,7 @@ def place(
     join = pdl.supported(heads_TXD.device)
     _place[(num_tokens, triton.cdiv(size, HEADS))](
         heads_TXD, heads_TXD.stride(0), rope.norm_ND, rope.cos_TF, rope.sin_TF, cells_T, keys, values, rope.eps,
-        H=num_heads, K=num_kv_heads, D=head_dim, F=half, PAGE=page_size, NORM=rope.norm_ND is not None, KEEP=keep,
-        BLOCK=HEADS, F_PAD=triton.next_power_of_2(half), REST_PAD=triton.next_power_of_2(rest) if rest else 0,
+        H=num_heads, K=num_kv_heads, D=head_dim, F=half, PAGE=page_size, NORM=rope.norm_ND is not None,
+        CENTER=rope.center, LATE=rope.late, INTERLEAVED=rope.interleaved, KEEP=keep, BLOCK=HEADS, F_PAD=triton.next_power_of_2(half), REST_PAD=triton.next_power_of_2(rest) if rest else 0,
         PDL=join, num_warps=4, launch_pdl=join,
     )  # fmt: skip
