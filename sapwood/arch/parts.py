@@ -115,7 +115,9 @@ class Linear(Leaf):
         found = []
         for index, part in enumerate(self.parts):
             rows = self.rows(index)
-            found.append(StoredTensor("weight", f"{part.name}.weight", (rows, self.columns), transposed=self.transposed))
+            found.append(
+                StoredTensor("weight", f"{part.name}.weight", (rows, self.columns), transposed=self.transposed)
+            )
             if self.bias:
                 found.append(StoredTensor("bias", f"{part.name}.bias", (rows,), alone=self.split == "in"))
         return tuple(found)
@@ -142,11 +144,11 @@ class Norm(Leaf):
         if not self.name:
             return ()
         if "{}" in self.name:
-            axes = (Axis(self.size, joined=True),)
-            return tuple(
-                StoredTensor("weight", f"{self.name.format(row)}.weight", axes) for row in range(self.rows or 0)
-            )
-        axes = (Axis(self.size, self.unit),) if self.rows is None else (Axis(self.rows, 1), Axis(self.size))
+            names = [f"{self.name.format(row)}.weight" for row in range(self.rows or 0)]
+            return tuple(StoredTensor("weight", name, (Axis(self.size, joined=True),)) for name in names)
+        axes: tuple[Axis, ...] = (Axis(self.size, self.unit),)
+        if self.rows is not None:
+            axes = (Axis(self.rows, 1), Axis(self.size))
         params = ("weight", "bias") if self.bias else ("weight",)
         return tuple(StoredTensor(param, f"{self.name}.{param}", axes) for param in params)
 

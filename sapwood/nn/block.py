@@ -20,7 +20,6 @@ from sapwood.kernels import LayerNorm, NormRope, RmsNorm
 from sapwood.nn.layers import Angles, Norm
 from sapwood.nn.make import Site, make
 
-
 Before = RmsNorm | LayerNorm | None
 """A norm before a mixer or a feed-forward."""
 
@@ -55,12 +54,12 @@ class Attention(nn.Module):
         part = self._part
         if part.q_norm is not None and not part.norms_heads:
             q_size, k_size = part.num_heads * part.head_dim, part.num_kv_heads * part.head_dim
-            for some_TX, one in zip(heads_TX.split([q_size, k_size, k_size], dim=-1), (self.q_norm, self.k_norm), strict=False):
+            for some_TX, one in zip(
+                heads_TX.split([q_size, k_size, k_size], dim=-1), (self.q_norm, self.k_norm), strict=False
+            ):
                 some_TX.copy_(one(some_TX))
         heads_TXD = heads_TX.unflatten(-1, self._shape)
-        rope = NormRope(
-            *angles[self._rope], self._norm_ND, self._eps, part.rope.interleaved, self._center, part.late
-        )
+        rope = NormRope(*angles[self._rope], self._norm_ND, self._eps, part.rope.interleaved, self._center, part.late)
         out_THD = self._backend.run(self._layer, heads_TXD, rope, part.scale)
         return self.out(out_THD.flatten(1)), residual_TE
 

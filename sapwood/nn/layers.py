@@ -5,7 +5,7 @@ Suffix legend: T tokens, E hidden size (or head size), V vocabulary, P positions
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,8 @@ class Norm(Leaf):
     def load(self, piece: Piece, source: Source) -> None:
         param = self.get_parameter(piece.param)
         whole = param.view(-1) if len(piece.target) < param.dim() and self.part.rows else param
-        target = whole[(..., *piece.target)]
+        index: tuple[Any, ...] = (..., *piece.target)
+        target = whole[index]
         target.copy_(plain(piece, source))
         if self.part.offset and piece.param == "weight":
             target.add_(self.part.offset)

@@ -27,7 +27,14 @@ DEVICES = [
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_as_plain(
-    num_heads: int, num_kv_heads: int, head_dim: int, half: int, norm: dict[str, bool] | None, keep: bool, dtype: torch.dtype, device: str
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    half: int,
+    norm: dict[str, bool] | None,
+    keep: bool,
+    dtype: torch.dtype,
+    device: str,
 ) -> None:
     from sapwood.kernels.triton.place import place
 

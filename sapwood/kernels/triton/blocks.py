@@ -79,7 +79,7 @@ def absorb(
         best_M, total_M, acc_MD = _weigh(
             best_M, total_M, acc_MD, q_MD, k_ND, v_ND, position_M, position_N, inside_N, scale, slope_M,
             WINDOW, CAP, BOUNDED, CAUSAL,
-        )
+        )  # fmt: skip
     return best_M, total_M, acc_MD
 
 
@@ -221,7 +221,7 @@ def absorb_dense(
         best_M, total_M, acc_MD = _weigh(
             best_M, total_M, acc_MD, q_MD, k_ND, v_ND, position_M, position_N, inside_N, scale, slope_M,
             WINDOW, CAP, BOUNDED, True,
-        )
+        )  # fmt: skip
     return best_M, total_M, acc_MD
 
 

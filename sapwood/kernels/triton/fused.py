@@ -71,7 +71,14 @@ def _norm(
 
 @jit
 def _gate(
-    x_TX, x_stride, out_TM, M: tl.constexpr, KIND: tl.constexpr, GATED: tl.constexpr, PDL: tl.constexpr, BLOCK: tl.constexpr
+    x_TX,
+    x_stride,
+    out_TM,
+    M: tl.constexpr,
+    KIND: tl.constexpr,
+    GATED: tl.constexpr,
+    PDL: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     """Grid (T, ceil(M / BLOCK)). With GATED the activation of the first M of each row times the others."""
     if PDL:
