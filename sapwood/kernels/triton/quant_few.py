@@ -55,7 +55,7 @@ def _scales(scale_GS, row_O, column_S, IN: tl.constexpr, ROWS_IN: tl.constexpr, 
     if scale_GS is None:
         return 0.0
     else:
-        place = scale_GS + (column_S // GROUP)[:, None] * (ROWS_IN // TALL) + (row_O // TALL)[None, :]
+        place = scale_GS + (column_S // GROUP)[:, None] * ((ROWS_IN + TALL - 1) // TALL) + (row_O // TALL)[None, :]
         return tl.load(place, mask=(column_S < IN)[:, None], other=0.0).to(tl.float32)
 
 
@@ -168,8 +168,9 @@ def _product(
         if GATED:
             v = _load(first_SOJ + start + OUT * BYTES, inside_S[:, None, None], RAGGED)
         next_S = _columns(byte_S + S * J, PAIR)
+        low_S = tl.multiple_of(_columns(byte_S, PAIR), J)
         for half in tl.static_range(HALVES):
-            column_S = _columns(byte_S, PAIR) + half * PAIR
+            column_S = low_S + half * PAIR
             i_SJ = column_S[:, None] + j_J[None, :]
             if order_I is not None:
                 i_SJ = tl.load(order_I + i_SJ, mask=inside_S[:, None], other=0)

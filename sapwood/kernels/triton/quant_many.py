@@ -1,0 +1,133 @@
+"""The product of more than a few tokens with quantised weights, which are decoded once for a tile of tokens.
+
+Outputs are the rows of a tile and tokens its columns: decoded weights go from registers to the tensor cores, and only
+tokens lie in shared memory.
+
+Suffix legend: T tokens, I inputs, O outputs, B bytes of a row of codes, J columns of a turn, G groups of inputs, S groups of
+outputs.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from sapwood.kernels.planes import Planes
+from sapwood.kernels.triton import pdl
+from sapwood.kernels.triton.jit import jit
+from sapwood.kernels.triton.quant_decode import decode
+
+
+class Setting(NamedTuple):
+    """How a product is cut: tiles of so many outputs and tokens, `depth` bytes of a row a turn, `stages` of them on their way."""
+
+    rows: int
+    tokens: int
+    depth: int
+    warps: int
+    stages: int
+
+
+@jit
+def _of_group(plane_GS, row_O, column, IN: tl.constexpr, OUT: tl.constexpr, GROUP: tl.constexpr, TALL: tl.constexpr):
+    """A scale or an offset of each row [O], float32; 0 beyond the last column."""
+    if plane_GS is None:
+        return 0.0
+    else:
+        place = plane_GS + column // GROUP * ((OUT + TALL - 1) // TALL) + row_O // TALL
+        return tl.load(place, mask=(row_O >= 0) & (column < IN), other=0.0).to(tl.float32)
+
+
+@jit
+def _half(
+    acc, codes, x, table, scale_O, offset_O,
+    SCALED: tl.constexpr, OFFSET: tl.constexpr, FORM: tl.constexpr, HIGH: tl.constexpr, ASM: tl.constexpr,
+):  # fmt: skip
+    """acc with the products of one half of a tile of codes."""
+    dtype: tl.constexpr = x.dtype
+    w = decode(codes, table, dtype, FORM, HIGH, ASM)
+    if SCALED:
+        w = w * scale_O.to(dtype)[:, None]
+    if OFFSET:
+        w = w + offset_O.to(dtype)[:, None]
+    return tl.dot(w, tl.trans(x), acc, input_precision="ieee")
+
+
+@jit(do_not_specialize=["T"])
+def _product(
+    x_TI,
+    x_stride,
+    order_I,
+    codes_OB,
+    scale_GS,
+    offset_GS,
+    row_scale_O,
+    table,
+    bias_O,
+    out_TO,
+    T,
+    IN: tl.constexpr,
+    OUT: tl.constexpr,
+    FORM: tl.constexpr,
+    PAIR: tl.constexpr,
+    GROUP: tl.constexpr,
+    TALL: tl.constexpr,
+    PDL: tl.constexpr,
+    ASM: tl.constexpr,
+    ROWS: tl.constexpr,
+    TOKENS: tl.constexpr,
+    J: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Grid (ceil(OUT / ROWS), ceil(T / TOKENS))."""
+    BYTES: tl.constexpr = IN // 2 if PAIR else IN
+    SCALED: tl.constexpr = scale_GS is not None
+    OFFSET: tl.constexpr = offset_GS is not None
+    j_J = tl.arange(0, J)
+    o_O = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    t_T = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
+    row_O = tl.minimum(o_O, OUT - 1)
+    codes_OJ = codes_OB + row_O.to(tl.int64)[:, None] * BYTES + j_J[None, :]
+    x_TJ = x_TI + tl.minimum(t_T, T - 1).to(tl.int64)[:, None] * x_stride
+    if PDL:
+        pdl.join()
+    acc = tl.zeros([ROWS, TOKENS], tl.float32)
+    for start in tl.range(0, BYTES, J, num_stages=STAGES):
+        codes = tl.load(codes_OJ + start)
+        low = tl.multiple_of(start // PAIR * (2 * PAIR) + start % PAIR if PAIR else start, J)
+        for half in tl.static_range(2 if PAIR else 1):
+            column = low + half * PAIR
+            i_J = column + j_J
+            if order_I is not None:
+                i_J = tl.load(order_I + i_J)
+            x = tl.load(x_TJ + i_J[None, :])
+            scale_O = _of_group(scale_GS, row_O, column, IN, OUT, GROUP, TALL)
+            offset_O = _of_group(offset_GS, row_O, column, IN, OUT, GROUP, TALL)
+            acc = _half(acc, codes, x, table, scale_O, offset_O, SCALED, OFFSET, FORM, half == 1, ASM)
+    if row_scale_O is not None:
+        acc = acc * tl.load(row_scale_O + row_O)[:, None]
+    if bias_O is not None:
+        acc += tl.load(bias_O + row_O).to(tl.float32)[:, None]
+    place = out_TO + t_T.to(tl.int64)[:, None] * OUT + o_O[None, :]
+    tl.store(place, tl.trans(acc).to(out_TO.dtype.element_ty), mask=(t_T < T)[:, None] & (o_O < OUT)[None, :])
+
+
+def product(x_TI: Tensor, weights: Planes, bias_O: Tensor | None, cut: Setting) -> Tensor:
+    """y_TO, the product alone."""
+    num_tokens, inputs = x_TI.shape
+    outputs, early = weights.num_outputs, pdl.supported(x_TI.device)
+    out_TO = torch.empty((num_tokens, outputs), dtype=x_TI.dtype, device=x_TI.device)
+    _product[(triton.cdiv(outputs, cut.rows), triton.cdiv(num_tokens, cut.tokens))](
+        x_TI, x_TI.stride(0), weights.order_I, weights.codes_OB, weights.scale_GS, weights.offset_GS, weights.row_O,
+        weights.table, bias_O, out_TO, num_tokens,
+        IN=inputs, OUT=outputs, FORM=weights.form, PAIR=weights.pair, GROUP=weights.group or inputs, TALL=weights.tall,
+        PDL=early, ASM=early, ROWS=cut.rows, TOKENS=cut.tokens, J=min(cut.depth, weights.slice), STAGES=cut.stages,
+        num_warps=cut.warps, launch_pdl=early,
+    )  # fmt: skip
+    return out_TO
