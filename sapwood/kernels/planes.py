@@ -1,6 +1,6 @@
 """Quantised weights as kernels of a GPU read them: planes of codes, scales and offsets, whatever a checkpoint had.
 
-Suffix legend: O outputs, I inputs, B bytes of a row of codes, G groups of inputs, S groups of outputs.
+Suffix legend: O outputs, I inputs, B bytes of a row of codes, H = I / 2, G groups of inputs, S groups of outputs.
 """
 
 from __future__ import annotations
@@ -14,15 +14,25 @@ from torch import Tensor
 Form = Literal["fp8", "int8", "uint4", "e2m1", "table"]
 """What a code stands for: float8_e4m3fn; an integer; four bits less 8; the four bits of e2m1; an entry of a table of 16."""
 
+Rounding = Literal["token", "tensor", "block"]
+"""What of activations shares a scale, where they are rounded to eight bits: a token, all, 128 inputs of a token."""
+
 _MOST_APART = 128
 """Bytes between the two columns that share one, at most."""
 
+_LEAST_RUN = 16
+"""Columns that a matrix unit takes at once."""
+
+E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
+"""The table of which the form e2m1 needs none."""
+
 
 class Planes(NamedTuple):
-    """value_OI = row_O * (scale * number(code) + offset), a scale for each `group` inputs and `tall` outputs.
+    """value_OI = row_O * (scale * number(code) + offset), a scale and an offset for each `group` inputs and `tall` outputs.
 
     Codes of four bits: a run of 2 * `pair` columns is `pair` bytes, whose low halves are the first `pair` columns of it.
-    Column j of the codes is input order_I[j].
+    Column j of the codes is input order_I[j]. `rounding` is how activations may be rounded for it, `input_scale` their
+    scale where that is known before.
     """
 
     form: Form
@@ -36,6 +46,8 @@ class Planes(NamedTuple):
     row_O: Tensor | None = None
     order_I: Tensor | None = None
     table: Tensor | None = None
+    rounding: Rounding | None = None
+    input_scale: Tensor | None = None
 
     @property
     def num_outputs(self) -> int:
@@ -53,16 +65,92 @@ class Planes(NamedTuple):
         return math.gcd(self.codes_OB.shape[1], self.pair or _MOST_APART, self.group or _MOST_APART)
 
 
+def of_scaled(
+    values_OI: Tensor, scale: Tensor, rounding: Rounding | None = None, input_scale: Tensor | None = None
+) -> Planes | None:
+    """float8_e4m3fn or int8 with a float32 scale [1, 1], [O, 1] or, for blocks of 128 x 128, [outputs / 128, inputs / 128].
+    None where kernels cannot read it."""
+    outputs, inputs = values_OI.shape
+    blocks = scale.shape[1] > 1 or (scale.shape[0] > 1 and scale.shape[0] != outputs)
+    made = Planes(
+        "int8" if values_OI.dtype == torch.int8 else "fp8", inputs, values_OI.contiguous().view(torch.uint8),
+        group=128 if blocks else 0, tall=128 if blocks else 1,
+        scale_GS=scale.float().T.contiguous() if blocks else None,
+        row_O=None if blocks else scale.float().expand(outputs, 1).reshape(-1).contiguous(),
+        rounding=rounding, input_scale=input_scale,
+    )  # fmt: skip
+    return _readable(made)
+
+
+def of_grouped(
+    codes: Tensor, bits: int, scale_OG: Tensor, zero_OG: Tensor | None = None, order_I: Tensor | None = None
+) -> Planes | None:
+    """Unsigned codes: of 4 bits [O, H], even inputs in the low half, or of 8 [O, I]. A value is (code - zero) * scale, the zero
+    by default 8 or 128. None where kernels cannot read it."""
+    middle = 1 << (bits - 1)
+    numbers_OI = (_nibbles(codes) if bits == 4 else codes).to(torch.int16) - middle
+    offset_OG = None
+    if zero_OG is not None and bool((zero_OG != middle).any()):
+        offset_OG = (middle - zero_OG.float()) * scale_OG.float()
+    return of_numbers(numbers_OI.to(torch.int8), scale_OG, offset_OG, four=bits == 4, order_I=order_I)
+
+
+def of_numbers(
+    numbers_OI: Tensor, scale_OG: Tensor, offset_OG: Tensor | None = None, *, four: bool, order_I: Tensor | None = None
+) -> Planes | None:
+    """int8 numbers, of four bits where `four`: -8 to 7. A value is number * scale + offset. None where kernels cannot read it."""
+    inputs = numbers_OI.shape[1]
+    whole = scale_OG.shape[1] == 1 and offset_OG is None
+    group = 0 if whole else inputs // scale_OG.shape[1]
+    pair = pair_of(inputs, group) if four else 0
+    codes = (numbers_OI.to(torch.int16) + 8).to(torch.uint8) if pair else numbers_OI.contiguous().view(torch.uint8)
+    made = Planes(
+        "uint4" if pair else "int8", inputs, _paired(codes, pair) if pair else codes, pair=pair, group=group,
+        scale_GS=None if whole else scale_OG.T.contiguous(), row_O=scale_OG[:, 0].float() if whole else None,
+        offset_GS=None if offset_OG is None else offset_OG.to(scale_OG.dtype).T.contiguous(),
+        order_I=None if order_I is None else order_I.int(),
+    )  # fmt: skip
+    return _readable(made)
+
+
+def of_coded(codes_OH: Tensor, table_16: Tensor, scale_OG: Tensor, row_O: Tensor | None = None) -> Planes | None:
+    """Four-bit codes into a table, even inputs in the low half. Scales are floats, float8_e4m3fn, or the exponents of e8m0 as
+    uint8; row_O are more of them, for whole outputs. None where kernels cannot read it."""
+    inputs = 2 * codes_OH.shape[1]
+    group = inputs // scale_OG.shape[1]
+    pair = pair_of(inputs, group)
+    if not pair:
+        return None
+    if scale_OG.dtype == torch.uint8:
+        scale_OG = torch.exp2(scale_OG.float() - 127.0).to(torch.bfloat16)
+    simple = bool((table_16.cpu() == torch.tensor(E2M1)).all())
+    made = Planes(
+        "e2m1" if simple else "table", inputs, _paired(_nibbles(codes_OH), pair), pair=pair, group=group,
+        scale_GS=scale_OG.T.contiguous(), row_O=None if row_O is None else row_O.float(),
+        table=None if simple else table_16.float(),
+    )  # fmt: skip
+    return _readable(made)
+
+
 def pair_of(num_inputs: int, group: int) -> int:
     """How far apart the columns may lie that share a byte, 0 where they can not."""
     pair = _MOST_APART
-    while pair >= 16 and (num_inputs % (2 * pair) or (group and group % pair)):
+    while pair >= _LEAST_RUN and (num_inputs % (2 * pair) or (group and group % pair)):
         pair //= 2
-    return pair if pair >= 16 else 0
+    return pair if pair >= _LEAST_RUN else 0
 
 
-def paired(nibbles_OH: Tensor, pair: int) -> Tensor:
-    """Bytes whose low halves are even inputs, rearranged for `Planes`."""
-    even, odd = nibbles_OH & 0xF, nibbles_OH >> 4
-    flat = torch.stack((even, odd), dim=-1).view(len(nibbles_OH), -1, 2, pair)
-    return (flat[:, :, 0] | flat[:, :, 1] << 4).reshape(nibbles_OH.shape).contiguous()
+def _readable(made: Planes) -> Planes | None:
+    """Runs of columns are long enough, and groups whole but for the last of blocks."""
+    whole = made.tall > 1 or made.num_inputs % (made.group or 1) == 0
+    return made if whole and made.slice >= _LEAST_RUN else None
+
+
+def _nibbles(codes_OH: Tensor) -> Tensor:
+    """A byte for each code, in the order of the inputs."""
+    return torch.stack((codes_OH & 0xF, codes_OH >> 4), dim=-1).flatten(1)
+
+
+def _paired(codes_OI: Tensor, pair: int) -> Tensor:
+    flat = codes_OI.view(len(codes_OI), -1, 2, pair)
+    return (flat[:, :, 0] | flat[:, :, 1] << 4).flatten(1).contiguous()

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sapwood.kernels.planes import Planes, pair_of, paired
+from sapwood.kernels.planes import E2M1, Planes, pair_of
 
-E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6])
 FORMS = ("fp8", "int8", "uint4", "e2m1", "table")
 
 
@@ -38,7 +37,7 @@ def random_planes(
         values = values[:, torch.argsort(order_I)]
     pair = 0 if form in ("fp8", "int8") else pair_of(inputs, group)
     planes = Planes(
-        form, inputs, paired(codes, pair) if pair else codes, pair=pair, group=group, tall=tall,
+        form, inputs, _paired(codes, pair) if pair else codes, pair=pair, group=group, tall=tall,
         scale_GS=scale_GS if group else None, row_O=None if group else scale_GS[0].contiguous(),
         offset_GS=offset_GS, order_I=None if order_I is None else order_I.int(),
         table=torch.linspace(-1, 1, 16) ** 3 if form == "table" else None,
@@ -47,7 +46,7 @@ def random_planes(
 
 
 def _codes(random: torch.Generator, form: str, outputs: int, inputs: int) -> tuple[Tensor, Tensor, float]:
-    """Codes, four-bit ones in pairs of neighbours; the numbers that they stand for; how large those are."""
+    """Codes, a byte each; the numbers that they stand for; how large those are."""
     if form == "fp8":
         fp8 = (torch.randn(outputs, inputs, generator=random) * 60).to(torch.float8_e4m3fn)
         fp8.view(-1)[:8] = torch.tensor([0.0, -0.0, 448, -448, 2**-9, -(2**-9), 2**-6, 0.01]).to(torch.float8_e4m3fn)
@@ -58,10 +57,17 @@ def _codes(random: torch.Generator, form: str, outputs: int, inputs: int) -> tup
     codes = torch.randint(0, 16, (outputs, inputs), generator=random)
     numbers, size = {
         "uint4": (codes.float() - 8, 5.0),
-        "e2m1": (E2M1[codes], 3.0),
+        "e2m1": (torch.tensor(E2M1)[codes], 3.0),
         "table": ((torch.linspace(-1, 1, 16) ** 3)[codes], 0.5),
     }[form]
-    return (codes[:, ::2] | codes[:, 1::2] << 4).to(torch.uint8), numbers, size
+    return codes.to(torch.uint8), numbers, size
+
+
+def _paired(codes: Tensor, pair: int) -> Tensor:
+    """As `Planes` says, one by one."""
+    column = torch.arange(codes.shape[1] // 2)
+    low = column // pair * (2 * pair) + column % pair
+    return codes[:, low] | codes[:, low + pair] << 4
 
 
 def moved(planes: Planes, device: str) -> Planes:

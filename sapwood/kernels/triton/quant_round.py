@@ -9,18 +9,16 @@ Suffix legend: T tokens, I inputs, M the power of 2 from I on, G groups of input
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from sapwood.kernels import Activation, RmsNorm
+from sapwood.kernels.planes import Rounding
 from sapwood.kernels.triton import pdl
 from sapwood.kernels.triton.jit import jit
 
-Rounding = Literal["token", "tensor", "block"]
 BLOCK = 128
 """Inputs of a block."""
 
