@@ -1,4 +1,4 @@
-"""The matrix products of plain weights and the kernels between them, chosen once per device.
+"""The matrix products of a model and the kernels between them, chosen once per device.
 
 Suffix legend: T tokens, V vocabulary, E hidden size, N query and key heads side by side, D head size, F half of the
 rotated dimensions of a head, M intermediate size, I inputs and O outputs of a product.
@@ -17,6 +17,7 @@ from torch import Tensor
 from sapwood.base.abilities import Ability
 from sapwood.device import abilities_of
 from sapwood.kernels import plain
+from sapwood.kernels.planes import Planes
 
 Activation = Literal["silu", "gelu_tanh", "gelu", "relu", "relu2"]
 
@@ -59,6 +60,31 @@ Few = Callable[[Tensor, Tensor, Tensor | None, RmsNorm | None, Tensor | None, Ac
 
 
 @dataclass(frozen=True)
+class Quantised:
+    """Products with weights in planes, in bfloat16 or float16. Which one is taken follows from the number of tokens."""
+
+    few: Callable[
+        [Tensor, Planes, Tensor | None, RmsNorm | None, Tensor | None, Activation | None], tuple[Tensor, Tensor]
+    ]
+    """few(x_TI, weights, bias_O, norm, residual_TI, activation): what `Kernels.planes` does, as one launch."""
+
+    few_tokens: Callable[[Planes], int]
+    """The most tokens that it is for."""
+
+    many: Callable[[Tensor, Planes, Tensor | None], Tensor]
+    """many(x_TI, weights, bias_O) -> y_TO: the product alone, of activations as they are."""
+
+    rounded: Callable[
+        [Tensor, Planes, RmsNorm | None, Tensor | None, Activation | None], tuple[Tensor, Tensor | None]
+    ]
+    """rounded(x, weights, norm, residual_TI, activation) -> (codes_TI, scale_GT): rms_norm(x + residual), or the gate of x, or
+    x, rounded to eight bits as the weights ask for. The sum replaces the residual."""
+
+    eight: Callable[[Tensor, Tensor | None, Planes, Tensor | None, torch.dtype], Tensor]
+    """eight(codes_TI, scale_GT, weights, bias_O, dtype) -> y_TO: the product of what was rounded."""
+
+
+@dataclass(frozen=True)
 class Kernels:
     """One function per job; every one computes in float32 inside and returns its input's dtype.
 
@@ -92,6 +118,9 @@ class Kernels:
 
     few_tokens: int = 0
 
+    quantised: Quantised | None = None
+    """Where weights may be in planes."""
+
     def norm(self, x_TE: Tensor, residual_TE: Tensor | None, how: RmsNorm | LayerNorm) -> tuple[Tensor, Tensor]:
         """(normed_TE, sum_TE), where sum = x + residual, or x where there is none. `residual` may be overwritten."""
         if isinstance(how, LayerNorm):
@@ -122,6 +151,45 @@ class Kernels:
         return self.around(
             lambda x_TI: few(x_TI, weight_OI, bias_O, None, None, activation)[0], x_TI, norm, residual_TI, None
         )
+
+    def planes(
+        self,
+        x_TI: Tensor,
+        weights: Planes,
+        bias_O: Tensor | None = None,
+        norm: RmsNorm | None = None,
+        residual_TI: Tensor | None = None,
+        activation: Activation | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The product of quantised weights between its neighbours, as `around` has them."""
+        made = self.quantised
+        assert made is not None
+        if activation is not None and activation not in FUSED:
+            y_TO, sum_TI = self.planes(x_TI, weights, bias_O, norm, residual_TI)
+            return self.gated(y_TO, activation), sum_TI
+        if len(x_TI) <= made.few_tokens(weights):
+            if norm is None or x_TI.dtype == torch.bfloat16:
+                return made.few(x_TI, weights, bias_O, norm, residual_TI, activation)
+            # The kernel norms last, as that of plain weights.
+            return self.around(
+                lambda x_TI: made.few(x_TI, weights, bias_O, None, None, activation)[0], x_TI, norm, residual_TI, None
+            )
+        if not self.rounds(weights, len(x_TI)):
+            return self.around(lambda x_TI: made.many(x_TI, weights, bias_O), x_TI, norm, residual_TI, activation)
+        codes_TI, scale_GT = made.rounded(x_TI, weights, norm, residual_TI, None)
+        y_TO = made.eight(codes_TI, scale_GT, weights, bias_O, x_TI.dtype)
+        return y_TO if activation is None else self.gated(y_TO, activation), x_TI if residual_TI is None else residual_TI
+
+    def rounds(self, weights: Planes, num_tokens: int) -> bool:
+        """Whether activations of so many tokens are rounded, so that it is cheaper to leave a gate before it to `gated_planes`."""
+        return weights.rounding is not None and num_tokens > (self.quantised.few_tokens(weights) if self.quantised else 0)
+
+    def gated_planes(self, x_T2I: Tensor, weights: Planes, bias_O: Tensor | None, activation: Activation) -> Tensor:
+        """y_TO = planes(gated(x)) where `rounds`."""
+        made = self.quantised
+        assert made is not None
+        codes_TI, scale_GT = made.rounded(x_T2I, weights, None, None, activation)
+        return made.eight(codes_TI, scale_GT, weights, bias_O, x_T2I.dtype)
 
     def around(
         self,

@@ -39,9 +39,10 @@ def of_blocks(parts: Sequence[tuple[int, Tensor]]) -> Planes | None:
     numbers_OI = torch.cat([one.numbers_OI for one in read])
     scale_OG = torch.cat([_finer(one.scale_OG, one, size) for one in read]).half()
     if {form for form, _ in parts} <= {20, 23}:
-        table = torch.tensor(IQ4, device=numbers_OI.device)
-        codes_OI = torch.searchsorted(table, numbers_OI.int()).to(torch.uint8)
-        return of_coded(codes_OI[:, ::2] | codes_OI[:, 1::2] << 4, table, scale_OG)
+        codes = torch.zeros(256, dtype=torch.uint8)
+        codes[torch.tensor(IQ4) + 128] = torch.arange(16, dtype=torch.uint8)
+        codes_OI = codes.to(numbers_OI.device)[numbers_OI.int() + 128]
+        return of_coded(codes_OI[:, ::2] | codes_OI[:, 1::2] << 4, torch.tensor(IQ4).float(), scale_OG)
     offset_OG = None
     if any(one.offset_OG is not None for one in read):
         offsets = [torch.zeros_like(one.scale_OG) if one.offset_OG is None else one.offset_OG for one in read]

@@ -20,6 +20,9 @@ Rounding = Literal["token", "tensor", "block"]
 _MOST_APART = 128
 """Bytes between the two columns that share one, at most."""
 
+MOST_TILES = 1024
+"""Of a product that is cut along its inputs."""
+
 _LEAST_RUN = 16
 """Columns that a matrix unit takes at once."""
 
@@ -32,7 +35,8 @@ class Planes(NamedTuple):
 
     Codes of four bits: a run of 2 * `pair` columns is `pair` bytes, whose low halves are the first `pair` columns of it.
     Column j of the codes is input order_I[j]. `rounding` is how activations may be rounded for it, `input_scale` their
-    scale where that is known before.
+    scale where that is known before, and `rounded_O` row_O times it. `arrived` counts the parts of products that are cut
+    along their inputs: `MOST_TILES` zeros, before and after.
     """
 
     form: Form
@@ -48,6 +52,8 @@ class Planes(NamedTuple):
     table: Tensor | None = None
     rounding: Rounding | None = None
     input_scale: Tensor | None = None
+    rounded_O: Tensor | None = None
+    arrived: Tensor | None = None
 
     @property
     def num_outputs(self) -> int:
@@ -56,8 +62,11 @@ class Planes(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Of all that a product reads."""
-        tensors = (self.codes_OB, self.scale_GS, self.offset_GS, self.row_O)
-        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+        return sum(one.nbytes for one in self.tensors.values())
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        return {name: one for name, one in self._asdict().items() if isinstance(one, Tensor)}
 
     @property
     def slice(self) -> int:
@@ -68,16 +77,20 @@ class Planes(NamedTuple):
 def of_scaled(
     values_OI: Tensor, scale: Tensor, rounding: Rounding | None = None, input_scale: Tensor | None = None
 ) -> Planes | None:
-    """float8_e4m3fn or int8 with a float32 scale [1, 1], [O, 1] or, for blocks of 128 x 128, [outputs / 128, inputs / 128].
-    None where kernels cannot read it."""
+    """float8_e4m3fn or int8 with a float32 scale [1, 1], [O, 1], or one for each 128 inputs and 128 outputs, or each output. None
+    where kernels cannot read it."""
     outputs, inputs = values_OI.shape
-    blocks = scale.shape[1] > 1 or (scale.shape[0] > 1 and scale.shape[0] != outputs)
+    blocks = scale.shape[1] > 1 or len(scale) not in (1, outputs)
+    tall = 1 if len(scale) == outputs else 128
+    row_O = None if blocks else scale.float().expand(outputs, 1).reshape(-1).contiguous()
+    # Activations are rounded only where the product of what is rounded knows the scales.
+    fits = inputs % 128 == 0 and rounding == "block" and tall == 128 if blocks else rounding != "block"
     made = Planes(
         "int8" if values_OI.dtype == torch.int8 else "fp8", inputs, values_OI.contiguous().view(torch.uint8),
-        group=128 if blocks else 0, tall=128 if blocks else 1,
-        scale_GS=scale.float().T.contiguous() if blocks else None,
-        row_O=None if blocks else scale.float().expand(outputs, 1).reshape(-1).contiguous(),
-        rounding=rounding, input_scale=input_scale,
+        group=128 if blocks else 0, tall=tall if blocks else 1,
+        scale_GS=scale.float().T.contiguous() if blocks else None, row_O=row_O,
+        rounding=rounding if fits else None, input_scale=input_scale,
+        rounded_O=row_O * input_scale if row_O is not None and input_scale is not None else None,
     )  # fmt: skip
     return _readable(made)
 
@@ -106,7 +119,7 @@ def of_numbers(
     codes = (numbers_OI.to(torch.int16) + 8).to(torch.uint8) if pair else numbers_OI.contiguous().view(torch.uint8)
     made = Planes(
         "uint4" if pair else "int8", inputs, _paired(codes, pair) if pair else codes, pair=pair, group=group,
-        scale_GS=None if whole else scale_OG.T.contiguous(), row_O=scale_OG[:, 0].float() if whole else None,
+        scale_GS=None if whole else scale_OG.T.contiguous(), row_O=scale_OG[:, 0].float().contiguous() if whole else None,
         offset_GS=None if offset_OG is None else offset_OG.to(scale_OG.dtype).T.contiguous(),
         order_I=None if order_I is None else order_I.int(),
     )  # fmt: skip
@@ -126,8 +139,8 @@ def of_coded(codes_OH: Tensor, table_16: Tensor, scale_OG: Tensor, row_O: Tensor
     simple = bool((table_16.cpu() == torch.tensor(E2M1)).all())
     made = Planes(
         "e2m1" if simple else "table", inputs, _paired(_nibbles(codes_OH), pair), pair=pair, group=group,
-        scale_GS=scale_OG.T.contiguous(), row_O=None if row_O is None else row_O.float(),
-        table=None if simple else table_16.float(),
+        scale_GS=scale_OG.T.contiguous(), row_O=None if row_O is None else row_O.float().contiguous(),
+        table=None if simple else table_16.float().to(codes_OH.device),
     )  # fmt: skip
     return _readable(made)
 
@@ -141,9 +154,10 @@ def pair_of(num_inputs: int, group: int) -> int:
 
 
 def _readable(made: Planes) -> Planes | None:
-    """Runs of columns are long enough, and groups whole but for the last of blocks."""
-    whole = made.tall > 1 or made.num_inputs % (made.group or 1) == 0
-    return made if whole and made.slice >= _LEAST_RUN else None
+    """None unless runs of columns are long enough. Groups are whole, but for the last of blocks."""
+    if made.slice < _LEAST_RUN:
+        return None
+    return made._replace(arrived=torch.zeros(MOST_TILES, dtype=torch.int32, device=made.codes_OB.device))
 
 
 def _nibbles(codes_OH: Tensor) -> Tensor:

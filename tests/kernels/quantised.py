@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sapwood.kernels.planes import E2M1, Planes, pair_of
+from sapwood.kernels.planes import E2M1, MOST_TILES, Planes, pair_of
 
 FORMS = ("fp8", "int8", "uint4", "e2m1", "table")
 
@@ -41,6 +41,7 @@ def random_planes(
         scale_GS=scale_GS if group else None, row_O=None if group else scale_GS[0].contiguous(),
         offset_GS=offset_GS, order_I=None if order_I is None else order_I.int(),
         table=torch.linspace(-1, 1, 16) ** 3 if form == "table" else None,
+        arrived=torch.zeros(MOST_TILES, dtype=torch.int32),
     )  # fmt: skip
     return planes, values
 
@@ -71,6 +72,4 @@ def _paired(codes: Tensor, pair: int) -> Tensor:
 
 
 def moved(planes: Planes, device: str) -> Planes:
-    return planes._replace(
-        **{name: value.to(device) for name, value in planes._asdict().items() if isinstance(value, Tensor)}
-    )
+    return planes._replace(**{name: one.to(device) for name, one in planes.tensors.items()})

@@ -24,7 +24,7 @@ HERE = "cuda" if torch.cuda.is_available() else "cpu"
 
 def values(planes: Planes | None) -> Tensor:
     assert planes is not None
-    moved = {name: one.to(HERE) for name, one in planes._asdict().items() if isinstance(one, Tensor)}
+    moved = {name: one.to(HERE) for name, one in planes.tensors.items()}
     return widen.widened(planes._replace(**moved), torch.float32).cpu()
 
 
@@ -33,12 +33,12 @@ def numbers() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (200, 1), (2, 3)], ids=["whole", "rows", "blocks"])
+@pytest.mark.parametrize("shape", [(1, 1), (200, 1), (2, 3), (200, 3)], ids=["whole", "rows", "blocks", "strips"])
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8])
 def test_scaled(shape: tuple[int, int], dtype: torch.dtype, numbers: torch.Generator) -> None:
     codes = (torch.randn(200, 320, generator=numbers) * 40).to(dtype)
     scale = torch.rand(shape, generator=numbers)
-    times = (200, 320) if shape == (1, 1) else (1, 320) if shape[1] == 1 else (128, 128)
+    times = {1: 200, 2: 128, 200: 1}[shape[0]], {1: 320, 3: 128}[shape[1]]
     wide = scale.repeat_interleave(times[0], 0)[:200].repeat_interleave(times[1], 1)[:, :320]
     torch.testing.assert_close(values(of_scaled(codes, scale)), codes.float() * wide)
 

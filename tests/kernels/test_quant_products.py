@@ -50,7 +50,8 @@ def test_many(device: str, dtype: torch.dtype, form: str, seed: int) -> None:
     planes = moved(planes, device)
     x = torch.randn(tokens, inputs + 8, generator=numbers)[:, :inputs].to(device, dtype)
     bias = torch.randn(outputs, generator=numbers).to(device, dtype) if pick.random() < 0.5 else None
-    y = many.product(x, planes, bias, many.Setting(64, pick.choice([16, 64]), 64, 4, 3))
+    y = many.product(x, planes, bias, many.Setting(64, pick.choice([16, 64]), 64, 4, 3, pick.choice([1, 3])))
+    assert planes.arrived is None or not planes.arrived.any()
     expected = torch.nn.functional.linear(x.float(), values.to(device), None if bias is None else bias.float())
     torch.testing.assert_close(y, expected.to(dtype), atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
     close = TOLERANCE[dtype] / 4
@@ -64,8 +65,8 @@ def draw_codes(numbers: torch.Generator, dtype: torch.dtype, *shape: int) -> Ten
 @pytest.mark.parametrize(("device", "dtype"), HERE)
 @pytest.mark.parametrize("codes", [torch.float8_e4m3fn, torch.int8], ids=["fp8", "int8"])
 @pytest.mark.parametrize("blocks", [False, True])
-@pytest.mark.parametrize("tokens", [1, 33, 70])
-def test_scaled(device: str, dtype: torch.dtype, codes: torch.dtype, blocks: bool, tokens: int) -> None:
+@pytest.mark.parametrize(("tokens", "parts"), [(1, 1), (33, 2), (70, 3)])
+def test_scaled(device: str, dtype: torch.dtype, codes: torch.dtype, blocks: bool, tokens: int, parts: int) -> None:
     skip_compiled(device)
     numbers = torch.Generator().manual_seed(tokens)
     inputs, outputs = (384, 200) if blocks else (160, 200)
@@ -80,7 +81,8 @@ def test_scaled(device: str, dtype: torch.dtype, codes: torch.dtype, blocks: boo
         pytest.skip("the interpreter adds integers up in floats only")
     y = scaled.product(
         x.to(device), x_scale_GT.to(device), weight.to(device), scale_GS.to(device) if blocks else None,
-        None if blocks else scale_GS[0].to(device), bias, dtype, scaled.Setting(64, 32, 128 if blocks else 64, 4, 3),
+        None if blocks else scale_GS[0].to(device), bias, dtype, scaled.Setting(64, 32, 128 if blocks else 64, 4, 3, parts),
+        torch.zeros(64, dtype=torch.int32, device=device),
     )  # fmt: skip
     expected = (wide_x @ wide.T).to(device) + bias.float()
     torch.testing.assert_close(y, expected.to(dtype), atol=TOLERANCE[dtype], rtol=2 * TOLERANCE[dtype])

@@ -102,9 +102,9 @@ def _product(
     row_O = tl.minimum(o_O, OUT - 1).to(tl.int64)
     if PDL:
         if CHUNKS:
-            _prefetch(weight_OI, program, IN, OUT, ROWS, CHUNKS)
+            prefetch(weight_OI, program, IN, OUT, ROWS, CHUNKS)
             if GATED:
-                _prefetch(weight_OI + OUT * IN, program, IN, OUT, ROWS, CHUNKS)
+                prefetch(weight_OI + OUT * IN, program, IN, OUT, ROWS, CHUNKS)
         pdl.join()
 
     if DOT:
@@ -182,7 +182,7 @@ def _accumulate(acc, x, weight_OI, row_O, i_I, IN: tl.constexpr, DOT: tl.constex
 
 
 @jit
-def _prefetch(weight_OI, program, IN: tl.constexpr, OUT: tl.constexpr, ROWS: tl.constexpr, CHUNKS: tl.constexpr):
+def prefetch(weight_OI, program, IN: tl.constexpr, OUT: tl.constexpr, ROWS: tl.constexpr, CHUNKS: tl.constexpr):
     """Bring the first CHUNKS times 256 bytes of each of the program's rows into the L2 cache."""
     c = tl.arange(0, ROWS * CHUNKS)
     row = tl.minimum(program * ROWS + c // CHUNKS, OUT - 1).to(tl.int64)
@@ -195,6 +195,12 @@ def _prefetch(weight_OI, program, IN: tl.constexpr, OUT: tl.constexpr, ROWS: tl.
         is_pure=False,
         pack=1,
     )
+
+
+def chunks(num_rows: int, row_bytes: int) -> int:
+    """Chunks of each row to prefetch: up to 32 KiB for each program, in rows of whole chunks."""
+    fits = min(_MOST_CHUNKS // num_rows, row_bytes // _CHUNK)
+    return 1 << fits.bit_length() - 1 if fits and row_bytes % 16 == 0 else 0
 
 
 def product(
@@ -216,15 +222,12 @@ def product(
     out_TO = torch.empty((num_tokens, outputs), dtype=x_TI.dtype, device=x_TI.device)
     sum_TI = x_TI if residual_TI is None else torch.empty_like(x_TI, memory_format=torch.contiguous_format)
     gain_I, eps = (None, 0.0) if norm is None else norm
-    # Up to 32 KiB for each program, in rows of whole chunks.
-    fits = min(_MOST_CHUNKS // cut.rows, inputs * weight_OI.itemsize // _CHUNK)
-    chunks = 1 << fits.bit_length() - 1 if fits and inputs * weight_OI.itemsize % 16 == 0 else 0
     num_programs = triton.cdiv(outputs, cut.rows)
     _product[(num_programs,)](
         x_TI, x_TI.stride(0), residual_TI, 0 if residual_TI is None else residual_TI.stride(0), gain_I, eps,
         weight_OI, bias_O, out_TO, sum_TI, num_tokens,
         IN=inputs, OUT=outputs, GATED=activation is not None, SILU=activation == "silu", DOT=cut.dot, PDL=early,
-        CHUNKS=chunks, T_PAD=max(16 if cut.dot else 1, triton.next_power_of_2(num_tokens)),
+        CHUNKS=chunks(cut.rows, inputs * weight_OI.itemsize), T_PAD=max(16 if cut.dot else 1, triton.next_power_of_2(num_tokens)),
         ROWS=cut.rows, DEPTH=cut.depth, STAGES=cut.stages,
         SHARE=triton.next_power_of_2(triton.cdiv(inputs, num_programs)), num_warps=cut.warps, launch_pdl=early,
     )  # fmt: skip

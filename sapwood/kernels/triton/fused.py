@@ -16,6 +16,7 @@ from torch import Tensor
 from sapwood.kernels import Activation, Kernels, LayerNorm
 from sapwood.kernels.triton import few, pdl
 from sapwood.kernels.triton.jit import jit
+from sapwood.kernels.triton.quantised import QUANTISED
 
 
 @jit
@@ -169,4 +170,5 @@ KERNELS = Kernels(
     activated=activated,
     few=few.product,
     few_tokens=few.FEW,
+    quantised=QUANTISED,
 )

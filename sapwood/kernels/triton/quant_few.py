@@ -22,6 +22,7 @@ from torch import Tensor
 from sapwood.kernels import Activation, RmsNorm
 from sapwood.kernels.planes import Planes
 from sapwood.kernels.triton import pdl
+from sapwood.kernels.triton.few import chunks, prefetch
 from sapwood.kernels.triton.jit import jit
 from sapwood.kernels.triton.quant_decode import decode
 
@@ -41,6 +42,12 @@ class Setting(NamedTuple):
 @jit
 def _load(place, mask, RAGGED: tl.constexpr):
     return tl.load(place, mask=mask, other=0.0) if RAGGED else tl.load(place)
+
+
+@jit
+def _once(x):
+    """x; what it is made of is not computed again by each thread that wants a copy of it."""
+    return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=x.dtype, is_pure=False, pack=2)
 
 
 @jit
@@ -133,6 +140,7 @@ def _product(
     J: tl.constexpr,
     STAGES: tl.constexpr,
     SHARE: tl.constexpr,
+    CHUNKS: tl.constexpr,
 ):
     """Grid (ceil(OUT / ROWS),)."""
     BYTES: tl.constexpr = IN // 2 if PAIR else IN
@@ -150,6 +158,10 @@ def _product(
     row_O = tl.minimum(o_O, OUT - 1)
     first_SOJ = codes_OB + row_O.to(tl.int64)[None, :, None] * BYTES + (s_S[:, None] * J + j_J[None, :])[:, None, :]
     if PDL:
+        if CHUNKS:
+            prefetch(codes_OB, program, BYTES, OUT, ROWS, CHUNKS)
+            if GATED:
+                prefetch(codes_OB + OUT * BYTES, program, BYTES, OUT, ROWS, CHUNKS)
         pdl.join()
 
     acc = tl.zeros([S, ROWS, N if DOT else J], tl.float32)
@@ -182,6 +194,8 @@ def _product(
                 h = x.to(tl.float32)
                 squares_SXJ += h * h
                 x = (h * _load(gain_I + i_SJ, inside_S[:, None], RAGGED)[:, None, :]).to(dtype)
+            if ASM:
+                x = _once(x)
             sum_SX = tl.sum(x.to(tl.float32), axis=2) if OFFSET else 0.0
             offset = _scales(offset_GS, row_O, column_S, IN, ROWS_IN, GROUP, TALL)
             acc = _multiplied(
@@ -268,6 +282,7 @@ def product(
         PAIR=weights.pair, GROUP=weights.group or inputs, TALL=weights.tall, DOT=cut.dot, PDL=early,
         ASM=early, X=padded, N=max(8 if cut.slices > 1 else 16, padded), ROWS=cut.rows, S=cut.slices,
         J=min(cut.depth, weights.slice), STAGES=cut.stages,
-        SHARE=triton.next_power_of_2(triton.cdiv(inputs, num_programs)), num_warps=cut.warps, launch_pdl=early,
+        SHARE=triton.next_power_of_2(triton.cdiv(inputs, num_programs)), CHUNKS=chunks(cut.rows, weights.codes_OB.shape[1]),
+        num_warps=cut.warps, launch_pdl=early,
     )  # fmt: skip
     return out_TO, sum_TI

@@ -22,16 +22,19 @@ from sapwood.kernels.planes import Planes
 from sapwood.kernels.triton import pdl
 from sapwood.kernels.triton.jit import jit
 from sapwood.kernels.triton.quant_decode import decode
+from sapwood.kernels.triton.quant_parts import joined, room, write
 
 
 class Setting(NamedTuple):
-    """How a product is cut: tiles of so many outputs and tokens, `depth` bytes of a row a turn, `stages` of them on their way."""
+    """How a product is cut: tiles of so many outputs and tokens, `depth` bytes of a row a turn, `stages` of them on their way;
+    the inputs of a tile in so many `parts`."""
 
     rows: int
     tokens: int
     depth: int
     warps: int
     stages: int
+    parts: int = 1
 
 
 @jit
@@ -71,6 +74,8 @@ def _product(
     table,
     bias_O,
     out_TO,
+    parts,
+    arrived,
     T,
     IN: tl.constexpr,
     OUT: tl.constexpr,
@@ -84,8 +89,9 @@ def _product(
     TOKENS: tl.constexpr,
     J: tl.constexpr,
     STAGES: tl.constexpr,
+    PARTS: tl.constexpr,
 ):
-    """Grid (ceil(OUT / ROWS), ceil(T / TOKENS))."""
+    """Grid (ceil(OUT / ROWS), ceil(T / TOKENS), PARTS)."""
     BYTES: tl.constexpr = IN // 2 if PAIR else IN
     SCALED: tl.constexpr = scale_GS is not None
     OFFSET: tl.constexpr = offset_GS is not None
@@ -98,7 +104,9 @@ def _product(
     if PDL:
         pdl.join()
     acc = tl.zeros([ROWS, TOKENS], tl.float32)
-    for start in tl.range(0, BYTES, J, num_stages=STAGES):
+    RUN: tl.constexpr = (BYTES // J + PARTS - 1) // PARTS * J
+    first = tl.program_id(2) * RUN
+    for start in tl.range(first, tl.minimum(first + RUN, BYTES), J, num_stages=STAGES):
         codes = tl.load(codes_OJ + start)
         low = tl.multiple_of(start // PAIR * (2 * PAIR) + start % PAIR if PAIR else start, J)
         for half in tl.static_range(2 if PAIR else 1):
@@ -110,12 +118,9 @@ def _product(
             scale_O = _of_group(scale_GS, row_O, column, IN, OUT, GROUP, TALL)
             offset_O = _of_group(offset_GS, row_O, column, IN, OUT, GROUP, TALL)
             acc = _half(acc, codes, x, table, scale_O, offset_O, SCALED, OFFSET, FORM, half == 1, ASM)
-    if row_scale_O is not None:
-        acc = acc * tl.load(row_scale_O + row_O)[:, None]
-    if bias_O is not None:
-        acc += tl.load(bias_O + row_O).to(tl.float32)[:, None]
-    place = out_TO + t_T.to(tl.int64)[:, None] * OUT + o_O[None, :]
-    tl.store(place, tl.trans(acc).to(out_TO.dtype.element_ty), mask=(t_T < T)[:, None] & (o_O < OUT)[None, :])
+    acc, last = joined(acc, parts, arrived, PARTS)
+    if last:
+        write(out_TO, acc, row_scale_O, 1.0, bias_O, row_O, o_O, t_T, T, OUT)
 
 
 def product(x_TI: Tensor, weights: Planes, bias_O: Tensor | None, cut: Setting) -> Tensor:
@@ -123,11 +128,13 @@ def product(x_TI: Tensor, weights: Planes, bias_O: Tensor | None, cut: Setting) 
     num_tokens, inputs = x_TI.shape
     outputs, early = weights.num_outputs, pdl.supported(x_TI.device)
     out_TO = torch.empty((num_tokens, outputs), dtype=x_TI.dtype, device=x_TI.device)
-    _product[(triton.cdiv(outputs, cut.rows), triton.cdiv(num_tokens, cut.tokens))](
+    grid = triton.cdiv(outputs, cut.rows), triton.cdiv(num_tokens, cut.tokens), cut.parts
+    parts = room(x_TI.device, grid, cut.rows * cut.tokens)
+    _product[grid](
         x_TI, x_TI.stride(0), weights.order_I, weights.codes_OB, weights.scale_GS, weights.offset_GS, weights.row_O,
-        weights.table, bias_O, out_TO, num_tokens,
+        weights.table, bias_O, out_TO, parts, weights.arrived, num_tokens,
         IN=inputs, OUT=outputs, FORM=weights.form, PAIR=weights.pair, GROUP=weights.group or inputs, TALL=weights.tall,
         PDL=early, ASM=early, ROWS=cut.rows, TOKENS=cut.tokens, J=min(cut.depth, weights.slice), STAGES=cut.stages,
-        num_warps=cut.warps, launch_pdl=early,
+        PARTS=cut.parts, num_warps=cut.warps, launch_pdl=early,
     )  # fmt: skip
     return out_TO

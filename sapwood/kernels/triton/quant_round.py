@@ -79,17 +79,17 @@ def _round(
     x = x.to(dtype).to(tl.float32)
     most = 127.0 if INT8 else 448.0
     if known is not None:
-        x = x / tl.load(known)
+        x = x * (1.0 / tl.load(known))
     elif GROUP > 0:
         x_GJ = tl.reshape(x, [M // GROUP, GROUP])
         scale_G = tl.maximum(tl.max(tl.abs(x_GJ), axis=1), 1e-10) / most
         g = tl.arange(0, M // GROUP)
         tl.store(scale_GT + g * tl.num_programs(0) + token, scale_G, mask=g < I // GROUP)
-        x = tl.reshape(x_GJ / scale_G[:, None], [M])
+        x = tl.reshape(x_GJ * (1.0 / scale_G)[:, None], [M])
     else:
         scale = tl.maximum(tl.max(tl.abs(x), axis=0), 1e-10) / most
         tl.store(scale_GT + token, scale)
-        x = x / scale
+        x = x * (1.0 / scale)
     _stored(codes_TI + token * I + i, x, inside, INT8)
 
 
@@ -117,6 +117,6 @@ def rounded(
         x_TI, x_TI.stride(0), residual_TI, 0 if residual_TI is None else residual_TI.stride(0), gain_I, eps,
         known if inputs == "tensor" else None, codes_TI, scale_GT,
         I=size, GATED=activation is not None, SILU=activation == "silu", INT8=dtype == torch.int8, GROUP=group,
-        PDL=early, M=block, num_warps=min(16, max(1, block // 512)), launch_pdl=early,
+        PDL=early, M=block, num_warps=min(32, max(1, block // 512)), launch_pdl=early,
     )  # fmt: skip
     return codes_TI, scale_GT

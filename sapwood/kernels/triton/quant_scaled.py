@@ -18,16 +18,19 @@ from torch import Tensor
 
 from sapwood.kernels.triton import pdl
 from sapwood.kernels.triton.jit import jit
+from sapwood.kernels.triton.quant_parts import joined, room, write
 
 
 class Setting(NamedTuple):
-    """How a product is cut: tiles of so many outputs and tokens, `depth` inputs a turn, `stages` of them on their way."""
+    """How a product is cut: tiles of so many outputs and tokens, `depth` inputs a turn, `stages` of them on their way; the inputs
+    of a tile in so many `parts`."""
 
     rows: int
     tokens: int
     depth: int
     warps: int
     stages: int
+    parts: int = 1
 
 
 @jit(do_not_specialize=["T"])
@@ -39,6 +42,8 @@ def _scaled(
     row_scale_O,
     bias_O,
     out_TO,
+    parts,
+    arrived,
     T,
     IN: tl.constexpr,
     OUT: tl.constexpr,
@@ -50,8 +55,9 @@ def _scaled(
     K: tl.constexpr,
     STAGES: tl.constexpr,
     BAND: tl.constexpr,
+    PARTS: tl.constexpr,
 ):
-    """Grid (tiles of outputs x tiles of tokens,), in bands of BAND tiles of outputs, whose weights stay in the L2 cache."""
+    """Grid (tiles of outputs x tiles of tokens, 1, PARTS), in bands of BAND tiles of outputs, whose weights stay in the L2 cache."""
     tiles_O: tl.constexpr = (OUT + ROWS - 1) // ROWS
     tiles_T = (T + TOKENS - 1) // TOKENS
     program = tl.program_id(0)
@@ -70,7 +76,9 @@ def _scaled(
         pdl.join()
     INTEGER: tl.constexpr = x_TI.dtype.element_ty == tl.int8
     acc = tl.zeros([ROWS, TOKENS], tl.int32 if INTEGER and GROUP == 0 else tl.float32)
-    for start in tl.range(0, IN, K, num_stages=STAGES):
+    RUN: tl.constexpr = ((IN + K - 1) // K + PARTS - 1) // PARTS * K
+    begin = tl.program_id(2) * RUN
+    for start in tl.range(begin, tl.minimum(begin + RUN, IN), K, num_stages=STAGES):
         if IN % K == 0:
             w, a = tl.load(weight + start), tl.load(x + start)
         else:
@@ -85,15 +93,12 @@ def _scaled(
             acc = tl.dot(w, tl.trans(a), acc, out_dtype=tl.int32)
         else:
             acc = tl.dot(w, tl.trans(a), acc)
-    out = acc.to(tl.float32)
-    if row_scale_O is not None:
-        out = out * tl.load(row_scale_O + row_O)[:, None]
-    if GROUP == 0 and x_scale_GT is not None:
-        out = out * tl.load(x_scale_GT + token_T)[None, :]
-    if bias_O is not None:
-        out += tl.load(bias_O + row_O).to(tl.float32)[:, None]
-    place = out_TO + t_T.to(tl.int64)[:, None] * OUT + o_O[None, :]
-    tl.store(place, tl.trans(out).to(out_TO.dtype.element_ty), mask=(t_T < T)[:, None] & (o_O < OUT)[None, :])
+    out, last = joined(acc.to(tl.float32), parts, arrived, PARTS)
+    if last:
+        factor_T = 1.0
+        if GROUP == 0 and x_scale_GT is not None:
+            factor_T = tl.load(x_scale_GT + token_T)[None, :]
+        write(out_TO, out, row_scale_O, factor_T, bias_O, row_O, o_O, t_T, T, OUT)
 
 
 def product(
@@ -105,16 +110,21 @@ def product(
     bias_O: Tensor | None,
     dtype: torch.dtype,
     cut: Setting,
+    arrived: Tensor | None = None,
 ) -> Tensor:
     """y_TO in `dtype`. x and weight are int8 or float8_e4m3fn. x has a scale a token, or one for each 128 inputs where the weight
-    has one, scale_GS, for 128 x 128 (then a tile's rows share one); row_O are scales of outputs, into which a scale of all inputs may be multiplied."""
+    has one, scale_GS, for 128 x 128 (then a tile's rows share one); row_O are scales of outputs, into which a scale of all inputs may be multiplied.
+    `arrived` is as in `Planes`, where inputs are cut into parts."""
     num_tokens, inputs = x_TI.shape
     assert scale_GS is None or (128 % cut.rows == 0 and 128 % cut.depth == 0)
     outputs, early = len(weight_OI), pdl.supported(x_TI.device)
     out_TO = torch.empty((num_tokens, outputs), dtype=dtype, device=x_TI.device)
-    _scaled[(triton.cdiv(outputs, cut.rows) * triton.cdiv(num_tokens, cut.tokens),)](
-        x_TI, x_scale_GT, weight_OI, scale_GS, row_O, bias_O, out_TO, num_tokens,
+    grid = triton.cdiv(outputs, cut.rows) * triton.cdiv(num_tokens, cut.tokens), 1, cut.parts
+    _scaled[grid](
+        x_TI, x_scale_GT, weight_OI, scale_GS, row_O, bias_O, out_TO,
+        room(x_TI.device, grid, cut.rows * cut.tokens), arrived, num_tokens,
         IN=inputs, OUT=outputs, GROUP=0 if scale_GS is None else 128, TALL=128, PDL=early,
-        ROWS=cut.rows, TOKENS=cut.tokens, K=cut.depth, STAGES=cut.stages, BAND=16, num_warps=cut.warps, launch_pdl=early,
+        ROWS=cut.rows, TOKENS=cut.tokens, K=cut.depth, STAGES=cut.stages, BAND=16, PARTS=cut.parts,
+        num_warps=cut.warps, launch_pdl=early,
     )  # fmt: skip
     return out_TO
