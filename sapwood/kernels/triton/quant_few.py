@@ -45,12 +45,6 @@ def _load(place, mask, RAGGED: tl.constexpr):
 
 
 @jit
-def _once(x):
-    """x; what it is made of is not computed again by each thread that wants a copy of it."""
-    return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=x.dtype, is_pure=False, pack=2)
-
-
-@jit
 def _columns(byte_S, PAIR: tl.constexpr):
     """The first column of each slice, of the low half where there are two."""
     return byte_S // PAIR * (2 * PAIR) + byte_S % PAIR if PAIR else byte_S
@@ -194,8 +188,6 @@ def _product(
                 h = x.to(tl.float32)
                 squares_SXJ += h * h
                 x = (h * _load(gain_I + i_SJ, inside_S[:, None], RAGGED)[:, None, :]).to(dtype)
-            if ASM:
-                x = _once(x)
             sum_SX = tl.sum(x.to(tl.float32), axis=2) if OFFSET else 0.0
             offset = _scales(offset_GS, row_O, column_S, IN, ROWS_IN, GROUP, TALL)
             acc = _multiplied(
