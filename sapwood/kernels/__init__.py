@@ -74,9 +74,7 @@ class Quantised:
     many: Callable[[Tensor, Planes, Tensor | None], Tensor]
     """many(x_TI, weights, bias_O) -> y_TO: the product alone, of activations as they are."""
 
-    rounded: Callable[
-        [Tensor, Planes, RmsNorm | None, Tensor | None, Activation | None], tuple[Tensor, Tensor | None]
-    ]
+    rounded: Callable[[Tensor, Planes, RmsNorm | None, Tensor | None, Activation | None], tuple[Tensor, Tensor | None]]
     """rounded(x, weights, norm, residual_TI, activation) -> (codes_TI, scale_GT): rms_norm(x + residual), or the gate of x, or
     x, rounded to eight bits as the weights ask for. The sum replaces the residual."""
 
@@ -178,11 +176,15 @@ class Kernels:
             return self.around(lambda x_TI: made.many(x_TI, weights, bias_O), x_TI, norm, residual_TI, activation)
         codes_TI, scale_GT = made.rounded(x_TI, weights, norm, residual_TI, None)
         y_TO = made.eight(codes_TI, scale_GT, weights, bias_O, x_TI.dtype)
-        return y_TO if activation is None else self.gated(y_TO, activation), x_TI if residual_TI is None else residual_TI
+        return y_TO if activation is None else self.gated(
+            y_TO, activation
+        ), x_TI if residual_TI is None else residual_TI
 
     def rounds(self, weights: Planes, num_tokens: int) -> bool:
         """Whether activations of so many tokens are rounded, so that it is cheaper to leave a gate before it to `gated_planes`."""
-        return weights.rounding is not None and num_tokens > (self.quantised.few_tokens(weights) if self.quantised else 0)
+        return weights.rounding is not None and num_tokens > (
+            self.quantised.few_tokens(weights) if self.quantised else 0
+        )
 
     def gated_planes(self, x_T2I: Tensor, weights: Planes, bias_O: Tensor | None, activation: Activation) -> Tensor:
         """y_TO = planes(gated(x)) where `rounds`."""

@@ -97,7 +97,9 @@ def test_rounded(device: str, dtype: torch.dtype, codes: torch.dtype, inputs: An
     skip_compiled(device)
     numbers = torch.Generator().manual_seed(3)
     size, tokens = 384, 5
-    x, residual = (torch.randn(tokens, 2 * size + 8, generator=numbers)[:, : 2 * size].to(device, dtype) for _ in range(2))
+    x, residual = (
+        torch.randn(tokens, 2 * size + 8, generator=numbers)[:, : 2 * size].to(device, dtype) for _ in range(2)
+    )
     if before != "gate":
         x, residual = x[:, :size], residual[:, :size]
     norm = RmsNorm((1 + torch.randn(size, generator=numbers) / 4).to(device), 1e-5)

@@ -51,7 +51,9 @@ def _columns(byte_S, PAIR: tl.constexpr):
 
 
 @jit
-def _scales(scale_GS, row_O, column_S, IN: tl.constexpr, ROWS_IN: tl.constexpr, GROUP: tl.constexpr, TALL: tl.constexpr):
+def _scales(
+    scale_GS, row_O, column_S, IN: tl.constexpr, ROWS_IN: tl.constexpr, GROUP: tl.constexpr, TALL: tl.constexpr
+):
     """Of each slice and row [S, O], float32; 0 beyond the last column."""
     if scale_GS is None:
         return 0.0
@@ -71,7 +73,18 @@ def _input(x_TI, x_stride, residual_TI, residual_stride, t_X, i_SJ, inside_SXJ):
 
 
 @jit
-def _multiplied(acc, w_SOJ, x_SXJ, sum_SX, scale_SO, offset_SO, SCALED: tl.constexpr, OFFSET: tl.constexpr, DOT: tl.constexpr, N: tl.constexpr):
+def _multiplied(
+    acc,
+    w_SOJ,
+    x_SXJ,
+    sum_SX,
+    scale_SO,
+    offset_SO,
+    SCALED: tl.constexpr,
+    OFFSET: tl.constexpr,
+    DOT: tl.constexpr,
+    N: tl.constexpr,
+):
     """acc with the products of one half of a tile: [S, O, N] with DOT, else [S, O, J]."""
     S: tl.constexpr = x_SXJ.shape[0]
     X: tl.constexpr = x_SXJ.shape[1]
@@ -81,7 +94,9 @@ def _multiplied(acc, w_SOJ, x_SXJ, sum_SX, scale_SO, offset_SO, SCALED: tl.const
         if N > X:
             x_SNJ = tl.reshape(tl.broadcast_to(x_SXJ[:, :, None, :], [S, X, N // X, J]), [S, N, J])
         if S == 1:
-            product = tl.dot(tl.reshape(w_SOJ, [w_SOJ.shape[1], J]), tl.trans(tl.reshape(x_SNJ, [N, J])), input_precision="ieee")[None, :, :]
+            product = tl.dot(
+                tl.reshape(w_SOJ, [w_SOJ.shape[1], J]), tl.trans(tl.reshape(x_SNJ, [N, J])), input_precision="ieee"
+            )[None, :, :]
         else:
             product = tl.dot(w_SOJ, tl.permute(x_SNJ, (0, 2, 1)), input_precision="ieee")
         acc += product * scale_SO[:, :, None] if SCALED else product

@@ -46,7 +46,7 @@ def _round(
     known,
     codes_TI,
     scale_GT,
-    I: tl.constexpr,
+    IN: tl.constexpr,
     GATED: tl.constexpr,
     SILU: tl.constexpr,
     INT8: tl.constexpr,
@@ -57,7 +57,7 @@ def _round(
     """Grid (T,). With a residual the sum replaces it. The gate lies before what it opens."""
     token = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, M)
-    inside = i < I
+    inside = i < IN
     if gain_I is not None:
         gain = tl.load(gain_I + i, mask=inside, other=0.0)
     if PDL:
@@ -65,7 +65,7 @@ def _round(
     x = tl.load(x_TI + token * x_stride + i, mask=inside, other=0.0).to(tl.float32)
     dtype = x_TI.dtype.element_ty
     if GATED:
-        up = tl.load(x_TI + token * x_stride + I + i, mask=inside, other=0.0).to(tl.float32)
+        up = tl.load(x_TI + token * x_stride + IN + i, mask=inside, other=0.0).to(tl.float32)
         slope = x if SILU else 1.5957691216057308 * (x + 0.044715 * x * x * x)
         x = x * up / (1.0 + tl.exp(-slope))
     if residual_TI is not None:
@@ -74,7 +74,7 @@ def _round(
         tl.store(place, kept, mask=inside)
         x = kept.to(tl.float32)
     if gain_I is not None:
-        x = x * tl.rsqrt(tl.sum(x * x, axis=0) / I + eps) * gain
+        x = x * tl.rsqrt(tl.sum(x * x, axis=0) / IN + eps) * gain
     # As it would be written, so that it does not matter which kernel rounds.
     x = x.to(dtype).to(tl.float32)
     most = 127.0 if INT8 else 448.0
@@ -84,13 +84,13 @@ def _round(
         x_GJ = tl.reshape(x, [M // GROUP, GROUP])
         scale_G = tl.maximum(tl.max(tl.abs(x_GJ), axis=1), 1e-10) / most
         g = tl.arange(0, M // GROUP)
-        tl.store(scale_GT + g * tl.num_programs(0) + token, scale_G, mask=g < I // GROUP)
+        tl.store(scale_GT + g * tl.num_programs(0) + token, scale_G, mask=g < IN // GROUP)
         x = tl.reshape(x_GJ * (1.0 / scale_G)[:, None], [M])
     else:
         scale = tl.maximum(tl.max(tl.abs(x), axis=0), 1e-10) / most
         tl.store(scale_GT + token, scale)
         x = x * (1.0 / scale)
-    _stored(codes_TI + token * I + i, x, inside, INT8)
+    _stored(codes_TI + token * IN + i, x, inside, INT8)
 
 
 def rounded(
@@ -116,7 +116,7 @@ def rounded(
     _round[(num_tokens,)](
         x_TI, x_TI.stride(0), residual_TI, 0 if residual_TI is None else residual_TI.stride(0), gain_I, eps,
         known if inputs == "tensor" else None, codes_TI, scale_GT,
-        I=size, GATED=activation is not None, SILU=activation == "silu", INT8=dtype == torch.int8, GROUP=group,
+        IN=size, GATED=activation is not None, SILU=activation == "silu", INT8=dtype == torch.int8, GROUP=group,
         PDL=early, M=block, num_warps=min(32, max(1, block // 512)), launch_pdl=early,
     )  # fmt: skip
     return codes_TI, scale_GT
