@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from sapwood.arch.parts import Decoder
@@ -20,6 +21,11 @@ def kv_groups(decoder: Decoder, page_size: int) -> tuple[KVGroup, ...]:
     kinds = [block.mixer.kv for block in decoder.blocks]
     groups = [KVGroup(kind, kinds.count(kind), page_size) for kind in dict.fromkeys(kinds) if kind is not None]
     return tuple(sorted(groups, key=lambda group: group.window is not None))
+
+
+def joint_groups(decoders: Sequence[Decoder], page_size: int) -> tuple[KVGroup, ...]:
+    """Those of several models that run side by side, in their order: none shares a group with another."""
+    return tuple(group for decoder in decoders for group in kv_groups(decoder, page_size))
 
 
 def kv_places(decoder: Decoder) -> tuple[KVPlace | None, ...]:

@@ -44,7 +44,7 @@ class Native:
         return None
 
     def __init__(self, group: KVGroup, index: int, device: torch.device, dtype: torch.dtype, machine: Machine) -> None:
-        self._group, self._index, self._machine, self._dtype = group, index, machine, dtype
+        self._group, self.index, self._machine, self._dtype = group, index, machine, dtype
         self._kind = heads = heads_of(group)
         self.cells = Handle(
             machine.library,
@@ -77,7 +77,7 @@ class Native:
     def run(self, layer: int, heads_TXD: Tensor, rope: NormRope, scale: float) -> Tensor:
         heads = self._kind
         if self._step is None:  # not needed by those who compute whole decoders
-            self._step, self._held = step_of(self._batch, [self._index])
+            self._step, self._held = step_of(self._batch, [self.index])
         heads_TXD = heads_TXD.float().contiguous()
         cos_TF, sin_TF = rope.cos_TF.contiguous(), rope.sin_TF.contiguous()
         norm = Norm() if rope.norm_ND is None else Norm(address(rope.norm_ND), None, rope.eps, rope.center)

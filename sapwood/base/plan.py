@@ -113,6 +113,15 @@ class Drafts:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Propose:
+    """Steady rows that feed `counts_P` drafts, by their slots, which the device itself drafts before the step's forward: a model
+    there goes on from the token behind what is fed."""
+
+    slots_P: Ints
+    counts_P: Ints
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Pages:
     """What changes in the page tables, per KV group."""
 
@@ -161,7 +170,7 @@ class Masks:
     bits_MW: Bits
 
 
-Part = Admissions | Known | Drafts | Pages | Copies | Runs | Masked
+Part = Admissions | Known | Drafts | Propose | Pages | Copies | Runs | Masked
 LatePart = Masks | Drafts
 P = TypeVar("P")
 

@@ -18,15 +18,17 @@ def run(args: argparse.Namespace) -> int:
     from sapwood.catalogue import joined
     from sapwood.cli.terminal import console, print_rows, pull_progress
     from sapwood.config.resolve import gib, resolve, token_bytes, weight_bytes
-    from sapwood.config.shape import shape_of
+    from sapwood.config.speculation import spelled
     from sapwood.device import probe
+    from sapwood.engine.speculation import draft_of, shape_beside
     from sapwood.hub.files import find_configured
 
-    config, catalogue = from_args(args), joined()
+    config, catalogue = spelled(from_args(args)), joined()
     with pull_progress() as progress:
         files = find_configured(config.model, families=catalogue.families, weights=False, progress=progress)
-    decoder, device = declare(files.config, catalogue.families, methods=catalogue.methods), probe(config.device.device)
-    model = shape_of(decoder, name=files.name, stored_bytes=files.stored_bytes)
+        decoder = declare(files.config, catalogue.families, methods=catalogue.methods)
+        draft = draft_of(config, decoder, files, catalogue, weights=False, progress=progress)
+    model, device = shape_beside(decoder, files, draft), probe(config.device.device)
     config, decisions = resolve(config, model, device)
     weights, how = weight_bytes(config, model)
     rows = [
@@ -34,6 +36,10 @@ def run(args: argparse.Namespace) -> int:
         ("weights", gib(weights), how),
         ("KV cache", f"{token_bytes(config, model) / 1024:.1f} KiB a token", f"in {config.cache.kv_cache_dtype}"),
     ]
+    if draft is not None:
+        assert model.draft is not None
+        weights, how = weight_bytes(config, model.draft)
+        rows.insert(2, ("draft model", gib(weights), f"{model.draft.num_parameters / 1e6:.0f}M parameters, {how}"))
     rows += [(decision.field, decision.shown, decision.reason) for decision in decisions]
     print_rows(console(), rows)
     return 0

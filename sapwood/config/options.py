@@ -204,10 +204,18 @@ class SpeculationConfig:
 
     speculation: str | None = option(
         None,
-        "what drafts: off, auto, or some of prediction, tree and ngram, the first one preferred",
+        "what drafts: off, auto, or some of prediction, tree, ngram and draft, the first one preferred",
         "--speculation",
         "--speculative-algorithm",
         metavar="NAMES",
+    )
+    speculative_model: str | None = option(
+        None,
+        "a smaller model with the same tokenizer, which drafts too",
+        "--speculative-model",
+        "--speculative-draft-model-path",
+        metavar="MODEL",
+        derived=False,
     )
     num_speculative_tokens: int | None = option(
         None,

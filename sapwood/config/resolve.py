@@ -263,7 +263,8 @@ _ROUNDED_BITS = {"int8": 9, "int4": 5}
 
 
 def _weight_bytes(config: Config, model: ModelShape) -> int:
-    return weight_bytes(config, model)[0]
+    """Those of the model that drafts are among them."""
+    return weight_bytes(config, model)[0] + (0 if model.draft is None else _weight_bytes(config, model.draft))
 
 
 def token_bytes(config: Config, model: ModelShape) -> int:

@@ -8,14 +8,15 @@ from sapwood.arch.parts import Decoder
 from sapwood.config.facts import ModelShape
 
 
-def shape_of(decoder: Decoder, *, name: str, stored_bytes: int = 0) -> ModelShape:
-    """The shape of a model that clients call `name`."""
+def shape_of(decoder: Decoder, *, name: str, stored_bytes: int = 0, draft: ModelShape | None = None) -> ModelShape:
+    """The shape of a model that clients call `name`, beside one that drafts for it."""
     return ModelShape(
         default_name=name,
         max_positions=decoder.max_positions,
         vocab_size=decoder.vocab_size,
         num_parameters=num_parameters(decoder),
-        kv_groups=kv_groups(decoder, page_size=1),
+        kv_groups=kv_groups(decoder, page_size=1) + (() if draft is None else draft.kv_groups),
         dtype=decoder.dtype or "float32",
         stored_bytes=stored_bytes,
+        draft=draft,
     )

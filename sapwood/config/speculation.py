@@ -14,13 +14,18 @@ from sapwood.config.flags import flag_of, replace
 from sapwood.config.options import Config, SpeculationConfig
 
 OFF, AUTO = "off", "auto"
-DRAFTERS = ("prediction", "tree", "ngram")
-"""All drafters, the one first whose drafts are most often right."""
+DRAFTERS = ("prediction", "tree", "ngram", "draft")
+"""All drafters, the one first whose drafts cost least and are most often right. The last is a model of its own."""
+
+MODEL = "draft"
+"""The drafter that is a model."""
 
 LONGEST_LOOKUP = 8
 """Tokens that a lookup can want in common."""
 
-_ALIASES: Mapping[str, str] = MappingProxyType({"none": OFF, "suffix": "tree,ngram"})
+_ALIASES: Mapping[str, str] = MappingProxyType(
+    {"none": OFF, "suffix": "tree,ngram", "draft_model": MODEL, "standalone": MODEL}
+)
 
 
 class _Given(msgspec.Struct, forbid_unknown_fields=True):
@@ -28,6 +33,7 @@ class _Given(msgspec.Struct, forbid_unknown_fields=True):
     in common, the one with most of them counts."""
 
     method: str
+    model: str | None = None
     num_speculative_tokens: int | None = None
     prompt_lookup_min: int | None = None
     prompt_lookup_max: int | None = None
@@ -40,7 +46,21 @@ def spelled(config: Config) -> Config:
     method = values.get("speculation", options.speculation)
     if method is not None:
         values["speculation"] = _names(method)
-    return replace(config, "speculation", **values) if values else config
+    config = replace(config, "speculation", **values) if values else config
+    _check_model(config.speculation)
+    return config
+
+
+def _check_model(options: SpeculationConfig) -> None:
+    """A model that drafts is given where it is asked for, and nowhere else."""
+    names, flag = (options.speculation or AUTO).split(","), flag_of("speculative_model")
+    if options.speculative_model is None and MODEL in names:
+        raise ConfigError(f"{flag_of('speculation')} {MODEL} needs a model: give {flag} MODEL.")
+    if options.speculative_model is not None and not {AUTO, MODEL} & set(names):
+        raise ConfigError(
+            f"{flag} is given, and {flag_of('speculation')} {options.speculation} does not use it: leave it out, or add "
+            f"{MODEL}."
+        )
 
 
 def _of_json(config: Config) -> dict[str, Any]:
@@ -50,7 +70,7 @@ def _of_json(config: Config) -> dict[str, Any]:
         given = msgspec.json.decode(options.speculative_config or "", type=_Given)
     except msgspec.MsgspecError as error:
         raise ConfigError(
-            f"{flag} takes a JSON object with method, and maybe num_speculative_tokens and prompt_lookup_min; got "
+            f"{flag} takes a JSON object with method, and maybe model, num_speculative_tokens and prompt_lookup_min; got "
             f"{options.speculative_config}: {error}."
         ) from None
     if given.prompt_lookup_max is not None and given.prompt_lookup_max < (given.prompt_lookup_min or 1):
@@ -59,6 +79,7 @@ def _of_json(config: Config) -> dict[str, Any]:
         )
     said = {
         "speculation": given.method,
+        "speculative_model": given.model,
         "num_speculative_tokens": given.num_speculative_tokens,
         "prompt_lookup_min": given.prompt_lookup_min,
     }
@@ -77,7 +98,7 @@ def _names(method: str) -> str:
         return method
     raise ConfigError(
         f"{flag_of('speculation')} takes {OFF}, {AUTO}, or some of {', '.join(DRAFTERS)}, each once and the first one "
-        f"preferred; got {method!r}. There are no draft models yet."
+        f"preferred; got {method!r}."
     )
 
 
@@ -89,8 +110,10 @@ def drafters(config: Config) -> tuple[str, ...]:
 
 
 def drafter_rule(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[str, str]:
+    if config.speculation.speculative_model is not None:
+        return ",".join(DRAFTERS), "the first are right most often, and a model has an idea where they have none"
     if config.speculation.speculation == AUTO:
-        return ",".join(DRAFTERS), "none needs a model of its own, and the first are right most often"
+        return ",".join(DRAFTERS[:-1]), "none needs a model of its own, and the first are right most often"
     return OFF, f"{flag_of('speculation')} {AUTO} has texts drafted that were there before; answers stay the same"
 
 

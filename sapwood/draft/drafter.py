@@ -25,3 +25,13 @@ class Drafter:
 
     def leave(self, request: Request) -> None:
         """The request gives up its slot, for a while or for good: what is remembered of it can go."""
+
+
+class OnDevice(Drafter):
+    """A model beside the other one: it is told whom to draft for, and always has an idea."""
+
+    name = "draft"
+
+    def serves(self, request: Request) -> bool:
+        """Not where the host has to know drafts, so that it can say what may be drawn behind them."""
+        return not request.params.restricted

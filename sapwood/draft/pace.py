@@ -6,7 +6,8 @@
     c(t, n)  seconds of a step of t tokens and n drafts, as they were measured: of t + n tokens in rows of one, or with drafts,
              and what is read of the positions before them: once for each row, and again, as far as that costs, for each draft
     r(n)     (t + the gains of the n drafts that are worth most) / c(t, n): what a step of t tokens, those of prompts among
-             them, gets done in a second; a draft is worth its gain but for what is done in the time that its reading takes
+             them, gets done in a second; a draft is worth its gain but for what is done in the time that its reading takes.
+             Drafts of a model cost the seconds of its passes too
 
 The step feeds the n drafts for which r(n) is greatest, if r(n) is more than r(0) by a margin. Drafts that are not fed tell
 nothing, so what is known of them fades until they are tried again. A row of which the first draft is wrong time and again
@@ -121,11 +122,34 @@ class Costs:
         return 1 + int(np.flatnonzero(rates >= 0.95 * rates.max())[0])
 
 
+class Passes:
+    """What the drafter of that number costs, which is a model: with each pass it computes one more token of some rows, and its
+    seconds follow from how many rows these are, as `line` says."""
+
+    def __init__(self, drafter: int, line: Line) -> None:
+        self._drafter, self._line = drafter, line
+
+    def seconds(self, drafters: Ints, places: Longs) -> Floats:
+        """Of the first 1, 2, ... of some drafts: whose each is, and its place behind its row's token."""
+        mine = drafters == self._drafter
+        at = places[mine]
+        order = np.argsort(at, kind="stable")
+        rows = np.empty_like(at)
+        rows[order] = np.arange(len(at)) - np.searchsorted(at[order], at[order])  # that its pass has already
+        line = self._line.of(0, int(rows.max(initial=0)) + 1)
+        line[0] = 0.0
+        more = np.zeros(len(drafters))
+        more[mine] = line[rows + 1] - line[rows]
+        return more.cumsum()
+
+
 class Adaptive:
     """The formula above, for steps that cost what `costs` says; a row feeds at most `most` drafts."""
 
-    def __init__(self, num_slots: int, num_drafters: int, *, most: int, costs: Costs) -> None:
-        self._most, self._costs = most, costs
+    def __init__(
+        self, num_slots: int, num_drafters: int, *, most: int, costs: Costs, passes: Passes | None = None
+    ) -> None:
+        self._most, self._costs, self._passes = most, costs, passes
         self._tried: Floats = np.zeros((num_slots, num_drafters))
         self._right: Floats = np.zeros((num_slots, num_drafters))
         self._known_tried: Floats = np.full(num_drafters, _PRIOR)  # of drafters everywhere
@@ -161,6 +185,8 @@ class Adaptive:
         order = np.argsort(-worth, axis=None, kind="stable")[: min(most, int(ready.sum()))]
         done = tokens + np.cumsum(gains.ravel()[order])
         costs = self._costs.drafted.of(tokens + 1, tokens + len(order)) + read + np.cumsum(reads[order // len(places)])
+        if self._passes is not None:
+            costs = costs + self._passes.seconds(drafters[asked][order // len(places)], order % len(places))
         rates = done / costs
         best = int(rates.argmax())
         if rates[best] > tokens / now * _MARGIN:

@@ -7,6 +7,8 @@ yield, and as many drafts behind it.
     known             known + flying
     │ yielded in flight │ drafts of the next step │
     └────────────── proposed ─────────────────────┘
+
+A drafter on the device needs to know no tokens: it goes on from where rows really are, whatever is in flight.
 """
 
 from __future__ import annotations
@@ -17,11 +19,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from sapwood.base.drafts import Tally
-from sapwood.base.plan import Bools, Drafts, Ints, LatePart, Longs, Part, Plan, Rows, Stretch
+from sapwood.base.plan import Bools, Drafts, Ints, LatePart, Longs, Part, Plan, Propose, Rows, Stretch
 from sapwood.base.request import Request
 from sapwood.base.slots import Slots
 from sapwood.base.stake import Stake
-from sapwood.draft.drafter import Drafter
+from sapwood.draft.drafter import Drafter, OnDevice
 from sapwood.draft.pace import Greedy, Pace
 
 _NOBODY = 0  # owns no slot
@@ -38,11 +40,15 @@ class DraftStake(Stake):
         self._slots, self._drafters = slots, tuple(drafters)
         self._pace: Pace = pace or Greedy(most, len(self._drafters))
         num_slots = len(slots.owner)
+        places = [place for place, drafter in enumerate(self._drafters) if isinstance(drafter, OnDevice)]
+        self._on_device = next(iter(places), None)  # its number
+        self._ahead: Bools = np.zeros(num_slots, np.bool_)  # which slots it may draft for
         # Of the last proposal of each slot: whose it was and which drafter's, after how many known tokens, how far it reaches.
         self._owner: Longs = np.full(num_slots, _NOBODY, np.int64)
         self._drafter: Ints = np.zeros(num_slots, np.int32)
         self._known: Ints = np.zeros(num_slots, np.int32)
         self._reach: Ints = np.zeros(num_slots, np.int32)
+        self._feeds: Ints = np.zeros(num_slots, np.int32)  # whose drafts each slot feeds in the plan being made
         self._proposed: list[Stretch] = []  # for the plan being made
         self._offered = False  # drafts, for the plan being made
         # Of each plan with drafts that has not landed: whose those of its steady rows are; None if another stake's are fed.
@@ -57,18 +63,34 @@ class DraftStake(Stake):
         self._propose(landed, self._proposed)
         mine = self._owner[slots] == s.owner[slots]
         ready: Ints = np.where(mine, np.clip(self._reach[slots] - lengths, 0, self.most), 0).astype(np.int32)
+        drafters, flying = self._drafter[slots], s.flying[slots]
+        if self._on_device is not None:
+            ahead = np.where(
+                (ready == 0) & self._ahead[slots], self._pace.reach(slots, s.known[slots])[:, self._on_device], 0
+            )
+            drafters, flying = np.where(ahead, self._on_device, drafters), np.where(ahead, 0, flying)
+            ready = np.where(ahead, np.minimum(ahead, self.most), ready)
         if not ready.any():
             return None
-        drafts = self._pace.share(slots, lengths, self._drafter[slots], ready, s.flying[slots], most)
+        drafts = self._pace.share(slots, lengths, drafters, ready, flying, most)
+        self._feeds[slots] = drafters
         self._offered = bool(drafts.any())
         return drafts if self._offered else None
 
     def parts(self, rows: Rows) -> Sequence[Part]:
         self._pace.beside(rows.num_tokens - int(rows.counts_R[: rows.num_steady].sum()))
-        if rows.drafted:
-            self._flying.append(self._drafter[rows.steady] if self._offered else None)
+        feeds = self._feeds[rows.steady] if self._offered else None
         self._offered = False
-        return self._take(self._proposed)
+        parts: tuple[Part, ...] = self._take(self._proposed)
+        if not rows.drafted:
+            return parts
+        self._flying.append(feeds)
+        if feeds is not None and self._on_device is not None:
+            drafts = rows.counts_R[: rows.num_steady] - 1
+            there = ((feeds == self._on_device) & (drafts > 0)).nonzero()[0]
+            if len(there):
+                return (*parts, Propose(rows.steady[there], drafts[there]))
+        return parts
 
     def fill(self, plan: Plan, alive: Bools) -> LatePart | None:
         s = self._slots
@@ -95,6 +117,8 @@ class DraftStake(Stake):
         for number, drafter in enumerate(self._drafters):
             if not reach[number]:
                 continue
+            if number == self._on_device and self._ahead[slot]:
+                return
             count = min(reach[number] + behind, room)
             tokens = np.array(drafter.propose(request, s.history[slot, :known], count)[:count], np.int32)
             if len(tokens):
@@ -119,7 +143,7 @@ class DraftStake(Stake):
         slots, of, drafts = plan.slots_R[rows], drafters[rows], plan.heads_R[rows] - 1
         known = s.known[slots]
         # Behind a draft that turned out to be wrong in the step before, all are, and that says nothing of them.
-        straight = plan.starts_R[rows] + 1 == known
+        straight = (plan.starts_R[rows] + 1 == known) | (of == self._on_device)
         self._pace.learn(slots[straight], of[straight], drafts[straight], right[straight], known[straight])
         columns = (column.tolist() for column in (slots, of, drafts, right))
         for slot, number, length, good in zip(*columns, strict=True):
@@ -133,6 +157,7 @@ class DraftStake(Stake):
 
     def seat(self, request: Request, number: int) -> int:
         self._pace.begin(request.slot)
+        self._ahead[request.slot] = any(one.serves(request) for one in self._drafters if isinstance(one, OnDevice))
         return super().seat(request, number)
 
     def drop(self, request: Request, number: int, *, trusted: bool) -> None:

@@ -19,18 +19,18 @@ from sapwood.catalogue import Catalogue, joined
 from sapwood.config import Config
 from sapwood.config.devices import rules_of
 from sapwood.config.resolve import Decision, page_bytes, resolve
-from sapwood.config.shape import shape_of
-from sapwood.config.speculation import drafters
+from sapwood.config.speculation import drafters, spelled
 from sapwood.device import probe
 from sapwood.engine import lean
 from sapwood.engine.intake import Intake
 from sapwood.engine.loop import Engine
 from sapwood.engine.pause import Pause
-from sapwood.engine.speculation import speculate
+from sapwood.engine.speculation import draft_of, shape_beside, speculate
 from sapwood.executor.base import Executor, Measured
 from sapwood.executor.local import LocalExecutor
 from sapwood.grammar import Compiler, Constraints, GrammarStake, Vocabulary
 from sapwood.grammar.vocabulary import spec_of
+from sapwood.hub.draft import DraftModel
 from sapwood.hub.files import ModelFiles, find_configured
 from sapwood.scheduler import Scheduler
 
@@ -74,9 +74,11 @@ def launch(
         lean.whole_torch()
     files = files or find_configured(model, families=catalogue.families)
     decoder = declare(files.config, catalogue.families, methods=catalogue.methods)
-    config, decisions = _resolved(config, decoder, files)
+    config = spelled(config)
+    draft = draft_of(config, decoder, files, catalogue)
+    config, decisions = _resolved(config, decoder, files, draft)
     clock.lap("configure")
-    measured = executor.start(config, decoder, files, max_drafts=_most_drafts(config, max_drafts))
+    measured = executor.start(config, decoder, files, max_drafts=_most_drafts(config, max_drafts), draft=draft)
     clock.took(measured.seconds)
     num_pages, longest = _pages(config, measured, asked=model.max_model_len)
     executor.allocate(num_pages)
@@ -104,9 +106,10 @@ def launch(
     return Launched(engine, facts, compiler)
 
 
-def _resolved(config: Config, decoder: Decoder, files: ModelFiles) -> tuple[Config, tuple[Decision, ...]]:
-    shape = shape_of(decoder, name=files.name, stored_bytes=files.stored_bytes)
-    return resolve(config, shape, probe(config.device.device))
+def _resolved(
+    config: Config, decoder: Decoder, files: ModelFiles, draft: DraftModel | None
+) -> tuple[Config, tuple[Decision, ...]]:
+    return resolve(config, shape_beside(decoder, files, draft), probe(config.device.device))
 
 
 def _cache(config: Config, measured: Measured, num_pages: Sequence[int]) -> KVCache:

@@ -5,19 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from sapwood.arch.parts import Decoder
 from sapwood.base.slots import Slots
 from sapwood.base.trial import Trial
 from sapwood.cache import KVCache, Paths
+from sapwood.catalogue import Catalogue
 from sapwood.config import Config
+from sapwood.config.facts import ModelShape
 from sapwood.config.resolve import Decision
-from sapwood.config.speculation import drafters
-from sapwood.draft import Adaptive, Costs, Drafter, DraftStake, Line, Lookup, Predictions, Tree
+from sapwood.config.shape import shape_of
+from sapwood.config.speculation import MODEL, drafters
+from sapwood.draft import Adaptive, Costs, Drafter, DraftStake, Line, Lookup, OnDevice, Passes, Predictions, Tree
 from sapwood.engine.loop import Gauges
 from sapwood.executor.base import Executor
+from sapwood.hub.draft import DraftModel, find_draft
+from sapwood.hub.files import ModelFiles
+from sapwood.hub.pull import Progress
 
 _SIZES = (1, 2, 4, 8, 16, 17, 32, 33, 64, 65, 128, 129, 256)
 """Tokens of the steps that are timed. Where steps are padded, one more than a power of two is the next size."""
 _LONG = 4096  # positions before a row whose reading is timed
+_PASSES = 4  # of a draft model that are timed together
 _SECONDS = 1.0  # after which no larger steps are timed, nor long ones again
 
 
@@ -27,6 +35,29 @@ class Speculation(NamedTuple):
     stakes: tuple[DraftStake, ...] = ()
     gauges: tuple[Gauges, ...] = ()
     decisions: tuple[Decision, ...] = ()
+
+
+def draft_of(
+    config: Config,
+    decoder: Decoder,
+    files: ModelFiles,
+    catalogue: Catalogue,
+    *,
+    weights: bool = True,
+    progress: Progress | None = None,
+) -> DraftModel | None:
+    """The model that the configuration wants to draft, if it does. Raises UserError."""
+    if (model := config.speculation.speculative_model) is None:
+        return None
+    weights = weights and config.model.load_format != "dummy"
+    families, methods = catalogue.families, catalogue.methods
+    return find_draft(model, decoder, files, families=families, methods=methods, weights=weights, progress=progress)
+
+
+def shape_beside(decoder: Decoder, files: ModelFiles, draft: DraftModel | None) -> ModelShape:
+    """What `resolve` has to know of a model, and of the one that drafts for it."""
+    beside = None if draft is None else shape_beside(*draft, None)
+    return shape_of(decoder, name=files.name, stored_bytes=files.stored_bytes, draft=beside)
 
 
 def speculate(config: Config, slots: Slots, kv: KVCache, executor: Executor) -> Speculation:
@@ -39,14 +70,19 @@ def speculate(config: Config, slots: Slots, kv: KVCache, executor: Executor) -> 
         "prediction": Predictions,
         "tree": lambda: Tree(Paths(kv.tree).find),
         "ngram": lambda: Lookup(config.speculation.prompt_lookup_min),
+        MODEL: OnDevice,
     }
     mine = [makers[name]() for name in names]
-    pace = Adaptive(len(slots.owner), len(mine), most=most, costs=costs)
     reason = f"if they are right; measured: {told}"
+    decisions = [Decision("drafts_pay_up_to", f"{costs.bend()} tokens a step", reason)]
+    passes = None
+    if MODEL in names:
+        line, reason = _passes(config, executor, most)
+        passes = Passes(names.index(MODEL), line)
+        decisions.append(Decision("draft_model", config.speculation.speculative_model, reason))
+    pace = Adaptive(len(slots.owner), len(mine), most=most, costs=costs, passes=passes)
     stake = DraftStake(slots, mine, most=most, pace=pace)
-    return Speculation(
-        (stake,), (stake.gauges,), (Decision("drafts_pay_up_to", f"{costs.bend()} tokens a step", reason),)
-    )
+    return Speculation((stake,), (stake.gauges,), tuple(decisions))
 
 
 def _timed(config: Config, executor: Executor, most: int) -> tuple[Costs, str]:
@@ -66,6 +102,20 @@ def _timed(config: Config, executor: Executor, most: int) -> tuple[Costs, str]:
     told = ", ".join(f"{size}: {1000 * took:.3g} ms" for size, took in with_drafts.items())
     told += f"; for 1,000 positions {1e6 * row:.2g} ms a row and {1e6 * draft:.2g} ms a draft"
     return Costs(plain, drafted, row=row, draft=draft), told
+
+
+def _passes(config: Config, executor: Executor, most: int) -> tuple[Line, str]:
+    """What a draft of the draft model costs in so many rows, and what an operator is told of it: steps are timed with its drafts and with others."""
+    scheduler, longest = config.scheduler, config.model.max_model_len
+    assert longest is not None and scheduler.max_num_seqs and scheduler.max_num_batched_tokens
+    count = max(1, min(most, _PASSES, longest - 2))
+    room = min(scheduler.max_num_seqs, scheduler.max_num_batched_tokens // (count + 1))
+    rows = [size for size in _SIZES if size <= max(room, 1)]
+    trials = [Trial(size * (count + 1), count + 1, 0, ahead) for size in rows for ahead in (False, True)]
+    found = executor.time_steps(trials, budget=_SECONDS)
+    seconds = [max(0.0, drafting - alone) / count for alone, drafting in zip(found[::2], found[1::2], strict=False)]
+    told = ", ".join(f"{size}: {1000 * took:.3g} ms" for size, took in zip(rows, seconds, strict=False))
+    return Line(rows[: len(seconds)], seconds, scheduler.max_num_seqs), f"a draft in so many requests takes {told}"
 
 
 def _reading(executor: Executor, per_row: int, behind: int) -> tuple[float, float]:

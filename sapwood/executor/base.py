@@ -13,6 +13,7 @@ from sapwood.base.trial import Trial
 if TYPE_CHECKING:
     from sapwood.arch.parts import Decoder
     from sapwood.config.options import Config
+    from sapwood.hub.draft import DraftModel
     from sapwood.hub.files import ModelFiles
 
 
@@ -39,10 +40,19 @@ class Executor(Protocol):
     may change hands from one plan to the next.
     """
 
-    def start(self, config: Config, decoder: Decoder, files: ModelFiles, *, max_drafts: int = 0) -> Measured:
+    def start(
+        self,
+        config: Config,
+        decoder: Decoder,
+        files: ModelFiles,
+        *,
+        max_drafts: int = 0,
+        draft: DraftModel | None = None,
+    ) -> Measured:
         """Build the model, give it its weights, and measure what they and the heaviest step leave for the KV cache.
 
-        `config` is resolved. A row will feed `max_drafts` drafts at most. Raises UserError for what the user can mend.
+        `config` is resolved. A row will feed `max_drafts` drafts at most; with a `draft` model plans may have a `Propose`. Raises
+        UserError for what the user can mend.
         """
         ...
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from sapwood.arch.groups import kv_groups
+from sapwood.arch.groups import joint_groups, kv_groups
 from sapwood.base.kv import KVGroup
 from sapwood.base.plan import (
     Admissions,
@@ -32,6 +32,7 @@ from sapwood.base.plan import (
     PageCopy,
     Pages,
     Plan,
+    Propose,
     TokenLogprobs,
 )
 from sapwood.base.sampling import SamplingParams
@@ -41,6 +42,7 @@ from sapwood.executor.base import Measured
 if TYPE_CHECKING:
     from sapwood.arch.parts import Decoder
     from sapwood.config.options import Config
+    from sapwood.hub.draft import DraftModel
     from sapwood.hub.files import ModelFiles
 
 Hashes = NDArray[np.uint64]
@@ -58,10 +60,18 @@ def next_token(prefix: int, vocab_size: int, allowed: Sequence[int] | None = Non
     return number % vocab_size if allowed is None else allowed[number % len(allowed)]
 
 
-def measured(config: Config, decoder: Decoder, name: str, kv_bytes: int | None = None) -> Measured:
+def guess(prefix: int, vocab_size: int) -> int:
+    """What a draft model takes the next token to be: it is right about three of four."""
+    return next_token(prefix, vocab_size) if prefix >> 20 & 3 else prefix % vocab_size
+
+
+def measured(
+    config: Config, decoder: Decoder, name: str, kv_bytes: int | None = None, draft: DraftModel | None = None
+) -> Measured:
     """Of a model that nothing computes: its KV cache takes `kv_bytes`, else what the options say."""
     assert config.cache.page_size is not None, "a resolved configuration"
-    groups, given = kv_groups(decoder, config.cache.page_size), config.cache.kv_cache_memory
+    decoders = [decoder] if draft is None else [decoder, draft.decoder]
+    groups, given = joint_groups(decoders, config.cache.page_size), config.cache.kv_cache_memory
     return Measured(groups=groups, kv_bytes=kv_bytes or given or 0, backends=(name,) * len(groups), seconds={})
 
 
@@ -81,10 +91,19 @@ class FakeExecutor:
         self.poison = poison
         self._kv_bytes = kv_bytes
 
-    def start(self, config: Config, decoder: Decoder, files: ModelFiles, *, max_drafts: int = 0) -> Measured:
-        found = measured(config, decoder, "fake", self._kv_bytes)
+    def start(
+        self,
+        config: Config,
+        decoder: Decoder,
+        files: ModelFiles,
+        *,
+        max_drafts: int = 0,
+        draft: DraftModel | None = None,
+    ) -> Measured:
+        found = measured(config, decoder, "fake", self._kv_bytes, draft)
         assert config.scheduler.max_num_seqs is not None and config.model.max_model_len is not None
         self._take(found.groups, config.scheduler.max_num_seqs, config.model.max_model_len, decoder.vocab_size)
+        self._drafting = 0 if draft is None else len(kv_groups(draft.decoder, self.page_size))
         return found
 
     @classmethod
@@ -97,10 +116,12 @@ class FakeExecutor:
         max_model_len: int,
         vocab_size: int = 1000,
         poison: int | None = None,
+        drafting: int = 0,
     ) -> Self:
-        """One that has started, without a model."""
+        """One that has started, without a model; the last `drafting` groups are those of the model that drafts."""
         made = cls(poison=poison)
         made._take(groups, max_num_seqs, max_model_len, vocab_size)
+        made._drafting = drafting
         made.allocate(num_pages)
         return made
 
@@ -142,6 +163,8 @@ class FakeExecutor:
                 table[change.slots_A, change.indices_A] = change.pages_A
         if (copies := plan.part(Copies)) is not None:
             self._copy(copies.copies)
+        if (propose := plan.part(Propose)) is not None:
+            self._propose(propose)
         starts = plan.starts_R.copy()
         starts[: plan.num_steady] = self.fed[plan.steady]
         assert (starts <= plan.starts_R).all(), "a row starts no later than the host thinks"
@@ -150,10 +173,10 @@ class FakeExecutor:
             if row < plan.num_steady:
                 for position in range(start + 1, end):  # drafts, behind a token that may have been another
                     self._set_token(slot, position, int(self.tokens[slot, position]))
-            self._write(slot, start, end)
+            self._write(slot, start, end, range(len(self.groups)))
             self.fed[slot] = end
         for slot, start, end in spans:
-            self._check(slot, start, end)
+            self._check(slot, start, end, range(len(self.groups)))
         self.num_steps += 1
         self.num_fed += plan.num_tokens
         return Work(plan, starts)
@@ -232,6 +255,15 @@ class FakeExecutor:
                 if position > self.fed[stretch.slot]:
                     self._set_token(stretch.slot, position, token)
 
+    def _propose(self, propose: Propose) -> None:
+        """As a draft model does: token by token, each behind its own keys and values."""
+        mine = range(len(self.groups) - self._drafting, len(self.groups))
+        for slot, count in zip(propose.slots_P.tolist(), propose.counts_P.tolist(), strict=True):
+            for position in range(int(self.fed[slot]), int(self.fed[slot]) + count):
+                self._write(slot, position, position + 1, mine)
+                self._check(slot, position, position + 1, mine)
+                self._set_token(slot, position + 1, guess(int(self.hashes[slot, position]), self.vocab_size))
+
     def _set_token(self, slot: int, position: int, token: int) -> None:
         before = int(self.hashes[slot, position - 1]) if position else 0
         self.tokens[slot, position] = token
@@ -251,16 +283,16 @@ class FakeExecutor:
         cells: NDArray[np.int64] = pages * self.page_size + positions % self.page_size
         return cells
 
-    def _write(self, slot: int, start: int, end: int) -> None:
+    def _write(self, slot: int, start: int, end: int, groups: Sequence[int]) -> None:
         positions = np.arange(start, end)
-        for g, cells in enumerate(self.cells):
-            cells[self._at(g, slot, positions)] = self.hashes[slot, start:end]
+        for g in groups:
+            self.cells[g][self._at(g, slot, positions)] = self.hashes[slot, start:end]
 
-    def _check(self, slot: int, start: int, end: int) -> None:
-        for g, (group, cells) in enumerate(zip(self.groups, self.cells, strict=True)):
-            first = group.kind.oldest(start)
+    def _check(self, slot: int, start: int, end: int, groups: Sequence[int]) -> None:
+        for g in groups:
+            first = self.groups[g].kind.oldest(start)
             positions = np.arange(first, end)
-            good = cells[self._at(g, slot, positions)] == self.hashes[slot, first:end]
+            good = self.cells[g][self._at(g, slot, positions)] == self.hashes[slot, first:end]
             if not good.all():
                 where = int(positions[~good][0])
                 raise AssertionError(f"slot {slot}, group {g}: the cell of position {where} holds something else")

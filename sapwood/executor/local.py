@@ -12,6 +12,7 @@ from sapwood.base.plan import Bits, LatePart, Outcome, Plan
 from sapwood.base.trial import Trial
 from sapwood.config.options import Config
 from sapwood.executor.base import Measured
+from sapwood.hub.draft import DraftModel
 from sapwood.hub.files import ModelFiles
 from sapwood.runner.assemble import Choices
 from sapwood.runner.choose import Work
@@ -30,11 +31,19 @@ class LocalExecutor:
     def __init__(self, catalogue: Catalogue) -> None:
         self._catalogue = catalogue
 
-    def start(self, config: Config, decoder: Decoder, files: ModelFiles, *, max_drafts: int = 0) -> Measured:
+    def start(
+        self,
+        config: Config,
+        decoder: Decoder,
+        files: ModelFiles,
+        *,
+        max_drafts: int = 0,
+        draft: DraftModel | None = None,
+    ) -> Measured:
         began = perf_counter()
         backends = self._catalogue.join("backends", BACKENDS, Offer, NAMES)
         choices = Choices(backends, self._catalogue.methods)
-        self.worker = worker = Worker(config, decoder, files, max_drafts=max_drafts, choices=choices)
+        self.worker = worker = Worker(config, decoder, files, max_drafts=max_drafts, draft=draft, choices=choices)
         worker.load()
         loaded = perf_counter()
         budget = worker.kv_budget()

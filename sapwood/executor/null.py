@@ -15,6 +15,7 @@ from sapwood.executor.fake import measured
 if TYPE_CHECKING:
     from sapwood.arch.parts import Decoder
     from sapwood.config.options import Config
+    from sapwood.hub.draft import DraftModel
     from sapwood.hub.files import ModelFiles
 
 
@@ -28,9 +29,17 @@ class NullExecutor:
         self.token = token
         self._vocab_size = vocab_size
 
-    def start(self, config: Config, decoder: Decoder, files: ModelFiles, *, max_drafts: int = 0) -> Measured:
+    def start(
+        self,
+        config: Config,
+        decoder: Decoder,
+        files: ModelFiles,
+        *,
+        max_drafts: int = 0,
+        draft: DraftModel | None = None,
+    ) -> Measured:
         self._vocab_size = decoder.vocab_size
-        return measured(config, decoder, "null")
+        return measured(config, decoder, "null", draft=draft)
 
     def allocate(self, num_pages: Sequence[int]) -> None:
         pass

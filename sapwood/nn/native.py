@@ -85,7 +85,7 @@ class NativeModel:
         """The hidden states of every token after the last norm, float32 hidden_TE."""
         assert self._stack is not None, "the weights are not there yet"
         hidden_TE = torch.empty(len(batch.ids_T), self.decoder.hidden_size)
-        step, _held = step_of(batch, range(len(self._backends)))
+        step, _held = step_of(batch, [backend.index for backend in self._backends])
         self._machine.library.stack_forward(self._stack.pointer, byref(step), address(hidden_TE))
         return hidden_TE
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 
 from sapwood import kernels
-from sapwood.arch.groups import kv_groups
+from sapwood.arch.groups import joint_groups, kv_groups
 from sapwood.arch.parts import Decoder
 from sapwood.attention.base import Backend
 from sapwood.attention.native import Native
@@ -36,11 +36,15 @@ from sapwood.quant.plain import Plain
 
 @dataclass(frozen=True, eq=False)
 class Rank:
-    """What computes: a model on a device, and what keeps its keys and values, a backend per KV group."""
+    """What computes: a model on a device, and what keeps its keys and values, a backend for each of its KV groups.
+
+    `groups` are those of all models that run side by side. `machine` is what the CPU's own kernels run on, or why they do not.
+    """
 
     device: Device
     dtype: torch.dtype
     groups: tuple[KVGroup, ...]
+    machine: Machine | str
     backends: Sequence[Backend]
     model: Model | NativeModel
 
@@ -53,18 +57,29 @@ class Choices(NamedTuple):
 
 
 @torch.inference_mode()
-def assemble(config: Config, decoder: Decoder, choices: Choices) -> Rank:
-    """Build the model, without its weights."""
+def assemble(config: Config, decoder: Decoder, choices: Choices, others: Sequence[Decoder] = ()) -> Rank:
+    """Build the model, without its weights. The `others` will run beside it."""
     assert config.cache.page_size is not None, "a resolved configuration"
     device, dtype = find(config.device.device), getattr(torch, config.model.dtype)
     if config.device.threads is not None:
         torch.set_num_threads(config.device.threads)
     device.use()
     machine = _machine(config, device, dtype)
-    groups = kv_groups(decoder, config.cache.page_size)
-    backends = _backends(config, groups, device.place, dtype, machine, choices.backends)
+    groups = joint_groups((decoder, *others), config.cache.page_size)
+    mine = enumerate(groups[: len(kv_groups(decoder, config.cache.page_size))])
+    backends = _backends(config, mine, device.place, dtype, machine, choices.backends)
     model = _model(config, decoder, device.place, dtype, backends, machine, choices.methods)
-    return Rank(device, dtype, groups, backends, model)
+    return Rank(device, dtype, groups, machine, backends, model)
+
+
+@torch.inference_mode()
+def beside(rank: Rank, config: Config, decoder: Decoder, choices: Choices) -> Rank:
+    """Likewise one that runs beside another: it has what is left of the groups."""
+    device, dtype, machine = rank.device.place, rank.dtype, rank.machine
+    mine = list(enumerate(rank.groups))[len(rank.backends) :]
+    backends = _backends(config, mine, device, dtype, machine, choices.backends)
+    model = _model(config, decoder, device, dtype, backends, machine, choices.methods)
+    return replace(rank, backends=backends, model=model)
 
 
 @torch.inference_mode()
@@ -93,7 +108,7 @@ def _machine(config: Config, device: Device, dtype: torch.dtype) -> Machine | st
 
 def _backends(
     config: Config,
-    groups: Sequence[KVGroup],
+    groups: Iterable[tuple[int, KVGroup]],
     device: torch.device,
     dtype: torch.dtype,
     machine: Machine | str,
@@ -101,10 +116,7 @@ def _backends(
 ) -> Sequence[Backend]:
     kept = stored(config.cache.kv_cache_dtype, dtype)
     asked = config.device.attention_backend
-    return [
-        choose(group, device, kept, asked, machine, offers)(group, index, device, kept)
-        for index, group in enumerate(groups)
-    ]
+    return [choose(group, device, kept, asked, machine, offers)(group, index, device, kept) for index, group in groups]
 
 
 def _model(

@@ -10,7 +10,7 @@ Suffix legend: R rows, T tokens.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -85,7 +85,8 @@ class Graphs(Generic[T]):
 
     `compute` launches a step given its frame, padded tokens, limits and shared runs, and returns what it leaves on the
     device; it must do so in the same way each time, without waiting for the device. `tile` is the most members of a tile
-    of a shared run; without `drafts` steps with drafts fit no graph. Without `capture`, and once it has failed, steps are
+    of a shared run; without `drafts` steps with drafts fit no graph; if `single`, all steps are rows of one token that share
+    nothing. Without `capture`, and once it has failed, steps are
     padded alike and launched kernel by kernel.
     """
 
@@ -98,9 +99,11 @@ class Graphs(Generic[T]):
         max_tokens: int,
         tile: int,
         drafts: bool = False,
+        single: bool = False,
         capture: bool = True,
     ) -> None:
         self._compute, self._table, self._tile, self._drafts = compute, table, tile, drafts
+        self._single = single
         self._max_rows, self._max_tokens = max_rows, max_tokens
         self._row_steps = np.array(row_steps(max_rows))
         self._token_steps = np.array(token_steps(max(max_tokens, max_rows)))
@@ -132,22 +135,28 @@ class Graphs(Generic[T]):
 
     def rehearse(self) -> None:
         """Launch steps of all kinds that kernels are compiled for, of nobody's rows."""
+        for size in self._kinds():
+            step: _Captured[T] = _Captured(size, self._runs_size(size), self._table)
+            step.launch(self._compute)
+
+    def _kinds(self) -> Iterable[Size]:
         most = self._max_rows
+        shared = (False,) if self._single else (True, False)
+        decode = [Size(rows, rows, False, one) for rows in (most, *_KINDS, 2, 1) if rows <= most for one in shared]
+        if self._single:
+            return dict.fromkeys(decode)
         mixed = [
             self._mixed(self._max_tokens, most),
             *(self._mixed(count, min(count, most)) for count in _KINDS if count <= self._max_tokens),
         ]
         drafted = [size._replace(drafted=True) for size in mixed] if self._drafts else []
-        decode = [Size(rows, rows, False, shared) for rows in (most, *_KINDS, 2, 1) for shared in (True, False)]
-        for size in dict.fromkeys(size for size in (*mixed, *drafted, *decode) if size.rows <= most):
-            step: _Captured[T] = _Captured(size, self._runs_size(size), self._table)
-            step.launch(self._compute)
+        return dict.fromkeys(size for size in (*mixed, *drafted, *decode) if size.rows <= most)
 
     def capture_largest(self) -> None:
         """Capture what takes the most memory, so that the others fit into what it took."""
-        mixed = self._mixed(self._max_tokens, self._max_rows)
-        for size in (mixed._replace(drafted=self._drafts), Size(self._max_rows, self._max_rows, False, True)):
-            self._make(size)
+        if not self._single:
+            self._make(self._mixed(self._max_tokens, self._max_rows)._replace(drafted=self._drafts))
+        self._make(Size(self._max_rows, self._max_rows, False, not self._single))
 
     def capture_next(self) -> bool:
         """Capture one more graph that will likely be wanted; False if there is none left."""
@@ -212,6 +221,8 @@ class Graphs(Generic[T]):
     def _likely(self) -> list[Size]:
         """Sizes worth having before they are asked for, in the order in which to take them from the end."""
         decode = [Size(rows, rows, False, False) for rows in self._row_steps.tolist()]
+        if self._single:
+            return decode[::-1]
         tokens = [tokens for tokens in self._token_steps.tolist() if tokens <= self._max_tokens]
         mixed = [self._mixed(count, rows) for rows in (*_MIXED_ROWS, self._max_rows) for count in tokens]
         few = [self._mixed(count, 1)._replace(drafted=True) for count in tokens if count <= _MOST_DRAFTED]

@@ -8,7 +8,7 @@ from time import perf_counter
 import numpy as np
 import torch
 
-from sapwood.base.plan import Admit, PageChange, Pages, Part, Plan
+from sapwood.base.plan import Admit, PageChange, Pages, Part, Plan, Propose
 from sapwood.base.sampling import SamplingParams
 from sapwood.base.trial import Trial
 from sapwood.runner.worker import Worker
@@ -47,7 +47,7 @@ def _run(worker: Worker, trial: Trial, parts: tuple[Part, ...] = ()) -> float:
     assert longest is not None, "a resolved configuration"
     worker.table.install([_admit(slot, trial.behind, longest) for slot in range(trial.num_rows)])
     began = perf_counter()
-    work = worker.forward(_plan(trial, parts))
+    work = worker.forward(_plan(trial, (*parts, *_ahead(trial))))
     worker.sample(work)
     worker.result(work)
     return perf_counter() - began
@@ -68,6 +68,11 @@ def _plan(trial: Trial, parts: tuple[Part, ...]) -> Plan:
         number=-1,
         parts=parts,
     )
+
+
+def _ahead(trial: Trial) -> tuple[Part, ...]:
+    slots = np.arange(trial.num_rows, dtype=np.int32)
+    return (Propose(slots, np.full_like(slots, trial.per_row - 1)),) if trial.ahead else ()
 
 
 def _pages(worker: Worker, trial: Trial) -> Pages:

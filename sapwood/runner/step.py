@@ -6,11 +6,12 @@ Suffix legend: T tokens of the step, R rows, N heads, D hidden size, V vocabular
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from sapwood.attention.base import RowLimits, Shared, Spans, tile_members
+from sapwood.attention.base import Batch, RowLimits, Shared, Spans, tile_members
 from sapwood.base.plan import Plan, Runs
 from sapwood.runner import frame, shared
 from sapwood.runner.assemble import Rank
@@ -37,17 +38,38 @@ class Pass:
     drawn_N: Tensor | None
 
 
+class Follower(Protocol):
+    """A model that drafts: it computes what the other one does, step by step."""
+
+    def follow(self, batch: Batch) -> None:
+        """Take in a step's tokens; may be captured."""
+        ...
+
+
 class Step:
     """Computes plans on a rank. `vocab_size` logits in `rank.dtype` of `max_heads` heads outlive a graph's launch."""
 
-    def __init__(self, rank: Rank, table: Table, *, vocab_size: int, max_heads: int | None = None) -> None:
+    def __init__(
+        self,
+        rank: Rank,
+        table: Table,
+        *,
+        vocab_size: int,
+        max_heads: int | None = None,
+        follower: Follower | None = None,
+    ) -> None:
         self.batcher = Batcher(table, rank.groups)
         self.tile = tile_members(rank.groups)
         self.graphs: Graphs[Pass] | None = None
-        self._rank, self._table = rank, table
+        self._rank, self._table, self._follower = rank, table, follower
         self._logits_NV: Tensor | None = None
         if max_heads is not None:
             self._logits_NV = torch.empty(max_heads, vocab_size, dtype=rank.dtype, device=rank.device.place)
+
+    def make_graphs(self, *, max_rows: int, max_tokens: int, drafts: bool) -> Graphs[Pass]:
+        """Graphs of steps, none of which is captured yet."""
+        compute, tile = self.compute_for_graph, self.tile
+        return Graphs(compute, self._table, max_rows=max_rows, max_tokens=max_tokens, tile=tile, drafts=drafts)
 
     def forward(self, plan: Plan) -> Pass:
         left = None if self.graphs is None else self.graphs.run(plan)
@@ -75,6 +97,8 @@ class Step:
             backend.plan(batch)
         model = self._rank.model
         hidden_TD = model(batch)
+        if self._follower is not None:
+            self._follower.follow(batch)
         if not frame.num_heads:
             return Pass(frame, heads, hidden_TD, None, None)
         logits_NV = model.logits(hidden_TD.index_select(0, heads.last_N), raw=True)

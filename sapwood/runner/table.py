@@ -7,6 +7,7 @@ page changes, N tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 
 import numpy as np
 import torch
@@ -45,6 +46,14 @@ class Table:
         self.scored_S = np.zeros(num_slots, dtype=np.bool_)
         self._admits: list[Admit | None] = [None] * num_slots
 
+    def shadow(self) -> Table:
+        """The same slots as another model sees them that runs ahead in them: what it has fed is counted apart, and all its
+        tokens are drawn at once."""
+        made = copy(self)
+        made.fed_S = torch.zeros_like(self.fed_S)
+        made.special_S, made.scored_S = np.zeros_like(self.special_S), np.zeros_like(self.scored_S)
+        return made
+
     def admit(self, slot: int) -> Admit:
         """The request that holds a slot."""
         admit = self._admits[slot]
@@ -81,6 +90,12 @@ class Table:
         """Write tokens that the host knows and no step has drawn, with one transfer."""
         rows_N, columns_N, tokens_N = upload(_cells(known.stretches), self.device)
         self.tokens_SL[rows_N, columns_N] = tokens_N
+
+    def turn(self, entries: Ints, pages: Ints) -> None:
+        """Write entries of the page tables, by their flat places, before a step does."""
+        if len(entries):
+            entries_C, pages_C = upload([entries, pages], self.device)
+            self.tables_GSP.view(-1)[entries_C] = pages_C
 
     def draft(self, drafts: Drafts) -> None:
         """The same, but only behind the last token of each slot: steps may have got further than the host knew."""

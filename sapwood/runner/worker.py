@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -10,13 +11,15 @@ from sapwood.arch.parts import Decoder
 from sapwood.base.abilities import Ability
 from sapwood.base.plan import Bits, LatePart, Outcome, Plan
 from sapwood.config.options import Config
+from sapwood.hub.draft import DraftModel
 from sapwood.hub.files import ModelFiles
-from sapwood.runner.assemble import Choices, assemble, give_weights
+from sapwood.runner.assemble import Choices, assemble, beside, give_weights
 from sapwood.runner.choose import Chooser, Work, read
+from sapwood.runner.companion import Companion
 from sapwood.runner.graphs import Graphs
 from sapwood.runner.parts import Memory, after, before
 from sapwood.runner.profile import heaviest_plan
-from sapwood.runner.step import Pass, Step
+from sapwood.runner.step import Step
 from sapwood.runner.table import Table
 from sapwood.sampling.warm import warm
 
@@ -26,7 +29,7 @@ class Worker:
 
     Order of calls, all from one thread: `load`, `kv_budget`, `allocate`, `capture`, then steps. Neither `forward` nor `sample`
     waits for the device. `config` must be resolved. Without `files` the weights are random. A row feeds `max_drafts` drafts
-    at most; `choices` are what it is put together from.
+    at most, which a `draft` model may propose; `choices` are what it is put together from.
     """
 
     def __init__(
@@ -36,6 +39,7 @@ class Worker:
         files: ModelFiles | None = None,
         *,
         max_drafts: int = 0,
+        draft: DraftModel | None = None,
         choices: Choices = Choices(),  # noqa: B008 (immutable)
     ) -> None:
         assert config.model.max_model_len is not None
@@ -46,24 +50,31 @@ class Worker:
         self._max_len = config.model.max_model_len
         self._max_rows = config.scheduler.max_num_seqs
         self._max_tokens = config.scheduler.max_num_batched_tokens
-        self._max_drafts, self._choices = max_drafts, choices
+        self._max_drafts, self._draft, self._choices = max_drafts, draft, choices
 
     def load(self) -> None:
         """Build the model and give it its weights. Raises ModelError if they do not fit."""
-        self.rank = rank = assemble(self.config, self.decoder, self._choices)
-        self.groups, self.device, self.backends, self.model = rank.groups, rank.device, rank.backends, rank.model
+        others = () if self._draft is None else (self._draft.decoder,)
+        self.rank = rank = assemble(self.config, self.decoder, self._choices, others)
+        ranks = [rank, *(beside(rank, self.config, other, self._choices) for other in others)]
+        self.backends = [backend for one in ranks for backend in one.backends]
+        self.groups, self.device, self.model = rank.groups, rank.device, rank.model
         with torch.inference_mode():
             self.table = Table(
                 num_slots=self._max_rows, max_len=self._max_len, groups=rank.groups, device=rank.device.place
             )
-            self._memory = Memory(self.table, rank.backends)
+            self._memory = Memory(self.table, self.backends)
+            self.companion = Companion(ranks[1], self.table) if others else None
             vocab_size, heads = self.decoder.vocab_size, None
             if self._graph_tokens:
                 heads = self._graph_tokens if self._max_drafts else self._max_rows
-            self._step = Step(rank, self.table, vocab_size=vocab_size, max_heads=heads)
+            self._step = Step(rank, self.table, vocab_size=vocab_size, max_heads=heads, follower=self.companion)
             self._chooser = Chooser(rank, self.table, self._step, vocab_size=vocab_size)
             compiled = self._compile()
         give_weights(rank, self._files, seed=self.config.device.seed)
+        if self._draft is not None:
+            files = None if self._files is None else self._draft.files
+            give_weights(ranks[1], files, seed=self.config.device.seed)
         compiled()
 
     def _compile(self) -> Callable[[], None]:
@@ -75,14 +86,14 @@ class Worker:
         options = self.config.model.dtype, self.config.cache.kv_cache_dtype, self.config.device.attention_backend
         sizes = self._max_len, self._max_rows, self._max_tokens, self._graph_tokens, self.config.cache.page_size
         device = self.device.facts.capability, sorted(self.device.facts.abilities)
-        facts = device, self.decoder, options, sizes, self._max_drafts
+        facts = device, self.decoder, options, sizes, self._max_drafts, self._draft and self._draft.decoder
         return compile_ahead(facts, self._rehearse)
 
     def _rehearse(self) -> None:
         """Launch what steps will launch."""
         self._warm()  # first what takes longest to compile
         self.allocate([2] * len(self.groups))
-        if (graphs := self._make_graphs()) is not None:
+        for graphs in self._make_graphs():
             graphs.rehearse()
 
     def _warm(self) -> None:
@@ -118,31 +129,36 @@ class Worker:
     @torch.inference_mode()
     def _graph_memory(self) -> int:
         """Bytes that all graphs together will take: what the largest need to compute, and something for each one."""
-        if (graphs := self._make_graphs()) is None:
-            return 0
-        largest = self.device.taken(graphs.capture_largest)
-        each = self.device.taken(graphs.capture_next)
-        number = graphs.num_ahead
-        del graphs
-        self.device.release()
-        return largest + each * number
+        taken, made = 0, self._make_graphs()
+        for graphs in made:
+            largest, each = self.device.taken(graphs.capture_largest), self.device.taken(graphs.capture_next)
+            taken += largest + each * graphs.num_ahead
+        if made:
+            made.clear()
+            del graphs
+            self.device.release()
+        return taken
 
-    def _make_graphs(self) -> Graphs[Pass] | None:
+    def _make_graphs(self) -> list[Graphs[Any]]:
+        """Those of steps, and those of the model that drafts if there is one; none of them is captured yet."""
         if self._graph_tokens is None:
-            return None
-        return Graphs(
-            self._step.compute_for_graph,
-            self.table,
-            max_rows=self._max_rows,
-            max_tokens=self._graph_tokens,
-            tile=self._step.tile,
-            drafts=self._max_drafts > 0,
-        )
+            return []
+        drafts = self._max_drafts > 0
+        made: list[Graphs[Any]] = [
+            self._step.make_graphs(max_rows=self._max_rows, max_tokens=self._graph_tokens, drafts=drafts)
+        ]
+        return made if self.companion is None else [*made, self.companion.make_graphs(max_rows=self._max_rows)]
+
+    def _use(self, graphs: Sequence[Graphs[Any]]) -> None:
+        self._graphs = graphs
+        self._step.graphs = graphs[0] if graphs else None
+        if self.companion is not None:
+            self.companion.graphs = graphs[1] if graphs else None
 
     @torch.inference_mode()
     def allocate(self, num_pages: Sequence[int]) -> None:
         """Take the memory of the KV cache, so many pages for each group."""
-        self._step.graphs = None
+        self._use(())
         for backend, number in zip(self.backends, num_pages, strict=True):
             backend.allocate(number)
 
@@ -152,16 +168,16 @@ class Worker:
 
         Steps before this are launched kernel by kernel.
         """
-        self._step.graphs = self._make_graphs()
-        if self._step.graphs is not None:
-            self._step.graphs.capture_largest()
+        self._use(self._make_graphs())
+        for graphs in self._graphs:
+            graphs.capture_largest()
         if self.device.can(Ability.TRITON):
             self._warm()
 
     @torch.inference_mode()
     def tidy(self) -> bool:
         """Do a piece of work that steps will be glad of, while there are none; False if there is none to do."""
-        return self._step.graphs is not None and self._step.graphs.capture_next()
+        return any(graphs.capture_next() for graphs in reversed(self._graphs))
 
     # -- steps ----------------------------------------------------------------------------------------------------
 
@@ -170,6 +186,8 @@ class Worker:
         """Start a step, up to the tokens that are drawn at once."""
         for part in plan.parts:
             before(part, self._memory)
+        if self.companion is not None:
+            self.companion.propose(plan)
         return Work(plan, self._step.forward(plan))
 
     def allocate_masks(self, num_rows: int, width: int | None = None) -> Bits:
@@ -194,4 +212,5 @@ class Worker:
         """Give the device's memory back."""
         device = self.device
         del self.rank, self.model, self.backends, self.table, self._memory, self._step, self._chooser
+        del self.companion, self._graphs
         device.release()

@@ -26,6 +26,11 @@ ALL = ("prediction", "tree", "ngram")
         ({"speculation": "ngram, tree"}, ("ngram", "tree")),
         ({"speculative_config": '{"method": "suffix"}'}, ("tree", "ngram")),
         ({"speculative_config": '{"method": "auto", "num_speculative_tokens": 4}'}, ALL),
+        ({"speculative_model": "small"}, (*ALL, "draft")),
+        ({"speculative_draft_model_path": "small", "speculation": "auto"}, (*ALL, "draft")),
+        ({"speculative_model": "small", "speculation": "draft,ngram"}, ("draft", "ngram")),
+        ({"speculative_config": '{"method": "draft_model", "model": "small"}'}, ("draft",)),
+        ({"speculative_model": "small", "speculative_algorithm": "STANDALONE"}, ("draft",)),
     ],
     ids=str,
 )
@@ -56,8 +61,12 @@ def test_it_is_explained() -> None:
     [
         (
             {"speculation": "eagle"},
-            "--speculation takes off, auto, or some of prediction, tree, ngram.*no draft models",
+            "--speculation takes off, auto, or some of prediction, tree, ngram, draft",
         ),
+        ({"speculation": "draft"}, "--speculation draft needs a model: give --speculative-model MODEL"),
+        ({"speculative_model": "x", "speculation": "ngram"}, "--speculative-model is given, and --speculation ngram"),
+        ({"speculative_model": "x", "speculation": "off"}, "--speculative-model is given, and --speculation off"),
+        ({"speculative_config": '{"method": "draft", "model": "x"}', "speculative_model": "y"}, "leave one out"),
         ({"speculation": "ngram,ngram"}, "each once"),
         ({"speculation": "auto,ngram"}, "--speculation takes"),
         ({"speculation": ""}, "--speculation takes"),
@@ -65,7 +74,8 @@ def test_it_is_explained() -> None:
         ({"speculative_config": '{"method": "ngram", "prompt_lookup_max": 0}'}, "prompt_lookup_max"),
         ({"speculative_config": "ngram"}, "--speculative-config takes a JSON object"),
         ({"speculative_config": '{"num_speculative_tokens": 3}'}, "--speculative-config takes .*method"),
-        ({"speculative_config": '{"method": "ngram", "model": "x"}'}, "--speculative-config takes .*model"),
+        ({"speculative_config": '{"method": "ngram", "modell": "x"}'}, "--speculative-config takes .*modell"),
+        ({"speculative_config": '{"method": "ngram", "model": "x"}'}, "--speculation ngram does not use it"),
         ({"speculative_config": '{"method": "ngram"}', "speculation": "auto"}, "leave one out"),
         (
             {"speculative_config": '{"method": "ngram", "num_speculative_tokens": 3}', "num_speculative_tokens": 4},

@@ -167,6 +167,8 @@ def _stand_still(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Engine, "step", stepped)
 
 
+ITSELF = "the model itself"
+
 Stakes = Callable[[Slots], Sequence[Stake]]
 
 ENGINES: Mapping[str, dict[str, Any]] = MappingProxyType(
@@ -184,6 +186,7 @@ ENGINES: Mapping[str, dict[str, Any]] = MappingProxyType(
         "no jump-forward": {"jump_forward": False},
         "drafts": {"stakes": _drafts},
         "speculation": {"speculation": "auto", "num_speculative_tokens": 3},
+        "a draft model": {"speculative_model": ITSELF},
         "a stake that pauses": {"stakes": _pause},
         "standing still": {"between": _stand_still},
     }
@@ -251,7 +254,9 @@ def answers(model: Path, features: Sequence[Mapping[str, Any]], cases: Sequence[
     options: dict[str, Any] = dict(BASE)
     stakes: list[Stakes] = []
     for feature in features:
-        options |= {name: value for name, value in feature.items() if name not in BESIDE}
+        options |= {
+            name: str(model) if value is ITSELF else value for name, value in feature.items() if name not in BESIDE
+        }
         stakes += [feature["stakes"]] if "stakes" in feature else []
     made = functools.partial(
         launch.launch, stakes=lambda slots: [one for make in stakes for one in make(slots)], max_drafts=3

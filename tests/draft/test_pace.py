@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sapwood.base.plan import Ints
-from sapwood.draft.pace import Adaptive, Costs, Line
+from sapwood.draft.pace import Adaptive, Costs, Line, Passes
 
 
 def costs(tokens: list[int], seconds: list[float], **reading: float) -> Costs:
@@ -140,3 +140,21 @@ def test_what_was_given_up_is_tried_again() -> None:
     mine = taught(pace(costs([1, 9], [1.0, 4.0])), 0, 8, times=30)
     fed = [shares(mine)[0] for _ in range(400)]
     assert fed[0] == 0 and max(fed) > 0
+
+
+def test_a_pass_costs_by_the_rows_that_it_drafts_for() -> None:
+    """Drafts of another drafter cost none of it; a second row of a pass costs what it adds."""
+    passes = Passes(1, Line([1, 2, 3], [5.0, 6.0, 8.0], 8))
+    drafters, places = ints(1, 0, 1, 1, 1, 1), np.array([0, 0, 0, 1, 1, 0])
+    assert passes.seconds(drafters, places).tolist() == [5.0, 5.0, 6.0, 11.0, 12.0, 14.0]
+    assert passes.seconds(ints(0, 0), np.array([0, 1])).tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(("seconds", "fed"), [(0.001, 8), (0.2, 2), (2.0, 0)])
+def test_a_model_drafts_while_its_passes_pay(seconds: float, fed: int) -> None:
+    """Of 0.6 + 0.36 + ... tokens each pass costs the same."""
+    passes = Passes(0, Line([1, 64], [seconds, seconds], 64))
+    found = shares(Adaptive(1, 1, most=8, costs=FREE, passes=passes))
+    assert found == [fed]
+    many = Adaptive(16, 1, most=8, costs=FREE, passes=passes)
+    assert shares(many, rows=16)[0] >= fed, "rows share a pass"

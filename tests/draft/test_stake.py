@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from sapwood.base.plan import Drafts, Ints, Plan, Rows
+from sapwood.base.plan import Drafts, Ints, Plan, Propose, Rows
 from sapwood.base.request import Request
 from sapwood.base.sampling import SamplingParams
 from sapwood.base.slots import Slots
-from sapwood.draft import Drafter, DraftStake
+from sapwood.draft import Drafter, DraftStake, OnDevice
 from tests.sim.world import World, expected
 
 
@@ -170,3 +170,44 @@ def test_each_of_two_counts_its_own_drafts_only() -> None:
     assert world.output[1] == alone
     (right, accepted), (wrong, none) = (one.gauges()[0].values() for one in made)
     assert right == accepted > 0 and wrong > 0 and none <= sum(token == 49 for token in alone)
+
+
+def told(rows: Rows, stake: DraftStake) -> dict[int, int]:
+    """How many drafts the device is to propose in each slot."""
+    found = [part for part in stake.parts(rows) if isinstance(part, Propose)]
+    return {slot: count for part in found for slot, count in zip(part.slots_P.tolist(), part.counts_P.tolist(), strict=True)}
+
+
+def fed(steady: Ints, drafts: Sequence[int]) -> Rows:
+    """Steady rows that feed so many drafts."""
+    counts = np.array(drafts, np.int32) + 1
+    return Rows(len(steady), 1, steady, 0 * counts, counts, counts, np.ones(len(steady), np.int64))
+
+
+def test_the_device_drafts_where_nobody_else_has_an_idea_and_behind_steps_in_flight() -> None:
+    slots, steady = running(4, 9, 6)
+    host = Counting(lambda tokens, count: [7] * count if len(tokens) == 9 else [])
+    stake = DraftStake(slots, (host, OnDevice()), most=3)
+    for slot in steady.tolist():
+        stake.seat(slots.of(slot), 1)
+    known = slots.known[steady].tolist()
+    slots.flying[steady[known.index(6)]] = 2
+    counts = stake.drafts(steady, slots.known[steady], 100)
+    assert counts is not None and counts.tolist() == [3, 3, 3]
+    rows = fed(steady, [2, 3, 3])  # one of them near its end, say
+    wanted = {int(slot): drafts for slot, drafts, length in zip(steady, [2, 3, 3], known, strict=True) if length != 9}
+    assert told(rows, stake) == wanted
+    assert told(fed(steady, [0, 0, 0]), stake) == {}, "told once"
+
+
+def test_the_device_drafts_first_if_it_is_preferred_and_never_for_the_restricted() -> None:
+    slots, steady = running(4, 9)
+    restricted = slots.of(int(steady[0]))
+    restricted.params = SamplingParams(allowed_token_ids=(1, 2))
+    drafter = Counting()
+    stake = DraftStake(slots, (OnDevice(), drafter), most=3)
+    for slot in steady.tolist():
+        stake.seat(slots.of(slot), 1)
+    assert stake.drafts(steady, slots.known[steady], 100) is not None
+    assert told(fed(steady, [3, 3]), stake) == {int(steady[1]): 3}
+    assert [length for length, _ in drafter.asked] == [int(slots.known[steady[0]])]

@@ -36,8 +36,8 @@ class Forward:
         self.there = there
         self.num_bytes = 0
 
-    def start(self, config: Config, decoder: Decoder, files: ModelFiles, *, max_drafts: int = 0) -> Measured:
-        return self.there.start(config, decoder, files, max_drafts=max_drafts)
+    def start(self, config: Config, decoder: Decoder, files: ModelFiles, **options: Any) -> Measured:
+        return self.there.start(config, decoder, files, **options)
 
     def allocate(self, num_pages: Sequence[int]) -> None:
         self.there.allocate(num_pages)
@@ -72,8 +72,8 @@ class Ranks:
     def __init__(self, *ranks: Executor) -> None:
         self.ranks = ranks
 
-    def start(self, config: Config, decoder: Decoder, files: ModelFiles, *, max_drafts: int = 0) -> Measured:
-        found = [rank.start(config, decoder, files, max_drafts=max_drafts) for rank in self.ranks]
+    def start(self, config: Config, decoder: Decoder, files: ModelFiles, **options: Any) -> Measured:
+        found = [rank.start(config, decoder, files, **options) for rank in self.ranks]
         assert len({one.groups for one in found}) == 1
         least = min(found, key=lambda one: one.kv_bytes)
         return Measured(groups=least.groups, kv_bytes=least.kv_bytes, backends=least.backends, seconds={})

@@ -13,11 +13,17 @@ from sapwood.base.sampling import SamplingParams
 from sapwood.base.slots import Slots
 from sapwood.base.stake import Stake
 from sapwood.cache import Paths
-from sapwood.draft import Adaptive, Costs, DraftStake, Lookup, Predictions, Tree
+from sapwood.draft import Adaptive, Costs, DraftStake, Line, Lookup, OnDevice, Passes, Predictions, Tree
 from tests.sim.test_scheduler import SHAPES, workload
 from tests.sim.world import World, expected
 
-COSTS = (Costs([1, 64], [1.0, 1.0], 64), Costs([1, 4, 64], [1.0, 1.0, 9.0], 64), Costs([1, 64], [1.0, 20.0], 64))
+
+def costs(tokens: Sequence[int], seconds: Sequence[float]) -> Costs:
+    line = Line(tokens, seconds, 64)
+    return Costs(line, line)
+
+
+COSTS = (costs([1, 64], [1.0, 1.0]), costs([1, 4, 64], [1.0, 1.0, 9.0]), costs([1, 64], [1.0, 20.0]))
 
 
 class Speculative(World):
@@ -25,13 +31,24 @@ class Speculative(World):
 
     def __init__(self, rng: random.Random, shape: dict[str, Any]) -> None:
         self._rng = rng
+        shape = {"windows": (None,), **shape}
+        pages = shape.get("num_pages", 64)
+        self._model = rng.random() < 0.5  # one drafts too, and keeps keys and values of its own
+        if self._model:
+            windows = rng.choice([(None,), (6,), (None, 9)])
+            shape["windows"] = (*shape["windows"], *windows)
+            if not isinstance(pages, int):
+                shape["num_pages"] = (*pages, *[max(pages)] * len(windows))
+            shape["drafting"] = len(windows)
         super().__init__(**shape, vocab_size=rng.choice((2, 3, 50)), stakes=self._stakes)
 
     def _stakes(self, slots: Slots) -> Sequence[Stake]:
         drafters = [Predictions(), Tree(Paths(self.kv.tree).find), Lookup(self._rng.randint(1, 4))]
+        drafters += [OnDevice()] if self._model else []
         self._rng.shuffle(drafters)
-        most = self._rng.choice((1, 3, 9))
-        pace = Adaptive(len(slots.owner), len(drafters), most=most, costs=self._rng.choice(COSTS))
+        most, line = self._rng.choice((1, 3, 9)), Line([1, 64], [0.1, 0.2], 64)
+        passes = next((Passes(place, line) for place, one in enumerate(drafters) if isinstance(one, OnDevice)), None)
+        pace = Adaptive(len(slots.owner), len(drafters), most=most, costs=self._rng.choice(COSTS), passes=passes)
         self.drafts = DraftStake(slots, drafters, most=most, pace=pace)
         return (self.drafts,)
 
@@ -63,7 +80,7 @@ def test_random_workloads(shape: dict[str, Any]) -> None:
             told[name] = told.get(name, 0) + count
         for drafter in world.drafts._drafters:
             assert not any(vars(drafter)[name] for name in ("_cursors", "_places", "_chains") if name in vars(drafter))
-    accepted = {name: told[f"accepted_drafts_{name}"] for name in ("prediction", "tree", "ngram")}
+    accepted = {name: told[f"accepted_drafts_{name}"] for name in ("prediction", "tree", "ngram", "draft")}
     assert all(count <= told[f"drafts_{name}"] for name, count in accepted.items())
     assert sum(accepted.values()) > 10 and (shape or all(accepted.values())), accepted
 

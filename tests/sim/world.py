@@ -60,6 +60,7 @@ class World:
         reuse: bool = True,
         poison: int | None = None,
         jump: bool = True,
+        drafting: int = 0,
         stakes: Callable[[Slots], Sequence[Stake]] = lambda slots: (),
         **options: Any,
     ) -> None:
@@ -77,6 +78,7 @@ class World:
             max_model_len=max_model_len,
             vocab_size=vocab_size,
             poison=poison,
+            drafting=drafting,
         )
         self.constraints = Constraints(None, self.device.allocate_masks, jump=jump)  # type: ignore[arg-type]
         mine = (KVStake(self.kv, self.slots), GrammarStake(self.constraints, self.slots), *stakes(self.slots))

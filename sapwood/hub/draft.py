@@ -1,0 +1,75 @@
+"""The smaller model that drafts for another: found, and held to the other's vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from sapwood.arch.families import declare
+from sapwood.arch.family import Family
+from sapwood.arch.parts import Decoder
+from sapwood.base.errors import ConfigError
+from sapwood.hub.files import ModelFiles, find, read_json
+from sapwood.hub.pull import Progress
+
+_FLAG = "--speculative-model"
+
+
+class DraftModel(NamedTuple):
+    """It runs beside the other, and its KV groups come behind the other's."""
+
+    decoder: Decoder
+    files: ModelFiles
+
+
+def find_draft(
+    model: str,
+    target: Decoder,
+    target_files: ModelFiles,
+    *,
+    families: Sequence[Family],
+    methods: Collection[str],
+    weights: bool = True,
+    progress: Progress | None = None,
+) -> DraftModel:
+    """Find a model that is to draft for the `target`. Raises ConfigError where the two do not share a vocabulary."""
+    files = find(model, weights=weights, families=families, progress=progress)
+    decoder = declare(files.config, families, methods=methods)
+    if decoder.vocab_size != target.vocab_size:
+        raise ConfigError(
+            f"{_FLAG} {model} cannot draft for {target_files.name}: it has {decoder.vocab_size} tokens, and that has "
+            f"{target.vocab_size}. Take a model with the same tokenizer."
+        )
+    if (other := _difference(tokens_of(files), tokens_of(target_files))) is not None:
+        id, mine, its = other
+        raise ConfigError(
+            f"{_FLAG} {model} cannot draft for {target_files.name}: token {id} is {mine!r} in the one and {its!r} in the "
+            "other. Take a model with the same tokenizer."
+        )
+    # Its positions go as far as the other's: beyond those that it was made for it is wrong more often.
+    return DraftModel(replace(decoder, max_positions=target.max_positions), files)
+
+
+def tokens_of(files: ModelFiles) -> Mapping[int, str]:
+    """The tokens of a model by their ids, as its tokenizer spells them; none where there is nothing to read them from."""
+    if files.kind == "gguf":
+        from sapwood.hub.gguf import open_gguf
+
+        return dict(enumerate(open_gguf(files.path).metadata.get("tokenizer.ggml.tokens", ())))
+    path = files.path / "tokenizer.json"
+    if not path.exists():
+        return {}
+    said = read_json(path)
+    vocabulary = said.get("model", {}).get("vocab", {})
+    if isinstance(vocabulary, dict):
+        tokens = {id: token for token, id in vocabulary.items()}
+    else:  # pairs of a token and its score, in the order of their ids
+        tokens = {id: token for id, (token, _) in enumerate(vocabulary)}
+    return tokens | {added["id"]: added["content"] for added in said.get("added_tokens", ())}
+
+
+def _difference(mine: Mapping[int, str], other: Mapping[int, str]) -> tuple[int, str, str] | None:
+    """The first token that both know and spell differently."""
+    found = (id for id in sorted(mine.keys() & other.keys()) if mine[id] != other[id])
+    return next(((id, mine[id], other[id]) for id in found), None)

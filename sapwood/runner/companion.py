@@ -1,0 +1,116 @@
+"""A smaller model that runs beside the one that answers, and drafts for it.
+
+It keeps keys and values of its own for the same tokens, in groups of the same page tables: whatever a step feeds, it
+feeds too, in the same launch, so that cached prefixes, preemption and windows hold for it without a word. Before a step
+that feeds drafts of its own, it runs ahead token by token:
+
+    fed      fed + 1 ... fed + k
+    │ newest │ drafts           │      pass i feeds position fed + i and writes what it draws behind
+    └─ pass 0, 1, ... k - 1 ─┘         the step itself then feeds all of them, to both models
+
+It draws by the request's own seed, position and settings, so that it is as often right as it can be. What it feeds is
+overwritten by the step; what it leaves in the table are drafts like any others.
+
+Suffix legend: T tokens, R rows, N heads, P proposing rows.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from sapwood.attention.base import Batch, RowLimits, Shared
+from sapwood.base.plan import Ints, Pages, Plan, Propose
+from sapwood.runner import frame
+from sapwood.runner.assemble import Rank
+from sapwood.runner.batch import Batcher
+from sapwood.runner.frame import Frame, Kind
+from sapwood.runner.graphs import Graphs
+from sapwood.runner.table import Table
+from sapwood.sampling.fast import draw
+
+_MOST_KNOWN = 256  # sets of rows that frames are kept for
+
+
+class Companion:
+    """Drafts on a `rank` beside the one whose slots `table` has."""
+
+    def __init__(self, rank: Rank, table: Table) -> None:
+        self.rank = rank
+        self.graphs: Graphs[Frame] | None = None
+        self._table, self._ahead = table, table.shadow()
+        self._batcher = Batcher(self._ahead, rank.groups)
+        self._known: dict[bytes, Plan] = {}
+        self._versions = 0
+
+    # -- behind the other -----------------------------------------------------------------------------------------
+
+    def follow(self, batch: Batch) -> None:
+        """Take in a step's tokens; may be captured."""
+        self._forward(batch)
+
+    def _forward(self, batch: Batch) -> torch.Tensor:
+        for backend in self.rank.backends:
+            backend.plan(batch)
+        return self.rank.model(batch)
+
+    # -- ahead of it ----------------------------------------------------------------------------------------------
+
+    def propose(self, plan: Plan) -> None:
+        """Write the drafts that the plan wants of it. Everything else that comes before the step's forward is done."""
+        wanted = plan.part(Propose)
+        if wanted is None:
+            return
+        self._table.turn(*frame.changes(plan.part(Pages), self._table))
+        self.run(wanted.slots_P, wanted.counts_P)
+
+    def run(self, slots_P: Ints, counts_P: Ints) -> None:
+        """Draft so many tokens behind what is fed in each slot."""
+        self._ahead.fed_S.copy_(self._table.fed_S)
+        order = np.argsort(-counts_P, kind="stable")
+        slots_P, counts_P = slots_P[order], counts_P[order]
+        for place in range(int(counts_P[0])):
+            self._draft_one(self._rows(slots_P[: int((counts_P > place).sum())]))
+
+    def _draft_one(self, rows: Plan) -> None:
+        if self.graphs is None or self.graphs.run(rows) is None:
+            limits = RowLimits(decodes=rows.num_rows, spans=0)
+            self._pass(frame.exact(rows, self._ahead), rows.num_tokens, limits, None)
+
+    def _pass(self, frame: Frame, num_tokens: int, limits: RowLimits, runs: Shared | None) -> Frame:
+        """One pass: a token of each row is fed, and what is drawn behind it is written; may be captured."""
+        batch, heads = self._batcher.make(frame, num_tokens, limits=limits, shared=runs)
+        model = self.rank.model
+        logits_NV = model.logits(self._forward(batch).index_select(0, heads.last_N), raw=True)
+        drawn_N = torch.empty_like(heads.draws_N)
+        draw(logits_NV, self._table.settings_SK, heads.draws_N, heads.ends_N, drawn_N)
+        self._batcher.settle(frame, heads, drawn_N, Kind.DRAWN)
+        return frame
+
+    def _rows(self, slots_P: Ints) -> Plan:
+        """A step of these rows, a token each. The same rows again are the same version."""
+        key = slots_P.tobytes()
+        if key not in self._known:
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
+            self._versions += 1
+            self._known[key] = _single(slots_P, self._versions)
+        return self._known[key]
+
+    def make_graphs(self, *, max_rows: int) -> Graphs[Frame]:
+        """Graphs of passes, none of which is captured yet."""
+        return Graphs(self._pass, self._ahead, max_rows=max_rows, max_tokens=max_rows, tile=1, single=True)
+
+
+def _single(slots: Ints, version: int) -> Plan:
+    ones = np.ones_like(slots)
+    return Plan(
+        num_steady=len(slots),
+        version=version,
+        slots_R=slots,
+        starts_R=np.zeros_like(slots),
+        counts_R=ones,
+        heads_R=ones,
+        owners_R=np.zeros(len(slots), np.int64),
+        number=-1,
+    )

@@ -1,0 +1,127 @@
+"""A model that drafts for another, through whole engines: every request says what it says without, and a model that is its own
+draft is always right."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sapwood.base.errors import ConfigError
+from sapwood.base.grammar import Grammar
+from sapwood.base.sampling import SamplingParams
+from sapwood.base.trial import Trial
+from sapwood.executor import local
+from tests import models
+from tests.engine.test_drafts import KINDS, same, say
+from tests.engine.whole import prompts_that_share
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+PLAIN = (KINDS[0], KINDS[1], KINDS[2])
+"""Kinds of sampling that change no logits, so that the same model draws the same."""
+
+
+@pytest.fixture(autouse=True)
+def free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of all sizes are said to cost the same, and drafts of a model little, so that whatever may be right is fed."""
+
+    def time_steps(worker: object, trials: Sequence[Trial], **options: Any) -> list[float]:
+        return [1.04 if trial.ahead else 1.0 for trial in trials]
+
+    monkeypatch.setattr(local, "time_steps", time_steps)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    ("family", "draft", "options"),
+    [
+        ("llama", "llama-tied", {"depth": 0, "speculation": "draft"}),
+        ("llama", "llama", {"depth": 1, "max_total_tokens": 240, "page_size": 16}),
+        ("llama", "gemma3", {"depth": 2, "num_speculative_tokens": 3, "page_size": 4, "max_num_batched_tokens": 32}),
+        ("gemma3", "mistral", {"depth": 1, "speculation": "draft,ngram", "page_size": 4}),
+        ("qwen3", "llama", {"depth": 0, "quantization": "int8", "kv_cache_dtype": "int8"}),
+        ("gemma3", "gemma3", {"depth": 1, "speculation": "draft", "prefix_caching": False, "max_num_seqs": 3}),
+    ],
+    ids=str,
+)
+def test_every_request_says_what_it_says_without(
+    family: str, draft: str, options: dict[str, Any], device: str, tmp_path: Path
+) -> None:
+    if device == "cuda" and "quantization" in options:
+        pytest.skip("a format of the CPU's own kernels")
+    model, small = (models.save(name, tmp_path / place / name) for place, name in (("a", family), ("b", draft)))
+    shape = {name: options[name] for name in ("quantization", "kv_cache_dtype", "page_size") if name in options}
+    mine = [(prompt, KINDS[i % len(KINDS)]) for i, prompt in enumerate(prompts_that_share(10))]
+    wanted, plain = say(model, mine, device=device, **shape)
+    found, counters = say(model, mine, device=device, speculative_model=str(small), **options)
+    same(found, wanted)
+    assert 0 < counters["drafts_draft"] >= counters["accepted_drafts_draft"]
+    if family == draft:
+        assert counters["accepted_drafts_draft"] > 0.3 * counters["drafts_draft"]
+        assert "max_total_tokens" in options or counters["steps"] < plain["steps"]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("depth", [0, 1, 2])
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_a_model_that_is_its_own_draft_is_always_right(family: str, depth: int, device: str, tmp_path: Path) -> None:
+    """Greedy and sampled; of the second half all prompts are cached, with the keys and values of the draft model."""
+    model = models.save(family, tmp_path)
+    prompts = prompts_that_share(6)
+    mine = [(prompt, PLAIN[i % len(PLAIN)]) for i, prompt in enumerate(prompts)]
+    options: dict[str, Any] = {
+        "speculation": "draft",
+        "num_speculative_tokens": 4,
+        "page_size": 4 if family == "gemma3" else 16,
+    }
+    found, counters = say(
+        model, mine * 2, device=device, speculative_model=str(model), depth=depth, max_num_seqs=6, **options
+    )
+    same(found[len(mine) :], found[: len(mine)])
+    drafts, right = counters["drafts_draft"], counters["accepted_drafts_draft"]
+    assert drafts > 100 and right >= (drafts if device == "cpu" else 0.95 * drafts)
+    tokens = sum(len(tokens) for tokens, *_ in found)
+    assert counters["steps"] < tokens / 3
+
+
+def test_requests_whose_tokens_are_masked_draft_nothing_on_the_device(tiny_model: Path) -> None:
+    """What may be drawn behind a draft only the host could say, who does not see it; others beside them do draft."""
+    grammar = Grammar.regex("[ab]{4}-(yes|no)?[0-9]*")
+    kinds = (SamplingParams(max_tokens=12, temperature=0.8, seed=3, grammar=grammar), KINDS[0])
+    mine = [([70 + i, 71], kinds[i % 2]) for i in range(6)]
+    wanted, _ = say(tiny_model, mine)
+    found, counters = say(tiny_model, mine, speculative_model=str(tiny_model), depth=1)
+    same(found, wanted)
+    assert counters["accepted_drafts_draft"] > 0
+    _, alone = say(tiny_model, mine[::2], speculative_model=str(tiny_model), speculation="draft")
+    assert alone["drafts_draft"] == 0
+
+
+def test_another_vocabulary_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    other = models.save("llama", tmp_path / "other")
+    with pytest.raises(
+        ConfigError, match=r"it has 199 tokens, and that has 258\. Take a model with the same tokenizer"
+    ):
+        say(tiny_model, [], speculative_model=str(other))
+    same_size = tmp_path / "same"
+    shutil.copytree(tiny_model, same_size)
+    tokenizer = json.loads((same_size / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    (same_size / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(ConfigError, match=r"token .* is 'b' in the one and 'a' in the other"):
+        say(tiny_model, [], speculative_model=str(same_size))
+
+
+def test_it_is_explained(tiny_model: Path) -> None:
+    from sapwood.config.flags import from_options
+    from sapwood.engine.launch import launch
+
+    launched = launch(from_options({"model": str(tiny_model), "speculative_model": str(tiny_model), "max_num_seqs": 2}))
+    told = {line.split(" = ")[0]: line for line in launched.facts.decisions}
+    assert "prediction,tree,ngram,draft" in told["speculation"] and "10 ms" in told["draft_model"]
+    launched.engine.executor.shutdown()
