@@ -175,7 +175,9 @@ def test_each_of_two_counts_its_own_drafts_only() -> None:
 def told(rows: Rows, stake: DraftStake) -> dict[int, int]:
     """How many drafts the device is to propose in each slot."""
     found = [part for part in stake.parts(rows) if isinstance(part, Propose)]
-    return {slot: count for part in found for slot, count in zip(part.slots_P.tolist(), part.counts_P.tolist(), strict=True)}
+    return {
+        slot: count for part in found for slot, count in zip(part.slots_P.tolist(), part.counts_P.tolist(), strict=True)
+    }
 
 
 def fed(steady: Ints, drafts: Sequence[int]) -> Rows:
