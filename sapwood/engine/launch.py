@@ -74,9 +74,7 @@ def launch(
         lean.whole_torch()
     files = files or find_configured(model, families=catalogue.families)
     decoder = declare(files.config, catalogue.families, methods=catalogue.methods)
-    config = spelled(config)
-    draft = draft_of(config, decoder, files, catalogue)
-    config, decisions = _resolved(config, decoder, files, draft)
+    config, decisions, draft = _resolved(spelled(config), decoder, files, catalogue)
     clock.lap("configure")
     measured = executor.start(config, decoder, files, max_drafts=_most_drafts(config, max_drafts), draft=draft)
     clock.took(measured.seconds)
@@ -107,9 +105,11 @@ def launch(
 
 
 def _resolved(
-    config: Config, decoder: Decoder, files: ModelFiles, draft: DraftModel | None
-) -> tuple[Config, tuple[Decision, ...]]:
-    return resolve(config, shape_beside(decoder, files, draft), probe(config.device.device))
+    config: Config, decoder: Decoder, files: ModelFiles, catalogue: Catalogue
+) -> tuple[Config, tuple[Decision, ...], DraftModel | None]:
+    """With the model that drafts, if there is one."""
+    draft = draft_of(config, decoder, files, catalogue)
+    return *resolve(config, shape_beside(decoder, files, draft), probe(config.device.device)), draft
 
 
 def _cache(config: Config, measured: Measured, num_pages: Sequence[int]) -> KVCache:
