@@ -43,14 +43,16 @@ class Axis:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """What a leaf's `param` has of the checkpoint tensor `name`, which holds the axes in reverse order if `transposed`.
-    Where ranks add their outputs up, one `alone` has it."""
+    """What a leaf's `param` has of the checkpoint tensor `name`, which holds the axes in reverse order if `transposed`; without
+    `axes` all of it, whatever its shape. Where ranks add their outputs up, one `alone` has it. A checkpoint may lack one
+    that is `optional`."""
 
     param: str
     name: str
-    axes: tuple[Axis, ...]
+    axes: tuple[Axis, ...] | None
     alone: bool = False
     transposed: bool = False
+    optional: bool = False
 
 
 class Leaf(ABC):

@@ -18,17 +18,18 @@ from sapwood.base.errors import ModelError
 class Piece:
     """`param` of the leaf at `path`, sliced by `target`, is the checkpoint tensor `name`, sliced by `source`.
 
-    `shape` is that of the whole checkpoint tensor, which holds the piece `transposed` or as it is. Several pieces may come
-    from one tensor.
+    `shape` is that of the whole checkpoint tensor, which holds the piece `transposed` or as it is; None: whatever it is.
+    Several pieces may come from one tensor. A checkpoint may lack one that is `optional`.
     """
 
     path: str
     param: str
     name: str
-    shape: tuple[int, ...]
+    shape: tuple[int, ...] | None
     source: tuple[slice, ...]
     target: tuple[slice, ...]
     transposed: bool = False
+    optional: bool = False
 
 
 def plain(place: Place) -> Sequence[StoredTensor]:
@@ -64,6 +65,9 @@ def _pieces(place: Place, tensors: Sequence[StoredTensor], rank: int, size: int)
         if tensor.alone and rank:
             continue
         name = place.prefix + tensor.name
+        if tensor.axes is None:
+            yield Piece(place.path, tensor.param, name, None, (), (), optional=tensor.optional)
+            continue
         runs = [_run(axis, rank, size, name) for axis in tensor.axes]
         begins = [ends[tensor.param] if axis.joined else 0 for axis in tensor.axes]
         cuts = [_cuts(axis, run, begin) for axis, run, begin in zip(tensor.axes, runs, begins, strict=True)]
@@ -72,7 +76,14 @@ def _pieces(place: Place, tensors: Sequence[StoredTensor], rank: int, size: int)
         for cut in itertools.product(*cuts):
             source, target = tuple(one for one, _ in cut), tuple(one for _, one in cut)
             yield Piece(
-                place.path, tensor.param, name, shape[::turn], source[::turn], target, transposed=tensor.transposed
+                place.path,
+                tensor.param,
+                name,
+                shape[::turn],
+                source[::turn],
+                target,
+                transposed=tensor.transposed,
+                optional=tensor.optional,
             )
         for axis, begin, run in zip(tensor.axes, begins, runs, strict=True):
             if axis.joined:

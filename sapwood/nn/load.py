@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -44,7 +45,7 @@ class Loadable(Protocol):
         ...
 
     def finish(self) -> None:
-        """All leaves have been filled: finish each."""
+        """All leaves have been filled and finished."""
         ...
 
 
@@ -72,23 +73,28 @@ def load_from(model: Loadable, source: Source, *, name: str) -> None:
     shapes = source.shapes()
     head = model.decoder.head
     _check(name, pieces, shapes, unused={f"{head.name}.weight"} if isinstance(head, Tied) else set())
-    for piece in pieces:
-        model.leaf(piece.path).load(piece, source)
-        source.release(piece.name)  # or a file would be in memory twice when all of it has been read
+    for path, of_leaf in groupby(pieces, key=lambda piece: piece.path):
+        leaf = model.leaf(path)
+        for piece in of_leaf:
+            if piece.name in shapes:  # else it is optional
+                leaf.load(piece, source)
+                source.release(piece.name)  # or a file would be in memory twice when all of it has been read
+        leaf.finish()
     model.finish()
 
 
 def _check(name: str, pieces: Sequence[Piece], shapes: Mapping[str, tuple[int, ...]], *, unused: set[str]) -> None:
     wanted = {piece.name: piece.shape for piece in pieces}
+    needed = {piece.name for piece in pieces if not piece.optional}
     left_over = [
         tensor for tensor in shapes if tensor not in wanted and tensor not in unused and not _COMPUTED.search(tensor)
     ]
     misshapen = [
         f"{tensor} is {list(shapes[tensor])}, wants {list(shape)}"
         for tensor, shape in wanted.items()
-        if tensor in shapes and shapes[tensor] != shape
+        if shape is not None and tensor in shapes and shapes[tensor] != shape
     ]
-    wrong = {"missing": wanted.keys() - shapes.keys(), "left over": left_over, "of another shape": misshapen}
+    wrong = {"missing": needed - shapes.keys(), "left over": left_over, "of another shape": misshapen}
     found = "; ".join(f"{len(names)} {what}: {_few(names)}" for what, names in wrong.items() if names)
     if found:
         raise ModelError(f"The weights of {name} do not fit its config. Tensors {found}.")
@@ -134,5 +140,7 @@ def dummy_weights(model: Loadable, seed: int) -> None:
     """Random weights, made on the model's device; the same for the same seed, device and dtype."""
     random = torch.Generator(model.device).manual_seed(seed)
     for place in walk(model.decoder):
-        model.leaf(place.path).randomize(random)
+        leaf = model.leaf(place.path)
+        leaf.randomize(random)
+        leaf.finish()
     model.finish()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import sapwood.nn.block  # noqa: F401  registers the makers of the parts inside a block
 from sapwood.arch.groups import kv_places
-from sapwood.arch.parts import Decoder, Tied, ropes, walk
+from sapwood.arch.parts import Decoder, Tied, ropes
 from sapwood.attention.base import Batch
 from sapwood.nn.layers import Embedding, Norm, Rotary
 from sapwood.nn.make import Build, Site, make
@@ -42,9 +42,7 @@ class Model(nn.Module):
         return cast(Leaf, self.get_submodule(path))
 
     def finish(self) -> None:
-        """All leaves have their weights."""
-        for place in walk(self.decoder):
-            self.leaf(place.path).finish()
+        """All leaves have their weights: nothing is left to do."""
 
     def forward(self, batch: Batch) -> Tensor:
         """The hidden states of every token after the last norm, hidden_TD."""

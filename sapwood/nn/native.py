@@ -59,8 +59,6 @@ class NativeModel:
 
     def finish(self) -> None:
         """All leaves have their weights."""
-        for place in walk(self.decoder):
-            self.leaf(place.path).finish()
         self.weights = weights = Weights(
             tables={path: self._packed[path].first for path in ("embed", "positions") if path in self._packed},
             products={path: leaf.product for path, leaf in self._packed.items()},

@@ -30,7 +30,7 @@ class Leaf(nn.Module):
             weight.normal_(std=0.02, generator=random)
 
     def finish(self) -> None:
-        """All pieces are there: they may be laid out anew."""
+        """All its pieces are there: they may be laid out anew."""
 
 
 class Weights(Leaf):
@@ -73,6 +73,11 @@ class Weights(Leaf):
 
 class Method(Protocol):
     """One way. It is chosen for each Linear by its place, when a model is built."""
+
+    @property
+    def shown(self) -> str:
+        """What is multiplied there, in a few words."""
+        ...
 
     def tensors(self, place: Place) -> Sequence[StoredTensor]:
         """What the Linear there is made of in a checkpoint that stores it this way."""

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from sapwood.quant.base import Choice
 
 ReadSection = Callable[[Mapping[str, Any]], "Choice"]
 """From a config's `quantization_config` to the method of each Linear, which is another one for those that the section excepts
-(`modules_to_not_convert`, `ignore`)."""
+(`modules_to_not_convert`, `ignore`). Raises ModelError for what cannot be read."""
 
-METHODS: Mapping[str, ReadSection] = MappingProxyType({})
+
+@dataclass(frozen=True)
+class Format:
+    """The `read` of a module of `sapwood.quant.formats`, imported when it is first asked."""
+
+    module: str
+
+    def __call__(self, section: Mapping[str, Any]) -> Choice:
+        return cast(ReadSection, import_module(f"sapwood.quant.formats.{self.module}").read)(section)
+
+
+METHODS: Mapping[str, ReadSection] = MappingProxyType({
+    "compressed-tensors": Format("compressed_tensors"),
+})  # fmt: skip
 """By `quant_method`. A checkpoint of another name is refused when it is declared."""
 
 

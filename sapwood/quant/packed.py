@@ -145,6 +145,10 @@ class Packed:
     def __init__(self, machine: Machine, rounded: Rounded | None = None) -> None:
         self._machine, self._rounded = machine, rounded
 
+    @property
+    def shown(self) -> str:
+        return "weights as they are stored" if self._rounded is None else f"weights rounded to {self._rounded}"
+
     def tensors(self, place: Place) -> Sequence[StoredTensor]:
         return place.leaf.tensors()
 

@@ -40,6 +40,8 @@ class PlainWeights(Weights):
 class Plain:
     """The Method that stores weights as they are multiplied."""
 
+    shown = "plain weights"
+
     def tensors(self, place: Place) -> Sequence[StoredTensor]:
         return place.leaf.tensors()
 

@@ -34,6 +34,8 @@ TOKENS = np.random.default_rng(4).integers(3, 199, size=20).tolist()
 class RowsOfInt8:
     """`weight` [O, I] int8 and `weight_scale` [O]."""
 
+    shown = "rows of int8"
+
     def tensors(self, place: Place) -> Sequence[StoredTensor]:
         linear = linear_at(place)
         scales = [

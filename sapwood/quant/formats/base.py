@@ -1,0 +1,150 @@
+"""What formats are written with: the tensors of a part, the method made of them, and the choice by the names of modules.
+
+Suffix legend: I inputs, O outputs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from sapwood.arch.parts import Axis, Place, StoredTensor
+from sapwood.base.errors import ModelError
+from sapwood.kernels import Kernels
+from sapwood.quant.base import Choice, Method, linear_at
+from sapwood.quant.kinds.base import Fields, Form, Kind, Turn
+from sapwood.quant.kinds.beside import Apart
+from sapwood.quant.plain import Plain
+
+PLAIN = Plain()
+
+
+@dataclass(frozen=True)
+class Cut:
+    """An axis of outputs or inputs, of which the tensor has one entry for `by`, rounded up."""
+
+    of: Literal["out", "in"]
+    by: int = 1
+
+    def axis(self, axis: Axis) -> Axis:
+        first, whole = axis.first, axis.size if axis.whole is None else axis.whole
+        if first % self.by:
+            raise ModelError(f"A fused tensor has a part from row {first} on, which is within a group of {self.by}.")
+        unit = None if axis.unit is None else max(axis.unit // self.by, 1)
+        return Axis(-(-axis.size // self.by), unit, first // self.by, -(-whole // self.by))
+
+
+OUT, IN = Cut("out"), Cut("in")
+
+
+@dataclass(frozen=True)
+class Raw:
+    """A tensor of a part: `name` behind the part's and a dot. Without `axes` it is read whole, whatever its shape."""
+
+    name: str
+    axes: tuple[Cut, ...] | None = None
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """The Method of a format: its tensors, the kind that they become, and how."""
+
+    form: Form
+    raws: tuple[Raw, ...]
+    turn: Turn
+
+    @property
+    def shown(self) -> str:
+        return self.form.shown
+
+    def tensors(self, place: Place) -> Sequence[StoredTensor]:
+        linear = linear_at(place)
+        found = [tensor for tensor in linear.tensors() if tensor.param == "bias"]
+        for index, part in enumerate(linear.parts):
+            axes = {"out": linear.rows(index), "in": linear.columns}
+            for raw in self.raws:
+                cuts = None if raw.axes is None else tuple(cut.axis(axes[cut.of]) for cut in raw.axes)
+                name = f"{part.name}.{raw.name}"
+                if raw.name != "bias" or not linear.bias:
+                    found.append(StoredTensor(f"{index}.{raw.name}", name, cuts, optional=raw.optional))
+        return found
+
+    def create(self, place: Place, device: torch.device, dtype: torch.dtype, kernels: Kernels) -> Kind:
+        return self.form.make(linear_at(place), device, dtype, kernels, self.turn)
+
+
+def by_module(method_of: Callable[[str], Method]) -> Choice:
+    """The choice that asks for each of a Linear's parts, by its module's name in the checkpoint."""
+
+    def choice(place: Place) -> Method:
+        found = tuple(method_of(place.prefix + part.name) for part in linear_at(place).parts)
+        return found[0] if all(one == found[0] for one in found) else Apart(found)
+
+    return choice
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a section's pattern means a module: its name, what it is within, a run of its name, with wildcards or `re:`."""
+    if pattern.startswith("re:"):
+        return re.match(pattern[3:], name) is not None
+    if "*" in pattern:
+        return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
+    return f".{pattern}." in f".{name}."
+
+
+def excepting(method: Method, excepted: Sequence[str], *, heads: bool = False) -> Choice:
+    """The method everywhere but where the section excepts modules; and in heads, where a format leaves them as they are."""
+
+    def method_of(name: str) -> Method:
+        plain = any(matches(name, pattern) for pattern in excepted) or (name == "lm_head" and not heads)
+        return PLAIN if plain else method
+
+    return by_module(method_of)
+
+
+class Section:
+    """A config's `quantization_config`, read so that what is not understood is refused by name."""
+
+    def __init__(self, fields: Mapping[str, Any], where: str = "quantization_config") -> None:
+        self.fields, self._where = fields, where
+
+    def get(self, name: str, *known: Any, default: Any = None) -> Any:
+        """A field that must be one of those that are known, if any are named. Raises ModelError."""
+        value = self.fields.get(name)
+        value = default if value is None else value
+        if known and value not in known:
+            raise self.wrong(name, f"what can be read: {', '.join(map(str, known))}")
+        return value
+
+    def names(self, *fields: str) -> list[str]:
+        """Names of modules, from all fields that may hold some."""
+        return [str(name) for field in fields for name in self.fields.get(field) or ()]
+
+    def wrong(self, name: str, because: str) -> ModelError:
+        return ModelError(f"config.json: {self._where}.{name} = {self.fields.get(name)!r} is not supported; {because}.")
+
+
+def want(raw: Fields, name: str, *dtypes: torch.dtype) -> Tensor:
+    """A tensor that has to hold what the format says. Raises ModelError."""
+    tensor = raw[name]
+    if tensor.dtype not in dtypes:
+        wanted = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise ModelError(f"A quantised module's {name} holds {tensor.dtype}, where its config wants {wanted}.")
+    return tensor
+
+
+def taken_apart(words: Tensor, bits: int, *, dim: int, order: Sequence[int] | None = None) -> Tensor:
+    """The uint8 codes of int32 words along an axis, the first in the lowest bits, or as `order` says: entry i of a word is
+    its `order[i]`-th from below."""
+    shifts = [bits * i for i in (order or range(32 // bits))]
+    last = words.movedim(dim, -1)
+    shifted = last[..., None] >> torch.tensor(shifts, device=words.device, dtype=torch.int32)
+    codes = (shifted & ((1 << bits) - 1)).to(torch.uint8).flatten(-2)
+    return codes.movedim(-1, dim)

@@ -1,0 +1,136 @@
+"""What kinds of weights have in common: they are filled from what a format turns a checkpoint's tensors into.
+
+Suffix legend: T tokens, I inputs, O outputs.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sapwood.arch.parts import Linear
+from sapwood.arch.shard import Piece
+from sapwood.base.errors import ModelError
+from sapwood.kernels import Kernels
+from sapwood.quant.base import Weights
+from sapwood.quant.source import Source, plain
+
+Fields = Mapping[str, Tensor]
+"""The canonical tensors of one of a Linear's parts, by the names that its kind gives them."""
+
+Turn = Callable[[Fields], Fields]
+"""From the tensors that a format has for a part, by the ends of their names, to the kind's. Raises ModelError."""
+
+
+class Form(Protocol):
+    """Which kind of weights there is to be, with all that is known of it before they are read. Forms are values: equal ones
+    make equal weights."""
+
+    @property
+    def shown(self) -> str:
+        """What is multiplied, in a few words."""
+        ...
+
+    def make(self, part: Linear, device: torch.device, dtype: torch.dtype, kernels: Kernels, turn: Turn) -> Kind:
+        """Its weights, not yet filled."""
+        ...
+
+
+class Kind(Weights):
+    """Canonical weights on a device. A kind writes `fill`, `made_up` and `dequantised`, and `arrange` where kernels want
+    another layout.
+
+    What has been read of the parts is kept, in the format's own tensors, until the last piece of this Linear is there: no
+    more than one Linear is ever in memory twice.
+    """
+
+    def __init__(self, part: Linear, device: torch.device, dtype: torch.dtype, kernels: Kernels, turn: Turn) -> None:
+        super().__init__(kernels)
+        self.part, self.device, self.dtype, self._turn = part, device, dtype, turn
+        self._read: dict[int, dict[str, Tensor]] = {}
+        self.bias: nn.Parameter | None = None
+        if part.bias:
+            self.bias = kept(torch.zeros(part.out, device=device, dtype=dtype))
+
+    @abstractmethod
+    def fill(self, parts: Sequence[Fields]) -> None:
+        """Take the canonical tensors of all parts, on the device. Raises ModelError where their shapes are others."""
+
+    @abstractmethod
+    def made_up(self, size: int, random: torch.Generator) -> Fields:
+        """Random canonical tensors of a part with so many outputs."""
+
+    @abstractmethod
+    def dequantised(self) -> Tensor:
+        """float32 weight_OI, in the order of the inputs."""
+
+    def arrange(self) -> None:
+        """Lay out anew what is there, as the device's kernels want it."""
+
+    def rounded(self, x_TI: Tensor) -> Tensor:
+        """The inputs as they enter the product: a kind that rounds them does it here."""
+        return x_TI
+
+    def load(self, piece: Piece, source: Source) -> None:
+        if piece.param == "bias":
+            assert self.bias is not None
+            self.bias[piece.target] = plain(piece, source).to(self.device, self.dtype)
+            return
+        index, _, name = piece.param.partition(".")
+        self._read.setdefault(int(index), {})[name] = source.read(piece.name, piece.source).to(self.device)
+
+    def randomize(self, random: torch.Generator) -> None:
+        self.fill([self.made_up(part.size, random) for part in self.part.parts])
+        if self.bias is not None:
+            self.bias.normal_(std=0.02, generator=random)
+
+    def finish(self) -> None:
+        if self._read:
+            parts = [self._turn(self._read.pop(index)) for index in sorted(self._read)]
+            self._add_biases(parts)
+            self.fill(parts)
+        self.arrange()
+
+    def _add_biases(self, parts: Sequence[Fields]) -> None:
+        """Those that a format has though the model has none."""
+        if any("bias" in fields for fields in parts):
+            sizes = [part.size for part in self.part.parts]
+            none = [torch.zeros(size, device=self.device) for size in sizes]
+            biases = [fields.get("bias", zero) for fields, zero in zip(parts, none, strict=True)]
+            self.bias = kept(torch.cat([bias.float() for bias in biases]).to(self.dtype))
+
+    def forward(self, x_TI: Tensor) -> Tensor:
+        return F.linear(self.rounded(x_TI), self.dequantised().to(x_TI.dtype), self.bias)
+
+
+def kept(tensor: Tensor) -> nn.Parameter:
+    """A tensor of a module."""
+    return nn.Parameter(tensor.contiguous(), requires_grad=False)
+
+
+def shaped(fields: Fields, name: str, *shape: int) -> Tensor:
+    """A field that has to have a shape. Raises ModelError."""
+    tensor = fields[name]
+    if tuple(tensor.shape) != shape:
+        raise ModelError(f"The quantised weights' {name} is {list(tensor.shape)}, wants {list(shape)}.")
+    return tensor
+
+
+def joined(parts: Sequence[Fields], name: str, sizes: Sequence[int], columns: int) -> Tensor:
+    """A field of all parts, [size, columns] each, one below the other."""
+    return torch.cat([shaped(fields, name, size, columns) for fields, size in zip(parts, sizes, strict=True)])
+
+
+def unpacked(codes_OH: Tensor) -> Tensor:
+    """4-bit codes two to a byte, the even input in the low nibble, as uint8 [O, I]."""
+    return torch.stack((codes_OH & 15, codes_OH >> 4), dim=-1).flatten(-2)
+
+
+def packed(codes_OI: Tensor) -> Tensor:
+    """uint8 codes below 16 as two to a byte: what `unpacked` takes apart."""
+    return codes_OI[..., 0::2] | (codes_OI[..., 1::2] << 4)
