@@ -18,16 +18,25 @@ ReadSection = Callable[[Mapping[str, Any]], "Choice"]
 
 @dataclass(frozen=True)
 class Format:
-    """The `read` of a module of `sapwood.quant.formats`, imported when it is first asked."""
+    """A `function` of a module of `sapwood.quant.formats`, imported when it is first asked."""
 
     module: str
+    function: str = "read"
 
     def __call__(self, section: Mapping[str, Any]) -> Choice:
-        return cast(ReadSection, import_module(f"sapwood.quant.formats.{self.module}").read)(section)
+        return cast(ReadSection, getattr(import_module(f"sapwood.quant.formats.{self.module}"), self.function))(section)
 
 
 METHODS: Mapping[str, ReadSection] = MappingProxyType({
+    "auto-round": Format("auto_round"),
+    "awq": Format("awq"),
+    "bitsandbytes": Format("bitsandbytes"),
     "compressed-tensors": Format("compressed_tensors"),
+    "fbgemm_fp8": Format("fp8", "read_fbgemm"),
+    "fp8": Format("fp8"),
+    "gptq": Format("gptq"),
+    "modelopt": Format("modelopt"),
+    "torchao": Format("torchao"),
 })  # fmt: skip
 """By `quant_method`. A checkpoint of another name is refused when it is declared."""
 

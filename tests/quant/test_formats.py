@@ -25,6 +25,8 @@ from tests.nn import forward
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 CLOSE = 1e-4
 LESS_CLOSE = {"nvfp4": 0.01, "nvfp4a16": 0.01}  # their tool multiplies scales in half precision
+AS_TOOL = 0.01
+LESS_AS_TOOL = {"w8a8": 0.05}  # it rounds inputs to 255 steps where ours are 254
 
 
 def load(path: Path) -> Any:
@@ -54,5 +56,5 @@ def test_logits_are_those_of_the_dequantised_twin_and_of_the_tool(name: str) -> 
     model, expected = load(CHECKPOINTS / name), load_file(CHECKPOINTS / name / "logits.safetensors")
     tokens = expected["tokens"].tolist()
     if "tool" in expected:
-        assert differ(forward.logits(model, tokens), expected["tool"]) < 0.01
+        assert differ(forward.logits(model, tokens), expected["tool"]) < LESS_AS_TOOL.get(name, AS_TOOL)
     assert differ(forward.logits(unrounded(model), tokens), expected["twin"]) < LESS_CLOSE.get(name, CLOSE)

@@ -20,6 +20,7 @@ from sapwood.kernels import Kernels
 from sapwood.quant.base import Choice, Method, linear_at
 from sapwood.quant.kinds.base import Fields, Form, Kind, Turn
 from sapwood.quant.kinds.beside import Apart
+from sapwood.quant.kinds.coded import E2M1
 from sapwood.quant.plain import Plain
 
 PLAIN = Plain()
@@ -41,6 +42,8 @@ class Cut:
 
 
 OUT, IN = Cut("out"), Cut("in")
+ONE = Cut("in", 1 << 30)
+"""A single entry for all inputs."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,17 @@ class Section:
 
     def wrong(self, name: str, because: str) -> ModelError:
         return ModelError(f"config.json: {self._where}.{name} = {self.fields.get(name)!r} is not supported; {because}.")
+
+
+def sorted_by_group(codes_OI: Tensor, group_I: Tensor) -> dict[str, Tensor]:
+    """Codes whose columns are sorted by the group of each, so that groups are runs, and the order that they are then in."""
+    order_I = torch.sort(group_I, stable=True).indices
+    return {"codes": codes_OI[:, order_I], "order": order_I.int()}
+
+
+def e2m1(codes_OH: Tensor, scale_OG: Tensor, factor: Tensor) -> Fields:
+    """The fields of codes into the values of e2m1."""
+    return {"codes": codes_OH, "scale": scale_OG, "factor": factor, "table": torch.tensor(E2M1, device=codes_OH.device)}
 
 
 def want(raw: Fields, name: str, *dtypes: torch.dtype) -> Tensor:

@@ -17,6 +17,7 @@ from sapwood.base.errors import ModelError
 from sapwood.quant.base import Choice, Method
 from sapwood.quant.formats.base import (
     IN,
+    ONE,
     OUT,
     PLAIN,
     Cut,
@@ -24,18 +25,21 @@ from sapwood.quant.formats.base import (
     Raw,
     Section,
     by_module,
+    e2m1,
     matches,
+    sorted_by_group,
     taken_apart,
     want,
 )
 from sapwood.quant.kinds.base import Fields
-from sapwood.quant.kinds.coded import E2M1, CodedForm
+from sapwood.quant.kinds.coded import CodedForm
 from sapwood.quant.kinds.grouped import GroupedForm
 from sapwood.quant.kinds.scaled import BLOCK, Inputs, ScaledForm, Scales
 
 FP8 = torch.float8_e4m3fn
 _WHERE = "quantization_config.config_groups"
 _INT, _FLOAT = "int", "float"
+_SCALES = {"tensor": None, "row": (OUT, ONE), "block": (Cut("out", BLOCK), Cut("in", BLOCK))}
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,7 @@ def _scaled(scheme: Scheme, values: torch.dtype) -> Method:
     inputs = _inputs(scheme.inputs, values)
     raws = [
         Raw("weight", (OUT, IN)),
-        Raw("weight_scale", (Cut("out", BLOCK), Cut("in", BLOCK)) if scales == "block" else None),
+        Raw("weight_scale", _SCALES[scales]),
     ]
     raws.append(Raw("weight_zero_point", optional=True))
     if inputs == "tensor":
@@ -200,12 +204,6 @@ def _unsigned(codes: Tensor, bits: int) -> Tensor:
     return (codes.int() + (1 << (bits - 1))).to(torch.uint8)
 
 
-def sorted_by_group(codes_OI: Tensor, group_I: Tensor) -> dict[str, Tensor]:
-    """Codes whose columns are sorted by the group of each, so that groups are runs, and the order that they are then in."""
-    order_I = torch.sort(group_I, stable=True).indices
-    return {"codes": codes_OI[:, order_I], "order": order_I.int()}
-
-
 # --- four bits of floating point ---
 
 
@@ -229,8 +227,3 @@ def _turn_nvfp4(raw: Fields) -> Fields:
 def _turn_mxfp4(raw: Fields) -> Fields:
     scale = want(raw, "weight_scale", torch.uint8, torch.float8_e8m0fnu).view(torch.uint8)
     return e2m1(want(raw, "weight_packed", torch.uint8), scale, torch.ones((), device=scale.device))
-
-
-def e2m1(codes_OH: Tensor, scale_OG: Tensor, factor: Tensor) -> Fields:
-    """The fields of codes into the values of e2m1."""
-    return {"codes": codes_OH, "scale": scale_OG, "factor": factor, "table": torch.tensor(E2M1, device=codes_OH.device)}

@@ -26,6 +26,8 @@ Fields = Mapping[str, Tensor]
 Turn = Callable[[Fields], Fields]
 """From the tensors that a format has for a part, by the ends of their names, to the kind's. Raises ModelError."""
 
+_BY_OUTPUT = frozenset({"values", "codes", "scale", "zero"})
+
 
 class Form(Protocol):
     """Which kind of weights there is to be, with all that is known of it before they are read. Forms are values: equal ones
@@ -91,10 +93,21 @@ class Kind(Weights):
 
     def finish(self) -> None:
         if self._read:
-            parts = [self._turn(self._read.pop(index)) for index in sorted(self._read)]
+            parts = [self._own(index, self._turn(self._read.pop(index))) for index in sorted(self._read)]
             self._add_biases(parts)
             self.fill(parts)
         self.arrange()
+
+    def _own(self, index: int, fields: Fields) -> Fields:
+        """A part's rows of what a format could only read whole."""
+        rows = self.part.rows(index)
+        if rows.whole == rows.size:
+            return fields
+        own = slice(rows.first, rows.first + rows.size)
+        return {
+            name: tensor[own] if tensor.dim() and len(tensor) == rows.whole and name in _BY_OUTPUT else tensor
+            for name, tensor in fields.items()
+        }
 
     def _add_biases(self, parts: Sequence[Fields]) -> None:
         """Those that a format has though the model has none."""
