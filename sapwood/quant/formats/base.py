@@ -35,6 +35,8 @@ class Cut:
 
     def axis(self, axis: Axis) -> Axis:
         first, whole = axis.first, axis.size if axis.whole is None else axis.whole
+        if axis.turn is not None:
+            raise ModelError("Parts that take turns in a fused tensor can be read plain only, and these are quantised.")
         if first % self.by:
             raise ModelError(f"A fused tensor has a part from row {first} on, which is within a group of {self.by}.")
         unit = None if axis.unit is None else max(axis.unit // self.by, 1)
