@@ -41,6 +41,8 @@ _GEMMA_ROPE = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
 }
 
+_EXPERTS = {"num_experts": 12, "num_experts_per_tok": 4, "moe_intermediate_size": 32}
+
 # family -> (class names without Config and ForCausalLM, fields)
 MODELS: Mapping[str, tuple[str, str, dict[str, Any]]] = MappingProxyType(
     {
@@ -69,6 +71,22 @@ MODELS: Mapping[str, tuple[str, str, dict[str, Any]]] = MappingProxyType(
                 "rope_parameters": _GEMMA_ROPE,
                 "tie_word_embeddings": True,
             },
+        ),
+        "mixtral": (
+            "MixtralConfig",
+            "MixtralForCausalLM",
+            {"num_local_experts": 6, "num_experts_per_tok": 2, "sliding_window": None},
+        ),
+        "qwen2-moe": (
+            "Qwen2MoeConfig",
+            "Qwen2MoeForCausalLM",
+            {**_EXPERTS, "shared_expert_intermediate_size": 64},
+        ),
+        "qwen3-moe": ("Qwen3MoeConfig", "Qwen3MoeForCausalLM", {**_EXPERTS, "head_dim": 32, "norm_topk_prob": True}),
+        "qwen3-moe-steps": (
+            "Qwen3MoeConfig",
+            "Qwen3MoeForCausalLM",
+            {**_EXPERTS, "num_hidden_layers": 5, "decoder_sparse_step": 2, "mlp_only_layers": [3]},
         ),
         "phi3": (
             "Phi3Config",

@@ -19,7 +19,8 @@ class Gguf:
     Attributes:
         architecture: Its name there.
         fields: From the file's keys and the fields of a config.json that every model has, those that only this family has.
-        names: Modules of a block by the stem of their tensors, where they are others than those of `sapwood.arch.gguf.INNER`.
+        names: Modules of a block by the stem of their tensors, where they are others than those of `sapwood.arch.gguf.INNER`;
+            a {} is for the numbers of those that lie in one tensor.
         paired: Rows of queries and keys that rotate together lie side by side; else a head's halves do.
         norm_offset: What the file has added to the weights of norms.
     """

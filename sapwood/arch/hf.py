@@ -83,6 +83,13 @@ class HfConfig:
             raise self._wrong(name, value, "a list of strings")
         return tuple(value)
 
+    def integers(self, name: str) -> tuple[int, ...]:
+        """A list of whole numbers."""
+        value = self._get(name, None)
+        if not isinstance(value, list | tuple) or not all(type(item) is int for item in value):
+            raise self._wrong(name, value, "a list of whole numbers")
+        return tuple(value)
+
     def numbers(self, name: str, count: int) -> tuple[float, ...]:
         """So many positive numbers."""
         value = self._get(name, None)

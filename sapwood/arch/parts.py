@@ -43,9 +43,10 @@ class Axis:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """What a leaf's `param` has of the checkpoint tensor `name`, which holds the axes in reverse order if `transposed`; without
-    `axes` all of it, whatever its shape. Where ranks add their outputs up, one `alone` has it. A checkpoint may lack one
-    that is `optional`."""
+    """What a leaf's `param` has of the checkpoint tensor `name`, which holds the last two axes in reverse order if
+    `transposed`; without `axes` all of it, whatever its shape. Where ranks add their outputs up, one `alone` has it. A
+    checkpoint may lack one that is `optional`. An `expert`, its number and that of all, is the entry of the param's first
+    axis that the tensor is; ranks share them."""
 
     param: str
     name: str
@@ -53,6 +54,7 @@ class StoredTensor:
     alone: bool = False
     transposed: bool = False
     optional: bool = False
+    expert: tuple[int, int] | None = None
 
 
 class Leaf(ABC):
@@ -382,8 +384,8 @@ def _leaves(part: object, path: str, prefix: str) -> Iterator[Place]:
 
 
 def _inside(part: object, path: str) -> Iterator[tuple[str, object]]:
-    """The part and all parts within, with their paths."""
+    """The part and all parts within, down to the leaves, with their paths."""
     yield path, part
-    if dataclasses.is_dataclass(part):
+    if dataclasses.is_dataclass(part) and not isinstance(part, Leaf):
         for field in dataclasses.fields(part):
             yield from _inside(getattr(part, field.name), f"{path}.{field.name}")

@@ -9,9 +9,12 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from sapwood.arch.parts import Axis, Decoder, Place, StoredTensor, walk
 from sapwood.base.errors import ModelError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ def share(total: int, unit: int, rank: int, size: int, *, name: str) -> slice:
 
 
 def _pieces(place: Place, tensors: Sequence[StoredTensor], rank: int, size: int) -> Iterator[Piece]:
-    ends: Counter[str] = Counter()  # of what there is of each param, along its joined axis
+    ends: Counter[tuple[str, int]] = Counter()  # of what there is of each param's entry, along its joined axis
     for tensor in tensors:
         if tensor.alone and rank:
             continue
@@ -68,26 +71,36 @@ def _pieces(place: Place, tensors: Sequence[StoredTensor], rank: int, size: int)
         if tensor.axes is None:
             yield Piece(place.path, tensor.param, name, None, (), (), optional=tensor.optional)
             continue
+        number, count = tensor.expert or (0, 1)
+        experts = share(count, 1, rank, size, name=name) if tensor.expert else slice(0, 1)
+        if not experts.start <= number < experts.stop:
+            continue
+        entry = (slice(number - experts.start, number - experts.start + 1),) if tensor.expert else ()
         runs = [_run(axis, rank, size, name) for axis in tensor.axes]
-        begins = [ends[tensor.param] if axis.joined else 0 for axis in tensor.axes]
+        begins = [ends[tensor.param, number] if axis.joined else 0 for axis in tensor.axes]
         cuts = [_cuts(axis, run, begin) for axis, run, begin in zip(tensor.axes, runs, begins, strict=True)]
         shape = tuple(axis.size if axis.whole is None else axis.whole for axis in tensor.axes)
-        turn = -1 if tensor.transposed else 1
         for cut in itertools.product(*cuts):
-            source, target = tuple(one for one, _ in cut), tuple(one for _, one in cut)
+            source, target = tuple(one for one, _ in cut), entry + tuple(one for _, one in cut)
+            turned = tensor.transposed
             yield Piece(
                 place.path,
                 tensor.param,
                 name,
-                shape[::turn],
-                source[::turn],
+                _turn(shape, turned),
+                _turn(source, turned),
                 target,
-                transposed=tensor.transposed,
+                transposed=turned,
                 optional=tensor.optional,
             )
         for axis, begin, run in zip(tensor.axes, begins, runs, strict=True):
             if axis.joined:
-                ends[tensor.param] = begin + run.stop - run.start
+                ends[tensor.param, number] = begin + run.stop - run.start
+
+
+def _turn(axes: tuple[T, ...], turned: bool) -> tuple[T, ...]:
+    """With the last two the other way round."""
+    return (*axes[:-2], *reversed(axes[-2:])) if turned else axes
 
 
 def _cuts(axis: Axis, run: slice, begin: int) -> list[tuple[slice, slice]]:

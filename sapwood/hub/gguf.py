@@ -46,6 +46,10 @@ class GgufTensor:
     type: GGMLQuantizationType
     data: NDArray[np.uint8]
 
+    def entries(self) -> tuple[GgufTensor, ...]:
+        """The tensors that it is made of along its first axis."""
+        return tuple(GgufTensor(self.name, self.shape[1:], self.type, data) for data in self.data)
+
     def dequantize(self, rows: slice | NDArray[np.intp] = slice(None)) -> NDArray[np.float32]:
         """The values, or those of some rows. Raises ModelError for a type that cannot be read."""
         cut = rows if len(self.shape) > 1 else slice(None)  # blocks lie along the last axis

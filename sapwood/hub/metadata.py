@@ -34,7 +34,6 @@ def config_of(gguf: GgufFile, families: Sequence[Family] = FAMILIES) -> dict[str
         )
     family, layout = family_of(gguf, families)
     m = GgufKeys(gguf, layout.architecture)
-    m.refuse("expert_count", because="mixtures of experts are not supported")
     heads = m.count("attention.head_count")
     config: dict[str, Any] = {
         "architectures": [family.architecture],

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from sapwood.base.abilities import Ability
 from sapwood.device import abilities_of
-from sapwood.kernels import plain
+from sapwood.kernels import experts, plain
+from sapwood.kernels.experts import Routed as Routed
 from sapwood.kernels.planes import Planes
 
 Activation = Literal["silu", "gelu_tanh", "gelu", "relu", "relu2"]
@@ -119,6 +120,9 @@ class Kernels:
     quantised: Quantised | None = None
     """Where weights may be in planes."""
 
+    routed: Callable[[Tensor, RmsNorm | None, Tensor, Routed], Tensor] | None = None
+    """routed(x_TE, norm, logits_TX, experts): what `experts` does, without a choice on the host."""
+
     def norm(self, x_TE: Tensor, residual_TE: Tensor | None, how: RmsNorm | LayerNorm) -> tuple[Tensor, Tensor]:
         """(normed_TE, sum_TE), where sum = x + residual, or x where there is none. `residual` may be overwritten."""
         if isinstance(how, LayerNorm):
@@ -126,6 +130,14 @@ class Kernels:
         if residual_TE is None:
             return self.rms_norm(x_TE, *how), x_TE
         return self.add_rms_norm(x_TE, residual_TE, *how)
+
+    def experts(self, x_TE: Tensor, norm: RmsNorm | LayerNorm | None, logits_TX: Tensor, how: Routed) -> Tensor:
+        """y_TE: for each row's norm the weighted sum of what those experts yield that its router's products choose."""
+        if norm is not None and (self.routed is None or isinstance(norm, LayerNorm)):
+            x_TE, norm = self.norm(x_TE, None, norm)[0], None
+        if self.routed is None:
+            return experts.compute(x_TE, logits_TX, how, self.gated)
+        return self.routed(x_TE, norm, logits_TX, how)
 
     def linear(
         self,

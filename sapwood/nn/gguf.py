@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sapwood.arch.family import Gguf
 from sapwood.arch.gguf import INNER, OUTER
-from sapwood.hub.gguf import GgufFile
+from sapwood.hub.gguf import GgufFile, GgufTensor
 from sapwood.quant.source import Form, Stored
 
 _NAME = re.compile(r"(?:blk\.(?P<layer>\d+)\.)?(?P<stem>\w+)\.(?P<param>weight|bias)")
@@ -21,13 +21,18 @@ _IN_CONFIG = frozenset({"rope_freqs.weight"})  # read by config_of
 
 
 class GgufSource:
-    """Keeps the protocol `sapwood.nn.load.Source`; tensors that it has no name for keep their own."""
+    """Keeps the protocol `sapwood.nn.load.Source`; tensors that it has no name for keep their own. One of a name with a {} is
+    many, one behind the other, which have their numbers there."""
 
     def __init__(self, gguf: GgufFile, config: Mapping[str, Any], layout: Gguf) -> None:
         self._gguf, self._layout = gguf, layout
         inner = {**INNER, **layout.names}
-        named = ((_hf_name(name, inner), tensor) for name, tensor in gguf.tensors.items() if name not in _IN_CONFIG)
-        self._tensors = dict(named)
+        self._tensors: dict[str, GgufTensor] = {}
+        for name, tensor in gguf.tensors.items():
+            if "{}" in (hf_name := _hf_name(name, inner)):
+                self._tensors |= {hf_name.format(i): entry for i, entry in enumerate(tensor.entries())}
+            elif name not in _IN_CONFIG:
+                self._tensors[hf_name] = tensor
         self._heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:

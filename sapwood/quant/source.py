@@ -78,4 +78,4 @@ def plain(piece: Piece, source: Source) -> Tensor:
     data = source.read(piece.name, piece.source)
     if not data.is_floating_point():
         raise ModelError(f"{piece.name} holds {data.dtype}: only plain floating-point weights can be loaded.")
-    return data.T if piece.transposed else data
+    return data.mT if piece.transposed else data

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from sapwood.arch import declare
+from sapwood.arch.experts import Stack
 from sapwood.arch.parts import Decoder, Linear, walk
 from sapwood.arch.shard import share, weight_map
 from sapwood.base.errors import ModelError
@@ -30,16 +31,18 @@ def test_two_ranks_tile_what_is_cut(family: str) -> None:
     """Each element of a cut tensor is with one rank, and what a rank holds of a parameter is filled without gaps."""
     model = decoder(family)
     cut = {place.path: place.leaf.split for place in walk(model) if isinstance(place.leaf, Linear)}
+    cut |= {place.path: "experts" for place in walk(model) if isinstance(place.leaf, Stack)}
     covered: dict[str, np.ndarray] = {}
     for rank in range(2):
-        filled: dict[tuple[str, str], int] = {}
+        filled: dict[tuple[object, ...], int] = {}
         for piece in weight_map(model, rank=rank, size=2):
             count = covered.setdefault(piece.name, np.zeros(piece.shape, int))
             count[piece.source] += 1
-            assert count[piece.source].shape == tuple(s.stop - s.start for s in piece.target)
-            key = (piece.path, piece.param)
-            assert piece.target[0].start == filled.get(key, 0)
-            filled[key] = piece.target[0].stop
+            assert count[piece.source].shape == tuple(s.stop - s.start for s in piece.target[-count.ndim :])
+            key = (piece.path, piece.param, *(one.start for one in piece.target[: -count.ndim]))
+            first = piece.target[-count.ndim]
+            assert first.start == filled.get(key, 0)
+            filled[key] = first.stop
     paths = {piece.name: piece.path for piece in weight_map(model)}
     for name, count in covered.items():
         path = paths[name]

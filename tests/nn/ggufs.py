@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,18 @@ _INNER["gemma3"] = _INNER["qwen3"] | {
     "pre_feedforward_layernorm": "ffn_norm",
     "post_feedforward_layernorm": "post_ffw_norm",
 }
+_SPARSE = {
+    "mlp.gate": "ffn_gate_inp",
+    "mlp.experts.gate_proj": "ffn_gate_exps",
+    "mlp.experts.up_proj": "ffn_up_exps",
+    "mlp.experts.down_proj": "ffn_down_exps",
+    "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
+    "mlp.shared_expert.gate_proj": "ffn_gate_shexp",
+    "mlp.shared_expert.up_proj": "ffn_up_shexp",
+    "mlp.shared_expert.down_proj": "ffn_down_shexp",
+}
+_INNER["qwen2moe"] = _INNER["qwen2"] | _SPARSE
+_INNER["qwen3moe"] = _INNER["qwen3"] | _SPARSE
 
 
 def write(
@@ -59,7 +71,7 @@ def write(
     `metadata` is added, its keys with __ for a dot, after the architecture's entries `skip` have been left out.
     `edit` has the last word on all that.
     """
-    architecture = architecture or family.split("-")[0]
+    architecture = architecture or family.replace("-moe", "moe").split("-")[0]
     model = models.make(family)
     writer = gguf.GGUFWriter(path, architecture)
     _add_sizes(writer, model.config)
@@ -72,7 +84,7 @@ def write(
         add(name, value)
     edit(writer)
     tied = model.config.tie_word_embeddings
-    for name, weight in model.state_dict().items():
+    for name, weight in _apart(model.state_dict()):
         if name == leave_out or (tied and name == "lm_head.weight"):
             continue
         values = _laid_out(architecture, name, weight.numpy(), model.config)
@@ -106,8 +118,24 @@ def _add_sizes(writer: gguf.GGUFWriter, config: Any) -> None:
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
         writer.add_rope_scaling_factor(rope["factor"])
         writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+    if getattr(config, "moe_intermediate_size", None):
+        writer.add_expert_count(config.num_experts)
+        writer.add_expert_used_count(config.num_experts_per_tok)
+        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+        if hasattr(config, "shared_expert_intermediate_size"):
+            writer.add_expert_shared_feed_forward_length(config.shared_expert_intermediate_size)
     if getattr(config, "sliding_window", None):
         writer.add_sliding_window(config.sliding_window)
+
+
+def _apart(weights: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """With the stacks of experts' gates and ups in two, and names as in a checkpoint."""
+    for name, weight in weights.items():
+        if name.endswith("experts.gate_up_proj"):
+            for part, half in zip(("gate_proj", "up_proj"), weight.chunk(2, dim=1), strict=True):
+                yield name.replace("gate_up_proj", f"{part}.weight"), half.contiguous()
+        else:
+            yield name + ".weight" if name.endswith("experts.down_proj") else name, weight
 
 
 def _gguf_name(architecture: str, name: str) -> str:

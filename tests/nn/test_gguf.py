@@ -19,7 +19,9 @@ from tests.nn import forward, ggufs
 TOKENS = np.random.default_rng(1).integers(3, 199, size=60).tolist()
 
 
-@pytest.mark.parametrize("family", ["llama", "llama-tied", "llama-linear", "llama-yarn", "qwen2", "qwen3", "phi3"])
+@pytest.mark.parametrize(
+    "family", ["llama", "llama-tied", "llama-linear", "llama-yarn", "qwen2", "qwen3", "phi3", "qwen2-moe", "qwen3-moe"]
+)
 def test_float32_file_has_the_logits_of_its_model(family: str, tmp_path: Path) -> None:
     model = forward.load(ggufs.write(family, tmp_path / "model.gguf"))
     assert (forward.logits(model, TOKENS) - models.logits(family, TOKENS)).abs().max() < 1e-4

@@ -7,13 +7,20 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sapwood.arch.families import gemma3, llama, phi3, qwen
+from sapwood.arch.families import gemma3, llama, mixtral, phi3, qwen, qwen_moe
 from sapwood.arch.family import Family
 from sapwood.arch.hf import HfConfig
 from sapwood.arch.parts import Decoder
 from sapwood.base.errors import ModelError
 
-FAMILIES: tuple[Family, ...] = (*gemma3.FAMILIES, *llama.FAMILIES, *phi3.FAMILIES, *qwen.FAMILIES)
+FAMILIES: tuple[Family, ...] = (
+    *gemma3.FAMILIES,
+    *llama.FAMILIES,
+    *mixtral.FAMILIES,
+    *phi3.FAMILIES,
+    *qwen.FAMILIES,
+    *qwen_moe.FAMILIES,
+)
 
 
 def declare(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
+from sapwood.arch.experts import Experts
 from sapwood.arch.hf import HfConfig
 from sapwood.arch.parts import Activation, Attention, Block, Decoder, Embedding, Linear, Mlp, Norm, Part, Rope, Tied
 from sapwood.arch.rope import read_rope
@@ -37,7 +38,7 @@ def decoder(
     )
 
 
-def block(c: HfConfig, attention: Attention, mlp: Mlp) -> Block:
+def block(c: HfConfig, attention: Attention, mlp: Mlp | Experts) -> Block:
     """A norm before attention and one before the MLP."""
     hidden, eps = c.integer("hidden_size"), c.number("rms_norm_eps")
     return Block(

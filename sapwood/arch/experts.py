@@ -1,0 +1,70 @@
+"""A feed-forward of which each token uses a few parts: experts, and the router that chooses them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from sapwood.arch.parts import Activation, Axis, Leaf, Linear, Mlp, StoredTensor
+from sapwood.base.selection import Selection
+
+
+@dataclass(frozen=True)
+class Offsets(Leaf):
+    """A number for each expert, added to its score while experts are chosen, and not to its weight."""
+
+    name: str
+    count: int
+
+    def tensors(self) -> tuple[StoredTensor, ...]:
+        return (StoredTensor("weight", self.name, (Axis(self.count),)),)
+
+
+@dataclass(frozen=True)
+class Stack(Leaf):
+    """`count` Linears of one shape, one for each expert; ranks share the experts.
+
+    A part's name with a {} is that of the tensor of each expert, by its number; else it is that of all, one behind the other
+    along a first axis. A `bare` name is the tensor's own, and that of a bias ends in `_bias`.
+    """
+
+    count: int
+    linear: Linear
+    bare: bool = False
+
+    def tensors(self) -> tuple[StoredTensor, ...]:
+        found: list[StoredTensor] = []
+        for tensor in self.linear.tensors():
+            name = self._bare(tensor.name) if self.bare else tensor.name
+            if "{}" in name:
+                experts = ((expert, self.count) for expert in range(self.count))
+                found += [replace(tensor, name=name.format(at[0]), expert=at) for at in experts]
+            else:
+                found.append(replace(tensor, name=name, axes=(Axis(self.count, 1), *(tensor.axes or ()))))
+        return tuple(found)
+
+    @staticmethod
+    def _bare(name: str) -> str:
+        return name.removesuffix(".weight") if name.endswith(".weight") else name.removesuffix(".bias") + "_bias"
+
+
+@dataclass(frozen=True)
+class Experts:
+    """The sum of down(activation(gate) * up) of the experts that are chosen for a token, each times its weight.
+
+    Every token sees the `shared` one too, times the sigmoid of `shared_gate`'s product if there is one. With `weighs_input`
+    the weight is of what an expert takes, and not of what it yields.
+    """
+
+    router: Linear
+    selection: Selection
+    gate_up: Stack
+    down: Stack
+    activation: Activation
+    offsets: Offsets | None = None
+    shared: Mlp | None = None
+    shared_gate: Linear | None = None
+    weighs_input: bool = False
+
+    @property
+    def count(self) -> int:
+        return self.gate_up.count

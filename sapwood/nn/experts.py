@@ -1,0 +1,84 @@
+"""Experts: their weights, and the feed-forward that sends each token through a few.
+
+Suffix legend: T tokens, X experts, I inputs and O outputs of a product, E hidden size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sapwood.arch import experts as parts
+from sapwood.arch.shard import Piece
+from sapwood.kernels import LayerNorm, RmsNorm, Routed
+from sapwood.nn.make import Site, make
+from sapwood.quant.base import Leaf
+from sapwood.quant.source import Source, plain
+
+
+class Stack(Leaf):
+    """weight_XOI and, where the part has one, bias_XO."""
+
+    def __init__(self, part: parts.Stack, site: Site) -> None:
+        super().__init__()
+        shape = (part.count, part.linear.out, part.linear.inp)
+        weight_XOI = torch.empty(shape, device=site.how.device, dtype=site.how.dtype)
+        self.weight = nn.Parameter(weight_XOI, requires_grad=False)
+        bias_XO = torch.empty(shape[:2], device=site.how.device, dtype=site.how.dtype) if part.linear.bias else None
+        self.bias = None if bias_XO is None else nn.Parameter(bias_XO, requires_grad=False)
+
+    def load(self, piece: Piece, source: Source) -> None:
+        self.get_parameter(piece.param)[piece.target].copy_(plain(piece, source))
+
+
+class Offsets(Leaf):
+    """weight_X, float32."""
+
+    def __init__(self, part: parts.Offsets, site: Site) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(part.count, device=site.how.device), requires_grad=False)
+
+    def load(self, piece: Piece, source: Source) -> None:
+        self.weight[piece.target].copy_(plain(piece, source))
+
+    def randomize(self, random: torch.Generator) -> None:
+        self.weight.zero_()
+
+
+class Experts(nn.Module):
+    def __init__(self, part: parts.Experts, site: Site) -> None:
+        super().__init__()
+        self.router = site.make("router", part.router)
+        self.gate_up = site.make("gate_up", part.gate_up)
+        self.down = site.make("down", part.down)
+        self.offsets = site.make("offsets", part.offsets)
+        self.shared = site.make("shared", part.shared)
+        self.shared_gate = site.make("shared_gate", part.shared_gate)
+        self._kernels = site.how.kernels
+        self._routed = Routed(
+            selection=part.selection,
+            activation=part.activation,
+            gate_up_XOI=self.gate_up.weight,
+            down_XOI=self.down.weight,
+            gate_up_bias_XO=self.gate_up.bias,
+            down_bias_XO=self.down.bias,
+            offsets_X=None if self.offsets is None else self.offsets.weight,
+            weighs_input=part.weighs_input,
+        )
+
+    def forward(
+        self, x_TE: Tensor, residual_TE: Tensor | None, norm: RmsNorm | LayerNorm | None
+    ) -> tuple[Tensor, Tensor]:
+        logits_TX, sum_TE = self.router.behind(x_TE, residual_TE, norm)
+        y_TE = self._kernels.experts(sum_TE, norm, logits_TX, self._routed)
+        if self.shared is not None:
+            shared_TE, _ = self.shared(sum_TE, None, norm)
+            if self.shared_gate is not None:
+                shared_TE = shared_TE * self.shared_gate.behind(sum_TE, None, norm)[0].sigmoid()
+            y_TE = y_TE + shared_TE
+        return y_TE, sum_TE
+
+
+make.register(parts.Stack, Stack)
+make.register(parts.Offsets, Offsets)
+make.register(parts.Experts, Experts)
