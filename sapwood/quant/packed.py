@@ -11,6 +11,7 @@ from __future__ import annotations
 import bisect
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -31,24 +32,27 @@ _ROWS_AT_ONCE = 1024  # of floats that are widened before they are rounded
 
 
 class Packing(NamedTuple):
-    """What the kernels make of it: the kind's number in `weights.h`, inputs that share a scale, whether there are minima."""
+    """What the kernels make of it: the kind's number in `weights.h`, inputs that share a scale, what there is beside scales
+    (the number there too), and whether they are float32 instead of float16."""
 
     kind: int
     group: int = 1
-    minima: bool = False
+    minima: int = 0
+    wide: bool = False
 
 
-_F32, _F16, _BF16, _U4, _I8 = range(5)
+_F32, _F16, _BF16, _U4, _I8, _T4, _E4M3 = range(7)
+_NONE, _MINIMA, _ZEROS = range(3)
 PACKINGS: Mapping[Form, Packing] = {
     Form.F32: Packing(_F32),
     Form.F16: Packing(_F16),
     Form.BF16: Packing(_BF16),
     Form.Q4_0: Packing(_U4, 32),
-    Form.Q4_1: Packing(_U4, 32, True),
-    Form.Q4_K: Packing(_U4, 32, True),
+    Form.Q4_1: Packing(_U4, 32, _MINIMA),
+    Form.Q4_K: Packing(_U4, 32, _MINIMA),
     Form.Q5_0: Packing(_I8, 32),
-    Form.Q5_1: Packing(_I8, 32, True),
-    Form.Q5_K: Packing(_I8, 32, True),
+    Form.Q5_1: Packing(_I8, 32, _MINIMA),
+    Form.Q5_K: Packing(_I8, 32, _MINIMA),
     Form.Q6_K: Packing(_I8, 16),
     Form.Q8_0: Packing(_I8, 32),
 }
@@ -61,6 +65,46 @@ def packing(form: Form, num_inputs: int, rounded: Rounded | None) -> Packing:
     if rounded is not None and form in FLOATS.values() and num_inputs % 32 == 0:
         return _ROUNDED[rounded]
     return PACKINGS[form]
+
+
+CodeKind = Literal["u4", "i8", "t4", "e4m3"]
+_CODES: Mapping[CodeKind, int] = {"u4": _U4, "i8": _I8, "t4": _T4, "e4m3": _E4M3}
+
+
+@dataclass(frozen=True, eq=False)
+class Codes:
+    """Quantised weights whose value is (v + zero) * scale, where the v of a code is for
+
+    - u4: the code - 8, or where there are zeros the code;
+    - i8: the code - 128;
+    - t4: what `table_16` has for it;
+    - e4m3: the float8 with that byte.
+
+    `codes` are uint8 [O, I], or of four bits [O, I / 2] with the even input in the low nibble. Groups of inputs have a scale
+    and, if there are any, a zero each: float32 [O, G]. Zeros go with u4 and i8, whose groups are multiples of 32.
+    """
+
+    kind: CodeKind
+    codes: Tensor
+    scale_OG: Tensor
+    zero_OG: Tensor | None = None
+    table_16: Tensor | None = None
+
+    @property
+    def num_inputs(self) -> int:
+        return self.codes.shape[1] * (2 if self.kind in ("u4", "t4") else 1)
+
+    @property
+    def packing(self) -> Packing:
+        """Scales are float16 where that changes none of them."""
+        wide = self.kind == "e4m3" or not torch.equal(self.scale_OG.half().float(), self.scale_OG)
+        zeros = _NONE if self.zero_OG is None else _ZEROS
+        return Packing(_CODES[self.kind], self.num_inputs // self.scale_OG.shape[1], zeros, wide)
+
+    def rows(self, some: slice) -> Codes:
+        """Those of some outputs."""
+        zero_OG = None if self.zero_OG is None else self.zero_OG[some]
+        return Codes(self.kind, self.codes[some], self.scale_OG[some], zero_OG, self.table_16)
 
 
 class PackedWeights(Handle):
@@ -98,6 +142,16 @@ class PackedWeights(Handle):
             self.machine.pointer, self.pointer, int(rows.form), address(rows.data), order, first, number
         )
 
+    def put_codes(self, codes: Codes) -> None:
+        """All outputs; the packing is that of the codes."""
+        assert codes.packing == self.packing
+        assert (len(codes.codes), codes.num_inputs) == (self.num_outputs, self.num_inputs)
+        fields = (codes.codes, codes.scale_OG, codes.zero_OG, codes.table_16)
+        held = [None if field is None else field.contiguous() for field in fields]
+        self.library.weights_put_codes(
+            self.machine.pointer, self.pointer, *(None if field is None else address(field) for field in held)
+        )
+
     def rows(self, ids_T: Tensor, factor: float = 1.0) -> Tensor:
         """The float32 weights [T, I] of some outputs (int64), times a factor."""
         ids_T = ids_T.contiguous()
@@ -121,11 +175,16 @@ def _widened(rows: Stored, number: int) -> Iterator[tuple[int, Tensor]]:
 class Product(Handle):
     """y_TO = x_TI W (+ b), with the outputs of one or several weights side by side."""
 
-    def __init__(self, *weights: PackedWeights, biases: Mapping[int, Tensor] | None = None) -> None:
-        """`biases` are float32 and contiguous, by the index of their weights."""
+    def __init__(
+        self, *weights: PackedWeights, biases: Mapping[int, Tensor] | None = None, order_I: Tensor | None = None
+    ) -> None:
+        """`biases` are float32 and contiguous, by the index of their weights. Column i of the weights is input `order_I[i]`,
+        int32."""
         self.machine = weights[0].machine
         super().__init__(self.machine.library, "linear")
-        self._held = (weights, dict(biases or {}))
+        self._held = (weights, dict(biases or {}), order_I)
+        if order_I is not None:
+            self.library.linear_order(self.pointer, address(order_I))
         self.num_inputs, self.num_outputs = weights[0].num_inputs, sum(one.num_outputs for one in weights)
         for index, one in enumerate(weights):
             bias = self._held[1].get(index)

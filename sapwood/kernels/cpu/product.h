@@ -249,38 +249,88 @@ constexpr int MOST_ROWS = 4;
 // ---- a tile by up to MOST_ROWS rows: out[row * stride + 0..15]. A row's sums are made in the same order whatever their number, so
 // that a request's tokens do not depend on who else is there.
 
-template <Kind KIND, int GROUP, bool MINIMA, bool FINE, int ROWS>
+template <bool WIDE>
+INLINE vf load_scale(const uint8_t* p) {
+    if constexpr (WIDE) return load(reinterpret_cast<const float*>(p));
+    else return load_half(reinterpret_cast<const uint16_t*>(p));
+}
+
+// GROUP is 16 or 32: larger groups are runs of 32.
+template <Kind KIND, int GROUP, Minima MINIMA_KIND, bool WIDE, bool FINE, int ROWS>
 void quantised_rows(const Weights& w, const uint8_t* tile, const Rows& x, int first, float* out, int stride) {
     constexpr size_t VALUES = KIND == U4 ? TILE * GROUP / 2 : TILE * GROUP;
-    constexpr size_t BLOCK = VALUES + TILE * 2 * (1 + MINIMA);
-    const int groups = w.ins / GROUP;
+    constexpr size_t SCALE = WIDE ? 4 : 2, SCALES = TILE * SCALE * (1 + (MINIMA_KIND != NONE));
+    const int groups = w.groups(), runs = w.group / GROUP;
     const size_t per_row = w.ins / 32;
     vf totals[ROWS][PARTS] = {};
-    for (int g = 0; g < groups; g++, tile += BLOCK) {
-        if constexpr (ROWS <= 2) {  // bound by memory: ask for it early
-            for (size_t ahead = 0; ahead < BLOCK; ahead += 64) __builtin_prefetch(tile + 6 * BLOCK + ahead);
-        }
-        Block<KIND, GROUP> block(tile);
+    for (int g = 0; g < groups; g++, tile += SCALES) {
         vf scales[PARTS], minima[PARTS];
         for (int part = 0; part < PARTS; part++) {
-            scales[part] = load_half(reinterpret_cast<const uint16_t*>(tile + VALUES) + part * W);
-            if constexpr (MINIMA)
-                minima[part] = load_half(reinterpret_cast<const uint16_t*>(tile + VALUES + TILE * 2) + part * W);
+            const uint8_t* at = tile + VALUES * runs + part * W * SCALE;
+            scales[part] = load_scale<WIDE>(at);
+            if constexpr (MINIMA_KIND != NONE) minima[part] = load_scale<WIDE>(at + TILE * SCALE);
+            if constexpr (MINIMA_KIND == ZEROS) minima[part] *= scales[part];
         }
-#pragma GCC unroll 8
-        for (int row = 0; row < ROWS; row++) {
-            const Scale& s = x.scales[(first + row) * per_row + g * GROUP / 32];
-            const int8_t* bytes = x.bytes + ((first + row) * per_row + g * GROUP / 32) * (FINE ? 64 : 32) + g * GROUP % 32;
-            int32_t zero;
-            if constexpr (KIND == U4) zero = MINIMA ? 0 : s.zero4;
-            else if constexpr (GROUP == 32) zero = s.zero8;
-            else zero = g % 2 ? s.high : s.low;
-            vf dots[PARTS]{};
-            block.template dot<FINE>(bytes, zero, dots);
-            for (int part = 0; part < PARTS; part++) {
-                totals[row][part] = fused(dots[part], scales[part] * s.scale, totals[row][part]);
-                if constexpr (MINIMA && GROUP == 32) totals[row][part] = fused(minima[part], splat(s.sum), totals[row][part]);
+        for (int run = g * runs; run < (g + 1) * runs; run++, tile += VALUES) {
+            if constexpr (ROWS <= 2) {  // bound by memory: ask for it early
+                for (size_t ahead = 0; ahead < VALUES + SCALES; ahead += 64)
+                    __builtin_prefetch(tile + 6 * (VALUES + SCALES) + ahead);
             }
+            Block<KIND, GROUP> block(tile);
+#pragma GCC unroll 8
+            for (int row = 0; row < ROWS; row++) {
+                const Scale& s = x.scales[(first + row) * per_row + run * GROUP / 32];
+                const int8_t* bytes = x.bytes + ((first + row) * per_row + run * GROUP / 32) * (FINE ? 64 : 32) + run * GROUP % 32;
+                int32_t zero;
+                if constexpr (KIND == U4) zero = MINIMA_KIND != NONE ? 0 : s.zero4;
+                else if constexpr (GROUP == 32) zero = s.zero8;
+                else zero = run % 2 ? s.high : s.low;
+                vf dots[PARTS]{};
+                block.template dot<FINE>(bytes, zero, dots);
+                for (int part = 0; part < PARTS; part++) {
+                    totals[row][part] = fused(dots[part], scales[part] * s.scale, totals[row][part]);
+                    if constexpr (MINIMA_KIND != NONE && GROUP == 32)
+                        totals[row][part] = fused(minima[part], splat(s.sum), totals[row][part]);
+                }
+            }
+        }
+    }
+    for (int row = 0; row < ROWS; row++)
+        for (int part = 0; part < PARTS; part++) store(out + row * stride + part * W, totals[row][part]);
+}
+
+// T4 and E4M3: values are widened in registers, and a group's sum is scaled.
+template <Kind KIND, bool WIDE, int ROWS>
+void coded_rows(const Weights& w, const uint8_t* tile, const Rows& x, int first, float* out, int stride) {
+    constexpr int STEP = KIND == T4 ? 2 : 1;  // inputs that a byte has
+    constexpr size_t SCALE = WIDE ? 4 : 2;
+    [[maybe_unused]] const Table table(w.table);
+    vf totals[ROWS][PARTS] = {};
+    const float* rows[ROWS];
+    for (int row = 0; row < ROWS; row++) rows[row] = x.floats + size_t(first + row) * w.ins;
+    for (int begin = 0; begin < w.ins; begin += w.group) {
+        vf sums[ROWS][PARTS] = {};
+        for (int i = begin; i < begin + w.group; i += STEP, tile += TILE) {
+            if constexpr (ROWS <= 2) __builtin_prefetch(tile + 1024);
+            vf values[STEP][PARTS];
+            for (int part = 0; part < PARTS; part++) {
+                const uint8_t* at = tile + part * W;
+                if constexpr (KIND == T4) {
+                    vi both = __builtin_convertvector(*reinterpret_cast<const vc_loose*>(at), vi);
+                    values[0][part] = table.at(both & 15), values[1][part] = table.at(both >> 4);
+                } else {
+                    values[0][part] = load_float8(at);
+                }
+            }
+#pragma GCC unroll 8
+            for (int row = 0; row < ROWS; row++)
+                for (int step = 0; step < STEP; step++)
+                    for (int part = 0; part < PARTS; part++)
+                        sums[row][part] = fused(values[step][part], splat(rows[row][i + step]), sums[row][part]);
+        }
+        for (int part = 0; part < PARTS; part++, tile += W * SCALE) {
+            vf scales = load_scale<WIDE>(tile);
+            for (int row = 0; row < ROWS; row++) totals[row][part] = fused(sums[row][part], scales, totals[row][part]);
         }
     }
     for (int row = 0; row < ROWS; row++)
@@ -312,48 +362,62 @@ void float_rows(const Weights& w, const uint8_t* tile, const Rows& x, int first,
         for (int part = 0; part < PARTS; part++) store(out + row * stride + part * W, totals[row][part]);
 }
 
-template <Kind KIND, int GROUP, bool MINIMA, int ROWS>
+template <Kind KIND, int GROUP, Minima MINIMA_KIND, bool WIDE, int ROWS>
 INLINE void some_rows(const Weights& w, const uint8_t* tile, const Rows& x, int first, float* out, int stride) {
     if constexpr (KIND == U4 || KIND == I8) {
-        if (x.fine) quantised_rows<KIND, GROUP, MINIMA, true, ROWS>(w, tile, x, first, out, stride);
-        else quantised_rows<KIND, GROUP, MINIMA, false, ROWS>(w, tile, x, first, out, stride);
-    } else
+        if (x.fine) quantised_rows<KIND, GROUP, MINIMA_KIND, WIDE, true, ROWS>(w, tile, x, first, out, stride);
+        else quantised_rows<KIND, GROUP, MINIMA_KIND, WIDE, false, ROWS>(w, tile, x, first, out, stride);
+    } else if constexpr (KIND == T4 || KIND == E4M3)
+        coded_rows<KIND, WIDE, ROWS>(w, tile, x, first, out, stride);
+    else
         float_rows<KIND, ROWS>(w, tile, x, first, out, stride);
 }
 
-template <Kind KIND, int GROUP, bool MINIMA>
+template <Kind KIND, int GROUP = 1, Minima MINIMA_KIND = NONE, bool WIDE = false>
 void all_rows(const Weights& w, int tile, const Rows& x, int first, int last, float* out, int stride) {
     const uint8_t* data = w.tile(tile);
+    auto some = [&](auto rows, int row) {
+        some_rows<KIND, GROUP, MINIMA_KIND, WIDE, decltype(rows)::value>(w, data, x, row, out + size_t(row - first) * stride, stride);
+    };
     int row = first;
-    for (; row + MOST_ROWS <= last; row += MOST_ROWS)
-        some_rows<KIND, GROUP, MINIMA, MOST_ROWS>(w, data, x, row, out + size_t(row - first) * stride, stride);
-    float* rest = out + size_t(row - first) * stride;
+    for (; row + MOST_ROWS <= last; row += MOST_ROWS) some(std::integral_constant<int, MOST_ROWS>(), row);
     switch (last - row) {
-        case 1: some_rows<KIND, GROUP, MINIMA, 1>(w, data, x, row, rest, stride); break;
-        case 2: some_rows<KIND, GROUP, MINIMA, 2>(w, data, x, row, rest, stride); break;
-        case 3: some_rows<KIND, GROUP, MINIMA, 3>(w, data, x, row, rest, stride); break;
+        case 1: some(std::integral_constant<int, 1>(), row); break;
+        case 2: some(std::integral_constant<int, 2>(), row); break;
+        case 3: some(std::integral_constant<int, 3>(), row); break;
 #if defined(DOT_BIASED)
-        case 4: some_rows<KIND, GROUP, MINIMA, 4>(w, data, x, row, rest, stride); break;
-        case 5: some_rows<KIND, GROUP, MINIMA, 5>(w, data, x, row, rest, stride); break;
-        case 6: some_rows<KIND, GROUP, MINIMA, 6>(w, data, x, row, rest, stride); break;
-        case 7: some_rows<KIND, GROUP, MINIMA, 7>(w, data, x, row, rest, stride); break;
+        case 4: some(std::integral_constant<int, 4>(), row); break;
+        case 5: some(std::integral_constant<int, 5>(), row); break;
+        case 6: some(std::integral_constant<int, 6>(), row); break;
+        case 7: some(std::integral_constant<int, 7>(), row); break;
 #endif
         default: break;
     }
 }
 
+template <Kind KIND>
+void integer_rows(const Weights& w, int tile, const Rows& x, int first, int last, float* out, int stride) {
+    if (w.minima == MINIMA) return all_rows<KIND, 32, MINIMA>(w, tile, x, first, last, out, stride);
+    if (w.minima == ZEROS)
+        return w.wide ? all_rows<KIND, 32, ZEROS, true>(w, tile, x, first, last, out, stride)
+                      : all_rows<KIND, 32, ZEROS>(w, tile, x, first, last, out, stride);
+    return w.wide ? all_rows<KIND, 32, NONE, true>(w, tile, x, first, last, out, stride)
+                  : all_rows<KIND, 32>(w, tile, x, first, last, out, stride);
+}
+
 // Rows [first, last) by one tile of outputs, into out[(row - first) * stride + 0..15].
 inline void multiply(const Weights& w, int tile, const Rows& x, int first, int last, float* out, int stride) {
     switch (w.kind) {
-        case F32: return all_rows<F32, 1, false>(w, tile, x, first, last, out, stride);
-        case F16: return all_rows<F16, 1, false>(w, tile, x, first, last, out, stride);
-        case BF16: return all_rows<BF16, 1, false>(w, tile, x, first, last, out, stride);
-        case U4:
-            return w.minima ? all_rows<U4, 32, true>(w, tile, x, first, last, out, stride)
-                            : all_rows<U4, 32, false>(w, tile, x, first, last, out, stride);
+        case F32: return all_rows<F32>(w, tile, x, first, last, out, stride);
+        case F16: return all_rows<F16>(w, tile, x, first, last, out, stride);
+        case BF16: return all_rows<BF16>(w, tile, x, first, last, out, stride);
+        case U4: return integer_rows<U4>(w, tile, x, first, last, out, stride);
         case I8:
-            if (w.group == 16) return all_rows<I8, 16, false>(w, tile, x, first, last, out, stride);
-            return w.minima ? all_rows<I8, 32, true>(w, tile, x, first, last, out, stride)
-                            : all_rows<I8, 32, false>(w, tile, x, first, last, out, stride);
+            if (w.group == 16) return all_rows<I8, 16>(w, tile, x, first, last, out, stride);
+            return integer_rows<I8>(w, tile, x, first, last, out, stride);
+        case T4:
+            return w.wide ? all_rows<T4, 1, NONE, true>(w, tile, x, first, last, out, stride)
+                          : all_rows<T4>(w, tile, x, first, last, out, stride);
+        case E4M3: return all_rows<E4M3, 1, NONE, true>(w, tile, x, first, last, out, stride);
     }
 }

@@ -114,8 +114,8 @@ API void machine_free(Machine* machine) {
 
 // ---- weights
 
-API Weights* weights_new(int kind, int group, int minima, int outs, int ins) {
-    auto* weights = made([&] { return new Weights(Kind(kind), group, minima, outs, ins); });
+API Weights* weights_new(int kind, int group, int minima, int wide, int outs, int ins) {
+    auto* weights = made([&] { return new Weights(Kind(kind), group, Minima(minima), wide, outs, ins); });
     if (!weights || weights->data) return weights;
     delete weights;
     return nullptr;
@@ -126,18 +126,35 @@ API int64_t weights_bytes(const Weights* weights) { return int64_t(weights->byte
 // Bytes of a row of so many inputs in a checkpoint; 0 if there is no such row.
 API int64_t weights_row_bytes(int form, int ins) { return int64_t(row_bytes(Form(form), ins)); }
 
-// Outputs [first, first + rows) from rows of a checkpoint. `order`, if given, says which row of `source` is the i-th.
-API int weights_put(Machine* machine, Weights* weights, int form, const uint8_t* source, const int64_t* order, int first, int rows) {
-    size_t size = row_bytes(Form(form), weights->ins);
-    int tiles = (first % TILE + rows + TILE - 1) / TILE;  // threads must not share a tile's bytes
+// Calls put(i) for each of so many rows that become outputs from `first` on. Threads must not share a tile's bytes.
+template <class Put>
+int put_rows(Machine* machine, int first, int rows, Put&& put) {
+    int tiles = (first % TILE + rows + TILE - 1) / TILE;
     return on(machine, [&] {
         machine->pool.run([&](int) {
             machine->pool.share(tiles, [&](int tile) {
                 int begin = std::max(0, tile * TILE - first % TILE), end = std::min(rows, (tile + 1) * TILE - first % TILE);
-                for (int row = begin; row < end; row++)
-                    put_row(*weights, first + row, Form(form), source + (order ? order[row] : row) * size);
+                for (int row = begin; row < end; row++) put(row);
             });
         });
+    });
+}
+
+// Outputs [first, first + rows) from rows of a checkpoint. `order`, if given, says which row of `source` is the i-th.
+API int weights_put(Machine* machine, Weights* weights, int form, const uint8_t* source, const int64_t* order, int first, int rows) {
+    size_t size = row_bytes(Form(form), weights->ins);
+    return put_rows(machine, first, rows,
+                    [&](int row) { put_row(*weights, first + row, Form(form), source + (order ? order[row] : row) * size); });
+}
+
+// All outputs from codes, [outs, ins] or for those of 4 bits [outs, ins / 2], with scales and, if there are any, zeros
+// [outs, groups]: see `put_codes`. `table`, of those that have one, is 16 values.
+API int weights_put_codes(Machine* machine, Weights* weights, const uint8_t* codes, const float* scales, const float* zeros,
+                          const float* table) {
+    if (table) std::memcpy(weights->table, table, sizeof weights->table);
+    size_t size = weights->kind == U4 || weights->kind == T4 ? weights->ins / 2 : weights->ins, groups = weights->groups();
+    return put_rows(machine, 0, weights->outs, [&](int row) {
+        put_codes(*weights, row, codes + row * size, scales + row * groups, zeros ? zeros + row * groups : nullptr);
     });
 }
 
@@ -157,15 +174,17 @@ API Linear* linear_new() {
 }
 API void linear_free(Linear* linear) { delete linear; }
 API void linear_add(Linear* linear, const Weights* weights, const float* bias) { linear->add(weights, bias); }
+API void linear_order(Linear* linear, const int32_t* order) { linear->order = order; }
 
 // out_TO = x_TI W (+ b).
 API int linear_apply(Machine* machine, const Linear* linear, const float* x, int rows, float* out) {
     if (!rows) return DONE;
     return on(machine, [&] {
-        machine->make_room(rows, linear->want.ins);
+        const Want want = linear->want();
+        const int ins = want.ins;
+        machine->make_room(rows, ins, linear->order ? ins : 0);
         machine->pool.run([&](int id) {
-            const int ins = linear->want.ins;
-            Rows input = machine->rows_for(id, linear->want, rows, machine->wide, false, [&](int row, float* target) {
+            Rows input = machine->rows_for(id, want, rows, machine->wide, false, [&](int row, float* target) {
                 std::memcpy(target, x + size_t(row) * ins, ins * 4);
             });
             machine->project(id, *linear, input, rows, out, false);

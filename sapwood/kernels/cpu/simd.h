@@ -120,24 +120,65 @@ INLINE uint16_t to_half(float x) {
 #endif
 }
 
-INLINE vf load_half(const uint16_t* p) {
+typedef uint16_t vh __attribute__((vector_size(W * 2)));
+typedef uint8_t vc __attribute__((vector_size(W)));
+typedef vh vh_loose __attribute__((aligned(2), may_alias));
+typedef vc vc_loose __attribute__((aligned(1), may_alias));
+
+INLINE vf widened(vh halves) {
 #if defined(__AVX512F__)
-    return reinterpret_cast<vf>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+    return reinterpret_cast<vf>(_mm512_cvtph_ps(reinterpret_cast<__m256i>(halves)));
 #elif defined(__AVX2__)
-    return reinterpret_cast<vf>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+    return reinterpret_cast<vf>(_mm256_cvtph_ps(reinterpret_cast<__m128i>(halves)));
 #elif defined(__aarch64__)
-    return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
+    return vcvt_f32_f16(vreinterpret_f16_u16(halves));
 #else
     vf v;
-    for (int i = 0; i < W; i++) v[i] = from_half(p[i]);
+    for (int i = 0; i < W; i++) v[i] = from_half(halves[i]);
     return v;
 #endif
 }
 
+INLINE vf load_half(const uint16_t* p) { return widened(*reinterpret_cast<const vh_loose*>(p)); }
+
+// A float8 e4m3fn, all of whose values a half has, as one with the same bits of exponent and fraction: it lacks a factor.
+constexpr float FLOAT8 = 256;
+INLINE uint16_t half_of_float8(int byte) { return uint16_t((byte & 127) << 7 | (byte & 128) << 8); }
+INLINE vf load_float8(const uint8_t* p) {
+    vh bytes = __builtin_convertvector(*reinterpret_cast<const vc_loose*>(p), vh);
+    return widened((bytes & 127) << 7 | (bytes & 128) << 8);
+}
+
+// 16 floats of which any are picked by their numbers.
+struct Table {
+#if defined(__AVX512F__)
+    __m512 all;
+    INLINE explicit Table(const float* p) : all(_mm512_loadu_ps(p)) {}
+    INLINE vf at(vi index) const {
+        return reinterpret_cast<vf>(_mm512_permutexvar_ps(reinterpret_cast<__m512i>(index), all));
+    }
+#elif defined(__AVX2__)
+    __m256 low, high;
+    INLINE explicit Table(const float* p) : low(_mm256_loadu_ps(p)), high(_mm256_loadu_ps(p + 8)) {}
+    INLINE vf at(vi index) const {
+        __m256i i = reinterpret_cast<__m256i>(index);
+        __m256 first = _mm256_permutevar8x32_ps(low, i), second = _mm256_permutevar8x32_ps(high, i);
+        return reinterpret_cast<vf>(_mm256_blendv_ps(first, second, _mm256_castsi256_ps(_mm256_slli_epi32(i, 28))));
+    }
+#else
+    const float* all;
+    INLINE explicit Table(const float* p) : all(p) {}
+    INLINE vf at(vi index) const {
+        vf v;
+        for (int i = 0; i < W; i++) v[i] = all[index[i]];
+        return v;
+    }
+#endif
+};
+
 INLINE vf load_bfloat(const uint16_t* p) {
-    typedef uint16_t vh __attribute__((vector_size(W * 2), aligned(2), may_alias));
     typedef uint32_t vu __attribute__((vector_size(W * 4)));
-    return reinterpret_cast<vf>(__builtin_convertvector(*reinterpret_cast<const vh*>(p), vu) << 16);
+    return reinterpret_cast<vf>(__builtin_convertvector(*reinterpret_cast<const vh_loose*>(p), vu) << 16);
 }
 
 INLINE vf load_int8(const int8_t* p) {

@@ -18,18 +18,23 @@ struct Want {
     void add(const Want& other) { ins = other.ins, bytes |= other.bytes, floats |= other.floats; }
 };
 
-// Products that share their input, one behind the other in the output. `biases` may be null.
+// Products that share their input, one behind the other in the output. `biases` may be null. With an `order`, column i of the
+// weights is input order[i].
 struct Linear {
     std::vector<const Weights*> weights;
     std::vector<const float*> biases;
-    Want want;
+    const int32_t* order = nullptr;
+    Want multiplied;  // how the weights want the rows that they meet
     int outs = 0;
 
     void add(const Weights* w, const float* bias) {
         weights.push_back(w), biases.push_back(bias);
-        want.add({w->ins, w->quantised(), !w->quantised()});
+        multiplied.add({w->ins, w->quantised(), !w->quantised()});
         outs += w->outs;
     }
+
+    // How rows are to be handed over: what is put in order is made into integers after that.
+    Want want() const { return order ? Want{multiplied.ins, false, true} : multiplied; }
 };
 
 // What happens to a layer's heads.
@@ -104,7 +109,7 @@ INLINE void prepare(const Want& want, const Rows& rows, int row) {
 // What the threads of one engine compute with: pool, and room that all products and stacks on it use one after the other.
 struct Machine {
     Pool pool;
-    RowsBuffer wide, inner;             // inputs of products: norms' and attention's outputs; gates'
+    RowsBuffer wide, inner, ordered;    // inputs of products: norms' and attention's outputs; gates'; any in another order
     std::deque<Buffer<float>> buffers;  // outputs of products, by number
     Buffer<float> attended;
     std::vector<RowsBuffer> own;        // of each thread, for a single row
@@ -114,21 +119,32 @@ struct Machine {
 
     // `fine`: integers of 12 bits for activations, instead of 8.
     Machine(int threads, bool fine) : pool(threads), own(pool.size), rooms(pool.size), strips(pool.size) {
-        wide.fine = inner.fine = fine;
+        wide.fine = inner.fine = ordered.fine = fine;
         for (auto& one : own) one.fine = fine;
         for (auto& strip : strips) strip.reserve(2 * STRIP * CHUNK);
     }
 
     // Room for the inputs of products, so wide at most, before any thread needs it: where memory runs out can only be told
-    // before a job begins.
-    void make_room(int rows, size_t ins) {
+    // before a job begins. `reordered` is how wide those are at most that are put in another order.
+    void make_room(int rows, size_t ins, size_t reordered) {
         int whole = int((ins + 31) / 32 * 32);
         wide.reserve(rows, whole, true);
+        ordered.reserve(rows, int((reordered + 31) / 32 * 32), true);
         for (auto& room : own) room.reserve(1, whole, true);
     }
 
+    // The rows as the weights of `linear` want them. To be called by all threads; ends with a barrier where there is an order.
+    Rows in_order(int id, const Linear& linear, const Rows& x, int rows) {
+        if (!linear.order) return x;
+        return rows_for(id, linear.multiplied, rows, ordered, true, [&](int row, float* target) {
+            const float* source = x.floats + size_t(row) * linear.multiplied.ins;
+            for (int i = 0; i < linear.multiplied.ins; i++) target[i] = source[linear.order[i]];
+        });
+    }
+
     // out[row * linear.outs + ...] = rows x linear, or += where `add`. To be called by all threads between barriers.
-    void project(int id, const Linear& linear, const Rows& x, int rows, float* out, bool add) {
+    void project(int id, const Linear& linear, const Rows& given, int rows, float* out, bool add) {
+        const Rows x = in_order(id, linear, given, rows);
         float* strip = strips[id].data;
         int bulks = (rows + BULK - 1) / BULK, total = 0;
         for (const Weights* w : linear.weights) total += (w->outs + CHUNK - 1) / CHUNK;
@@ -159,7 +175,8 @@ struct Machine {
 
     // inner = activation(gate) * up, in the form that is wanted. The two halves of `gate_up` are its two weights; where there is
     // only one, its activation alone.
-    void gated(int id, const Linear& gate_up, const Want& want, const Rows& x, int rows, const Rows& inner, int activation) {
+    void gated(int id, const Linear& gate_up, const Want& want, const Rows& given, int rows, const Rows& inner, int activation) {
+        const Rows x = in_order(id, gate_up, given, rows);
         float* gates = strips[id].data;
         float* ups = gates + STRIP * CHUNK;
         const Weights& gate = *gate_up.weights[0];
@@ -276,7 +293,7 @@ struct Pass {
 // How much room a stack's operations need for each token.
 struct Room {
     std::vector<size_t> buffers;
-    size_t wide = 0, inner = 0, attended = 0;
+    size_t wide = 0, inner = 0, ordered = 0, attended = 0;
 
     static void grow(size_t& size, size_t wanted) { size = std::max(size, wanted); }
     void buffer(int number, size_t width) {
@@ -446,7 +463,7 @@ struct Stack {
     explicit Stack(Machine& machine) : machine(machine) {}
 
     void add(std::unique_ptr<Op> op) {
-        if (const Linear* linear = op->takes()) source->wanted.add(linear->want);
+        if (const Linear* linear = op->takes()) source->wanted.add(linear->want());
         if (op->leaves()) source = op.get();
         ops.push_back(std::move(op));
     }
@@ -471,8 +488,11 @@ private:
     std::vector<float*> make_room(int tokens) {
         Machine& m = machine;
         Room room;
-        for (const auto& op : ops) op->reserve(room);
-        m.make_room(tokens, room.wide);
+        for (const auto& op : ops) {
+            op->reserve(room);
+            if (const Linear* linear = op->takes(); linear && linear->order) Room::grow(room.ordered, linear->multiplied.ins);
+        }
+        m.make_room(tokens, room.wide, room.ordered);
         m.inner.reserve(tokens, int(room.inner + 31) / 32 * 32, true);
         m.attended.reserve(size_t(tokens) * room.attended);
         while (m.buffers.size() < room.buffers.size()) m.buffers.emplace_back();

@@ -3,7 +3,12 @@
 // A block of a quantised tile is `group` inputs of its 16 outputs: the values in the order in which dot products of four
 // take them (four inputs of each output, then the next four), behind them 16 float16 scales and, where there are any, 16
 // float16 minima. U4 holds two inputs in a byte, input i and input 16 + i of 32; a value v means scale * v + minimum, or
-// scale * (v - 8) without minima. I8 holds value + 128 and means scale * value (+ minimum).
+// scale * (v - 8) without minima. I8 holds value + 128 and means scale * value (+ minimum). A group of more than 32 inputs is as
+// many runs of 32 with their scales at the end. Where minima are multiples of scales, those are kept (zeros). `wide` scales and
+// minima are float32: those that float16 does not have.
+//
+// Of the kinds that are multiplied as floats, T4 holds in a byte the codes of two neighbouring inputs of an output, into a table
+// of 16 values, and E4M3 a float8 each; both 16 outputs of an input side by side, and scales behind each group.
 // A tile of floats is its inputs one after the other, 16 outputs each.
 #pragma once
 
@@ -13,7 +18,8 @@
 #include <sys/mman.h>
 #endif
 
-enum Kind : int { F32, F16, BF16, U4, I8 };
+enum Kind : int { F32, F16, BF16, U4, I8, T4, E4M3 };
+enum Minima : int { NONE, MINIMA, ZEROS };
 
 // The forms that rows come in; numbers as in GGUF files.
 enum Form : int {
@@ -32,31 +38,39 @@ enum Form : int {
 
 struct Weights {
     Kind kind;
-    int group;      // inputs that share a scale
-    bool minima;
-    int outs, ins;  // ins is a multiple of group
-    int tiles;      // of 16 outputs, the last one perhaps filled up with zeros
-    size_t block;   // bytes of a group of a tile; of floats, of one input
-    size_t bytes;   // of all
+    int group;       // inputs that share a scale
+    Minima minima;
+    bool wide;
+    int outs, ins;   // ins is a multiple of group
+    int tiles;       // of 16 outputs, the last one perhaps filled up with zeros
+    size_t values;   // bytes of a group of a tile without its scales
+    size_t block;    // bytes of a group of a tile; of floats, of one input
+    size_t bytes;    // of all
+    float table[16]; // of T4
     uint8_t* data;
 
-    Weights(Kind kind, int group, bool minima, int outs, int ins)
-        : kind(kind), group(group), minima(minima), outs(outs), ins(ins), tiles((outs + TILE - 1) / TILE) {
+    Weights(Kind kind, int group, Minima minima, bool wide, int outs, int ins)
+        : kind(kind), group(group), minima(minima), wide(wide), outs(outs), ins(ins), tiles((outs + TILE - 1) / TILE) {
+        if (!grouped()) this->group = 1;
         switch (kind) {
-            case F32: block = TILE * 4; break;
+            case F32: values = TILE * 4; break;
             case F16:
-            case BF16: block = TILE * 2; break;
-            case U4: block = TILE * group / 2 + TILE * 2 * (1 + minima); break;
-            case I8: block = TILE * group + TILE * 2 * (1 + minima); break;
+            case BF16: values = TILE * 2; break;
+            case U4:
+            case T4: values = size_t(TILE) * group / 2; break;
+            case I8:
+            case E4M3: values = size_t(TILE) * group; break;
         }
-        if (!quantised()) this->group = 1;
+        block = values + (grouped() ? TILE * scale_bytes() * (1 + (minima != NONE)) : 0);
         bytes = size_t(tiles) * stride();
         data = static_cast<uint8_t*>(take(bytes));
     }
 
     ~Weights() { give(data, bytes); }
 
-    bool quantised() const { return kind == U4 || kind == I8; }
+    bool quantised() const { return kind == U4 || kind == I8; }  // multiplied as integers
+    bool grouped() const { return kind >= U4; }                  // has scales
+    size_t scale_bytes() const { return wide ? 4 : 2; }
     int groups() const { return ins / group; }
     size_t stride() const { return block * groups(); }
     const uint8_t* tile(int index) const { return data + index * stride(); }
@@ -216,19 +230,64 @@ inline size_t row_bytes(Form form, int ins) {
     return 0;
 }
 
-inline void put_group(Weights& w, int out, int g, const Group& from) {
-    uint8_t* block = const_cast<uint8_t*>(w.tile(out / TILE)) + g * w.block;
-    int lane = out % TILE;
-    size_t values = w.kind == U4 ? TILE * w.group / 2 : TILE * w.group;
-    if (w.kind == U4) {
-        for (int i = 0; i < 16; i++)
-            block[i / 4 * 64 + lane * 4 + i % 4] = uint8_t(from.values[i] | from.values[16 + i] << 4);
-    } else {
-        for (int i = 0; i < w.group; i++) block[i / 4 * 64 + lane * 4 + i % 4] = uint8_t(from.values[i] + 128);
+// Where in a group of a tile the value of input i of a lane is; U4 and T4 have two there.
+INLINE size_t place_of(const Weights& w, int lane, int i) {
+    switch (w.kind) {
+        case U4: return i / 32 * (TILE * 16) + i % 16 / 4 * 64 + lane * 4 + i % 4;
+        case I8: return i / 4 * 64 + lane * 4 + i % 4;
+        case T4: return i / 2 * TILE + lane;
+        default: return size_t(i) * TILE + lane;
     }
-    uint16_t scale = to_half(from.scale), minimum = to_half(from.minimum);
-    std::memcpy(block + values + lane * 2, &scale, 2);
-    if (w.minima) std::memcpy(block + values + TILE * 2 + lane * 2, &minimum, 2);
+}
+
+INLINE void put_scales(const Weights& w, uint8_t* block, int lane, float scale, float minimum) {
+    const float both[] = {scale, minimum};
+    for (int which = 0; which < 1 + (w.minima != NONE); which++) {
+        uint8_t* target = block + w.values + (which * TILE + lane) * w.scale_bytes();
+        uint16_t half = to_half(both[which]);
+        if (w.wide) std::memcpy(target, &both[which], 4);
+        else std::memcpy(target, &half, 2);
+    }
+}
+
+INLINE float scale_at(const Weights& w, const uint8_t* block, int lane, int which) {
+    const uint8_t* p = block + w.values + (which * TILE + lane) * w.scale_bytes();
+    if (!w.wide) return half_at(p);
+    float scale;
+    std::memcpy(&scale, p, 4);
+    return scale;
+}
+
+inline uint8_t* block_of(const Weights& w, int out, int g) { return const_cast<uint8_t*>(w.tile(out / TILE)) + g * w.block; }
+
+inline void put_group(Weights& w, int out, int g, const Group& from) {
+    uint8_t* block = block_of(w, out, g);
+    int lane = out % TILE;
+    for (int i = 0; i < (w.kind == U4 ? 16 : w.group); i++)
+        block[place_of(w, lane, i)] = uint8_t(w.kind == U4 ? from.values[i] | from.values[16 + i] << 4 : from.values[i] + 128);
+    put_scales(w, block, lane, from.scale, from.minimum);
+}
+
+// Output `out` from codes as the kinds of quantised weights have them: those of 4 bits two to a byte, the even input in the low
+// nibble; a float32 scale of each group and, with zeros, what is added to its values.
+inline void put_codes(Weights& w, int out, const uint8_t* codes, const float* scales, const float* zeros) {
+    int lane = out % TILE;
+    auto four = [&](int i) { return codes[i / 2] >> (i % 2 * 4) & 15; };
+    for (int g = 0; g < w.groups(); g++) {
+        uint8_t* block = block_of(w, out, g);
+        for (int i = 0; i < w.group; i++) {
+            int input = g * w.group + i;
+            uint8_t& place = block[place_of(w, lane, i)];
+            if (w.kind == U4) {
+                if (i % 32 < 16) place = uint8_t(four(input) | four(input + 16) << 4);
+            } else if (w.kind == T4) {
+                if (i % 2 == 0) place = codes[input / 2];
+            } else {
+                place = codes[input];
+            }
+        }
+        put_scales(w, block, lane, scales[g] * (w.kind == E4M3 ? FLOAT8 : 1.0f), zeros ? zeros[g] : 0);
+    }
 }
 
 // Output `out` of the weights from one row of the checkpoint.
@@ -249,25 +308,26 @@ inline void put_row(Weights& w, int out, Form form, const uint8_t* row) {
     for (int i = 0; i < w.ins; i++) std::memcpy(target + i * w.block, row + i * item, item);
 }
 
+// What input i of a group of a lane stands for, before its scale.
+INLINE float value_at(const Weights& w, const uint8_t* block, int lane, int i) {
+    int byte = block[place_of(w, lane, i)];
+    switch (w.kind) {
+        case U4: return float((i % 32 < 16 ? byte & 15 : byte >> 4) - (w.minima ? 0 : 8));
+        case I8: return float(byte - 128);
+        case T4: return w.table[i % 2 ? byte >> 4 : byte & 15];
+        default: return from_half(half_of_float8(byte));
+    }
+}
+
 // One output's weights as floats, times `factor`: a row of an embedding.
 inline void read_row(const Weights& w, int out, float factor, float* target) {
     const uint8_t* tile = w.tile(out / TILE);
     int lane = out % TILE;
-    if (w.quantised()) {
-        size_t values = w.kind == U4 ? TILE * w.group / 2 : TILE * w.group;
+    if (w.grouped()) {
         for (int g = 0; g < w.groups(); g++, tile += w.block) {
-            float scale = half_at(tile + values + lane * 2) * factor;
-            float minimum = w.minima ? half_at(tile + values + TILE * 2 + lane * 2) * factor : 0;
-            for (int i = 0; i < w.group; i++) {
-                int byte, value;
-                if (w.kind == U4) {
-                    byte = tile[i % 16 / 4 * 64 + lane * 4 + i % 4];
-                    value = (i < 16 ? byte & 15 : byte >> 4) - (w.minima ? 0 : 8);
-                } else {
-                    value = tile[i / 4 * 64 + lane * 4 + i % 4] - 128;
-                }
-                target[g * w.group + i] = scale * value + minimum;
-            }
+            float scale = scale_at(w, tile, lane, 0) * factor, low = w.minima ? scale_at(w, tile, lane, 1) : 0;
+            float zero = w.minima == ZEROS ? low : 0, minimum = w.minima == MINIMA ? low * factor : 0;
+            for (int i = 0; i < w.group; i++) target[g * w.group + i] = scale * (value_at(w, tile, lane, i) + zero) + minimum;
         }
         return;
     }
