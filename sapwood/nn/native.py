@@ -24,7 +24,7 @@ from sapwood.nn.make import Build, Site
 from sapwood.nn.model import finished
 from sapwood.nn.stack import Stack, Weights, listing
 from sapwood.quant.base import Choice, Leaf
-from sapwood.quant.packed import PackedLinear
+from sapwood.quant.packed import PackedLeaf
 
 _CPU = torch.device("cpu")
 
@@ -48,7 +48,7 @@ class NativeModel:
         how = Build(device=_CPU, dtype=torch.float32, backends=backends, method=method)
         leaves = {place.path: _leaf(place, how) for place in walk(decoder)}
         self._norms = {path: leaf for path, leaf in leaves.items() if isinstance(leaf, Norm)}
-        self._packed = {path: leaf for path, leaf in leaves.items() if isinstance(leaf, PackedLinear)}
+        self._packed = {path: leaf for path, leaf in leaves.items() if isinstance(leaf, PackedLeaf)}
         assert len(leaves) == len(self._norms) + len(self._packed), "weights that the kernels cannot read"
         self._stack: Stack | None = None
 

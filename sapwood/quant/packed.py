@@ -202,7 +202,7 @@ class Packed:
     """The Method that keeps weights in the checkpoint's precision, in the layout of the CPU's kernels, or rounds plain ones."""
 
     def __init__(self, machine: Machine, rounded: Rounded | None = None) -> None:
-        self._machine, self._rounded = machine, rounded
+        self.machine, self._rounded = machine, rounded
 
     @property
     def shown(self) -> str:
@@ -212,10 +212,44 @@ class Packed:
         return place.leaf.tensors()
 
     def create(self, place: Place, device: torch.device, dtype: torch.dtype, kernels: Kernels) -> PackedLinear:
-        return PackedLinear(place.leaf, self._machine, self._rounded, kernels)
+        return PackedLinear(place.leaf, self.machine, self._rounded, kernels)
 
 
-class PackedLinear(Weights):
+class Matrix(NamedTuple):
+    """Of a part of a Linear. The bias is float32 and contiguous."""
+
+    weights: PackedWeights
+    bias: Tensor | None = None
+
+
+class PackedLeaf(Weights):
+    """Weights that the kernels read. Who writes `finish` puts `matrices` there, side by side in the outputs, and `order_I` as
+    `Product` has it, and calls this one's."""
+
+    def __init__(self, kernels: Kernels) -> None:
+        super().__init__(kernels)
+        self.matrices: Sequence[Matrix] = ()
+        self.order_I: Tensor | None = None
+        self.product: Product
+
+    def finish(self) -> None:
+        biases = {index: bias for index, (_, bias) in enumerate(self.matrices) if bias is not None}
+        self.product = Product(*(weights for weights, _ in self.matrices), biases=biases, order_I=self.order_I)
+
+    @property
+    def first(self) -> PackedWeights:
+        """The first matrix, which is all of a table."""
+        return self.matrices[0].weights
+
+    @property
+    def nbytes(self) -> int:
+        return sum(weights.nbytes for weights, _ in self.matrices)
+
+    def forward(self, x_TI: Tensor) -> Tensor:
+        return self.product(x_TI).to(x_TI.dtype)
+
+
+class PackedLinear(PackedLeaf):
     """A matrix for each of a Linear's parts, or the one of a table, whose rows can be read. Memory is taken as pieces come,
     since they say what form they have; a part may come in several, all of one form."""
 
@@ -228,9 +262,8 @@ class PackedLinear(Weights):
             count = part.vocab_size if isinstance(part, Embedding) else part.count
             self._sizes, self._inp, has_bias = [count], part.hidden_size, False
         self._machine, self._rounded = machine, rounded
-        self._matrices: dict[int, PackedWeights] = {}  # by their first output
+        self._packed: dict[int, PackedWeights] = {}  # by their first output
         self._bias = torch.zeros(sum(self._sizes)) if has_bias else None
-        self.product: Product
 
     def load(self, piece: Piece, source: Source) -> None:
         rows = piece.target[0]
@@ -255,26 +288,15 @@ class PackedLinear(Weights):
         begins = list(itertools.accumulate(self._sizes, initial=0))
         part = bisect.bisect_right(begins, first) - 1
         begin = begins[part]
-        if begin not in self._matrices:
+        if begin not in self._packed:
             form = packing(rows.form, self._inp, self._rounded)
-            self._matrices[begin] = PackedWeights(self._machine, form, self._sizes[part], self._inp)
-        self._matrices[begin].put(rows, first - begin, end - first)
+            self._packed[begin] = PackedWeights(self._machine, form, self._sizes[part], self._inp)
+        self._packed[begin].put(rows, first - begin, end - first)
 
     def finish(self) -> None:
-        ordered = sorted(self._matrices.items())
-        biases = {}
-        if self._bias is not None:
-            biases = {i: self._bias[first : first + one.num_outputs] for i, (first, one) in enumerate(ordered)}
-        self.product = Product(*(one for _, one in ordered), biases=biases)
-
-    @property
-    def first(self) -> PackedWeights:
-        """The first matrix, which is all of an embedding."""
-        return self._matrices[0]
-
-    @property
-    def nbytes(self) -> int:
-        return sum(one.nbytes for one in self._matrices.values())
-
-    def forward(self, x_TI: Tensor) -> Tensor:
-        return self.product(x_TI).to(x_TI.dtype)
+        bias = self._bias
+        self.matrices = [
+            Matrix(one, None if bias is None else bias[first : first + one.num_outputs])
+            for first, one in sorted(self._packed.items())
+        ]
+        super().finish()

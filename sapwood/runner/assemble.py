@@ -28,10 +28,11 @@ from sapwood.nn.model import Model
 from sapwood.nn.native import NativeModel
 from sapwood.nn.stack import unlisted
 from sapwood.quant import methods
-from sapwood.quant.base import everywhere
+from sapwood.quant.base import Choice, everywhere
 from sapwood.quant.methods import METHODS, ReadSection
 from sapwood.quant.packed import Packed, Rounded
 from sapwood.quant.plain import Plain
+from sapwood.quant.repacked import repacked, unpackable
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,11 +133,14 @@ def _model(
     assert config.model.max_model_len is not None, "a resolved configuration"
     native = [backend for backend in backends if isinstance(backend, Native)]
     rounded: Rounded | None = config.model.quantization  # type: ignore[assignment]
-    refused = _no_stack(decoder, machine, all_native=len(native) == len(backends))
+    if rounded is not None and decoder.quantization is not None:
+        raise ConfigError(f"--quantization {rounded}: the checkpoint's weights are quantised already; leave it out.")
+    choice = methods.of(decoder.quantization, everywhere(Plain()), known)
+    refused = _no_stack(decoder, choice, machine, all_native=len(native) == len(backends))
     if refused is None and not isinstance(machine, str):
         # PyTorch's own threads would still be waiting for work, busily, when the kernels' are to begin.
         torch.set_num_threads(1)
-        method = everywhere(Packed(machine, rounded))
+        method = repacked(choice, Packed(machine, rounded))
         return NativeModel(decoder, native, machine, method, max_positions=config.model.max_model_len)
     if rounded is not None:
         raise ConfigError(f"--quantization {rounded} needs the CPU kernels: {refused}.")
@@ -145,18 +149,18 @@ def _model(
         dtype=dtype,
         backends=backends,
         kernels=kernels.choose(device),
-        method=methods.of(decoder.quantization, everywhere(Plain()), known),
+        method=choice,
         max_positions=config.model.max_model_len,
     )
     return build(decoder, how)
 
 
-def _no_stack(decoder: Decoder, machine: Machine | str, *, all_native: bool) -> str | None:
+def _no_stack(decoder: Decoder, choice: Choice, machine: Machine | str, *, all_native: bool) -> str | None:
     """Why the CPU's own kernels do not compute the whole decoder."""
     if isinstance(machine, str):
         return machine
-    if decoder.quantization is not None:
-        return "the checkpoint has a quantisation of its own"
+    if (weights := unpackable(choice, decoder)) is not None:
+        return f"they have no layout for {weights}"
     if (part := unlisted(decoder)) is not None:
         return f"they know no {part}"
     return None if all_native else "--attention-backend is not native"

@@ -19,8 +19,12 @@ from sapwood.hub.files import open_files
 from sapwood.kernels.cpu.library import Machine, find
 from sapwood.nn.load import load_weights
 from sapwood.nn.native import NativeModel
+from sapwood.quant import methods
 from sapwood.quant.base import everywhere
+from sapwood.quant.methods import METHODS
 from sapwood.quant.packed import Packed, Rounded
+from sapwood.quant.plain import Plain
+from sapwood.quant.repacked import repacked
 
 PAGE_SIZE = 16
 SLOT_PAGES = 16
@@ -42,13 +46,14 @@ def empty(
     backends = [Native(group, i, torch.device("cpu"), dtype, machine) for i, group in enumerate(groups)]
     for backend in backends:
         backend.allocate(NUM_SLOTS * SLOT_PAGES + 1)
-    return NativeModel(decoder, backends, machine, everywhere(Packed(machine, rounded)))
+    choice = methods.of(decoder.quantization, everywhere(Plain()))
+    return NativeModel(decoder, backends, machine, repacked(choice, Packed(machine, rounded)))
 
 
 def load(path: Path, machine: Machine, **options: Any) -> NativeModel:
     """The model of a directory or GGUF file."""
     files = open_files(path, name=path.name)
-    model = empty(declare(files.config), machine, **options)
+    model = empty(declare(files.config, methods=METHODS), machine, **options)
     load_weights(model, files)
     return model
 

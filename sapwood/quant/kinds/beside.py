@@ -28,14 +28,14 @@ class Apart:
     def tensors(self, place: Place) -> Sequence[StoredTensor]:
         return [
             replace(tensor, param=f"{index}/{tensor.param}")
-            for index, (method, run) in enumerate(self._runs(place))
+            for index, (method, run) in enumerate(self.runs(place))
             for tensor in method.tensors(run)
         ]
 
-    def create(self, place: Place, device: torch.device, dtype: torch.dtype, kernels: Kernels) -> Beside:
-        return Beside([method.create(run, device, dtype, kernels) for method, run in self._runs(place)], kernels)
+    def create(self, place: Place, device: torch.device, dtype: torch.dtype, kernels: Kernels) -> Weights:
+        return Beside([method.create(run, device, dtype, kernels) for method, run in self.runs(place)], kernels)
 
-    def _runs(self, place: Place) -> list[tuple[Method, Place]]:
+    def runs(self, place: Place) -> list[tuple[Method, Place]]:
         """Neighbours with the same method are one Linear."""
         linear = linear_at(place)
         runs: list[tuple[Method, Linear]] = []
