@@ -13,6 +13,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from tests.breadth import BREADTH, RENAMED
+
 _SIZES = {
     "vocab_size": 199,
     "hidden_size": 64,
@@ -97,19 +99,28 @@ MODELS: Mapping[str, tuple[str, str, dict[str, Any]]] = MappingProxyType(
 )
 
 
+def _classes(family: str) -> tuple[str, str, dict[str, Any]]:
+    if family in RENAMED:
+        return RENAMED[family][:3]
+    return {**MODELS, **BREADTH}[family]
+
+
 @functools.cache
 def make(family: str) -> Any:
-    """The transformers model of one of MODELS, float32, in evaluation mode; always the same weights."""
+    """The transformers model of a family, float32, in evaluation mode; always the same weights."""
     import torch
     import transformers
 
-    config_name, model_name, fields = MODELS[family]
-    settings = getattr(transformers, config_name)(**{**_SIZES, **fields}, attn_implementation="eager")
+    config_name, model_name, fields = _classes(family)
+    kind = getattr(transformers, config_name)
+    known = {*kind().to_dict(), *kind.attribute_map}
+    sizes = {name: value for name, value in _SIZES.items() if name in known}
+    settings = kind(**{**sizes, "attn_implementation": "eager", **fields})
     torch.manual_seed(sum(map(ord, family)))
     model = getattr(transformers, model_name)(settings).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if "norm" in name:
+            if "norm" in name or name.split(".")[-2].startswith("ln_"):
                 weight.add_(torch.randn_like(weight) * 0.2)
             else:
                 weight.normal_(std=0.1)
@@ -118,14 +129,27 @@ def make(family: str) -> Any:
 
 def config(family: str) -> dict[str, Any]:
     """What config.json of the model holds."""
-    return make(family).config.to_dict() | {"architectures": [MODELS[family][1]]}
+    return _published(family)[0]
+
+
+def _published(family: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Config and tensors as the family's repository has them."""
+    fields = make(family).config.to_dict() | {"architectures": [_classes(family)[1]]}
+    tensors = dict(make(family).state_dict())
+    return RENAMED[family][3](fields, tensors) if family in RENAMED else (fields, tensors)
 
 
 def save(family: str, path: Path, **fields: Any) -> Path:
     """Write the model to `path` as a Hugging Face directory, with `fields` changed in config.json; return `path`."""
     make(family).save_pretrained(path)
+    file = path / "config.json"
+    if family in RENAMED:
+        from safetensors.torch import save_file
+
+        published, tensors = _published(family)
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path / "model.safetensors")
+        file.write_text(json.dumps(published))
     if fields:
-        file = path / "config.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | fields))
     return path
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -17,7 +17,7 @@ _INERT = frozenset({
     "id2label", "label2id", "num_labels", "problem_type", "task_specific_params",
     "base_model", "base_model_name_or_path", "finetuning_task", "library_name", "license", "model_name", "name_or_path", "prefix",
     "model_max_length", "use_flash_attn",
-    "chunk_size_feed_forward", "gradient_checkpointing", "is_decoder", "is_llama_config", "return_dict", "torchscript",
+    "chunk_size_feed_forward", "dropout", "gradient_checkpointing", "is_decoder", "is_llama_config", "return_dict", "torchscript",
     "output_attentions", "output_hidden_states", "unsloth_fixed",
     "bad_words_ids", "begin_suppress_tokens", "diversity_penalty", "do_sample", "early_stopping", "length_penalty",
     "max_length", "min_length", "no_repeat_ngram_size", "num_beam_groups", "num_beams", "num_return_sequences",
@@ -39,11 +39,26 @@ class HfConfig:
     def __init__(self, fields: Mapping[str, Any], *, within: str = "") -> None:
         self._fields = fields
         self._within = within
+        self._names: dict[str, str] = {}
+        self._assumed: dict[str, Any] = {}
         self._read: set[str] = set()
 
     def has(self, name: str) -> bool:
-        self._read.add(name)
-        return self._fields.get(name) is not None
+        return self._find(name) is not None
+
+    def spelt(self, **names: str) -> None:
+        """What the family calls fields that others call otherwise; both are read, its own first."""
+        self._names.update(names)
+
+    def assume(self, **values: Any) -> None:
+        """What fields are where they are missing."""
+        self._assumed.update(values)
+
+    def must(self, name: str, value: Any) -> None:
+        """Refuse the field when it is set to anything else."""
+        found = self._find(name)
+        if found is not None and found != value:
+            raise self._wrong(name, found, f"{value!r}: no other is supported")
 
     def ignore(self, *names: str) -> None:
         """Fields that may be there and play no part."""
@@ -90,6 +105,13 @@ class HfConfig:
             raise self._wrong(name, value, "a list of whole numbers")
         return tuple(value)
 
+    def flags(self, name: str, count: int, default: Sequence[bool]) -> tuple[bool, ...]:
+        """So many of true and false, or 1 and 0."""
+        value = self._get(name, default)
+        if not isinstance(value, list | tuple) or len(value) != count or not set(value) <= {0, 1}:
+            raise self._wrong(name, value, f"a list of {count} zeros and ones")
+        return tuple(map(bool, value))
+
     def numbers(self, name: str, count: int) -> tuple[float, ...]:
         """So many positive numbers."""
         value = self._get(name, None)
@@ -133,13 +155,18 @@ class HfConfig:
                 )
 
     def _get(self, name: str, default: Any) -> Any:
-        self._read.add(name)
-        value = self._fields.get(name)
+        value = self._find(name)
         if value is None:
-            value = default
+            value = self._assumed.get(name, default)
         if value is None:
             raise ModelError(f"config.json: {self._within}{name} is missing.")
         return value
+
+    def _find(self, name: str) -> Any:
+        own = self._names.get(name, name)
+        self._read.update((own, name))
+        value = self._fields.get(own)
+        return self._fields.get(name) if value is None else value
 
     def _wrong(self, name: str, value: object, wanted: str) -> ModelError:
         return ModelError(f"config.json: {self._within}{name} must be {wanted}, got {value!r}.")

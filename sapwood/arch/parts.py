@@ -326,7 +326,7 @@ class Tied:
 @dataclass(frozen=True)
 class Decoder:
     """A whole model. `dtype` is what the config says that the weights are stored in, if it does; `quantization` is the config's
-    own section about them, which methods read. Tokens' vectors are normed by `embed_norm`. Logits are the head's products
+    own section about them, which methods read. `root` begins all names in the checkpoint but the head's, and some leave it out. Tokens' vectors are normed by `embed_norm`. Logits are the head's products
     times `logit_scale`, then with a `logit_cap` cap * tanh(logit / cap)."""
 
     architecture: str
@@ -341,6 +341,7 @@ class Decoder:
     embed_norm: Norm | None = None
     logit_scale: float = 1.0
     logit_cap: float | None = None
+    root: str = ""
     quantization: Mapping[str, Any] | None = dataclasses.field(default=None, hash=False)
 
     @property

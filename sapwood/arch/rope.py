@@ -14,14 +14,22 @@ from sapwood.arch.parts import LinearScaling, Llama3Scaling, LongScaling, Rope, 
 from sapwood.base.errors import ModelError
 
 
-def read_rope(c: HfConfig, *, head_dim: int, theta: float = 10000.0) -> Rope:
-    """The rope of a model whose layers all have the same; `theta` is the family's default base."""
-    partial = c.number("partial_rotary_factor", 1.0)
+def read_rope(c: HfConfig, *, head_dim: int, theta: float = 10000.0, partial: float = 1.0) -> Rope:
+    """The rope of a model whose layers all have the same; `theta` is the family's default base, `partial` what is turned of
+    a head where the config does not say."""
+    partial = c.number("partial_rotary_factor", partial)
     theta = c.number("rope_theta", theta)
     for name in ("rope_parameters", "rope_scaling"):
         if c.has(name):
             return parse_rope(c, c.section(name), head_dim=head_dim, theta=theta, partial=partial)
     return Rope(_rotated(head_dim, partial), theta)
+
+
+def rope_of_kind(c: HfConfig, kind: str, *, head_dim: int, theta: float = 10000.0) -> Rope | None:
+    """The rope of one kind of layers, where `rope_parameters` has an object for each; else None."""
+    if not c.has("rope_parameters") or not (parameters := c.section("rope_parameters")).has(kind):
+        return None
+    return parse_rope(c, parameters.section(kind), head_dim=head_dim, theta=theta)
 
 
 def parse_rope(c: HfConfig, r: HfConfig, *, head_dim: int, theta: float, partial: float = 1.0) -> Rope:
@@ -35,8 +43,8 @@ def parse_rope(c: HfConfig, r: HfConfig, *, head_dim: int, theta: float, partial
             r.ignore("factor", "original_max_position_embeddings")  # written by some, used by none
             scaling = None
         case "dynamic":  # changes angles beyond max_position_embeddings only, which nothing here reaches
-            r.ignore("factor", "original_max_position_embeddings")
-            r.refuse("alpha", because="this family does not scale by it")
+            r.ignore("factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
+            theta *= r.number("alpha", 1.0) ** (dim / max(dim - 2, 1))
             scaling = None
         case "linear":
             r.ignore("original_max_position_embeddings")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from sapwood.arch.families import FAMILIES
-from sapwood.arch.families.common import EMBEDDING, HEAD
+from sapwood.arch.families.common import LLAMA
 from sapwood.arch.family import Family, Gguf
 from sapwood.base.errors import ModelError
 from sapwood.hub.cache import Cache
@@ -157,7 +157,7 @@ def _open_directory(path: Path, name: str, weights: bool) -> ModelFiles:
     generation = path / "generation_config.json"
     if weights:
         spans = {name: span for file in weight_files(path) for name, span in _spans(file).items()}
-        head, embedding = spans.get(f"{HEAD}.weight"), spans.get(f"{EMBEDDING}.weight")
+        head, embedding = spans.get(f"{LLAMA.head}.weight"), spans.get(f"{LLAMA.embed}.weight")
         if head and embedding and config.get("tie_word_embeddings") is not False and _differ(head, embedding):
             config["tie_word_embeddings"] = False  # trained apart, whatever the field says
     return ModelFiles(name, path, "hf", config, read_json(generation) if generation.exists() else {})

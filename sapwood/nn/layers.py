@@ -26,7 +26,8 @@ class Norm(Leaf):
     def __init__(self, part: parts.Norm, site: Site, *, weight: Tensor | None = None) -> None:
         super().__init__()
         if weight is None:
-            weight = torch.empty(part.size, device=site.how.device)
+            shape = (part.size,) if part.rows is None else (part.rows, part.size)
+            weight = torch.empty(shape, device=site.how.device)
         self.part, self.eps, self._kernels = part, part.eps, site.how.kernels
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.bias = nn.Parameter(torch.zeros_like(weight), requires_grad=False) if part.bias else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,7 +25,7 @@ from sapwood.quant.base import Choice, Leaf, tensors_by
 from sapwood.quant.source import Source, Stored
 
 # Tables that old checkpoints hold although they follow from the config.
-_COMPUTED = re.compile(r"\.(rotary_emb\.inv_freq|masked_bias)$|\.attn\.bias$")
+_COMPUTED = re.compile(r"\.(rotary_emb\.inv_freq|masked_bias)$|\.(attn|attention)\.bias$")
 _NUM_NAMED = 4
 
 
@@ -71,6 +72,9 @@ def load_from(model: Loadable, source: Source, *, name: str) -> None:
     """Fill every weight of the model; `name` is the model's, for messages."""
     pieces = weight_map(model.decoder, tensors=tensors_by(model.method))
     shapes = source.shapes()
+    root = model.decoder.root
+    if root and not any(tensor.startswith(root) for tensor in shapes):
+        pieces = tuple(replace(piece, name=piece.name.removeprefix(root)) for piece in pieces)
     head = model.decoder.head
     _check(name, pieces, shapes, unused={f"{head.name}.weight"} if isinstance(head, Tied) else set())
     for path, of_leaf in groupby(pieces, key=lambda piece: piece.path):

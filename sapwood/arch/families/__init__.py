@@ -7,19 +7,52 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sapwood.arch.families import gemma3, llama, mixtral, phi3, qwen, qwen_moe
+from sapwood.arch.families import (
+    cohere,
+    exaone,
+    falcon,
+    gemma,
+    gemma3,
+    glm,
+    gpt,
+    granite,
+    internlm,
+    kin,
+    llama,
+    mixtral,
+    nemotron,
+    olmo,
+    phi3,
+    qwen,
+    qwen_moe,
+    smollm3,
+    stablelm,
+)
 from sapwood.arch.family import Family
 from sapwood.arch.hf import HfConfig
 from sapwood.arch.parts import Decoder
 from sapwood.base.errors import ModelError
 
 FAMILIES: tuple[Family, ...] = (
+    *cohere.FAMILIES,
+    *exaone.FAMILIES,
+    *falcon.FAMILIES,
+    *gemma.FAMILIES,
     *gemma3.FAMILIES,
+    *glm.FAMILIES,
+    *gpt.FAMILIES,
+    *granite.FAMILIES,
+    *internlm.FAMILIES,
+    *kin.FAMILIES,
     *llama.FAMILIES,
     *mixtral.FAMILIES,
+    *nemotron.FAMILIES,
+    *olmo.FAMILIES,
     *phi3.FAMILIES,
     *qwen.FAMILIES,
     *qwen_moe.FAMILIES,
+    *smollm3.FAMILIES,
+    *stablelm.FAMILIES,
 )
 
 

@@ -3,71 +3,123 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Literal
 
 from sapwood.arch.experts import Experts
 from sapwood.arch.hf import HfConfig
-from sapwood.arch.parts import Activation, Attention, Block, Decoder, Embedding, Linear, Mlp, Norm, Part, Rope, Tied
+from sapwood.arch.parts import (
+    Activation,
+    Attention,
+    Block,
+    Decoder,
+    Embedding,
+    Linear,
+    Mlp,
+    Norm,
+    Part,
+    PlainMlp,
+    Rope,
+    Tied,
+)
 from sapwood.arch.rope import read_rope
 from sapwood.base.errors import ModelError
 
-EMBEDDING, HEAD = "model.embed_tokens", "lm_head"  # their names in every checkpoint
-SLIDING = "sliding_attention"
-LAYER_TYPES = ("full_attention", SLIDING)
-ACTIVATIONS: Mapping[str, Activation] = MappingProxyType(
-    {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
-)
+SLIDING, FULL = "sliding_attention", "full_attention"
+LAYER_TYPES = (FULL, SLIDING)
+ACTIVATIONS: Mapping[str, Activation] = MappingProxyType({
+    "silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh",
+    "gelu": "gelu", "relu": "relu", "relu2": "relu2",
+})  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How a family's checkpoints name what is in them, and of what kind its norms are.
+
+    Names from `mixer_norm` on are relative to `block`. Linears that the checkpoint holds as one tensor have one name;
+    `transposed` ones are stored with their inputs first. `eps` is the config's name of it, or its value. Norms are RMS norms,
+    or with `center` layer norms, with a `bias` or without.
+    """
+
+    embed: str = "model.embed_tokens"
+    block: str = "model.layers.{}."
+    norm: str = "model.norm"
+    head: str = "lm_head"
+    mixer_norm: str = "input_layernorm"
+    ffn_norm: str = "post_attention_layernorm"
+    qkv: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+    out: str = "self_attn.o_proj"
+    qk_norm: tuple[str, str] = ("self_attn.q_norm", "self_attn.k_norm")
+    up: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
+    down: str = "mlp.down_proj"
+    transposed: bool = False
+    eps: str | float = "rms_norm_eps"
+    offset: float = 0.0
+    center: bool = False
+    bias: bool = False
+
+    def normed(self, c: HfConfig, name: str, size: int | None = None, *, rows: int | None = None) -> Norm:
+        """The norm of that name, by default as wide as the model."""
+        eps = c.number(self.eps) if isinstance(self.eps, str) else self.eps
+        bias = self.bias and size is None
+        return Norm(name, size or c.integer("hidden_size"), eps, self.offset, self.center, bias, rows)
+
+
+LLAMA = Layout()
 
 
 def decoder(
-    c: HfConfig, blocks: Sequence[Block], *, embed_scale: float = 1.0, norm_offset: float = 0.0, tied: bool = False
+    c: HfConfig, blocks: Sequence[Block], layout: Layout = LLAMA, *, embed_scale: float = 1.0, tied: bool = False
 ) -> Decoder:
     """Embedding, blocks, norm, head. `tied` is the family's default of tie_word_embeddings."""
     hidden, vocab = c.integer("hidden_size"), c.integer("vocab_size")
-    head = Linear(hidden, (Part(HEAD, vocab),), "out")
     stored = [c.string(name) for name in ("dtype", "torch_dtype") if c.has(name)]
+    tied = c.boolean("tie_word_embeddings", tied)
     return Decoder(
         architecture=c.strings("architectures")[0],
         max_positions=c.integer("max_position_embeddings"),
         dtype=stored[0].removeprefix("torch.") if stored else None,
-        embed=Embedding(EMBEDDING, vocab, hidden, embed_scale),
+        embed=Embedding(layout.embed, vocab, hidden, embed_scale),
         blocks=tuple(blocks),
-        block_prefix="model.layers.{}.",
-        norm=Norm("model.norm", hidden, c.number("rms_norm_eps"), norm_offset),
-        head=Tied(HEAD) if c.boolean("tie_word_embeddings", tied) else head,
+        block_prefix=layout.block,
+        norm=layout.normed(c, layout.norm),
+        head=Tied(layout.head) if tied else Linear(hidden, (Part(layout.head, vocab),), "out"),
     )
 
 
-def block(c: HfConfig, attention: Attention, mlp: Mlp | Experts) -> Block:
+def block(c: HfConfig, attention: Attention, mlp: Mlp | PlainMlp | Experts, layout: Layout = LLAMA) -> Block:
     """A norm before attention and one before the MLP."""
-    hidden, eps = c.integer("hidden_size"), c.number("rms_norm_eps")
     return Block(
-        mixer_norm=Norm("input_layernorm", hidden, eps),
+        mixer_norm=layout.normed(c, layout.mixer_norm),
         mixer=attention,
-        ffn_norm=Norm("post_attention_layernorm", hidden, eps),
+        ffn_norm=layout.normed(c, layout.ffn_norm),
         ffn=mlp,
     )
 
 
 def gqa(
     c: HfConfig,
+    layout: Layout = LLAMA,
     *,
     window: int | None = None,
     rope: Rope | None = None,
     scale: float | None = None,
     qkv_bias: bool = False,
     out_bias: bool = False,
-    qk_norm: bool = False,
-    norm_offset: float = 0.0,
-    fused: str | None = None,
+    qk_norm: Literal["heads", "each", "all"] | None = None,
+    kv_heads: int | None = None,
+    by_turns: bool = False,
 ) -> Attention:
     """Grouped-query attention.
 
-    `rope` and `scale` are by default what the config says and head_dim ** -0.5; `fused` is the name of the tensor that
-    holds queries, keys and values, for checkpoints that have them in one.
+    `rope`, `scale` and `kv_heads` are by default what the config says, head_dim ** -0.5 for the scale. Queries and keys may be normed head by head,
+    with the same weights for all `heads` or their own for `each`, or `all` together. `by_turns`: a fused tensor holds each KV
+    head's queries, key and value together.
     """
     hidden, heads = c.integer("hidden_size"), c.integer("num_attention_heads")
-    kv_heads = c.integer("num_key_value_heads", heads)
+    kv_heads = kv_heads or c.integer("num_key_value_heads", heads)
     if heads % kv_heads:
         raise ModelError(
             f"config.json: num_attention_heads ({heads}) is no multiple of num_key_value_heads ({kv_heads})."
@@ -75,33 +127,71 @@ def gqa(
     if not c.has("head_dim") and hidden % heads:
         raise ModelError(f"config.json: hidden_size ({hidden}) is no multiple of num_attention_heads ({heads}).")
     dim = c.integer("head_dim", hidden // heads)
-    names = (fused,) * 3 if fused else ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-    sizes = (heads * dim, kv_heads * dim, kv_heads * dim)
-    parts = tuple(Part(name, size, unit=dim) for name, size in zip(names, sizes, strict=True))
-    eps = c.number("rms_norm_eps")
+    counts = (heads, kv_heads, kv_heads)
+    names = layout.qkv * (3 // len(layout.qkv))
+    turns = [count // kv_heads * dim if by_turns else None for count in counts]
+    parts = tuple(
+        Part(name, count * dim, unit=dim, turn=turn) for name, count, turn in zip(names, counts, turns, strict=True)
+    )
+    q_norm, k_norm = _qk_norms(c, layout, qk_norm, (heads, kv_heads), dim)
     return Attention(
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=dim,
-        qkv=Linear(hidden, parts, "out", bias=qkv_bias),
-        out=Linear(heads * dim, (Part("self_attn.o_proj", hidden),), "in", unit=dim, bias=out_bias),
+        qkv=Linear(hidden, parts, "out", bias=qkv_bias, transposed=layout.transposed),
+        out=Linear(
+            heads * dim, (Part(layout.out, hidden),), "in", unit=dim, bias=out_bias, transposed=layout.transposed
+        ),
         rope=rope or read_rope(c, head_dim=dim),
         scale=scale or dim**-0.5,
         window=window if window is not None and window < c.integer("max_position_embeddings") else None,
-        q_norm=Norm("self_attn.q_norm", dim, eps, norm_offset) if qk_norm else None,
-        k_norm=Norm("self_attn.k_norm", dim, eps, norm_offset) if qk_norm else None,
+        q_norm=q_norm,
+        k_norm=k_norm,
     )
 
 
-def mlp(c: HfConfig, *, activation: Activation | None = None, bias: bool = False, fused: str | None = None) -> Mlp:
-    """A gated MLP. `fused` is the name of the tensor that holds gate and up, for checkpoints that have them in one."""
+def _qk_norms(
+    c: HfConfig, layout: Layout, kind: str | None, counts: tuple[int, int], dim: int
+) -> tuple[Norm | None, Norm | None]:
+    if kind is None:
+        return None, None
+    norms = [
+        Norm(
+            one.name,
+            dim * (count if kind == "all" else 1),
+            one.eps,
+            one.offset,
+            one.center,
+            rows=count if kind == "each" else None,
+            unit=dim if kind == "all" else None,
+        )
+        for one, count in zip((layout.normed(c, name) for name in layout.qk_norm), counts, strict=True)
+    ]
+    return norms[0], norms[1]
+
+
+def mlp(c: HfConfig, layout: Layout = LLAMA, *, activation: Activation | None = None, bias: bool = False) -> Mlp:
+    """A gated MLP, up(x) times the activation of gate(x)."""
     hidden, inner = c.integer("hidden_size"), c.integer("intermediate_size")
-    kind: Activation = c.choice("hidden_act", ACTIVATIONS, "silu") if activation is None else activation
-    names = (fused,) * 2 if fused else ("mlp.gate_proj", "mlp.up_proj")
+    names = layout.up * (2 // len(layout.up))
     return Mlp(
-        gate_up=Linear(hidden, tuple(Part(name, inner) for name in names), "out", bias=bias),
-        down=Linear(inner, (Part("mlp.down_proj", hidden),), "in", bias=bias),
-        activation=kind,
+        gate_up=Linear(
+            hidden, tuple(Part(name, inner) for name in names), "out", bias=bias, transposed=layout.transposed
+        ),
+        down=Linear(inner, (Part(layout.down, hidden),), "in", bias=bias, transposed=layout.transposed),
+        activation=activation or c.choice("hidden_act", ACTIVATIONS, "silu"),
+    )
+
+
+def plain_mlp(c: HfConfig, layout: Layout, *, activation: Activation | None = None, bias: bool = False) -> PlainMlp:
+    """An MLP without a gate."""
+    hidden = c.integer("hidden_size")
+    inner = c.integer("intermediate_size", 4 * hidden)
+    (name,) = layout.up
+    return PlainMlp(
+        up=Linear(hidden, (Part(name, inner),), "out", bias=bias, transposed=layout.transposed),
+        down=Linear(inner, (Part(layout.down, hidden),), "in", bias=bias, transposed=layout.transposed),
+        activation=activation or c.choice("hidden_act", ACTIVATIONS),
     )
 
 
@@ -118,3 +208,17 @@ def layer_types(c: HfConfig, default: Sequence[str]) -> tuple[str, ...]:
                 f"config.json: layer_types: {kind!r} is not supported; these are: {', '.join(LAYER_TYPES)}."
             )
     return kinds
+
+
+def every(c: HfConfig, pattern: int) -> tuple[str, ...]:
+    """The kind of each layer, where nothing says otherwise sliding but for every so many-th one."""
+    return layer_types(c, [SLIDING if (i + 1) % pattern else FULL for i in range(c.integer("num_hidden_layers"))])
+
+
+def alibi_slopes(num_heads: int) -> tuple[float, ...]:
+    """What each head's scores lose with a position of distance: a geometric series of so many heads as are a power of two, and
+    for others those between, of the series twice as long (Press et al., 2022)."""
+    whole = 1 << num_heads.bit_length() - 1
+    slopes = [2 ** (-8 * (i + 1) / whole) for i in range(whole)]
+    between = [2 ** (-4 * (2 * i + 1) / whole) for i in range(num_heads - whole)]
+    return tuple(slopes + between)

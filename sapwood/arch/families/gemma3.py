@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from sapwood.arch.families.common import ACTIVATIONS, SLIDING, decoder, gqa, layer_types, mlp
+from sapwood.arch.families.common import ACTIVATIONS, SLIDING, decoder, every, gqa, mlp
+from sapwood.arch.families.gemma import AROUND, GEMMA, around
 from sapwood.arch.family import Family, Gguf
 from sapwood.arch.gguf import GgufKeys, rope_fields
 from sapwood.arch.hf import HfConfig
-from sapwood.arch.parts import Block, Decoder, Norm, Rope
+from sapwood.arch.parts import Block, Decoder, Rope
 from sapwood.arch.rope import parse_rope, read_rope
 
 GLOBAL_THETA, LOCAL_THETA = 1_000_000.0, 10_000.0
@@ -22,36 +23,27 @@ def gemma3(c: HfConfig) -> Decoder:
     c.refuse("attn_logit_softcapping", "final_logit_softcapping", because="logits are not capped")
     c.refuse("use_bidirectional_attention", because="attention is causal")
     pattern = c.integer("sliding_window_pattern", c.integer("_sliding_window_pattern", PATTERN))
-    num_layers = c.integer("num_hidden_layers")
-    kinds = layer_types(c, [SLIDING if (i + 1) % pattern else "full_attention" for i in range(num_layers)])
+    kinds = every(c, pattern)
     layers = {kind: _block(c, kind) for kind in sorted(set(kinds))}
     # Said of both kinds of layers, even where there is only one; what Gemma 3 computes is in hidden_activation.
     c.ignore("sliding_window", "rope_local_base_freq", "rope_theta", "rope_scaling", "hidden_act")
     blocks = [layers[kind] for kind in kinds]
-    return decoder(c, blocks, embed_scale=c.integer("hidden_size") ** 0.5, norm_offset=1.0, tied=True)
+    return decoder(c, blocks, GEMMA, embed_scale=c.integer("hidden_size") ** 0.5, tied=True)
 
 
 def _block(c: HfConfig, kind: str) -> Block:
-    hidden, eps = c.integer("hidden_size"), c.number("rms_norm_eps")
     bias = c.boolean("attention_bias", False)
     attention = gqa(
         c,
+        AROUND,
         window=c.integer("sliding_window") if kind == SLIDING else None,
         rope=_rope(c, kind),
         scale=c.number("query_pre_attn_scalar", 256.0) ** -0.5,
         qkv_bias=bias,
         out_bias=bias,
-        qk_norm=True,
-        norm_offset=1.0,
+        qk_norm="heads",
     )
-    return Block(
-        mixer_norm=Norm("input_layernorm", hidden, eps, 1.0),
-        mixer=attention,
-        after_mixer=Norm("post_attention_layernorm", hidden, eps, 1.0),
-        ffn_norm=Norm("pre_feedforward_layernorm", hidden, eps, 1.0),
-        ffn=mlp(c, activation=c.choice("hidden_activation", ACTIVATIONS, "gelu_pytorch_tanh")),
-        after_ffn=Norm("post_feedforward_layernorm", hidden, eps, 1.0),
-    )
+    return around(c, attention, mlp(c, activation=c.choice("hidden_activation", ACTIVATIONS, "gelu_pytorch_tanh")))
 
 
 def _rope(c: HfConfig, kind: str) -> Rope:

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sapwood.arch.families.common import block, decoder, gqa, mlp
+from sapwood.arch.families.common import Layout, block, decoder, gqa, mlp
 from sapwood.arch.family import Family, Gguf
 from sapwood.arch.gguf import GgufKeys, rope_fields
 from sapwood.arch.hf import HfConfig
 from sapwood.arch.parts import Decoder
 
+PHI3 = Layout(qkv=("self_attn.qkv_proj",), up=("mlp.gate_up_proj",))
+
 
 def phi3(c: HfConfig) -> Decoder:
     c.refuse("attention_bias", because="Phi-3 checkpoints have no biases")
     window = c.integer("sliding_window") if c.has("sliding_window") else None
-    layer = block(c, gqa(c, window=window, fused="self_attn.qkv_proj"), mlp(c, fused="mlp.gate_up_proj"))
+    layer = block(c, gqa(c, PHI3, window=window), mlp(c, PHI3))
     return decoder(c, [layer] * c.integer("num_hidden_layers"))
 
 

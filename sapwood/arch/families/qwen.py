@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from sapwood.arch.families.common import SLIDING, block, decoder, gqa, layer_types, mlp
 from sapwood.arch.family import Family, Gguf
@@ -13,15 +13,19 @@ from sapwood.arch.parts import Block, Decoder
 
 
 def qwen2(c: HfConfig) -> Decoder:
-    return _qwen(c, qkv_bias=True, out_bias=False, qk_norm=False)
+    return _qwen(c, qkv_bias=True, out_bias=False)
 
 
 def qwen3(c: HfConfig) -> Decoder:
     bias = c.boolean("attention_bias", False)
-    return _qwen(c, qkv_bias=bias, out_bias=bias, qk_norm=True)
+    return _qwen(c, qkv_bias=bias, out_bias=bias, qk_norm="heads")
 
 
-def _qwen(c: HfConfig, *, qkv_bias: bool, out_bias: bool, qk_norm: bool) -> Decoder:
+def _qwen(c: HfConfig, *, qkv_bias: bool, out_bias: bool, qk_norm: Literal["heads"] | None = None) -> Decoder:
+    c.refuse(
+        "dual_chunk_attention_config", because="attention in two chunks, for a million tokens, is another mechanism"
+    )
+
     def layer(kind: str) -> Block:
         window = c.integer("sliding_window") if kind == SLIDING else None
         attention = gqa(c, window=window, qkv_bias=qkv_bias, out_bias=out_bias, qk_norm=qk_norm)

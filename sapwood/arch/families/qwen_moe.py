@@ -26,7 +26,7 @@ def qwen2_moe(c: HfConfig) -> Decoder:
 
 def qwen3_moe(c: HfConfig) -> Decoder:
     bias = c.boolean("attention_bias", False)
-    return _decoder(c, gqa(c, qkv_bias=bias, out_bias=bias, qk_norm=True), _experts(c))
+    return _decoder(c, gqa(c, qkv_bias=bias, out_bias=bias, qk_norm="heads"), _experts(c))
 
 
 def _experts(c: HfConfig) -> Experts:

@@ -1,0 +1,55 @@
+"""EXAONE 3 and 3.5 (Llama under other names) and 4 (norms after; layers without a window turn nothing where others have one)."""
+
+from __future__ import annotations
+
+from sapwood.arch.families.common import FULL, LLAMA, SLIDING, Layout, block, decoder, gqa, layer_types, mlp
+from sapwood.arch.family import Family
+from sapwood.arch.hf import HfConfig
+from sapwood.arch.parts import STILL, Block, Decoder
+
+EXAONE = Layout(
+    embed="transformer.wte",
+    block="transformer.h.{}.",
+    norm="transformer.ln_f",
+    mixer_norm="ln_1",
+    ffn_norm="ln_2",
+    qkv=("attn.attention.q_proj", "attn.attention.k_proj", "attn.attention.v_proj"),
+    out="attn.attention.out_proj",
+    up=("mlp.c_fc_0", "mlp.c_fc_1"),
+    down="mlp.c_proj",
+)
+
+
+def exaone(c: HfConfig) -> Decoder:
+    c.spelt(num_hidden_layers="num_layers", rms_norm_eps="layer_norm_epsilon", hidden_act="activation_function")
+    layer = block(c, gqa(c, EXAONE), mlp(c, EXAONE), EXAONE)
+    return decoder(c, [layer] * c.integer("num_hidden_layers"), EXAONE)
+
+
+def exaone4(c: HfConfig) -> Decoder:
+    slides, num_layers = c.has("sliding_window"), c.integer("num_hidden_layers")
+    c.ignore("sliding_window_pattern")  # layer_types say it, but for the last kind of pattern
+    kinds = layer_types(c, [SLIDING if slides and (i + 1) % 4 else FULL for i in range(num_layers)])
+    window = c.integer("sliding_window") if slides else None
+    layers = {
+        SLIDING: _block(c, window, turned=True),
+        FULL: _block(c, None, turned=not slides),
+    }
+    return decoder(c, [layers[kind] for kind in kinds])
+
+
+def _block(c: HfConfig, window: int | None, *, turned: bool) -> Block:
+    return Block(
+        mixer_norm=None,
+        mixer=gqa(c, window=window, rope=None if turned else STILL, qk_norm="heads"),
+        after_mixer=LLAMA.normed(c, "post_attention_layernorm"),
+        ffn_norm=None,
+        ffn=mlp(c),
+        after_ffn=LLAMA.normed(c, "post_feedforward_layernorm"),
+    )
+
+
+FAMILIES = (
+    Family(architecture="ExaoneForCausalLM", declare=exaone),
+    Family(architecture="Exaone4ForCausalLM", declare=exaone4),
+)

@@ -1,0 +1,75 @@
+"""Gemma 1 and 2, VaultGemma: (1 + w) norms, scaled embeddings; in Gemma 2 norms around attention and MLP, and capped scores."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from sapwood.arch.families.common import ACTIVATIONS, SLIDING, Layout, block, decoder, every, gqa, mlp
+from sapwood.arch.family import Family
+from sapwood.arch.hf import HfConfig
+from sapwood.arch.parts import Attention, Block, Decoder, Mlp
+
+GEMMA = Layout(offset=1.0)
+AROUND = Layout(offset=1.0, ffn_norm="pre_feedforward_layernorm")
+
+
+def gemma(c: HfConfig) -> Decoder:
+    c.refuse("use_bidirectional_attention", because="attention is causal")
+    c.ignore("hidden_act", "hidden_activation")  # whatever they say, these were trained with the approximation
+    bias = c.boolean("attention_bias", False)
+    layer = block(c, gqa(c, GEMMA, qkv_bias=bias, out_bias=bias), mlp(c, activation="gelu_tanh"), GEMMA)
+    return _decoder(c, [layer] * c.integer("num_hidden_layers"))
+
+
+def gemma2(c: HfConfig) -> Decoder:
+    layers = {kind: around(c, _capped(c, kind), _mlp(c)) for kind in (SLIDING, "")}
+    return _finish(c, [layers.get(kind, layers[""]) for kind in every(c, 2)])
+
+
+def vaultgemma(c: HfConfig) -> Decoder:
+    layers = {kind: block(c, _capped(c, kind), _mlp(c), AROUND) for kind in (SLIDING, "")}
+    return _finish(c, [layers.get(kind, layers[""]) for kind in every(c, 2)])
+
+
+def around(c: HfConfig, attention: Attention, ffn: Mlp) -> Block:
+    """A block with norms before and after its halves."""
+    return replace(
+        block(c, attention, ffn, AROUND),
+        after_mixer=AROUND.normed(c, "post_attention_layernorm"),
+        after_ffn=AROUND.normed(c, "post_feedforward_layernorm"),
+    )
+
+
+def _capped(c: HfConfig, kind: str) -> Attention:
+    bias = c.boolean("attention_bias", False)
+    attention = gqa(
+        c,
+        AROUND,
+        window=c.integer("sliding_window") if kind == SLIDING else None,
+        scale=c.number("query_pre_attn_scalar", 256.0) ** -0.5,
+        qkv_bias=bias,
+        out_bias=bias,
+    )
+    return replace(attention, cap=c.number("attn_logit_softcapping") if c.has("attn_logit_softcapping") else None)
+
+
+def _mlp(c: HfConfig) -> Mlp:
+    return mlp(c, activation=c.choice("hidden_activation", ACTIVATIONS, "gelu_pytorch_tanh"))
+
+
+def _finish(c: HfConfig, blocks: list[Block]) -> Decoder:
+    c.refuse("use_bidirectional_attention", because="attention is causal")
+    c.ignore("sliding_window", "hidden_act")
+    cap = c.number("final_logit_softcapping") if c.has("final_logit_softcapping") else None
+    return replace(_decoder(c, blocks), logit_cap=cap)
+
+
+def _decoder(c: HfConfig, blocks: list[Block]) -> Decoder:
+    return decoder(c, blocks, GEMMA, embed_scale=c.integer("hidden_size") ** 0.5, tied=True)
+
+
+FAMILIES = (
+    Family(architecture="GemmaForCausalLM", declare=gemma),
+    Family(architecture="Gemma2ForCausalLM", declare=gemma2),
+    Family(architecture="VaultGemmaForCausalLM", declare=vaultgemma),
+)

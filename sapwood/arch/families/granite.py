@@ -1,0 +1,48 @@
+"""Granite 3 (dense), HyperCLOVA X and MiniCPM: Llama with multipliers of embeddings, scores, what blocks add, and logits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from sapwood.arch.families.common import LLAMA, block, decoder, gqa, mlp
+from sapwood.arch.family import Family
+from sapwood.arch.hf import HfConfig
+from sapwood.arch.parts import Block, Decoder
+
+
+def granite(c: HfConfig) -> Decoder:
+    return _decoder(c, _block(c), 1 / c.number("logits_scaling", 1.0))
+
+
+def hyperclovax(c: HfConfig) -> Decoder:
+    layer = _block(c)
+    if c.boolean("use_post_norm", True):
+        layer = replace(layer, after_mixer=LLAMA.normed(c, "post_norm1"), after_ffn=LLAMA.normed(c, "post_norm2"))
+    return _decoder(c, layer, c.number("logits_scaling", 1.0))
+
+
+def minicpm(c: HfConfig) -> Decoder:
+    c.ignore("mup_denominator")  # of its drafters
+    num_layers, hidden = c.integer("num_hidden_layers"), c.integer("hidden_size")
+    layer = replace(block(c, gqa(c), mlp(c)), scale=c.number("scale_depth", 1.0) / num_layers**0.5)
+    found = decoder(c, [layer] * num_layers, embed_scale=c.number("scale_emb", 1.0), tied=True)
+    return replace(found, logit_scale=c.integer("dim_model_base", hidden) / hidden)
+
+
+def _block(c: HfConfig) -> Block:
+    bias = c.boolean("attention_bias", False)
+    attention = gqa(c, scale=c.number("attention_multiplier", 1.0), qkv_bias=bias, out_bias=bias)
+    layer = block(c, attention, mlp(c, bias=c.boolean("mlp_bias", False)))
+    return replace(layer, scale=c.number("residual_multiplier", 1.0))
+
+
+def _decoder(c: HfConfig, layer: Block, logit_scale: float) -> Decoder:
+    blocks = [layer] * c.integer("num_hidden_layers")
+    return replace(decoder(c, blocks, embed_scale=c.number("embedding_multiplier", 1.0)), logit_scale=logit_scale)
+
+
+FAMILIES = (
+    Family(architecture="GraniteForCausalLM", declare=granite),
+    Family(architecture="HyperCLOVAXForCausalLM", declare=hyperclovax),
+    Family(architecture="MiniCPMForCausalLM", declare=minicpm),
+)

@@ -1,0 +1,70 @@
+"""StableLM 2, Phi 1 to 2 and StarCoder 2: layer norms with biases, heads turned in part, a gate or none."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from sapwood.arch.families.common import Layout, block, decoder, gqa, mlp, plain_mlp
+from sapwood.arch.family import Family
+from sapwood.arch.hf import HfConfig
+from sapwood.arch.parts import Decoder, Linear
+from sapwood.arch.rope import read_rope
+
+STABLELM = Layout(
+    eps="layer_norm_eps",
+    center=True,
+    bias=True,
+    qk_norm=("self_attn.q_layernorm.norms.{}", "self_attn.k_layernorm.norms.{}"),
+)
+PHI = Layout(
+    norm="model.final_layernorm",
+    out="self_attn.dense",
+    up=("mlp.fc1",),
+    down="mlp.fc2",
+    eps="layer_norm_eps",
+    center=True,
+    bias=True,
+)
+STARCODER2 = Layout(up=("mlp.c_fc",), down="mlp.c_proj", eps="norm_epsilon", center=True, bias=True)
+
+
+def stablelm(c: HfConfig) -> Decoder:
+    head_dim = c.integer("head_dim", c.integer("hidden_size") // c.integer("num_attention_heads"))
+    attention = gqa(
+        c,
+        STABLELM,
+        rope=read_rope(c, head_dim=head_dim, partial=0.25),
+        qkv_bias=c.boolean("use_qkv_bias", False),
+        qk_norm="each" if c.boolean("qk_layernorm", False) else None,
+    )
+    layer = block(c, attention, mlp(c), STABLELM)
+    if c.boolean("use_parallel_residual", False):
+        layer = replace(layer, ffn_norm=None, parallel=True)
+    return decoder(c, [layer] * c.integer("num_hidden_layers"), STABLELM)
+
+
+def phi(c: HfConfig) -> Decoder:
+    c.refuse("qk_layernorm", because="norms of heads with biases are not supported")
+    head_dim = c.integer("head_dim", c.integer("hidden_size") // c.integer("num_attention_heads"))
+    rope = read_rope(c, head_dim=head_dim, partial=0.5)
+    attention = gqa(c, PHI, rope=rope, qkv_bias=True, out_bias=True)
+    layer = replace(block(c, attention, plain_mlp(c, PHI, bias=True), PHI), ffn_norm=None, parallel=True)
+    found = decoder(c, [layer] * c.integer("num_hidden_layers"), PHI)
+    return replace(found, head=replace(found.head, bias=True)) if isinstance(found.head, Linear) else found
+
+
+def starcoder2(c: HfConfig) -> Decoder:
+    bias = c.boolean("use_bias", True)
+    window = c.integer("sliding_window") if c.has("sliding_window") else None
+    attention = gqa(c, STARCODER2, window=window, qkv_bias=bias, out_bias=bias)
+    layer = block(c, attention, plain_mlp(c, STARCODER2, bias=bias), STARCODER2)
+    c.must("norm_type", "layer_norm")
+    c.must("mlp_type", "default")
+    return decoder(c, [layer] * c.integer("num_hidden_layers"), STARCODER2, tied=True)
+
+
+FAMILIES = (
+    Family(architecture="StableLmForCausalLM", declare=stablelm),
+    Family(architecture="PhiForCausalLM", declare=phi),
+    Family(architecture="Starcoder2ForCausalLM", declare=starcoder2),
+)

@@ -1,0 +1,54 @@
+"""Writes docs/models.md from the families that there are: `python scripts/models.py` (with --check it only compares)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+
+from sapwood.arch.families import FAMILIES
+from sapwood.arch.family import Family
+
+PAGE = Path(__file__).parents[1] / "docs" / "models.md"
+
+HEAD = """# Models
+
+Made by `scripts/models.py` from the families in `sapwood/arch/families`; do not edit. A model is known by the `architectures`
+of its config.json, a GGUF file by its `general.architecture`. Every family's logits are held to transformers' by the tests
+(float32, within 1e-4: at once, in chunks, decoded, behind a cached prefix, mixed with others), on PyTorch's modules and on
+the CPU's own kernels, but for Baichuan of 13 billion, of which there is no reference; kernels of Triton know all their
+parts too. Fields of a config that are not understood are refused by name.
+
+| models | architectures | in GGUF files |
+| --- | --- | --- |
+"""
+
+TAIL = """
+What no family has is refused with the list of those that there are. Known and not there yet: OLMoE, gpt-oss, GLM-4.5 and other
+mixtures of experts, latent attention (DeepSeek V2 and later, MiniCPM 3), states (Mamba, Jamba, Qwen3-Next, Granite 4, Falcon-H1,
+LFM2), Gemma 3n and 4, Baichuan 2 (rows of its head are normed), Qwen2.5's dual
+chunk attention for a million tokens, post-norm variants of OPT-350m and BLOOM, `clip_qkv` of OLMo 1 and MPT.
+"""
+
+
+def rows() -> Iterator[str]:
+    def module(family: Family) -> str:
+        return sys.modules[family.declare.__module__].__doc__ or ""
+
+    for doc, some in groupby(sorted(FAMILIES, key=module), key=module):
+        families = list(some)
+        ggufs = [f"`{one.gguf.architecture}`" for one in families if one.gguf is not None]
+        names = ", ".join(f"`{one.architecture}`" for one in families)
+        yield f"| {' '.join(doc.split()).rstrip('.')} | {names} | {', '.join(ggufs)} |\n"
+
+
+def page() -> str:
+    return HEAD + "".join(rows()) + TAIL
+
+
+if __name__ == "__main__":
+    if "--check" not in sys.argv:
+        PAGE.write_text(page(), encoding="utf-8")
+    elif PAGE.read_text(encoding="utf-8") != page():
+        sys.exit("docs/models.md is not what the families say: run python scripts/models.py")
