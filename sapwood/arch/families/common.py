@@ -174,12 +174,13 @@ def mlp(c: HfConfig, layout: Layout = LLAMA, *, activation: Activation | None = 
     """A gated MLP, up(x) times the activation of gate(x)."""
     hidden, inner = c.integer("hidden_size"), c.integer("intermediate_size")
     names = layout.up * (2 // len(layout.up))
+    kind: Activation = c.choice("hidden_act", ACTIVATIONS, "silu") if activation is None else activation
     return Mlp(
         gate_up=Linear(
             hidden, tuple(Part(name, inner) for name in names), "out", bias=bias, transposed=layout.transposed
         ),
         down=Linear(inner, (Part(layout.down, hidden),), "in", bias=bias, transposed=layout.transposed),
-        activation=activation or c.choice("hidden_act", ACTIVATIONS, "silu"),
+        activation=kind,
     )
 
 
@@ -188,10 +189,11 @@ def plain_mlp(c: HfConfig, layout: Layout, *, activation: Activation | None = No
     hidden = c.integer("hidden_size")
     inner = c.integer("intermediate_size", 4 * hidden)
     (name,) = layout.up
+    kind: Activation = c.choice("hidden_act", ACTIVATIONS) if activation is None else activation
     return PlainMlp(
         up=Linear(hidden, (Part(name, inner),), "out", bias=bias, transposed=layout.transposed),
         down=Linear(inner, (Part(layout.down, hidden),), "in", bias=bias, transposed=layout.transposed),
-        activation=activation or c.choice("hidden_act", ACTIVATIONS),
+        activation=kind,
     )
 
 
