@@ -24,7 +24,7 @@ _INERT = frozenset({
     "repetition_penalty", "suppress_tokens", "temperature", "top_k", "top_p", "typical_p",
 })  # fmt: skip
 _HOLDS: Mapping[str, tuple[str | bool, ...]] = MappingProxyType({
-    "is_causal": (True,), "norm_type": ("rms_norm", "rmsnorm"), "position_embedding_type": ("rope", "rotary"),
+    "is_causal": (True,), "norm_type": ("rms_norm", "rmsnorm", "rms"), "position_embedding_type": ("rope", "rotary"),
 })  # fmt: skip
 """Fields that say of these models what holds of all of them."""
 _INERT_ENDINGS = ("_token_id", "_token", "_dropout", "_pdrop", "_version", "_index", "_scope", "_implementation")

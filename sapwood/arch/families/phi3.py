@@ -16,6 +16,8 @@ PHI3 = Layout(qkv=("self_attn.qkv_proj",), up=("mlp.gate_up_proj",))
 
 def phi3(c: HfConfig) -> Decoder:
     c.refuse("attention_bias", because="Phi-3 checkpoints have no biases")
+    for name in ("full_attn_mod", "interpolate_factor"):
+        c.must(name, 1)
     window = c.integer("sliding_window") if c.has("sliding_window") else None
     layer = block(c, gqa(c, PHI3, window=window), mlp(c, PHI3))
     return decoder(c, [layer] * c.integer("num_hidden_layers"))

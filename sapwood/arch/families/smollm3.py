@@ -20,7 +20,7 @@ def smollm3(c: HfConfig) -> Decoder:
         attention = gqa(c, window=window, rope=None if turns else STILL, qkv_bias=bias, out_bias=bias)
         return block(c, attention, mlp(c, bias=c.boolean("mlp_bias", False)))
 
-    c.ignore("sliding_window", "rope_theta", "rope_scaling", "rope_parameters")
+    c.ignore("sliding_window", "max_window_layers", "rope_theta", "rope_scaling", "rope_parameters")
     return decoder(c, [layer(*one) for one in zip(kinds, turned, strict=True)], tied=True)
 
 

@@ -58,6 +58,8 @@ def starcoder2(c: HfConfig) -> Decoder:
     window = c.integer("sliding_window") if c.has("sliding_window") else None
     attention = gqa(c, STARCODER2, window=window, qkv_bias=bias, out_bias=bias)
     layer = block(c, attention, plain_mlp(c, STARCODER2, bias=bias), STARCODER2)
+    c.ignore("activation_function", "layer_norm_epsilon", "scale_attn_weights")  # of what it comes from
+    c.ignore("attention_softmax_in_fp32", "scale_attention_softmax_in_fp32")
     c.must("norm_type", "layer_norm")
     c.must("mlp_type", "default")
     return decoder(c, [layer] * c.integer("num_hidden_layers"), STARCODER2, tied=True)

@@ -1,0 +1,58 @@
+"""Configs as the repositories of models that many people run have them: declared as they stand, or refused by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sapwood.arch import declare
+from sapwood.arch.memory import num_parameters
+from sapwood.base.errors import ModelError
+
+PUBLISHED: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "published.json").read_text())
+"""Lists of factors of long ropes are of the right length, with other numbers."""
+
+SIZES = {  # parameters in millions
+    "openai-community/gpt2": 124, "Qwen/Qwen2.5-7B-Instruct": 7616, "Qwen/Qwen3-8B": 8191,
+    "meta-llama/Llama-3.1-8B-Instruct": 8030, "meta-llama/Llama-3.2-1B-Instruct": 1236,
+    "TinyLlama/TinyLlama-1.1B-Chat-v1.0": 1100, "mistralai/Mistral-7B-Instruct-v0.3": 7248, "facebook/opt-125m": 125,
+    "google/gemma-2-2b-it": 2614, "google/gemma-3-1b-it": 1000, "google/gemma-2b-it": 2506, "microsoft/phi-2": 2780,
+    "microsoft/phi-4": 14660, "microsoft/Phi-4-mini-instruct": 3836, "HuggingFaceTB/SmolLM2-135M-Instruct": 135,
+    "HuggingFaceTB/SmolLM3-3B": 3075, "EleutherAI/pythia-160m": 162, "bigscience/bloom-560m": 559,
+    "tiiuae/falcon-7b-instruct": 6922, "CohereForAI/c4ai-command-r7b-12-2024": 8028, "THUDM/GLM-4-9B-0414": 9400,
+    "internlm/internlm2_5-7b-chat": 7738, "bigcode/starcoder2-3b": 3030, "mosaicml/mpt-7b": 6649,
+    "ByteDance-Seed/Seed-OSS-36B-Instruct": 36151,
+}  # fmt: skip
+
+REFUSED = {
+    "openai/gpt-oss-20b": ({"architectures": ["GptOssForCausalLM"]}, "architectures"),
+    "Qwen/Qwen3-30B-A3B": ({"architectures": ["Qwen3MoeForCausalLM"]}, "architectures"),
+    "deepseek-ai/DeepSeek-V3": ({"architectures": ["DeepseekV3ForCausalLM"]}, "architectures"),
+    "google/gemma-3n-E2B-it": ({"architectures": ["Gemma3nForConditionalGeneration"]}, "architectures"),
+    "Qwen/Qwen2.5-7B-Instruct-1M": (
+        PUBLISHED["Qwen/Qwen2.5-7B-Instruct"]
+        | {"dual_chunk_attention_config": {"chunk_size": 262144, "local_size": 8192, "original_max_position_embeddings": 262144}},
+        "dual_chunk_attention_config",
+    ),
+    "facebook/opt-350m": (
+        PUBLISHED["facebook/opt-125m"] | {"do_layer_norm_before": False, "word_embed_proj_dim": 512},
+        "do_layer_norm_before",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model", list(PUBLISHED))
+def test_what_is_published_is_declared(model: str) -> None:
+    decoder = declare(PUBLISHED[model])
+    if model in SIZES:
+        assert num_parameters(decoder) / 1e6 == pytest.approx(SIZES[model], rel=0.005)
+
+
+@pytest.mark.parametrize("model", list(REFUSED))
+def test_what_is_not_there_yet_is_refused_by_name(model: str) -> None:
+    config, named = REFUSED[model]
+    with pytest.raises(ModelError, match=named):
+        declare(config)
