@@ -24,12 +24,11 @@ SIZES = {  # parameters in millions
     "HuggingFaceTB/SmolLM3-3B": 3075, "EleutherAI/pythia-160m": 162, "bigscience/bloom-560m": 559,
     "tiiuae/falcon-7b-instruct": 6922, "CohereForAI/c4ai-command-r7b-12-2024": 8028, "THUDM/GLM-4-9B-0414": 9400,
     "internlm/internlm2_5-7b-chat": 7738, "bigcode/starcoder2-3b": 3030, "mosaicml/mpt-7b": 6649,
-    "ByteDance-Seed/Seed-OSS-36B-Instruct": 36151,
+    "ByteDance-Seed/Seed-OSS-36B-Instruct": 36151, "Qwen/Qwen3-30B-A3B": 30532,
 }  # fmt: skip
 
 REFUSED = {
     "openai/gpt-oss-20b": ({"architectures": ["GptOssForCausalLM"]}, "architectures"),
-    "Qwen/Qwen3-30B-A3B": ({"architectures": ["Qwen3MoeForCausalLM"]}, "architectures"),
     "deepseek-ai/DeepSeek-V3": ({"architectures": ["DeepseekV3ForCausalLM"]}, "architectures"),
     "google/gemma-3n-E2B-it": ({"architectures": ["Gemma3nForConditionalGeneration"]}, "architectures"),
     "Qwen/Qwen2.5-7B-Instruct-1M": (
