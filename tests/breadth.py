@@ -73,6 +73,7 @@ BREADTH: Mapping[str, tuple[str, str, Fields]] = MappingProxyType({
         {"embedding_multiplier": 3.0, "logits_scaling": 0.5, "residual_multiplier": 0.4, "attention_multiplier": 0.1},
     ),
     "smollm3": ("SmolLM3Config", "SmolLM3ForCausalLM", {"no_rope_layers": [1, 0], "tie_word_embeddings": True}),
+    "smollm3-4": ("SmolLM3Config", "SmolLM3ForCausalLM", {"num_hidden_layers": 4, "tie_word_embeddings": True}),
     "glm": ("GlmConfig", "GlmForCausalLM", {"head_dim": 24, **_turned(partial_rotary_factor=0.5)}),
     "glm4": ("Glm4Config", "Glm4ForCausalLM", {"head_dim": 24, **_turned(partial_rotary_factor=0.5)}),
     "exaone4": ("Exaone4Config", "Exaone4ForCausalLM", {"num_hidden_layers": 4, "sliding_window": 8}),

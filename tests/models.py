@@ -132,6 +132,11 @@ def config(family: str) -> dict[str, Any]:
     return _published(family)[0]
 
 
+def published_tensors(family: str) -> dict[str, Any]:
+    """The tensors by the names that the family's repository has for them."""
+    return _published(family)[1]
+
+
 def _published(family: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Config and tensors as the family's repository has them."""
     fields = make(family).config.to_dict() | {"architectures": [_classes(family)[1]]}

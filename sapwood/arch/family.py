@@ -21,6 +21,8 @@ class Gguf:
         fields: From the file's keys and the fields of a config.json that every model has, those that only this family has.
         names: Modules of a block by the stem of their tensors, where they are others than those of `sapwood.arch.gguf.INNER`;
             a {} is for the numbers of those that lie in one tensor.
+        outer: Modules outside of blocks likewise, where they are others than those of `OUTER`.
+        block: What begins the names of a block's modules.
         paired: Rows of queries and keys that rotate together lie side by side; else a head's halves do.
         norm_offset: What the file has added to the weights of norms.
     """
@@ -28,6 +30,8 @@ class Gguf:
     architecture: str
     fields: Callable[[GgufKeys, Mapping[str, Any]], Mapping[str, Any]]
     names: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    outer: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    block: str = "model.layers.{}."
     paired: bool = False
     norm_offset: float = 0.0
 

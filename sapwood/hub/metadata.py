@@ -48,7 +48,7 @@ def config_of(gguf: GgufFile, families: Sequence[Family] = FAMILIES) -> dict[str
         "num_key_value_heads": m.count("attention.head_count_kv", heads),
         "head_dim": m.count("attention.key_length", m.count("embedding_length") // heads),
         "max_position_embeddings": m.count("context_length"),
-        "rms_norm_eps": m.number("attention.layer_norm_rms_epsilon"),
+        "rms_norm_eps": _epsilon(m),
         "tie_word_embeddings": "output.weight" not in tensors,
         **{
             f"{ours}_token_id": metadata.get(f"tokenizer.ggml.{theirs}_token_id")
@@ -60,6 +60,12 @@ def config_of(gguf: GgufFile, families: Sequence[Family] = FAMILIES) -> dict[str
     config |= layout.fields(m, config)
     m.refuse_unread()
     return config
+
+
+def _epsilon(m: GgufKeys) -> float | None:
+    """That of RMS norms; None in a file that has layer norms alone."""
+    name = "attention.layer_norm_rms_epsilon"
+    return None if m.get(name) is None and m.get("attention.layer_norm_epsilon") else m.number(name)
 
 
 def _vocab_size(gguf: GgufFile) -> int:

@@ -26,10 +26,9 @@ class GgufSource:
 
     def __init__(self, gguf: GgufFile, config: Mapping[str, Any], layout: Gguf) -> None:
         self._gguf, self._layout = gguf, layout
-        inner = {**INNER, **layout.names}
         self._tensors: dict[str, GgufTensor] = {}
         for name, tensor in gguf.tensors.items():
-            if "{}" in (hf_name := _hf_name(name, inner)):
+            if "{}" in (hf_name := _hf_name(name, layout)):
                 self._tensors |= {hf_name.format(i): entry for i, entry in enumerate(tensor.entries())}
             elif name not in _IN_CONFIG:
                 self._tensors[hf_name] = tensor
@@ -42,7 +41,8 @@ class GgufSource:
         tensor, order = self._tensors[name], self._order(name)
         rows: slice | NDArray[np.int64] = where[0] if order is None else order[where[0]]
         values = torch.from_numpy(tensor.dequantize(rows))
-        if self._layout.norm_offset and name.split(".")[-2].endswith("norm"):
+        *_, stem, param = name.split(".")
+        if self._layout.norm_offset and stem.endswith("norm") and param == "weight":
             values = values - self._layout.norm_offset
         return values[:, *where[1:]] if where[1:] else values
 
@@ -71,11 +71,12 @@ def _halves_first(num_rows: int, num_heads: int) -> NDArray[np.int64]:
     return pairs.swapaxes(1, 2).ravel()
 
 
-def _hf_name(name: str, inner: Mapping[str, str]) -> str:
+def _hf_name(name: str, layout: Gguf) -> str:
+    inner, outer = {**INNER, **layout.names}, {**OUTER, **layout.outer}
     match = _NAME.fullmatch(name)
     if match is None:
         return name
     layer, stem, param = match["layer"], match["stem"], match["param"]
     if layer is None:
-        return f"{OUTER[stem]}.{param}" if stem in OUTER else name
-    return f"model.layers.{layer}.{inner[stem]}.{param}" if stem in inner else name
+        return f"{outer[stem]}.{param}" if stem in outer else name
+    return f"{layout.block.format(layer)}{inner[stem]}.{param}" if stem in inner else name

@@ -146,11 +146,16 @@ def _gguf_name(architecture: str, name: str) -> str:
     return f"blk.{layer}.{_INNER[architecture][inner]}.{param}"
 
 
+def laid_out_in_pairs(values: np.ndarray, heads: int) -> np.ndarray:
+    """Rows of heads with the dimensions side by side that are half a head apart."""
+    halves = values.reshape(heads, 2, -1, *values.shape[1:])
+    return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(values.shape))
+
+
 def _laid_out(architecture: str, name: str, values: np.ndarray, config: Any) -> np.ndarray:
     for stem, heads in (("q_proj", config.num_attention_heads), ("k_proj", config.num_key_value_heads)):
         if architecture == "llama" and stem in name:  # the dimensions that rotate together, side by side
-            halves = values.reshape(heads, 2, -1, *values.shape[1:])
-            return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(values.shape))
+            return laid_out_in_pairs(values, heads)
     if architecture == "gemma3" and "norm" in name:
         return values + 1
     return values

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from sapwood.arch.families.common import SLIDING, Layout, block, decoder, every, gqa, mlp
-from sapwood.arch.family import Family
+from sapwood.arch.family import Family, Gguf
+from sapwood.arch.gguf import GgufKeys, rope_fields
 from sapwood.arch.hf import HfConfig
 from sapwood.arch.parts import STILL, Block, Decoder
 from sapwood.arch.rope import read_rope
@@ -50,7 +53,27 @@ def _decoder(c: HfConfig, blocks: list[Block]) -> Decoder:
     return replace(decoder(c, blocks, COHERE, tied=True), logit_scale=c.number("logit_scale", 0.0625))
 
 
+def _gguf_fields(m: GgufKeys, config: Mapping[str, Any]) -> dict[str, Any]:
+    return rope_fields(m, config) | {
+        "layer_norm_eps": m.number("attention.layer_norm_epsilon"),
+        "logit_scale": m.number("logit_scale"),
+        "use_qk_norm": "blk.0.attn_q_norm.weight" in m.gguf.tensors,
+    }
+
+
+def _gguf_fields2(m: GgufKeys, config: Mapping[str, Any]) -> dict[str, Any]:
+    return _gguf_fields(m, config) | {"sliding_window": m.count("attention.sliding_window")}
+
+
 FAMILIES = (
-    Family(architecture="CohereForCausalLM", declare=cohere),
-    Family(architecture="Cohere2ForCausalLM", declare=cohere2),
+    Family(
+        architecture="CohereForCausalLM",
+        declare=cohere,
+        gguf=Gguf(architecture="command-r", fields=_gguf_fields),
+    ),
+    Family(
+        architecture="Cohere2ForCausalLM",
+        declare=cohere2,
+        gguf=Gguf(architecture="cohere2", fields=_gguf_fields2),
+    ),
 )

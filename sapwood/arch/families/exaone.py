@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from sapwood.arch.families.common import FULL, LLAMA, SLIDING, Layout, block, decoder, gqa, layer_types, mlp
-from sapwood.arch.family import Family
+from sapwood.arch.family import Family, Gguf
+from sapwood.arch.gguf import GgufKeys, rope_fields
 from sapwood.arch.hf import HfConfig
 from sapwood.arch.parts import STILL, Block, Decoder
 
@@ -49,7 +53,47 @@ def _block(c: HfConfig, window: int | None, *, turned: bool) -> Block:
     )
 
 
+def _exaone4_fields(m: GgufKeys, config: Mapping[str, Any]) -> dict[str, Any]:
+    slides = m.layers("attention.sliding_window_pattern")
+    kinds = None if slides is None else [SLIDING if slide else FULL for slide in slides]
+    return rope_fields(m, config) | {
+        "sliding_window": m.get("attention.sliding_window") or None,
+        "layer_types": kinds,
+    }
+
+
 FAMILIES = (
-    Family(architecture="ExaoneForCausalLM", declare=exaone),
-    Family(architecture="Exaone4ForCausalLM", declare=exaone4),
+    Family(
+        architecture="ExaoneForCausalLM",
+        declare=exaone,
+        gguf=Gguf(
+            architecture="exaone",
+            fields=rope_fields,
+            names={
+                "attn_norm": "ln_1",
+                "ffn_norm": "ln_2",
+                "attn_q": "attn.attention.q_proj",
+                "attn_k": "attn.attention.k_proj",
+                "attn_v": "attn.attention.v_proj",
+                "attn_output": "attn.attention.out_proj",
+                "ffn_gate": "mlp.c_fc_0",
+                "ffn_up": "mlp.c_fc_1",
+                "ffn_down": "mlp.c_proj",
+            },
+            outer={"token_embd": "transformer.wte", "output_norm": "transformer.ln_f"},
+            block="transformer.h.{}.",
+        ),
+    ),
+    Family(
+        architecture="Exaone4ForCausalLM",
+        declare=exaone4,
+        gguf=Gguf(
+            architecture="exaone4",
+            fields=_exaone4_fields,
+            names={
+                "post_attention_norm": "post_attention_layernorm",
+                "post_ffw_norm": "post_feedforward_layernorm",
+            },
+        ),
+    ),
 )

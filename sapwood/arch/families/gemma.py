@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from sapwood.arch.families.common import ACTIVATIONS, SLIDING, Layout, block, decoder, every, gqa, mlp
-from sapwood.arch.family import Family
+from sapwood.arch.family import Family, Gguf
+from sapwood.arch.gguf import GgufKeys, rope_fields
 from sapwood.arch.hf import HfConfig
 from sapwood.arch.parts import Attention, Block, Decoder, Mlp
 
@@ -68,8 +71,38 @@ def _decoder(c: HfConfig, blocks: list[Block]) -> Decoder:
     return decoder(c, blocks, GEMMA, embed_scale=c.integer("hidden_size") ** 0.5, tied=True)
 
 
+def _gemma2_fields(m: GgufKeys, config: Mapping[str, Any]) -> dict[str, Any]:
+    scale_of = config["head_dim"]
+    if config["num_hidden_layers"] == 46:  # of the published sizes, only 27B scales queries otherwise
+        scale_of = config["hidden_size"] // config["num_attention_heads"]
+    return rope_fields(m, config) | {
+        "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": scale_of,
+        "sliding_window": m.count("attention.sliding_window"),
+        "attn_logit_softcapping": m.number("attn_logit_softcapping"),
+        "final_logit_softcapping": m.number("final_logit_softcapping"),
+    }
+
+
 FAMILIES = (
-    Family(architecture="GemmaForCausalLM", declare=gemma),
-    Family(architecture="Gemma2ForCausalLM", declare=gemma2),
+    Family(
+        architecture="GemmaForCausalLM",
+        declare=gemma,
+        gguf=Gguf(architecture="gemma", fields=rope_fields, norm_offset=1.0),
+    ),
+    Family(
+        architecture="Gemma2ForCausalLM",
+        declare=gemma2,
+        gguf=Gguf(
+            architecture="gemma2",
+            fields=_gemma2_fields,
+            names={
+                "post_attention_norm": "post_attention_layernorm",
+                "ffn_norm": "pre_feedforward_layernorm",
+                "post_ffw_norm": "post_feedforward_layernorm",
+            },
+            norm_offset=1.0,
+        ),
+    ),
     Family(architecture="VaultGemmaForCausalLM", declare=vaultgemma),
 )

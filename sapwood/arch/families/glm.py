@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from sapwood.arch.families.common import LLAMA, Layout, block, decoder, gqa, mlp
-from sapwood.arch.family import Family
+from sapwood.arch.family import Family, Gguf
+from sapwood.arch.gguf import GgufKeys, rope_fields
 from sapwood.arch.hf import HfConfig
 from sapwood.arch.parts import Block, Decoder
 from sapwood.arch.rope import read_rope
@@ -32,7 +35,23 @@ def _block(c: HfConfig) -> Block:
     return block(c, attention, mlp(c, GLM))
 
 
+def _gguf_fields(m: GgufKeys, config: Mapping[str, Any]) -> dict[str, Any]:
+    return rope_fields(m, config) | {"attention_bias": "blk.0.attn_q.bias" in m.gguf.tensors}
+
+
 FAMILIES = (
     Family(architecture="GlmForCausalLM", declare=glm),
-    Family(architecture="Glm4ForCausalLM", declare=glm4),
+    Family(
+        architecture="Glm4ForCausalLM",
+        declare=glm4,
+        gguf=Gguf(
+            architecture="glm4",
+            fields=_gguf_fields,
+            names={
+                "post_attention_norm": "post_self_attn_layernorm",
+                "post_ffw_norm": "post_mlp_layernorm",
+                "ffn_up": "mlp.gate_up_proj",
+            },
+        ),
+    ),
 )

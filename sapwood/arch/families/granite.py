@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from sapwood.arch.families.common import LLAMA, block, decoder, gqa, mlp
-from sapwood.arch.family import Family
+from sapwood.arch.family import Family, Gguf
+from sapwood.arch.gguf import GgufKeys, rope_fields
 from sapwood.arch.hf import HfConfig
 from sapwood.arch.parts import Block, Decoder
 
@@ -41,8 +44,33 @@ def _decoder(c: HfConfig, layer: Block, logit_scale: float) -> Decoder:
     return replace(decoder(c, blocks, embed_scale=c.number("embedding_multiplier", 1.0)), logit_scale=logit_scale)
 
 
+def _granite_fields(m: GgufKeys, config: Mapping[str, Any]) -> dict[str, Any]:
+    return rope_fields(m, config) | {
+        "attention_multiplier": m.number("attention.scale", config["head_dim"] ** -0.5),
+        "embedding_multiplier": m.number("embedding_scale", 1.0),
+        "residual_multiplier": m.number("residual_scale", 1.0),
+        "logits_scaling": m.number("logit_scale", 1.0),
+    }
+
+
+def _minicpm_fields(m: GgufKeys, config: Mapping[str, Any]) -> dict[str, Any]:
+    return rope_fields(m, config) | {
+        "scale_emb": m.number("embedding_scale", 1.0),
+        "scale_depth": m.number("residual_scale", 1.0) * config["num_hidden_layers"] ** 0.5,
+        "dim_model_base": round(config["hidden_size"] / m.number("logit_scale", 1.0)),
+    }
+
+
 FAMILIES = (
-    Family(architecture="GraniteForCausalLM", declare=granite),
+    Family(
+        architecture="GraniteForCausalLM",
+        declare=granite,
+        gguf=Gguf(architecture="granite", fields=_granite_fields, paired=True),
+    ),
     Family(architecture="HyperCLOVAXForCausalLM", declare=hyperclovax),
-    Family(architecture="MiniCPMForCausalLM", declare=minicpm),
+    Family(
+        architecture="MiniCPMForCausalLM",
+        declare=minicpm,
+        gguf=Gguf(architecture="minicpm", fields=_minicpm_fields, paired=True),
+    ),
 )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from sapwood.arch.families.common import FULL, SLIDING, Layout, block, decoder, gqa, layer_types, mlp
-from sapwood.arch.family import Family
+from sapwood.arch.family import Family, Gguf
+from sapwood.arch.gguf import GgufKeys, rope_fields
 from sapwood.arch.hf import HfConfig
 from sapwood.arch.parts import Attention, Decoder, Rope
 from sapwood.arch.rope import read_rope
@@ -65,12 +67,44 @@ def _decoder(c: HfConfig, attention: Attention, *, bias: bool = False, tied: boo
     return decoder(c, [block(c, attention, mlp(c, bias=bias))] * c.integer("num_hidden_layers"), tied=tied)
 
 
+def _seed_fields(m: GgufKeys, config: Mapping[str, Any]) -> dict[str, Any]:
+    tensors = m.gguf.tensors
+    return rope_fields(m, config) | {
+        "attention_bias": "blk.0.attn_q.bias" in tensors,
+        "attention_out_bias": "blk.0.attn_output.bias" in tensors,
+    }
+
+
+def _ernie_fields(m: GgufKeys, config: Mapping[str, Any]) -> dict[str, Any]:
+    return rope_fields(m, config) | {"use_bias": "blk.0.attn_q.bias" in m.gguf.tensors}
+
+
 FAMILIES = (
-    Family(architecture="SeedOssForCausalLM", declare=seed_oss),
-    Family(architecture="Ernie4_5ForCausalLM", declare=ernie),
+    Family(
+        architecture="SeedOssForCausalLM",
+        declare=seed_oss,
+        gguf=Gguf(
+            architecture="seed_oss",
+            fields=_seed_fields,
+            names={"post_attention_norm": "post_attention_layernorm"},
+        ),
+    ),
+    Family(
+        architecture="Ernie4_5ForCausalLM",
+        declare=ernie,
+        gguf=Gguf(architecture="ernie4_5", fields=_ernie_fields),
+    ),
     Family(architecture="Ernie4_5_ForCausalLM", declare=ernie),
     Family(architecture="HeliumForCausalLM", declare=helium),
-    Family(architecture="HunYuanDenseV1ForCausalLM", declare=hunyuan),
+    Family(
+        architecture="HunYuanDenseV1ForCausalLM",
+        declare=hunyuan,
+        gguf=Gguf(
+            architecture="hunyuan-dense",
+            fields=rope_fields,  # whose base has been multiplied already
+            names={"attn_q_norm": "self_attn.query_layernorm", "attn_k_norm": "self_attn.key_layernorm"},
+        ),
+    ),
     Family(architecture="CwmForCausalLM", declare=windowed),
     Family(architecture="MinistralForCausalLM", declare=windowed),
 )

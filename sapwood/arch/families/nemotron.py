@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from sapwood.arch.families.common import Layout, block, decoder, gqa, plain_mlp
-from sapwood.arch.family import Family
+from sapwood.arch.family import Family, Gguf
+from sapwood.arch.gguf import GgufKeys, rope_fields
 from sapwood.arch.hf import HfConfig
 from sapwood.arch.parts import Decoder
 from sapwood.arch.rope import read_rope
@@ -34,8 +38,24 @@ def _decoder(c: HfConfig, layout: Layout, *, partial: float) -> Decoder:
     return decoder(c, [layer] * c.integer("num_hidden_layers"), layout)
 
 
+def _arcee_fields(m: GgufKeys, config: Mapping[str, Any]) -> dict[str, Any]:
+    return rope_fields(m, config) | {"hidden_act": "relu2"}
+
+
+def _nemotron_fields(m: GgufKeys, config: Mapping[str, Any]) -> dict[str, Any]:
+    return _arcee_fields(m, config) | {"norm_eps": m.number("attention.layer_norm_epsilon")}
+
+
 FAMILIES = (
-    Family(architecture="ArceeForCausalLM", declare=arcee),
+    Family(
+        architecture="ArceeForCausalLM",
+        declare=arcee,
+        gguf=Gguf(architecture="arcee", fields=_arcee_fields, paired=True),
+    ),
     Family(architecture="Jais2ForCausalLM", declare=jais2),
-    Family(architecture="NemotronForCausalLM", declare=nemotron),
+    Family(
+        architecture="NemotronForCausalLM",
+        declare=nemotron,
+        gguf=Gguf(architecture="nemotron", fields=_nemotron_fields, norm_offset=1.0),
+    ),
 )

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from sapwood.arch.families.common import FULL, SLIDING, Layout, block, decoder, every, gqa, mlp
-from sapwood.arch.family import Family
+from sapwood.arch.family import Family, Gguf
+from sapwood.arch.gguf import rope_fields
 from sapwood.arch.hf import HfConfig
 from sapwood.arch.parts import Block, Decoder
 from sapwood.arch.rope import read_rope, rope_of_kind
@@ -57,6 +58,17 @@ def _block(c: HfConfig, kind: str) -> Block:
 
 FAMILIES = (
     Family(architecture="OlmoForCausalLM", declare=olmo),
-    Family(architecture="Olmo2ForCausalLM", declare=olmo2),
+    Family(
+        architecture="Olmo2ForCausalLM",
+        declare=olmo2,
+        gguf=Gguf(
+            architecture="olmo2",
+            fields=rope_fields,
+            names={
+                "post_attention_norm": "post_attention_layernorm",
+                "post_ffw_norm": "post_feedforward_layernorm",
+            },
+        ),
+    ),
     Family(architecture="Olmo3ForCausalLM", declare=olmo3),
 )

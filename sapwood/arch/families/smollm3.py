@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from sapwood.arch.families.common import FULL, SLIDING, block, decoder, gqa, layer_types, mlp
-from sapwood.arch.family import Family
+from sapwood.arch.family import Family, Gguf
+from sapwood.arch.gguf import rope_fields
 from sapwood.arch.hf import HfConfig
 from sapwood.arch.parts import STILL, Block, Decoder
 
@@ -24,4 +25,10 @@ def smollm3(c: HfConfig) -> Decoder:
     return decoder(c, [layer(*one) for one in zip(kinds, turned, strict=True)], tied=True)
 
 
-FAMILIES = (Family(architecture="SmolLM3ForCausalLM", declare=smollm3),)
+FAMILIES = (
+    Family(
+        architecture="SmolLM3ForCausalLM",
+        declare=smollm3,
+        gguf=Gguf(architecture="smollm3", fields=rope_fields, paired=True),
+    ),
+)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from sapwood.arch.families.common import Layout, block, decoder, gqa, mlp, plain_mlp
-from sapwood.arch.family import Family
+from sapwood.arch.family import Family, Gguf
+from sapwood.arch.gguf import GgufKeys, rope_fields
 from sapwood.arch.hf import HfConfig
 from sapwood.arch.parts import Decoder, Linear
 from sapwood.arch.rope import read_rope
@@ -65,8 +68,51 @@ def starcoder2(c: HfConfig) -> Decoder:
     return decoder(c, [layer] * c.integer("num_hidden_layers"), STARCODER2, tied=True)
 
 
+def _stablelm_fields(m: GgufKeys, config: Mapping[str, Any]) -> dict[str, Any]:
+    return rope_fields(m, config) | {
+        "layer_norm_eps": m.number("attention.layer_norm_epsilon"),
+        "use_parallel_residual": bool(m.get("use_parallel_residual")),
+        "use_qkv_bias": "blk.0.attn_q.bias" in m.gguf.tensors,
+    }
+
+
+def _phi_fields(m: GgufKeys, config: Mapping[str, Any]) -> dict[str, Any]:
+    epsilon = m.number("attention.layer_norm_epsilon")
+    return rope_fields(m, config) | {"layer_norm_eps": epsilon, "hidden_act": "gelu_new"}
+
+
+def _starcoder2_fields(m: GgufKeys, config: Mapping[str, Any]) -> dict[str, Any]:
+    return rope_fields(m, config) | {
+        "norm_epsilon": m.number("attention.layer_norm_epsilon"),
+        "hidden_act": "gelu_pytorch_tanh",
+        "use_bias": "blk.0.attn_q.bias" in m.gguf.tensors,
+        "sliding_window": m.get("attention.sliding_window") or None,
+    }
+
+
 FAMILIES = (
-    Family(architecture="StableLmForCausalLM", declare=stablelm),
-    Family(architecture="PhiForCausalLM", declare=phi),
-    Family(architecture="Starcoder2ForCausalLM", declare=starcoder2),
+    Family(
+        architecture="StableLmForCausalLM",
+        declare=stablelm,
+        gguf=Gguf(architecture="stablelm", fields=_stablelm_fields),
+    ),
+    Family(
+        architecture="PhiForCausalLM",
+        declare=phi,
+        gguf=Gguf(
+            architecture="phi2",
+            fields=_phi_fields,
+            names={"attn_output": "self_attn.dense", "ffn_up": "mlp.fc1", "ffn_down": "mlp.fc2"},
+            outer={"output_norm": "model.final_layernorm"},
+        ),
+    ),
+    Family(
+        architecture="Starcoder2ForCausalLM",
+        declare=starcoder2,
+        gguf=Gguf(
+            architecture="starcoder2",
+            fields=_starcoder2_fields,
+            names={"ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"},
+        ),
+    ),
 )
