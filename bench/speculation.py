@@ -64,7 +64,7 @@ def main() -> int:
         while engine.tidy():
             pass
     rows, same = [("case", "plain", "speculation", "factor", "accepted")], True
-    for case in cases(plain, args.tokens):
+    for case in (one for one in cases(plain, args.tokens) if one.name.startswith(tuple(args.cases))):
         before = drafting.engine.stats().counters
         runs = [[timed(engine, case) for engine in engines] for _ in range(args.runs)]
         accepted = told(before, drafting.engine.stats().counters)
@@ -85,6 +85,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--tokens", type=int, default=400, help="of each answer (default: 400)")
     parser.add_argument("--runs", type=int, default=5, help="of each case and engine (default: 5)")
+    parser.add_argument("--cases", nargs="+", default=[""], metavar="WORD", help="those that begin so (default: all)")
     parser.add_argument("--speculation", default="auto", help="what drafts (default: auto)")
     parser.add_argument("option", nargs="*", metavar="OPTION=VALUE", help="of both engines")
     return parser.parse_args()
