@@ -3,11 +3,12 @@
 from sapwood.apply.anchors import merge
 from sapwood.apply.check import Problem, check
 from sapwood.apply.lazy import Unclear
-from sapwood.apply.prompt import CLOSING, DEFAULT_TEMPLATE, Answered, Edit, answered, conversation, edit_of
+from sapwood.apply.prompt import CLOSING, TAGS, WORDS, Answered, Edit, answered, conversation, edit_of, template_of
 
 __all__ = [
     "CLOSING",
-    "DEFAULT_TEMPLATE",
+    "TAGS",
+    "WORDS",
     "Answered",
     "Edit",
     "Problem",
@@ -18,6 +19,7 @@ __all__ = [
     "conversation",
     "edit_of",
     "merge",
+    "template_of",
 ]
 
 MOST_LINES = 20_000

@@ -86,14 +86,15 @@ def _by_model(args: argparse.Namespace, edit: Any, why: str) -> str:
 
 
 def _merged(options: dict[str, Any], edit: Any) -> str:
-    from sapwood.apply import CLOSING, answered, conversation
+    from sapwood.apply import CLOSING, answered, conversation, template_of
     from sapwood.base.sampling import SamplingParams
     from sapwood.llm import LLM
 
     llm = LLM(**options)
+    template = template_of(llm.config.model.apply_template, llm.config.model.model)
     prediction = tuple(llm.text.encode(edit.code, add_special=False))
     params = SamplingParams(temperature=0, stop=(CLOSING,), prediction=prediction)
-    (generation,) = llm.chat([conversation(edit)], params, continue_final_message=True)
+    (generation,) = llm.chat([conversation(edit, template)], params, continue_final_message=True)
     output = generation.outputs[0]
     if output.error is not None:
         raise UserError(f"the model did not merge it: {output.error}")

@@ -58,6 +58,12 @@ class ModelConfig:
     chat_template: str | None = option(
         None, "a Jinja file or text to use instead of the model's", "--chat-template", derived=False
     )
+    apply_template: str = option(
+        "auto",
+        "how the model is asked to merge an edit: words, tags, auto (as its name shows), or a file with the places",
+        "--apply-template",
+        metavar="NAME|FILE",
+    )
     tool_parser: str = option(
         "auto",
         "how the model writes calls of tools: a family's name, auto (as its template shows), or none",

@@ -22,7 +22,7 @@ FLAGS = """
     --uds --ssl-certfile --ssl-keyfile --ssl-keyfile-password --ssl-ca-certs --max-engine-restarts --watchdog-timeout --request-timeout --max-request-timeout
     --incremental-streaming-output --stream-output --page
     --admin-api-key --admin-socket --api-keys-file --metrics-access --share-prefixes --stable-prefix
-    --allowed-origins --api-key --attention-backend --block-size --chat-template --chunked-prefill-size
+    --allowed-origins --api-key --apply-template --attention-backend --block-size --chat-template --chunked-prefill-size
     --constrained-json-disable-any-whitespace --context-length --cpu-activations --cpu-kernels --cuda-graph-max-tokens --cuda-graphs --device --drain-timeout --dtype --enable-log-requests
     --enable-prefix-caching --gpu-memory-utilization --host --kv-cache-dtype --kv-cache-memory --kv-cache-memory-bytes
     --grammar-compile-seconds --jump-forward --speculation --speculative-algorithm --speculative-config

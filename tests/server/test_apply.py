@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from sapwood.base.errors import ConfigError
+from sapwood.config.flags import from_options
+from sapwood.server import create_app
 from sapwood.text import TextModel
 from tests.server.fakes import FakeEngine
 
@@ -85,6 +89,35 @@ async def test_an_answer_that_is_cut_off_is_not_ok(
     say(engine, text, MERGED)
     reply = await post(http, update=UNCLEAR, max_tokens=len(text.encode(MERGED, add_special=False)))
     assert not reply["check"]["ok"]
+
+
+@pytest.mark.parametrize("given", ["tags", "auto", "file"])
+async def test_the_server_is_told_how_to_ask(engine: FakeEngine, text: TextModel, tmp_path: Path, given: str) -> None:
+    (tmp_path / "mine").write_text("Code:{code}Snippet:{update}")
+    say(engine, text, f"{MERGED}</updated-code>")
+    config = from_options({"apply_template": str(tmp_path / "mine") if given == "file" else given})
+    app = create_app(engine, text, config, "Fast-Apply-7B")
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as http:
+        await post(http, update=UNCLEAR, instruction="put d behind b")
+        chat = f"<instruction>put d behind b</instruction><code>{CODE}</code><update>{UNCLEAR}</update>"
+        await http.post(CHAT, json={"messages": [{"role": "user", "content": chat}]})
+    await app.state.front.close()
+    wanted = f"Code:{CODE}Snippet:{UNCLEAR}"
+    if given != "file":
+        wanted = f"<instruction>put d behind b</instruction>\n<code>{CODE}</code>\n<update>{UNCLEAR}</update>"
+    for asked in engine.asked:
+        prompt = text.decode(asked.tokens, skip_special=False)
+        assert wanted in prompt and "Merge" not in prompt
+
+
+def test_a_template_that_cannot_be_used_is_refused_at_start(
+    engine: FakeEngine, text: TextModel, tmp_path: Path
+) -> None:
+    (tmp_path / "none").write_text("Merge {code}.")
+    for name, said in (("none", "has no {update}"), ("nowhere", "neither auto nor words nor tags nor a file")):
+        config = from_options({"apply_template": str(tmp_path / name)})
+        with pytest.raises(ConfigError, match=said):
+            create_app(engine, text, config, "tiny")
 
 
 @pytest.mark.parametrize("update", [CLEAR, UNCLEAR])

@@ -15,7 +15,6 @@ from starlette.responses import Response
 
 from sapwood.apply import (
     CLOSING,
-    DEFAULT_TEMPLATE,
     Answered,
     Edit,
     Problem,
@@ -25,6 +24,7 @@ from sapwood.apply import (
     check,
     conversation,
     edit_of,
+    template_of,
 )
 from sapwood.base.errors import RequestError
 from sapwood.base.sampling import SamplingParams
@@ -89,6 +89,8 @@ class Applied(msgspec.Struct, kw_only=True):
 
 
 def routes(front: Front) -> list[Described]:
+    template = template_of(front.config.model.apply_template, front.model_name)
+
     async def apply(request: Request, body: ApplyRequest) -> Response:
         """Merge a snippet with "... existing code ..." marks into a file, by its lines alone or by the model."""
         front.check_model(body.model)
@@ -113,7 +115,7 @@ def routes(front: Front) -> list[Described]:
             reply.method, reply.check, reply.usage = "anchors", Verdict(True, []), usage_of([])
             return _at_once(reply, merged) if body.stream else json_response(_with(reply, code=merged))
         reply.method = "model"
-        turn = await begin(front, await _ask(front, body))
+        turn = await begin(front, await _ask(front, body, template))
         if body.stream:
             return EventStream(front, turn.choices, _Script(body.edit, turn, reply))
         await front.attended(request.receive, complete(front, turn.choices))
@@ -135,7 +137,7 @@ def _at_once(reply: Applied, merged: str) -> Response:
     return Response(frame(bare) + frame(reply) + DONE, media_type=EVENTS)
 
 
-async def _ask(front: Front, body: ApplyRequest) -> Ask:
+async def _ask(front: Front, body: ApplyRequest, template: str) -> Ask:
     """What the model is asked, the file as it was being the prediction. What it says ends where a merged file must have."""
     most = body.max_tokens
     if most is None:
@@ -152,12 +154,12 @@ async def _ask(front: Front, body: ApplyRequest) -> Ask:
         salt=salt_of(body.cache_salt, body.extra_key),
         priority=body.priority or 0,
     )
-    return to_merge(ask, body.edit, body.template)
+    return to_merge(ask, body.edit, body.template or template)
 
 
-def to_merge(ask: Ask, edit: Edit, template: str | None = None, *, greedy: bool = False) -> Ask:
+def to_merge(ask: Ask, edit: Edit, template: str, *, greedy: bool = False) -> Ask:
     """The same with an edit in place of its conversation. Its answer is begun, so that only the file can follow."""
-    talk = Talk(messages=conversation(edit, template or DEFAULT_TEMPLATE), continues=True, answers=False, param="code")
+    talk = Talk(messages=conversation(edit, template), continues=True, answers=False, param="code")
     params = msgspec.structs.replace(ask.params, stop=(*ask.params.stop, CLOSING))
     if greedy:
         params = msgspec.structs.replace(params, temperature=0.0)

@@ -9,6 +9,7 @@ from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
 
+from sapwood.apply import template_of
 from sapwood.base.errors import RequestError
 from sapwood.base.sampling import SamplingParams
 from sapwood.server.body import field_error, json_response
@@ -43,6 +44,8 @@ _KWARGS_BUDGET = "chat_template_kwargs.thinking_budget"
 
 
 def routes(front: Front) -> list[Described]:
+    template = template_of(front.config.model.apply_template, front.model_name)
+
     async def chat_completions(request: Request, body: ChatRequest) -> Response:
         """Answer a conversation, with thoughts and calls of tools where the model has them."""
         body.check(front)
@@ -50,7 +53,7 @@ def routes(front: Front) -> list[Described]:
         if edit is not None:
             if (merged := await merged_by_lines(edit)) is not None:
                 return _at_once(front, body, ask, merged)
-            ask = to_merge(ask, edit, greedy=body.temperature is None)
+            ask = to_merge(ask, edit, template, greedy=body.temperature is None)
         turn = await begin(front, ask)
         speaker = Speaker(front, turn, offered=ask.toolbox is not None)
         if body.stream:
