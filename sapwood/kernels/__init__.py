@@ -121,7 +121,10 @@ class Kernels:
     """Where weights may be in planes."""
 
     routed: Callable[[Tensor, RmsNorm | None, Tensor, Routed], Tensor] | None = None
-    """routed(x_TE, norm, logits_TX, experts): what `experts` does, without a choice on the host."""
+    """routed(x_TE, norm, logits_TX, experts): what `experts` does, without a choice on the host; behind a norm for at most
+    `routed_few` tokens of bfloat16."""
+
+    routed_few: int = 0
 
     def norm(self, x_TE: Tensor, residual_TE: Tensor | None, how: RmsNorm | LayerNorm) -> tuple[Tensor, Tensor]:
         """(normed_TE, sum_TE), where sum = x + residual, or x where there is none. `residual` may be overwritten."""
@@ -133,10 +136,12 @@ class Kernels:
 
     def experts(self, x_TE: Tensor, norm: RmsNorm | LayerNorm | None, logits_TX: Tensor, how: Routed) -> Tensor:
         """y_TE: for each row's norm the weighted sum of what those experts yield that its router's products choose."""
-        if norm is not None and (self.routed is None or isinstance(norm, LayerNorm)):
+        fused = len(x_TE) <= self.routed_few and x_TE.dtype == torch.bfloat16 and isinstance(norm, RmsNorm)
+        if norm is not None and not fused:
             x_TE, norm = self.norm(x_TE, None, norm)[0], None
         if self.routed is None:
             return experts.compute(x_TE, logits_TX, how, self.gated)
+        assert norm is None or isinstance(norm, RmsNorm)
         return self.routed(x_TE, norm, logits_TX, how)
 
     def linear(

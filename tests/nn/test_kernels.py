@@ -32,8 +32,13 @@ def test_few_tokens(family: str, num_tokens: int, tmp_path: Path) -> None:
         y, total = fused.few.product(*wide[:3], norm, wide[3], activation)
         return y.to(x.dtype), total.to(x.dtype)
 
+    def routed(x: Tensor, norm: Any, logits: Tensor, how: Any) -> Tensor:
+        wide = {name: value.float() for name, value in vars(how).items() if isinstance(value, Tensor)}
+        y: Tensor = fused.experts.routed(x.float(), norm, logits, dataclasses.replace(how, **wide))
+        return y.to(x.dtype)
+
     path = models.save(family, tmp_path)
-    kernels = dataclasses.replace(fused.KERNELS, few=few)
+    kernels = dataclasses.replace(fused.KERNELS, few=few, routed=routed)
     tokens = TOKENS[:num_tokens]
     model = forward.load(path, dtype=torch.bfloat16, kernels=kernels)
     got = forward.logits(model, tokens)

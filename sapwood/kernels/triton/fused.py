@@ -14,7 +14,8 @@ import triton.language as tl
 from torch import Tensor
 
 from sapwood.kernels import Activation, Kernels, LayerNorm
-from sapwood.kernels.triton import few, pdl
+from sapwood.kernels.triton import experts, experts_cut, few, pdl
+from sapwood.kernels.triton.gate import activate
 from sapwood.kernels.triton.jit import jit
 from sapwood.kernels.triton.quantised import QUANTISED
 
@@ -87,25 +88,10 @@ def _gate(
     token = tl.program_id(0).to(tl.int64)
     m = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = m < M
-    out = _activate(tl.load(x_TX + token * x_stride + m, mask=inside, other=0.0).to(tl.float32), KIND)
+    out = activate(tl.load(x_TX + token * x_stride + m, mask=inside, other=0.0).to(tl.float32), KIND)
     if GATED:
         out *= tl.load(x_TX + token * x_stride + M + m, mask=inside, other=0.0).to(tl.float32)
     tl.store(out_TM + token * M + m, out.to(out_TM.dtype.element_ty), mask=inside)
-
-
-@jit
-def _activate(x, KIND: tl.constexpr):
-    if KIND == "relu" or KIND == "relu2":
-        x = tl.maximum(x, 0.0)
-        if KIND == "relu2":
-            x *= x
-    elif KIND == "gelu":
-        x = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
-    else:
-        # (1 + tanh(u)) / 2 = sigmoid(2 u), so both activations are x times a sigmoid.
-        slope = x if KIND == "silu" else 1.5957691216057308 * (x + 0.044715 * x * x * x)
-        x = x / (1.0 + tl.exp(-slope))
-    return x
 
 
 def embed(ids_T: Tensor, weight_VE: Tensor, scale: float) -> Tensor:
@@ -171,4 +157,6 @@ KERNELS = Kernels(
     few=few.product,
     few_tokens=few.FEW,
     quantised=QUANTISED,
+    routed=experts.routed,
+    routed_few=experts_cut.FEW,
 )
