@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sapwood.attention.base import Batch, bend, heads_of, rotated, slopes_of
+from sapwood.attention.scaled import rounded
 from sapwood.base.kv import KVGroup
 from sapwood.kernels import NormRope
 
@@ -29,18 +30,22 @@ class _Row:
 
 
 class Reference:
-    """A loop over rows with an explicit mask and softmax. Keys and values lie as [layer, cell, KV head, D]."""
+    """A loop over rows with an explicit mask and softmax. Keys and values lie as [layer, cell, KV head, D]; their scales, where
+    there are any, without D."""
 
     name = "reference"
 
     @staticmethod
     def refuse(group: KVGroup, device: torch.device, dtype: torch.dtype) -> str | None:
         if dtype.itemsize == 1:
-            return f"it stores keys and values in the dtypes that are computed in, not {dtype}"
+            return f"without scales it stores keys and values in the dtypes that are computed in, not {dtype}"
         return None
 
-    def __init__(self, group: KVGroup, index: int, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, group: KVGroup, index: int, device: torch.device, dtype: torch.dtype, *, scaled: bool = False
+    ) -> None:
         self._group, self._index, self._device, self._dtype = group, index, device, dtype
+        self._scaled = scaled
         self._kind = heads_of(group)
         self._slopes_H11 = slopes_of(self._kind, device, -1, 1, 1)
         self._rows: list[_Row] = []
@@ -50,6 +55,7 @@ class Reference:
         shape = (group.num_layers, num_pages * group.page_size, heads.num_kv_heads, heads.head_dim)
         self._keys = torch.zeros(shape, dtype=self._dtype, device=self._device)
         self._values = torch.zeros_like(self._keys)
+        self._scales = torch.zeros(2, *shape[:-1], device=self._device) if self._scaled else None
 
     def plan(self, batch: Batch) -> None:
         self._cells_T = batch.cells_GT[self._index]
@@ -71,20 +77,31 @@ class Reference:
 
     def run(self, layer: int, heads_TXD: Tensor, rope: NormRope, scale: float) -> Tensor:
         q_THD, k_TKD, v_TKD = rotated(heads_TXD, rope, self._kind)
-        keys_CKD, values_CKD = self._keys[layer], self._values[layer]
-        keys_CKD[self._cells_T] = k_TKD.to(self._dtype)
-        values_CKD[self._cells_T] = v_TKD.to(self._dtype)
+        self._write(layer, 0, k_TKD)
+        self._write(layer, 1, v_TKD)
         repeat = self._kind.num_heads // self._kind.num_kv_heads
         out_THD = torch.zeros_like(q_THD)
         for row in self._rows:
-            k_LHD = keys_CKD[row.cells_L].float().repeat_interleave(repeat, dim=1)
-            v_LHD = values_CKD[row.cells_L].float().repeat_interleave(repeat, dim=1)
+            k_LHD = self._read(layer, 0, row.cells_L).repeat_interleave(repeat, dim=1)
+            v_LHD = self._read(layer, 1, row.cells_L).repeat_interleave(repeat, dim=1)
             scores_HNL = torch.einsum("nhd,lhd->hnl", q_THD[row.first : row.last].float(), k_LHD) * scale
             bend(scores_HNL, self._kind.cap, self._slopes_H11, row.distance_NL)
             weights_HNL = scores_HNL.masked_fill(~row.seen_NL, float("-inf")).softmax(dim=-1)
             out_THD[row.first : row.last] = torch.einsum("hnl,lhd->nhd", weights_HNL, v_LHD).to(q_THD.dtype)
         return out_THD
 
+    def _write(self, layer: int, which: int, x_TKD: Tensor) -> None:
+        """To the tokens' cells: keys (0) or values (1)."""
+        if self._scales is not None:
+            x_TKD, self._scales[which, layer][self._cells_T] = rounded(x_TKD, self._dtype)
+        (self._keys, self._values)[which][layer][self._cells_T] = x_TKD.to(self._dtype)
+
+    def _read(self, layer: int, which: int, cells_L: Tensor) -> Tensor:
+        """float32."""
+        x_LKD = (self._keys, self._values)[which][layer][cells_L].float()
+        return x_LKD if self._scales is None else x_LKD * self._scales[which, layer][cells_L][..., None]
+
     def pools(self) -> Sequence[Tensor]:
         size = self._group.page_size
-        return [cells.view(len(cells), -1, size, *cells.shape[2:]) for cells in (self._keys, self._values)]
+        all_cells = (self._keys, self._values, *(() if self._scales is None else self._scales))
+        return [cells.view(len(cells), -1, size, *cells.shape[2:]) for cells in all_cells]

@@ -16,7 +16,7 @@ from sapwood.attention.native import Native
 from sapwood.attention.reference import Reference
 from sapwood.base.abilities import Ability
 from sapwood.base.errors import ConfigError
-from sapwood.base.kv import Heads, KVGroup
+from sapwood.base.kv import SCALE_BYTES, Heads, KVGroup
 from sapwood.device import abilities_of
 from sapwood.kernels.cpu.library import Machine
 
@@ -25,12 +25,14 @@ Make = Callable[[KVGroup, int, torch.device, torch.dtype], Backend]
 
 
 class Wanted(NamedTuple):
-    """What a backend is wanted for. `dtype` is that of what is kept; `machine` runs the CPU kernels, or says why there are none."""
+    """What a backend is wanted for. `dtype` is that of what is kept, `scaled` whether with a scale for each position and head;
+    `machine` runs the CPU kernels, or says why there are none."""
 
     group: KVGroup
     device: torch.device
     dtype: torch.dtype
     machine: Machine | str
+    scaled: bool = False
 
 
 class Offer(NamedTuple):
@@ -45,8 +47,16 @@ class Offer(NamedTuple):
     find: Callable[[Wanted], Make | str]
 
 
-def _plain(backend: type[Backend]) -> Callable[[Wanted], Make | str]:
-    return lambda wanted: backend.refuse(wanted.group, wanted.device, wanted.dtype) or backend
+def _cpu(wanted: Wanted) -> Make | str:
+    return Cpu.refuse(wanted.group, wanted.device, wanted.dtype) or Cpu
+
+
+def _reference(wanted: Wanted) -> Make | str:
+    if not wanted.scaled:
+        return Reference.refuse(wanted.group, wanted.device, wanted.dtype) or Reference
+    if Ability.HOST in abilities_of(wanted.device):
+        return "on a CPU only the CPU kernels keep scales"
+    return partial(Reference, scaled=True)
 
 
 def _triton(wanted: Wanted) -> Make | str:
@@ -55,7 +65,7 @@ def _triton(wanted: Wanted) -> Make | str:
         return "the package triton is not installed (`pip install triton`)"
     from sapwood.attention.triton import Triton
 
-    return _plain(Triton)(wanted)
+    return Triton.refuse(wanted.group, wanted.device, wanted.dtype) or partial(Triton, scaled=wanted.scaled)
 
 
 def _native(wanted: Wanted) -> Make | str:
@@ -68,8 +78,8 @@ def _native(wanted: Wanted) -> Make | str:
 BACKENDS = (
     Offer("triton", Heads, Ability.TRITON, _triton),
     Offer("native", Heads, Ability.HOST, _native),
-    Offer("cpu", Heads, Ability.HOST, _plain(Cpu)),
-    Offer("reference", Heads, None, _plain(Reference)),
+    Offer("cpu", Heads, Ability.HOST, _cpu),
+    Offer("reference", Heads, None, _reference),
 )
 """In the order in which `auto` tries them."""
 
@@ -83,7 +93,14 @@ _ONLY: Mapping[Ability, str] = MappingProxyType(
 
 def stored(name: str, computed: torch.dtype) -> torch.dtype:
     """The dtype of stored keys and values by the name of the option, where the model computes in `computed`."""
-    return {"auto": computed, "fp8_e4m3": torch.float8_e4m3fn}.get(name) or getattr(torch, name)
+    float8 = torch.float8_e4m3fn
+    named = {"auto": computed, "fp8_e4m3": float8, "fp8_per_token_head": float8}
+    return named.get(name) or getattr(torch, name)
+
+
+def scaled(name: str) -> bool:
+    """Whether keys and values of that option have scales."""
+    return name in SCALE_BYTES
 
 
 def choose(
@@ -93,13 +110,15 @@ def choose(
     name: str = "auto",
     machine: Machine | str = "the CPU kernels are not loaded",
     backends: Sequence[Offer] = BACKENDS,
+    *,
+    scaled: bool = False,
 ) -> Make:
     """What makes the backend of that name, or for "auto" the first of the table that serves the group.
 
-    `dtype` and `machine` are as in `Wanted`. Raises ConfigError where the named one cannot serve the group there, saying
+    `dtype`, `machine` and `scaled` are as in `Wanted`. Raises ConfigError where the named one cannot serve the group there, saying
     why and what can.
     """
-    wanted = Wanted(group, device, dtype, machine)
+    wanted = Wanted(group, device, dtype, machine, scaled)
     offers = {offer.name: offer for offer in backends if isinstance(group.kind, offer.kind)}
     if not offers:
         raise ConfigError(f"no backend knows layers that keep {type(group.kind).__name__}.")

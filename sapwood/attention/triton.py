@@ -22,6 +22,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from sapwood.attention.base import Batch, Shared, heads_of, slopes_of, tile_members
 from sapwood.attention.cudnn import Cudnn
+from sapwood.attention.scaled import MOST
 from sapwood.base.abilities import Ability
 from sapwood.base.kv import KVGroup, page_size_problem
 from sapwood.base.plan import RUN_LEVELS
@@ -103,14 +104,14 @@ class _Dealt:
 
 
 class Triton:
-    """Keys and values lie as [layer, page, KV head, cell of the page, D]."""
+    """Keys and values lie as [layer, page, KV head, cell of the page, D]; their scales, where there are any, without D."""
 
     name = "triton"
 
     @staticmethod
     def refuse(group: KVGroup, device: torch.device, dtype: torch.dtype) -> str | None:
-        if dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float8_e4m3fn):
-            return f"it stores keys and values as float16, bfloat16, float32 or float8_e4m3fn, not {dtype}"
+        if dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float8_e4m3fn, torch.int8):
+            return f"it stores keys and values as float16, bfloat16, float32, float8_e4m3fn or int8, not {dtype}"
         if dtype == torch.float8_e4m3fn and Ability.FP8 not in abilities_of(device):
             return f"{device} does not convert float8_e4m3fn"
         heads = heads_of(group)
@@ -119,8 +120,12 @@ class Triton:
         problem = page_size_problem(group.page_size)
         return problem and f"the page size {problem}"
 
-    def __init__(self, group: KVGroup, index: int, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, group: KVGroup, index: int, device: torch.device, dtype: torch.dtype, *, scaled: bool = False
+    ) -> None:
+        assert scaled or dtype != torch.int8, "integers have scales"
         self._group, self._index, self._device, self._dtype = group, index, device, dtype
+        self._scaled = scaled
         self._kind = heads = heads_of(group)
         self._repeat = heads.num_heads // heads.num_kv_heads
         self._head_pad = max(16, triton.next_power_of_2(heads.head_dim))
@@ -147,11 +152,15 @@ class Triton:
         shape = (group.num_layers, num_pages, heads.num_kv_heads, group.page_size, heads.head_dim)
         self._keys = torch.zeros(shape, dtype=self._dtype, device=self._device)
         self._values = torch.zeros_like(self._keys)
+        self._key_scales, self._value_scales = (
+            torch.zeros(shape[:-1], device=self._device) if self._scaled else None for _ in range(2)
+        )
         if self._cudnn is not None:
             self._cudnn.allocate(num_pages)
 
     def pools(self) -> Sequence[Tensor]:
-        return [self._keys, self._values]
+        pools = (self._keys, self._values, self._key_scales, self._value_scales)
+        return [pool for pool in pools if pool is not None]
 
     # ---- once per step
 
@@ -256,6 +265,7 @@ class Triton:
         place(
             heads_TXD, rope, self._batch.cells_GT[self._index], self._keys[layer], self._values[layer],
             num_heads=heads.num_heads, keep=dense and self._batch.limits.spans > 0,
+            scales=self._scales(layer), most=MOST.get(self._dtype, 0.0),
         )  # fmt: skip
         out_THD = torch.empty(
             (len(heads_TXD), heads.num_heads, heads.head_dim), dtype=heads_TXD.dtype, device=heads_TXD.device
@@ -277,7 +287,8 @@ class Triton:
         heads, shape, table_SP = self._kind, self.shapes.runs, self._batch.tables_GSP[self._index]
         num_programs = min(len(dealt.items_JW) * heads.num_kv_heads, self._num_processors * shape.programs)
         paged.attend_runs[(num_programs,)](
-            heads_TXD, heads_TXD.stride(0), self._keys[layer], self._values[layer], dealt.parts_JKMD, dealt.lse_JKM,
+            heads_TXD, heads_TXD.stride(0), self._keys[layer], self._values[layer], *(self._scales(layer) or (None, None)),
+            dealt.parts_JKMD, dealt.lse_JKM,
             dealt.items_JW, dealt.tokens_M, dealt.used_1, table_SP, table_SP.stride(0), scale * _LOG2E,
             self._slopes_H, self._batch.positions_T,
             K=heads.num_kv_heads, G=self._repeat, D=heads.head_dim, PAGE=self._group.page_size, CAP=self._cap,
@@ -294,7 +305,8 @@ class Triton:
             run_parts, run_lse, places_M2 = runs.parts_JKMD, runs.lse_JKM, runs.places_M2
             members_QL, members = shared.members_QL, shared.tile
         paged.attend_rows[(heads.num_kv_heads, len(dealt.items_JW))](
-            heads_TXD, heads_TXD.stride(0), self._keys[layer], self._values[layer], out_THD,
+            heads_TXD, heads_TXD.stride(0), self._keys[layer], self._values[layer],
+            *(self._scales(layer) or (None, None)), out_THD,
             dealt.parts_JKMD, dealt.lse_JKM, dealt.arrived_JK, run_parts, run_lse, members_QL, places_M2,
             dealt.items_JW, table_SP, table_SP.stride(0), scale * _LOG2E, self._slopes_H,
             K=heads.num_kv_heads, G=self._repeat, D=heads.head_dim, PAGE=self._group.page_size,
@@ -313,7 +325,8 @@ class Triton:
         if tma:
             kv_TX = TensorDescriptor.from_tensor(heads_TXD.flatten(1), [shape.block, heads.head_dim])
         paged.attend_spans[(heads.num_kv_heads, len(dealt.items_JW))](
-            heads_TXD, heads_TXD.stride(0), kv_TX, self._keys[layer], self._values[layer], out_THD,
+            heads_TXD, heads_TXD.stride(0), kv_TX, self._keys[layer], self._values[layer],
+            *(self._scales(layer) or (None, None)), out_THD,
             dealt.parts_JKMD, dealt.lse_JKM, dealt.arrived_JK, dealt.items_JW, table_SP, table_SP.stride(0),
             scale * _LOG2E, self._slopes_H,
             K=heads.num_kv_heads, G=self._repeat, D=heads.head_dim, PAGE=self._group.page_size,
@@ -326,6 +339,11 @@ class Triton:
         """How a tile of so many rows reads its parts."""
         padded = triton.next_power_of_2(rows)
         return {"S": max(1, _JOINED // (padded * self._head_pad)), "R": padded}
+
+    def _scales(self, layer: int) -> tuple[Tensor, Tensor] | None:
+        if self._key_scales is None or self._value_scales is None:
+            return None
+        return self._key_scales[layer], self._value_scales[layer]
 
     def _pairs(self, heads_TXD: Tensor) -> bool:
         return self._dtype.itemsize == 1 and heads_TXD.dtype.itemsize == 2

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol
 
 _FAR = 2**31
 """Beyond every position."""
 
+SCALE_BYTES: Mapping[str, int] = MappingProxyType({"int8": 4, "fp8_per_token_head": 4})
+"""Of the scale that a position's key or value has in each head, by the stored type's name in the options; others have none."""
 
 MOST_PER_PAGE = 256
 

@@ -125,9 +125,21 @@ class CacheConfig:
     )
     kv_cache_dtype: str = option(
         "auto",
-        "what keys and values are stored in",
+        "what keys and values are stored in; int8 and fp8_per_token_head with a scale for each position and head",
         "--kv-cache-dtype",
-        choices=("auto", "float32", "bfloat16", "float16", "fp8_e4m3", "fp8", "int8"),
+        choices=(
+            *(
+                "auto",
+                "float32",
+                "bfloat16",
+                "float16",
+                "fp8_e4m3",
+                "fp8",
+                "fp8_per_token_head",
+                "int8",
+                "int8_per_token_head",
+            ),
+        ),
     )
 
 

@@ -13,7 +13,7 @@ from dataclasses import replace as replace_fields
 from typing import Any, TypeVar
 
 from sapwood.base.errors import ConfigError
-from sapwood.base.kv import KVGroup, page_size_problem
+from sapwood.base.kv import SCALE_BYTES, KVGroup, page_size_problem
 from sapwood.base.layout import longest_sequence, pages_for, split_pages
 from sapwood.config import speculation
 from sapwood.config.devices import RULES, rules_of
@@ -22,12 +22,16 @@ from sapwood.config.fairness import policy
 from sapwood.config.flags import flag_of, replace
 from sapwood.config.options import Config
 
-ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8_e4m3": 1, "int8": 1}
-KV_SCALE_BYTES = {"int8": 4}
+ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8_e4m3": 1, "fp8_per_token_head": 1, "int8": 1}
 """What keys and values of one head and position take beside their elements."""
 
 _GIB = 1 << 30
-_OPEN = ("auto", "fp8", *(kind for kind, rules in RULES.items() if rules.numbered))  # leave something to decide
+_OPEN = (
+    "auto",
+    "fp8",
+    "int8_per_token_head",
+    *(kind for kind, rules in RULES.items() if rules.numbered),
+)  # leave something to decide
 
 _T = TypeVar("_T")
 _Rule = Callable[[Config, ModelShape, DeviceFacts], tuple[Any, str]]
@@ -102,6 +106,8 @@ def _dtype(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[str,
 def _kv_cache_dtype(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[str, str]:
     if config.cache.kv_cache_dtype == "fp8":
         return "fp8_e4m3", "keeps more of a value's digits than the other float8"
+    if config.cache.kv_cache_dtype == "int8_per_token_head":
+        return "int8", "always has a scale for each position and head"
     if device.rules.halves and config.model.dtype == "float32" and model.dtype != "float32":
         return "float16", "the checkpoint keeps no more digits, and half of the memory is read"
     return config.model.dtype, "as the activations"
@@ -276,7 +282,7 @@ def token_bytes(config: Config, model: ModelShape) -> int:
 def page_bytes(config: Config, group: KVGroup) -> int:
     """Bytes of one page of a group."""
     dtype = config.cache.kv_cache_dtype
-    return group.bytes_per_page(ITEMSIZE[dtype], KV_SCALE_BYTES.get(dtype, 0))
+    return group.bytes_per_page(ITEMSIZE[dtype], SCALE_BYTES.get(dtype, 0))
 
 
 def _kv_groups(config: Config, model: ModelShape) -> list[KVGroup]:

@@ -13,7 +13,7 @@ from sapwood.arch.groups import joint_groups, kv_groups
 from sapwood.arch.parts import Decoder
 from sapwood.attention.base import Backend
 from sapwood.attention.native import Native
-from sapwood.attention.select import BACKENDS, Offer, choose, stored
+from sapwood.attention.select import BACKENDS, Offer, choose, scaled, stored
 from sapwood.base.abilities import Ability
 from sapwood.base.errors import ConfigError
 from sapwood.base.kv import KVGroup
@@ -115,9 +115,12 @@ def _backends(
     machine: Machine | str,
     offers: Sequence[Offer],
 ) -> Sequence[Backend]:
-    kept = stored(config.cache.kv_cache_dtype, dtype)
+    kept, with_scales = stored(config.cache.kv_cache_dtype, dtype), scaled(config.cache.kv_cache_dtype)
     asked = config.device.attention_backend
-    return [choose(group, device, kept, asked, machine, offers)(group, index, device, kept) for index, group in groups]
+    return [
+        choose(group, device, kept, asked, machine, offers, scaled=with_scales)(group, index, device, kept)
+        for index, group in groups
+    ]
 
 
 def _model(

@@ -93,11 +93,15 @@ class World:
         shape = (self.group.num_layers, length, num_heads, self.group.kind.head_dim)
         return torch.randn(shape, generator=random).to(self.dtype).float()
 
-    def start(self, backend: type[Backend]) -> Backend:
-        made = backend(self.group, 1, self.device, self.dtype)
+    def start(self, backend: Callable[..., Backend], stored: torch.dtype | None = None) -> Backend:
+        """One whose cells are in the dtype under test, or in another."""
+        made = backend(self.group, 1, self.device, stored or self.dtype)
         made.allocate(self.num_pages)
         for pool in made.pools():
-            pool.fill_(math.nan)
+            if pool.itemsize == 1:  # of float8 that is NaN, of integers a number whose scale is NaN
+                pool.view(torch.uint8).fill_(0x7F)
+            else:
+                pool.fill_(math.nan)
         return made
 
     def batch(

@@ -42,6 +42,8 @@ def absorb(
     table_P,
     keys,
     values,
+    key_scales,
+    value_scales,
     scale,
     slope_M,
     K: tl.constexpr,
@@ -56,7 +58,8 @@ def absorb(
 ):
     """Online softmax over positions [begin, end) in pages, `begin` a multiple of the smaller of N and PAGE.
 
-    `keys` and `values` point at the KV head in page 0. BOUNDED: the last block may reach beyond `end`, and positions
+    `keys` and `values` point at the KV head in page 0, and so do their scales, if there are any: one for each position and
+    head. BOUNDED: the last block may reach beyond `end`, and positions
     before `low` are not seen. What no query sees is not read: it may hold anything, and NaN times a weight of 0 is NaN.
     """
     d_D = tl.arange(0, D_PAD)
@@ -66,9 +69,10 @@ def absorb(
         inside_N = position_N < end
         if WINDOW:
             inside_N = inside_N & (position_N >= low)
-        cell_N = page.to(tl.int64) * (K * PAGE * D) + (position_N % PAGE) * D
+        cell_N = page.to(tl.int64) * (K * PAGE) + position_N % PAGE
         page = _page(table_P, position + N, end, PAGE, N)
-        k_place, v_place = keys + cell_N[:, None] + d_D[None, :], values + cell_N[:, None] + d_D[None, :]
+        place_ND = cell_N[:, None] * D + d_D[None, :]
+        k_place, v_place = keys + place_ND, values + place_ND
         if BOUNDED or D != D_PAD:
             inside_ND = inside_N[:, None] & (d_D[None, :] < D)
             k_ND = tl.load(k_place, mask=inside_ND, other=0.0).to(q_MD.dtype)
@@ -76,16 +80,31 @@ def absorb(
         else:
             k_ND = tl.load(k_place).to(q_MD.dtype)
             v_ND = tl.load(v_place).to(q_MD.dtype)
+        k_scale_N, v_scale_N = None, None
+        if key_scales is not None:
+            k_scale_N = _load_N(key_scales + cell_N, inside_N, BOUNDED)
+            v_scale_N = _load_N(value_scales + cell_N, inside_N, BOUNDED)
         best_M, total_M, acc_MD = _weigh(
-            best_M, total_M, acc_MD, q_MD, k_ND, v_ND, position_M, position_N, inside_N, scale, slope_M,
+            best_M, total_M, acc_MD, q_MD, k_ND, v_ND, k_scale_N, v_scale_N, position_M, position_N, inside_N, scale, slope_M,
             WINDOW, CAP, BOUNDED, CAUSAL,
         )  # fmt: skip
     return best_M, total_M, acc_MD
 
 
 @jit
-def _widen(pairs_NH, CVT: tl.constexpr):
-    """The even and the odd ones of float8_e4m3fn that lie in pairs, as float16, which holds all of them exactly."""
+def _load_N(place_N, inside_N, BOUNDED: tl.constexpr):
+    """One number of each position of a block."""
+    if BOUNDED:
+        return tl.load(place_N, mask=inside_N, other=0.0)
+    return tl.load(place_N)
+
+
+@jit
+def _widen(pairs_NH, INTEGERS: tl.constexpr, CVT: tl.constexpr):
+    """The even and the odd ones of float8_e4m3fn, or of int8, that lie in pairs, as float16, which holds all of them exactly."""
+    if INTEGERS:
+        wide_NH = pairs_NH.to(tl.int32)
+        return ((wide_NH << 24) >> 24).to(tl.float16), (wide_NH >> 8).to(tl.float16)
     if CVT:
         return tl.inline_asm_elementwise(
             """
@@ -119,6 +138,8 @@ def absorb_pairs(
     table_P,
     keys,
     values,
+    key_scales,
+    value_scales,
     scale,
     slope_M,
     K: tl.constexpr,
@@ -132,13 +153,14 @@ def absorb_pairs(
     N: tl.constexpr,
     D_PAD: tl.constexpr,
 ):
-    """`absorb` without CAUSAL where cells are float8_e4m3fn and queries of 16 bits.
+    """`absorb` without CAUSAL where cells are float8_e4m3fn or int8 and queries of 16 bits.
 
     Cells are read as pairs, and even and odd dimensions go through products of their own: matrix units take operands of
     16 bits, which shared memory hands over transposed where it must, as it does not with single bytes. Products are in
     float16, to which e4m3 widens in one instruction; queries are cut to its range.
     """
     h_H = tl.arange(0, D_PAD // 2)
+    INTEGERS: tl.constexpr = keys.dtype.element_ty == tl.int8
     keys, values = keys.to(tl.pointer_type(tl.int16)), values.to(tl.pointer_type(tl.int16))
     q_MD = tl.minimum(tl.maximum(q_MD.to(tl.float32), -65504.0), 65504.0).to(tl.float16)
     even_MH, odd_MH = tl.split(tl.reshape(q_MD, [M, D_PAD // 2, 2]))
@@ -149,9 +171,10 @@ def absorb_pairs(
         inside_N = position_N < end
         if WINDOW:
             inside_N = inside_N & (position_N >= low)
-        cell_N = page.to(tl.int64) * (K * PAGE * (D // 2)) + (position_N % PAGE) * (D // 2)
+        cell_N = page.to(tl.int64) * (K * PAGE) + position_N % PAGE
         page = _page(table_P, position + N, end, PAGE, N)
-        k_place, v_place = keys + cell_N[:, None] + h_H[None, :], values + cell_N[:, None] + h_H[None, :]
+        place_NH = cell_N[:, None] * (D // 2) + h_H[None, :]
+        k_place, v_place = keys + place_NH, values + place_NH
         if BOUNDED or D != D_PAD:
             inside_NH = inside_N[:, None] & (h_H[None, :] < D // 2)
             k_NH = tl.load(k_place, mask=inside_NH, other=0)
@@ -159,14 +182,18 @@ def absorb_pairs(
         else:
             k_NH = tl.load(k_place)
             v_NH = tl.load(v_place)
-        even_NH, odd_NH = _widen(k_NH, CVT)
+        even_NH, odd_NH = _widen(k_NH, INTEGERS, CVT)
         score_MN = tl.dot(odd_MH, tl.trans(odd_NH), tl.dot(even_MH, tl.trans(even_NH)))
+        if key_scales is not None:
+            score_MN *= _load_N(key_scales + cell_N, inside_N, BOUNDED)[None, :]
         score_MN = _bend(score_MN, position_M, position_N, scale, slope_M, CAP)
         if BOUNDED:
             score_MN = tl.where(inside_N[None, :], score_MN, float("-inf"))
         best_M, total_M, shrink_M, weight_MN = _soften(best_M, total_M, score_MN, scale, slope_M, CAP, BOUNDED)
+        if value_scales is not None:
+            weight_MN *= _load_N(value_scales + cell_N, inside_N, BOUNDED)[None, :]
         weight_MN = weight_MN.to(tl.float16)
-        even_NH, odd_NH = _widen(v_NH, CVT)
+        even_NH, odd_NH = _widen(v_NH, INTEGERS, CVT)
         even_acc_MH = tl.dot(weight_MN, even_NH, even_acc_MH * shrink_M[:, None])
         odd_acc_MH = tl.dot(weight_MN, odd_NH, odd_acc_MH * shrink_M[:, None])
     return best_M, total_M, tl.interleave(even_acc_MH, odd_acc_MH)
@@ -219,7 +246,7 @@ def absorb_dense(
                 k_ND = tl.load(k_TD + place)
                 v_ND = tl.load(v_TD + place)
         best_M, total_M, acc_MD = _weigh(
-            best_M, total_M, acc_MD, q_MD, k_ND, v_ND, position_M, position_N, inside_N, scale, slope_M,
+            best_M, total_M, acc_MD, q_MD, k_ND, v_ND, None, None, position_M, position_N, inside_N, scale, slope_M,
             WINDOW, CAP, BOUNDED, True,
         )  # fmt: skip
     return best_M, total_M, acc_MD
@@ -233,6 +260,8 @@ def _weigh(
     q_MD,
     k_ND,
     v_ND,
+    k_scale_N,
+    v_scale_N,
     position_M,
     position_N,
     inside_N,
@@ -245,6 +274,8 @@ def _weigh(
 ):
     """One block's step of the online softmax. Without BOUNDED every query sees the whole block."""
     score_MN = tl.dot(q_MD, tl.trans(k_ND), input_precision="ieee")
+    if k_scale_N is not None:
+        score_MN *= k_scale_N[None, :]
     score_MN = _bend(score_MN, position_M, position_N, scale, slope_M, CAP)
     if BOUNDED:
         if CAUSAL:
@@ -256,6 +287,8 @@ def _weigh(
             score_MN = tl.where(inside_N[None, :], score_MN, float("-inf"))
     best_M, total_M, shrink_M, weight_MN = _soften(best_M, total_M, score_MN, scale, slope_M, CAP, BOUNDED)
     acc_MD = acc_MD * shrink_M[:, None]
+    if v_scale_N is not None:
+        weight_MN *= v_scale_N[None, :]
     acc_MD = tl.dot(weight_MN.to(v_ND.dtype), v_ND, acc_MD, input_precision="ieee")
     return best_M, total_M, acc_MD
 

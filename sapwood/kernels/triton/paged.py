@@ -1,6 +1,7 @@
 """Attention over pages.
 
-Keys and values of a layer lie as [page, KV head, cell of the page, D]: a head's share of a page is one run of memory.
+Keys and values of a layer lie as [page, KV head, cell of the page, D]: a head's share of a page is one run of memory. Where they
+have scales, those are float32 [page, KV head, cell of the page].
 
 There is a kernel for each kind of tile: rows of one token, spans of more, and members of runs of positions that several
 rows share. The unit of all is an item (`sapwood.kernels.triton.deal`): a tile of queries, with the G query heads of one KV
@@ -50,6 +51,8 @@ def attend_rows(
     stride,
     keys,
     values,
+    key_scales,
+    value_scales,
     out_THD,
     parts_JKMD,
     lse_JKM,
@@ -114,14 +117,19 @@ def attend_rows(
         table_P = tables_SP + slot.to(tl.int64) * table_stride
         keys += kv_head * (PAGE * D)
         values += kv_head * (PAGE * D)
+        if key_scales is not None:
+            key_scales += kv_head * PAGE
+            value_scales += kv_head * PAGE
         if PAIRS:
             best_M, total_M, acc_MD = absorb_pairs(
-                best_M, total_M, acc_MD, q_MD, position + m_M // G, begin, end, low, table_P, keys, values, scale, slope_M,
+                best_M, total_M, acc_MD, q_MD, position + m_M // G, begin, end, low, table_P, keys, values,
+                key_scales, value_scales, scale, slope_M,
                 K, D, PAGE, WINDOW, CAP, True, CVT, M, N, D_PAD,
             )  # fmt: skip
         else:
             best_M, total_M, acc_MD = absorb(
-                best_M, total_M, acc_MD, q_MD, position + m_M // G, begin, end, low, table_P, keys, values, scale, slope_M,
+                best_M, total_M, acc_MD, q_MD, position + m_M // G, begin, end, low, table_P, keys, values,
+                key_scales, value_scales, scale, slope_M,
                 K, D, PAGE, WINDOW, CAP, True, False, N, D_PAD,
             )  # fmt: skip
 
@@ -170,6 +178,8 @@ def attend_spans(
     kv_TX,
     keys,
     values,
+    key_scales,
+    value_scales,
     out_THD,
     parts_JKMD,
     lse_JKM,
@@ -223,11 +233,14 @@ def attend_spans(
         table_P = tables_SP + slot.to(tl.int64) * table_stride
         keys += kv_head * (PAGE * D)
         values += kv_head * (PAGE * D)
+        if key_scales is not None:
+            key_scales += kv_head * PAGE
+            value_scales += kv_head * PAGE
         if DENSE:
             start = tl.load(record + 7)
             best_M, total_M, acc_MD = absorb(
                 best_M, total_M, acc_MD, q_MD, position_M, begin, tl.minimum(start, end), low, table_P, keys, values,
-                scale, slope_M, K, D, PAGE, WINDOW, CAP, True, WINDOW > 0, N, D_PAD,
+                key_scales, value_scales, scale, slope_M, K, D, PAGE, WINDOW, CAP, True, WINDOW > 0, N, D_PAD,
             )  # fmt: skip
             begin = tl.maximum(begin, start)
             k_TD = heads_TXD + (K * G + kv_head) * D
@@ -248,12 +261,14 @@ def attend_spans(
             if not WINDOW:
                 clear = begin + tl.maximum(tl.minimum(position + 1, end) - begin, 0) // N * N
                 best_M, total_M, acc_MD = absorb(
-                    best_M, total_M, acc_MD, q_MD, position_M, begin, clear, low, table_P, keys, values, scale, slope_M,
+                    best_M, total_M, acc_MD, q_MD, position_M, begin, clear, low, table_P, keys, values,
+                key_scales, value_scales, scale, slope_M,
                     K, D, PAGE, WINDOW, CAP, False, True, N, D_PAD,
                 )  # fmt: skip
                 begin = clear
             best_M, total_M, acc_MD = absorb(
-                best_M, total_M, acc_MD, q_MD, position_M, begin, end, low, table_P, keys, values, scale, slope_M,
+                best_M, total_M, acc_MD, q_MD, position_M, begin, end, low, table_P, keys, values,
+                key_scales, value_scales, scale, slope_M,
                 K, D, PAGE, WINDOW, CAP, True, True, N, D_PAD,
             )  # fmt: skip
 
@@ -283,6 +298,8 @@ def attend_runs(
     stride,
     keys,
     values,
+    key_scales,
+    value_scales,
     parts_JKMD,
     lse_JKM,
     items_JW,
@@ -332,25 +349,32 @@ def attend_runs(
         best_M, total_M, acc_MD = nothing(M, D_PAD)
         table_P = tables_SP + slot.to(tl.int64) * table_stride
         k_head, v_head = keys + kv_head * (PAGE * D), values + kv_head * (PAGE * D)
+        k_scales, v_scales = None, None
+        if key_scales is not None:
+            k_scales, v_scales = key_scales + kv_head * PAGE, value_scales + kv_head * PAGE
         low = begin * 0
         # Whole blocks need no mask. Of a row there are too few to be worth a second loop.
         clear = begin + tl.maximum(end - begin, 0) // N * N
         if PAIRS:
             best_M, total_M, acc_MD = absorb_pairs(
-                best_M, total_M, acc_MD, q_MD, position_M, begin, clear, low, table_P, k_head, v_head, scale, slope_M,
+                best_M, total_M, acc_MD, q_MD, position_M, begin, clear, low, table_P, k_head, v_head,
+                k_scales, v_scales, scale, slope_M,
                 K, D, PAGE, 0, CAP, False, CVT, M, N, D_PAD,
             )  # fmt: skip
             best_M, total_M, acc_MD = absorb_pairs(
-                best_M, total_M, acc_MD, q_MD, position_M, clear, end, low, table_P, k_head, v_head, scale, slope_M,
+                best_M, total_M, acc_MD, q_MD, position_M, clear, end, low, table_P, k_head, v_head,
+                k_scales, v_scales, scale, slope_M,
                 K, D, PAGE, 0, CAP, True, CVT, M, N, D_PAD,
             )  # fmt: skip
         else:
             best_M, total_M, acc_MD = absorb(
-                best_M, total_M, acc_MD, q_MD, position_M, begin, clear, low, table_P, k_head, v_head, scale, slope_M,
+                best_M, total_M, acc_MD, q_MD, position_M, begin, clear, low, table_P, k_head, v_head,
+                k_scales, v_scales, scale, slope_M,
                 K, D, PAGE, 0, CAP, False, False, N, D_PAD,
             )  # fmt: skip
             best_M, total_M, acc_MD = absorb(
-                best_M, total_M, acc_MD, q_MD, position_M, clear, end, low, table_P, k_head, v_head, scale, slope_M,
+                best_M, total_M, acc_MD, q_MD, position_M, clear, end, low, table_P, k_head, v_head,
+                k_scales, v_scales, scale, slope_M,
                 K, D, PAGE, 0, CAP, True, False, N, D_PAD,
             )  # fmt: skip
         place_M = (item.to(tl.int64) * K + kv_head) * (TILE * G) + m_M

@@ -28,6 +28,21 @@ def _turn(low, high, cos, sin, turned, dtype: tl.constexpr):
     return new_low, new_high
 
 
+@jit
+def _most(x, inside):
+    """The largest magnitude of each head."""
+    return tl.max(tl.where(inside, tl.abs(x.to(tl.float32)), 0.0), axis=1)[:, None]
+
+
+@jit
+def _rounded(x, inverse, stored: tl.constexpr):
+    """What is stored with a scale: integers are the nearest."""
+    x = x.to(tl.float32) * inverse
+    if stored == tl.int8:
+        x = tl.floor(x + 0.5)
+    return x
+
+
 @jit(do_not_specialize_on_alignment=["cells_T"])
 def _place(
     heads_TXD,
@@ -38,6 +53,8 @@ def _place(
     cells_T,
     keys,
     values,
+    key_scales,
+    value_scales,
     eps,
     H: tl.constexpr,
     K: tl.constexpr,
@@ -49,6 +66,7 @@ def _place(
     LATE: tl.constexpr,
     INTERLEAVED: tl.constexpr,
     KEEP: tl.constexpr,
+    MOST: tl.constexpr,
     BLOCK: tl.constexpr,
     F_PAD: tl.constexpr,
     REST_PAD: tl.constexpr,
@@ -57,7 +75,7 @@ def _place(
     """BLOCK heads of one token. Grid (T, ceil(X / BLOCK)).
 
     A head is [low half | high half | rest], with INTERLEAVED low and high by turns; the rest is not turned. Keys and values
-    go to their cells in the dtype that is stored; queries are overwritten, and with KEEP keys as well.
+    go to their cells in the dtype that is stored, with scales by the largest of a head, which becomes MOST; queries are overwritten, and with KEEP keys as well.
     """
     token = tl.program_id(0).to(tl.int64)
     n = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[:, None]
@@ -112,27 +130,49 @@ def _place(
     tl.store(place + lows, new_low, mask=inside & kept)
     tl.store(place + highs, new_high, mask=inside & kept)
     is_key, is_value = (n >= H) & turned, n >= H + K
-    target = (cell // PAGE) * (K * PAGE * D) + ((n - H) % K) * (PAGE * D) + (cell % PAGE) * D
+    mark = (cell // PAGE) * (K * PAGE) + ((n - H) % K) * PAGE + cell % PAGE
+    target = mark * D
     stored = keys.dtype.element_ty
+    if REST_PAD > 0:
+        new_rest = rest.to(dtype)
+        if NORM:
+            tl.store(place + d, new_rest, mask=rest_inside & kept)
+    if key_scales is not None:
+        most = tl.maximum(_most(new_low, inside), _most(new_high, inside))
+        if REST_PAD > 0:
+            most = tl.maximum(most, _most(new_rest, rest_inside))
+        tl.store(key_scales + mark, most / MOST, mask=(n < H + 2 * K) & is_key)
+        tl.store(value_scales + mark, most / MOST, mask=(n < H + 2 * K) & is_value)
+        inverse = tl.where(most > 0, MOST / most, 0.0)
+        new_low, new_high = _rounded(new_low, inverse, stored), _rounded(new_high, inverse, stored)
+        if REST_PAD > 0:
+            new_rest = _rounded(new_rest, inverse, stored)
     tl.store(keys + target + lows, new_low.to(stored), mask=inside & is_key)
     tl.store(keys + target + highs, new_high.to(stored), mask=inside & is_key)
     tl.store(values + target + lows, new_low.to(stored), mask=inside & is_value)
     tl.store(values + target + highs, new_high.to(stored), mask=inside & is_value)
     if REST_PAD > 0:
-        new_rest = rest.to(dtype)
-        if NORM:
-            tl.store(place + d, new_rest, mask=rest_inside & kept)
         tl.store(keys + target + d, new_rest.to(stored), mask=rest_inside & is_key)
         tl.store(values + target + d, new_rest.to(stored), mask=rest_inside & is_value)
 
 
 def place(
-    heads_TXD: Tensor, rope: NormRope, cells_T: Tensor, keys: Tensor, values: Tensor, *, num_heads: int, keep: bool
+    heads_TXD: Tensor,
+    rope: NormRope,
+    cells_T: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    *,
+    num_heads: int,
+    keep: bool,
+    scales: tuple[Tensor, Tensor] | None = None,
+    most: float = 0.0,
 ) -> None:
     """Rotate the queries in place (with `keep` the keys as well), and write rotated keys and values to their cells.
 
     `keys` and `values` are one layer's [page, K, cell of the page, D] in any float dtype, contiguous; `cells_T` int64;
-    the last two axes of `heads_TXD` [T, H + 2K, D] are contiguous.
+    the last two axes of `heads_TXD` [T, H + 2K, D] are contiguous. With `scales`, those of keys and of values, float32 [page, K,
+    cell of the page], the largest of a head is stored as `most`, and `keys` and `values` may be int8 too.
     """
     num_tokens, size, head_dim = heads_TXD.shape
     _, num_kv_heads, page_size, _ = keys.shape
@@ -140,9 +180,12 @@ def place(
     half = rope.cos_TF.shape[-1]
     rest = head_dim - 2 * half
     join = pdl.supported(heads_TXD.device)
+    key_scales, value_scales = scales or (None, None)
     _place[(num_tokens, triton.cdiv(size, HEADS))](
-        heads_TXD, heads_TXD.stride(0), rope.norm_ND, rope.cos_TF, rope.sin_TF, cells_T, keys, values, rope.eps,
+        heads_TXD, heads_TXD.stride(0), rope.norm_ND, rope.cos_TF, rope.sin_TF, cells_T, keys, values,
+        key_scales, value_scales, rope.eps,
         H=num_heads, K=num_kv_heads, D=head_dim, F=half, PAGE=page_size, NORM=rope.norm_ND is not None,
-        CENTER=rope.center, LATE=rope.late, INTERLEAVED=rope.interleaved, KEEP=keep, BLOCK=HEADS, F_PAD=triton.next_power_of_2(half), REST_PAD=triton.next_power_of_2(rest) if rest else 0,
+        CENTER=rope.center, LATE=rope.late, INTERLEAVED=rope.interleaved, KEEP=keep, MOST=most,
+        BLOCK=HEADS, F_PAD=triton.next_power_of_2(half), REST_PAD=triton.next_power_of_2(rest) if rest else 0,
         PDL=join, num_warps=4, launch_pdl=join,
     )  # fmt: skip
