@@ -128,17 +128,15 @@ class CacheConfig:
         "what keys and values are stored in; int8 and fp8_per_token_head with a scale for each position and head",
         "--kv-cache-dtype",
         choices=(
-            *(
-                "auto",
-                "float32",
-                "bfloat16",
-                "float16",
-                "fp8_e4m3",
-                "fp8",
-                "fp8_per_token_head",
-                "int8",
-                "int8_per_token_head",
-            ),
+            "auto",
+            "float32",
+            "bfloat16",
+            "float16",
+            "fp8_e4m3",
+            "fp8",
+            "fp8_per_token_head",
+            "int8",
+            "int8_per_token_head",
         ),
     )
 
