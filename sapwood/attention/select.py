@@ -65,7 +65,8 @@ def _triton(wanted: Wanted) -> Make | str:
         return "the package triton is not installed (`pip install triton`)"
     from sapwood.attention.triton import Triton
 
-    return Triton.refuse(wanted.group, wanted.device, wanted.dtype) or partial(Triton, scaled=wanted.scaled)
+    make: Make = partial(Triton, scaled=True) if wanted.scaled else Triton
+    return Triton.refuse(wanted.group, wanted.device, wanted.dtype) or make
 
 
 def _native(wanted: Wanted) -> Make | str:

@@ -24,8 +24,11 @@ from sapwood.hub.files import ModelFiles, weight_files
 from sapwood.quant.base import Choice, Leaf, tensors_by
 from sapwood.quant.source import Source, Stored
 
-# Tables that old checkpoints hold although they follow from the config.
-_COMPUTED = re.compile(r"\.(rotary_emb\.inv_freq|masked_bias)$|\.(attn|attention)\.bias$")
+# Tables that old checkpoints hold although they follow from the config; and the scales that quantised ones have for keys and
+# values in float8, which keeps its digits without any, and has finer ones where it has some.
+_COMPUTED = re.compile(
+    r"\.(rotary_emb\.inv_freq|masked_bias)$|\.(attn|attention)\.bias$|\.(self_attn|attn)\.(q_proj\.|k_proj\.|v_proj\.)?[qkv]_(scale|zero_point)$"
+)
 _NUM_NAMED = 4
 
 

@@ -49,9 +49,11 @@ def test_weights_are_converted_to_the_model_dtype_and_norms_stay_float32(tmp_pat
     assert torch.nn.functional.cosine_similarity(ours, theirs).min() > 0.99
 
 
-def test_computed_tables_and_copies_of_tied_weights_are_skipped(tmp_path: Path) -> None:
+def test_computed_tables_scales_of_keys_and_copies_of_tied_weights_are_skipped(tmp_path: Path) -> None:
     def add(tensors: Tensors) -> None:
         tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.zeros(8)
+        tensors["model.layers.0.self_attn.k_scale"] = torch.ones(())
+        tensors["model.layers.0.self_attn.v_proj.v_scale"] = torch.ones(())
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
 
     model = forward.load(change(models.save("llama-tied", tmp_path), add))
