@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from tests.breadth import BREADTH, RENAMED
+from tests.recurrent import RECURRENT
 
 _SIZES = {
     "vocab_size": 199,
@@ -102,7 +103,7 @@ MODELS: Mapping[str, tuple[str, str, dict[str, Any]]] = MappingProxyType(
 def _classes(family: str) -> tuple[str, str, dict[str, Any]]:
     if family in RENAMED:
         return RENAMED[family][:3]
-    return {**MODELS, **BREADTH}[family]
+    return {**MODELS, **BREADTH, **RECURRENT}[family]
 
 
 @functools.cache

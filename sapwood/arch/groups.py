@@ -16,16 +16,16 @@ class KVPlace(NamedTuple):
     layer: int
 
 
-def kv_groups(decoder: Decoder, page_size: int) -> tuple[KVGroup, ...]:
-    """The groups, those that keep every position first, else in the order of the layers."""
+def kv_groups(decoder: Decoder, page_size: int, rewind: int = 0) -> tuple[KVGroup, ...]:
+    """The groups, those that keep every position first, else in the order of the layers. `rewind` is as in `KVGroup`."""
     kinds = [block.mixer.kv for block in decoder.blocks]
-    groups = [KVGroup(kind, kinds.count(kind), page_size) for kind in dict.fromkeys(kinds) if kind is not None]
+    groups = [KVGroup(kind, kinds.count(kind), page_size, rewind) for kind in dict.fromkeys(kinds) if kind is not None]
     return tuple(sorted(groups, key=lambda group: group.window is not None))
 
 
-def joint_groups(decoders: Sequence[Decoder], page_size: int) -> tuple[KVGroup, ...]:
+def joint_groups(decoders: Sequence[Decoder], page_size: int, rewind: int = 0) -> tuple[KVGroup, ...]:
     """Those of several models that run side by side, in their order: none shares a group with another."""
-    return tuple(group for decoder in decoders for group in kv_groups(decoder, page_size))
+    return tuple(group for decoder in decoders for group in kv_groups(decoder, page_size, rewind))
 
 
 def kv_places(decoder: Decoder) -> tuple[KVPlace | None, ...]:

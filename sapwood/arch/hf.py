@@ -120,6 +120,17 @@ class HfConfig:
             raise self._wrong(name, value, f"a list of {count} positive numbers")
         return tuple(map(float, value))
 
+    def bounds(self, name: str, default: tuple[float, float]) -> tuple[float, float]:
+        """The least and the most of something, which may be infinite."""
+        value = self._get(name, default)
+        try:
+            low, high = (float(one["__float__"] if isinstance(one, Mapping) else one) for one in value)
+        except (TypeError, ValueError, KeyError) as error:
+            raise self._wrong(name, value, "two numbers") from error
+        if not low <= high:
+            raise self._wrong(name, value, "two numbers, the lower one first")
+        return low, high
+
     def choice(self, name: str, choices: Mapping[str, T], default: str | None = None) -> T:
         """The value that stands for one of the words that the field may hold."""
         word = self.string(name, default)

@@ -14,9 +14,10 @@ from sapwood.attention.base import Backend
 from sapwood.attention.cpu import Cpu
 from sapwood.attention.native import Native
 from sapwood.attention.reference import Reference
+from sapwood.attention.states import States
 from sapwood.base.abilities import Ability
 from sapwood.base.errors import ConfigError
-from sapwood.base.kv import SCALE_BYTES, Heads, KVGroup
+from sapwood.base.kv import SCALE_BYTES, Heads, KVGroup, State
 from sapwood.device import abilities_of
 from sapwood.kernels.cpu.library import Machine
 
@@ -76,11 +77,16 @@ def _native(wanted: Wanted) -> Make | str:
     return refused or partial(Native, machine=wanted.machine)
 
 
+def _states(wanted: Wanted) -> Make | str:
+    return States.refuse(wanted.group, wanted.device, wanted.dtype) or States
+
+
 BACKENDS = (
     Offer("triton", Heads, Ability.TRITON, _triton),
     Offer("native", Heads, Ability.HOST, _native),
     Offer("cpu", Heads, Ability.HOST, _cpu),
     Offer("reference", Heads, None, _reference),
+    Offer("reference-states", State, Ability.HOST, _states),
 )
 """In the order in which `auto` tries them."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from types import MappingProxyType
 from typing import Protocol
 
@@ -29,7 +30,11 @@ class KVKind(Protocol):
 
     @property
     def divisible(self) -> bool:
-        """Whether what a page holds of its first positions is of use whatever was computed behind them."""
+        """Whether a page holds something of each position, which is of use whatever was computed behind it.
+
+        What is not divisible is one thing at a time: a page holds it as it was behind the last of its positions, later
+        queries need no other, and a step must not begin with what it writes itself.
+        """
         ...
 
     def oldest(self, position: int) -> int:
@@ -39,8 +44,8 @@ class KVKind(Protocol):
         """
         ...
 
-    def bytes_per_page(self, page_size: int, itemsize: int, scale_bytes: int) -> int:
-        """What one layer keeps of `page_size` positions: `itemsize` an element, `scale_bytes` for what shares a scale."""
+    def bytes_per_page(self, cells: int, itemsize: int, scale_bytes: int) -> int:
+        """What one layer keeps in a page of so many `cells`: `itemsize` an element, `scale_bytes` for what shares a scale."""
         ...
 
 
@@ -72,17 +77,46 @@ class Heads:
     def oldest(self, position: int) -> int:
         return 0 if self.window is None else max(0, position - self.window + 1)
 
-    def bytes_per_page(self, page_size: int, itemsize: int, scale_bytes: int) -> int:
-        return 2 * page_size * self.num_kv_heads * (self.head_dim * itemsize + scale_bytes)
+    def bytes_per_page(self, cells: int, itemsize: int, scale_bytes: int) -> int:
+        return 2 * cells * self.num_kv_heads * (self.head_dim * itemsize + scale_bytes)
+
+
+@dataclass(frozen=True)
+class State:
+    """What a recurrence has made of all that came before: `shapes` of float32, whatever else is kept in.
+
+    A query needs the state just before it.
+    """
+
+    shapes: tuple[tuple[int, ...], ...]
+
+    @property
+    def divisible(self) -> bool:
+        return False
+
+    def oldest(self, position: int) -> int:
+        return max(0, position - 1)
+
+    def bytes_per_page(self, cells: int, itemsize: int, scale_bytes: int) -> int:
+        return 4 * cells * sum(prod(shape) for shape in self.shapes)
 
 
 @dataclass(frozen=True)
 class KVGroup:
-    """Layers of one kind, which share one page table: a page holds `page_size` positions of each of them."""
+    """Layers of one kind, which share one page table: a page stands for `page_size` positions of each of them.
+
+    `rewind` is how many positions a row may have to go back by: what is not divisible is kept behind so many more.
+    """
 
     kind: KVKind
     num_layers: int
     page_size: int
+    rewind: int = 0
+
+    @property
+    def cells(self) -> int:
+        """How many things a page holds; that of a position lies in cell `position % cells`."""
+        return self.page_size if self.kind.divisible else min(self.page_size, self.rewind + 1)
 
     @property
     def window(self) -> int | None:
@@ -96,4 +130,10 @@ class KVGroup:
 
     def bytes_per_page(self, itemsize: int, scale_bytes: int = 0) -> int:
         """Bytes of one page, all layers: see `KVKind.bytes_per_page`."""
-        return self.num_layers * self.kind.bytes_per_page(self.page_size, itemsize, scale_bytes)
+        return self.num_layers * self.kind.bytes_per_page(self.cells, itemsize, scale_bytes)
+
+
+def most_rewound(drafts: int, depth: int) -> int:
+    """How many positions a row may have to go back by, which feeds so many drafts with so many steps in flight: as many as
+    were planned behind the last token that turns out to be right."""
+    return (drafts + 1) * (depth + 1) - 1 if drafts else max(0, depth - 1)

@@ -18,7 +18,7 @@ def audit(tree: RadixTree, holds: Sequence[Hold]) -> int:
     wrong = _counts(tree, holds) + tree.recount()
     for g, pool in enumerate(tree.pools):
         used = [node.pages[g] for node in tree.nodes() if node.pages[g] != ABSENT]
-        used += [own[g] for hold in holds for own in hold.own]
+        used += [own[g] for hold in holds for own in hold.own if own[g] != ABSENT]
         wrong += pool.reset_free(used)
     return wrong
 

@@ -12,16 +12,18 @@ class Hold:
         root, nodes: The path. The sequence is counted in `users` of every node on it.
         own: Per private page behind the path: its number in each group.
         low: Per windowed group: first page of the path that is held.
+        asked: How many pages the tokens fill that were known when it began.
         shared: How many nodes of the path others used too when the shared runs were last looked for.
     """
 
-    __slots__ = ("low", "nodes", "own", "root", "shared")
+    __slots__ = ("asked", "low", "nodes", "own", "root", "shared")
 
-    def __init__(self, root: Node, nodes: list[Node], num_groups: int) -> None:
+    def __init__(self, root: Node, nodes: list[Node], num_groups: int, asked: int) -> None:
         self.root = root
         self.nodes = nodes
         self.own: list[list[int]] = []
         self.low = [0] * num_groups
+        self.asked = asked
         self.shared = 0
 
     @property

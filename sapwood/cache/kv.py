@@ -21,12 +21,11 @@ from sapwood.base.kv import KVGroup
 from sapwood.base.plan import Ints, PageChange, PageCopy, Runs
 from sapwood.base.request import Request
 from sapwood.cache.audit import audit
+from sapwood.cache.changes import Changes
 from sapwood.cache.hold import Hold
 from sapwood.cache.pool import PagePool
 from sapwood.cache.runs import RunCost, SharedRuns
 from sapwood.cache.tree import ABSENT, Node, RadixTree
-
-SLOT_SHIFT = 32
 
 
 class KVCache:
@@ -59,9 +58,8 @@ class KVCache:
         self.relief = 0
         self._shared_runs = SharedRuns(self.page_size, run_cost)
         self._windows_only = all(group.window is not None for group in groups)
-        self._divisible = all(group.kind.divisible for group in groups)
-        # Per group: slot and index packed into one key -> page, so that the last word on an entry counts.
-        self._changes: list[dict[int, int]] = [{} for _ in groups]
+        self._changes = Changes(len(groups))
+        self._number = 0  # of the last plan for which something was published
         self._copies: list[tuple[list[int], list[int]]] = [([], []) for _ in groups]
         self._pinned: list[Node] = []
 
@@ -95,7 +93,7 @@ class KVCache:
         tree = self.tree
         root = tree.root(self._namespace(request))
         nodes = tree.match(root, request.tokens.tobytes(), self._max_match(request))
-        hold = request.hold = Hold(root, nodes, len(self.groups))
+        hold = request.hold = Hold(root, nodes, len(self.groups), len(request.tokens) // self.page_size)
         tree.lease(hold.deepest)
         tree.join(nodes)
         matched = len(nodes) * self.page_size
@@ -127,10 +125,8 @@ class KVCache:
             wanted = request.tokens[cached : min(len(request.tokens) - 1, cached + self.page_size)]
             cached += self._copy_partial(hold, wanted.tobytes(), number)
         for g in range(len(self.groups)):
-            first = hold.low[g]
-            found = [node.pages[g] for node in hold.nodes[first:]] + [own[g] for own in hold.own]
-            key = request.slot << SLOT_SHIFT | first
-            self._changes[g].update(zip(range(key, key + len(found)), found, strict=True))
+            found = [node.pages[g] for node in hold.nodes[hold.low[g] :]] + [own[g] for own in hold.own]
+            self._changes.put(g, request.slot, hold.low[g], found)
         return cached
 
     def extend(self, request: Request, fed: int, tokens: bytes) -> int:
@@ -139,27 +135,34 @@ class KVCache:
         `tokens` are all known tokens as int32 bytes. Returns the new `fed`.
         """
         hold: Hold = request.hold
-        tree = self.tree
-        if hold.own or fed != len(hold.nodes) * self.page_size or not request.scored:
+        tree, depth, start = self.tree, len(hold.nodes), hold.deepest
+        path = tree.match(start, tokens, self._behind(request, fed, tokens), depth)
+        if not path:
             return fed
-        start = deepest = hold.deepest
-        last = (len(tokens) // 4 - 1) // self.page_size
-        while len(hold.nodes) < last:
-            depth = len(hold.nodes)
-            child = deepest.children.get(tokens[depth * tree.page_bytes : (depth + 1) * tree.page_bytes])
-            if child is None or ABSENT in child.pages:
-                break
-            tree.join((child,))
-            tree.found((child,))
-            self._append(hold, child)
-            for g in range(len(self.groups)):
-                self._change(g, request.slot, depth, child.pages[g])
-            deepest = child
-        if deepest is not start:
-            tree.lease(deepest)
-            tree.release(start)
-            self.relief += 1
+        tree.join(path)
+        tree.found(path)
+        for g in range(len(self.groups)):
+            self._changes.put(g, request.slot, depth, [max(0, node.pages[g]) for node in path])
+        for node in path:
+            self._append(hold, node)
+        tree.lease(path[-1])
+        tree.release(start)
+        self.relief += 1
         return len(hold.nodes) * self.page_size
+
+    def ahead(self, request: Request, fed: int, tokens: bytes) -> tuple[int, bool]:
+        """How far the tree goes on from `fed` as `tokens` do, in tokens, and whether `extend` will follow it once the plan that
+        is being made has been."""
+        hold: Hold = request.hold
+        depth = len(hold.nodes)
+        path = self.tree.walk(hold.deepest, tokens, depth, self._behind(request, fed, tokens))
+        return fed + len(path) * self.page_size, self.tree.usable(path, depth, now=False) > 0
+
+    def _behind(self, request: Request, fed: int, tokens: bytes) -> int:
+        """The most pages that a request that has come so far may find in the tree; none if it is not where the tree's end."""
+        hold: Hold = request.hold
+        at_border = not hold.own and fed == len(hold.nodes) * self.page_size
+        return (len(tokens) // 4 - 1) // self.page_size if at_border and request.scored else 0
 
     def clamp(self, request: Request, start: int, count: int, *, seen: int) -> int:
         """How many of `count` positions from `start` on there are pages for, free or to be had by eviction.
@@ -168,28 +171,38 @@ class KVCache:
         """
         hold: Hold = request.hold
         self._slide(hold, seen)
-        pages = hold.num_pages + min(self.num_available(g) for g in range(len(self.groups)))
-        return min(count, pages * self.page_size - start)
+        available = [self.num_available(g) for g in range(len(self.groups))]
+        # Of what is not divisible one page is enough for all positions, that of the last.
+        pages = min(count if most and g in self.tree.whole else most for g, most in enumerate(available))
+        return min(count, (hold.num_pages + pages) * self.page_size - start)
 
-    def reserve(self, request: Request, end: int) -> bool:
-        """Have pages for all positions below `end`, all or nothing."""
+    def reserve(self, request: Request, end: int, after: int = 0) -> bool:
+        """Have pages for all positions below `end`, all or nothing; of what is not divisible for those that queries from
+        position `after` on will need."""
         hold: Hold = request.hold
-        missing = -(-end // self.page_size) - hold.num_pages
-        if missing <= 0:
+        first, last = hold.num_pages, -(-end // self.page_size)
+        if last <= first:
             return True
-        for g, pool in enumerate(self.pools):
-            if missing > len(pool.free) + self.tree.num_evictable(g):
-                return False
-        first = hold.num_pages
-        new = [[ABSENT] * len(self.pools) for _ in range(missing)]
-        for g, pool in enumerate(self.pools):
-            if missing > len(pool.free):
-                self.tree.evict(g, missing - len(pool.free))
-            for i in range(missing):
-                new[i][g] = pool.allocate()
-                self._change(g, request.slot, first + i, new[i][g])
+        firsts = [first] * len(self.groups)
+        for g in self.tree.whole:
+            firsts[g] = max(first, self.tree.first_seen(g, after))
+        if any(last - begin > self.num_available(g) for g, begin in enumerate(firsts)):
+            return False
+        new = [[ABSENT] * len(self.pools) for _ in range(first, last)]
+        for g, begin in enumerate(firsts):
+            pages = self._allocate(g, last - begin)
+            self._changes.put(g, request.slot, begin, pages)
+            for own, page in zip(new[begin - first :], pages, strict=True):
+                own[g] = page
         hold.own.extend(new)
         return True
+
+    def _allocate(self, group: int, count: int) -> list[int]:
+        """So many pages, which are available."""
+        pool = self.pools[group]
+        if count > len(pool.free):
+            self.tree.evict(group, count - len(pool.free))
+        return pool.allocate(count)
 
     def horizon(self, request: Request) -> int:
         """The position up to which the request has pages."""
@@ -199,9 +212,10 @@ class KVCache:
     def publish(self, request: Request, tokens: bytes, *, start: int, number: int) -> None:
         """Give the tree every private page whose tokens are in `tokens` (known and planned, int32 bytes).
 
-        `start` is the first position that plan `number` writes for this request: a page that the tree has already is
-        exchanged for the tree's, but not while we write to it.
+        `start` is the first position that plan `number` may write for this request: a page that the tree has already is
+        exchanged for the tree's, but not while we write to it, nor while the tree's may not be begun with.
         """
+        self._number = max(self._number, number)
         hold: Hold = request.hold
         size = self.tree.page_bytes
         full = len(tokens) // size
@@ -210,7 +224,7 @@ class KVCache:
             known = hold.deepest.children.get(key)
             if known is None:
                 self._append(hold, self.tree.grow(hold.deepest, key, hold.own.pop(0), number))
-            elif (depth + 1) * self.page_size <= start:
+            elif (depth + 1) * self.page_size <= start and self.tree.may_begin(known):
                 self._exchange(hold, known, request.slot)
             else:
                 break
@@ -235,13 +249,11 @@ class KVCache:
         running = [_running(requests[slot]) for slot in slots.tolist()]
         holds: list[Hold] = [request.hold for request in running]
         self._publish_next(running, holds, slots, planned, history, number)
-        entries = (slots.astype(np.int64) << SLOT_SHIFT | starts // self.page_size).tolist()
+        indices = starts // self.page_size
         taken = []
-        for g, pool in enumerate(self.pools):
-            if len(slots) > len(pool.free):
-                self.tree.evict(g, len(slots) - len(pool.free))
-            pages = pool.allocate_many(len(slots))
-            self._changes[g].update(zip(entries, pages, strict=True))
+        for g in range(len(self.groups)):
+            pages = self._allocate(g, len(slots))
+            self._changes.put_each(g, slots, indices, pages)
             taken.append(pages)
         for hold, own in zip(holds, zip(*taken, strict=True), strict=True):
             hold.own.append(list(own))
@@ -283,8 +295,7 @@ class KVCache:
         self.relief += 1
         tree.part(hold.nodes)
         for own in hold.own:
-            for g, page in enumerate(own):
-                self.pools[g].give(page)
+            self._give(own)
         for g in tree.windowed:
             for node in hold.nodes[hold.low[g] :]:
                 tree.unhold(node, g)
@@ -297,12 +308,9 @@ class KVCache:
                     tree.remove(node)
 
     def take_changes(self) -> tuple[tuple[PageChange, ...] | None, tuple[PageCopy, ...] | None]:
-        """What changed in page tables since the last call, and the copies to make, per group; None where there are none."""
-        changes = copies = None
-        if any(self._changes):
-            changes = tuple(_page_change(group) for group in self._changes)
-            for entries in self._changes:
-                entries.clear()
+        """What a plan that is complete changes in page tables, and the copies to make, per group; None where there are none."""
+        copies = None
+        self.tree.written = self._number
         if self._pinned:
             copies = tuple(PageCopy(*(np.array(column, dtype=np.int32) for column in group)) for group in self._copies)
             for columns in self._copies:
@@ -311,7 +319,7 @@ class KVCache:
             for node in self._pinned:
                 self._unpin(node)
             self._pinned.clear()
-        return changes, copies
+        return self._changes.take(), copies
 
     def runs(self, steady: Ints, version: int, requests: Sequence[Request | None]) -> Runs | None:
         """The runs of pages that the steady rows share, worth being read once.
@@ -357,8 +365,11 @@ class KVCache:
 
     # -- parts ------------------------------------------------------------------------------------------------------
 
-    def _change(self, group: int, slot: int, index: int, page: int) -> None:
-        self._changes[group][slot << SLOT_SHIFT | index] = page
+    def _give(self, own: Sequence[int]) -> None:
+        """Give back what there is of a private page."""
+        for pool, page in zip(self.pools, own, strict=True):
+            if page != ABSENT:
+                pool.give(page)
 
     def _append(self, hold: Hold, node: Node) -> None:
         hold.nodes.append(node)
@@ -366,17 +377,21 @@ class KVCache:
             self.tree.hold(node, g)
 
     def _slide(self, hold: Hold, start: int) -> None:
-        """Let go of windowed pages that no query at or behind `start` sees."""
+        """Let go of windowed pages that no query at or behind `start` sees.
+
+        Of what is not divisible, pages behind what was asked are spent: other requests go on from the end of an answer, seldom
+        from its midst.
+        """
         for g in self.tree.windowed:
             low = min(self.tree.first_seen(g, start), len(hold.nodes))
-            for node in hold.nodes[hold.low[g] : low]:
-                self.tree.unhold(node, g)
+            for index in range(hold.low[g], low):
+                self.tree.unhold(hold.nodes[index], g, spent=g in self.tree.whole and index >= hold.asked)
                 self.relief += 1
             hold.low[g] = max(hold.low[g], low)
 
     def _copy_partial(self, hold: Hold, wanted: bytes, number: int) -> int:
         """Copy the page that begins like `wanted` into one of our own; return how many tokens that saves."""
-        if not wanted or not self._divisible:
+        if not wanted or self.tree.whole:
             return 0
         found = self.tree.closest(hold.deepest, wanted, number)
         if found is None:
@@ -388,14 +403,11 @@ class KVCache:
             self.tree.hold(source, g)
         possible = all(self.num_available(g) for g in range(len(self.groups)))
         if possible:
-            own = []
-            for g, pool in enumerate(self.pools):
-                if not pool.free:
-                    self.tree.evict(g, 1)
-                page = pool.allocate()
-                own.append(page)
+            own: list[int] = []
+            for g in range(len(self.groups)):
+                own += self._allocate(g, 1)
                 self._copies[g][0].append(source.pages[g])
-                self._copies[g][1].append(page)
+                self._copies[g][1].append(own[g])
             hold.own.append(own)
             self._pinned.append(source)
             self.num_copied += 1
@@ -411,12 +423,14 @@ class KVCache:
 
     def _exchange(self, hold: Hold, node: Node, slot: int) -> None:
         """Use the tree's page, which somebody else had computed too, and give ours back."""
-        for g, page in enumerate(hold.own.pop(0)):
-            if node.pages[g] == ABSENT:
+        own = hold.own.pop(0)
+        for g, page in enumerate(own):
+            if page != ABSENT and node.pages[g] == ABSENT:
                 self.tree.donate(node, g, page)
-            else:
-                self.pools[g].give(page)
-                self._change(g, slot, len(hold.nodes), node.pages[g])
+                own[g] = ABSENT
+            elif page != ABSENT:
+                self._changes.put(g, slot, len(hold.nodes), (node.pages[g],))
+        self._give(own)
         self.tree.lease(node)
         self.tree.release(hold.deepest)
         self.tree.join((node,))
@@ -425,16 +439,10 @@ class KVCache:
         self._shared_runs.exchanged += 1
 
     def _keep_partial(self, hold: Hold, key: bytes, number: int) -> None:
-        if key and hold.own and self._divisible and key not in hold.deepest.children:
+        if key and hold.own and not self.tree.whole and key not in hold.deepest.children:
             self.tree.make_evictable(self.tree.add(hold.deepest, key, hold.own.pop(0), number))
 
 
 def _running(request: Request | None) -> Request:
     assert request is not None
     return request
-
-
-def _page_change(entries: dict[int, int]) -> PageChange:
-    keys = np.fromiter(entries.keys(), dtype=np.int64, count=len(entries))
-    pages = np.fromiter(entries.values(), dtype=np.int32, count=len(entries))
-    return PageChange((keys >> SLOT_SHIFT).astype(np.int32), (keys & 0xFFFFFFFF).astype(np.int32), pages)

@@ -19,12 +19,9 @@ class PagePool:
         """Pages that requests can have in all."""
         return self.num_pages - 1
 
-    def allocate(self) -> int:
-        return self.free.pop()
-
-    def allocate_many(self, count: int) -> list[int]:
-        """As many pages at once; there must be as many."""
-        pages = self.free[-count:]
+    def allocate(self, count: int) -> list[int]:
+        """So many pages, at least one; there must be as many."""
+        pages = self.free[-count:][::-1]
         del self.free[-count:]
         return pages
 

@@ -92,7 +92,7 @@ class KVStake(Stake):
         return self.kv.clamp(request, start, count, seen=start - int(self._slots.slack[request.slot]))
 
     def take(self, request: Request, start: int, end: int, number: int) -> int:
-        taken = self.kv.reserve(request, end)
+        taken = self.kv.reserve(request, end, after=end - int(self._slots.slack[request.slot]))
         assert taken, "clamp promised these pages"
         self.kv.publish(request, self._known(request.slot)[: 4 * end], start=start, number=number)
         self._until[request.slot] = until = self.kv.horizon(request)
@@ -127,7 +127,8 @@ class KVStake(Stake):
         """What is full goes to the tree; pages exchanged for equal ones there are free for the others."""
         s = self._slots
         for slot in slots.tolist():
-            self.kv.publish(s.of(slot), s.planned(slot), start=int(s.fed[slot]), number=number)
+            start = int(s.fed[slot] - s.slack[slot])
+            self.kv.publish(s.of(slot), s.planned(slot), start=start, number=number)
 
     # -- plans and departures -------------------------------------------------------------------------------------
 
@@ -145,7 +146,10 @@ class KVStake(Stake):
         return parts
 
     def drop(self, request: Request, number: int, *, trusted: bool) -> None:
-        planned = self._slots.planned(request.slot) if request.running else b""
+        planned = b""
+        if request.running:
+            planned = self._slots.planned(request.slot)
+            self.kv.tree.written = number  # the last plan that was made
         self.kv.leave(request, planned, number=number, discard=not trusted)
 
     def reset(self) -> None:

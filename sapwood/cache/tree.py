@@ -31,7 +31,7 @@ ANCHOR = 8  # tokens at the beginning of a page, if it has as many, by which it 
 
 
 class Node:
-    """One page per group. `born` is the plan that first wrote it; `used` orders eviction."""
+    """One page per group, or none where nobody needs what it would hold. `born` is the plan that first wrote it; `used` orders eviction."""
 
     __slots__ = (
         "born",
@@ -75,6 +75,8 @@ class RadixTree:
         self._groups = tuple(groups)
         self.windows = [group.window for group in groups]
         self.windowed = [g for g, window in enumerate(self.windows) if window is not None]
+        self.whole = [g for g, group in enumerate(groups) if not group.kind.divisible]  # these are windowed too
+        self.written = 0  # the last plan that is complete: what it and those before it write, later ones may begin with
         self.pools = pools
         self.roots: dict[str, Node] = {}
         self.num_nodes = 0
@@ -103,32 +105,44 @@ class RadixTree:
 
     # -- finding ------------------------------------------------------------------------------------------------
 
-    def match(self, root: Node, keys: bytes, max_pages: int) -> list[Node]:
-        """The longest usable path of full pages for the tokens in `keys`, at most `max_pages` long.
-
-        Usable: every page that a query behind the path sees is there, in windowed groups too.
-        """
+    def walk(self, node: Node, keys: bytes, depth: int, end: int) -> list[Node]:
+        """The longest path of full pages behind a node at a depth, for the tokens in `keys`, down to the depth `end`."""
         size = self.page_bytes
         path: list[Node] = []
-        node = root
-        usable = 0
-        complete = [0] * len(self.windows)  # per group: pages from here to the end of the path are all present
-        for depth in range(max_pages):
+        while depth < end:
             child = node.children.get(keys[depth * size : (depth + 1) * size])
             if child is None:
                 break
             path.append(child)
-            node = child
-            if not self.windowed:
-                continue
+            node, depth = child, depth + 1
+        return path
+
+    def match(self, node: Node, keys: bytes, end: int, depth: int = 0) -> list[Node]:
+        """As `walk`, as far as it is usable: every page that a query behind the path sees is there, in windowed groups too.
+
+        What is not divisible must have been written before, by a plan that is complete.
+        """
+        path = self.walk(node, keys, depth, end)
+        return path[: self.usable(path, depth)] if self.windowed else path
+
+    def usable(self, path: Sequence[Node], depth: int, *, now: bool = True) -> int:
+        """How many nodes of a path behind a usable one at a depth are usable; if not `now`, then once the plan that is being
+        made has been."""
+        usable = 0
+        complete = [0] * len(self.windows)  # per group: pages from here to the end of the path are all present
+        for index, node in enumerate(path, start=1):
             good = True
             for g in self.windowed:
-                if child.pages[g] == ABSENT:
-                    complete[g] = depth + 1
-                good &= complete[g] <= self.first_seen(g, (depth + 1) * self.page_size)
+                if node.pages[g] == ABSENT or (now and g in self.whole and not self.may_begin(node)):
+                    complete[g] = depth + index
+                good &= complete[g] <= self.first_seen(g, (depth + index) * self.page_size)
             if good:
-                usable = depth + 1
-        return path[:usable] if self.windowed else path
+                usable = index
+        return usable
+
+    def may_begin(self, node: Node) -> bool:
+        """Whether the plan that is being made may begin with what the node has, however that is kept."""
+        return not self.whole or node.born <= self.written
 
     def first_seen(self, group: int, position: int) -> int:
         """Index of the first page that a query at `position` needs in the group."""
@@ -179,10 +193,13 @@ class RadixTree:
             walk.shelters -= 1
             if walk.shelters:
                 return
-            self.num_sheltered -= walk.parent is not None
-            if not walk.children:
+            parent = walk.parent
+            self.num_sheltered -= parent is not None
+            if not walk.children and parent is not None and self._bare(walk):
+                self.remove(walk)
+            elif not walk.children:
                 self._leaf(walk)
-            walk = walk.parent
+            walk = parent
 
     def join(self, nodes: Iterable[Node]) -> None:
         """One more running sequence goes through each of the nodes."""
@@ -202,15 +219,17 @@ class RadixTree:
             self.num_shared -= node.users == 1
 
     def hold(self, node: Node, group: int) -> None:
-        if node.holds[group] == 0:
+        """A running sequence has the node's page in its window, or would, if the node had one."""
+        if node.holds[group] == 0 and node.pages[group] != ABSENT:
             self.num_held[group] += 1
         node.holds[group] += 1
 
-    def unhold(self, node: Node, group: int) -> None:
+    def unhold(self, node: Node, group: int, *, spent: bool = False) -> None:
+        """It has it no longer; the page is the first to be evicted if it is `spent`."""
         node.holds[group] -= 1
-        if node.holds[group] == 0:
+        if node.holds[group] == 0 and node.pages[group] != ABSENT:
             self.num_held[group] -= 1
-            node.touched[group] = stamp = self._stamp()
+            node.touched[group] = stamp = 0 if spent else self._stamp()
             heapq.heappush(self._slack[group], (stamp, next(self._order), node))
             if len(self._slack[group]) > 2 * self.num_nodes + 64:
                 self._slack[group] = [entry for entry in self._slack[group] if self._is_slack(group, *entry)]
@@ -245,6 +264,7 @@ class RadixTree:
         """Give a node back the windowed page that it had lost."""
         node.pages[group] = page
         self.num_present[group] += 1
+        self.num_held[group] += node.holds[group] > 0
 
     def make_evictable(self, node: Node) -> None:
         """Make a node that nobody leases evictable as the most recently used one."""
@@ -270,8 +290,24 @@ class RadixTree:
                 self._evict_window_page(group)
 
     def remove(self, node: Node) -> None:
-        """Free an unsheltered leaf's pages and forget it."""
-        parent = node.parent
+        """Free an unsheltered leaf's pages and forget it, and those above it that then are leaves without a page."""
+        while True:
+            parent = self._cut(node)
+            if parent.children or parent.shelters:
+                return
+            parent.used = max(parent.used, node.used)
+            if parent.parent is None or not self._bare(parent):
+                return self._leaf(parent)
+            node = parent
+
+    @staticmethod
+    def _bare(node: Node) -> bool:
+        """Whether it has no page left, so that as a leaf it is of no use to anybody."""
+        return all(page == ABSENT for page in node.pages)
+
+    def _cut(self, leaf: Node) -> Node:
+        """Free an unsheltered leaf's pages; its parent, which has it no longer."""
+        node, parent = leaf, leaf.parent
         assert parent is not None and not node.children and not node.shelters
         del parent.children[node.key]
         node.parent = None
@@ -283,12 +319,7 @@ class RadixTree:
                 self.pools[g].give(page)
                 self.num_present[g] -= self.windows[g] is not None
                 self.num_evicted += 1
-        if not parent.children and not parent.shelters:
-            parent.used = max(parent.used, node.used)
-            if parent.parent is not None and all(page == ABSENT for page in parent.pages):
-                self.remove(parent)  # its windowed pages went earlier: nothing is left to reuse
-            else:
-                self._leaf(parent)
+        return parent
 
     def recount(self) -> int:
         """Make right what is counted over all nodes, after these are right themselves; how many totals were wrong."""
@@ -299,7 +330,7 @@ class RadixTree:
         self.num_shared = sum(node.users > 1 for node in nodes)
         for g in self.windowed:
             self.num_present[g] = sum(node.pages[g] != ABSENT for node in nodes)
-            self.num_held[g] = sum(node.holds[g] > 0 for node in nodes)
+            self.num_held[g] = sum(node.holds[g] > 0 and node.pages[g] != ABSENT for node in nodes)
             slack = [node for node in nodes if node.pages[g] != ABSENT and not node.holds[g]]
             self._slack[g] = [(node.touched[g], next(self._order), node) for node in slack]
             heapq.heapify(self._slack[g])
@@ -354,6 +385,5 @@ class RadixTree:
         node.pages[group] = ABSENT
         self.num_present[group] -= 1
         self.num_evicted += 1
-        # Without any page left, a childless node is of no use to anybody.
-        if not node.children and not node.shelters and all(page == ABSENT for page in node.pages):
+        if not node.children and not node.shelters and self._bare(node):
             self.remove(node)

@@ -13,7 +13,7 @@ from dataclasses import replace as replace_fields
 from typing import Any, TypeVar
 
 from sapwood.base.errors import ConfigError
-from sapwood.base.kv import SCALE_BYTES, KVGroup, page_size_problem
+from sapwood.base.kv import SCALE_BYTES, KVGroup, most_rewound, page_size_problem
 from sapwood.base.layout import longest_sequence, pages_for, split_pages
 from sapwood.config import speculation
 from sapwood.config.devices import RULES, rules_of
@@ -140,7 +140,13 @@ _LEAST_LEN = 256
 def _seqs_held(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[int, str]:
     groups = _kv_groups(config, model)
     each = sum(
-        -(-max(_LEAST_LEN, group.window or 0) // group.page_size) * page_bytes(config, group) for group in groups
+        page_bytes(config, group)
+        * (
+            -(-max(_LEAST_LEN, group.window or 0) // group.page_size)
+            if group.kind.divisible
+            else pages_for(group, 1, _LEAST_LEN, step_tokens=1)
+        )
+        for group in groups
     )
     held = max(_cache_budget(config, model, device), 0) // max(each, 1)
     choices = device.rules.seqs
@@ -286,14 +292,17 @@ def page_bytes(config: Config, group: KVGroup) -> int:
 
 
 def _kv_groups(config: Config, model: ModelShape) -> list[KVGroup]:
-    return [replace_fields(group, page_size=_known(config.cache.page_size)) for group in model.kv_groups]
+    rewind = most_rewound(config.speculation.num_speculative_tokens or 0, config.scheduler.depth or 0)
+    size = _known(config.cache.page_size)
+    return [replace_fields(group, page_size=size, rewind=rewind) for group in model.kv_groups]
 
 
 def _pool_bytes(config: Config, model: ModelShape, num_seqs: int, num_tokens: int) -> int:
-    """What a KV cache takes that holds sequences of a length."""
+    """What a KV cache takes that holds sequences of a length, and where they do not keep what others begin with, as much for that."""
     step = _known(config.scheduler.max_num_batched_tokens)
     return sum(
-        pages_for(group, num_seqs, num_tokens, step_tokens=step) * page_bytes(config, group)
+        pages_for(group, num_seqs if group.kind.divisible else 2 * num_seqs, num_tokens, step_tokens=step)
+        * page_bytes(config, group)
         for group in _kv_groups(config, model)
     )
 

@@ -14,7 +14,7 @@ from sapwood.base.layout import longest_sequence, split_pages
 from sapwood.base.slots import Slots
 from sapwood.base.stake import Stake
 from sapwood.base.wire import Facts
-from sapwood.cache import Explanation, KVCache, KVStake, Sketch
+from sapwood.cache import Borders, Explanation, KVCache, KVStake, Sketch
 from sapwood.catalogue import Catalogue, joined
 from sapwood.config import Config
 from sapwood.config.devices import rules_of
@@ -88,7 +88,14 @@ def launch(
     constraints = Constraints(compiler, executor.allocate_masks, jump=config.grammar.jump_forward)
     speculation, pause = speculate(config, slots, kv, executor), Pause()
     clock.lap("graphs")
-    mine = (KVStake(kv, slots), GrammarStake(constraints, slots), *speculation.stakes, pause, *stakes(slots))
+    mine = (
+        KVStake(kv, slots),
+        Borders(kv, slots),
+        GrammarStake(constraints, slots),
+        *speculation.stakes,
+        pause,
+        *stakes(slots),
+    )
     engine = Engine(
         _scheduler(config, slots, mine, kv),
         executor,

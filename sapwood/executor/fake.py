@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sapwood.arch.groups import joint_groups, kv_groups
-from sapwood.base.kv import KVGroup
+from sapwood.base.kv import KVGroup, most_rewound
 from sapwood.base.plan import (
     Admissions,
     Admit,
@@ -46,6 +46,9 @@ if TYPE_CHECKING:
     from sapwood.hub.files import ModelFiles
 
 Hashes = NDArray[np.uint64]
+Fed = tuple[int, int, int]
+"""A slot, and the positions from one up to another."""
+
 MULTIPLIER = 6364136223846793005
 MASK = 2**64 - 1
 
@@ -66,12 +69,20 @@ def guess(prefix: int, vocab_size: int) -> int:
 
 
 def measured(
-    config: Config, decoder: Decoder, name: str, kv_bytes: int | None = None, draft: DraftModel | None = None
+    config: Config,
+    decoder: Decoder,
+    name: str,
+    kv_bytes: int | None = None,
+    *,
+    max_drafts: int = 0,
+    draft: DraftModel | None = None,
 ) -> Measured:
     """Of a model that nothing computes: its KV cache takes `kv_bytes`, else what the options say."""
-    assert config.cache.page_size is not None, "a resolved configuration"
+    page_size, depth = config.cache.page_size, config.scheduler.depth
+    assert page_size is not None and depth is not None, "a resolved configuration"
     decoders = [decoder] if draft is None else [decoder, draft.decoder]
-    groups, given = joint_groups(decoders, config.cache.page_size), config.cache.kv_cache_memory
+    groups = joint_groups(decoders, page_size, most_rewound(max_drafts, depth))
+    given = config.cache.kv_cache_memory
     return Measured(groups=groups, kv_bytes=kv_bytes or given or 0, backends=(name,) * len(groups), seconds={})
 
 
@@ -100,7 +111,7 @@ class FakeExecutor:
         max_drafts: int = 0,
         draft: DraftModel | None = None,
     ) -> Measured:
-        found = measured(config, decoder, "fake", self._kv_bytes, draft)
+        found = measured(config, decoder, "fake", self._kv_bytes, max_drafts=max_drafts, draft=draft)
         assert config.scheduler.max_num_seqs is not None and config.model.max_model_len is not None
         self._take(found.groups, config.scheduler.max_num_seqs, config.model.max_model_len, decoder.vocab_size)
         self._drafting = 0 if draft is None else len(kv_groups(draft.decoder, self.page_size))
@@ -126,7 +137,8 @@ class FakeExecutor:
         return made
 
     def allocate(self, num_pages: Sequence[int]) -> None:
-        self.cells: list[Hashes] = [np.zeros(count * self.page_size, np.uint64) for count in num_pages]
+        sizes = [count * group.cells for count, group in zip(num_pages, self.groups, strict=True)]
+        self.cells: list[Hashes] = [np.zeros(size, np.uint64) for size in sizes]
 
     def capture(self) -> None:
         pass
@@ -173,10 +185,8 @@ class FakeExecutor:
             if row < plan.num_steady:
                 for position in range(start + 1, end):  # drafts, behind a token that may have been another
                     self._set_token(slot, position, int(self.tokens[slot, position]))
-            self._write(slot, start, end, range(len(self.groups)))
             self.fed[slot] = end
-        for slot, start, end in spans:
-            self._check(slot, start, end, range(len(self.groups)))
+        self._compute(spans, plan.heads_R.tolist(), range(len(self.groups)))
         self.num_steps += 1
         self.num_fed += plan.num_tokens
         return Work(plan, starts)
@@ -260,8 +270,7 @@ class FakeExecutor:
         mine = range(len(self.groups) - self._drafting, len(self.groups))
         for slot, count in zip(propose.slots_P.tolist(), propose.counts_P.tolist(), strict=True):
             for position in range(int(self.fed[slot]), int(self.fed[slot]) + count):
-                self._write(slot, position, position + 1, mine)
-                self._check(slot, position, position + 1, mine)
+                self._compute([(slot, position, position + 1)], [1], mine)
                 self._set_token(slot, position + 1, guess(int(self.hashes[slot, position]), self.vocab_size))
 
     def _set_token(self, slot: int, position: int, token: int) -> None:
@@ -277,22 +286,51 @@ class FakeExecutor:
             sources = copy.sources_C[:, None] * self.page_size + span
             cells[copy.targets_C[:, None] * self.page_size + span] = cells[sources]
 
+    def _compute(self, spans: Sequence[Fed], heads: Sequence[int], groups: Sequence[int]) -> None:
+        """Write what each row leaves, and check what it reads."""
+        for g in groups:
+            if self.groups[g].kind.divisible:
+                for row in spans:
+                    self._write(g, *row)
+                for row in spans:
+                    self._check(g, *row)
+            else:
+                self._carry(g, spans, heads)
+
+    def _carry(self, group: int, spans: Sequence[Fed], heads: Sequence[int]) -> None:
+        """Of what is not divisible: read what is before each row, then write what is behind each of its heads, or its last
+        position. Rows are computed in no order, so none may read what another one writes."""
+        written: dict[int, int] = {}
+        lasts = [
+            (slot, max(start, end - max(1, last)), end) for (slot, start, end), last in zip(spans, heads, strict=True)
+        ]
+        for slot, first, end in lasts:
+            pages = self.tables[group][slot, first // self.page_size : (end - 1) // self.page_size + 1].tolist()
+            assert not written.keys() & pages, "a page that two rows write"
+            written |= dict.fromkeys(pages, slot)
+        for slot, start, _ in spans:
+            self._check(group, slot, start, start)
+            page = int(self.tables[group][slot, (start - 1) // self.page_size]) if start else 0
+            assert written.get(page, slot) == slot, (
+                f"slot {slot}, group {group}: another row writes what it begins with"
+            )
+        for row in lasts:
+            self._write(group, *row)
+
     def _at(self, group: int, slot: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         pages = self.tables[group][slot, positions // self.page_size].astype(np.int64)
         assert (pages > 0).all(), f"slot {slot}: a position without a page in group {group}"
-        cells: NDArray[np.int64] = pages * self.page_size + positions % self.page_size
+        size = self.groups[group].cells
+        cells: NDArray[np.int64] = pages * size + positions % size
         return cells
 
-    def _write(self, slot: int, start: int, end: int, groups: Sequence[int]) -> None:
-        positions = np.arange(start, end)
-        for g in groups:
-            self.cells[g][self._at(g, slot, positions)] = self.hashes[slot, start:end]
+    def _write(self, group: int, slot: int, start: int, end: int) -> None:
+        self.cells[group][self._at(group, slot, np.arange(start, end))] = self.hashes[slot, start:end]
 
-    def _check(self, slot: int, start: int, end: int, groups: Sequence[int]) -> None:
-        for g in groups:
-            first = self.groups[g].kind.oldest(start)
-            positions = np.arange(first, end)
-            good = self.cells[g][self._at(g, slot, positions)] == self.hashes[slot, first:end]
-            if not good.all():
-                where = int(positions[~good][0])
-                raise AssertionError(f"slot {slot}, group {g}: the cell of position {where} holds something else")
+    def _check(self, group: int, slot: int, start: int, end: int) -> None:
+        first = self.groups[group].kind.oldest(start)
+        positions = np.arange(first, end)
+        good = self.cells[group][self._at(group, slot, positions)] == self.hashes[slot, first:end]
+        if not good.all():
+            where = int(positions[~good][0])
+            raise AssertionError(f"slot {slot}, group {group}: the cell of position {where} holds something else")

@@ -39,7 +39,7 @@ class NullExecutor:
         draft: DraftModel | None = None,
     ) -> Measured:
         self._vocab_size = decoder.vocab_size
-        return measured(config, decoder, "null", draft=draft)
+        return measured(config, decoder, "null", max_drafts=max_drafts, draft=draft)
 
     def allocate(self, num_pages: Sequence[int]) -> None:
         pass

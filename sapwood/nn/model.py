@@ -12,7 +12,8 @@ from typing import cast
 from torch import Tensor, nn
 
 import sapwood.nn.block
-import sapwood.nn.experts  # noqa: F401  they register the makers of the parts inside a block
+import sapwood.nn.experts
+import sapwood.nn.recurrent  # noqa: F401  they register the makers of the parts inside a block
 from sapwood.arch.groups import kv_places
 from sapwood.arch.parts import Decoder, Tied, ropes
 from sapwood.attention.base import Batch

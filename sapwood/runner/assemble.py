@@ -16,7 +16,7 @@ from sapwood.attention.native import Native
 from sapwood.attention.select import BACKENDS, Offer, choose, scaled, stored
 from sapwood.base.abilities import Ability
 from sapwood.base.errors import ConfigError
-from sapwood.base.kv import KVGroup
+from sapwood.base.kv import KVGroup, most_rewound
 from sapwood.config.options import Config
 from sapwood.device import Device, find
 from sapwood.hub.files import ModelFiles
@@ -58,16 +58,19 @@ class Choices(NamedTuple):
 
 
 @torch.inference_mode()
-def assemble(config: Config, decoder: Decoder, choices: Choices, others: Sequence[Decoder] = ()) -> Rank:
+def assemble(
+    config: Config, decoder: Decoder, choices: Choices, others: Sequence[Decoder] = (), *, max_drafts: int = 0
+) -> Rank:
     """Build the model, without its weights. The `others` will run beside it."""
-    assert config.cache.page_size is not None, "a resolved configuration"
+    page_size, depth = config.cache.page_size, config.scheduler.depth
+    assert page_size is not None and depth is not None, "a resolved configuration"
     device, dtype = find(config.device.device), getattr(torch, config.model.dtype)
     if config.device.threads is not None:
         torch.set_num_threads(config.device.threads)
     device.use()
     machine = _machine(config, device, dtype)
-    groups = joint_groups((decoder, *others), config.cache.page_size)
-    mine = enumerate(groups[: len(kv_groups(decoder, config.cache.page_size))])
+    groups = joint_groups((decoder, *others), page_size, most_rewound(max_drafts, depth))
+    mine = enumerate(groups[: len(kv_groups(decoder, page_size))])
     backends = _backends(config, mine, device.place, dtype, machine, choices.backends)
     model = _model(config, decoder, device.place, dtype, backends, machine, choices.methods)
     return Rank(device, dtype, groups, machine, backends, model)
@@ -117,8 +120,22 @@ def _backends(
 ) -> Sequence[Backend]:
     kept, with_scales = stored(config.cache.kv_cache_dtype, dtype), scaled(config.cache.kv_cache_dtype)
     asked = config.device.attention_backend
+    groups = list(groups)
+    meant = [
+        group.kind
+        for _, group in groups
+        if any(asked == offer.name and isinstance(group.kind, offer.kind) for offer in offers)
+    ]
     return [
-        choose(group, device, kept, asked, machine, offers, scaled=with_scales)(group, index, device, kept)
+        choose(
+            group,
+            device,
+            kept,
+            asked if group.kind in meant or not meant else "auto",
+            machine,
+            offers,
+            scaled=with_scales,
+        )(group, index, device, kept)
         for index, group in groups
     ]
 

@@ -55,7 +55,7 @@ class Worker:
     def load(self) -> None:
         """Build the model and give it its weights. Raises ModelError if they do not fit."""
         others = () if self._draft is None else (self._draft.decoder,)
-        self.rank = rank = assemble(self.config, self.decoder, self._choices, others)
+        self.rank = rank = assemble(self.config, self.decoder, self._choices, others, max_drafts=self._max_drafts)
         ranks = [rank, *(beside(rank, self.config, other, self._choices) for other in others)]
         self.backends = [backend for one in ranks for backend in one.backends]
         self.groups, self.device, self.model = rank.groups, rank.device, rank.model

@@ -14,6 +14,7 @@ from sapwood.arch.rope import frequencies
 from sapwood.base.errors import ModelError
 from tests import models
 from tests.breadth import BREADTH, RENAMED
+from tests.recurrent import RECURRENT
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -124,7 +125,7 @@ def test_qwen_windows_only_when_switched_on() -> None:
     assert [b.mixer.window for b in declare(qwen | {"use_sliding_window": True}).blocks] == [None, 32]
 
 
-@pytest.mark.parametrize("family", [*models.MODELS, *BREADTH, *RENAMED])
+@pytest.mark.parametrize("family", [*models.MODELS, *BREADTH, *RENAMED, *RECURRENT])
 def test_parameters_are_counted_as_transformers_does(family: str) -> None:
     decoder = declare(models.config(family))
     unused = 0 if decoder.positions is None else decoder.positions.offset * decoder.hidden_size

@@ -11,6 +11,7 @@ from sapwood.arch.shard import share, weight_map
 from sapwood.base.errors import ModelError
 from tests import models
 from tests.breadth import BREADTH, RENAMED
+from tests.recurrent import RECURRENT
 
 FAMILIES = [*models.MODELS, *BREADTH, *RENAMED]
 
@@ -19,7 +20,7 @@ def decoder(family: str) -> Decoder:
     return declare(models.config(family) | {"vocab_size": 200})  # the tiny models' own is odd
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *RECURRENT])
 def test_one_rank_has_everything_once(family: str) -> None:
     model = decoder(family)
     pieces = weight_map(model)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -10,8 +12,10 @@ from torch import Tensor
 
 from sapwood.arch import Decoder, declare
 from sapwood.arch.groups import kv_groups
-from sapwood.attention.base import Batch, RowLimits
+from sapwood.attention.base import Backend, Batch, RowLimits
 from sapwood.attention.reference import Reference
+from sapwood.attention.states import States
+from sapwood.base.kv import Heads, State
 from sapwood.hub.files import ModelFiles, open_files
 from sapwood.kernels import PLAIN, Kernels
 from sapwood.nn.build import Build, build
@@ -21,11 +25,13 @@ from sapwood.nn.model import Model
 PAGE_SIZE = 8
 MAX_TOKENS = 128
 CPU = torch.device("cpu")
+KEEPS: Mapping[type, type[Backend]] = MappingProxyType({Heads: Reference, State: States})
 
 
 def empty(decoder: Decoder, *, dtype: torch.dtype = torch.float32, kernels: Kernels = PLAIN) -> Model:
     """The model without its weights."""
-    backends = [Reference(group, i, CPU, dtype) for i, group in enumerate(kv_groups(decoder, PAGE_SIZE))]
+    groups = kv_groups(decoder, PAGE_SIZE)
+    backends = [KEEPS[type(group.kind)](group, i, CPU, dtype) for i, group in enumerate(groups)]
     for backend in backends:
         backend.allocate(MAX_TOKENS // PAGE_SIZE + 1)
     return build(decoder, Build(device=CPU, dtype=dtype, backends=backends, kernels=kernels))

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from sapwood.base.kv import most_rewound
 from sapwood.base.request import Request
 from sapwood.base.slots import Slots
 from sapwood.base.stake import Stake
@@ -34,8 +35,9 @@ def test_random_workloads(shape: dict[str, Any], toys: float) -> None:
     saved = 0
     for seed in range(int(2 * toys), 60, 2):
         rng = random.Random(seed)
-        stakes = drafted(rng.choice((1, 2, 5)), rng.choice((0.0, 0.5, 0.9, 1.0)))
-        world = World(**shape, stakes=stakes)
+        most = rng.choice((1, 2, 5))
+        stakes = drafted(most, rng.choice((0.0, 0.5, 0.9, 1.0)))
+        world = World(**shape | {"rewind": most_rewound(most, shape.get("depth", 1)), "stakes": stakes})
         longest = min(shape.get("max_model_len", 128), 60)
         poison = shape.get("poison")
         workload(world, rng, num_requests=rng.randint(1, 24), longest=longest, poison=poison, toys=toys)

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
+from sapwood.base.kv import Heads, State
 from sapwood.base.sampling import SamplingParams
 from tests.sim.toy import toy_params
 from tests.sim.world import World
 
+FULL, NARROW, STATE = Heads(1, 1, 1), Heads(1, 1, 1, 7), State(((1,),))
 SHAPES: list[dict[str, Any]] = [
     {},
     {"depth": 0},
@@ -19,6 +21,9 @@ SHAPES: list[dict[str, Any]] = [
     {"num_pages": 20, "max_model_len": 64, "depth": 0, "policy": "priority"},
     {"windows": (None, 10), "num_pages": (40, 30), "max_model_len": 96},
     {"windows": (7,), "num_pages": 30, "max_model_len": 96},
+    {"kinds": (FULL, STATE), "num_pages": (24, 12), "max_model_len": 64, "depth": 0},
+    {"kinds": (FULL, NARROW, STATE), "num_pages": (40, 30, 16), "max_model_len": 96},
+    {"kinds": (STATE,), "num_pages": 14, "depth": 2, "rewind": 1},
     {"windows": (None, 6), "num_pages": (24, 22), "max_model_len": 64, "depth": 2, "policy": "lpm"},
     {"page_size": 1, "num_pages": 70, "max_model_len": 48},
     {"page_size": 16, "num_pages": 9, "max_num_seqs": 6, "policy": "lpm"},

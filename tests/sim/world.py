@@ -15,7 +15,7 @@ from sapwood.base.request import Request
 from sapwood.base.sampling import SamplingParams
 from sapwood.base.slots import Slots
 from sapwood.base.stake import Stake
-from sapwood.cache import KVCache, KVStake
+from sapwood.cache import Borders, KVCache, KVStake
 from sapwood.cache.tree import ABSENT
 from sapwood.executor.fake import FakeExecutor, Work, next_hash, next_token
 from sapwood.grammar import Constraints, GrammarStake
@@ -51,6 +51,7 @@ class World:
         windows: Sequence[int | None] = (None,),
         kinds: Sequence[KVKind] = (),
         page_size: int = 4,
+        rewind: int = 0,
         num_pages: int | Sequence[int] = 64,
         max_num_seqs: int = 4,
         max_num_batched_tokens: int = 16,
@@ -64,7 +65,7 @@ class World:
         stakes: Callable[[Slots], Sequence[Stake]] = lambda slots: (),
         **options: Any,
     ) -> None:
-        self.groups = [KVGroup(kind, 1, page_size) for kind in kinds] or [
+        self.groups = [KVGroup(kind, 1, page_size, rewind) for kind in kinds] or [
             group(window, page_size) for window in windows
         ]
         pages = [num_pages] * len(self.groups) if isinstance(num_pages, int) else list(num_pages)
@@ -81,7 +82,12 @@ class World:
             drafting=drafting,
         )
         self.constraints = Constraints(None, self.device.allocate_masks, jump=jump)  # type: ignore[arg-type]
-        mine = (KVStake(self.kv, self.slots), GrammarStake(self.constraints, self.slots), *stakes(self.slots))
+        mine = (
+            KVStake(self.kv, self.slots),
+            Borders(self.kv, self.slots),
+            GrammarStake(self.constraints, self.slots),
+            *stakes(self.slots),
+        )
         self.scheduler = Scheduler(
             self.slots, mine, max_num_batched_tokens=max_num_batched_tokens, peek=self.kv.peek, **options
         )
@@ -194,11 +200,12 @@ class World:
         nodes = list(tree.nodes())
         for g, pool in enumerate(self.kv.pools):
             present = [node.pages[g] for node in nodes if node.pages[g] != ABSENT]
-            pages = [*pool.free, *present, *(own[g] for request in running for own in request.hold.own)]
+            owned = [own[g] for request in running for own in request.hold.own if own[g] != ABSENT]
+            pages = [*pool.free, *present, *owned]
             assert sorted(pages) == list(range(1, pool.num_pages)), f"group {g}: a page lost or had twice"
             if tree.windows[g] is not None:
                 assert tree.num_present[g] == len(present)
-                assert tree.num_held[g] == sum([node.holds[g] > 0 for node in nodes])
+                assert tree.num_held[g] == sum([node.holds[g] > 0 and node.pages[g] != ABSENT for node in nodes])
 
     def check_tree(self) -> None:
         tree = self.kv.tree

@@ -16,6 +16,7 @@ from sapwood.arch.parts import (
     Decoder,
     Embedding,
     Linear,
+    Mixer,
     Mlp,
     Norm,
     Part,
@@ -71,15 +72,21 @@ LLAMA = Layout()
 
 
 def decoder(
-    c: HfConfig, blocks: Sequence[Block], layout: Layout = LLAMA, *, embed_scale: float = 1.0, tied: bool = False
+    c: HfConfig,
+    blocks: Sequence[Block],
+    layout: Layout = LLAMA,
+    *,
+    embed_scale: float = 1.0,
+    tied: bool = False,
+    max_positions: int | None = None,
 ) -> Decoder:
-    """Embedding, blocks, norm, head. `tied` is the family's default of tie_word_embeddings."""
+    """Embedding, blocks, norm, head. `tied` and `max_positions` are the family's defaults of what the config says."""
     hidden, vocab = c.integer("hidden_size"), c.integer("vocab_size")
     stored = [c.string(name) for name in ("dtype", "torch_dtype") if c.has(name)]
     tied = c.boolean("tie_word_embeddings", tied)
     return Decoder(
         architecture=c.strings("architectures")[0],
-        max_positions=c.integer("max_position_embeddings"),
+        max_positions=c.integer("max_position_embeddings", max_positions),
         dtype=stored[0].removeprefix("torch.") if stored else None,
         embed=Embedding(layout.embed, vocab, hidden, embed_scale),
         blocks=tuple(blocks),
@@ -89,11 +96,11 @@ def decoder(
     )
 
 
-def block(c: HfConfig, attention: Attention, mlp: Mlp | PlainMlp | Experts, layout: Layout = LLAMA) -> Block:
-    """A norm before attention and one before the MLP."""
+def block(c: HfConfig, mixer: Mixer, mlp: Mlp | PlainMlp | Experts, layout: Layout = LLAMA) -> Block:
+    """A norm before the mixer and one before the MLP."""
     return Block(
         mixer_norm=layout.normed(c, layout.mixer_norm),
-        mixer=attention,
+        mixer=mixer,
         ffn_norm=layout.normed(c, layout.ffn_norm),
         ffn=mlp,
     )
@@ -170,9 +177,16 @@ def _qk_norms(
     return norms[0], norms[1]
 
 
-def mlp(c: HfConfig, layout: Layout = LLAMA, *, activation: Activation | None = None, bias: bool = False) -> Mlp:
-    """A gated MLP, up(x) times the activation of gate(x)."""
-    hidden, inner = c.integer("hidden_size"), c.integer("intermediate_size")
+def mlp(
+    c: HfConfig,
+    layout: Layout = LLAMA,
+    *,
+    inner: int | None = None,
+    activation: Activation | None = None,
+    bias: bool = False,
+) -> Mlp:
+    """A gated MLP, up(x) times the activation of gate(x); `inner` and `activation` are by default what the config says."""
+    hidden, inner = c.integer("hidden_size"), inner or c.integer("intermediate_size")
     names = layout.up * (2 // len(layout.up))
     kind: Activation = c.choice("hidden_act", ACTIVATIONS, "silu") if activation is None else activation
     return Mlp(

@@ -1,0 +1,101 @@
+"""Mixers that carry a state from token to token, and their leaves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sapwood.arch.parts import Axis, Leaf, Linear, Norm, Part, StoredTensor
+from sapwood.base.kv import State
+
+
+@dataclass(frozen=True)
+class Conv(Leaf):
+    """A causal convolution of each channel by itself over the last `width` tokens.
+
+    `runs` are consecutive runs of channels, which ranks share as they do the rows of a Linear's parts.
+    """
+
+    name: str
+    runs: tuple[Part, ...]
+    width: int
+    bias: bool = False
+
+    @property
+    def channels(self) -> int:
+        return sum(run.size for run in self.runs)
+
+    @property
+    def state(self) -> tuple[int, int]:
+        """What is kept: the channels' inputs of the last tokens, oldest first."""
+        return self.channels, self.width - 1
+
+    def tensors(self) -> tuple[StoredTensor, ...]:
+        found, first = [], 0
+        for run in self.runs:
+            rows = Axis(run.size, run.unit, first=first, whole=self.channels, joined=True)
+            first += run.size
+            found.append(StoredTensor("weight", f"{self.name}.weight", (rows, Axis(1), Axis(self.width))))
+            if self.bias:
+                found.append(StoredTensor("bias", f"{self.name}.bias", (rows,)))
+        return tuple(found)
+
+
+@dataclass(frozen=True)
+class PerHead(Leaf):
+    """A number for each head, in float32."""
+
+    name: str
+    count: int
+
+    def tensors(self) -> tuple[StoredTensor, ...]:
+        return (StoredTensor("weight", self.name, (Axis(self.count, 1),)),)
+
+
+@dataclass(frozen=True)
+class ShortConv:
+    """out(C * conv(B * x)), where `inp` yields B, C and x (LFM2's)."""
+
+    inp: Linear
+    conv: Conv
+    out: Linear
+
+    @property
+    def kv(self) -> State:
+        return State((self.conv.state,))
+
+
+@dataclass(frozen=True)
+class Mamba2:
+    """Mamba-2 (Dao and Gu, 2024). `inp` yields the gate z, x, B, C and a time step for each head; x, B and C go through
+    `conv` and SiLU. With h' = exp(-exp(a_log) dt) h + dt B x and y = C h' + d x, where dt = softplus(step + dt_bias) within
+    `limits`, it is out(norm(y silu(z))), each of `norm_groups` normed by itself.
+
+    `num_heads` heads of `head_dim` share B and C, of `state_size`, in `num_groups`.
+    """
+
+    num_heads: int
+    head_dim: int
+    num_groups: int
+    state_size: int
+    inp: Linear
+    conv: Conv
+    dt_bias: PerHead
+    a_log: PerHead
+    d: PerHead
+    norm: Norm | None
+    out: Linear
+    limits: tuple[float, float] = (0.0, float("inf"))
+    norm_groups: int = 1
+
+    @property
+    def kv(self) -> State:
+        return State((self.conv.state, (self.num_heads, self.state_size, self.head_dim)))
+
+
+@dataclass(frozen=True)
+class Skip:
+    """In the place of a mixer or a feed-forward: nothing happens, and nothing is kept."""
+
+    @property
+    def kv(self) -> None:
+        return None

@@ -1,0 +1,127 @@
+"""The modules of mixers that carry a state.
+
+Suffix legend: T tokens, E hidden size, C channels of a convolution, W its width, H heads, G groups that share keys and queries,
+K size of a state's keys, V head size, X = H * V.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sapwood.arch import recurrent
+from sapwood.arch.shard import Piece
+from sapwood.attention.states import StateBackend
+from sapwood.nn.block import Before
+from sapwood.nn.layers import Angles
+from sapwood.nn.make import Site, make
+from sapwood.quant.base import Leaf
+from sapwood.quant.source import Source, plain
+
+
+class Conv(Leaf):
+    """weight_C1W and bias_C, float32."""
+
+    def __init__(self, part: recurrent.Conv, site: Site) -> None:
+        super().__init__()
+        weight_C1W = torch.empty((part.channels, 1, part.width), device=site.how.device)
+        self.weight = nn.Parameter(weight_C1W, requires_grad=False)
+        bias_C = torch.zeros(part.channels, device=site.how.device) if part.bias else None
+        self.bias = None if bias_C is None else nn.Parameter(bias_C, requires_grad=False)
+
+    def load(self, piece: Piece, source: Source) -> None:
+        self.get_parameter(piece.param)[piece.target].copy_(plain(piece, source))
+
+    @property
+    def weight_CW(self) -> Tensor:
+        return self.weight[:, 0]
+
+
+class PerHead(Leaf):
+    """weight_H, float32."""
+
+    def __init__(self, part: recurrent.PerHead, site: Site) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(part.count, device=site.how.device), requires_grad=False)
+
+    def load(self, piece: Piece, source: Source) -> None:
+        self.weight[piece.target].copy_(plain(piece, source))
+
+
+class ShortConv(nn.Module):
+    def __init__(self, part: recurrent.ShortConv, site: Site) -> None:
+        super().__init__()
+        self.inp, self.conv, self.out = (site.make(name, getattr(part, name)) for name in ("inp", "conv", "out"))
+        self._backend: StateBackend = site.backend
+        self._layer = site.number
+
+    def forward(
+        self, x_TE: Tensor, residual_TE: Tensor | None, norm: Before, angles: Sequence[Angles]
+    ) -> tuple[Tensor, Tensor]:
+        inner_T3C, residual_TE = self.inp.behind(x_TE, residual_TE, norm)
+        before_TC, behind_TC, x_TC = inner_T3C.chunk(3, dim=-1)
+        y_TC = self._backend.conv(self._layer, 0, before_TC * x_TC, self.conv.weight_CW, self.conv.bias)
+        return self.out(behind_TC * y_TC), residual_TE
+
+
+class Mamba2(nn.Module):
+    def __init__(self, part: recurrent.Mamba2, site: Site) -> None:
+        super().__init__()
+        self.inp, self.conv, self.out = (site.make(name, getattr(part, name)) for name in ("inp", "conv", "out"))
+        self.dt_bias, self.a_log, self.d = (site.make(name, getattr(part, name)) for name in ("dt_bias", "a_log", "d"))
+        self.norm = site.make("norm", part.norm)
+        self._part, self._layer = part, site.number
+        self._backend: StateBackend = site.backend
+
+    def forward(
+        self, x_TE: Tensor, residual_TE: Tensor | None, norm: Before, angles: Sequence[Angles]
+    ) -> tuple[Tensor, Tensor]:
+        part, run = self._part, self._backend
+        inner_TY, residual_TE = self.inp.behind(x_TE, residual_TE, norm)
+        gate_TX, x_TC, steps_TH = inner_TY.split(_widths(part), dim=-1)
+        x_TC = F.silu(run.conv(self._layer, 0, x_TC, self.conv.weight_CW, self.conv.bias))
+        shared = part.num_groups * part.state_size
+        x_TX, k_TX, q_TX = x_TC.split([part.num_heads * part.head_dim, shared, shared], dim=-1)
+        x_THV = x_TX.unflatten(-1, (part.num_heads, part.head_dim))
+        k_TGK, q_TGK = (shared_TX.unflatten(-1, (part.num_groups, part.state_size)) for shared_TX in (k_TX, q_TX))
+        dt_TH = F.softplus(steps_TH.float() + self.dt_bias.weight).clamp(*part.limits)
+        decay_TH = -self.a_log.weight.exp() * dt_TH
+        y_THV = run.scan(self._layer, 1, q_TGK, k_TGK, x_THV.float() * dt_TH[..., None], decay_TH)
+        y_TX = (y_THV + self.d.weight[:, None] * x_THV).flatten(1)
+        return self.out(self._gated(y_TX, gate_TX.float()).to(gate_TX.dtype)), residual_TE
+
+    def _gated(self, y_TX: Tensor, gate_TX: Tensor) -> Tensor:
+        y_TX = y_TX * F.silu(gate_TX)
+        return (
+            y_TX if self.norm is None else grouped_norm(y_TX, self.norm.weight, self.norm.eps, self._part.norm_groups)
+        )
+
+
+def _widths(part: recurrent.Mamba2) -> list[int]:
+    inner = part.num_heads * part.head_dim
+    return [inner, part.conv.channels, part.num_heads]
+
+
+def grouped_norm(x_TX: Tensor, weight_X: Tensor, eps: float, groups: int) -> Tensor:
+    """RMS norm, each of so many groups of columns by itself."""
+    x_TGX = x_TX.unflatten(-1, (groups, -1))
+    x_TGX = x_TGX * torch.rsqrt(x_TGX.square().mean(-1, keepdim=True) + eps)
+    return x_TGX.flatten(1) * weight_X
+
+
+class Skip(nn.Module):
+    def __init__(self, part: recurrent.Skip, site: Site) -> None:
+        super().__init__()
+
+    def forward(self, x_TE: Tensor, residual_TE: Tensor | None, *others: object) -> tuple[Tensor, Tensor | None]:
+        return x_TE, residual_TE
+
+
+make.register(recurrent.Conv, Conv)
+make.register(recurrent.PerHead, PerHead)
+make.register(recurrent.ShortConv, ShortConv)
+make.register(recurrent.Mamba2, Mamba2)
+make.register(recurrent.Skip, Skip)
