@@ -44,7 +44,7 @@ class ModelShape:
 
     `num_parameters` counts elements of the weights, shared ones once. `kv_groups` are the layers' keys and values, in
     pages of any size. `dtype` is the checkpoint's own, without 'torch.'.
-    `stored_bytes` are those of a GGUF file, 0 for other checkpoints. `draft` is the model that drafts for it, whose groups are
+    `stored_bytes` are those of a checkpoint in quantised weights, 0 for others; GGUF's are `blocks`. `draft` is the model that drafts for it, whose groups are
     among its. `default_name` is what clients call the model when nobody says otherwise.
     """
 
@@ -55,4 +55,5 @@ class ModelShape:
     kv_groups: tuple[KVGroup, ...]
     dtype: str = "bfloat16"
     stored_bytes: int = 0
+    blocks: bool = True
     draft: ModelShape | None = None

@@ -88,9 +88,9 @@ class ModelConfig:
     )
     quantization: str | None = option(
         None,
-        "round plain weights to groups of 32 when they are loaded (CPU); quantised GGUF files stay as they are",
+        "round plain weights while they are loaded; what a checkpoint has quantised stays as it is",
         "--quantization",
-        choices=("int8", "int4"),
+        choices=("fp8", "int8", "int4", "nvfp4"),
         derived=False,
     )
     max_model_len: int | None = option(

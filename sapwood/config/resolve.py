@@ -262,16 +262,23 @@ _RULES: tuple[tuple[str, str, _Rule], ...] = (
 def weight_bytes(config: Config, model: ModelShape) -> tuple[int, str]:
     """Bytes that the weights take, and in what form; about, for the CPU's own kernels: 5 and 6 bits are kept in 8."""
     dtype, rounded = config.model.dtype, config.model.quantization
-    if not rules_of(config.device.device).rounds or dtype != "float32" or config.device.cpu_kernels == "off":
-        return model.num_parameters * ITEMSIZE[dtype], f"in {dtype}"
-    if model.stored_bytes:
+    if model.stored_bytes and not model.blocks:
+        return model.stored_bytes, "quantised as the checkpoint has them"
+    by_kernels = rules_of(config.device.device).rounds and dtype == "float32" and config.device.cpu_kernels != "off"
+    if by_kernels and model.stored_bytes:
         return model.stored_bytes * 5 // 4, "in the file's own blocks, at most"
     if rounded is not None:
-        return model.num_parameters * _ROUNDED_BITS[rounded] // 8, f"rounded to {rounded}"
-    return model.num_parameters * ITEMSIZE[model.dtype], f"in {model.dtype}, as stored"
+        bits = (_BLOCK_BITS if by_kernels else {}).get(rounded, _ROUNDED_BITS[rounded])
+        return model.num_parameters * bits // 8, f"rounded to {rounded}"
+    if by_kernels:
+        return model.num_parameters * ITEMSIZE[model.dtype], f"in {model.dtype}, as stored"
+    return model.num_parameters * ITEMSIZE[dtype], f"in {dtype}"
 
 
-_ROUNDED_BITS = {"int8": 9, "int4": 5}
+_BLOCK_BITS = {"int8": 9, "int4": 5}
+"""Of the CPU's own kernels, which have 32 weights to a block."""
+
+_ROUNDED_BITS = {"fp8": 8, "int8": 8, "int4": 5, "nvfp4": 5}
 
 
 def _weight_bytes(config: Config, model: ModelShape) -> int:
@@ -415,8 +422,6 @@ def _check_device(config: Config, device: DeviceFacts) -> None:
             f"{flag_of('attention_backend')} {config.device.attention_backend} does not run on {device.name}; "
             f"take {device.rules.backend} or auto."
         )
-    if config.model.quantization is not None and not device.rules.rounds:
-        raise ConfigError(f"{flag_of('quantization')} rounds weights for CPUs; {device.name} computes with plain ones.")
 
 
 def _check_steps(config: Config) -> None:

@@ -18,5 +18,6 @@ def shape_of(decoder: Decoder, *, name: str, stored_bytes: int = 0, draft: Model
         kv_groups=kv_groups(decoder, page_size=1) + (() if draft is None else draft.kv_groups),
         dtype=decoder.dtype or "float32",
         stored_bytes=stored_bytes,
+        blocks=decoder.quantization is None,
         draft=draft,
     )

@@ -41,8 +41,12 @@ class ModelFiles:
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes of a GGUF file; 0 for a directory, whose weights have the size that the config's dtype says."""
-        return self.path.stat().st_size if self.kind == "gguf" else 0
+        """Bytes of quantised weights, a GGUF file's or those of a config that says so; 0 for plain ones, whose size follows from
+        the config's dtype, and where there are none."""
+        if self.kind == "gguf":
+            return self.path.stat().st_size
+        quantised = self.config.get("quantization_config") is not None
+        return sum(file.stat().st_size for file in self.path.glob("*.safetensors")) if quantised else 0
 
 
 def find(
@@ -154,7 +158,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _open_directory(path: Path, name: str, weights: bool) -> ModelFiles:
     config = read_json(path / "config.json")
-    generation = path / "generation_config.json"
+    generation, beside = path / "generation_config.json", path / "hf_quant_config.json"
+    if "quantization_config" not in config and beside.exists():  # as older versions of ModelOpt have it
+        config["quantization_config"] = {"quant_method": "modelopt", **read_json(beside)}
     if weights:
         spans = {name: span for file in weight_files(path) for name, span in _spans(file).items()}
         head, embedding = spans.get(f"{LLAMA.head}.weight"), spans.get(f"{LLAMA.embed}.weight")

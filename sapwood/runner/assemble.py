@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 
@@ -33,6 +33,7 @@ from sapwood.quant.methods import METHODS, ReadSection
 from sapwood.quant.packed import Packed, Rounded
 from sapwood.quant.plain import Plain
 from sapwood.quant.repacked import repacked, unpackable
+from sapwood.quant.rounding import rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,18 +153,16 @@ def _model(
     """The whole decoder by the CPU's own kernels where they can, else modules of PyTorch's."""
     assert config.model.max_model_len is not None, "a resolved configuration"
     native = [backend for backend in backends if isinstance(backend, Native)]
-    rounded: Rounded | None = config.model.quantization  # type: ignore[assignment]
+    rounded, plain = config.model.quantization, everywhere(Plain())
     if rounded is not None and decoder.quantization is not None:
         raise ConfigError(f"--quantization {rounded}: the checkpoint's weights are quantised already; leave it out.")
-    choice = methods.of(decoder.quantization, everywhere(Plain()), known)
-    refused = _no_stack(decoder, choice, machine, all_native=len(native) == len(backends))
-    if refused is None and not isinstance(machine, str):
+    choice = methods.of(decoder.quantization, plain if rounded is None else rounding(rounded, plain), known)
+    if not isinstance(machine, str) and len(native) == len(backends) and _has_operations(decoder, choice):
         # PyTorch's own threads would still be waiting for work, busily, when the kernels' are to begin.
         torch.set_num_threads(1)
-        method = repacked(choice, Packed(machine, rounded))
+        own = rounded if rounded in get_args(Rounded) else None
+        method = repacked(choice if own is None else plain, Packed(machine, own))
         return NativeModel(decoder, native, machine, method, max_positions=config.model.max_model_len)
-    if rounded is not None:
-        raise ConfigError(f"--quantization {rounded} needs the CPU kernels: {refused}.")
     how = Build(
         device=device,
         dtype=dtype,
@@ -175,12 +174,6 @@ def _model(
     return build(decoder, how)
 
 
-def _no_stack(decoder: Decoder, choice: Choice, machine: Machine | str, *, all_native: bool) -> str | None:
-    """Why the CPU's own kernels do not compute the whole decoder."""
-    if isinstance(machine, str):
-        return machine
-    if (weights := unpackable(choice, decoder)) is not None:
-        return f"they have no layout for {weights}"
-    if (part := unlisted(decoder)) is not None:
-        return f"they know no {part}"
-    return None if all_native else "--attention-backend is not native"
+def _has_operations(decoder: Decoder, choice: Choice) -> bool:
+    """Whether the CPU's own kernels can compute the whole decoder."""
+    return unpackable(choice, decoder) is None and unlisted(decoder) is None

@@ -202,6 +202,8 @@ NUMBERS: Mapping[str, dict[str, Any]] = MappingProxyType(
         "KV in int8": {"kv_cache_dtype": "int8"},
         "weights in int8": {"quantization": "int8"},
         "weights in int4": {"quantization": "int4"},
+        "weights in fp8": {"quantization": "fp8"},
+        "weights in NVFP4": {"quantization": "nvfp4"},
         "activations in int8": {"cpu_activations": "int8"},
         "bfloat16": {"dtype": "bfloat16"},
     }
@@ -209,7 +211,7 @@ NUMBERS: Mapping[str, dict[str, Any]] = MappingProxyType(
 """What changes the numbers that tokens are drawn from."""
 
 FEATURES = MappingProxyType({**ENGINES, **NUMBERS})
-OF_THE_KERNELS = ("KV in int8", "weights in int8", "weights in int4")
+OF_THE_KERNELS = ("KV in int8",)
 WITHOUT_THEM = ("PyTorch on CPUs", "the CPU's attention", "reference attention", "bfloat16", "small pages")
 REFUSED: Mapping[frozenset[str], str] = MappingProxyType(
     {

@@ -76,7 +76,10 @@ def declare(
     quantization = config.get("quantization_config") or None
     if not isinstance(quantization, Mapping) or quantization.get("quant_method") not in methods:
         known = ", ".join(["plain weights", *sorted(methods)])
-        c.refuse("quantization_config", because=f"only {known} can be loaded")
+        c.refuse(
+            "quantization_config",
+            because=f"only {known} can be loaded; fetch the plain weights, or have them quantised anew",
+        )
     c.ignore("quantization_config")
     decoder = family.declare(c)
     c.refuse_unread()

@@ -26,6 +26,9 @@ Fields = Mapping[str, Tensor]
 Turn = Callable[[Fields], Fields]
 """From the tensors that a format has for a part, by the ends of their names, to the kind's. Raises ModelError."""
 
+Pieces = list[tuple[tuple[slice, ...], Tensor]]
+"""What has been read of a tensor, each with its place there."""
+
 _BY_OUTPUT = frozenset({"values", "codes", "scale", "zero"})
 
 
@@ -54,7 +57,7 @@ class Kind(Weights):
     def __init__(self, part: Linear, device: torch.device, dtype: torch.dtype, kernels: Kernels, turn: Turn) -> None:
         super().__init__(kernels)
         self.part, self.device, self.dtype, self._turn = part, device, dtype, turn
-        self._read: dict[int, dict[str, Tensor]] = {}
+        self._read: dict[int, dict[str, Pieces]] = {}
         self.bias: nn.Parameter | None = None
         if part.bias:
             self.bias = kept(torch.zeros(part.out, device=device, dtype=dtype))
@@ -84,7 +87,9 @@ class Kind(Weights):
             self.bias[piece.target] = plain(piece, source).to(self.device, self.dtype)
             return
         index, _, name = piece.param.partition(".")
-        self._read.setdefault(int(index), {})[name] = source.read(piece.name, piece.source).to(self.device)
+        tensor = source.read(piece.name, piece.source)
+        tensor = (tensor.T if piece.transposed else tensor).to(self.device)
+        self._read.setdefault(int(index), {}).setdefault(name, []).append((piece.target, tensor))
 
     def randomize(self, random: torch.Generator) -> None:
         self.fill([self.made_up(part.size, random) for part in self.part.parts])
@@ -93,10 +98,13 @@ class Kind(Weights):
 
     def finish(self) -> None:
         if self._read:
-            parts = [self._own(index, self._turn(self._read.pop(index))) for index in sorted(self._read)]
+            parts = [self._part(index, self._read.pop(index)) for index in sorted(self._read)]
             self._add_biases(parts)
             self.fill(parts)
         self.arrange()
+
+    def _part(self, index: int, read: Mapping[str, Pieces]) -> Fields:
+        return self._own(index, self._turn({name: _whole(pieces) for name, pieces in read.items()}))
 
     def _own(self, index: int, fields: Fields) -> Fields:
         """A part's rows of what a format could only read whole."""
@@ -119,6 +127,17 @@ class Kind(Weights):
 
     def forward(self, x_TI: Tensor) -> Tensor:
         return F.linear(self.rounded(x_TI), self.dequantised().to(x_TI.dtype), self.bias)
+
+
+def _whole(pieces: Pieces) -> Tensor:
+    """A tensor from its pieces, which are all of it."""
+    if len(pieces) == 1:
+        return pieces[0][1]
+    shape = [max(target[axis].stop for target, _ in pieces) for axis in range(pieces[0][1].dim())]
+    whole = pieces[0][1].new_empty(shape)
+    for target, tensor in pieces:
+        whole[target] = tensor
+    return whole
 
 
 def kept(tensor: Tensor) -> nn.Parameter:
