@@ -160,7 +160,7 @@ def _model(
     if not isinstance(machine, str) and len(native) == len(backends) and _has_operations(decoder, choice):
         # PyTorch's own threads would still be waiting for work, busily, when the kernels' are to begin.
         torch.set_num_threads(1)
-        own = rounded if rounded in get_args(Rounded) else None
+        own: Rounded | None = rounded if rounded in get_args(Rounded) else None  # type: ignore[assignment]
         method = repacked(choice if own is None else plain, Packed(machine, own))
         return NativeModel(decoder, native, machine, method, max_positions=config.model.max_model_len)
     how = Build(
