@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sapwood.arch.parts import Decoder
+from sapwood.arch.parts import Network
 from sapwood.base.kv import KVGroup, KVKind
 
 
@@ -16,19 +16,19 @@ class KVPlace(NamedTuple):
     layer: int
 
 
-def kv_groups(decoder: Decoder, page_size: int, rewind: int = 0) -> tuple[KVGroup, ...]:
+def kv_groups(decoder: Network, page_size: int, rewind: int = 0) -> tuple[KVGroup, ...]:
     """The groups, those that keep every position first, else in the order of the layers. `rewind` is as in `KVGroup`."""
     kinds = [block.mixer.kv for block in decoder.blocks]
     groups = [KVGroup(kind, kinds.count(kind), page_size, rewind) for kind in dict.fromkeys(kinds) if kind is not None]
     return tuple(sorted(groups, key=lambda group: group.window is not None))
 
 
-def joint_groups(decoders: Sequence[Decoder], page_size: int, rewind: int = 0) -> tuple[KVGroup, ...]:
+def joint_groups(decoders: Sequence[Network], page_size: int, rewind: int = 0) -> tuple[KVGroup, ...]:
     """Those of several models that run side by side, in their order: none shares a group with another."""
     return tuple(group for decoder in decoders for group in kv_groups(decoder, page_size, rewind))
 
 
-def kv_places(decoder: Decoder) -> tuple[KVPlace | None, ...]:
+def kv_places(decoder: Network) -> tuple[KVPlace | None, ...]:
     """The place of each layer, None where it keeps nothing; `group` counts in the order of `kv_groups`."""
     kinds: list[KVKind | None] = [block.mixer.kv for block in decoder.blocks]
     order = [group.kind for group in kv_groups(decoder, page_size=1)]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from sapwood.arch.parts import Decoder
+from sapwood.arch.parts import Network
 from sapwood.arch.shard import weight_map
 
 
-def num_parameters(decoder: Decoder) -> int:
+def num_parameters(decoder: Network) -> int:
     """Elements of all weights of a plain checkpoint, shared ones once."""
     return sum(math.prod(s.stop - s.start for s in piece.source) for piece in weight_map(decoder))

@@ -16,7 +16,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from sapwood.base.kv import Heads, KVKind
 
@@ -344,6 +344,9 @@ class Decoder:
     root: str = ""
     quantization: Mapping[str, Any] | None = dataclasses.field(default=None, hash=False)
 
+    before: ClassVar[tuple[str, ...]] = ("embed", "positions", "embed_norm")
+    behind: ClassVar[tuple[str, ...]] = ("norm", "head")
+
     @property
     def vocab_size(self) -> int:
         return self.embed.vocab_size
@@ -351,6 +354,37 @@ class Decoder:
     @property
     def hidden_size(self) -> int:
         return self.embed.hidden_size
+
+
+class Network(Protocol):
+    """What functions on trees have to know of one: its blocks, and its fields `before` them and `behind`."""
+
+    before: ClassVar[tuple[str, ...]]
+    behind: ClassVar[tuple[str, ...]]
+
+    @property
+    def blocks(self) -> tuple[Block, ...]: ...
+
+    @property
+    def block_prefix(self) -> str: ...
+
+    @property
+    def head(self) -> Linear | Tied | None: ...
+
+    @property
+    def max_positions(self) -> int: ...
+
+    @property
+    def dtype(self) -> str | None: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def hidden_size(self) -> int: ...
+
+    @property
+    def quantization(self) -> Mapping[str, Any] | None: ...
 
 
 @dataclass(frozen=True)
@@ -362,17 +396,17 @@ class Place:
     leaf: Leaf
 
 
-def walk(decoder: Decoder) -> Iterator[Place]:
+def walk(decoder: Network) -> Iterator[Place]:
     """Every leaf, in the order of the tree."""
-    for name in ("embed", "positions", "embed_norm"):
+    for name in decoder.before:
         yield from _leaves(getattr(decoder, name), name, "")
     for index, block in enumerate(decoder.blocks):
         yield from _leaves(block, f"blocks.{index}", decoder.block_prefix.format(index))
-    yield from _leaves(decoder.norm, "norm", "")
-    yield from _leaves(decoder.head, "head", "")
+    for name in decoder.behind:
+        yield from _leaves(getattr(decoder, name), name, "")
 
 
-def ropes(decoder: Decoder) -> tuple[Rope, ...]:
+def ropes(decoder: Network) -> tuple[Rope, ...]:
     """Every rope that is somewhere in the blocks, once."""
     found = (part for block in dict.fromkeys(decoder.blocks) for _, part in _inside(block, ""))
     return tuple(dict.fromkeys(part for part in found if isinstance(part, Rope)))

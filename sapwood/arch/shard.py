@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from sapwood.arch.parts import Axis, Decoder, Place, StoredTensor, walk
+from sapwood.arch.parts import Axis, Network, Place, StoredTensor, walk
 from sapwood.base.errors import ModelError
 
 T = TypeVar("T")
@@ -41,7 +41,7 @@ def plain(place: Place) -> Sequence[StoredTensor]:
 
 
 def weight_map(
-    decoder: Decoder,
+    decoder: Network,
     *,
     rank: int = 0,
     size: int = 1,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from sapwood.arch.groups import kv_groups
 from sapwood.arch.memory import num_parameters
-from sapwood.arch.parts import Decoder
+from sapwood.arch.parts import Network
 from sapwood.config.facts import ModelShape
 
 
-def shape_of(decoder: Decoder, *, name: str, stored_bytes: int = 0, draft: ModelShape | None = None) -> ModelShape:
+def shape_of(decoder: Network, *, name: str, stored_bytes: int = 0, draft: ModelShape | None = None) -> ModelShape:
     """The shape of a model that clients call `name`, beside one that drafts for it."""
     return ModelShape(
         default_name=name,

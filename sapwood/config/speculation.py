@@ -24,7 +24,7 @@ LONGEST_LOOKUP = 8
 """Tokens that a lookup can want in common."""
 
 _ALIASES: Mapping[str, str] = MappingProxyType(
-    {"none": OFF, "suffix": "tree,ngram", "draft_model": MODEL, "standalone": MODEL}
+    {"none": OFF, "suffix": "tree,ngram", "draft_model": MODEL, "standalone": MODEL, "eagle": MODEL, "eagle3": MODEL}
 )
 
 

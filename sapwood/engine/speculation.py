@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from sapwood.arch.parts import Decoder
+from sapwood.arch.parts import Decoder, Network
 from sapwood.base.slots import Slots
 from sapwood.base.trial import Trial
 from sapwood.cache import KVCache, Paths
@@ -54,7 +54,7 @@ def draft_of(
     return find_draft(model, decoder, files, families=families, methods=methods, weights=weights, progress=progress)
 
 
-def shape_beside(decoder: Decoder, files: ModelFiles, draft: DraftModel | None) -> ModelShape:
+def shape_beside(decoder: Network, files: ModelFiles, draft: DraftModel | None) -> ModelShape:
     """What `resolve` has to know of a model, and of the one that drafts for it."""
     beside = None if draft is None else shape_beside(*draft, None)
     return shape_of(decoder, name=files.name, stored_bytes=files.stored_bytes, draft=beside)

@@ -6,20 +6,22 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+from sapwood.arch.eagle import Eagle, eagle, is_eagle
 from sapwood.arch.families import declare
 from sapwood.arch.family import Family
 from sapwood.arch.parts import Decoder
 from sapwood.base.errors import ConfigError
-from sapwood.hub.files import ModelFiles, find, read_json
+from sapwood.hub.files import ModelFiles, find, read_json, tensor_names
 from sapwood.hub.pull import Progress
 
 _FLAG = "--speculative-model"
 
 
 class DraftModel(NamedTuple):
-    """It runs beside the other, and its KV groups come behind the other's."""
+    """A smaller model, or a head that goes on from the other's hidden states. It runs beside the other, and its KV groups come behind
+    the other's."""
 
-    decoder: Decoder
+    decoder: Decoder | Eagle
     files: ModelFiles
 
 
@@ -33,8 +35,12 @@ def find_draft(
     weights: bool = True,
     progress: Progress | None = None,
 ) -> DraftModel:
-    """Find a model that is to draft for the `target`. Raises ConfigError where the two do not share a vocabulary."""
+    """Find a model that is to draft for the `target`. Raises ConfigError where the two do not share a vocabulary, and ModelError
+    for a head that is none of the target's."""
     files = find(model, weights=weights, families=families, progress=progress)
+    names = tensor_names(files) if weights and files.kind == "hf" else frozenset()
+    if is_eagle(files.config, names):
+        return DraftModel(eagle(files.config, names, target), files)
     decoder = declare(files.config, families, methods=methods)
     if decoder.vocab_size != target.vocab_size:
         raise ConfigError(
@@ -46,6 +52,11 @@ def find_draft(
         raise ConfigError(
             f"{_FLAG} {model} cannot draft for {target_files.name}: token {id} is {mine!r} in the one and {its!r} in the "
             "other. Take a model with the same tokenizer."
+        )
+    if decoder.positions is not None and decoder.max_positions < target.max_positions:
+        raise ConfigError(
+            f"{_FLAG} {model} cannot draft for {target_files.name}: it has learned {decoder.max_positions} positions and no more, "
+            f"and that has {target.max_positions}. Take a model with as many."
         )
     # Its positions go as far as the other's: beyond those that it was made for it is wrong more often.
     return DraftModel(replace(decoder, max_positions=target.max_positions), files)

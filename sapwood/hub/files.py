@@ -141,6 +141,11 @@ def weight_files(directory: Path) -> list[Path]:
     raise ModelError(f"{directory} holds no weights: *.safetensors files are missing.")
 
 
+def tensor_names(files: ModelFiles) -> frozenset[str]:
+    """Of a Hugging Face directory. Raises ModelError."""
+    return frozenset(name for file in weight_files(files.path) for name in _spans(file))
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file of the model. Raises ModelError."""
     try:

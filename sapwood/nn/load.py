@@ -17,17 +17,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sapwood.arch.parts import Decoder, Tied, walk
+from sapwood.arch.parts import Network, Tied, walk
 from sapwood.arch.shard import Piece, weight_map
 from sapwood.base.errors import ModelError
 from sapwood.hub.files import ModelFiles, weight_files
 from sapwood.quant.base import Choice, Leaf, tensors_by
 from sapwood.quant.source import Source, Stored
 
-# Tables that old checkpoints hold although they follow from the config; and the scales that quantised ones have for keys and
+# Tables that old checkpoints hold although they follow from the config, or from others; and the scales that quantised ones have for keys and
 # values in float8, which keeps its digits without any, and has finer ones where it has some.
 _COMPUTED = re.compile(
-    r"\.(rotary_emb\.inv_freq|masked_bias)$|\.(attn|attention)\.bias$|\.(self_attn|attn)\.(q_proj\.|k_proj\.|v_proj\.)?[qkv]_(scale|zero_point)$"
+    r"\.(rotary_emb\.inv_freq|masked_bias)$|\.(attn|attention)\.bias$|\.(self_attn|attn)\.(q_proj\.|k_proj\.|v_proj\.)?[qkv]_(scale|zero_point)$|^t2d$"
 )
 _NUM_NAMED = 4
 
@@ -36,7 +36,7 @@ class Loadable(Protocol):
     """A model without its weights, on `device`: a leaf for each that its decoder has, its Linears stored by `method`."""
 
     @property
-    def decoder(self) -> Decoder: ...
+    def decoder(self) -> Network: ...
 
     @property
     def method(self) -> Choice: ...

@@ -5,7 +5,7 @@ Suffix legend: T tokens, N rows that need logits, D hidden size, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -15,7 +15,7 @@ import sapwood.nn.block
 import sapwood.nn.experts
 import sapwood.nn.recurrent  # noqa: F401  they register the makers of the parts inside a block
 from sapwood.arch.groups import kv_places
-from sapwood.arch.parts import Decoder, Tied, ropes
+from sapwood.arch.parts import Decoder, Network, Tied, ropes
 from sapwood.attention.base import Batch
 from sapwood.nn.layers import Embedding, Norm, Rotary
 from sapwood.nn.make import Build, Site, make
@@ -34,7 +34,7 @@ class Model(nn.Module):
         self.positions = None if decoder.positions is None else make(decoder.positions, Site(how, "positions"))
         self.embed_norm = None if decoder.embed_norm is None else make(decoder.embed_norm, Site(how, "embed_norm"))
         self.blocks = nn.ModuleList(
-            make(block, site) for block, site in zip(decoder.blocks, _sites(decoder, how), strict=True)
+            make(block, site) for block, site in zip(decoder.blocks, sites(decoder, how), strict=True)
         )
         self.norm: Norm = make(decoder.norm, Site(how, "norm"))
         self.head = None if isinstance(decoder.head, Tied) else make(decoder.head, Site(how, "head"))
@@ -48,15 +48,22 @@ class Model(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """The hidden states of every token after the last norm, hidden_TD."""
+        return self.states(batch, ())[0]
+
+    def states(self, batch: Batch, taps: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+        """The same, and those before the layers of `taps`."""
+        taken: dict[int, Tensor] = {}
         angles = [rotary(batch.positions_T) for rotary in self.rotaries]
         x_TD, residual_TD = self.embed(batch.ids_T), None
         if self.positions is not None:
             x_TD = x_TD + self.positions(batch.positions_T)
         if self.embed_norm is not None:
             x_TD = self.embed_norm(x_TD)
-        for block in self.blocks:
+        for index, block in enumerate(self.blocks):
+            if index in taps:
+                taken[index] = x_TD.clone() if residual_TD is None else x_TD + residual_TD
             x_TD, residual_TD = block(x_TD, residual_TD, angles)
-        return self.norm.join(x_TD, residual_TD)[0]
+        return self.norm.join(x_TD, residual_TD)[0], [taken[index] for index in taps]
 
     def logits(self, hidden_ND: Tensor, *, raw: bool = False) -> Tensor:
         """Logits_NV of some of the hidden states, in float32 or, if `raw`, in the dtype of the product."""
@@ -76,7 +83,7 @@ def finished(decoder: Decoder, products_NV: Tensor, *, raw: bool = False) -> Ten
     return logits_NV.to(products_NV.dtype) if raw else logits_NV
 
 
-def _sites(decoder: Decoder, how: Build) -> Iterator[Site]:
+def sites(decoder: Network, how: Build) -> Iterator[Site]:
     """Of the blocks."""
     found = ropes(decoder)
     for index, place in enumerate(kv_places(decoder)):

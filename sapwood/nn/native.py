@@ -87,6 +87,10 @@ class NativeModel:
         self._machine.library.stack_forward(self._stack.pointer, byref(step), address(hidden_TE))
         return hidden_TE
 
+    def states(self, batch: Batch, taps: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+        assert not taps, "hidden states between its layers are nowhere to be seen"
+        return self.forward(batch), []
+
     def logits(self, hidden_NE: Tensor, *, raw: bool = False) -> Tensor:
         """float32 logits_NV of some of the hidden states."""
         return finished(self.decoder, self._head(hidden_NE))

@@ -9,6 +9,7 @@ from typing import NamedTuple, get_args
 import torch
 
 from sapwood import kernels
+from sapwood.arch.eagle import Eagle
 from sapwood.arch.groups import joint_groups, kv_groups
 from sapwood.arch.parts import Decoder
 from sapwood.attention.base import Backend
@@ -23,7 +24,8 @@ from sapwood.hub.files import ModelFiles
 from sapwood.kernels.cpu import library
 from sapwood.kernels.cpu.library import Machine
 from sapwood.nn.build import Build, build
-from sapwood.nn.load import dummy_weights, load_weights
+from sapwood.nn.eagle import EagleHead
+from sapwood.nn.load import Loadable, dummy_weights, load_weights
 from sapwood.nn.model import Model
 from sapwood.nn.native import NativeModel
 from sapwood.nn.stack import unlisted
@@ -51,6 +53,13 @@ class Rank:
     model: Model | NativeModel
 
 
+class Beside(NamedTuple):
+    """What computes beside a rank: a model or a head, with a backend for each of its own groups."""
+
+    backends: Sequence[Backend]
+    model: Model | NativeModel | EagleHead
+
+
 class Choices(NamedTuple):
     """What may be chosen: backends, and methods by their names in checkpoints."""
 
@@ -60,7 +69,7 @@ class Choices(NamedTuple):
 
 @torch.inference_mode()
 def assemble(
-    config: Config, decoder: Decoder, choices: Choices, others: Sequence[Decoder] = (), *, max_drafts: int = 0
+    config: Config, decoder: Decoder, choices: Choices, others: Sequence[Decoder | Eagle] = (), *, max_drafts: int = 0
 ) -> Rank:
     """Build the model, without its weights. The `others` will run beside it."""
     page_size, depth = config.cache.page_size, config.scheduler.depth
@@ -73,27 +82,33 @@ def assemble(
     groups = joint_groups((decoder, *others), page_size, most_rewound(max_drafts, depth))
     mine = enumerate(groups[: len(kv_groups(decoder, page_size))])
     backends = _backends(config, mine, device.place, dtype, machine, choices.backends)
-    model = _model(config, decoder, device.place, dtype, backends, machine, choices.methods)
+    tapped = any(isinstance(other, Eagle) for other in others)
+    stack = "a head goes on from hidden states within the model" if tapped else machine
+    model = _model(config, decoder, device.place, dtype, backends, stack, choices.methods)
     return Rank(device, dtype, groups, machine, backends, model)
 
 
 @torch.inference_mode()
-def beside(rank: Rank, config: Config, decoder: Decoder, choices: Choices) -> Rank:
-    """Likewise one that runs beside another: it has what is left of the groups."""
+def beside(rank: Rank, config: Config, decoder: Decoder | Eagle, choices: Choices) -> Beside:
+    """Likewise what runs beside another: it has what is left of the groups."""
     device, dtype, machine = rank.device.place, rank.dtype, rank.machine
     mine = list(enumerate(rank.groups))[len(rank.backends) :]
     backends = _backends(config, mine, device, dtype, machine, choices.backends)
+    if isinstance(decoder, Eagle):
+        assert isinstance(rank.model, Model), "hidden states are taken out of modules"
+        how = _how(config, everywhere(Plain()), device, dtype, backends)
+        return Beside(backends, EagleHead(decoder, how, rank.model))
     model = _model(config, decoder, device, dtype, backends, machine, choices.methods)
-    return replace(rank, backends=backends, model=model)
+    return Beside(backends, model)
 
 
 @torch.inference_mode()
-def give_weights(rank: Rank, files: ModelFiles | None, *, seed: int) -> None:
+def give_weights(model: Loadable, files: ModelFiles | None, *, seed: int) -> None:
     """Load the model's weights, random ones without `files`. Raises ModelError if they do not fit."""
     if files is None:
-        dummy_weights(rank.model, seed)
+        dummy_weights(model, seed)
     else:
-        load_weights(rank.model, files)
+        load_weights(model, files)
 
 
 def _machine(config: Config, device: Device, dtype: torch.dtype) -> Machine | str:
@@ -163,7 +178,13 @@ def _model(
         own: Rounded | None = rounded if rounded in get_args(Rounded) else None  # type: ignore[assignment]
         method = repacked(choice if own is None else plain, Packed(machine, own))
         return NativeModel(decoder, native, machine, method, max_positions=config.model.max_model_len)
-    how = Build(
+    return build(decoder, _how(config, choice, device, dtype, backends))
+
+
+def _how(
+    config: Config, choice: Choice, device: torch.device, dtype: torch.dtype, backends: Sequence[Backend]
+) -> Build:
+    return Build(
         device=device,
         dtype=dtype,
         backends=backends,
@@ -171,7 +192,6 @@ def _model(
         method=choice,
         max_positions=config.model.max_model_len,
     )
-    return build(decoder, how)
 
 
 def _has_operations(decoder: Decoder, choice: Choice) -> bool:

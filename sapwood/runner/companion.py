@@ -1,4 +1,4 @@
-"""A smaller model that runs beside the one that answers, and drafts for it.
+"""A smaller model, or a head, that runs beside the model that answers, and drafts for it.
 
 It keeps keys and values of its own for the same tokens, in groups of the same page tables: whatever a step feeds, it
 feeds too, in the same launch, so that cached prefixes, preemption and windows hold for it without a word. Before a step
@@ -16,16 +16,20 @@ Suffix legend: T tokens, R rows, N heads, P proposing rows.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
+from torch import Tensor
 
-from sapwood.attention.base import Batch, RowLimits, Shared
+from sapwood.attention.base import Backend, Batch, RowLimits, Shared
+from sapwood.base.kv import KVGroup
 from sapwood.base.plan import Ints, Pages, Plan, Propose
 from sapwood.runner import frame
-from sapwood.runner.assemble import Rank
 from sapwood.runner.batch import Batcher
 from sapwood.runner.frame import Frame, Kind
 from sapwood.runner.graphs import Graphs
+from sapwood.runner.seers import Seer
 from sapwood.runner.table import Table
 from sapwood.sampling.fast import draw
 
@@ -33,26 +37,31 @@ _MOST_KNOWN = 256  # sets of rows that frames are kept for
 
 
 class Companion:
-    """Drafts on a `rank` beside the one whose slots `table` has."""
+    """Drafts by a `seer`, whose keys and values `backends` keep, beside the model whose slots `table` has; `groups` are those
+    of both."""
 
-    def __init__(self, rank: Rank, table: Table) -> None:
-        self.rank = rank
+    def __init__(self, seer: Seer, backends: Sequence[Backend], table: Table, groups: Sequence[KVGroup]) -> None:
+        self.seer, self._backends = seer, backends
         self.graphs: Graphs[Frame] | None = None
         self._table, self._ahead = table, table.shadow()
-        self._batcher = Batcher(self._ahead, rank.groups)
+        self._batcher = Batcher(self._ahead, groups)
         self._known: dict[bytes, Plan] = {}
         self._versions = 0
 
     # -- behind the other -----------------------------------------------------------------------------------------
 
-    def follow(self, batch: Batch) -> None:
-        """Take in a step's tokens; may be captured."""
-        self._forward(batch)
+    @property
+    def taps(self) -> Sequence[int]:
+        return self.seer.taps
 
-    def _forward(self, batch: Batch) -> torch.Tensor:
-        for backend in self.rank.backends:
+    def follow(self, batch: Batch, hidden_TD: Tensor, taken: Sequence[Tensor]) -> None:
+        """See `step.Follower`."""
+        self._plan(batch)
+        self.seer.follow(batch, hidden_TD, taken)
+
+    def _plan(self, batch: Batch) -> None:
+        for backend in self._backends:
             backend.plan(batch)
-        return self.rank.model(batch)
 
     # -- ahead of it ----------------------------------------------------------------------------------------------
 
@@ -80,8 +89,8 @@ class Companion:
     def _pass(self, frame: Frame, num_tokens: int, limits: RowLimits, runs: Shared | None) -> Frame:
         """One pass: a token of each row is fed, and what is drawn behind it is written; may be captured."""
         batch, heads = self._batcher.make(frame, num_tokens, limits=limits, shared=runs)
-        model = self.rank.model
-        logits_NV = model.logits(self._forward(batch).index_select(0, heads.last_N), raw=True)
+        self._plan(batch)
+        logits_NV = self.seer.logits(self.seer.advance(batch).index_select(0, heads.last_N))
         drawn_N = torch.empty_like(heads.draws_N)
         draw(logits_NV, self._table.settings_SK, heads.draws_N, heads.ends_N, drawn_N)
         self._batcher.settle(frame, heads, drawn_N, Kind.DRAWN)

@@ -5,6 +5,7 @@ Suffix legend: T tokens of the step, R rows, N heads, D hidden size, V vocabular
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -39,10 +40,14 @@ class Pass:
 
 
 class Follower(Protocol):
-    """A model that drafts: it computes what the other one does, step by step."""
+    """A model that drafts: it computes what the other one does, step by step. `taps` are layers of the other before which it wants
+    the hidden states."""
 
-    def follow(self, batch: Batch) -> None:
-        """Take in a step's tokens; may be captured."""
+    @property
+    def taps(self) -> Sequence[int]: ...
+
+    def follow(self, batch: Batch, hidden_TD: Tensor, taken: Sequence[Tensor]) -> None:
+        """Take in a step's tokens, their last hidden states, and those before the `taps`; may be captured."""
         ...
 
 
@@ -96,9 +101,10 @@ class Step:
         for backend in self._rank.backends:
             backend.plan(batch)
         model = self._rank.model
-        hidden_TD = model(batch)
-        if self._follower is not None:
-            self._follower.follow(batch)
+        follower = self._follower
+        hidden_TD, taken = model.states(batch, () if follower is None else follower.taps)
+        if follower is not None:
+            follower.follow(batch, hidden_TD, taken)
         if not frame.num_heads:
             return Pass(frame, heads, hidden_TD, None, None)
         logits_NV = model.logits(hidden_TD.index_select(0, heads.last_N), raw=True)

@@ -13,12 +13,13 @@ from sapwood.base.plan import Bits, LatePart, Outcome, Plan
 from sapwood.config.options import Config
 from sapwood.hub.draft import DraftModel
 from sapwood.hub.files import ModelFiles
-from sapwood.runner.assemble import Choices, assemble, beside, give_weights
+from sapwood.runner.assemble import Beside, Choices, assemble, beside, give_weights
 from sapwood.runner.choose import Chooser, Work, read
 from sapwood.runner.companion import Companion
 from sapwood.runner.graphs import Graphs
 from sapwood.runner.parts import Memory, after, before
 from sapwood.runner.profile import heaviest_plan
+from sapwood.runner.seers import seer
 from sapwood.runner.step import Step
 from sapwood.runner.table import Table
 from sapwood.sampling.warm import warm
@@ -56,26 +57,30 @@ class Worker:
         """Build the model and give it its weights. Raises ModelError if they do not fit."""
         others = () if self._draft is None else (self._draft.decoder,)
         self.rank = rank = assemble(self.config, self.decoder, self._choices, others, max_drafts=self._max_drafts)
-        ranks = [rank, *(beside(rank, self.config, other, self._choices) for other in others)]
-        self.backends = [backend for one in ranks for backend in one.backends]
+        mine = [beside(rank, self.config, other, self._choices) for other in others]
+        self.backends = [*rank.backends, *(backend for one in mine for backend in one.backends)]
         self.groups, self.device, self.model = rank.groups, rank.device, rank.model
         with torch.inference_mode():
             self.table = Table(
                 num_slots=self._max_rows, max_len=self._max_len, groups=rank.groups, device=rank.device.place
             )
             self._memory = Memory(self.table, self.backends)
-            self.companion = Companion(ranks[1], self.table) if others else None
+            self.companion = self._companion(mine[0]) if mine else None
             vocab_size, heads = self.decoder.vocab_size, None
             if self._graph_tokens:
                 heads = self._graph_tokens if self._max_drafts else self._max_rows
             self._step = Step(rank, self.table, vocab_size=vocab_size, max_heads=heads, follower=self.companion)
             self._chooser = Chooser(rank, self.table, self._step, vocab_size=vocab_size)
             compiled = self._compile()
-        give_weights(rank, self._files, seed=self.config.device.seed)
+        give_weights(rank.model, self._files, seed=self.config.device.seed)
         if self._draft is not None:
             files = None if self._files is None else self._draft.files
-            give_weights(ranks[1], files, seed=self.config.device.seed)
+            give_weights(mine[0].model, files, seed=self.config.device.seed)
         compiled()
+
+    def _companion(self, mine: Beside) -> Companion:
+        made = seer(mine.model, nobody=self.table.nobody, most=self._max_drafts + 1, dtype=self.rank.dtype)
+        return Companion(made, mine.backends, self.table, self.groups)
 
     def _compile(self) -> Callable[[], None]:
         """Begin to compile what steps will launch; what is returned waits for it."""

@@ -29,6 +29,7 @@ from sapwood.draft import Drafter, DraftStake
 from sapwood.engine import launch
 from sapwood.engine.loop import Engine
 from sapwood.llm import Generation, Output
+from tests import heads
 from tests.contracts.test_guests import Pause
 
 # -- features of a request ----------------------------------------------------------------------------------------
@@ -167,7 +168,8 @@ def _stand_still(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Engine, "step", stepped)
 
 
-ITSELF = "the model itself"
+ITSELF, HEAD = "the model itself", "a head for it"
+"""What stands for a path."""
 
 Stakes = Callable[[Slots], Sequence[Stake]]
 
@@ -206,6 +208,7 @@ NUMBERS: Mapping[str, dict[str, Any]] = MappingProxyType(
         "weights in NVFP4": {"quantization": "nvfp4"},
         "activations in int8": {"cpu_activations": "int8"},
         "bfloat16": {"dtype": "bfloat16"},
+        "an EAGLE head": {"speculative_model": HEAD},
     }
 )
 """What changes the numbers that tokens are drawn from."""
@@ -218,6 +221,7 @@ REFUSED: Mapping[frozenset[str], str] = MappingProxyType(
         frozenset(pair): "CPU kernels|native: |in the dtypes that are computed in"
         for pair in itertools.product(WITHOUT_THEM, OF_THE_KERNELS)
     }
+    | {frozenset(("an EAGLE head", weights)): "CPU kernels" for weights in ("weights in int8", "weights in int4")}
 )
 """Pairs that are refused at start, and what the refusal says. docs/architecture.md lists them."""
 
@@ -251,15 +255,21 @@ def crowds(names: Sequence[str], guests: Sequence[str] = ()) -> list[tuple[str, 
     return found
 
 
+def head_for(model: Path) -> Path:
+    """A random one, written once."""
+    path = model.parent / f"{model.name}-head"
+    return path if path.exists() else heads.write(path, *heads.third(64, 258, 100))
+
+
 def answers(model: Path, features: Sequence[Mapping[str, Any]], cases: Sequence[Case]) -> list[Generation]:
     """What an engine with these features says; several that bring stakes bring all of theirs."""
     options: dict[str, Any] = dict(BASE)
     stakes: list[Stakes] = []
     for feature in features:
-        options |= {
-            name: str(model) if value is ITSELF else value for name, value in feature.items() if name not in BESIDE
-        }
+        options |= {name: value for name, value in feature.items() if name not in BESIDE}
         stakes += [feature["stakes"]] if "stakes" in feature else []
+    if options.get("speculative_model") in (ITSELF, HEAD):
+        options["speculative_model"] = str(model if options["speculative_model"] == ITSELF else head_for(model))
     made = functools.partial(
         launch.launch, stakes=lambda slots: [one for make in stakes for one in make(slots)], max_drafts=3
     )
