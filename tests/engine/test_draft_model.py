@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 
 from sapwood.base.errors import ConfigError
@@ -19,6 +20,7 @@ from sapwood.executor import local
 from tests import models
 from tests.engine.test_drafts import KINDS, same, say
 from tests.engine.whole import prompts_that_share
+from tests.nn import ggufs
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 PLAIN = (KINDS[0], KINDS[1], KINDS[2])
@@ -63,6 +65,18 @@ def test_every_request_says_what_it_says_without(
     if family == draft:
         assert counters["accepted_drafts_draft"] > 0.3 * counters["drafts_draft"]
         assert "max_total_tokens" in options or counters["steps"] < plain["steps"]
+
+
+def test_both_in_files_of_quantised_weights(tmp_path: Path) -> None:
+    model, small = (
+        ggufs.write("llama-tied", tmp_path / f"{kind}.gguf", kind=gguf.GGMLQuantizationType[kind])
+        for kind in ("Q8_0", "Q4_1")
+    )
+    mine = [(prompt, KINDS[i % len(KINDS)]) for i, prompt in enumerate(prompts_that_share(6))]
+    wanted, plain = say(model, mine)
+    found, counters = say(model, mine, speculative_model=str(small), speculation="draft")
+    same(found, wanted)
+    assert counters["accepted_drafts_draft"] > 0 and counters["steps"] < plain["steps"]
 
 
 @pytest.mark.parametrize("device", DEVICES)
