@@ -73,10 +73,10 @@ def test_both_in_files_of_quantised_weights(tmp_path: Path) -> None:
         for kind in ("Q8_0", "Q4_1")
     )
     mine = [(prompt, KINDS[i % len(KINDS)]) for i, prompt in enumerate(prompts_that_share(6))]
-    wanted, plain = say(model, mine)
+    wanted, _ = say(model, mine)
     found, counters = say(model, mine, speculative_model=str(small), speculation="draft")
     same(found, wanted)
-    assert counters["accepted_drafts_draft"] > 0 and counters["steps"] < plain["steps"]
+    assert counters["accepted_drafts_draft"] > 10
 
 
 @pytest.mark.parametrize("device", DEVICES)
