@@ -17,6 +17,8 @@ from sapwood.base.grammar import Grammar
 from sapwood.base.sampling import SamplingParams
 from sapwood.base.trial import Trial
 from sapwood.executor import local
+from sapwood.runner import graphs
+from sapwood.runner.worker import Worker
 from tests import models
 from tests.engine.test_drafts import KINDS, same, say
 from tests.engine.whole import prompts_that_share
@@ -35,6 +37,13 @@ def free(monkeypatch: pytest.MonkeyPatch) -> None:
         return [1.04 if trial.ahead else 1.0 for trial in trials]
 
     monkeypatch.setattr(local, "time_steps", time_steps)
+
+
+@pytest.fixture
+def padded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps and passes go the way of graphs, of which none is captured."""
+    monkeypatch.setattr(Worker, "_graph_tokens", property(lambda worker: 64))
+    monkeypatch.setattr(graphs, "_Camera", lambda device: None)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -65,6 +74,18 @@ def test_every_request_says_what_it_says_without(
     if family == draft:
         assert counters["accepted_drafts_draft"] > 0.3 * counters["drafts_draft"]
         assert "max_total_tokens" in options or counters["steps"] < plain["steps"]
+
+
+@pytest.mark.usefixtures("padded")
+@pytest.mark.parametrize("depth", [0, 1])
+def test_in_steps_that_are_padded_as_those_of_graphs(depth: int, tmp_path: Path) -> None:
+    model = models.save("gemma3", tmp_path)
+    mine = [(prompt, PLAIN[i % len(PLAIN)]) for i, prompt in enumerate(prompts_that_share(6))]
+    wanted, _ = say(model, mine, page_size=4)
+    options = {"speculative_model": str(model), "speculation": "draft", "num_speculative_tokens": 3, "page_size": 4}
+    found, counters = say(model, mine, depth=depth, **options)
+    same(found, wanted)
+    assert counters["accepted_drafts_draft"] == counters["drafts_draft"] > 50
 
 
 def test_both_in_files_of_quantised_weights(tmp_path: Path) -> None:

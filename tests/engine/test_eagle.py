@@ -19,7 +19,9 @@ from sapwood.base.errors import ConfigError, ModelError
 from sapwood.base.sampling import SamplingParams
 from sapwood.base.trial import Trial
 from sapwood.executor import local
+from sapwood.runner import graphs
 from sapwood.runner.seers import Head
+from sapwood.runner.worker import Worker
 from tests import heads, models
 from tests.engine.test_drafts import KINDS, same, say
 from tests.engine.whole import prompts_that_share
@@ -41,6 +43,15 @@ def free(monkeypatch: pytest.MonkeyPatch) -> None:
 def random_head(form: str, path: Path) -> Path:
     made = heads.first(64, VOCAB) if form == "first" else heads.third(64, VOCAB, WORDS)
     return heads.write(path, *made)
+
+
+@pytest.mark.parametrize("form", ["first", "third"])
+def test_in_steps_that_are_padded_as_those_of_graphs(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Worker, "_graph_tokens", property(lambda worker: 64))
+    monkeypatch.setattr(graphs, "_Camera", lambda device: None)
+    test_a_head_that_knows_the_language_is_always_right(form, 1, "cpu", tmp_path)
 
 
 @pytest.mark.parametrize("device", DEVICES)
