@@ -20,6 +20,7 @@ from sapwood.arch.parts import Axis, Block, Decoder, Embedding, Leaf, Linear, No
 from sapwood.base.errors import ModelError
 
 _NUM_TAPS = 3
+_ROOT = "model."
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Eagle:
     words: Words | None
 
     quantization: ClassVar[None] = None
+    root: ClassVar[str] = _ROOT
     before: ClassVar[tuple[str, ...]] = ("embed", "join", "feature", "token_norm", "feature_norm")
     behind: ClassVar[tuple[str, ...]] = ("norm", "head", "words")
 
@@ -70,7 +72,6 @@ def is_eagle(config: Mapping[str, Any], names: Collection[str]) -> bool:
 def eagle(config: Mapping[str, Any], names: Collection[str], target: Decoder) -> Eagle:
     """The head that a config.json describes, for `target`. Raises ModelError, naming the field, if the two do not fit."""
     c = HfConfig(config)
-    prefix = "model." if any(name.startswith("model.") for name in names) else ""
     third = "draft_vocab_size" in config or _found(names, "midlayer.mlp.down_proj.weight") or "agle3" in _name(config)
     hidden, vocab = c.integer("hidden_size"), c.integer("vocab_size")
     _check(c, target)
@@ -80,19 +81,19 @@ def eagle(config: Mapping[str, Any], names: Collection[str], target: Decoder) ->
         attention = replace(attention, qkv=replace(attention.qkv, inp=2 * hidden))
     eps, taps = c.number("rms_norm_eps"), _taps(c, target) if third else ()
     words = c.integer("draft_vocab_size", vocab)
-    join = Linear((len(taps) or 2) * hidden, (Part(f"{prefix}fc", hidden),), None, bias=_found(names, "fc.bias"))
+    join = Linear((len(taps) or 2) * hidden, (Part(f"{_ROOT}fc", hidden),), None, bias=_found(names, "fc.bias"))
     made = Eagle(
         architecture=_name(config),
         max_positions=target.max_positions,
         dtype=target.dtype,
         vocab_size=vocab,
         hidden_size=hidden,
-        embed=Embedding(f"{prefix}embed_tokens", vocab, hidden) if _found(names, "embed_tokens.weight") else None,
+        embed=Embedding(f"{_ROOT}embed_tokens", vocab, hidden) if _found(names, "embed_tokens.weight") else None,
         taps=taps,
         join=None if third else join,
         feature=join if third else None,
-        token_norm=Norm(f"{prefix}{layer}input_layernorm", hidden, eps) if third else None,
-        feature_norm=Norm(f"{prefix}{layer}hidden_norm", hidden, eps) if third else None,
+        token_norm=Norm(f"{_ROOT}{layer}input_layernorm", hidden, eps) if third else None,
+        feature_norm=Norm(f"{_ROOT}{layer}hidden_norm", hidden, eps) if third else None,
         blocks=(
             Block(
                 mixer_norm=_norm(names, "input_layernorm", layer, hidden, eps) if not third else None,
@@ -101,8 +102,8 @@ def eagle(config: Mapping[str, Any], names: Collection[str], target: Decoder) ->
                 ffn=mlp(c),
             ),
         ),
-        block_prefix=f"{prefix}{layer}",
-        norm=Norm(f"{prefix}norm", hidden, eps) if third or _found(names, "norm.weight") else None,
+        block_prefix=f"{_ROOT}{layer}",
+        norm=Norm(f"{_ROOT}norm", hidden, eps) if third or _found(names, "norm.weight") else None,
         head=Linear(hidden, (Part("lm_head", words),), "out") if third or "lm_head.weight" in names else None,
         words=Words("d2t", words, vocab) if third and (words < vocab or "d2t" in names) else None,
     )
@@ -160,4 +161,4 @@ def _norm(names: Collection[str], name: str, layer: str, size: int, eps: float) 
 
 
 def _found(names: Collection[str], name: str) -> bool:
-    return name in names or f"model.{name}" in names
+    return name in names or f"{_ROOT}{name}" in names

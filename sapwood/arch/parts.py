@@ -369,6 +369,9 @@ class Network(Protocol):
     def block_prefix(self) -> str: ...
 
     @property
+    def root(self) -> str: ...
+
+    @property
     def head(self) -> Linear | Tied | None: ...
 
     @property
