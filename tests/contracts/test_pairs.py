@@ -221,7 +221,6 @@ REFUSED: Mapping[frozenset[str], str] = MappingProxyType(
         frozenset(pair): "CPU kernels|native: |in the dtypes that are computed in"
         for pair in itertools.product(WITHOUT_THEM, OF_THE_KERNELS)
     }
-    | {frozenset(("an EAGLE head", weights)): "CPU kernels" for weights in ("weights in int8", "weights in int4")}
 )
 """Pairs that are refused at start, and what the refusal says. docs/architecture.md lists them."""
 
