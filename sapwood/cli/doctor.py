@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from sapwood.base.errors import SapwoodError
+
 if TYPE_CHECKING:
     from sapwood.catalogue import Catalogue
 
@@ -59,6 +61,7 @@ def check_all() -> Iterator[Check]:
     if importlib.util.find_spec("torch"):
         yield from _devices()
         yield _kernels()
+    yield _formats()
     yield _cache()
 
 
@@ -169,6 +172,20 @@ def _kernels() -> Check:
         mend = "apt install g++ (or what your system has), then pip install sapwood once more"
         return Check("cpu kernels", "note", f"PyTorch computes on the CPU, several times slower: {library}", mend)
     return Check("cpu kernels", "ok", f"the build for {library.target}")
+
+
+def _formats() -> Check:
+    from sapwood.catalogue import joined
+
+    try:
+        known = ", ".join(sorted(joined().methods))
+    except SapwoodError as error:  # the plug-in is told of above
+        return Check("weights", "bad", str(error))
+    return Check(
+        "weights",
+        "ok",
+        f"plain, GGUF's blocks, or quantised as {known}; `sapwood explain MODEL` says what is multiplied",
+    )
 
 
 def _cache() -> Check:

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from sapwood.config.flags import add_flags, from_args
+
+if TYPE_CHECKING:
+    from sapwood.arch.parts import Decoder
+    from sapwood.config.options import Config
+    from sapwood.quant.methods import ReadSection
 
 HELP = "print what would be decided and why, without loading weights"
 
@@ -40,6 +47,23 @@ def run(args: argparse.Namespace) -> int:
         assert model.draft is not None
         weights, how = weight_bytes(config, model.draft)
         rows.insert(2, ("draft model", gib(weights), f"{model.draft.num_parameters / 1e6:.0f}M parameters, {how}"))
+    rows[2:2] = _products(config, decoder, catalogue.methods)
     rows += [(decision.field, decision.shown, decision.reason) for decision in decisions]
     print_rows(console(), rows)
     return 0
+
+
+def _products(config: Config, decoder: Decoder, methods: Mapping[str, ReadSection]) -> Iterator[tuple[str, str, str]]:
+    """What quantised weights are multiplied in. What the CPU's own kernels round themselves, `weights` says already."""
+    from sapwood.config.devices import rules_of
+    from sapwood.quant.choice import choice_of, told
+
+    on_cpu = rules_of(config.device.device).rounds
+    if decoder.quantization is None and (config.model.quantization is None or on_cpu):
+        return
+    found = told(decoder, choice_of(decoder, config.model.quantization, methods))
+    total = sum(count for count, _ in found)
+    for count, shown in found:
+        yield "products", f"{count} of {total}", shown
+    if on_cpu and config.model.dtype == "float32" and config.device.cpu_kernels != "off":
+        yield "inputs", config.device.cpu_activations, "the CPU's own kernels round them so, whatever a checkpoint says"

@@ -29,13 +29,12 @@ from sapwood.nn.load import Loadable, dummy_weights, load_weights
 from sapwood.nn.model import Model
 from sapwood.nn.native import NativeModel
 from sapwood.nn.stack import unlisted
-from sapwood.quant import methods
 from sapwood.quant.base import Choice, everywhere
+from sapwood.quant.choice import choice_of
 from sapwood.quant.methods import METHODS, ReadSection
 from sapwood.quant.packed import Packed, Rounded
 from sapwood.quant.plain import Plain
 from sapwood.quant.repacked import repacked, unpackable
-from sapwood.quant.rounding import rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,15 +167,13 @@ def _model(
     """The whole decoder by the CPU's own kernels where they can, else modules of PyTorch's."""
     assert config.model.max_model_len is not None, "a resolved configuration"
     native = [backend for backend in backends if isinstance(backend, Native)]
-    rounded, plain = config.model.quantization, everywhere(Plain())
-    if rounded is not None and decoder.quantization is not None:
-        raise ConfigError(f"--quantization {rounded}: the checkpoint's weights are quantised already; leave it out.")
-    choice = methods.of(decoder.quantization, plain if rounded is None else rounding(rounded, plain), known)
+    rounded = config.model.quantization
+    choice = choice_of(decoder, rounded, known)
     if not isinstance(machine, str) and len(native) == len(backends) and _has_operations(decoder, choice):
         # PyTorch's own threads would still be waiting for work, busily, when the kernels' are to begin.
         torch.set_num_threads(1)
         own: Rounded | None = rounded if rounded in get_args(Rounded) else None  # type: ignore[assignment]
-        method = repacked(choice if own is None else plain, Packed(machine, own))
+        method = repacked(choice if own is None else everywhere(Plain()), Packed(machine, own))
         return NativeModel(decoder, native, machine, method, max_positions=config.model.max_model_len)
     return build(decoder, _how(config, choice, device, dtype, backends))
 

@@ -47,7 +47,7 @@ def test_public_names() -> None:
 
 
 def test_commands() -> None:
-    assert list(COMMANDS) == ["serve", "chat", "run", "bench", "pull", "explain", "doctor", "top", "apply"]
+    assert list(COMMANDS) == ["serve", "chat", "run", "bench", "pull", "explain", "doctor", "top", "apply", "quantize"]
 
 
 def test_flags_of_serve() -> None:

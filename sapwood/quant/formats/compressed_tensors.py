@@ -59,8 +59,8 @@ def read(section: Mapping[str, Any]) -> Choice:
             raise s.wrong(field, "weights that are sparse or rotated cannot be read: compress without it")
     methods: list[tuple[str, Method]] = []
     for name, group in s.fields.get("config_groups", {}).items():
-        scheme = _scheme(group, name, s.fields.get("format"))
-        methods += [(str(target), method_of(scheme)) for target in group.get("targets") or ()]
+        method = method_of(_scheme(group, name, s.fields.get("format")))
+        methods += [(str(target), method) for target in group.get("targets") or ()]
     return by_module(partial(_method_at, methods, s.names("ignore")))
 
 

@@ -1,0 +1,28 @@
+"""How the Linears of a model are stored and multiplied: by its checkpoint's own section, or rounded as the user asks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+from sapwood.arch.parts import Decoder, Linear, walk
+from sapwood.base.errors import ConfigError
+from sapwood.quant import methods
+from sapwood.quant.base import Choice, everywhere
+from sapwood.quant.methods import METHODS, ReadSection
+from sapwood.quant.plain import Plain
+from sapwood.quant.rounding import rounding
+
+
+def choice_of(decoder: Decoder, rounded: str | None, known: Mapping[str, ReadSection] = METHODS) -> Choice:
+    """Raises ModelError for a section that cannot be read, ConfigError for one whose weights are to be rounded besides."""
+    plain = everywhere(Plain())
+    if rounded is not None and decoder.quantization is not None:
+        raise ConfigError(f"--quantization {rounded}: the checkpoint's weights are quantised already; leave it out.")
+    return methods.of(decoder.quantization, plain if rounded is None else rounding(rounded, plain), known)
+
+
+def told(decoder: Decoder, choice: Choice) -> list[tuple[int, str]]:
+    """What is multiplied in how many of a model's Linears, most first."""
+    places = (place for place in walk(decoder) if isinstance(place.leaf, Linear))
+    return [(count, shown) for shown, count in Counter(choice(place).shown for place in places).most_common()]

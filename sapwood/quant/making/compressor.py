@@ -1,0 +1,83 @@
+"""A Hugging Face directory through LLM Compressor."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sapwood.base.errors import UserError
+from sapwood.quant.making.schemes import Scheme, group_of, weights_in_groups
+
+_TOKENS = 512  # of a calibration sample
+
+
+def check(name: str, scheme: Scheme) -> None:
+    """Whether it can be done here. Raises UserError."""
+    if importlib.util.find_spec("llmcompressor") is None:
+        raise UserError("sapwood quantize needs LLM Compressor: pip install 'sapwood[quantize]'.")
+    if scheme.device and not torch.cuda.is_available():
+        raise UserError(
+            f"--scheme {name} wants a GPU in LLM Compressor, and there is none: take gptq, which needs no GPU."
+        )
+
+
+def quantise(source: Path, output: Path, scheme: Scheme, text: str, num_samples: int) -> None:
+    """Write the model of `source`, a Hugging Face directory or a GGUF file, to the directory `output`."""
+    from llmcompressor import oneshot
+
+    model, tokenizer = _open(source, output)
+    arguments: dict[str, Any] = {}
+    if scheme.calibrated:
+        samples = list(_samples(tokenizer, text, num_samples))
+        arguments = {
+            "dataset": importlib.import_module("datasets").Dataset.from_list(samples),
+            "processor": tokenizer,
+            "num_calibration_samples": len(samples),
+            "max_seq_length": _TOKENS,
+        }
+    oneshot(model=model, recipe=[_modifier(scheme, model)], **arguments)
+    model.save_pretrained(output, save_compressed=True)
+    tokenizer.save_pretrained(output)
+
+
+def _open(source: Path, output: Path) -> tuple[Any, Any]:
+    """The model and its tokenizer; a GGUF file's are written out first, plain, since the tool reads directories only."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if source.suffix == ".gguf":
+        plain = output / "plain"
+        AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(plain)
+        AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name).bfloat16().save_pretrained(plain)
+        source = plain
+    model = AutoModelForCausalLM.from_pretrained(source, dtype="auto")
+    return model, AutoTokenizer.from_pretrained(source)
+
+
+def _modifier(scheme: Scheme, model: Any) -> Any:
+    modifier = getattr(importlib.import_module(f"llmcompressor.modifiers.{_FOLDERS[scheme.modifier]}"), scheme.modifier)
+    if scheme.preset is not None:
+        return modifier(targets="Linear", scheme=scheme.preset, ignore=["lm_head"])
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+
+    linears = {
+        name: module.in_features for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)
+    }
+    weights = QuantizationArgs(**weights_in_groups(group_of(linears)))
+    groups = {"group_0": QuantizationScheme(targets=["Linear"], weights=weights)}
+    return modifier(config_groups=groups, ignore=["lm_head"])
+
+
+_FOLDERS = {"QuantizationModifier": "quantization", "GPTQModifier": "quantization", "AWQModifier": "awq"}
+
+
+def _samples(tokenizer: Any, text: str, number: int) -> Iterator[dict[str, list[int]]]:
+    """Pieces of the text, as many as there are and are wanted."""
+    ids = tokenizer(text)["input_ids"]
+    for start in range(0, min(len(ids), number * _TOKENS), _TOKENS):
+        piece = ids[start : start + _TOKENS]
+        yield {"input_ids": piece, "attention_mask": [1] * len(piece)}
