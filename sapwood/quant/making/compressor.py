@@ -20,7 +20,7 @@ def check(name: str, scheme: Scheme) -> None:
     """Whether it can be done here. Raises UserError."""
     if importlib.util.find_spec("llmcompressor") is None:
         raise UserError("sapwood quantize needs LLM Compressor: pip install 'sapwood[quantize]'.")
-    if scheme.device and not torch.cuda.is_available():
+    if scheme.scaled and not torch.cuda.is_available():
         raise UserError(
             f"--scheme {name} wants a GPU in LLM Compressor, and there is none: take gptq, which needs no GPU."
         )
@@ -40,7 +40,7 @@ def quantise(source: Path, output: Path, scheme: Scheme, text: str, num_samples:
             "num_calibration_samples": len(samples),
             "max_seq_length": _TOKENS,
         }
-    oneshot(model=model, recipe=[_modifier(scheme, model)], **arguments)
+    oneshot(model=model, recipe=_recipe(scheme, model), **arguments)
     model.save_pretrained(output, save_compressed=True)
     tokenizer.save_pretrained(output)
 
@@ -58,21 +58,20 @@ def _open(source: Path, output: Path) -> tuple[Any, Any]:
     return model, AutoTokenizer.from_pretrained(source)
 
 
-def _modifier(scheme: Scheme, model: Any) -> Any:
-    modifier = getattr(importlib.import_module(f"llmcompressor.modifiers.{_FOLDERS[scheme.modifier]}"), scheme.modifier)
-    if scheme.preset is not None:
-        return modifier(targets="Linear", scheme=scheme.preset, ignore=["lm_head"])
+def _recipe(scheme: Scheme, model: Any) -> list[Any]:
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 
-    linears = {
-        name: module.in_features for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)
-    }
-    weights = QuantizationArgs(**weights_in_groups(group_of(linears)))
+    modifier = getattr(importlib.import_module("llmcompressor.modifiers.quantization"), scheme.modifier)
+    if scheme.preset is not None:
+        return [modifier(targets="Linear", scheme=scheme.preset, ignore=["lm_head"])]
+    found = ((name, module) for name, module in model.named_modules() if isinstance(module, torch.nn.Linear))
+    group = group_of({name: module.in_features for name, module in found})
+    weights = QuantizationArgs(**weights_in_groups(group, symmetric=not scheme.scaled))
     groups = {"group_0": QuantizationScheme(targets=["Linear"], weights=weights)}
-    return modifier(config_groups=groups, ignore=["lm_head"])
-
-
-_FOLDERS = {"QuantizationModifier": "quantization", "GPTQModifier": "quantization", "AWQModifier": "awq"}
+    rounding = modifier(config_groups=groups, ignore=["lm_head"])
+    if not scheme.scaled:
+        return [rounding]
+    return [importlib.import_module("llmcompressor.modifiers.transform").AWQModifier(), rounding]
 
 
 def _samples(tokenizer: Any, text: str, number: int) -> Iterator[dict[str, list[int]]]:

@@ -15,13 +15,14 @@ GROUPS = (128, 64, 32)
 
 @dataclass(frozen=True)
 class Scheme:
-    """One of LLM Compressor's, or an own group of modules. `calibrated`: it looks at activations; `device`: it wants a GPU."""
+    """One of LLM Compressor's, or without a `preset` four bits in groups. `calibrated`: it looks at activations; `scaled`: by AWQ
+    before, which wants a GPU."""
 
     about: str
     preset: str | None = None
     modifier: str = "QuantizationModifier"
     calibrated: bool = False
-    device: bool = False
+    scaled: bool = False
 
 
 SCHEMES: Mapping[str, Scheme] = MappingProxyType({
@@ -30,7 +31,7 @@ SCHEMES: Mapping[str, Scheme] = MappingProxyType({
     "w8a8": Scheme("int8, a scale an output; inputs token by token", "W8A8"),
     "w4a16": Scheme("4 bits in groups, rounded to the nearest"),
     "gptq": Scheme("4 bits in groups, rounded so that errors cancel (GPTQ)", modifier="GPTQModifier", calibrated=True),
-    "awq": Scheme("4 bits in groups, salient channels scaled (AWQ)", modifier="AWQModifier", calibrated=True, device=True),
+    "awq": Scheme("4 bits in groups, salient channels scaled (AWQ)", calibrated=True, scaled=True),
     "nvfp4": Scheme("NVFP4, weights and inputs", "NVFP4", calibrated=True),
 })  # fmt: skip
 
@@ -55,6 +56,6 @@ def group_of(sizes: Mapping[str, int]) -> int:
     raise UserError(f"{name} has {size} inputs, which fill no groups of {GROUPS[-1]}: take --scheme fp8 or w8a8.")
 
 
-def weights_in_groups(group: int) -> dict[str, Any]:
+def weights_in_groups(group: int, *, symmetric: bool) -> dict[str, Any]:
     """The arguments of LLM Compressor's `QuantizationArgs` for four bits."""
-    return {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": group}
+    return {"num_bits": 4, "type": "int", "symmetric": symmetric, "strategy": "group", "group_size": group}
