@@ -224,5 +224,5 @@ class Adaptive:
         slots, drafters = slots[unfed], drafters[unfed]
         self._tried[slots, drafters] *= _FORGETS
         self._right[slots, drafters] *= _FORGETS
-        of: Longs = np.unique(drafters)
+        of: Longs = np.flatnonzero(np.bincount(drafters))
         self._known_right[of] += (1 - _FORGETS) * (_FIRST * self._known_tried[of] - self._known_right[of])
