@@ -33,17 +33,23 @@ PAGE, CELLS, NUM_LAYERS = 16, 1 << 21, 2
 
 
 class Work(NamedTuple):
-    """Rows of `tokens` tokens behind `start` positions; `groups` of rows share their first `common` positions."""
+    """Rows of `tokens` tokens behind `start` positions; `groups` of rows share their first `common` positions. `drafted`: all
+    of a row's tokens but the first are drafts."""
 
     rows: int
     tokens: int
     start: int = 0
     groups: int = 0
     common: int = 0
+    drafted: bool = False
 
     def __str__(self) -> str:
         shared = f", {self.groups} x {self.common} shared" if self.groups else ""
         return f"{self.rows} x {self.tokens}{f' at {self.start}' if self.start else ''}{shared}"
+
+    @property
+    def decodes(self) -> bool:
+        return self.drafted or self.tokens == 1
 
 
 def decodes(lengths: dict[int, Sequence[int]]) -> list[Work]:
@@ -53,6 +59,9 @@ def decodes(lengths: dict[int, Sequence[int]]) -> list[Work]:
 
 DECODES = decodes({1: [512, 2048, 8192], 8: [2048, 8192], 32: [256, 2048], 256: [256, 512, 2048, 4096]})
 SHARED = [Work(256, 1, 2239, 16, 2048), Work(256, 1, 699, 1, 512), Work(8, 1, 8191, 4, 8000)]
+DRAFTED = [
+    Work(rows, 1 + drafts, start, drafted=True) for start in (1024, 8192) for rows in (1, 32) for drafts in (1, 4, 16)
+]
 PREFILLS = [Work(1, 512), Work(1, 2048), Work(1, 8192), Work(32, 512), Work(1, 2048, 8192), Work(4, 5, 8192)]
 
 
@@ -76,7 +85,8 @@ def batch(work: Work, page: int) -> Batch:
         offsets_R1=offsets_R1,
         tables_GSP=(table_SP,),
         cells_GT=(cells_RN.flatten(),),
-        limits=RowLimits(decodes=work.rows, spans=0) if work.tokens == 1 else RowLimits(decodes=0, spans=work.rows),
+        limits=RowLimits(decodes=work.rows, spans=0) if work.decodes else RowLimits(decodes=0, spans=work.rows),
+        heads_R=torch.full_like(slots_R, work.tokens) if work.drafted else None,
     )
 
 
@@ -116,14 +126,15 @@ def start(shape: Shape, page: int = PAGE, stored: torch.dtype = DTYPE) -> Triton
 
 
 def measure(backend: Triton, shape: Shape, work: Work) -> tuple[float, float]:
-    """Seconds of one layer; GB/s of keys and values that must be read, shared ones once, or TFLOP/s of a prefill."""
+    """Seconds of one layer; GB/s of keys and values that must be read, those that are shared or another draft's too once, or
+    TFLOP/s of a prefill."""
     page = backend._group.page_size
     step = batch(work, page)
     if work.groups:
         step = sharing(step, work, page, tile_members([backend._group]))
     amount = operations(shape, work) / 1e12
-    if work.tokens == 1:
-        positions = work.rows * (work.start + 1 - work.common) + work.groups * work.common
+    if work.decodes:
+        positions = work.rows * (work.start + work.tokens - work.common) + work.groups * work.common
         amount = 2 * positions * shape.num_kv_heads * shape.head_dim * backend._dtype.itemsize / 1e9
     heads_TXD, rope = inputs(shape, len(step.ids_T))
     backend.plan(step)
@@ -132,6 +143,7 @@ def measure(backend: Triton, shape: Shape, work: Work) -> tuple[float, float]:
         for layer in range(NUM_LAYERS):
             backend.run(layer, heads_TXD, rope, shape.head_dim**-0.5)
 
+    torch.cuda.synchronize()  # graphs are captured on a stream that waits for nothing
     time = seconds(layers) / NUM_LAYERS
     return time, amount / time
 
@@ -151,6 +163,8 @@ def lines(backend: Triton, shape: Shape, works: Sequence[Work], best: float) -> 
     for work in works:
         time, rate = measure(backend, shape, work)
         beside = f"{rate / best:.0%}"
+        if work.drafted:
+            beside = f"{measure(backend, shape, Work(work.rows, 1, work.start))[0] * 1e6:.1f}"
         if work.groups:
             beside = f"{measure(backend, shape, work._replace(groups=0, common=0))[0] * 1e6:.1f}"
         yield work, [f"{time * 1e6:.1f}", f"{rate:.0f}", beside]
@@ -175,6 +189,11 @@ ROWS = [
     *tiles("rows", "16/128/4/2/3", "16/128/8/3/1"),
 ]
 PARTS = tiles("rows", "16/64/4/3/2", "16/64/4/3/4", "16/64/4/3/3/64", "16/64/4/3/3/256")  # in other numbers of parts
+MANY = [
+    AS_IT_IS,
+    *tiles("drafted", "16/64/4/3/3", "32/64/4/3/2", "32/64/4/3/3", "64/64/4/3/1", "64/64/4/3/2/512", "64/64/8/3/2/256"),
+    *tiles("drafted", "64/128/8/2/1/256", "128/64/8/3/1/256", "128/64/8/3/1/1024"),
+]
 RUNS = [AS_IT_IS, *tiles("runs", "64/64/4/2/2", "64/64/4/3/1", "64/32/4/3/3", "64/128/8/2/1", "64/32/4/4/4")]
 SPANS = [
     AS_IT_IS,
@@ -188,6 +207,7 @@ def sweep() -> None:
     some = decodes({1: [2048, 8192], 8: [2048], 32: [2048], 256: [256, 2048]})
     prefills = [Work(1, 2048), Work(1, 8192), Work(16, 512), Work(1, 2048, 8192), Work(4, 5, 8192)]
     compare("decode, GB/s", some, ROWS + PARTS)
+    compare("drafted, us", DRAFTED, MANY, in_us=True)
     compare("shared, us", SHARED, RUNS, in_us=True)
     compare("prefill, TFLOP/s", prefills, SPANS)
     show("the library's", [], ((name, (library_rate(work, call) for work in prefills)) for name, call in library()))
@@ -275,6 +295,7 @@ def main() -> None:
     for shape in SHAPES:
         backend = start(shape)
         show(f"{shape.name}: decode", ("us", "GB/s", "of copy"), lines(backend, shape, DECODES, copied))
+        show(f"{shape.name}: drafted", ("us", "GB/s", "us undrafted"), lines(backend, shape, DRAFTED, copied))
         show(f"{shape.name}: shared", ("us", "GB/s", "us unshared"), lines(backend, shape, SHARED, copied))
         show(f"{shape.name}: prefill", ("us", "TFLOP/s", "of product"), lines(backend, shape, PREFILLS, product))
         del backend

@@ -22,7 +22,7 @@ _TILE = 128
 
 
 class RowLimits(NamedTuple):
-    """What a host knows of a batch's rows: at most so many of one token, and of more."""
+    """What a host knows of a batch's rows: at most so many of one token or of heads alone, and so many others."""
 
     decodes: int
     spans: int

@@ -1,10 +1,10 @@
 """Attention on CUDA devices with the kernels of `sapwood.kernels.triton`: `place`, `deal` and `paged`.
 
-Rows of one token, longer spans and runs of shared pages are mixed freely; each kind is one launch, left out when the
+Rows that yield, spans and runs of shared pages are mixed freely; each kind is one launch, left out when the
 step has none. Long prompt chunks are left to cuDNN (`sapwood.attention.cudnn`) where it is at hand. Launch sizes follow from the numbers of tokens, rows and tiles alone, and `plan` deals out the work on
 the device, so that a launch made for the worst case of a bucket serves every step that fits it.
 
-Suffix legend: T tokens of the step, R rows, Q tokens attended to one by one, J items, W words of an item, H query heads, K KV heads, G query heads per KV
+Suffix legend: T tokens of the step, R rows, Q queries of rows that yield, J items, W words of an item, H query heads, K KV heads, G query heads per KV
 head, X = H + 2K heads side by side, D head size, M rows of a tile or memberships, C cells or pages.
 """
 
@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import torch
 import triton
@@ -53,10 +52,11 @@ class Shape:
 
 @dataclass(frozen=True)
 class Shapes:
-    """`dense`: the keys and values of a span's own tokens are read where the projection left them, not from pages, and
-    with `tma` through descriptors."""
+    """Of rows of one token, of rows where some have drafts, of spans and of runs. `dense`: the keys and values of a span's own
+    tokens are read where the projection left them, not from pages, and with `tma` through descriptors."""
 
     rows: Shape
+    drafted: Shape
     spans: Shape
     runs: Shape
     dense: bool = True
@@ -74,14 +74,23 @@ def shapes(repeat: int, tile: int, head: int, itemsize: int) -> Shapes:
     least, members = triton.next_power_of_2(repeat), max(16, triton.next_power_of_2(tile * repeat))
     if itemsize == 4:
         return Shapes(
-            Shape(max(16, least), 16, 4, 2), Shape(max(32, least), 32, 8, 2, 1), Shape(members, 16, 8, 2), tma=False
+            Shape(max(16, least), 16, 4, 2),
+            Shape(max(16, least), 16, 4, 2),
+            Shape(max(32, least), 32, 8, 2, 1),
+            Shape(members, 16, 8, 2),
+            tma=False,
         )
     if head > 128:
         return Shapes(
-            Shape(max(16, least), 32, 4, 3), Shape(max(64, least), 32, 4, 2), Shape(members, 32, 8, 2), tma=False
+            Shape(max(16, least), 32, 4, 3),
+            Shape(max(32, least), 32, 4, 2),
+            Shape(max(64, least), 32, 4, 2),
+            Shape(members, 32, 8, 2),
+            tma=False,
         )
     return Shapes(
         Shape(max(16, least), 64, 4, 3, 3),
+        Shape(max(64, least), 64, 4, 3, 2, 256),
         Shape(max(128, least), 64, 4 if head <= 64 else 8, 3, 1),
         # In few parts, for every one is read again by each of the members.
         Shape(members, 64, 8, 3, 1, 512) if members > 64 else Shape(members, 64, 4, 3, 2, 512),
@@ -142,10 +151,10 @@ class Triton:
             self._tma = Ability.TMA in abilities
         else:  # the interpreter, which stands for a small device, so that tests see parts
             self._num_processors = 4
-            rows, spans, runs = (
-                replace(shape, least=0) for shape in (self.shapes.rows, self.shapes.spans, self.shapes.runs)
+            rows, drafted, spans, runs = (
+                replace(getattr(self.shapes, kind), least=0) for kind in ("rows", "drafted", "spans", "runs")
             )
-            self.shapes = replace(self.shapes, rows=rows, spans=spans, runs=runs, tma=True)
+            self.shapes = replace(self.shapes, rows=rows, drafted=drafted, spans=spans, runs=runs, tma=True)
 
     def allocate(self, num_pages: int) -> None:
         group, heads = self._group, self._kind
@@ -166,7 +175,7 @@ class Triton:
 
     def plan(self, batch: Batch) -> None:
         self._batch = batch
-        self._singles, self._longer_R = _single_out(batch)
+        self._rows_shape = self.shapes.rows if batch.heads_R is None else self.shapes.drafted
         self._shared = batch.shared if self._kind.window is None and batch.limits.decodes else None
         self._rows = self._deal_rows() if batch.limits.decodes else None
         self._runs = None if self._shared is None else self._deal_runs(self._shared)
@@ -178,17 +187,14 @@ class Triton:
         self._spans = self._deal_spans() if batch.limits.spans and not self._by_cudnn else None
 
     def _deal_rows(self) -> _Dealt:
-        shape, num_rows = self.shapes.rows, len(self._singles.counts_Q)
+        batch, shape, num_rows = self._batch, self._rows_shape, len(self._batch.counts_R)
+        tile, num_tiles = 1, num_rows
+        if batch.heads_R is not None:
+            tile = shape.rows // self._repeat
+            num_tiles += len(batch.ids_T) // tile
         most = max(self._fill(shape), num_rows // 2)  # a row among many is split if it is twice as long as the mean
-        dealt = self._room(num_rows + most, 1)
-        privates_Q = None if self._shared is None else self._shared.privates_Q
-        deal.deal_rows[(1,)](
-            *self._singles, privates_Q, dealt.items_JW,
-            dealt.arrived_JK, num_rows, len(dealt.items_JW), most, self._least(shape),
-            WINDOW=self._kind.window or 0, SHARED=privates_Q is not None, N=shape.block, ALIGN=self._align(shape),
-            K=self._kind.num_kv_heads, PAD=(pad := self._pad(num_rows)), PDL=self._pdl, num_warps=_deal_warps(pad),
-            launch_pdl=self._pdl,
-        )  # fmt: skip
+        dealt = self._room(num_tiles + most, tile)
+        self._deal(dealt, shape, most, spans=False)
         return dealt
 
     def _deal_runs(self, shared: Shared) -> _Dealt:
@@ -208,18 +214,23 @@ class Triton:
 
     def _deal_spans(self) -> _Dealt:
         batch, shape = self._batch, self.shapes.spans
-        num_rows, tile = len(batch.counts_R), shape.rows // self._repeat
+        tile = shape.rows // self._repeat
         num_tiles = len(batch.ids_T) // tile + batch.limits.spans
         most = max(0, self._fill(shape) - num_tiles)
         dealt = self._room(num_tiles + most, tile, parts=most > 0)
-        deal.deal_spans[(1,)](
-            batch.slots_R, batch.starts_R, self._longer_R, batch.offsets_R1, dealt.items_JW,
-            dealt.arrived_JK, num_rows, len(dealt.items_JW), most, self._least(shape),
-            WINDOW=self._kind.window or 0, QUERIES=tile, N=shape.block, ALIGN=self._align(shape),
-            K=self._kind.num_kv_heads, PAD=(pad := self._pad(num_rows)), PDL=self._pdl, num_warps=_deal_warps(pad),
-            launch_pdl=self._pdl,
-        )  # fmt: skip
+        self._deal(dealt, shape, most, spans=True)
         return dealt
+
+    def _deal(self, dealt: _Dealt, shape: Shape, most: int, *, spans: bool) -> None:
+        batch, num_rows = self._batch, len(self._batch.counts_R)
+        privates_Q = None if spans or self._shared is None else self._shared.privates_Q
+        deal.deal_rows[(1,)](
+            batch.slots_R, batch.starts_R, batch.counts_R, batch.heads_R, batch.offsets_R1, privates_Q, dealt.items_JW,
+            dealt.arrived_JK, num_rows, len(dealt.items_JW), most, self._least(shape),
+            WINDOW=self._kind.window or 0, SHARED=privates_Q is not None, SPANS=spans, QUERIES=dealt.tile,
+            N=shape.block, ALIGN=self._align(shape), K=self._kind.num_kv_heads, PAD=(pad := self._pad(num_rows)),
+            PDL=self._pdl, num_warps=_deal_warps(pad), launch_pdl=self._pdl,
+        )  # fmt: skip
 
     def _fill(self, shape: Shape) -> int:
         """Items that fill the device, each being a program per KV head."""
@@ -298,7 +309,7 @@ class Triton:
         )  # fmt: skip
 
     def _attend_rows(self, layer: int, heads_TXD: Tensor, out_THD: Tensor, scale: float, dealt: _Dealt) -> None:
-        heads, shape, table_SP = self._kind, self.shapes.rows, self._batch.tables_GSP[self._index]
+        heads, shape, table_SP = self._kind, self._rows_shape, self._batch.tables_GSP[self._index]
         runs, shared = self._runs, self._shared
         run_parts, run_lse, places_M2, members_QL, members = None, None, None, None, 1
         if runs is not None and shared is not None:
@@ -311,7 +322,7 @@ class Triton:
             dealt.items_JW, table_SP, table_SP.stride(0), scale * _LOG2E, self._slopes_H,
             K=heads.num_kv_heads, G=self._repeat, D=heads.head_dim, PAGE=self._group.page_size,
             WINDOW=heads.window or 0, CAP=self._cap, MEMBERS=members, LEVELS=0 if runs is None else RUN_LEVELS,
-            M=shape.rows, N=shape.block, **self._joining(self._repeat),
+            TILE=dealt.tile, M=shape.rows, N=shape.block, **self._joining(dealt.tile * self._repeat),
             ALONE=max(1, _JOINED // (2 * shape.rows * self._head_pad)), D_PAD=self._head_pad, PDL=self._pdl,
             PAIRS=self._pairs(heads_TXD), CVT=self._compiled,
             num_warps=shape.warps, num_stages=shape.stages, launch_pdl=self._pdl,
@@ -347,32 +358,6 @@ class Triton:
 
     def _pairs(self, heads_TXD: Tensor) -> bool:
         return self._dtype.itemsize == 1 and heads_TXD.dtype.itemsize == 2
-
-
-class _Singles(NamedTuple):
-    """What is attended to token by token: the slot of each, its position, 1 or 0 for none, its place in the step."""
-
-    slots_Q: Tensor
-    starts_Q: Tensor
-    counts_Q: Tensor
-    offsets_Q: Tensor
-
-
-def _single_out(batch: Batch) -> tuple[_Singles, Tensor]:
-    """Rows of one token, and how long the others are.
-
-    Each token of a row with drafts counts as a row of its own: its own positions are read once for each of them, mostly
-    from the cache of the device, but it shares runs and is split like any other row.
-    """
-    if batch.heads_R is None:
-        return _Singles(batch.slots_R, batch.starts_R, batch.counts_R, batch.offsets_R1), batch.counts_R
-    single_R = (batch.counts_R == 1) | ((batch.heads_R == batch.counts_R) & (batch.counts_R > 0))
-    tokens_Q = torch.arange(len(batch.ids_T) + 1, dtype=torch.int32, device=batch.ids_T.device)
-    rows_Q = torch.searchsorted(batch.offsets_R1[1:], tokens_Q[:-1], right=True).clamp_(max=len(single_R) - 1)
-    inside_Q = tokens_Q[:-1] < batch.offsets_R1[-1]
-    counts_Q = (single_R[rows_Q] & inside_Q).int()
-    singles = _Singles(batch.slots_R[rows_Q], batch.positions_T.int(), counts_Q, tokens_Q)
-    return singles, batch.counts_R.masked_fill(single_R, 0)
 
 
 def _deal_warps(pad: int) -> int:

@@ -81,7 +81,7 @@ class Batcher:
             torch.empty_like(slots_N),
         )
         tokens = torch.empty(2 + groups, num_tokens, dtype=torch.int64, device=device)
-        single = limits.spans == 0
+        single = limits.spans == 0 and not frame.drafted
         self._fill(table, self._page_sizes_G, frame, starts_R, offsets_R1, heads, tokens, single)
         rows = frame.columns()
         batch = Batch(

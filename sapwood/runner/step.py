@@ -82,7 +82,7 @@ class Step:
 
     def _launch(self, plan: Plan) -> Pass:
         """A step kernel by kernel, of its own size."""
-        num_spans = int((plan.counts_R > 1).sum())
+        num_spans = int((plan.counts_R[plan.num_steady :] > 1).sum())
         limits = RowLimits(decodes=plan.num_rows - num_spans, spans=num_spans)
         runs = plan.part(Runs)
         given = None if runs is None else self._upload(runs, plan)

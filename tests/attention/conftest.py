@@ -147,11 +147,15 @@ class World:
             offsets_R1=place(offsets),
             tables_GSP=(torch.zeros_like(table), table),
             cells_GT=(place(torch.zeros_like(cells)), place(cells)),
-            limits=RowLimits(decodes=int((counts == 1).sum()), spans=int((counts > 1).sum())),
+            limits=self._limits(counts, drafted),
             shared=shared,
             spans=self._spans(counts) if known else None,
             heads_R=place(torch.from_numpy(np.where(np.arange(len(counts)) < drafted, counts, 0))) if drafted else None,
         )
+
+    def _limits(self, counts: np.ndarray, drafted: int) -> RowLimits:
+        spans = int((counts[drafted:] > 1).sum())
+        return RowLimits(decodes=int((counts > 0).sum()) - spans, spans=spans)
 
     def _spans(self, counts: np.ndarray) -> Spans:
         """Rows from the first of several tokens on."""

@@ -273,7 +273,10 @@ def test_triton_shapes(world: Any, head_dim: int, dtype: torch.dtype) -> None:
         )
         scale = head_dim**-0.5
         made = world(facts, (900, 130, 64, 1500), device=torch.device("cuda"), dtype=dtype, scale=scale)
-        _feed(made, made.start(triton()), random.Random(head_dim), largest=700)
+        _feed(made, backend := made.start(triton()), random.Random(head_dim), largest=700)
+        made.check()
+        made.fed[:] = [870, 129, 40, 1483]
+        made.step(backend, [(3, 17), (1, 1), (0, 5), (2, 24)], drafted=3, padding=17, no_rows=4)
         made.check()
 
 

@@ -46,6 +46,10 @@ def test_what_is_stored_is_read(world: Any) -> None:
     backend._keys.view(torch.uint8).copy_(written)
     made.step(backend, [(0, 1)])
     made.check_from({0: 30, 1: 20})
+    backend._keys.view(torch.uint8).copy_(written)
+    made.fed[:] = [37, 20]
+    made.step(backend, [(0, 3), (1, 1)], drafted=2)
+    made.check_from({0: 37, 1: 20})
 
 
 @pytest.mark.gpu
@@ -64,6 +68,7 @@ def test_stored_and_read(world: Any, exact: bool) -> None:
     made.step(backend, [(0, 600), (1, 100)])
     made.step(backend, [(0, 3), (1, 1)])
     made.step(backend, [(0, 1), (1, 1)])
+    made.step(backend, [(0, 23), (1, 5)], drafted=2)
     made.check_from({0: 0, 1: 0}, tolerance=None if exact else TOLERANCE)
 
 

@@ -172,7 +172,19 @@ def test_rows_with_drafts_stay_on_their_runs(start: Start, run: Any, padding: in
     world.check()
 
 
-def test_rows_with_drafts_and_a_window(start: Start, run: Any) -> None:
-    world, backend = start((34, 30), [], window=11)
-    world.step(backend, [(0, 2), (1, 1)], drafted=2)
+@pytest.mark.parametrize("window", [None, 11])
+def test_rows_with_drafts_in_several_tiles_and_parts(start: Start, window: int | None) -> None:
+    """Of one query, of some, of more than a tile holds, a span behind them; none of one token alone."""
+    world, backend = start((300, 90, 34, 12, 30), [], num_heads=4, num_kv_heads=2, window=window)
+    for slot, count in enumerate((19, 33, 1, 3, 9)):
+        world.fed[slot] -= count - 1
+    world.step(backend, [(0, 19), (1, 33), (2, 1), (3, 3), (4, 9)], drafted=4, padding=2, no_rows=1)
+    world.check()
+    world.step(backend, [(0, 1), (3, 1), (1, 1)], drafted=3)
+    world.check()
+
+
+def test_rows_with_drafts_alone(start: Start) -> None:
+    world, backend = start((34, 30), [])
+    world.step(backend, [(1, 2), (0, 2)], drafted=2)
     world.check()

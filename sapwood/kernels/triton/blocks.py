@@ -148,12 +148,13 @@ def absorb_pairs(
     WINDOW: tl.constexpr,
     CAP: tl.constexpr,
     BOUNDED: tl.constexpr,
+    CAUSAL: tl.constexpr,
     CVT: tl.constexpr,
     M: tl.constexpr,
     N: tl.constexpr,
     D_PAD: tl.constexpr,
 ):
-    """`absorb` without CAUSAL where cells are float8_e4m3fn or int8 and queries of 16 bits.
+    """`absorb` where cells are float8_e4m3fn or int8 and queries of 16 bits.
 
     Cells are read as pairs, and even and odd dimensions go through products of their own: matrix units take operands of
     16 bits, which shared memory hands over transposed where it must, as it does not with single bytes. Products are in
@@ -188,7 +189,7 @@ def absorb_pairs(
             score_MN *= _load_N(key_scales + cell_N, inside_N, BOUNDED)[None, :]
         score_MN = _bend(score_MN, position_M, position_N, scale, slope_M, CAP)
         if BOUNDED:
-            score_MN = tl.where(inside_N[None, :], score_MN, float("-inf"))
+            score_MN = tl.where(_seen(position_M, position_N, inside_N, WINDOW, CAUSAL), score_MN, float("-inf"))
         best_M, total_M, shrink_M, weight_MN = _soften(best_M, total_M, score_MN, scale, slope_M, CAP, BOUNDED)
         if value_scales is not None:
             weight_MN *= _load_N(value_scales + cell_N, inside_N, BOUNDED)[None, :]
@@ -253,6 +254,17 @@ def absorb_dense(
 
 
 @jit
+def _seen(position_M, position_N, inside_N, WINDOW: tl.constexpr, CAUSAL: tl.constexpr):
+    """Which positions of a block which query sees; without CAUSAL every query those that are inside."""
+    seen_MN = inside_N[None, :]
+    if CAUSAL:
+        seen_MN = seen_MN & (position_N[None, :] <= position_M[:, None])
+        if WINDOW:
+            seen_MN = seen_MN & (position_N[None, :] > position_M[:, None] - WINDOW)
+    return seen_MN
+
+
+@jit
 def _weigh(
     best_M,
     total_M,
@@ -278,13 +290,7 @@ def _weigh(
         score_MN *= k_scale_N[None, :]
     score_MN = _bend(score_MN, position_M, position_N, scale, slope_M, CAP)
     if BOUNDED:
-        if CAUSAL:
-            seen_MN = inside_N[None, :] & (position_N[None, :] <= position_M[:, None])
-            if WINDOW:
-                seen_MN = seen_MN & (position_N[None, :] > position_M[:, None] - WINDOW)
-            score_MN = tl.where(seen_MN, score_MN, float("-inf"))
-        else:
-            score_MN = tl.where(inside_N[None, :], score_MN, float("-inf"))
+        score_MN = tl.where(_seen(position_M, position_N, inside_N, WINDOW, CAUSAL), score_MN, float("-inf"))
     best_M, total_M, shrink_M, weight_MN = _soften(best_M, total_M, score_MN, scale, slope_M, CAP, BOUNDED)
     acc_MD = acc_MD * shrink_M[:, None]
     if v_scale_N is not None:

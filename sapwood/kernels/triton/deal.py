@@ -10,7 +10,7 @@ An item is a tile of queries (or of members of a shared run) over a part of the 
     end       the position after its last
     parts     0: the item has all that its queries see, and writes the output. Otherwise it leaves a part to be merged,
               and the first item of a tile says of how many, while the others say minus how far after the first they are
-    origin    of rows of one token: the row; of longer ones: the position of the row's first token
+    origin    of rows that yield: the number of its first query; of spans: the position of the row's first token
 
 Rows share the device by their lengths: `most` parts beyond one for each tile are handed out so that all are of about the
 same size, none of them of fewer than `least` blocks. Each kernel is one program: a few microseconds, whatever the step.
@@ -32,7 +32,18 @@ ITEM = 8
 """Words of an item."""
 
 _NUMBERS = ["num_rows", "num_tiles", "num_items", "most", "least"]
-_POINTERS = ["slots_R", "starts_R", "counts_R", "offsets_R1", "privates_R", "lows_I", "highs_I", "firsts_I", "sizes_I"]
+_POINTERS = [
+    "slots_R",
+    "starts_R",
+    "counts_R",
+    "heads_R",
+    "offsets_R1",
+    "privates_Q",
+    "lows_I",
+    "highs_I",
+    "firsts_I",
+    "sizes_I",
+]
 _POINTERS += ["slots_I", "places_M2", "used_1"]
 """What varies from step to step, the pointers by how they are aligned: no kernel is compiled again for that."""
 
@@ -72,13 +83,23 @@ def _clear(items_JW, arrived_JK, used, num_items, K: tl.constexpr, PAD: tl.const
             tl.store(arrived_JK + place_X, 0, mask=place_X < used * K)
 
 
+@jit
+def _yielding(row, inside, count, heads_R):
+    """Which rows have one token, or heads alone."""
+    yields = count == 1
+    if heads_R is not None:
+        yields = yields | ((count > 0) & (tl.load(heads_R + row, mask=inside, other=0) == count))
+    return yields
+
+
 @jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=_POINTERS)
 def deal_rows(
     slots_R,
     starts_R,
     counts_R,
+    heads_R,
     offsets_R1,
-    privates_R,
+    privates_Q,
     items_JW,
     arrived_JK,
     num_rows,
@@ -87,54 +108,7 @@ def deal_rows(
     least,
     WINDOW: tl.constexpr,
     SHARED: tl.constexpr,
-    N: tl.constexpr,
-    ALIGN: tl.constexpr,
-    K: tl.constexpr,
-    PAD: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    """Rows of one token. With SHARED they begin at `privates_R`. `num_items` is R + most at least. Grid (1,)."""
-    if PDL:
-        pdl.join()
-    row = tl.arange(0, PAD)
-    inside = row < num_rows
-    start = tl.load(starts_R + row, mask=inside, other=0)
-    count = tl.load(counts_R + row, mask=inside, other=0)
-    low = tl.zeros([PAD], tl.int32)
-    if WINDOW:
-        low = tl.maximum(start - WINDOW + 1, 0) // ALIGN * ALIGN
-    if SHARED:
-        low = tl.load(privates_R + row, mask=inside, other=0)
-    single = (count == 1).to(tl.int32)
-    parts, per_part = _share_out(tl.cdiv(start + 1 - low, N) * single, single, most, least)
-    ends = tl.cumsum(parts, axis=0)
-    item = ends - parts
-    first = tl.load(offsets_R1 + row, mask=inside, other=0)
-    slot = tl.load(slots_R + row, mask=inside, other=0)
-    merged = parts > 1
-    if SHARED:
-        merged = merged | (low > 0)
-    for part in range(0, tl.max(parts, axis=0)):
-        begin = low + part * per_part * N
-        end = tl.minimum(begin + per_part * N, start + 1)
-        role = tl.where(merged, tl.where(part == 0, parts, -part), 0)
-        _write(items_JW, item + part, first, single, start, slot, begin, end, role, row, part < parts)
-    _clear(items_JW, arrived_JK, tl.max(ends, axis=0), num_items, K, PAD)
-
-
-@jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=_POINTERS)
-def deal_spans(
-    slots_R,
-    starts_R,
-    counts_R,
-    offsets_R1,
-    items_JW,
-    arrived_JK,
-    num_rows,
-    num_items,
-    most,
-    least,
-    WINDOW: tl.constexpr,
+    SPANS: tl.constexpr,
     QUERIES: tl.constexpr,
     N: tl.constexpr,
     ALIGN: tl.constexpr,
@@ -142,10 +116,11 @@ def deal_spans(
     PAD: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Rows of several tokens in tiles of QUERIES, those that see most first. Grid (1,).
+    """Rows in tiles of QUERIES, those of a row that see most first. Grid (1,).
 
-    `num_items` is their number of tiles plus `most` at least; with `most` 0 and `least` beyond any length, tiles stay
-    whole.
+    With SPANS these are the rows of several tokens, else those of one token, and of heads alone where `heads_R` is given.
+    With SHARED a row begins at the `privates_Q` of its queries. `num_items` is the number of tiles plus `most` at least;
+    with `most` 0 and `least` beyond any length, tiles stay whole.
     """
     if PDL:
         pdl.join()
@@ -153,29 +128,38 @@ def deal_spans(
     inside = row < num_rows
     start = tl.load(starts_R + row, mask=inside, other=0)
     count = tl.load(counts_R + row, mask=inside, other=0)
-    tiles = tl.where(count > 1, tl.cdiv(count, QUERIES), 0)
-    seen = start + count
+    first = tl.load(offsets_R1 + row, mask=inside, other=0)
+    slot = tl.load(slots_R + row, mask=inside, other=0)
+    yields = _yielding(row, inside, count, heads_R)
+    mine = (count > 0) & (yields == 0) if SPANS else yields
+    tiles = tl.where(mine, tl.cdiv(count, QUERIES), 0)
+    # Queries are the first tokens of a step. Where each row has one, they are numbered like rows, which there may be fewer of.
+    origin = row if heads_R is None else first
+    low = tl.zeros([PAD], tl.int32)
+    if SHARED:
+        low = tl.load(privates_Q + origin, mask=mine, other=0)
+    seen = start + count - low
     if WINDOW:
         seen = tl.minimum(seen, WINDOW + QUERIES + ALIGN)
-    blocks = tl.cdiv(seen, N)
-    parts, per_part = _share_out(blocks, tiles, tl.maximum(most, 1), least)
+    parts, per_part = _share_out(tl.cdiv(seen, N), tiles, tl.maximum(most, 1), least)
+    merged = parts > 1
+    if SHARED:
+        merged = merged | (low > 0)
     ends = tl.cumsum(tiles * parts, axis=0)
     item = ends - tiles * parts
-    token = tl.load(offsets_R1 + row, mask=inside, other=0)
-    slot = tl.load(slots_R + row, mask=inside, other=0)
     for number in range(0, tl.max(tiles * parts, axis=0)):
         part = number % tl.maximum(parts, 1)
         query = (tiles - 1 - number // tl.maximum(parts, 1)) * QUERIES
         queries = tl.minimum(count - query, QUERIES)
         position = start + query
-        low = tl.zeros([PAD], tl.int32)
         if WINDOW:
             low = tl.maximum(position - WINDOW + 1, 0) // ALIGN * ALIGN
         begin = low + part * per_part * N
         end = tl.minimum(begin + per_part * N, position + queries)  # a part of a tile that sees little may be empty
-        role = tl.where(parts > 1, tl.where(part == 0, parts, -part), 0)
+        role = tl.where(merged, tl.where(part == 0, parts, -part), 0)
         there = number < tiles * parts
-        _write(items_JW, item + number, token + query, queries, position, slot, begin, end, role, start, there)
+        before = start if SPANS else origin + query
+        _write(items_JW, item + number, first + query, queries, position, slot, begin, end, role, before, there)
     _clear(items_JW, arrived_JK, tl.max(ends, axis=0), num_items, K, PAD)
 
 

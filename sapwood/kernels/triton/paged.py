@@ -3,8 +3,8 @@
 Keys and values of a layer lie as [page, KV head, cell of the page, D]: a head's share of a page is one run of memory. Where they
 have scales, those are float32 [page, KV head, cell of the page].
 
-There is a kernel for each kind of tile: rows of one token, spans of more, and members of runs of positions that several
-rows share. The unit of all is an item (`sapwood.kernels.triton.deal`): a tile of queries, with the G query heads of one KV
+There is a kernel for each kind of tile: rows that yield (of one token, or of one with drafts behind it), spans, and members
+of runs of positions that several rows share. The unit of all is an item (`sapwood.kernels.triton.deal`): a tile of queries, with the G query heads of one KV
 head folded in, over a part of the positions, so that keys and values are read once for all of them. Where a tile has
 several parts, the program that leaves the last of them joins all, and the parts of the runs that a row shares with them:
 a launch of its own would take longer than that. Whichever program it is, it reads the parts in the same order, so that
@@ -28,10 +28,10 @@ import triton.language as tl
 from sapwood.kernels.triton import pdl
 from sapwood.kernels.triton.blocks import absorb, absorb_dense, absorb_pairs
 from sapwood.kernels.triton.jit import jit
-from sapwood.kernels.triton.parts import arrive, join, join_runs, leave, mean, nothing, write
+from sapwood.kernels.triton.parts import arrive, join, join_runs, leave, mean, nothing, runs_of, write
 
 FEW = tl.constexpr(2)
-"""Parts of runs that a row joins to its own while that is in registers."""
+"""Parts of runs that a tile joins to its own while that is in registers."""
 
 
 @jit
@@ -45,7 +45,7 @@ def _queries(
     return head_M, tl.load(heads_TXD + place_MD, mask=valid_M[:, None] & (d_D[None, :] < D), other=0.0)
 
 
-@jit(do_not_specialize_on_alignment=["members_RL", "places_M2"])
+@jit(do_not_specialize_on_alignment=["members_QL", "places_M2"])
 def attend_rows(
     heads_TXD,
     stride,
@@ -59,7 +59,7 @@ def attend_rows(
     arrived_JK,
     run_parts_JKMD,
     run_lse_JKM,
-    members_RL,
+    members_QL,
     places_M2,
     items_JW,
     tables_SP,
@@ -74,6 +74,7 @@ def attend_rows(
     CAP: tl.constexpr,
     MEMBERS: tl.constexpr,
     LEVELS: tl.constexpr,
+    TILE: tl.constexpr,
     M: tl.constexpr,
     N: tl.constexpr,
     S: tl.constexpr,
@@ -84,10 +85,10 @@ def attend_rows(
     PAIRS: tl.constexpr,
     CVT: tl.constexpr,
 ):
-    """Attention of rows of one token. Grid (K, items).
+    """Attention of rows that yield, in tiles of up to TILE queries. Grid (K, items).
 
-    With LEVELS, the parts of the runs that a row is a member of join its own; they lie in tiles of MEMBERS, the launch over
-    the runs is the one before, and both are at work at the same time. R is G or more, a power of two.
+    With LEVELS, the parts of the runs that a query is a member of join its own; they lie in tiles of MEMBERS, the launch over
+    the runs is the one before, and both are at work at the same time. R is TILE * G or more, a power of two.
     """
     if PDL:
         if LEVELS:
@@ -96,23 +97,35 @@ def attend_rows(
             pdl.join()
     kv_head, item = tl.program_id(0), tl.program_id(1)
     record = items_JW + item * 8
-    if tl.load(record + 1) > 0:
-        token, position, slot = tl.load(record).to(tl.int64), tl.load(record + 2), tl.load(record + 3)
+    count = tl.load(record + 1)
+    if count > 0:
+        first, position, slot = tl.load(record), tl.load(record + 2), tl.load(record + 3)
         begin, end = tl.load(record + 4), tl.load(record + 5)
-        if LEVELS:
-            # Where the row's parts of runs are; known before the launch that leaves them has ended.
-            l_L = tl.arange(0, LEVELS)
-            member_L = tl.load(members_RL + tl.load(record + 7) * LEVELS + l_L)
-            place_L = tl.load(places_M2 + member_L * 2, mask=member_L >= 0, other=0)
-            run_parts_L = tl.load(places_M2 + member_L * 2 + 1, mask=member_L >= 0, other=0)
         m_M = tl.arange(0, M)
-        valid_M = m_M < G
-        head_M, q_MD = _queries(heads_TXD, token * stride, valid_M, kv_head, G, D, M, D_PAD)
+        query_M = m_M // G
+        if TILE == 1:  # what is known of one query is a number
+            valid_M, token_M = m_M < G, first.to(tl.int64)
+            start_M1 = token_M * stride
+        else:
+            valid_M, token_M = query_M < count, (first + query_M).to(tl.int64)
+            start_M1 = token_M[:, None] * stride
+        if LEVELS:
+            # Where the parts of runs are; known before the launch that leaves them has ended.
+            origin = tl.load(record + 7)
+            if TILE == 1:
+                place_ML, run_parts_ML = runs_of(members_QL, places_M2, origin, LEVELS)
+                few = tl.sum(run_parts_ML, axis=0) <= FEW
+            else:
+                asked_M1 = origin + tl.minimum(query_M, count - 1)[:, None]
+                place_ML, run_parts_ML = runs_of(members_QL, places_M2, asked_M1, LEVELS)
+                few = tl.max(tl.sum(run_parts_ML, axis=1), axis=0) <= FEW
+        head_M, q_MD = _queries(heads_TXD, start_M1, valid_M, kv_head, G, D, M, D_PAD)
         slope_M = None
         if slopes_H is not None:
             slope_M = tl.load(slopes_H + head_M)
 
         best_M, total_M, acc_MD = nothing(M, D_PAD)
+        position_M = position + query_M
         low = tl.maximum(position - WINDOW + 1, 0) if WINDOW else position * 0
         table_P = tables_SP + slot.to(tl.int64) * table_stride
         keys += kv_head * (PAGE * D)
@@ -122,50 +135,59 @@ def attend_rows(
             value_scales += kv_head * PAGE
         if PAIRS:
             best_M, total_M, acc_MD = absorb_pairs(
-                best_M, total_M, acc_MD, q_MD, position + m_M // G, begin, end, low, table_P, keys, values,
+                best_M, total_M, acc_MD, q_MD, position_M, begin, end, low, table_P, keys, values,
                 key_scales, value_scales, scale, slope_M,
-                K, D, PAGE, WINDOW, CAP, True, CVT, M, N, D_PAD,
+                K, D, PAGE, WINDOW, CAP, True, TILE > 1, CVT, M, N, D_PAD,
             )  # fmt: skip
         else:
             best_M, total_M, acc_MD = absorb(
-                best_M, total_M, acc_MD, q_MD, position + m_M // G, begin, end, low, table_P, keys, values,
+                best_M, total_M, acc_MD, q_MD, position_M, begin, end, low, table_P, keys, values,
                 key_scales, value_scales, scale, slope_M,
-                K, D, PAGE, WINDOW, CAP, True, False, N, D_PAD,
+                K, D, PAGE, WINDOW, CAP, True, TILE > 1, N, D_PAD,
             )  # fmt: skip
 
         if PDL and LEVELS > 0:
             pdl.catch_up()
         apart = tl.load(record + 6)
         if LEVELS:  # noqa: SIM102
-            # The item is all of the row that no run holds. A few parts of runs join it here, and none of its own is
+            # The item is all of the tile that no run holds. A few parts of runs join it here, and none of its own is
             # left; many are read faster all at once, below.
-            if (apart == 1) & (tl.sum(run_parts_L, axis=0) <= FEW):
+            if (apart == 1) & few:
                 best_M, total_M, acc_MD = join_runs(
-                    best_M, total_M, acc_MD, valid_M, run_parts_JKMD, run_lse_JKM, place_L, run_parts_L, kv_head,
-                    K, G, D, MEMBERS, LEVELS, ALONE, M, D_PAD,
+                    best_M, total_M, acc_MD, valid_M, run_parts_JKMD, run_lse_JKM, place_ML, run_parts_ML, m_M % G,
+                    kv_head, K, G, D, MEMBERS, LEVELS, TILE == 1, ALONE, D_PAD,
                 )  # fmt: skip
                 apart = 0
         mean_MD = mean(total_M, acc_MD)
         if apart == 0:
-            write(out_THD, token * (K * G) + head_M, valid_M, mean_MD, D, D_PAD)
+            write(out_THD, token_M * (K * G) + head_M, valid_M, mean_MD, D, D_PAD)
         else:
-            place_M = (item.to(tl.int64) * K + kv_head) * G + m_M
+            place_M = (item.to(tl.int64) * K + kv_head) * (TILE * G) + m_M
             leave(parts_JKMD, lse_JKM, place_M, valid_M, best_M, total_M, mean_MD, D, D_PAD)
             last, lead, parts = arrive(arrived_JK, items_JW, item, kv_head, apart, K)
             if last:
                 r_R = tl.arange(0, R)
-                valid_R = r_R < G
+                query_R, head_R = r_R // G, r_R % G
+                if TILE == 1:
+                    valid_R, token_R = r_R < G, first.to(tl.int64)
+                else:
+                    valid_R, token_R = query_R < count, (first + query_R).to(tl.int64)
                 best_R, total_R, acc_RD = nothing(R, D_PAD)
                 best_R, total_R, acc_RD = join(
-                    best_R, total_R, acc_RD, valid_R, parts_JKMD, lse_JKM,
-                    (lead * K + kv_head) * G, K * G, parts, D, S, R, D_PAD,
+                    best_R, total_R, acc_RD, valid_R, parts_JKMD, lse_JKM, (lead * K + kv_head) * (TILE * G), r_R,
+                    K * TILE * G, parts, parts, D, S, D_PAD,
                 )  # fmt: skip
                 if LEVELS:
+                    if TILE == 1:
+                        place_RL, run_parts_RL = place_ML, run_parts_ML
+                    else:
+                        asked_R1 = origin + tl.minimum(query_R, count - 1)[:, None]
+                        place_RL, run_parts_RL = runs_of(members_QL, places_M2, asked_R1, LEVELS)
                     best_R, total_R, acc_RD = join_runs(
-                        best_R, total_R, acc_RD, valid_R, run_parts_JKMD, run_lse_JKM, place_L, run_parts_L, kv_head,
-                        K, G, D, MEMBERS, LEVELS, S, R, D_PAD,
+                        best_R, total_R, acc_RD, valid_R, run_parts_JKMD, run_lse_JKM, place_RL, run_parts_RL, head_R,
+                        kv_head, K, G, D, MEMBERS, LEVELS, TILE == 1, S, D_PAD,
                     )  # fmt: skip
-                place_R = token * (K * G) + kv_head * G + r_R % G
+                place_R = token_R * (K * G) + kv_head * G + head_R
                 write(out_THD, place_R, valid_R, mean(total_R, acc_RD), D, D_PAD)
     elif PDL and LEVELS > 0:
         pdl.catch_up()
@@ -285,8 +307,8 @@ def attend_spans(
                 valid_R = r_R // G < count
                 best_R, total_R, acc_RD = nothing(R, D_PAD)
                 best_R, total_R, acc_RD = join(
-                    best_R, total_R, acc_RD, valid_R, parts_JKMD, lse_JKM,
-                    (lead * K + kv_head) * (TILE * G), K * TILE * G, parts, D, S, R, D_PAD,
+                    best_R, total_R, acc_RD, valid_R, parts_JKMD, lse_JKM, (lead * K + kv_head) * (TILE * G), r_R,
+                    K * TILE * G, parts, parts, D, S, D_PAD,
                 )  # fmt: skip
                 place_R = (first + r_R // G).to(tl.int64) * (K * G) + kv_head * G + r_R % G
                 write(out_THD, place_R, valid_R, mean(total_R, acc_RD), D, D_PAD)
@@ -359,12 +381,12 @@ def attend_runs(
             best_M, total_M, acc_MD = absorb_pairs(
                 best_M, total_M, acc_MD, q_MD, position_M, begin, clear, low, table_P, k_head, v_head,
                 k_scales, v_scales, scale, slope_M,
-                K, D, PAGE, 0, CAP, False, CVT, M, N, D_PAD,
+                K, D, PAGE, 0, CAP, False, False, CVT, M, N, D_PAD,
             )  # fmt: skip
             best_M, total_M, acc_MD = absorb_pairs(
                 best_M, total_M, acc_MD, q_MD, position_M, clear, end, low, table_P, k_head, v_head,
                 k_scales, v_scales, scale, slope_M,
-                K, D, PAGE, 0, CAP, True, CVT, M, N, D_PAD,
+                K, D, PAGE, 0, CAP, True, False, CVT, M, N, D_PAD,
             )  # fmt: skip
         else:
             best_M, total_M, acc_MD = absorb(

@@ -25,21 +25,23 @@ def join(
     parts,
     lse,
     first,
+    row_R,
     stride,
     count,
+    most,
     D: tl.constexpr,
     S: tl.constexpr,
-    R: tl.constexpr,
     D_PAD: tl.constexpr,
 ):
-    """Absorb `count` parts of R rows, the first row of the first at place `first`, of the others `stride` places apart.
+    """Absorb `count` parts of each row, `most` at most: `first` and `row_R` are the place of the first, the others lie `stride`
+    places apart. Count and first are a row's own, or all rows'.
 
     Past the first level of caches: other processors wrote them while this one may have read what was there before.
     """
     d_D = tl.arange(0, D_PAD)
-    for number in range(0, count, S):
+    for number in range(0, most, S):
         number_S = number + tl.arange(0, S)
-        place_SR = first + number_S[:, None] * stride + tl.arange(0, R)[None, :]
+        place_SR = first + number_S[:, None] * stride + row_R[None, :]
         inside_SR = (number_S[:, None] < count) & valid_R[None, :]
         lse_SR = tl.load(lse + place_SR, mask=inside_SR, other=float("-inf"), cache_modifier=".cg")
         inside_SRD = inside_SR[:, :, None] & (d_D[None, None, :] < D)
@@ -55,8 +57,14 @@ def join(
 
 
 @jit
-def _pick(x_L, l_L, level: tl.constexpr):
-    return tl.sum(tl.where(l_L == level, x_L, 0), axis=0)
+def runs_of(members_QL, places_M2, query, LEVELS: tl.constexpr):
+    """(places, numbers) of the parts of the runs that a query is a member of [L], or that several are [R, L], as `deal_runs`
+    says them."""
+    l_L = tl.arange(0, LEVELS)
+    member = tl.load(members_QL + query * LEVELS + l_L)
+    place = tl.load(places_M2 + member * 2, mask=member >= 0, other=0)
+    count = tl.load(places_M2 + member * 2 + 1, mask=member >= 0, other=0)
+    return place, count
 
 
 @jit
@@ -67,25 +75,36 @@ def join_runs(
     valid_R,
     parts,
     lse,
-    place_L,
-    count_L,
+    place,
+    count,
+    head_R,
     kv_head,
     K: tl.constexpr,
     G: tl.constexpr,
     D: tl.constexpr,
     MEMBERS: tl.constexpr,
     LEVELS: tl.constexpr,
+    ONE: tl.constexpr,
     S: tl.constexpr,
-    R: tl.constexpr,
     D_PAD: tl.constexpr,
 ):
-    """Absorb a row's parts of the runs that it is a member of, as `deal_runs` has placed and counted them."""
-    l_L = tl.arange(0, LEVELS)
+    """Absorb the parts of the runs that queries are members of; `head_R` is the query head of each row within its G.
+
+    With ONE the rows are one query's, so that nothing but a number is kept of a level.
+    """
+    picked = tl.arange(0, LEVELS)
     for level in tl.static_range(LEVELS):
-        place, count = _pick(place_L, l_L, level), _pick(count_L, l_L, level)
-        first = ((place // MEMBERS).to(tl.int64) * K + kv_head) * (MEMBERS * G) + place % MEMBERS * G
+        if ONE:
+            place_R = tl.sum(tl.where(picked == level, place, 0), axis=0)
+            count_R = tl.sum(tl.where(picked == level, count, 0), axis=0)
+            most = count_R
+        else:
+            place_R = tl.sum(tl.where(picked == level, place, 0), axis=1)
+            count_R = tl.sum(tl.where(picked == level, count, 0), axis=1)
+            most = tl.max(count_R, axis=0)
+        first_R = ((place_R // MEMBERS).to(tl.int64) * K + kv_head) * (MEMBERS * G) + place_R % MEMBERS * G
         best_R, total_R, acc_RD = join(
-            best_R, total_R, acc_RD, valid_R, parts, lse, first, K * MEMBERS * G, count, D, S, R, D_PAD
+            best_R, total_R, acc_RD, valid_R, parts, lse, first_R, head_R, K * MEMBERS * G, count_R, most, D, S, D_PAD
         )
     return best_R, total_R, acc_RD
 
