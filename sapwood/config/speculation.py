@@ -112,9 +112,12 @@ def drafters(config: Config) -> tuple[str, ...]:
 def drafter_rule(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[str, str]:
     if config.speculation.speculative_model is not None:
         return ",".join(DRAFTERS), "the first are right most often, and a model has an idea where they have none"
-    if config.speculation.speculation == AUTO:
-        return ",".join(DRAFTERS[:-1]), "none needs a model of its own, and the first are right most often"
-    return OFF, f"{flag_of('speculation')} {AUTO} has texts drafted that were there before; answers stay the same"
+    method, reason = AUTO, "none needs a model of its own, and the first are right most often"
+    if config.speculation.speculation is None:
+        method, reason = device.rules.drafting
+        other = OFF if method == AUTO else AUTO
+        reason += f"; {flag_of('speculation')} {other} changes no answer"
+    return (OFF if method == OFF else ",".join(DRAFTERS[:-1])), reason
 
 
 def count_rule(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[int, str]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 
 from sapwood.base.errors import ConfigError
+from sapwood.config.facts import DeviceFacts
 from sapwood.config.flags import from_options
 from sapwood.config.resolve import resolve
-from sapwood.config.speculation import drafters
+from sapwood.config.speculation import drafter_rule, drafters
 from tests.config.test_resolve import CPU, H100, SMALL, resolved
 
 ALL = ("prediction", "tree", "ngram")
@@ -89,3 +91,19 @@ def test_it_is_explained() -> None:
 def test_what_is_wrong_is_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         resolved(SMALL, CPU, **options)
+
+
+@pytest.mark.parametrize("device", [CPU, H100], ids=lambda device: device.option)
+@pytest.mark.parametrize(("method", "names"), [("off", "off"), ("auto", "prediction,tree,ngram")])
+def test_the_device_says_what_drafts_where_nobody_does(
+    device: DeviceFacts, method: str, names: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rules = dataclasses.replace(device.rules, drafting=(method, "measured"))
+    monkeypatch.setattr(DeviceFacts, "rules", rules)
+    found, reason = drafter_rule(from_options({}), SMALL, device)
+    assert (
+        found == names
+        and reason.startswith("measured")
+        and f"--speculation {'auto' if method == 'off' else 'off'}" in reason
+    )
+    assert drafter_rule(from_options({"speculation": "auto"}), SMALL, device)[0] == "prediction,tree,ngram"
