@@ -81,7 +81,8 @@ class Codes:
     - e4m3: the float8 with that byte.
 
     `codes` are uint8 [O, I], or of four bits [O, I / 2] with the even input in the low nibble. Groups of inputs have a scale
-    and, if there are any, a zero each: float32 [O, G]. Zeros go with u4 and i8, whose groups are multiples of 32.
+    and, if there are any, a zero each: float32 [O, G]. Zeros go with u4 and i8. Groups are multiples of 32; those of t4 may be 16,
+    and those of e4m3 anything.
     """
 
     kind: CodeKind
@@ -107,11 +108,35 @@ class Codes:
         return Codes(self.kind, self.codes[some], self.scale_OG[some], zero_OG, self.table_16)
 
 
+class _Integers(NamedTuple):
+    """Values as multiples of a unit: the integers of the first table (int8 [2, 16]), or if they are `fine` 128 times those and
+    the second's."""
+
+    tables: Tensor | None
+    unit: float
+    fine: bool
+
+
+def _integers(table_16: Tensor) -> _Integers:
+    """Exact where integers of 8 bits are, else within 1/32512 of the largest."""
+    most = float(table_16.abs().max()) or 1.0
+    exact_M = torch.arange(1, 128)
+    multiples_M16 = table_16.double() / most * exact_M[:, None]
+    found = ((multiples_M16 - multiples_M16.round()).abs().amax(dim=1) < 1e-4).nonzero()
+    if len(found):
+        first = int(found[0])
+        upper_16 = multiples_M16[first].round()
+        return _Integers(torch.stack([upper_16, torch.zeros(16)]).to(torch.int8), most / (first + 1), False)
+    both_16 = (table_16.double() / most * (127 * 128)).round()
+    upper_16 = (both_16 / 128).round()
+    return _Integers(torch.stack([upper_16, both_16 - 128 * upper_16]).to(torch.int8), most / (127 * 128), True)
+
+
 class PackedWeights(Handle):
     """[O, I] in the layout of the kernels."""
 
     def __init__(self, machine: Machine, packing: Packing, num_outputs: int, num_inputs: int) -> None:
-        if num_inputs % max(32 if packing.kind in (_U4, _I8) else 1, packing.group):
+        if num_inputs % max(32 if packing.kind in (_U4, _I8, _T4) else 1, packing.group):
             raise ValueError(f"{num_inputs} inputs do not fill groups of {packing.group}")
         super().__init__(machine.library, "weights", *packing, num_outputs, num_inputs)
         self.machine, self.packing = machine, packing
@@ -146,11 +171,11 @@ class PackedWeights(Handle):
         """All outputs; the packing is that of the codes."""
         assert codes.packing == self.packing
         assert (len(codes.codes), codes.num_inputs) == (self.num_outputs, self.num_inputs)
-        fields = (codes.codes, codes.scale_OG, codes.zero_OG, codes.table_16)
+        table = _Integers(None, 0.0, False) if codes.table_16 is None else _integers(codes.table_16)
+        fields = (codes.codes, codes.scale_OG, codes.zero_OG, table.tables)
         held = [None if field is None else field.contiguous() for field in fields]
-        self.library.weights_put_codes(
-            self.machine.pointer, self.pointer, *(None if field is None else address(field) for field in held)
-        )
+        places = [None if field is None else address(field) for field in held]
+        self.library.weights_put_codes(self.machine.pointer, self.pointer, *places, table.unit, table.fine)
 
     def rows(self, ids_T: Tensor, factor: float = 1.0) -> Tensor:
         """The float32 weights [T, I] of some outputs (int64), times a factor."""

@@ -185,7 +185,9 @@ def _grouped(kind: Grouped, some: slice) -> Codes | None:
 
 
 @codes_of.register
-def _coded(kind: Coded, some: slice) -> Codes:
+def _coded(kind: Coded, some: slice) -> Codes | None:
+    if (kind.group % 32 and kind.group != 16) or kind.part.inp % 32:
+        return None
     factor = kind.factor[some][0] if len(kind.factor) > 1 else kind.factor[0]
     scale_OG = read_scale(kind.scale_OG[some], kind.form.scale)
     return Codes("t4", kind.codes_OH[some], scale_OG, table_16=kind.table_16 * factor)

@@ -89,7 +89,7 @@ _SIGNATURES: Mapping[str, tuple[Any, Sequence[Any]]] = {
     "weights_bytes": (_L, [_P]),
     "weights_row_bytes": (_L, [_I, _I]),
     "weights_put": (_status, [_P, _P, _I, _P, _P, _I, _I]),
-    "weights_put_codes": (_status, [_P, _P, _P, _P, _P, _P]),
+    "weights_put_codes": (_status, [_P, _P, _P, _P, _P, _P, _F, _I]),
     "weights_rows": (_status, [_P, _P, _P, _I, _F, _P]),
     "linear_new": (_P, []),
     "linear_free": (None, [_P]),

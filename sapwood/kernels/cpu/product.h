@@ -88,13 +88,19 @@ struct Dots {
             total = _mm512_dpbusd_epi32(total, values[j], _mm512_set1_epi32(four));
         }
     }
+    template <int N>
     INLINE void load4(const uint8_t* p) {
         const __m512i mask = _mm512_set1_epi8(15);
-        for (int j = 0; j < 4; j++) {
+        for (int j = 0; j < N / 2; j++) {
             __m512i both = _mm512_loadu_si512(p + j * 64);
             values[j] = _mm512_and_si512(both, mask);
-            values[4 + j] = _mm512_and_si512(_mm512_srli_epi16(both, 4), mask);
+            values[N / 2 + j] = _mm512_and_si512(_mm512_srli_epi16(both, 4), mask);
         }
+    }
+    template <int N>
+    INLINE void look_up(const uint8_t* table) {
+        const __m512i all = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
+        for (int j = 0; j < N; j++) values[j] = _mm512_shuffle_epi8(all, values[j]);
     }
     template <int N>
     INLINE void load8(const uint8_t* p) {
@@ -104,9 +110,10 @@ struct Dots {
 template <Kind KIND, int GROUP>
 struct Block {
     Dots dots;
-    INLINE Block(const uint8_t* p) {
-        if constexpr (KIND == U4) dots.load4(p);
-        else dots.load8<GROUP / 4>(p);
+    INLINE Block(const uint8_t* p, const uint8_t* table) {
+        if constexpr (KIND == I8) dots.load8<GROUP / 4>(p);
+        else dots.load4<GROUP / 4>(p);
+        if constexpr (KIND == T4) dots.look_up<GROUP / 4>(table);
     }
     template <bool FINE>
     INLINE void dot(const int8_t* x, int32_t zero, vf out[PARTS]) const {
@@ -125,12 +132,22 @@ constexpr int MOST_ROWS = 8;
 // of them, bytes for one, and those need the sign moved from the weight to the activation first.
 template <Kind KIND, int GROUP>
 struct Block {
-    const uint8_t* p;
-    INLINE Block(const uint8_t* p) : p(p) {}
+    const uint8_t *p, *table;
+    INLINE Block(const uint8_t* p, const uint8_t* table) : p(p), table(table) {}
     INLINE static __m256i four(const int8_t* x) {
         int32_t bytes;
         std::memcpy(&bytes, x, 4);
         return _mm256_set1_epi32(bytes);
+    }
+    // Values are 128 too large.
+    INLINE static __m256i add_bytes(__m256i total, __m256i values, __m256i x) {
+#if defined(__AVXVNNI__)
+        return _mm256_dpbusd_avx_epi32(total, values, x);
+#else
+        values = _mm256_xor_si256(values, _mm256_set1_epi8(-128));
+        __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(values), _mm256_sign_epi8(x, values));
+        return _mm256_add_epi32(total, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+#endif
     }
     // Adds to eight outputs' sums.
     INLINE __m256i add(__m256i total, const uint8_t* at, const int8_t* x) const {
@@ -154,24 +171,25 @@ struct Block {
 #if !defined(__AVXVNNI__)
             total = _mm256_add_epi32(total, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 #endif
-        } else {
-            for (int j = 0; j < GROUP / 4; j++) {
-                __m256i values = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at + j * 64));
-#if defined(__AVXVNNI__)
-                total = _mm256_dpbusd_avx_epi32(total, values, four(x + j * 4));
-#else
-                values = _mm256_xor_si256(values, _mm256_set1_epi8(-128));
-                __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(values), _mm256_sign_epi8(four(x + j * 4), values));
-                total = _mm256_add_epi32(total, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-#endif
+        } else if constexpr (KIND == T4) {
+            const __m256i mask = _mm256_set1_epi8(15);
+            const __m256i all = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
+            for (int j = 0; j < GROUP / 8; j++) {
+                __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at + j * 64));
+                total = add_bytes(total, _mm256_shuffle_epi8(all, _mm256_and_si256(both, mask)), four(x + j * 4));
+                both = _mm256_and_si256(_mm256_srli_epi16(both, 4), mask);
+                total = add_bytes(total, _mm256_shuffle_epi8(all, both), four(x + GROUP / 2 + j * 4));
             }
+        } else {
+            for (int j = 0; j < GROUP / 4; j++)
+                total = add_bytes(total, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at + j * 64)), four(x + j * 4));
         }
         return total;
     }
     template <bool FINE>
     INLINE void dot(const int8_t* x, int32_t zero, vf out[PARTS]) const {
 #if !defined(__AVXVNNI__)
-        if constexpr (KIND == I8) zero = 0;  // values are made signed again, so nothing is to undo
+        if constexpr (KIND != U4) zero = 0;  // values are made signed again, so nothing is to undo
 #endif
         for (int half = 0; half < 2; half++) {
             const uint8_t* at = p + half * 32;
@@ -186,8 +204,8 @@ constexpr int MOST_ROWS = 4;
 #elif defined(__ARM_FEATURE_DOTPROD)
 template <Kind KIND, int GROUP>
 struct Block {
-    const uint8_t* p;
-    INLINE Block(const uint8_t* p) : p(p) {}
+    const uint8_t *p, *table;
+    INLINE Block(const uint8_t* p, const uint8_t* table) : p(p), table(table) {}
     INLINE static int8x16_t four(const int8_t* x) {
         int32_t bytes;
         std::memcpy(&bytes, x, 4);
@@ -201,6 +219,14 @@ struct Block {
                 total = vdotq_s32(total, vreinterpretq_s8_u8(vandq_u8(both, vdupq_n_u8(15))), four(x + j * 4));
                 total = vdotq_s32(total, vreinterpretq_s8_u8(vshrq_n_u8(both, 4)), four(x + 16 + j * 4));
             }
+        } else if constexpr (KIND == T4) {
+            const uint8x16_t all = veorq_u8(vld1q_u8(table), vdupq_n_u8(128));
+            for (int j = 0; j < GROUP / 8; j++) {
+                uint8x16_t both = vld1q_u8(at + j * 64);
+                int8x16_t low = vreinterpretq_s8_u8(vqtbl1q_u8(all, vandq_u8(both, vdupq_n_u8(15))));
+                int8x16_t high = vreinterpretq_s8_u8(vqtbl1q_u8(all, vshrq_n_u8(both, 4)));
+                total = vdotq_s32(vdotq_s32(total, low, four(x + j * 4)), high, four(x + GROUP / 2 + j * 4));
+            }
         } else {
             for (int j = 0; j < GROUP / 4; j++)
                 total = vdotq_s32(total, vreinterpretq_s8_u8(veorq_u8(vld1q_u8(at + j * 64), vdupq_n_u8(128))), four(x + j * 4));
@@ -209,7 +235,7 @@ struct Block {
     }
     template <bool FINE>
     INLINE void dot(const int8_t* x, int32_t zero, vf out[PARTS]) const {
-        if constexpr (KIND == I8) zero = 0;  // values are made signed again, so nothing is to undo
+        if constexpr (KIND != U4) zero = 0;  // values are made signed again, so nothing is to undo
         for (int part = 0; part < 4; part++) {
             const uint8_t* at = p + part * 16;
             int32x4_t total = add(vdupq_n_s32(FINE ? 0 : zero), at, x);
@@ -222,13 +248,14 @@ constexpr int MOST_ROWS = 4;
 #else
 template <Kind KIND, int GROUP>
 struct Block {
-    const uint8_t* p;
-    INLINE Block(const uint8_t* p) : p(p) {}
+    const uint8_t *p, *table;
+    INLINE Block(const uint8_t* p, const uint8_t* table) : p(p), table(table) {}
     INLINE void add(int32_t totals[TILE], const int8_t* x) const {
-        for (int i = 0; i < (KIND == U4 ? 16 : GROUP); i++)
+        for (int i = 0; i < (KIND == I8 ? GROUP : GROUP / 2); i++)
             for (int lane = 0; lane < TILE; lane++) {
-                int byte = p[i / 4 * 64 + lane * 4 + i % 4];
-                totals[lane] += KIND == U4 ? (byte & 15) * x[i] + (byte >> 4) * x[16 + i] : byte * x[i];
+                int byte = p[i / 4 * 64 + lane * 4 + i % 4], low = byte & 15, high = byte >> 4;
+                if constexpr (KIND == T4) low = table[low], high = table[high];
+                totals[lane] += KIND == I8 ? byte * x[i] : low * x[i] + high * x[GROUP / 2 + i];
             }
     }
     template <bool FINE>
@@ -258,7 +285,7 @@ INLINE vf load_scale(const uint8_t* p) {
 // GROUP is 16 or 32: larger groups are runs of 32.
 template <Kind KIND, int GROUP, Minima MINIMA_KIND, bool WIDE, bool FINE, int ROWS>
 void quantised_rows(const Weights& w, const uint8_t* tile, const Rows& x, int first, float* out, int stride) {
-    constexpr size_t VALUES = KIND == U4 ? TILE * GROUP / 2 : TILE * GROUP;
+    constexpr size_t VALUES = KIND == I8 ? TILE * GROUP : TILE * GROUP / 2;
     constexpr size_t SCALE = WIDE ? 4 : 2, SCALES = TILE * SCALE * (1 + (MINIMA_KIND != NONE));
     const int groups = w.groups(), runs = w.group / GROUP;
     const size_t per_row = w.ins / 32;
@@ -276,17 +303,24 @@ void quantised_rows(const Weights& w, const uint8_t* tile, const Rows& x, int fi
                 for (size_t ahead = 0; ahead < VALUES + SCALES; ahead += 64)
                     __builtin_prefetch(tile + 6 * (VALUES + SCALES) + ahead);
             }
-            Block<KIND, GROUP> block(tile);
+            Block<KIND, GROUP> block(tile, w.tables[0]), second(tile, w.tables[1]);
 #pragma GCC unroll 8
             for (int row = 0; row < ROWS; row++) {
                 const Scale& s = x.scales[(first + row) * per_row + run * GROUP / 32];
                 const int8_t* bytes = x.bytes + ((first + row) * per_row + run * GROUP / 32) * (FINE ? 64 : 32) + run * GROUP % 32;
                 int32_t zero;
                 if constexpr (KIND == U4) zero = MINIMA_KIND != NONE ? 0 : s.zero4;
-                else if constexpr (GROUP == 32) zero = s.zero8;
+                else if constexpr (GROUP == 32) zero = s.zero8;  // values are 128 too large
                 else zero = run % 2 ? s.high : s.low;
                 vf dots[PARTS]{};
                 block.template dot<FINE>(bytes, zero, dots);
+                if constexpr (KIND == T4) {
+                    if (w.fine) {
+                        vf rest[PARTS]{};
+                        second.template dot<FINE>(bytes, zero, rest);
+                        for (int part = 0; part < PARTS; part++) dots[part] = fused(dots[part], splat(128), rest[part]);
+                    }
+                }
                 for (int part = 0; part < PARTS; part++) {
                     totals[row][part] = fused(dots[part], scales[part] * s.scale, totals[row][part]);
                     if constexpr (MINIMA_KIND != NONE && GROUP == 32)
@@ -296,40 +330,28 @@ void quantised_rows(const Weights& w, const uint8_t* tile, const Rows& x, int fi
         }
     }
     for (int row = 0; row < ROWS; row++)
-        for (int part = 0; part < PARTS; part++) store(out + row * stride + part * W, totals[row][part]);
+        for (int part = 0; part < PARTS; part++)
+            store(out + row * stride + part * W, KIND == T4 ? totals[row][part] * w.unit : totals[row][part]);
 }
 
-// T4 and E4M3: values are widened in registers, and a group's sum is scaled.
-template <Kind KIND, bool WIDE, int ROWS>
-void coded_rows(const Weights& w, const uint8_t* tile, const Rows& x, int first, float* out, int stride) {
-    constexpr int STEP = KIND == T4 ? 2 : 1;  // inputs that a byte has
-    constexpr size_t SCALE = WIDE ? 4 : 2;
-    [[maybe_unused]] const Table table(w.table);
+// E4M3: values are widened in registers, and a group's sum is scaled.
+template <int ROWS>
+void float8_rows(const Weights& w, const uint8_t* tile, const Rows& x, int first, float* out, int stride) {
     vf totals[ROWS][PARTS] = {};
     const float* rows[ROWS];
     for (int row = 0; row < ROWS; row++) rows[row] = x.floats + size_t(first + row) * w.ins;
     for (int begin = 0; begin < w.ins; begin += w.group) {
         vf sums[ROWS][PARTS] = {};
-        for (int i = begin; i < begin + w.group; i += STEP, tile += TILE) {
+        for (int i = begin; i < begin + w.group; i++, tile += TILE) {
             if constexpr (ROWS <= 2) __builtin_prefetch(tile + 1024);
-            vf values[STEP][PARTS];
-            for (int part = 0; part < PARTS; part++) {
-                const uint8_t* at = tile + part * W;
-                if constexpr (KIND == T4) {
-                    vi both = __builtin_convertvector(*reinterpret_cast<const vc_loose*>(at), vi);
-                    values[0][part] = table.at(both & 15), values[1][part] = table.at(both >> 4);
-                } else {
-                    values[0][part] = load_float8(at);
-                }
-            }
+            vf values[PARTS];
+            for (int part = 0; part < PARTS; part++) values[part] = load_float8(tile + part * W);
 #pragma GCC unroll 8
             for (int row = 0; row < ROWS; row++)
-                for (int step = 0; step < STEP; step++)
-                    for (int part = 0; part < PARTS; part++)
-                        sums[row][part] = fused(values[step][part], splat(rows[row][i + step]), sums[row][part]);
+                for (int part = 0; part < PARTS; part++) sums[row][part] = fused(values[part], splat(rows[row][i]), sums[row][part]);
         }
-        for (int part = 0; part < PARTS; part++, tile += W * SCALE) {
-            vf scales = load_scale<WIDE>(tile);
+        for (int part = 0; part < PARTS; part++, tile += W * 4) {
+            vf scales = load_scale<true>(tile);
             for (int row = 0; row < ROWS; row++) totals[row][part] = fused(sums[row][part], scales, totals[row][part]);
         }
     }
@@ -364,11 +386,11 @@ void float_rows(const Weights& w, const uint8_t* tile, const Rows& x, int first,
 
 template <Kind KIND, int GROUP, Minima MINIMA_KIND, bool WIDE, int ROWS>
 INLINE void some_rows(const Weights& w, const uint8_t* tile, const Rows& x, int first, float* out, int stride) {
-    if constexpr (KIND == U4 || KIND == I8) {
+    if constexpr (KIND == U4 || KIND == I8 || KIND == T4) {
         if (x.fine) quantised_rows<KIND, GROUP, MINIMA_KIND, WIDE, true, ROWS>(w, tile, x, first, out, stride);
         else quantised_rows<KIND, GROUP, MINIMA_KIND, WIDE, false, ROWS>(w, tile, x, first, out, stride);
-    } else if constexpr (KIND == T4 || KIND == E4M3)
-        coded_rows<KIND, WIDE, ROWS>(w, tile, x, first, out, stride);
+    } else if constexpr (KIND == E4M3)
+        float8_rows<ROWS>(w, tile, x, first, out, stride);
     else
         float_rows<KIND, ROWS>(w, tile, x, first, out, stride);
 }
@@ -416,8 +438,11 @@ inline void multiply(const Weights& w, int tile, const Rows& x, int first, int l
             if (w.group == 16) return all_rows<I8, 16>(w, tile, x, first, last, out, stride);
             return integer_rows<I8>(w, tile, x, first, last, out, stride);
         case T4:
-            return w.wide ? all_rows<T4, 1, NONE, true>(w, tile, x, first, last, out, stride)
-                          : all_rows<T4>(w, tile, x, first, last, out, stride);
+            if (w.group == 16)
+                return w.wide ? all_rows<T4, 16, NONE, true>(w, tile, x, first, last, out, stride)
+                              : all_rows<T4, 16>(w, tile, x, first, last, out, stride);
+            return w.wide ? all_rows<T4, 32, NONE, true>(w, tile, x, first, last, out, stride)
+                          : all_rows<T4, 32>(w, tile, x, first, last, out, stride);
         case E4M3: return all_rows<E4M3, 1, NONE, true>(w, tile, x, first, last, out, stride);
     }
 }

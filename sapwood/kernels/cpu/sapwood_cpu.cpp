@@ -148,10 +148,12 @@ API int weights_put(Machine* machine, Weights* weights, int form, const uint8_t*
 }
 
 // All outputs from codes, [outs, ins] or for those of 4 bits [outs, ins / 2], with scales and, if there are any, zeros
-// [outs, groups]: see `put_codes`. `table`, of those that have one, is 16 values.
+// [outs, groups]: see `put_codes`. `tables`, of those that have some, are two of 16 integers of 8 bits,
+// of which the second counts if they are `fine`, in a `unit`.
 API int weights_put_codes(Machine* machine, Weights* weights, const uint8_t* codes, const float* scales, const float* zeros,
-                          const float* table) {
-    if (table) std::memcpy(weights->table, table, sizeof weights->table);
+                          const int8_t* tables, float unit, int fine) {
+    weights->unit = unit, weights->fine = fine;
+    for (int i = 0; tables && i < 32; i++) weights->tables[i / 16][i % 16] = uint8_t(tables[i] + 128);
     size_t size = weights->kind == U4 || weights->kind == T4 ? weights->ins / 2 : weights->ins, groups = weights->groups();
     return put_rows(machine, 0, weights->outs, [&](int row) {
         put_codes(*weights, row, codes + row * size, scales + row * groups, zeros ? zeros + row * groups : nullptr);

@@ -149,33 +149,6 @@ INLINE vf load_float8(const uint8_t* p) {
     return widened((bytes & 127) << 7 | (bytes & 128) << 8);
 }
 
-// 16 floats of which any are picked by their numbers.
-struct Table {
-#if defined(__AVX512F__)
-    __m512 all;
-    INLINE explicit Table(const float* p) : all(_mm512_loadu_ps(p)) {}
-    INLINE vf at(vi index) const {
-        return reinterpret_cast<vf>(_mm512_permutexvar_ps(reinterpret_cast<__m512i>(index), all));
-    }
-#elif defined(__AVX2__)
-    __m256 low, high;
-    INLINE explicit Table(const float* p) : low(_mm256_loadu_ps(p)), high(_mm256_loadu_ps(p + 8)) {}
-    INLINE vf at(vi index) const {
-        __m256i i = reinterpret_cast<__m256i>(index);
-        __m256 first = _mm256_permutevar8x32_ps(low, i), second = _mm256_permutevar8x32_ps(high, i);
-        return reinterpret_cast<vf>(_mm256_blendv_ps(first, second, _mm256_castsi256_ps(_mm256_slli_epi32(i, 28))));
-    }
-#else
-    const float* all;
-    INLINE explicit Table(const float* p) : all(p) {}
-    INLINE vf at(vi index) const {
-        vf v;
-        for (int i = 0; i < W; i++) v[i] = all[index[i]];
-        return v;
-    }
-#endif
-};
-
 INLINE vf load_bfloat(const uint16_t* p) {
     typedef uint32_t vu __attribute__((vector_size(W * 4)));
     return reinterpret_cast<vf>(__builtin_convertvector(*reinterpret_cast<const vh_loose*>(p), vu) << 16);

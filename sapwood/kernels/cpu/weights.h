@@ -7,9 +7,9 @@
 // many runs of 32 with their scales at the end. Where minima are multiples of scales, those are kept (zeros). `wide` scales and
 // minima are float32: those that float16 does not have.
 //
-// Of the kinds that are multiplied as floats, T4 holds in a byte the codes of two neighbouring inputs of an output, into a table
-// of 16 values, and E4M3 a float8 each; both 16 outputs of an input side by side, and scales behind each group.
-// A tile of floats is its inputs one after the other, 16 outputs each.
+// T4 is U4 whose values are codes into a table of 16 integers, of 8 bits or where those are not exact of 15; in groups of 16, inputs
+// i and 8 + i share a byte. E4M3 holds a float8 each, 16 outputs of an input side by side, and scales behind each group; it is
+// multiplied as floats. A tile of floats is its inputs one after the other, 16 outputs each.
 #pragma once
 
 #include <cstdlib>
@@ -46,7 +46,9 @@ struct Weights {
     size_t values;   // bytes of a group of a tile without its scales
     size_t block;    // bytes of a group of a tile; of floats, of one input
     size_t bytes;    // of all
-    float table[16]; // of T4
+    bool fine;       // whether a value of T4 is 128 times its first integer plus its second
+    float unit;      // what its integers are multiples of, besides their scales
+    uint8_t tables[2][16];  // 128 + the integers
     uint8_t* data;
 
     Weights(Kind kind, int group, Minima minima, bool wide, int outs, int ins)
@@ -68,7 +70,7 @@ struct Weights {
 
     ~Weights() { give(data, bytes); }
 
-    bool quantised() const { return kind == U4 || kind == I8; }  // multiplied as integers
+    bool quantised() const { return kind == U4 || kind == I8 || kind == T4; }  // multiplied as integers
     bool grouped() const { return kind >= U4; }                  // has scales
     size_t scale_bytes() const { return wide ? 4 : 2; }
     int groups() const { return ins / group; }
@@ -233,9 +235,12 @@ inline size_t row_bytes(Form form, int ins) {
 // Where in a group of a tile the value of input i of a lane is; U4 and T4 have two there.
 INLINE size_t place_of(const Weights& w, int lane, int i) {
     switch (w.kind) {
-        case U4: return i / 32 * (TILE * 16) + i % 16 / 4 * 64 + lane * 4 + i % 4;
+        case U4:
+        case T4: {
+            int half = std::min(w.group, 32) / 2;
+            return i / (2 * half) * (TILE * half) + i % half / 4 * 64 + lane * 4 + i % 4;
+        }
         case I8: return i / 4 * 64 + lane * 4 + i % 4;
-        case T4: return i / 2 * TILE + lane;
         default: return size_t(i) * TILE + lane;
     }
 }
@@ -278,10 +283,9 @@ inline void put_codes(Weights& w, int out, const uint8_t* codes, const float* sc
         for (int i = 0; i < w.group; i++) {
             int input = g * w.group + i;
             uint8_t& place = block[place_of(w, lane, i)];
-            if (w.kind == U4) {
-                if (i % 32 < 16) place = uint8_t(four(input) | four(input + 16) << 4);
-            } else if (w.kind == T4) {
-                if (i % 2 == 0) place = codes[input / 2];
+            if (w.kind == U4 || w.kind == T4) {
+                int half = std::min(w.group, 32) / 2;
+                if (i / half % 2 == 0) place = uint8_t(four(input) | four(input + half) << 4);
             } else {
                 place = codes[input];
             }
@@ -310,11 +314,11 @@ inline void put_row(Weights& w, int out, Form form, const uint8_t* row) {
 
 // What input i of a group of a lane stands for, before its scale.
 INLINE float value_at(const Weights& w, const uint8_t* block, int lane, int i) {
-    int byte = block[place_of(w, lane, i)];
+    int byte = block[place_of(w, lane, i)], four = i / (std::min(w.group, 32) / 2) % 2 ? byte >> 4 : byte & 15;
     switch (w.kind) {
-        case U4: return float((i % 32 < 16 ? byte & 15 : byte >> 4) - (w.minima ? 0 : 8));
+        case U4: return float(four - (w.minima ? 0 : 8));
         case I8: return float(byte - 128);
-        case T4: return w.table[i % 2 ? byte >> 4 : byte & 15];
+        case T4: return float((w.tables[0][four] - 128) * (w.fine ? 128 : 1) + (w.fine ? w.tables[1][four] - 128 : 0)) * w.unit;
         default: return from_half(half_of_float8(byte));
     }
 }
