@@ -16,4 +16,26 @@ RECURRENT: Mapping[str, tuple[str, str, dict[str, Any]]] = MappingProxyType({
     ),
     "mamba2": ("Mamba2Config", "Mamba2ForCausalLM", {**_MAMBA, "expand": 2}),
     "mamba2-limits": ("Mamba2Config", "Mamba2ForCausalLM", {**_MAMBA, "expand": 2, "time_step_limit": (0.1, 0.9)}),
+    "granite-hybrid": (
+        "GraniteMoeHybridConfig",
+        "GraniteMoeHybridForCausalLM",
+        {"num_hidden_layers": 3, "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+         "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 24, "mamba_n_groups": 2, "mamba_expand": 2,
+         "num_local_experts": 0, "shared_intermediate_size": 80, "position_embedding_type": "nope",
+         "embedding_multiplier": 3.0, "residual_multiplier": 0.7, "attention_multiplier": 0.2, "logits_scaling": 2.0},
+    ),
+    "nemotron-h": (
+        "NemotronHConfig",
+        "NemotronHForCausalLM",
+        {"layers_block_type": ["linear_attention", "mlp", "linear_attention", "full_attention"], "head_dim": 32,
+         "mamba_num_heads": 8, "mamba_head_dim": 16, "ssm_state_size": 24, "n_groups": 2},
+    ),
+    "qwen3-next": (
+        "Qwen3NextConfig",
+        "Qwen3NextForCausalLM",
+        {"num_hidden_layers": 3, "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+         "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 24, "linear_value_head_dim": 16,
+         "head_dim": 32, "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 48,
+         "shared_expert_intermediate_size": 40, "mlp_only_layers": [1]},
+    ),
 })  # fmt: skip

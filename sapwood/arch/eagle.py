@@ -59,6 +59,7 @@ class Eagle:
 
     quantization: ClassVar[None] = None
     root: ClassVar[str] = _ROOT
+    aside: ClassVar[tuple[str, ...]] = ()
     before: ClassVar[tuple[str, ...]] = ("embed", "join", "feature", "token_norm", "feature_norm")
     behind: ClassVar[tuple[str, ...]] = ("norm", "head", "words")
 

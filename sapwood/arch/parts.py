@@ -226,7 +226,8 @@ class Attention:
     """Causal grouped-query attention. `qkv` yields query, key and value heads in this order.
 
     `window` is None, or how many positions a query sees, itself included. The norms act on each head, or, if they are as
-    wide as all of them, on all together; before `rope`, or if `late` after it. `cap` and `slopes` are those of `Heads`.
+    wide as all of them, on all together; before `rope`, or if `late` after it. `cap` and `slopes` are those of `Heads`. If
+    `gated`, `qkv` yields a gate behind them, as wide as the queries, whose sigmoid multiplies what `out` is given.
     """
 
     num_heads: int
@@ -240,6 +241,7 @@ class Attention:
     q_norm: Norm | None = None
     k_norm: Norm | None = None
     late: bool = False
+    gated: bool = False
     cap: float | None = None
     slopes: tuple[float, ...] | None = None
 
@@ -326,7 +328,8 @@ class Tied:
 @dataclass(frozen=True)
 class Decoder:
     """A whole model. `dtype` is what the config says that the weights are stored in, if it does; `quantization` is the config's
-    own section about them, which methods read. `root` begins all names in the checkpoint but the head's, and some leave it out. Tokens' vectors are normed by `embed_norm`. Logits are the head's products
+    own section about them, which methods read. `root` begins all names in the checkpoint but the head's, and some leave it out; those that
+    begin with one of `aside` are not of its own. Tokens' vectors are normed by `embed_norm`. Logits are the head's products
     times `logit_scale`, then with a `logit_cap` cap * tanh(logit / cap)."""
 
     architecture: str
@@ -342,6 +345,7 @@ class Decoder:
     logit_scale: float = 1.0
     logit_cap: float | None = None
     root: str = ""
+    aside: tuple[str, ...] = ()
     quantization: Mapping[str, Any] | None = dataclasses.field(default=None, hash=False)
 
     before: ClassVar[tuple[str, ...]] = ("embed", "positions", "embed_norm")
@@ -370,6 +374,9 @@ class Network(Protocol):
 
     @property
     def root(self) -> str: ...
+
+    @property
+    def aside(self) -> tuple[str, ...]: ...
 
     @property
     def head(self) -> Linear | Tied | None: ...

@@ -93,6 +93,32 @@ class Mamba2:
 
 
 @dataclass(frozen=True)
+class DeltaNet:
+    """A gated delta net (Yang et al., 2024). `inp` yields queries and keys, values, a gate z, and two numbers for each head, b
+    and a; queries, keys and values go through `conv` and SiLU, and queries and keys have length 1. What a state has under a
+    key is replaced by the value as far as sigmoid(b) says, while all of it decays by exp(-exp(a_log) softplus(a + dt_bias)).
+    It is out(norm(y) silu(z)), each head normed by itself.
+
+    `num_heads` heads with values of `head_dim` share queries and keys, of `state_size`, in `num_groups`.
+    """
+
+    num_heads: int
+    head_dim: int
+    num_groups: int
+    state_size: int
+    inp: Linear
+    conv: Conv
+    dt_bias: PerHead
+    a_log: PerHead
+    norm: Norm
+    out: Linear
+
+    @property
+    def kv(self) -> State:
+        return State((self.conv.state, (self.num_heads, self.state_size, self.head_dim)))
+
+
+@dataclass(frozen=True)
 class Skip:
     """In the place of a mixer or a feed-forward: nothing happens, and nothing is kept."""
 

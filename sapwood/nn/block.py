@@ -51,7 +51,10 @@ class Attention(nn.Module):
         self, x_TE: Tensor, residual_TE: Tensor | None, norm: Before, angles: Sequence[Angles]
     ) -> tuple[Tensor, Tensor]:
         heads_TX, residual_TE = self.qkv.behind(x_TE, residual_TE, norm)
-        part = self._part
+        part, gate_TX = self._part, None
+        if part.gated:
+            width = part.num_heads * part.head_dim
+            heads_TX, gate_TX = heads_TX[:, :-width], heads_TX[:, -width:]
         if part.q_norm is not None and not part.norms_heads:
             q_size, k_size = part.num_heads * part.head_dim, part.num_kv_heads * part.head_dim
             for some_TX, one in zip(
@@ -61,7 +64,8 @@ class Attention(nn.Module):
         heads_TXD = heads_TX.unflatten(-1, self._shape)
         rope = NormRope(*angles[self._rope], self._norm_ND, self._eps, part.rope.interleaved, self._center, part.late)
         out_THD = self._backend.run(self._layer, heads_TXD, rope, part.scale)
-        return self.out(out_THD.flatten(1)), residual_TE
+        out_TX = out_THD.flatten(1)
+        return self.out(out_TX if gate_TX is None else out_TX * gate_TX.sigmoid()), residual_TE
 
 
 class Mlp(nn.Module):

@@ -79,7 +79,8 @@ def load_from(model: Loadable, source: Source, *, name: str) -> None:
     if root and not any(tensor.startswith(root) for tensor in shapes):
         pieces = tuple(replace(piece, name=piece.name.removeprefix(root)) for piece in pieces)
     head = model.decoder.head
-    _check(name, pieces, shapes, unused={f"{head.name}.weight"} if isinstance(head, Tied) else set())
+    unused = {tensor for tensor in shapes if tensor.startswith(model.decoder.aside)}
+    _check(name, pieces, shapes, unused=unused | ({f"{head.name}.weight"} if isinstance(head, Tied) else set()))
     for path, of_leaf in groupby(pieces, key=lambda piece: piece.path):
         leaf = model.leaf(path)
         for piece in of_leaf:

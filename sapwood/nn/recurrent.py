@@ -112,6 +112,40 @@ def grouped_norm(x_TX: Tensor, weight_X: Tensor, eps: float, groups: int) -> Ten
     return x_TGX.flatten(1) * weight_X
 
 
+class DeltaNet(nn.Module):
+    def __init__(self, part: recurrent.DeltaNet, site: Site) -> None:
+        super().__init__()
+        self.inp, self.conv, self.out = (site.make(name, getattr(part, name)) for name in ("inp", "conv", "out"))
+        self.dt_bias, self.a_log, self.norm = (
+            site.make(name, getattr(part, name)) for name in ("dt_bias", "a_log", "norm")
+        )
+        self._part, self._layer = part, site.number
+        self._backend: StateBackend = site.backend
+
+    def forward(
+        self, x_TE: Tensor, residual_TE: Tensor | None, norm: Before, angles: Sequence[Angles]
+    ) -> tuple[Tensor, Tensor]:
+        part, run = self._part, self._backend
+        inner_TY, residual_TE = self.inp.behind(x_TE, residual_TE, norm)
+        heads, shared = part.num_heads, part.num_groups * part.state_size
+        values = heads * part.head_dim
+        x_TC, gate_TX, b_TH, a_TH = inner_TY.split([2 * shared + values, values, heads, heads], dim=-1)
+        x_TC = F.silu(run.conv(self._layer, 0, x_TC, self.conv.weight_CW, self.conv.bias))
+        q_TX, k_TX, v_TX = x_TC.split([shared, shared, values], dim=-1)
+        q_TGK, k_TGK = (_unit(shared_TX.unflatten(-1, (part.num_groups, -1))) for shared_TX in (q_TX, k_TX))
+        decay_TH = -self.a_log.weight.exp() * F.softplus(a_TH.float() + self.dt_bias.weight)
+        v_THV = v_TX.unflatten(-1, (heads, -1)).float()
+        y_THV = run.scan(self._layer, 1, q_TGK * part.state_size**-0.5, k_TGK, v_THV, decay_TH, b_TH.float().sigmoid())
+        y_TX = grouped_norm(y_THV.flatten(1), self.norm.weight.repeat(heads), self.norm.eps, heads)
+        return self.out((y_TX * F.silu(gate_TX.float())).to(x_TE.dtype)), residual_TE
+
+
+def _unit(x_TGK: Tensor) -> Tensor:
+    """Of length 1."""
+    x_float = x_TGK.float()
+    return (x_float * torch.rsqrt(x_float.square().sum(-1, keepdim=True) + 1e-6)).to(x_TGK.dtype)
+
+
 class Skip(nn.Module):
     def __init__(self, part: recurrent.Skip, site: Site) -> None:
         super().__init__()
@@ -124,4 +158,5 @@ make.register(recurrent.Conv, Conv)
 make.register(recurrent.PerHead, PerHead)
 make.register(recurrent.ShortConv, ShortConv)
 make.register(recurrent.Mamba2, Mamba2)
+make.register(recurrent.DeltaNet, DeltaNet)
 make.register(recurrent.Skip, Skip)

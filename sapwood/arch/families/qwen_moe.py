@@ -18,18 +18,23 @@ from sapwood.base.selection import Selection
 
 
 def qwen2_moe(c: HfConfig) -> Decoder:
-    shared = shared_mlp(c, "mlp.shared_expert", c.integer("shared_expert_intermediate_size"))
-    gate = Linear(c.integer("hidden_size"), (Part("mlp.shared_expert_gate", 1),), None)
-    ffn = replace(_experts(c), shared=shared, shared_gate=gate)
-    return _decoder(c, gqa(c, qkv_bias=c.boolean("qkv_bias", True)), ffn)
+    return _decoder(c, gqa(c, qkv_bias=c.boolean("qkv_bias", True)), shared(c, routed(c)))
 
 
 def qwen3_moe(c: HfConfig) -> Decoder:
     bias = c.boolean("attention_bias", False)
-    return _decoder(c, gqa(c, qkv_bias=bias, out_bias=bias, qk_norm="heads"), _experts(c))
+    return _decoder(c, gqa(c, qkv_bias=bias, out_bias=bias, qk_norm="heads"), routed(c))
 
 
-def _experts(c: HfConfig) -> Experts:
+def shared(c: HfConfig, ffn: Experts) -> Experts:
+    """With an expert that all tokens see, as far as a gate says."""
+    mlp = shared_mlp(c, "mlp.shared_expert", c.integer("shared_expert_intermediate_size"))
+    return replace(
+        ffn, shared=mlp, shared_gate=Linear(c.integer("hidden_size"), (Part("mlp.shared_expert_gate", 1),), None)
+    )
+
+
+def routed(c: HfConfig) -> Experts:
     return experts(
         c,
         inner=c.integer("moe_intermediate_size"),
