@@ -50,11 +50,15 @@ class Rounding(Quantised):
 
 
 def rounding(scheme: str, otherwise: Choice) -> Choice:
-    """Linears within the blocks are rounded, where their inputs fill groups; heads are as `otherwise` has them."""
+    """Linears within the blocks are rounded, where their inputs fill groups. Heads are as `otherwise` has them, and so is what
+    every rank has whole: routers, which choose, and are small."""
     plain = Plain()
 
     def choice(place: Place) -> Method:
-        return otherwise(place) if place.path == "head" else _SCHEMES[scheme](linear_at(place)) or plain
+        linear = linear_at(place)
+        if place.path == "head" or linear.split is None:
+            return otherwise(place)
+        return _SCHEMES[scheme](linear) or plain
 
     return choice
 

@@ -13,8 +13,8 @@ from sapwood.quant.methods import METHODS
 from tests import models
 
 
-def said(section: dict[str, Any] | None, rounded: str | None = None) -> list[tuple[int, str]]:
-    config = models.config("llama") | ({} if section is None else {"quantization_config": section})
+def said(section: dict[str, Any] | None, rounded: str | None = None, family: str = "llama") -> list[tuple[int, str]]:
+    config = models.config(family) | ({} if section is None else {"quantization_config": section})
     decoder = declare(config, methods=METHODS)
     return told(decoder, choice_of(decoder, rounded))
 
@@ -81,3 +81,18 @@ def test_what_cannot_be_read_is_named(section: dict[str, Any], message: str) -> 
 def test_quantised_weights_are_not_rounded_again() -> None:
     with pytest.raises(ConfigError, match="leave it out"):
         said({"quant_method": "fp8"}, "int8")
+
+
+def test_routers_and_experts_are_never_rounded() -> None:
+    found = said(None, "fp8", "qwen3-moe")
+    assert found[0][1].startswith("fp8") and found[1][1] == "plain weights"
+    experts = sum(count for count, _ in found)
+    assert experts == sum(count for count, _ in said(None, None, "qwen3-moe"))
+    assert found[1][0] > 1, "the head and routers"
+
+
+def test_quantised_experts_are_refused_by_name_and_excepted_ones_are_not() -> None:
+    excepted = ["re:.*mlp.experts.*", "re:.*mlp.gate$"]
+    assert said({"quant_method": "fp8", "modules_to_not_convert": excepted}, family="qwen3-moe")
+    with pytest.raises(ModelError, match=r"experts\.0\.\w+.* cannot be read"):
+        said({"quant_method": "fp8"}, family="qwen3-moe")
