@@ -24,8 +24,9 @@ def run(args: argparse.Namespace) -> int:
     from sapwood.arch.families import declare
     from sapwood.catalogue import joined
     from sapwood.cli.terminal import console, print_rows, pull_progress
-    from sapwood.config.resolve import gib, resolve, token_bytes, weight_bytes
+    from sapwood.config.resolve import gib, resolve, token_bytes
     from sapwood.config.speculation import spelled
+    from sapwood.config.weights import weight_bytes
     from sapwood.device import probe
     from sapwood.engine.speculation import draft_of, shape_beside
     from sapwood.hub.files import find_configured

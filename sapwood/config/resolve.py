@@ -16,13 +16,13 @@ from sapwood.base.errors import ConfigError
 from sapwood.base.kv import SCALE_BYTES, KVGroup, most_rewound, page_size_problem
 from sapwood.base.layout import longest_sequence, pages_for, split_pages
 from sapwood.config import speculation
-from sapwood.config.devices import RULES, rules_of
+from sapwood.config.devices import RULES
 from sapwood.config.facts import DeviceFacts, ModelShape
 from sapwood.config.fairness import policy
 from sapwood.config.flags import flag_of, replace
 from sapwood.config.options import Config
+from sapwood.config.weights import ITEMSIZE, weights_bytes
 
-ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8_e4m3": 1, "fp8_per_token_head": 1, "int8": 1}
 """What keys and values of one head and position take beside their elements."""
 
 _GIB = 1 << 30
@@ -182,7 +182,7 @@ def _kv_cache_memory(config: Config, model: ModelShape, device: DeviceFacts) -> 
         return None, share
     longest = config.model.max_model_len or model.max_positions
     seqs = _known(config.scheduler.max_num_seqs)
-    free = max(device.free_memory - _weight_bytes(config, model), 0)
+    free = max(device.free_memory - weights_bytes(config, model), 0)
     few, short = min(seqs, _FEW_SEQS), min(longest, _SHORT_LEN)
     size, reason = min(
         max(
@@ -200,7 +200,7 @@ def _max_model_len(config: Config, model: ModelShape, device: DeviceFacts) -> tu
     if fits >= model.max_positions:
         return model.max_positions, "the model's"
     if fits < page:
-        weights, free = gib(_weight_bytes(config, model)), gib(device.free_memory)
+        weights, free = gib(weights_bytes(config, model)), gib(device.free_memory)
         if (
             (asked := config.cache.kv_cache_memory) is not None
             and not device.rules.own_memory
@@ -259,33 +259,6 @@ _RULES: tuple[tuple[str, str, _Rule], ...] = (
 # --- arithmetic ---
 
 
-def weight_bytes(config: Config, model: ModelShape) -> tuple[int, str]:
-    """Bytes that the weights take, and in what form; about, for the CPU's own kernels: 5 and 6 bits are kept in 8."""
-    dtype, rounded = config.model.dtype, config.model.quantization
-    if model.stored_bytes and not model.blocks:
-        return model.stored_bytes, "quantised as the checkpoint has them"
-    by_kernels = rules_of(config.device.device).rounds and dtype == "float32" and config.device.cpu_kernels != "off"
-    if by_kernels and model.stored_bytes:
-        return model.stored_bytes * 5 // 4, "in the file's own blocks, at most"
-    if rounded is not None:
-        bits = (_BLOCK_BITS if by_kernels else {}).get(rounded, _ROUNDED_BITS[rounded])
-        return model.num_parameters * bits // 8, f"rounded to {rounded}"
-    if by_kernels:
-        return model.num_parameters * ITEMSIZE[model.dtype], f"in {model.dtype}, as stored"
-    return model.num_parameters * ITEMSIZE[dtype], f"in {dtype}"
-
-
-_BLOCK_BITS = {"int8": 9, "int4": 5}
-"""Of the CPU's own kernels, which have 32 weights to a block."""
-
-_ROUNDED_BITS = {"fp8": 8, "int8": 8, "int4": 5, "nvfp4": 5}
-
-
-def _weight_bytes(config: Config, model: ModelShape) -> int:
-    """Those of the model that drafts are among them."""
-    return weight_bytes(config, model)[0] + (0 if model.draft is None else _weight_bytes(config, model.draft))
-
-
 def token_bytes(config: Config, model: ModelShape) -> int:
     """Bytes that one token keeps in the layers that see everything."""
     sizes = [page_bytes(config, group) for group in _kv_groups(config, model) if group.window is None]
@@ -338,7 +311,7 @@ def _cache_budget(config: Config, model: ModelShape, device: DeviceFacts) -> int
     if config.cache.kv_cache_memory is not None:
         return config.cache.kv_cache_memory
     share = min(_known(config.cache.memory_fraction) * device.total_memory, device.free_memory)
-    return int(share) - _weight_bytes(config, model)
+    return int(share) - weights_bytes(config, model)
 
 
 def _known(value: _T | None) -> _T:

@@ -14,7 +14,8 @@ from sapwood.config import flags
 from sapwood.config.facts import DeviceFacts, ModelShape
 from sapwood.config.flags import from_options
 from sapwood.config.options import Config
-from sapwood.config.resolve import resolve, weight_bytes
+from sapwood.config.resolve import resolve
+from sapwood.config.weights import weight_bytes
 from tests import kv
 
 GIB = 1 << 30
