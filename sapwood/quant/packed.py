@@ -227,17 +227,17 @@ class Packed:
     """The Method that keeps weights in the checkpoint's precision, in the layout of the CPU's kernels, or rounds plain ones."""
 
     def __init__(self, machine: Machine, rounded: Rounded | None = None) -> None:
-        self.machine, self._rounded = machine, rounded
+        self.machine, self.rounded = machine, rounded
 
     @property
     def shown(self) -> str:
-        return "weights as they are stored" if self._rounded is None else f"weights rounded to {self._rounded}"
+        return "weights as they are stored" if self.rounded is None else f"weights rounded to {self.rounded}"
 
     def tensors(self, place: Place) -> Sequence[StoredTensor]:
         return place.leaf.tensors()
 
     def create(self, place: Place, device: torch.device, dtype: torch.dtype, kernels: Kernels) -> PackedLinear:
-        return PackedLinear(place.leaf, self.machine, self._rounded, kernels)
+        return PackedLinear(place.leaf, self.machine, self.rounded, kernels)
 
 
 class Matrix(NamedTuple):

@@ -212,3 +212,22 @@ def test_harmless_fields_pass() -> None:
         "problem_type": "single_label_classification",
     }
     assert declare(LLAMA | harmless).dtype == "bfloat16"
+
+
+def test_quantised_experts_are_refused() -> None:
+    section = {"quantization_config": {"quant_method": "awq"}}
+    with pytest.raises(ModelError, match=r"quantization_config.*experts are read as plain weights"):
+        declare(models.config("qwen3-moe") | section, methods=["awq"])
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"num_experts_per_tok": 13}, "13 experts"),
+        ({"mlp_only_layers": ["a"]}, "mlp_only_layers"),
+        ({"use_sliding_window": True}, "use_sliding_window"),
+    ],
+)
+def test_experts_that_cannot_be_are_refused(fields: dict[str, Any], named: str) -> None:
+    with pytest.raises(ModelError, match=named):
+        declare(models.config("qwen3-moe") | fields)
