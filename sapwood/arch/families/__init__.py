@@ -31,7 +31,9 @@ from sapwood.arch.families import (
     qwen,
     qwen3_next,
     qwen_moe,
+    sigmoid_moe,
     smollm3,
+    softmax_moe,
     stablelm,
 )
 from sapwood.arch.family import Family
@@ -62,7 +64,9 @@ FAMILIES: tuple[Family, ...] = (
     *qwen.FAMILIES,
     *qwen3_next.FAMILIES,
     *qwen_moe.FAMILIES,
+    *sigmoid_moe.FAMILIES,
     *smollm3.FAMILIES,
+    *softmax_moe.FAMILIES,
     *stablelm.FAMILIES,
 )
 
