@@ -297,7 +297,9 @@ class PackedLinear(PackedLeaf):
             self._bias[rows] = plain(piece, source).float()
         else:
             blocks = None if piece.transposed else source.stored(piece.name, piece.source[0])
-            self._put(rows.start, blocks or stored(plain(piece, source)), rows.stop)
+            if blocks is None or blocks.form not in PACKINGS:
+                blocks = stored(plain(piece, source))
+            self._put(rows.start, blocks, rows.stop)
 
     def randomize(self, random: torch.Generator) -> None:
         values_OI = torch.empty(sum(self._sizes), self._inp).normal_(std=0.02, generator=random)
