@@ -51,7 +51,7 @@ _EIGHT: Mapping[int, quant_scaled.Setting] = {
 }
 _EIGHT_MOST = quant_scaled.Setting(128, 256, 128, 8, 4)
 _BLOCKS: Mapping[int, quant_scaled.Setting] = {
-    32: quant_scaled.Setting(64, 32, 128, 4, 6, 2),
+    32: quant_scaled.Setting(64, 32, 128, 4, 6),
     64: quant_scaled.Setting(64, 64, 128, 4, 5),
 }
 _BLOCKS_MOST = quant_scaled.Setting(64, 128, 128, 4, 4)
@@ -144,8 +144,11 @@ def _library_knows(weights: Planes, codes_TI: Tensor) -> bool:
 def eight_setting(weights: Planes, num_tokens: int) -> quant_scaled.Setting:
     settings, most = (_BLOCKS, _BLOCKS_MOST) if weights.group else (_EIGHT, _EIGHT_MOST)
     cut = next((cut for tokens, cut in settings.items() if num_tokens <= tokens), most)
+    if weights.group and num_tokens <= 32:
+        # Each turn waits for scales: more programs hide that.
+        return cut._replace(parts=4) if weights.num_outputs <= 2 * _ROWS_TO_FILL else cut._replace(rows=128, stages=5)
     if num_tokens <= 128 and weights.num_outputs < _ROWS_TO_FILL:
-        return cut._replace(parts=2 * cut.parts)
+        return cut._replace(parts=2)
     return cut
 
 
