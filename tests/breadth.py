@@ -21,26 +21,20 @@ _LONG = {
     "original_max_position_embeddings": 32,
     "partial_rotary_factor": 0.5,
 }
+_GEMMA4 = {
+    "num_hidden_layers": 6,
+    "head_dim": 32,
+    "global_head_dim": 48,
+    "sliding_window": 8,
+    "layer_types": ["sliding_attention", "full_attention"] * 3,
+    "tie_word_embeddings": True,
+}
 _HUNYUAN = {"rope_type": "dynamic", "rope_theta": 10000.0, "alpha": 50.0, "factor": 1.0}
 
 
 def _turned(**fields: Any) -> Fields:
     return {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, **fields}}
 
-
-_SIGMOID = {
-    "num_hidden_layers": 3,
-    "first_k_dense_replace": 1,
-    "n_routed_experts": 12,
-    "n_shared_experts": 2,
-    "num_experts_per_tok": 3,
-    "moe_intermediate_size": 32,
-    "n_group": 4,
-    "topk_group": 2,
-    "routed_scaling_factor": 1.5,
-    "norm_topk_prob": True,
-}
-_GRANITE = {"embedding_multiplier": 3.0, "logits_scaling": 0.5, "residual_multiplier": 0.4, "attention_multiplier": 0.1}
 
 BREADTH: Mapping[str, tuple[str, str, Fields]] = MappingProxyType({
     "gemma": ("GemmaConfig", "GemmaForCausalLM", {"head_dim": 32, "tie_word_embeddings": True}),
@@ -54,6 +48,17 @@ BREADTH: Mapping[str, tuple[str, str, Fields]] = MappingProxyType({
         "VaultGemmaConfig",
         "VaultGemmaForCausalLM",
         {"head_dim": 32, "query_pre_attn_scalar": 24, "sliding_window": 8, "tie_word_embeddings": True},
+    ),
+    "gemma4": (
+        "Gemma4TextConfig",
+        "Gemma4ForCausalLM",
+        {**_GEMMA4, "num_kv_shared_layers": 2, "use_double_wide_mlp": True, "hidden_size_per_layer_input": 16,
+         "vocab_size_per_layer_input": 200, "final_logit_softcapping": 3.0},
+    ),
+    "gemma4-dense": (
+        "Gemma4TextConfig",
+        "Gemma4ForCausalLM",
+        {**_GEMMA4, "attention_k_eq_v": True, "num_global_key_value_heads": 1, "hidden_size_per_layer_input": 0},
     ),
     "phi4-mini": (
         "Phi3Config",
@@ -137,45 +142,6 @@ BREADTH: Mapping[str, tuple[str, str, Fields]] = MappingProxyType({
     "helium": ("HeliumConfig", "HeliumForCausalLM", {"head_dim": 16}),
     "hunyuan": ("HunYuanDenseV1Config", "HunYuanDenseV1ForCausalLM", {"head_dim": 24, "rope_parameters": _HUNYUAN}),
     "cwm": ("CwmConfig", "CwmForCausalLM", {"num_hidden_layers": 5, "sliding_window": 8, "head_dim": 16}),
-    "olmoe": ("OlmoeConfig", "OlmoeForCausalLM", {"num_experts": 8, "num_experts_per_tok": 3, "intermediate_size": 32}),
-    "glm4-moe": (
-        "Glm4MoeConfig",
-        "Glm4MoeForCausalLM",
-        {**_SIGMOID, "head_dim": 24, "use_qk_norm": True, "attention_bias": True, **_turned(partial_rotary_factor=0.5)},
-    ),
-    "dots1": ("Dots1Config", "Dots1ForCausalLM", {**_SIGMOID, "head_dim": 24}),
-    "minimax-m2": (
-        "MiniMaxM2Config",
-        "MiniMaxM2ForCausalLM",
-        {"num_local_experts": 8, "num_experts_per_tok": 3, "intermediate_size": 32, "head_dim": 24,
-         **_turned(partial_rotary_factor=0.5)},
-    ),
-    "ernie-moe": (
-        "Ernie4_5_MoeConfig",
-        "Ernie4_5_MoeForCausalLM",
-        {"head_dim": 24, "moe_num_experts": 8, "moe_k": 3, "moe_intermediate_size": 32, "tie_word_embeddings": True},
-    ),
-    "hunyuan-moe": (
-        "HunYuanMoEV1Config",
-        "HunYuanMoEV1ForCausalLM",
-        {"head_dim": 24, "num_experts": 8, "moe_topk": 3, "intermediate_size": 32, "rope_parameters": _HUNYUAN},
-    ),
-    "phimoe": (
-        "PhimoeConfig",
-        "PhimoeForCausalLM",
-        {"num_local_experts": 6, "intermediate_size": 32, "attention_bias": True, "lm_head_bias": True,
-         "router_jitter_noise": 0.3},
-    ),
-    "granite-moe": (
-        "GraniteMoeConfig",
-        "GraniteMoeForCausalLM",
-        {**_GRANITE, "num_local_experts": 6, "num_experts_per_tok": 3, "intermediate_size": 32},
-    ),
-    "granite-moe-shared": (
-        "GraniteMoeSharedConfig",
-        "GraniteMoeSharedForCausalLM",
-        {**_GRANITE, "num_local_experts": 6, "num_experts_per_tok": 3, "intermediate_size": 32, "shared_intermediate_size": 64},
-    ),
     "ministral": ("MinistralConfig", "MinistralForCausalLM", {"sliding_window": 8, "head_dim": 24}),
 })  # fmt: skip
 """Family -> class names, fields."""
@@ -234,6 +200,17 @@ def _internlm3(fields: Fields, tensors: Tensors) -> tuple[Fields, Tensors]:
     return fields | {"architectures": ["InternLM3ForCausalLM"], "qkv_bias": False, "bias": False}, tensors
 
 
+def _gemma4(fields: Fields, tensors: Tensors) -> tuple[Fields, Tensors]:
+    """The text of a model that sees, whose other tensors are there too."""
+    import torch
+
+    tensors = {name.replace("model.", "model.language_model."): tensor for name, tensor in tensors.items()}
+    tensors.pop("lm_head.weight")
+    tensors["model.vision_tower.patches.weight"] = torch.zeros(2, 2)
+    outer = {"architectures": ["Gemma4ForConditionalGeneration"], "model_type": "gemma4", "vision_config": {"depth": 2}}
+    return outer | {"text_config": {name: value for name, value in fields.items() if name != "architectures"}}, tensors
+
+
 Rewrite = Callable[[Fields, Tensors], tuple[Fields, Tensors]]
 _MULTIPLIED = {
     "embedding_multiplier": 3.0,
@@ -242,6 +219,12 @@ _MULTIPLIED = {
     "attention_multiplier": 0.25,
 }
 RENAMED: Mapping[str, tuple[str, str, Fields, Rewrite]] = MappingProxyType({
+    "gemma4-whole": (
+        "Gemma4TextConfig",
+        "Gemma4ForCausalLM",
+        {**_GEMMA4, "num_kv_shared_layers": 2, "hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": 200},
+        _gemma4,
+    ),
     "exaone3": ("LlamaConfig", "LlamaForCausalLM", {}, _exaone),
     "internlm2": ("LlamaConfig", "LlamaForCausalLM", {}, _internlm2),
     "internlm3": ("LlamaConfig", "LlamaForCausalLM", {"head_dim": 24}, _internlm3),

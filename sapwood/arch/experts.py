@@ -14,11 +14,9 @@ class Offsets(Leaf):
 
     name: str
     count: int
-    row: bool = False  # the checkpoint has them as a matrix of one row
 
     def tensors(self) -> tuple[StoredTensor, ...]:
-        axes = (Axis(1), Axis(self.count)) if self.row else (Axis(self.count),)
-        return (StoredTensor("weight", self.name, axes),)
+        return (StoredTensor("weight", self.name, (Axis(self.count),)),)
 
 
 @dataclass(frozen=True)

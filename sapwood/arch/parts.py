@@ -15,7 +15,7 @@ import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Protocol
 
 from sapwood.base.kv import Heads, KVKind
@@ -44,15 +44,16 @@ class Axis:
 @dataclass(frozen=True)
 class StoredTensor:
     """What a leaf's `param` has of the checkpoint tensor `name`, which holds the last two axes in reverse order if
-    `transposed`; without `axes` all of it, whatever its shape. Where ranks add their outputs up, one `alone` has it. A
-    checkpoint may lack one that is `optional`. An `expert`, its number and that of all, is the entry of the param's first
-    axis that the tensor is; ranks share them."""
+    `transposed`, and whose rows are to be divided by their lengths if `unit_rows`; without `axes` all of it, whatever its
+    shape. Where ranks add their outputs up, one `alone` has it. A checkpoint may lack one that is `optional`. An `expert`,
+    its number and that of all, is the entry of the param's first axis that the tensor is; ranks share them."""
 
     param: str
     name: str
     axes: tuple[Axis, ...] | None
     alone: bool = False
     transposed: bool = False
+    unit_rows: bool = False
     optional: bool = False
     expert: tuple[int, int] | None = None
 
@@ -85,7 +86,8 @@ class Linear(Leaf):
     """y = W x (+ b), W's rows being those of `parts` in order.
 
     `split` is the axis that ranks share: "out" cuts each part's rows, "in" the columns (in multiples of `unit`), None
-    gives every rank the whole. A `transposed` one is stored with its inputs first.
+    gives every rank the whole. A `transposed` one is stored with its inputs first; rows that have `unit_rows` are divided by
+    their lengths when they are loaded.
     """
 
     inp: int
@@ -94,6 +96,7 @@ class Linear(Leaf):
     unit: int = 1
     bias: bool = False
     transposed: bool = False
+    unit_rows: bool = False
 
     @property
     def out(self) -> int:
@@ -119,9 +122,8 @@ class Linear(Leaf):
         found = []
         for index, part in enumerate(self.parts):
             rows = self.rows(index)
-            found.append(
-                StoredTensor("weight", f"{part.name}.weight", (rows, self.columns), transposed=self.transposed)
-            )
+            weight = StoredTensor("weight", f"{part.name}.weight", (rows, self.columns))
+            found.append(replace(weight, transposed=self.transposed, unit_rows=self.unit_rows))
             if self.bias:
                 found.append(StoredTensor("bias", f"{part.name}.bias", (rows,), alone=self.split == "in"))
         return tuple(found)
@@ -226,8 +228,10 @@ class Attention:
     """Causal grouped-query attention. `qkv` yields query, key and value heads in this order.
 
     `window` is None, or how many positions a query sees, itself included. The norms act on each head, or, if they are as
-    wide as all of them, on all together; before `rope`, or if `late` after it. `cap` and `slopes` are those of `Heads`. If
-    `gated`, `qkv` yields a gate behind them, as wide as the queries, whose sigmoid multiplies what `out` is given.
+    wide as all of them, on all together; before `rope`, or if `late` after it. `v_norm` is of each value head. `cap` and
+    `slopes` are those of `Heads`. Without values of its own, `qkv` yields queries and keys, which are the values too; without
+    keys either, both are those of another layer (`Block.shares`).
+    Of one that is `gated`, `qkv` yields a gate behind them, as wide as the queries, whose sigmoid multiplies what `out` is given.
     """
 
     num_heads: int
@@ -240,6 +244,7 @@ class Attention:
     window: int | None = None
     q_norm: Norm | None = None
     k_norm: Norm | None = None
+    v_norm: Norm | None = None
     late: bool = False
     gated: bool = False
     cap: float | None = None
@@ -278,7 +283,9 @@ class Block:
     """x += scale * after(mixer(norm(x))), then the same with `ffn`, which sees each token alone; every norm is optional.
 
     If `parallel`, both see the same x, and x += scale * (mixer(norm(x)) + ffn(norm(x))), without norms after; the ffn
-    without a norm of its own shares the mixer's.
+    without a norm of its own shares the mixer's. Behind both comes what is `beside` them (`arch/beside.py`), then x is
+    multiplied by `factor`. A
+    mixer that `shares` what an earlier layer keeps leaves nothing of its own.
     """
 
     mixer_norm: Norm | None
@@ -289,6 +296,9 @@ class Block:
     after_ffn: Norm | None = None
     scale: float = 1.0
     parallel: bool = False
+    beside: object | None = None
+    factor: Leaf | None = None
+    shares: int | None = None
 
 
 @dataclass(frozen=True)
@@ -344,11 +354,12 @@ class Decoder:
     embed_norm: Norm | None = None
     logit_scale: float = 1.0
     logit_cap: float | None = None
+    vectors: object | None = None
     root: str = ""
     aside: tuple[str, ...] = ()
     quantization: Mapping[str, Any] | None = dataclasses.field(default=None, hash=False)
 
-    before: ClassVar[tuple[str, ...]] = ("embed", "positions", "embed_norm")
+    before: ClassVar[tuple[str, ...]] = ("embed", "positions", "embed_norm", "vectors")
     behind: ClassVar[tuple[str, ...]] = ("norm", "head")
 
     @property

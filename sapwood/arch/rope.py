@@ -58,12 +58,16 @@ def parse_rope(c: HfConfig, r: HfConfig, *, head_dim: int, theta: float, partial
             )
         case "yarn":
             scaling = _yarn(c, r)
+        case "proportional":
+            # So many pairs turn as they would if all did.
+            divisors = tuple(1.0 if i < dim // 2 else math.inf for i in range(head_dim // 2))
+            dim, scaling = head_dim, LongScaling(divisors, divisors, c.integer("max_position_embeddings"), 1.0)
         case "longrope" | "su":
             scaling = _longrope(c, r, dim)
         case _:
             raise ModelError(
                 f"config.json: rope type {kind!r} is not supported; these are: default, dynamic, linear, llama3, longrope, "
-                "yarn."
+                "proportional, yarn."
             )
     r.refuse_unread()
     return Rope(dim, theta, scaling)

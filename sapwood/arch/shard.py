@@ -22,7 +22,7 @@ class Piece:
     """`param` of the leaf at `path`, sliced by `target`, is the checkpoint tensor `name`, sliced by `source`.
 
     `shape` is that of the whole checkpoint tensor, which holds the piece `transposed` or as it is; None: whatever it is.
-    Several pieces may come from one tensor. A checkpoint may lack one that is `optional`.
+    Its rows are divided by their lengths if `unit_rows`. Several pieces may come from one tensor. A checkpoint may lack one that is `optional`.
     """
 
     path: str
@@ -32,6 +32,7 @@ class Piece:
     source: tuple[slice, ...]
     target: tuple[slice, ...]
     transposed: bool = False
+    unit_rows: bool = False
     optional: bool = False
 
 
@@ -91,6 +92,7 @@ def _pieces(place: Place, tensors: Sequence[StoredTensor], rank: int, size: int)
                 _turn(source, turned),
                 target,
                 transposed=turned,
+                unit_rows=tensor.unit_rows,
                 optional=tensor.optional,
             )
         for axis, begin, run in zip(tensor.axes, begins, runs, strict=True):

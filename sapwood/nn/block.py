@@ -33,19 +33,30 @@ class Attention(nn.Module):
         self._shape, self._part = (num_qk + part.num_kv_heads, part.head_dim), part
         self._backend: HeadsBackend = site.backend
         self._layer, self._rope = site.number, site.ropes.index(part.rope)
-        self._norm_ND: Tensor | None = None
+        self.norm_ND: Tensor | None = None
         self._eps, self._center = 0.0, False
-        if part.q_norm is None or part.k_norm is None:
+        self.v_norm: Norm | None = site.make("v_norm", part.v_norm)
+        self._source: tuple[
+            Attention, ...
+        ] = ()  # whose keys and values are this one's; in a tuple, or it were a part of it
+        self.kept_TX: Tensor | None = None  # keys and values as they were projected, if another wants them
+        self.keeps = False
+        if part.q_norm is None:
             return
         if not part.norms_heads:
             self.q_norm, self.k_norm = site.make("q_norm", part.q_norm), site.make("k_norm", part.k_norm)
             return
         # One weight for queries and keys side by side, so that one kernel norms and rotates both.
-        assert (part.q_norm.eps, part.q_norm.center) == (part.k_norm.eps, part.k_norm.center)
-        norm_ND = torch.empty((num_qk, part.head_dim), device=site.how.device)
-        self.q_norm = Norm(part.q_norm, site, weight=norm_ND[: part.num_heads])
-        self.k_norm = Norm(part.k_norm, site, weight=norm_ND[part.num_heads :])
-        self._norm_ND, self._eps, self._center = norm_ND, part.q_norm.eps, part.q_norm.center
+        self.norm_ND = torch.empty((num_qk, part.head_dim), device=site.how.device)
+        self.q_norm = Norm(part.q_norm, site, weight=self.norm_ND[: part.num_heads])
+        if part.k_norm is not None:
+            assert (part.q_norm.eps, part.q_norm.center) == (part.k_norm.eps, part.k_norm.center)
+            self.k_norm = Norm(part.k_norm, site, weight=self.norm_ND[part.num_heads :])
+        self._eps, self._center = part.q_norm.eps, part.q_norm.center
+
+    def share(self, source: Attention) -> None:
+        """Take keys and values, and the norm of keys, from another, which runs before."""
+        self._source, source.keeps = (source,), True
 
     def forward(
         self, x_TE: Tensor, residual_TE: Tensor | None, norm: Before, angles: Sequence[Angles]
@@ -56,16 +67,44 @@ class Attention(nn.Module):
             width = part.num_heads * part.head_dim
             heads_TX, gate_TX = heads_TX[:, :-width], heads_TX[:, -width:]
         if part.q_norm is not None and not part.norms_heads:
-            q_size, k_size = part.num_heads * part.head_dim, part.num_kv_heads * part.head_dim
+            sizes = part.num_heads * part.head_dim, part.num_kv_heads * part.head_dim
             for some_TX, one in zip(
-                heads_TX.split([q_size, k_size, k_size], dim=-1), (self.q_norm, self.k_norm), strict=False
+                heads_TX.split([*sizes, sizes[1]], dim=-1), (self.q_norm, self.k_norm), strict=False
             ):
                 some_TX.copy_(one(some_TX))
+        if self._source or self.keeps or self.v_norm is not None:
+            heads_TX = self._completed(heads_TX)
         heads_TXD = heads_TX.unflatten(-1, self._shape)
-        rope = NormRope(*angles[self._rope], self._norm_ND, self._eps, part.rope.interleaved, self._center, part.late)
+        turns = part.rope.interleaved
+        rope = NormRope(*angles[self._rope], self._norm(), self._eps, turns, self._center, part.late)
         out_THD = self._backend.run(self._layer, heads_TXD, rope, part.scale)
         out_TX = out_THD.flatten(1)
         return self.out(out_TX if gate_TX is None else out_TX * gate_TX.sigmoid()), residual_TE
+
+    def _completed(self, heads_TX: Tensor) -> Tensor:
+        """With the keys and values of another, or with values that are the keys, and normed."""
+        part = self._part
+        size, queries = part.num_kv_heads * part.head_dim, part.num_heads * part.head_dim
+        if self._source:
+            kept_TX = self._source[0].kept_TX
+            assert kept_TX is not None, "it runs before"
+            return torch.cat((heads_TX, kept_TX), dim=-1)
+        if heads_TX.shape[-1] < queries + 2 * size:
+            heads_TX = torch.cat((heads_TX, heads_TX[:, queries:]), dim=-1)
+        if self.v_norm is not None:
+            values_TX = heads_TX[:, queries + size :]
+            values_TX.copy_(self.v_norm(values_TX.reshape(-1, part.head_dim)).view_as(values_TX))
+        if self.keeps:
+            self.kept_TX = heads_TX[:, queries:].clone()
+        return heads_TX
+
+    def _norm(self) -> Tensor | None:
+        if self.norm_ND is None or not self._source:
+            return self.norm_ND
+        of_keys_ND = self._source[0].norm_ND
+        assert of_keys_ND is not None
+        num_heads = self._part.num_heads
+        return torch.cat((self.norm_ND[:num_heads], of_keys_ND[num_heads:]))
 
 
 class Mlp(nn.Module):
@@ -76,9 +115,6 @@ class Mlp(nn.Module):
         self._activation = part.activation
 
     def forward(self, x_TE: Tensor, residual_TE: Tensor | None, norm: Before) -> tuple[Tensor, Tensor]:
-        if self.down.rounds(len(x_TE)):
-            both_T2M, residual_TE = self.gate_up.behind(x_TE, residual_TE, norm)
-            return self.down.gated(both_T2M, self._activation), residual_TE
         inner_TM, residual_TE = self.gate_up.behind(x_TE, residual_TE, norm, self._activation)
         return self.down(inner_TM), residual_TE
 
@@ -104,10 +140,27 @@ class Block(nn.Module):
         self.ffn_norm = site.make("ffn_norm", part.ffn_norm)
         self.ffn = site.make("ffn", part.ffn)
         self.after_ffn = site.make("after_ffn", part.after_ffn)
+        self.beside, self.factor = site.make("beside", part.beside), site.make("factor", part.factor)
         self._scale, self._parallel = part.scale, part.parallel
 
-    def forward(self, x_TE: Tensor, residual_TE: Tensor | None, angles: Sequence[Angles]) -> tuple[Tensor, Tensor]:
-        """x is what the block before yielded, not yet added to the residual stream; returns the same pair."""
+    def forward(
+        self,
+        x_TE: Tensor,
+        residual_TE: Tensor | None,
+        angles: Sequence[Angles],
+        vectors_TP: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """x is what the block before yielded, not yet added to the residual stream; returns the same pair. `vectors` are the
+        tokens' for this layer."""
+        x_TE, residual_TE = self._halves(x_TE, residual_TE, angles)
+        if self.beside is None and self.factor is None:
+            return x_TE, residual_TE
+        x_TE = x_TE + residual_TE
+        if self.beside is not None:
+            x_TE = x_TE + self.beside(x_TE, vectors_TP)
+        return (x_TE if self.factor is None else self.factor(x_TE)), None
+
+    def _halves(self, x_TE: Tensor, residual_TE: Tensor | None, angles: Sequence[Angles]) -> tuple[Tensor, Tensor]:
         if self._parallel:
             mixed_TE, sum_TE = self.mixer(x_TE, residual_TE, _how(self.mixer_norm), angles)
             x_TE, _ = self.ffn(sum_TE, None, _how(self.ffn_norm or self.mixer_norm))

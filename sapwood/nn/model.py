@@ -11,12 +11,13 @@ from typing import cast
 
 from torch import Tensor, nn
 
-import sapwood.nn.block
+import sapwood.nn.beside
 import sapwood.nn.experts
 import sapwood.nn.recurrent  # noqa: F401  they register the makers of the parts inside a block
 from sapwood.arch.groups import kv_places
 from sapwood.arch.parts import Decoder, Network, Tied, ropes
 from sapwood.attention.base import Batch
+from sapwood.nn.block import Attention
 from sapwood.nn.layers import Embedding, Norm, Rotary
 from sapwood.nn.make import Build, Site, make
 from sapwood.quant.base import Leaf
@@ -36,6 +37,10 @@ class Model(nn.Module):
         self.blocks = nn.ModuleList(
             make(block, site) for block, site in zip(decoder.blocks, sites(decoder, how), strict=True)
         )
+        self.vectors = None if decoder.vectors is None else make(decoder.vectors, Site(how, "vectors"))
+        for block, part in zip(self.blocks, decoder.blocks, strict=True):
+            if part.shares is not None:
+                cast(Attention, block.mixer).share(cast(Attention, self.blocks[part.shares].mixer))
         self.norm: Norm = make(decoder.norm, Site(how, "norm"))
         self.head = None if isinstance(decoder.head, Tied) else make(decoder.head, Site(how, "head"))
 
@@ -59,10 +64,12 @@ class Model(nn.Module):
             x_TD = x_TD + self.positions(batch.positions_T)
         if self.embed_norm is not None:
             x_TD = self.embed_norm(x_TD)
+        vectors_TLP = None if self.vectors is None else self.vectors(batch.ids_T, x_TD)
         for index, block in enumerate(self.blocks):
             if index in taps:
                 taken[index] = x_TD.clone() if residual_TD is None else x_TD + residual_TD
-            x_TD, residual_TD = block(x_TD, residual_TD, angles)
+            of_layer = () if vectors_TLP is None else (vectors_TLP[:, index],)
+            x_TD, residual_TD = block(x_TD, residual_TD, angles, *of_layer)
         return self.norm.join(x_TD, residual_TD)[0], [taken[index] for index in taps]
 
     def logits(self, hidden_ND: Tensor, *, raw: bool = False) -> Tensor:

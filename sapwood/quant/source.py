@@ -26,13 +26,9 @@ class Form(IntEnum):
     Q5_0 = 6
     Q5_1 = 7
     Q8_0 = 8
-    Q2_K = 10
-    Q3_K = 11
     Q4_K = 12
     Q5_K = 13
     Q6_K = 14
-    IQ4_NL = 20
-    IQ4_XS = 23
     BF16 = 30
 
 
@@ -82,4 +78,5 @@ def plain(piece: Piece, source: Source) -> Tensor:
     data = source.read(piece.name, piece.source)
     if not data.is_floating_point():
         raise ModelError(f"{piece.name} holds {data.dtype}: only plain floating-point weights can be loaded.")
-    return data.mT if piece.transposed else data
+    data = data.mT if piece.transposed else data
+    return torch.nn.functional.normalize(data.float(), dim=-1).to(data.dtype) if piece.unit_rows else data

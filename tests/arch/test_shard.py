@@ -13,7 +13,9 @@ from tests import models
 from tests.breadth import BREADTH, RENAMED
 from tests.recurrent import RECURRENT
 
-FAMILIES = [*models.MODELS, *BREADTH, *RENAMED]
+FAMILIES = [
+    name for name in (*models.MODELS, *BREADTH, *RENAMED) if name != "gemma4-whole"
+]  # whose vocabulary is elsewhere
 
 
 def decoder(family: str) -> Decoder:
@@ -40,7 +42,7 @@ def test_two_ranks_tile_what_is_cut(family: str) -> None:
         place.prefix + one.name
         for place in walk(model)
         for one in place.leaf.tensors()
-        if one.alone or one.expert or any(axis.unit for axis in one.axes)
+        if one.alone or one.expert or any(axis.unit for axis in one.axes or ())
     }
     shared = any(block.mixer.num_kv_heads < 2 for block in model.blocks)  # a KV head that both ranks have
     covered: dict[str, np.ndarray] = {}
@@ -51,9 +53,8 @@ def test_two_ranks_tile_what_is_cut(family: str) -> None:
             count[piece.source] += 1
             target = piece.target[::-1] if piece.transposed else piece.target
             assert count[piece.source].shape == tuple(s.stop - s.start for s in target[-count.ndim :])
-            axis = max(-count.ndim, -2)  # of a stack, that of each expert's rows
-            key = (piece.path, piece.param, *(one.start for one in piece.target[:axis]))
-            first = piece.target[axis]
+            key = (piece.path, piece.param, *(one.start for one in piece.target[: -count.ndim]))
+            first = piece.target[-count.ndim]
             assert first.start == filled.get(key, 0)
             filled[key] = first.stop
     for name, count in covered.items():
@@ -69,11 +70,11 @@ def test_two_ranks_tile_what_is_cut(family: str) -> None:
 @pytest.mark.parametrize("rank", [0, 1])
 def test_no_head_is_cut(family: str, rank: int) -> None:
     model = decoder(family)
-    dim = model.blocks[0].mixer.head_dim
-    pieces = [p for p in weight_map(model, rank=rank, size=2) if p.path.endswith((".qkv", ".out"))]
+    pieces = [p for p in weight_map(model, rank=rank, size=2) if p.path.endswith((".mixer.qkv", ".mixer.out"))]
     assert pieces
     for piece in pieces:
         if len(piece.shape) == 2:
+            dim = model.blocks[int(piece.path.split(".")[1])].mixer.head_dim
             rows, columns = piece.source[::-1] if piece.transposed else piece.source
             edges = (columns.start, columns.stop) if piece.path.endswith(".out") else (rows.start, rows.stop)
             assert all(edge % dim == 0 for edge in edges)

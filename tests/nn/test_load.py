@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sapwood.arch import declare
+from sapwood.arch.parts import Linear
 from sapwood.base.errors import ModelError
 from sapwood.hub.files import ModelFiles
-from sapwood.nn.load import dummy_weights
+from sapwood.nn.load import dummy_weights, load_weights
 from tests import models
-from tests.nn import forward
+from tests.nn import forward, native
 
 TOKENS = np.random.default_rng(2).integers(3, 199, size=20).tolist()
 Tensors = dict[str, torch.Tensor]
@@ -47,6 +49,37 @@ def test_weights_are_converted_to_the_model_dtype_and_norms_stay_float32(tmp_pat
     ours, theirs = forward.logits(model, TOKENS), models.logits("gemma3", TOKENS)
     assert ours.dtype == torch.float32
     assert torch.nn.functional.cosine_similarity(ours, theirs).min() > 0.99
+
+
+def test_rows_of_a_head_are_given_length_one(tmp_path: Path) -> None:
+    """As Baichuan 2 has it: whatever their length in the checkpoint, on modules and on the CPU's kernels."""
+
+    def stretch(tensors: Tensors) -> None:
+        tensors["lm_head.weight"] *= torch.linspace(0.5, 3, 199)[:, None]
+
+    path = change(models.save("baichuan-7b", tmp_path), stretch)
+    config = models.config("baichuan-7b") | {"architectures": ["BaichuanForCausalLM"]}
+    head = declare(config | {"vocab_size": 125696, "hidden_size": 4096, "num_attention_heads": 32}).head
+    assert isinstance(head, Linear) and head.unit_rows
+    plain = declare(config | {"architectures": ["BaiChuanForCausalLM"]})
+    assert isinstance(plain.head, Linear)
+    decoder = replace(plain, head=replace(plain.head, unit_rows=True))
+    theirs = models.logits("baichuan-7b", TOKENS) / models.make("baichuan-7b").lm_head.weight.detach().norm(dim=1)
+    model, packed = forward.empty(decoder), native.empty(decoder, native.machine())
+    for one, logits in ((model, forward.logits), (packed, native.logits)):
+        load_weights(one, forward.open_files(path, name="baichuan"))
+        assert (logits(one, TOKENS) - theirs).abs().max() < 1e-4
+
+
+def test_leaving_out_what_begins_all_names(tmp_path: Path) -> None:
+    """As GPT-2 and BLOOM are published."""
+
+    def shorten(tensors: Tensors) -> None:
+        for name in list(tensors):
+            tensors[name.removeprefix("transformer.")] = tensors.pop(name)
+
+    model = forward.load(change(models.save("gpt2", tmp_path), shorten))
+    assert (forward.logits(model, TOKENS) - models.logits("gpt2", TOKENS)).abs().max() < 1e-4
 
 
 def test_computed_tables_scales_of_keys_and_copies_of_tied_weights_are_skipped(tmp_path: Path) -> None:

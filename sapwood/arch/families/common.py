@@ -117,11 +117,12 @@ def gqa(
     out_bias: bool = False,
     qk_norm: Literal["heads", "each", "all"] | None = None,
     kv_heads: int | None = None,
+    head_dim: int | None = None,
     by_turns: bool = False,
 ) -> Attention:
     """Grouped-query attention.
 
-    `rope`, `scale` and `kv_heads` are by default what the config says, head_dim ** -0.5 for the scale. Queries and keys may be normed head by head,
+    `rope`, `scale`, `kv_heads` and `head_dim` are by default what the config says, head_dim ** -0.5 for the scale. Queries and keys may be normed head by head,
     with the same weights for all `heads` or their own for `each`, or `all` together. `by_turns`: a fused tensor holds each KV
     head's queries, key and value together.
     """
@@ -131,9 +132,9 @@ def gqa(
         raise ModelError(
             f"config.json: num_attention_heads ({heads}) is no multiple of num_key_value_heads ({kv_heads})."
         )
-    if not c.has("head_dim") and hidden % heads:
+    if head_dim is None and not c.has("head_dim") and hidden % heads:
         raise ModelError(f"config.json: hidden_size ({hidden}) is no multiple of num_attention_heads ({heads}).")
-    dim = c.integer("head_dim", hidden // heads)
+    dim = head_dim or c.integer("head_dim", hidden // heads)
     counts = (heads, kv_heads, kv_heads)
     names = layout.qkv * (3 // len(layout.qkv))
     turns = [count // kv_heads * dim if by_turns else None for count in counts]

@@ -1,4 +1,4 @@
-"""InternLM 2 and 3, Baichuan 1: Llama with projections of its own."""
+"""InternLM 2 and 3, Baichuan 1 and 2: Llama with projections of its own; rows of Baichuan 2's head have length 1."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from dataclasses import replace
 from sapwood.arch.families.common import Layout, alibi_slopes, block, decoder, gqa, mlp
 from sapwood.arch.family import Family
 from sapwood.arch.hf import HfConfig
-from sapwood.arch.parts import STILL, Decoder
-from sapwood.base.errors import ModelError
+from sapwood.arch.parts import STILL, Decoder, Linear
 
 INTERNLM2 = Layout(
     embed="model.tok_embeddings",
@@ -21,7 +20,7 @@ INTERNLM2 = Layout(
     down="feed_forward.w2",
 )
 BAICHUAN = Layout(qkv=("self_attn.W_pack",))
-_NORMED_HEAD = 125696  # entries of Baichuan 2's vocabulary, whose head's rows are normed
+_SECOND = 125696  # entries of Baichuan 2's vocabulary
 
 
 def internlm2(c: HfConfig) -> Decoder:
@@ -42,10 +41,11 @@ def baichuan_7b(c: HfConfig) -> Decoder:
 
 
 def baichuan(c: HfConfig) -> Decoder:
-    """Those of 13 billion are not turned."""
-    if c.integer("vocab_size") == _NORMED_HEAD:
-        raise ModelError("config.json: Baichuan 2 is not supported: rows of its head are normed.")
-    return _baichuan(c, falls=c.integer("hidden_size") != 4096)
+    """Those of 13 billion are not turned; the second's vocabulary tells it."""
+    found = _baichuan(c, falls=c.integer("hidden_size") > 4096)
+    if c.integer("vocab_size") < _SECOND or not isinstance(found.head, Linear):
+        return found
+    return replace(found, head=replace(found.head, unit_rows=True))
 
 
 def _baichuan(c: HfConfig, *, falls: bool) -> Decoder:
