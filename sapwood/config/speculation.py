@@ -32,7 +32,7 @@ class _Given(msgspec.Struct, forbid_unknown_fields=True):
     """What `--speculative-config` may hold. `prompt_lookup_max` is there for those who bring it: however many tokens two places have
     in common, the one with most of them counts."""
 
-    method: str
+    method: str | None = None
     model: str | None = None
     num_speculative_tokens: int | None = None
     prompt_lookup_min: int | None = None
@@ -77,8 +77,10 @@ def _of_json(config: Config) -> dict[str, Any]:
         raise ConfigError(
             f"{flag}: prompt_lookup_max ({given.prompt_lookup_max}) must not be below prompt_lookup_min, or 1."
         )
+    if given.method is None and given.model is None:
+        raise ConfigError(f"{flag} takes a JSON object with method, or with model; got {options.speculative_config}.")
     said = {
-        "speculation": given.method,
+        "speculation": given.method or MODEL,
         "speculative_model": given.model,
         "num_speculative_tokens": given.num_speculative_tokens,
         "prompt_lookup_min": given.prompt_lookup_min,

@@ -20,6 +20,12 @@ def test_explain(smollm2: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert lines["max_model_len"].split()[1] == "8192"
 
 
+def test_explain_a_model_that_drafts(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", str(tiny_model), "--device", "cpu", "--speculative-model", str(tiny_model)]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert "0M parameters" in lines["draft"] and "prediction,tree,ngram,draft" in lines["speculation"]
+
+
 def test_run_a_file_and_resume_it(smollm2: Path, tmp_path: Path) -> None:
     prompts, answers = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     capital = {"prompt": "The capital of France is", "max_tokens": 2, "custom_id": "fr"}

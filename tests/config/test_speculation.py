@@ -32,6 +32,8 @@ ALL = ("prediction", "tree", "ngram")
         ({"speculative_draft_model_path": "small", "speculation": "auto"}, (*ALL, "draft")),
         ({"speculative_model": "small", "speculation": "draft,ngram"}, ("draft", "ngram")),
         ({"speculative_config": '{"method": "draft_model", "model": "small"}'}, ("draft",)),
+        ({"speculative_config": '{"method": "eagle3", "model": "head"}'}, ("draft",)),
+        ({"speculative_config": '{"model": "small", "num_speculative_tokens": 3}'}, ("draft",)),
         ({"speculative_model": "small", "speculative_algorithm": "STANDALONE"}, ("draft",)),
     ],
     ids=str,
@@ -62,7 +64,7 @@ def test_it_is_explained() -> None:
     ("options", "words"),
     [
         (
-            {"speculation": "eagle"},
+            {"speculation": "medusa"},
             "--speculation takes off, auto, or some of prediction, tree, ngram, draft",
         ),
         ({"speculation": "draft"}, "--speculation draft needs a model: give --speculative-model MODEL"),
@@ -72,7 +74,7 @@ def test_it_is_explained() -> None:
         ({"speculation": "ngram,ngram"}, "each once"),
         ({"speculation": "auto,ngram"}, "--speculation takes"),
         ({"speculation": ""}, "--speculation takes"),
-        ({"speculative_config": '{"method": "eagle3"}'}, "--speculation takes"),
+        ({"speculative_config": '{"method": "eagle3"}'}, "--speculation draft needs a model"),
         ({"speculative_config": '{"method": "ngram", "prompt_lookup_max": 0}'}, "prompt_lookup_max"),
         ({"speculative_config": "ngram"}, "--speculative-config takes a JSON object"),
         ({"speculative_config": '{"num_speculative_tokens": 3}'}, "--speculative-config takes .*method"),
