@@ -88,14 +88,7 @@ def launch(
     constraints = Constraints(compiler, executor.allocate_masks, jump=config.grammar.jump_forward)
     speculation, pause = speculate(config, slots, kv, executor), Pause()
     clock.lap("graphs")
-    mine = (
-        KVStake(kv, slots),
-        Borders(kv, slots),
-        GrammarStake(constraints, slots),
-        *speculation.stakes,
-        pause,
-        *stakes(slots),
-    )
+    mine = (*_lasting(kv, slots, constraints), *speculation.stakes, pause, *stakes(slots))
     engine = Engine(
         _scheduler(config, slots, mine, kv),
         executor,
@@ -117,6 +110,11 @@ def _resolved(
     """With the model that drafts, if there is one."""
     draft = draft_of(config, decoder, files, catalogue)
     return *resolve(config, shape_beside(decoder, files, draft), probe(config.device.device)), draft
+
+
+def _lasting(kv: KVCache, slots: Slots, constraints: Constraints) -> tuple[Stake, ...]:
+    """The stakes of every engine."""
+    return KVStake(kv, slots), Borders(kv, slots), GrammarStake(constraints, slots)
 
 
 def _cache(config: Config, measured: Measured, num_pages: Sequence[int]) -> KVCache:

@@ -41,4 +41,5 @@ def test_nobody_else_reads_the_environment() -> None:
         for path in root.rglob("*.py")
         if re.search(r"os\.environ\b|os\.getenv|getenv\(", path.read_text("utf-8"))
     }
+    readers.discard("kernels/cpu/build.py")  # which is run before there is a package to read it for it
     assert readers == {"config/env.py"}

@@ -65,9 +65,8 @@ class World:
         stakes: Callable[[Slots], Sequence[Stake]] = lambda slots: (),
         **options: Any,
     ) -> None:
-        self.groups = [KVGroup(kind, 1, page_size, rewind) for kind in kinds] or [
-            group(window, page_size) for window in windows
-        ]
+        of_windows = [group(window, page_size) for window in windows]
+        self.groups = [KVGroup(kind, 1, page_size, rewind) for kind in kinds] or of_windows
         pages = [num_pages] * len(self.groups) if isinstance(num_pages, int) else list(num_pages)
         self.kv = KVCache(self.groups, pages, reuse=reuse, anchors=True)
         self.vocab_size = vocab_size
@@ -82,12 +81,7 @@ class World:
             drafting=drafting,
         )
         self.constraints = Constraints(None, self.device.allocate_masks, jump=jump)  # type: ignore[arg-type]
-        mine = (
-            KVStake(self.kv, self.slots),
-            Borders(self.kv, self.slots),
-            GrammarStake(self.constraints, self.slots),
-            *stakes(self.slots),
-        )
+        mine = (*self._lasting(), *stakes(self.slots))
         self.scheduler = Scheduler(
             self.slots, mine, max_num_batched_tokens=max_num_batched_tokens, peek=self.kv.peek, **options
         )
@@ -101,6 +95,10 @@ class World:
         self.cached: dict[int, int] = {}
         self.plans: list[Plan] = []
         self._next = 0
+
+    def _lasting(self) -> Sequence[Stake]:
+        kv, slots = self.kv, self.slots
+        return KVStake(kv, slots), Borders(kv, slots), GrammarStake(self.constraints, slots)
 
     def add(self, prompt: Sequence[int], max_tokens: int = 8, *, stop_ids: tuple[int, ...] = (), **options: Any) -> int:
         self._next += 1
