@@ -36,6 +36,20 @@ def _turned(**fields: Any) -> Fields:
     return {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, **fields}}
 
 
+_SIGMOID = {
+    "num_hidden_layers": 3,
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 12,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 32,
+    "n_group": 4,
+    "topk_group": 2,
+    "routed_scaling_factor": 1.5,
+    "norm_topk_prob": True,
+}
+_GRANITE = {"embedding_multiplier": 3.0, "logits_scaling": 0.5, "residual_multiplier": 0.4, "attention_multiplier": 0.1}
+
 BREADTH: Mapping[str, tuple[str, str, Fields]] = MappingProxyType({
     "gemma": ("GemmaConfig", "GemmaForCausalLM", {"head_dim": 32, "tie_word_embeddings": True}),
     "gemma2": (
@@ -142,6 +156,45 @@ BREADTH: Mapping[str, tuple[str, str, Fields]] = MappingProxyType({
     "helium": ("HeliumConfig", "HeliumForCausalLM", {"head_dim": 16}),
     "hunyuan": ("HunYuanDenseV1Config", "HunYuanDenseV1ForCausalLM", {"head_dim": 24, "rope_parameters": _HUNYUAN}),
     "cwm": ("CwmConfig", "CwmForCausalLM", {"num_hidden_layers": 5, "sliding_window": 8, "head_dim": 16}),
+    "olmoe": ("OlmoeConfig", "OlmoeForCausalLM", {"num_experts": 8, "num_experts_per_tok": 3, "intermediate_size": 32}),
+    "glm4-moe": (
+        "Glm4MoeConfig",
+        "Glm4MoeForCausalLM",
+        {**_SIGMOID, "head_dim": 24, "use_qk_norm": True, "attention_bias": True, **_turned(partial_rotary_factor=0.5)},
+    ),
+    "dots1": ("Dots1Config", "Dots1ForCausalLM", {**_SIGMOID, "head_dim": 24}),
+    "minimax-m2": (
+        "MiniMaxM2Config",
+        "MiniMaxM2ForCausalLM",
+        {"num_local_experts": 8, "num_experts_per_tok": 3, "intermediate_size": 32, "head_dim": 24,
+         **_turned(partial_rotary_factor=0.5)},
+    ),
+    "ernie-moe": (
+        "Ernie4_5_MoeConfig",
+        "Ernie4_5_MoeForCausalLM",
+        {"head_dim": 24, "moe_num_experts": 8, "moe_k": 3, "moe_intermediate_size": 32, "tie_word_embeddings": True},
+    ),
+    "hunyuan-moe": (
+        "HunYuanMoEV1Config",
+        "HunYuanMoEV1ForCausalLM",
+        {"head_dim": 24, "num_experts": 8, "moe_topk": 3, "intermediate_size": 32, "rope_parameters": _HUNYUAN},
+    ),
+    "phimoe": (
+        "PhimoeConfig",
+        "PhimoeForCausalLM",
+        {"num_local_experts": 6, "intermediate_size": 32, "attention_bias": True, "lm_head_bias": True,
+         "router_jitter_noise": 0.3},
+    ),
+    "granite-moe": (
+        "GraniteMoeConfig",
+        "GraniteMoeForCausalLM",
+        {**_GRANITE, "num_local_experts": 6, "num_experts_per_tok": 3, "intermediate_size": 32},
+    ),
+    "granite-moe-shared": (
+        "GraniteMoeSharedConfig",
+        "GraniteMoeSharedForCausalLM",
+        {**_GRANITE, "num_local_experts": 6, "num_experts_per_tok": 3, "intermediate_size": 32, "shared_intermediate_size": 64},
+    ),
     "ministral": ("MinistralConfig", "MinistralForCausalLM", {"sliding_window": 8, "head_dim": 24}),
 })  # fmt: skip
 """Family -> class names, fields."""

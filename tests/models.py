@@ -125,6 +125,9 @@ def make(family: str) -> Any:
                 weight.add_(torch.randn_like(weight) * 0.2)
             else:
                 weight.normal_(std=0.1)
+        for name, offsets in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                offsets.normal_(std=0.1)
     return model
 
 

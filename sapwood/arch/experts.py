@@ -14,9 +14,11 @@ class Offsets(Leaf):
 
     name: str
     count: int
+    row: bool = False  # the checkpoint has them as a matrix of one row
 
     def tensors(self) -> tuple[StoredTensor, ...]:
-        return (StoredTensor("weight", self.name, (Axis(self.count),)),)
+        axes = (Axis(1), Axis(self.count)) if self.row else (Axis(self.count),)
+        return (StoredTensor("weight", self.name, axes),)
 
 
 @dataclass(frozen=True)

@@ -73,9 +73,28 @@ class HfConfig:
             raise self._wrong(name, value, "a positive integer")
         return value
 
-    def whole(self, name: str, default: int) -> int:
-        """A positive integer or 0."""
-        return 0 if self._get(name, default) == 0 else self.integer(name, default)
+    def count(self, name: str, default: int | None = None) -> int:
+        """A whole number, 0 or more."""
+        value = self._get(name, default)
+        if type(value) is not int or value < 0:
+            raise self._wrong(name, value, "a whole number, 0 or more")
+        return value
+
+    def index(self, name: str, size: int, default: int) -> int:
+        """A place among so many, counted from the end where it is negative."""
+        value = self._get(name, default)
+        if type(value) is not int or not -size <= value < size:
+            raise self._wrong(name, value, f"a whole number from {-size} to {size - 1}")
+        return value % size
+
+    def alike(self, name: str, default: int | None = None) -> int:
+        """A positive integer, or a list of one for each layer, which must be equal."""
+        value = self._get(name, default)
+        if isinstance(value, list | tuple) and len(set(value)) == 1:
+            value = value[0]
+        if type(value) is not int or value <= 0:
+            raise self._wrong(name, value, "a positive integer, the same in all layers")
+        return value
 
     def names(self) -> tuple[str, ...]:
         """Of all fields."""

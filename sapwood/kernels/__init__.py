@@ -72,6 +72,9 @@ class Quantised:
     few_tokens: Callable[[Planes], int]
     """The most tokens that it is for."""
 
+    few_norms: Callable[[Planes, int], bool]
+    """few_norms(weights, num_tokens): whether it is faster with the norm in it than behind one."""
+
     many: Callable[[Tensor, Planes, Tensor | None], Tensor]
     """many(x_TI, weights, bias_O) -> y_TO: the product alone, of activations as they are."""
 
@@ -183,9 +186,9 @@ class Kernels:
             y_TO, sum_TI = self.planes(x_TI, weights, bias_O, norm, residual_TI)
             return self.gated(y_TO, activation), sum_TI
         if len(x_TI) <= made.few_tokens(weights):
-            if norm is None or x_TI.dtype == torch.bfloat16:
+            # As with plain weights the kernel norms last, and so only what is in bfloat16.
+            if norm is None or (x_TI.dtype == torch.bfloat16 and made.few_norms(weights, len(x_TI))):
                 return made.few(x_TI, weights, bias_O, norm, residual_TI, activation)
-            # The kernel norms last, as that of plain weights.
             return self.around(
                 lambda x_TI: made.few(x_TI, weights, bias_O, None, None, activation)[0], x_TI, norm, residual_TI, None
             )
@@ -204,9 +207,11 @@ class Kernels:
         )
 
     def gated_planes(self, x_T2I: Tensor, weights: Planes, bias_O: Tensor | None, activation: Activation) -> Tensor:
-        """y_TO = planes(gated(x)) where `rounds`."""
+        """y_TO = planes(gated(x)), faster than these two where it `rounds`."""
         made = self.quantised
         assert made is not None
+        if activation not in FUSED or not self.rounds(weights, len(x_T2I)):
+            return self.planes(self.gated(x_T2I, activation), weights, bias_O)[0]
         codes_TI, scale_GT = made.rounded(x_T2I, weights, None, None, activation)
         return made.eight(codes_TI, scale_GT, weights, bias_O, x_T2I.dtype)
 

@@ -50,6 +50,11 @@ def of_blocks(parts: Sequence[tuple[int, Tensor]]) -> Planes | None:
     return of_numbers(numbers_OI, scale_OG, offset_OG, four=bits <= 4)
 
 
+def row_bytes(form: int, num_inputs: int) -> int:
+    """Of a row of blocks, which it fills."""
+    return num_inputs // (256 if 10 <= form <= 14 or form == 23 else 32) * FORMS[form][0]
+
+
 def _finer(plane_OG: Tensor, one: Numbers, size: int) -> Tensor:
     """The same for groups of `size` inputs."""
     return plane_OG.repeat_interleave(one.numbers_OI.shape[1] // one.scale_OG.shape[1] // size, dim=1)

@@ -17,6 +17,9 @@ Form = Literal["fp8", "int8", "uint4", "e2m1", "table"]
 Rounding = Literal["token", "tensor", "block"]
 """What of activations shares a scale, where they are rounded to eight bits: a token, all, 128 inputs of a token."""
 
+BLOCK = 128
+"""Inputs, and outputs, of a block that shares a scale."""
+
 _MOST_APART = 128
 """Bytes between the two columns that share one, at most."""
 
@@ -35,8 +38,8 @@ class Planes(NamedTuple):
 
     Codes of four bits: a run of 2 * `pair` columns is `pair` bytes, whose low halves are the first `pair` columns of it.
     Column j of the codes is input order_I[j]. `rounding` is how activations may be rounded for it, `input_scale` their
-    scale where that is known before, and `rounded_O` row_O times it. `arrived` counts the parts of products that are cut
-    along their inputs: `MOST_TILES` zeros, before and after.
+    scale where that is known before, and `rounded_O` row_O times it; `scale_SG` are the scales of blocks the other way around.
+    `arrived` counts the parts of products that are cut along their inputs: `MOST_TILES` zeros, before and after.
     """
 
     form: Form
@@ -53,6 +56,7 @@ class Planes(NamedTuple):
     rounding: Rounding | None = None
     input_scale: Tensor | None = None
     rounded_O: Tensor | None = None
+    scale_SG: Tensor | None = None
     arrived: Tensor | None = None
 
     @property
@@ -62,7 +66,8 @@ class Planes(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Of all that a product reads."""
-        return sum(one.nbytes for one in self.tensors.values())
+        read = (self.codes_OB, self.scale_GS, self.offset_GS, self.row_O)
+        return sum(one.nbytes for one in read if one is not None)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -89,6 +94,7 @@ def of_scaled(
         "int8" if values_OI.dtype == torch.int8 else "fp8", inputs, values_OI.contiguous().view(torch.uint8),
         group=128 if blocks else 0, tall=tall if blocks else 1,
         scale_GS=scale.float().T.contiguous() if blocks else None, row_O=row_O,
+        scale_SG=scale.float().contiguous() if blocks and tall > 1 else None,
         rounding=rounding if fits else None, input_scale=input_scale,
         rounded_O=row_O * input_scale if row_O is not None and input_scale is not None else None,
     )  # fmt: skip
@@ -112,7 +118,7 @@ def of_numbers(
     numbers_OI: Tensor, scale_OG: Tensor, offset_OG: Tensor | None = None, *, four: bool, order_I: Tensor | None = None
 ) -> Planes | None:
     """int8 numbers, of four bits where `four`: -8 to 7. A value is number * scale + offset. None where kernels cannot read it."""
-    inputs = numbers_OI.shape[1]
+    inputs, scale_OG = numbers_OI.shape[1], _narrow(scale_OG)
     whole = scale_OG.shape[1] == 1 and offset_OG is None
     group = 0 if whole else inputs // scale_OG.shape[1]
     pair = pair_of(inputs, group) if four else 0
@@ -136,6 +142,8 @@ def of_coded(codes_OH: Tensor, table_16: Tensor, scale_OG: Tensor, row_O: Tensor
         return None
     if scale_OG.dtype == torch.uint8:
         scale_OG = torch.exp2(scale_OG.float() - 127.0).to(torch.bfloat16)
+    elif scale_OG.dtype != torch.float8_e4m3fn:
+        scale_OG = _narrow(scale_OG)
     simple = bool((table_16.cpu() == torch.tensor(E2M1)).all())
     made = Planes(
         "e2m1" if simple else "table", inputs, _paired(_nibbles(codes_OH), pair), pair=pair, group=group,
@@ -158,6 +166,12 @@ def _readable(made: Planes) -> Planes | None:
     if made.slice < _LEAST_RUN:
         return None
     return made._replace(arrived=torch.zeros(MOST_TILES, dtype=torch.int32, device=made.codes_OB.device))
+
+
+def _narrow(scale: Tensor) -> Tensor:
+    """As float16 where that is exact: kernels are compiled ahead for what is usual."""
+    half = scale.half()
+    return half if torch.equal(half.float(), scale.float()) else scale
 
 
 def _nibbles(codes_OH: Tensor) -> Tensor:

@@ -115,6 +115,9 @@ class Mlp(nn.Module):
         self._activation = part.activation
 
     def forward(self, x_TE: Tensor, residual_TE: Tensor | None, norm: Before) -> tuple[Tensor, Tensor]:
+        if self.down.rounds(len(x_TE)):
+            both_T2M, residual_TE = self.gate_up.behind(x_TE, residual_TE, norm)
+            return self.down.gated(both_T2M, self._activation), residual_TE
         inner_TM, residual_TE = self.gate_up.behind(x_TE, residual_TE, norm, self._activation)
         return self.down(inner_TM), residual_TE
 

@@ -39,7 +39,7 @@ class Offsets(Leaf):
         self.weight = nn.Parameter(torch.empty(part.count, device=site.how.device), requires_grad=False)
 
     def load(self, piece: Piece, source: Source) -> None:
-        self.weight[piece.target].copy_(plain(piece, source))
+        self.weight.copy_(plain(piece, source).flatten())
 
     def randomize(self, random: torch.Generator) -> None:
         self.weight.zero_()

@@ -37,6 +37,10 @@ class GgufSource:
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         return {name: tensor.shape for name, tensor in self._tensors.items()}
 
+    def forms(self) -> Mapping[str, int]:
+        """GGUF's number of how each tensor is stored, by name."""
+        return {name: int(tensor.type) for name, tensor in self._tensors.items()}
+
     def read(self, name: str, where: tuple[slice, ...]) -> Tensor:
         tensor, order = self._tensors[name], self._order(name)
         rows: slice | NDArray[np.int64] = where[0] if order is None else order[where[0]]

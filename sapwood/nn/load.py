@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,6 +23,9 @@ from sapwood.base.errors import ModelError
 from sapwood.hub.files import ModelFiles, weight_files
 from sapwood.quant.base import Choice, Leaf, tensors_by
 from sapwood.quant.source import Source, Stored
+
+if TYPE_CHECKING:
+    from sapwood.nn.gguf import GgufSource
 
 # Tables that old checkpoints hold although they follow from the config, or from others; and the scales that quantised ones have for keys and
 # values in float8, which keeps its digits without any, and has finer ones where it has some.
@@ -62,12 +65,21 @@ def load_weights(model: Loadable, files: ModelFiles) -> None:
 def open_source(files: ModelFiles, stack: ExitStack) -> Source:
     """The checkpoint of `files`, open until `stack` is closed."""
     if files.kind == "gguf":
-        from sapwood.hub.gguf import open_gguf
-        from sapwood.nn.gguf import GgufSource
-
-        assert files.layout is not None, "files found as GGUF have one"
-        return GgufSource(open_gguf(files.path), files.config, files.layout)
+        return _gguf(files)
     return Safetensors(weight_files(files.path), stack)
+
+
+def forms(files: ModelFiles) -> Mapping[str, int]:
+    """How a GGUF file stores each tensor, by its Hugging Face name, as GGUF's number."""
+    return _gguf(files).forms()
+
+
+def _gguf(files: ModelFiles) -> GgufSource:
+    from sapwood.hub.gguf import open_gguf
+    from sapwood.nn.gguf import GgufSource
+
+    assert files.layout is not None, "files found as GGUF have one"
+    return GgufSource(open_gguf(files.path), files.config, files.layout)
 
 
 @torch.inference_mode()

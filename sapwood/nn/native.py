@@ -14,17 +14,19 @@ from ctypes import byref
 import torch
 from torch import Tensor
 
-from sapwood.arch import parts
+from sapwood.arch import experts, parts
 from sapwood.arch.parts import Decoder, Place, Tied, ropes, walk
 from sapwood.attention.base import Batch
 from sapwood.attention.native import Native, step_of
 from sapwood.kernels.cpu.library import Machine, address
+from sapwood.nn.experts import Offsets
 from sapwood.nn.layers import Norm, Rotary
 from sapwood.nn.make import Build, Site
 from sapwood.nn.model import finished
 from sapwood.nn.stack import Stack, Weights, listing
 from sapwood.quant.base import Choice, Leaf
-from sapwood.quant.packed import PackedLeaf
+from sapwood.quant.packed import Packed, PackedLeaf
+from sapwood.quant.packed_stack import PackedStack
 
 _CPU = torch.device("cpu")
 
@@ -49,20 +51,26 @@ class NativeModel:
         leaves = {place.path: _leaf(place, how) for place in walk(decoder)}
         self._norms = {path: leaf for path, leaf in leaves.items() if isinstance(leaf, Norm)}
         self._packed = {path: leaf for path, leaf in leaves.items() if isinstance(leaf, PackedLeaf)}
-        assert len(leaves) == len(self._norms) + len(self._packed), "weights that the kernels cannot read"
+        self._stacks = {path: leaf for path, leaf in leaves.items() if isinstance(leaf, PackedStack)}
+        self._offsets = {path: leaf for path, leaf in leaves.items() if isinstance(leaf, Offsets)}
+        known = self._norms.keys() | self._packed.keys() | self._stacks.keys() | self._offsets.keys()
+        assert known == leaves.keys(), "weights that the kernels cannot read"
+        self._leaves = leaves
         self._stack: Stack | None = None
 
     # ---- weights
 
     def leaf(self, path: str) -> Leaf:
-        return self._norms.get(path) or self._packed[path]
+        return self._leaves[path]
 
     def finish(self) -> None:
         """All leaves have their weights."""
         self.weights = weights = Weights(
             tables={path: self._packed[path].first for path in ("embed", "positions") if path in self._packed},
             products={path: leaf.product for path, leaf in self._packed.items()},
+            stacks={path: leaf.products for path, leaf in self._stacks.items()},
             norms=self._norms,
+            offsets={path: leaf.weight for path, leaf in self._offsets.items()},
             angles={rope: rotary.both_2PF for rope, rotary in self._rotaries.items()},
         )
         self._head = weights.products["embed" if isinstance(self.decoder.head, Tied) else "head"]
@@ -72,7 +80,7 @@ class NativeModel:
     @property
     def weight_bytes(self) -> int:
         """Bytes of all matrices."""
-        return sum(leaf.nbytes for leaf in self._packed.values())
+        return sum(one.nbytes for some in (self._packed, self._stacks) for one in some.values())
 
     # ---- steps
 
@@ -99,4 +107,10 @@ class NativeModel:
 def _leaf(place: Place, how: Build) -> Leaf:
     if isinstance(place.leaf, parts.Norm):
         return Norm(place.leaf, Site(how, place.path))
-    return how.method(place).create(place, how.device, how.dtype, how.kernels)
+    if isinstance(place.leaf, experts.Offsets):
+        return Offsets(place.leaf, Site(how, place.path))
+    method = how.method(place)
+    if isinstance(place.leaf, experts.Stack):
+        assert isinstance(method, Packed), "quantised experts are refused before"
+        return PackedStack(place.leaf, method.machine, method.rounded, how.kernels)
+    return method.create(place, how.device, how.dtype, how.kernels)

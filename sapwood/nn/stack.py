@@ -6,14 +6,14 @@ Each part of a block that the library has operations for says here which they ar
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import singledispatch
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from sapwood.arch import parts
+from sapwood.arch import experts, parts
 from sapwood.arch.groups import KVPlace, kv_places
 from sapwood.arch.parts import Decoder
 from sapwood.kernels.cpu import library as cpu
@@ -21,10 +21,12 @@ from sapwood.kernels.cpu.library import Handle, Machine, address
 from sapwood.nn.layers import Norm
 from sapwood.quant.packed import PackedWeights, Product
 
-_STREAM, _FRESH, _HEADS = range(3)
-"""Buffers of the library: the residual stream, what a norm is to follow before it joins the stream, an attention's heads."""
+_STREAM, _FRESH, _HEADS, _SHARED, _SHARED_GATE, _EXPERTS = range(6)
+"""Buffers of the library: the residual stream, what a norm is to follow before it joins the stream, an attention's heads, what
+a shared expert yields before it is weighed, its gate, and experts' own room from the router's products on."""
 
 _ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "gelu": 2, "relu": 3, "relu2": 4}
+_SCORES = {"softmax": 0, "sigmoid": 1, "sparsemix": 2}
 
 
 class Operation(NamedTuple):
@@ -44,7 +46,9 @@ class Weights:
 
     tables: Mapping[str, PackedWeights]
     products: Mapping[str, Product]
+    stacks: Mapping[str, Sequence[Product]]
     norms: Mapping[str, Norm]
+    offsets: Mapping[str, Tensor]
     angles: Mapping[parts.Rope, Tensor]
     held: list[Tensor] = field(default_factory=list)
 
@@ -69,6 +73,10 @@ class Spot:
 
     def product(self, name: str) -> int | None:
         return self.weights.products[f"{self.path}.{name}"].pointer
+
+    def stack(self, name: str) -> Any:
+        """Of the experts, in an array."""
+        return cpu.pointers([product.pointer or 0 for product in self.weights.stacks[f"{self.path}.{name}"]])
 
     def yields(self, name: str) -> Operation:
         """The last product."""
@@ -173,6 +181,37 @@ def _mlp(part: parts.Mlp, spot: Spot) -> Iterator[Operation]:
 def _plain_mlp(part: parts.PlainMlp, spot: Spot) -> Iterator[Operation]:
     yield Operation("gate", (spot.product("up"), _ACTIVATIONS[part.activation]))
     yield spot.yields("down")
+
+
+@operations.register
+def _experts(part: experts.Experts, spot: Spot) -> Iterator[Operation]:
+    """Experts leave the rows that they take to what all tokens see."""
+    by, weights = part.selection, spot.weights
+    how = cpu.Selection(
+        offsets=None if part.offsets is None else address(weights.offsets[f"{spot.path}.offsets"]),
+        top=by.top,
+        score=_SCORES[by.score],
+        renormalised=by.renormalised,
+        groups=by.groups,
+        top_groups=by.top_groups,
+        group_best=by.group_best,
+        scale=by.scale,
+        slack=by.slack,
+    )
+    yield Operation("project", (spot.product("router"), _EXPERTS, False))
+    gate_ups, downs = (spot.stack(name) for name in ("gate_up", "down"))
+    kind = _ACTIVATIONS[part.activation]
+    places = (_EXPERTS, spot.to, spot.add)
+    yield Operation("experts", (how, gate_ups, downs, part.count, kind, part.weighs_input, *places))
+    if part.shared is None:
+        return
+    within = replace(spot, path=f"{spot.path}.shared", add=True)
+    if part.shared_gate is None:
+        yield from operations(part.shared, within)
+        return
+    yield Operation("project", (spot.product("shared_gate"), _SHARED_GATE, False))
+    yield from operations(part.shared, replace(within, to=_SHARED, add=False))
+    yield Operation("add_gated", (_SHARED, _SHARED_GATE, spot.to, part.shared.down.out))
 
 
 class Stack(Handle):

@@ -70,6 +70,14 @@ class Weights(Leaf):
         y_TO = self(normed_TI)
         return (y_TO if gate is None else self._kernels.gated(y_TO, gate)), sum_TI
 
+    def rounds(self, num_tokens: int) -> bool:
+        """Whether inputs of so many tokens are rounded first, so that a gate before it is better left to `gated`."""
+        return False
+
+    def gated(self, x_T2I: Tensor, gate: Activation) -> Tensor:
+        """forward(`Kernels.gated`(x))."""
+        return self(self._kernels.gated(x_T2I, gate))
+
 
 class Method(Protocol):
     """One way. It is chosen for each Linear by its place, when a model is built."""

@@ -16,12 +16,21 @@ from sapwood.quant.plain import Plain
 from sapwood.quant.rounding import rounding
 
 
-def choice_of(decoder: Decoder, rounded: str | None, known: Mapping[str, ReadSection] = METHODS) -> Choice:
-    """Raises ModelError for a section that cannot be read, ConfigError for one whose weights are to be rounded besides."""
+def choice_of(
+    decoder: Decoder,
+    rounded: str | None,
+    known: Mapping[str, ReadSection] = METHODS,
+    otherwise: Choice | None = None,
+) -> Choice:
+    """`otherwise` is how weights are kept of which neither says anything: by default plain.
+
+    Raises ModelError for a section that cannot be read, ConfigError for one whose weights are to be rounded besides.
+    """
     plain = everywhere(Plain())
     if rounded is not None and decoder.quantization is not None:
         raise ConfigError(f"--quantization {rounded}: the checkpoint's weights are quantised already; leave it out.")
-    choice = methods.of(decoder.quantization, plain if rounded is None else rounding(rounded, plain), known)
+    kept = (otherwise or plain) if rounded is None else rounding(rounded, plain)
+    choice = methods.of(decoder.quantization, kept, known)
     if decoder.quantization is not None:
         _check_experts(decoder, choice)
     return choice

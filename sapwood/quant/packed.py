@@ -227,17 +227,17 @@ class Packed:
     """The Method that keeps weights in the checkpoint's precision, in the layout of the CPU's kernels, or rounds plain ones."""
 
     def __init__(self, machine: Machine, rounded: Rounded | None = None) -> None:
-        self.machine, self._rounded = machine, rounded
+        self.machine, self.rounded = machine, rounded
 
     @property
     def shown(self) -> str:
-        return "weights as they are stored" if self._rounded is None else f"weights rounded to {self._rounded}"
+        return "weights as they are stored" if self.rounded is None else f"weights rounded to {self.rounded}"
 
     def tensors(self, place: Place) -> Sequence[StoredTensor]:
         return place.leaf.tensors()
 
     def create(self, place: Place, device: torch.device, dtype: torch.dtype, kernels: Kernels) -> PackedLinear:
-        return PackedLinear(place.leaf, self.machine, self._rounded, kernels)
+        return PackedLinear(place.leaf, self.machine, self.rounded, kernels)
 
 
 class Matrix(NamedTuple):
@@ -297,7 +297,9 @@ class PackedLinear(PackedLeaf):
             self._bias[rows] = plain(piece, source).float()
         else:
             blocks = None if piece.transposed or piece.unit_rows else source.stored(piece.name, piece.source[0])
-            self._put(rows.start, blocks or stored(plain(piece, source)), rows.stop)
+            if blocks is None or blocks.form not in PACKINGS:
+                blocks = stored(plain(piece, source))
+            self._put(rows.start, blocks, rows.stop)
 
     def randomize(self, random: torch.Generator) -> None:
         values_OI = torch.empty(sum(self._sizes), self._inp).normal_(std=0.02, generator=random)

@@ -10,8 +10,9 @@ import torch
 
 from sapwood import kernels
 from sapwood.arch.eagle import Eagle
+from sapwood.arch.experts import Stack
 from sapwood.arch.groups import joint_groups, kv_groups
-from sapwood.arch.parts import Decoder
+from sapwood.arch.parts import Decoder, walk
 from sapwood.attention.base import Backend
 from sapwood.attention.native import Native
 from sapwood.attention.select import BACKENDS, Offer, choose, scaled, stored
@@ -21,15 +22,17 @@ from sapwood.base.kv import KVGroup, most_rewound
 from sapwood.config.options import Config
 from sapwood.device import Device, find
 from sapwood.hub.files import ModelFiles
+from sapwood.kernels import Kernels
 from sapwood.kernels.cpu import library
 from sapwood.kernels.cpu.library import Machine
 from sapwood.nn.build import Build, build
 from sapwood.nn.eagle import EagleHead
-from sapwood.nn.load import Loadable, dummy_weights, load_weights
+from sapwood.nn.load import Loadable, dummy_weights, forms, load_weights
 from sapwood.nn.model import Model
 from sapwood.nn.native import NativeModel
 from sapwood.nn.stack import unlisted
 from sapwood.quant.base import Choice, everywhere
+from sapwood.quant.blocks import Blocks
 from sapwood.quant.choice import choice_of
 from sapwood.quant.methods import METHODS, ReadSection
 from sapwood.quant.packed import Packed, Rounded
@@ -68,9 +71,15 @@ class Choices(NamedTuple):
 
 @torch.inference_mode()
 def assemble(
-    config: Config, decoder: Decoder, choices: Choices, others: Sequence[Decoder | Eagle] = (), *, max_drafts: int = 0
+    config: Config,
+    decoder: Decoder,
+    choices: Choices,
+    files: ModelFiles | None = None,
+    others: Sequence[Decoder | Eagle] = (),
+    *,
+    max_drafts: int = 0,
 ) -> Rank:
-    """Build the model, without its weights. The `others` will run beside it."""
+    """Build the model, without its weights, which will be those of `files`, or random ones. The `others` will run beside it."""
     page_size, depth = config.cache.page_size, config.scheduler.depth
     assert page_size is not None and depth is not None, "a resolved configuration"
     device, dtype = find(config.device.device), getattr(torch, config.model.dtype)
@@ -83,12 +92,14 @@ def assemble(
     backends = _backends(config, mine, device.place, dtype, machine, choices.backends)
     tapped = any(isinstance(other, Eagle) for other in others)
     stack = "a head goes on from hidden states within the model" if tapped else machine
-    model = _model(config, decoder, device.place, dtype, backends, stack, choices.methods)
+    model = _model(config, decoder, device.place, dtype, backends, stack, choices.methods, files)
     return Rank(device, dtype, groups, machine, backends, model)
 
 
 @torch.inference_mode()
-def beside(rank: Rank, config: Config, decoder: Decoder | Eagle, choices: Choices) -> Beside:
+def beside(
+    rank: Rank, config: Config, decoder: Decoder | Eagle, choices: Choices, files: ModelFiles | None = None
+) -> Beside:
     """Likewise what runs beside another: it has what is left of the groups."""
     device, dtype, machine = rank.device.place, rank.dtype, rank.machine
     mine = list(enumerate(rank.groups))[len(rank.backends) :]
@@ -97,7 +108,7 @@ def beside(rank: Rank, config: Config, decoder: Decoder | Eagle, choices: Choice
         assert isinstance(rank.model, Model), "hidden states are taken out of modules"
         how = _how(config, everywhere(Plain()), device, dtype, backends)
         return Beside(backends, EagleHead(decoder, how, rank.model))
-    model = _model(config, decoder, device, dtype, backends, machine, choices.methods)
+    model = _model(config, decoder, device, dtype, backends, machine, choices.methods, files)
     return Beside(backends, model)
 
 
@@ -163,16 +174,23 @@ def _model(
     backends: Sequence[Backend],
     machine: Machine | str,
     known: Mapping[str, ReadSection],
+    files: ModelFiles | None,
 ) -> Model | NativeModel:
     """The whole decoder by the CPU's own kernels where they can, else modules of PyTorch's."""
     assert config.model.max_model_len is not None, "a resolved configuration"
     native = [backend for backend in backends if isinstance(backend, Native)]
     rounded = config.model.quantization
-    choice = choice_of(decoder, rounded, known)
-    if not isinstance(machine, str) and len(native) == len(backends) and _has_operations(decoder, choice):
+    choice = choice_of(decoder, rounded, known, _otherwise(files, kernels.choose(device)))
+    own: Rounded | None = rounded if rounded in get_args(Rounded) else None  # type: ignore[assignment]
+    on_kernels = not isinstance(machine, str) and len(native) == len(backends) and _has_operations(decoder, choice)
+    if rounded is not None and not (own and on_kernels) and any(isinstance(one.leaf, Stack) for one in walk(decoder)):
+        raise ConfigError(
+            f"--quantization {rounded}: experts' weights are rounded to int8 or int4 only, by the CPU's own kernels; leave it out."
+        )
+    if on_kernels:
+        assert not isinstance(machine, str)
         # PyTorch's own threads would still be waiting for work, busily, when the kernels' are to begin.
         torch.set_num_threads(1)
-        own: Rounded | None = rounded if rounded in get_args(Rounded) else None  # type: ignore[assignment]
         method = repacked(choice if own is None else everywhere(Plain()), Packed(machine, own))
         return NativeModel(decoder, native, machine, method, max_positions=config.model.max_model_len)
     return build(decoder, _how(config, choice, device, dtype, backends))
@@ -189,6 +207,13 @@ def _how(
         method=choice,
         max_positions=config.model.max_model_len,
     )
+
+
+def _otherwise(files: ModelFiles | None, kernels: Kernels) -> Choice:
+    """How weights are kept of which a checkpoint's section says nothing: as a GGUF file has them, or plain."""
+    if files is None or files.kind != "gguf" or kernels.quantised is None:
+        return everywhere(Plain())
+    return everywhere(Blocks(forms(files)))
 
 
 def _has_operations(decoder: Decoder, choice: Choice) -> bool:

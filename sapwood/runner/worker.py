@@ -53,11 +53,16 @@ class Worker:
         self._max_tokens = config.scheduler.max_num_batched_tokens
         self._max_drafts, self._draft, self._choices = max_drafts, draft, choices
 
+    @property
+    def _draft_files(self) -> ModelFiles | None:
+        return None if self._files is None or self._draft is None else self._draft.files
+
     def load(self) -> None:
         """Build the model and give it its weights. Raises ModelError if they do not fit."""
         others = () if self._draft is None else (self._draft.decoder,)
-        self.rank = rank = assemble(self.config, self.decoder, self._choices, others, max_drafts=self._max_drafts)
-        mine = [beside(rank, self.config, other, self._choices) for other in others]
+        drafts = self._max_drafts
+        self.rank = rank = assemble(self.config, self.decoder, self._choices, self._files, others, max_drafts=drafts)
+        mine = [beside(rank, self.config, other, self._choices, self._draft_files) for other in others]
         self.backends = [*rank.backends, *(backend for one in mine for backend in one.backends)]
         self.groups, self.device, self.model = rank.groups, rank.device, rank.model
         with torch.inference_mode():
@@ -74,8 +79,7 @@ class Worker:
             compiled = self._compile()
         give_weights(rank.model, self._files, seed=self.config.device.seed)
         if self._draft is not None:
-            files = None if self._files is None else self._draft.files
-            give_weights(mine[0].model, files, seed=self.config.device.seed)
+            give_weights(mine[0].model, self._draft_files, seed=self.config.device.seed)
         compiled()
 
     def _companion(self, mine: Beside) -> Companion:
@@ -91,7 +95,10 @@ class Worker:
         options = self.config.model.dtype, self.config.cache.kv_cache_dtype, self.config.device.attention_backend
         sizes = self._max_len, self._max_rows, self._max_tokens, self._graph_tokens, self.config.cache.page_size
         device = self.device.facts.capability, sorted(self.device.facts.abilities)
-        facts = device, self.decoder, options, sizes, self._max_drafts, self._draft and self._draft.decoder
+        # Blocks of a GGUF file are kept as they are, and which they are shows in its size.
+        files = [one.stored_bytes for one in (self._files, self._draft_files) if one is not None]
+        stored = self.config.model.quantization, files
+        facts = device, self.decoder, options, sizes, self._max_drafts, self._draft and self._draft.decoder, stored
         return compile_ahead(facts, self._rehearse)
 
     def _rehearse(self) -> None:

@@ -130,7 +130,9 @@ def test_parameters_are_counted_as_transformers_does(family: str) -> None:
     decoder = declare(models.config(family))
     unused = 0 if decoder.positions is None else decoder.positions.offset * decoder.hidden_size
     unused -= sum(block.factor is not None for block in decoder.blocks)  # which are buffers there
-    assert num_parameters(decoder) + unused == models.make(family).num_parameters()
+    theirs = models.make(family)
+    offsets = sum(one.numel() for name, one in theirs.named_buffers() if name.endswith("correction_bias"))
+    assert num_parameters(decoder) + unused == theirs.num_parameters() + offsets
 
 
 @pytest.mark.parametrize(
@@ -213,3 +215,22 @@ def test_harmless_fields_pass() -> None:
         "problem_type": "single_label_classification",
     }
     assert declare(LLAMA | harmless).dtype == "bfloat16"
+
+
+def test_quantised_experts_are_refused() -> None:
+    section = {"quantization_config": {"quant_method": "awq"}}
+    with pytest.raises(ModelError, match=r"quantization_config.*experts are read as plain weights"):
+        declare(models.config("qwen3-moe") | section, methods=["awq"])
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"num_experts_per_tok": 13}, "13 experts"),
+        ({"mlp_only_layers": ["a"]}, "mlp_only_layers"),
+        ({"use_sliding_window": True}, "use_sliding_window"),
+    ],
+)
+def test_experts_that_cannot_be_are_refused(fields: dict[str, Any], named: str) -> None:
+    with pytest.raises(ModelError, match=named):
+        declare(models.config("qwen3-moe") | fields)

@@ -53,8 +53,9 @@ def test_two_ranks_tile_what_is_cut(family: str) -> None:
             count[piece.source] += 1
             target = piece.target[::-1] if piece.transposed else piece.target
             assert count[piece.source].shape == tuple(s.stop - s.start for s in target[-count.ndim :])
-            key = (piece.path, piece.param, *(one.start for one in piece.target[: -count.ndim]))
-            first = piece.target[-count.ndim]
+            axis = max(-count.ndim, -2)  # of a stack, that of each expert's rows
+            key = (piece.path, piece.param, *(one.start for one in piece.target[:axis]))
+            first = piece.target[axis]
             assert first.start == filled.get(key, 0)
             filled[key] = first.stop
     for name, count in covered.items():

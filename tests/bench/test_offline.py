@@ -165,7 +165,7 @@ def test_a_failure_inside_ends_the_measurements() -> None:
 
 
 def test_shapes() -> None:
-    for name in ("llama-8b", "llama-8b-v49k", "qwen3-0.6b", "qwen3-30b-a3b"):
+    for name in ("llama-8b", "llama-8b-awq", "llama-8b-v49k", "qwen3-0.6b", "qwen3-30b-a3b"):
         options = offline.shape_options(name)
         assert (Path(options["model"]) / "config.json").is_file()
         assert options["load_format"] == "dummy"

@@ -24,13 +24,13 @@ HERE = [
     pytest.param("cuda", torch.bfloat16, marks=pytest.mark.gpu, id="cuda-bfloat16"),
     pytest.param("cuda", torch.float16, marks=pytest.mark.gpu, id="cuda-float16"),
 ]
-CUTS = [few.Setting(True, 16, 4, 32, 4, 3), few.Setting(True, 32, 2, 64, 2, 4), few.Setting(True, 64, 1, 128, 4, 2)]
+CUTS = [few.Setting(True, 16, 4, 32, 4, 3), few.Setting(True, 32, 2, 64, 2, 4), few.Setting(True, 64, 2, 128, 4, 2)]
 ONE = [few.Setting(False, 4, 2, 64, 2, 2), few.Setting(False, 8, 1, 128, 4, 1)]
 
 
 @pytest.mark.parametrize(("device", "dtype"), HERE)
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_product(device: str, dtype: torch.dtype, form: str, seed: int) -> None:
     """Random sizes with random neighbours, scales for any groups, zero points, columns in any order."""
     if device == "cpu" and torch.cuda.is_available():

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from sapwood.kernels import PLAIN, RmsNorm
+from sapwood.kernels.planes import MOST_TILES, Planes
 from tests.kernels.quantised import FORMS, moved, random_planes
 
 many: Any = pytest.importorskip("sapwood.kernels.triton.quant_many")
 scaled: Any = pytest.importorskip("sapwood.kernels.triton.quant_scaled")
 rounding: Any = pytest.importorskip("sapwood.kernels.triton.quant_round")
+quantised: Any = pytest.importorskip("sapwood.kernels.triton.quantised")
 widen: Any = pytest.importorskip("sapwood.kernels.triton.quant_widen")
 
 HERE = [
@@ -56,6 +58,25 @@ def test_many(device: str, dtype: torch.dtype, form: str, seed: int) -> None:
     torch.testing.assert_close(y, expected.to(dtype), atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
     close = TOLERANCE[dtype] / 4
     torch.testing.assert_close(widen.widened(planes, dtype), values.to(device, dtype), atol=close, rtol=close)
+
+
+@pytest.mark.parametrize("outputs", [64, 4096, 6144, 12288, 28672, 106496, 262144])
+@pytest.mark.parametrize("tokens", [1, 9, 32, 33, 64, 128, 320, 512, 8192])
+def test_settings(outputs: int, tokens: int) -> None:
+    """There are counters for all tiles that are cut along their inputs, and tiles of blocks are within one."""
+    codes = torch.empty(outputs, 128, dtype=torch.uint8, device="meta")
+    for planes in (
+        Planes("fp8", 128, codes, rounding="token"),
+        Planes("fp8", 128, codes, group=128, tall=128, rounding="block"),
+        Planes("uint4", 256, codes, pair=128, group=128),
+        Planes("uint4", 256, codes, pair=16, group=16),
+    ):
+        cuts = [quantised.many_setting(planes, tokens)]
+        if planes.rounding is not None:
+            cuts.append(quantised.eight_setting(planes, tokens))
+        for cut in filter(None, cuts):
+            assert cut.parts == 1 or -(-outputs // cut.rows) * -(-tokens // cut.tokens) <= MOST_TILES
+            assert planes.tall == 1 or (128 % cut.rows == 0 and 128 % cut.depth == 0)
 
 
 def draw_codes(numbers: torch.Generator, dtype: torch.dtype, *shape: int) -> Tensor:

@@ -21,6 +21,8 @@ from sapwood.kernels import PLAIN, Kernels
 from sapwood.nn.build import Build, build
 from sapwood.nn.load import load_weights
 from sapwood.nn.model import Model
+from sapwood.quant.base import Choice, everywhere
+from sapwood.quant.plain import Plain
 
 PAGE_SIZE = 8
 MAX_TOKENS = 128
@@ -28,13 +30,19 @@ CPU = torch.device("cpu")
 KEEPS: Mapping[type, type[Backend]] = MappingProxyType({Heads: Reference, State: States})
 
 
-def empty(decoder: Decoder, *, dtype: torch.dtype = torch.float32, kernels: Kernels = PLAIN) -> Model:
+def empty(
+    decoder: Decoder,
+    *,
+    dtype: torch.dtype = torch.float32,
+    kernels: Kernels = PLAIN,
+    method: Choice = everywhere(Plain()),  # noqa: B008 (immutable)
+) -> Model:
     """The model without its weights."""
     groups = kv_groups(decoder, PAGE_SIZE)
     backends = [KEEPS[type(group.kind)](group, i, CPU, dtype) for i, group in enumerate(groups)]
     for backend in backends:
         backend.allocate(MAX_TOKENS // PAGE_SIZE + 1)
-    return build(decoder, Build(device=CPU, dtype=dtype, backends=backends, kernels=kernels))
+    return build(decoder, Build(device=CPU, dtype=dtype, backends=backends, kernels=kernels, method=method))
 
 
 def load(files: ModelFiles | Path, *, dtype: torch.dtype = torch.float32, kernels: Kernels = PLAIN) -> Model:

@@ -88,7 +88,7 @@ def write(
         if name == leave_out or (tied and name == "lm_head.weight"):
             continue
         values = _laid_out(architecture, name, weight.numpy(), model.config)
-        stored = kind if values.ndim > 1 else norms
+        stored = kind if values.ndim > 1 and "mlp.gate." not in name else norms  # routers are left as they are
         writer.add_tensor(_gguf_name(architecture, name), gguf.quantize(values, stored), raw_dtype=stored)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -48,6 +48,24 @@ def test_half_and_int8_keys_and_values(saved: tuple[str, Path], dtype: torch.dty
     assert 1e-7 < (ours - theirs).norm() / theirs.norm() < tolerance
 
 
+@pytest.mark.parametrize("kind", ["Q4_1", "Q8_0"])
+@pytest.mark.parametrize("family", ["qwen2-moe", "qwen3-moe"])
+def test_stacks_of_quantised_experts_are_packed_as_they_are(family: str, kind: str, tmp_path: Path) -> None:
+    path = ggufs.write(family, tmp_path / "model.gguf", kind=gguf.GGMLQuantizationType[kind])
+    twin, model = forward.load(path), native.load(path, native.machine())
+    error = native.logits(model, TOKENS, [1, 20, 21]) - forward.logits(twin, TOKENS)
+    assert error.norm() / forward.logits(twin, TOKENS).norm() < 2e-3
+    assert model.weight_bytes < 0.7 * sum(p.numel() * 4 for p in twin.parameters())
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen2-moe"])
+def test_experts_yield_the_same_bits_in_any_company(family: str, tmp_path: Path) -> None:
+    model = native.load(models.save(family, tmp_path), native.machine())
+    alone = [native.logits(model, TOKENS[first : first + 5]) for first in (0, 20, 40)]
+    rows = [(slot, 0, TOKENS[20 * slot : 20 * slot + 5]) for slot in range(3)]
+    assert torch.equal(model.logits(model(native.batch(model, rows))), torch.cat(alone))
+
+
 @pytest.mark.parametrize("kind", ["F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"])
 @pytest.mark.parametrize("family", ["llama-tied", "qwen3", "phi3"])
 def test_a_quantised_file_has_the_logits_of_its_dequantised_twin(family: str, kind: str, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sapwood.arch import declare
 from sapwood.hub.files import open_files
+from sapwood.kernels import PLAIN, Kernels
 from sapwood.nn.build import Build, build
 from sapwood.nn.load import load_weights
 from sapwood.quant import methods
@@ -34,13 +35,15 @@ AS_TOOL = 0.01
 LESS_AS_TOOL = {"w8a8": 0.05}  # it rounds inputs to 255 steps where ours are 254
 
 
-def load(path: Path) -> Any:
+def load(path: Path, dtype: torch.dtype = torch.float32, kernels: Kernels = PLAIN, *, weights: bool = True) -> Any:
     files = open_files(path, name=path.name)
     decoder = declare(files.config, methods=METHODS)
     backends = [block.mixer._backend for block in forward.empty(decoder).blocks[:1]]
     method = methods.of(decoder.quantization, everywhere(Plain()))
-    model = build(decoder, Build(device=forward.CPU, dtype=torch.float32, backends=backends, method=method))
-    load_weights(model, files)
+    how = Build(device=forward.CPU, dtype=dtype, backends=backends, method=method, kernels=kernels)
+    model = build(decoder, how)
+    if weights:
+        load_weights(model, files)
     return model
 
 

@@ -32,7 +32,7 @@ class Subject:
         config = Config(
             model=ModelConfig(dtype="float32", max_model_len=MAX_LEN),
             cache=CacheConfig(page_size=PAGE, kv_cache_memory=1 << 20),
-            scheduler=SchedulerConfig(max_num_seqs=8, max_num_batched_tokens=128),
+            scheduler=SchedulerConfig(max_num_seqs=8, max_num_batched_tokens=128, depth=0),
             device=DeviceConfig(device=device, threads=1),
         )
         self.worker = Worker(config, declare(files.config), files)

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from sapwood.arch.experts import Stack
 from sapwood.arch.families import (
     cohere,
     exaone,
@@ -31,12 +32,14 @@ from sapwood.arch.families import (
     qwen,
     qwen3_next,
     qwen_moe,
+    sigmoid_moe,
     smollm3,
+    softmax_moe,
     stablelm,
 )
 from sapwood.arch.family import Family
 from sapwood.arch.hf import HfConfig
-from sapwood.arch.parts import Decoder
+from sapwood.arch.parts import Decoder, walk
 from sapwood.base.errors import ModelError
 
 FAMILIES: tuple[Family, ...] = (
@@ -63,7 +66,9 @@ FAMILIES: tuple[Family, ...] = (
     *qwen.FAMILIES,
     *qwen3_next.FAMILIES,
     *qwen_moe.FAMILIES,
+    *sigmoid_moe.FAMILIES,
     *smollm3.FAMILIES,
+    *softmax_moe.FAMILIES,
     *stablelm.FAMILIES,
 )
 
@@ -91,4 +96,6 @@ def declare(
     c.ignore("quantization_config")
     decoder = family.declare(c)
     c.refuse_unread()
+    if quantization is not None and any(isinstance(place.leaf, Stack) for place in walk(decoder)):
+        c.refuse("quantization_config", because="experts are read as plain weights, and from GGUF files on CPUs")
     return replace(decoder, quantization=quantization)

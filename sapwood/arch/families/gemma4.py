@@ -38,7 +38,7 @@ def _gemma4(c: HfConfig, root: str) -> Decoder:
     c.refuse("enable_moe_block", "num_experts", because="its experts are not there yet")
     c.ignore("top_k_experts", "moe_intermediate_size", "sliding_window")
     kinds = every(c, 6)
-    own = len(kinds) - c.whole("num_kv_shared_layers", 0)
+    own = len(kinds) - c.count("num_kv_shared_layers", 0)
     blocks = [_block(c, kinds, layer, own) for layer in range(len(kinds))]
     layout = replace(GEMMA4, embed=f"{root}embed_tokens", block=root + "layers.{}.", norm=f"{root}norm")
     found = decoder(c, blocks, layout, embed_scale=c.integer("hidden_size") ** 0.5, tied=True)
@@ -120,7 +120,7 @@ def _heads(c: HfConfig, kind: str) -> tuple[int, int]:
 def _vector_size(c: HfConfig) -> int:
     """0 where the config says that there are none; where it says nothing there are."""
     name = "hidden_size_per_layer_input"
-    return 0 if name in c.names() and not c.has(name) else c.whole(name, 256)
+    return 0 if name in c.names() and not c.has(name) else c.count(name, 256)
 
 
 def _vectors(c: HfConfig, root: str) -> Vectors | None:

@@ -6,19 +6,25 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from sapwood.arch.experts import Experts
 from sapwood.arch.families.common import LLAMA, block, decoder, gqa, mlp
 from sapwood.arch.family import Family, Gguf
 from sapwood.arch.gguf import GgufKeys, rope_fields
 from sapwood.arch.hf import HfConfig
-from sapwood.arch.parts import Block, Decoder
+from sapwood.arch.parts import Block, Decoder, Mlp
 
 
 def granite(c: HfConfig) -> Decoder:
-    return _decoder(c, _block(c), 1 / c.number("logits_scaling", 1.0))
+    return multiplied(c, mlp(c, bias=c.boolean("mlp_bias", False)))
+
+
+def multiplied(c: HfConfig, ffn: Mlp | Experts) -> Decoder:
+    """With these feed-forwards."""
+    return _decoder(c, _block(c, ffn), 1 / c.number("logits_scaling", 1.0))
 
 
 def hyperclovax(c: HfConfig) -> Decoder:
-    layer = _block(c)
+    layer = _block(c, mlp(c, bias=c.boolean("mlp_bias", False)))
     if c.boolean("use_post_norm", True):
         layer = replace(layer, after_mixer=LLAMA.normed(c, "post_norm1"), after_ffn=LLAMA.normed(c, "post_norm2"))
     return _decoder(c, layer, c.number("logits_scaling", 1.0))
@@ -32,10 +38,10 @@ def minicpm(c: HfConfig) -> Decoder:
     return replace(found, logit_scale=c.integer("dim_model_base", hidden) / hidden)
 
 
-def _block(c: HfConfig) -> Block:
+def _block(c: HfConfig, ffn: Mlp | Experts) -> Block:
     bias = c.boolean("attention_bias", False)
     attention = gqa(c, scale=c.number("attention_multiplier", 1.0), qkv_bias=bias, out_bias=bias)
-    layer = block(c, attention, mlp(c, bias=c.boolean("mlp_bias", False)))
+    layer = block(c, attention, ffn)
     return replace(layer, scale=c.number("residual_multiplier", 1.0))
 
 

@@ -24,12 +24,12 @@ def seed_oss(c: HfConfig) -> Decoder:
 def ernie(c: HfConfig) -> Decoder:
     bias = c.boolean("use_bias", False)
     c.ignore("compression_ratio")
-    return _decoder(c, gqa(c, rope=_interleaved(c), qkv_bias=bias, out_bias=bias), bias=bias, tied=True)
+    return _decoder(c, gqa(c, rope=interleaved(c), qkv_bias=bias, out_bias=bias), bias=bias, tied=True)
 
 
 def helium(c: HfConfig) -> Decoder:
     bias = c.boolean("attention_bias", False)
-    return _decoder(c, gqa(c, rope=_interleaved(c), qkv_bias=bias), bias=c.boolean("mlp_bias", False))
+    return _decoder(c, gqa(c, rope=interleaved(c), qkv_bias=bias), bias=c.boolean("mlp_bias", False))
 
 
 def hunyuan(c: HfConfig) -> Decoder:
@@ -58,7 +58,7 @@ def _kinds(c: HfConfig, num_layers: int) -> Sequence[str]:
     return [FULL if cwm and i % 4 == 0 else SLIDING for i in range(num_layers)]
 
 
-def _interleaved(c: HfConfig) -> Rope:
+def interleaved(c: HfConfig) -> Rope:
     head_dim = c.integer("head_dim", c.integer("hidden_size") // c.integer("num_attention_heads"))
     return replace(read_rope(c, head_dim=head_dim), interleaved=True)
 

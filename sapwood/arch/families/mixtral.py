@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from sapwood.arch.families.common import block, decoder, gqa
-from sapwood.arch.families.mixture import Names, experts
+from sapwood.arch.families.mixture import MIXTRAL, experts
 from sapwood.arch.family import Family
 from sapwood.arch.hf import HfConfig
 from sapwood.arch.parts import Decoder
 from sapwood.base.selection import Selection
-
-NAMES = Names(at="block_sparse_moe", gate="experts.{}.w1", up="experts.{}.w3", down="experts.{}.w2")
 
 
 def mixtral(c: HfConfig) -> Decoder:
     window = c.integer("sliding_window") if c.has("sliding_window") else None
     ffn = experts(
         c,
-        NAMES,
+        MIXTRAL,
         inner=c.integer("intermediate_size"),
         selection=Selection(c.integer("num_experts_per_tok"), renormalised=True),
     )

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sapwood.arch.experts import Experts, Stack
-from sapwood.arch.families.common import ACTIVATIONS
+from sapwood.arch.experts import Experts, Offsets, Stack
+from sapwood.arch.families.common import ACTIVATIONS, block, decoder, mlp
 from sapwood.arch.hf import HfConfig
-from sapwood.arch.parts import Linear, Mlp, Part
+from sapwood.arch.parts import Attention, Decoder, Linear, Mlp, Part
 from sapwood.base.errors import ModelError
 from sapwood.base.selection import Selection
 
 
 @dataclass(frozen=True, kw_only=True)
 class Names:
-    """Of the tensors of a feed-forward, under `at`: those of gate, up and down of each expert, by a {}, or of all."""
+    """Of the tensors of a feed-forward, under `at`: those of gate, up and down of each expert, by a {}, or of all. One name for
+    gate and up is that of both."""
 
     at: str = "mlp"
     router: str = "gate"
@@ -26,12 +28,26 @@ class Names:
 PLAIN = Names()
 
 
+MIXTRAL = Names(at="block_sparse_moe", gate="experts.{}.w1", up="experts.{}.w3", down="experts.{}.w2")
+_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
+
+
+def num_experts(c: HfConfig) -> int:
+    """As the config says in one of some fields."""
+    return c.integer(next((name for name in _COUNTS if c.has(name)), _COUNTS[0]))
+
+
 def experts(
-    c: HfConfig, names: Names = PLAIN, *, inner: int, selection: Selection, shared: Mlp | None = None
+    c: HfConfig,
+    names: Names = PLAIN,
+    *,
+    inner: int,
+    selection: Selection,
+    offsets: Offsets | None = None,
+    shared: Mlp | None = None,
 ) -> Experts:
-    """Experts of `inner` outputs of gate and up, as many as the config says in either of two fields."""
-    hidden = c.integer("hidden_size")
-    count = c.integer("num_experts" if c.has("num_experts") else "num_local_experts")
+    """Experts of `inner` outputs of gate and up."""
+    hidden, count = c.integer("hidden_size"), num_experts(c)
     c.ignore("router_aux_loss_coef", "output_router_logits", "router_jitter_noise")
     if selection.top > count or count % selection.groups:
         raise ModelError(
@@ -44,15 +60,43 @@ def experts(
         gate_up=Stack(count, Linear(hidden, gate_up, None)),
         down=Stack(count, Linear(inner, (Part(f"{names.at}.{names.down}", hidden),), None)),
         activation=c.choice("hidden_act", ACTIVATIONS, "silu"),
+        offsets=offsets,
         shared=shared,
     )
 
 
-def shared_mlp(c: HfConfig, name: str, inner: int) -> Mlp:
-    """An expert that all tokens see."""
+def grouped(c: HfConfig) -> Selection:
+    """By a sigmoid and with offsets, in the best of some groups."""
+    return Selection(
+        c.integer("num_experts_per_tok"),
+        "sigmoid",
+        renormalised=c.boolean("norm_topk_prob", True),
+        scale=c.number("routed_scaling_factor", 1.0),
+        groups=c.integer("n_group", 1),
+        top_groups=c.integer("topk_group", 1),
+    )
+
+
+def shared_mlp(
+    c: HfConfig,
+    name: str,
+    inner: int,
+    names: Sequence[str] = ("gate_proj", "up_proj", "down_proj"),
+    *,
+    bias: bool = False,
+) -> Mlp:
+    """An expert that all tokens see. Gate and up may have one name."""
     hidden = c.integer("hidden_size")
+    gate, up, down = (f"{name}.{one}" for one in names)
     return Mlp(
-        gate_up=Linear(hidden, (Part(f"{name}.gate_proj", inner), Part(f"{name}.up_proj", inner)), "out"),
-        down=Linear(inner, (Part(f"{name}.down_proj", hidden),), "in"),
+        gate_up=Linear(hidden, (Part(gate, inner), Part(up, inner)), "out", bias=bias),
+        down=Linear(inner, (Part(down, hidden),), "in", bias=bias),
         activation=c.choice("hidden_act", ACTIVATIONS, "silu"),
     )
+
+
+def first_dense(c: HfConfig, attention: Attention, ffn: Experts) -> Decoder:
+    """The first layers have no experts."""
+    dense = c.count("first_k_dense_replace", 0)
+    sparse, plain = block(c, attention, ffn), block(c, attention, mlp(c))
+    return decoder(c, [plain if i < dense else sparse for i in range(c.integer("num_hidden_layers"))])

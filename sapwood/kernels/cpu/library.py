@@ -33,6 +33,20 @@ class Heads(Structure):
     ]
 
 
+class Selection(Structure):
+    _fields_ = [
+        ("offsets", c_void_p),
+        ("top", c_int),
+        ("score", c_int),
+        ("renormalised", c_int),
+        ("groups", c_int),
+        ("top_groups", c_int),
+        ("group_best", c_int),
+        ("scale", c_float),
+        ("slack", c_float),
+    ]
+
+
 class Step(Structure):
     _fields_ = [
         ("num_tokens", c_int),
@@ -56,7 +70,7 @@ class Step(Structure):
     ]
 
 
-STRUCTS: Sequence[type[Structure]] = (Norm, Heads, Step)
+STRUCTS: Sequence[type[Structure]] = (Norm, Heads, Selection, Step)
 """All that cross, in the order of the library's own list."""
 
 
@@ -115,6 +129,11 @@ _SIGNATURES: Mapping[str, tuple[Any, Sequence[Any]]] = {
     "stack_project": (None, [_P, _P, _I, _I]),
     "stack_attend": (None, [_P, POINTER(Heads), _I]),
     "stack_gate": (None, [_P, _P, _I]),
+    "stack_experts": (
+        None,
+        [_P, POINTER(Selection), POINTER(c_void_p), POINTER(c_void_p), _I, _I, _I, _I, _I, _I],
+    ),
+    "stack_add_gated": (None, [_P, _I, _I, _I, _I]),
     "stack_finish": (None, [_P, POINTER(Norm), POINTER(Norm), _F, _I, _I]),
     "stack_forward": (_status, [_P, POINTER(Step), _P]),
 }

@@ -6,7 +6,7 @@
 
 #include "simd.h"
 
-#include "stack.h"
+#include "experts.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -73,6 +73,8 @@ API const char* sapwood_layouts() {
         LAYOUT(&Norm::weight, &Norm::bias, &Norm::eps, &Norm::center) +
         LAYOUT(&Heads::norm, &Heads::cos, &Heads::sin, &Heads::half, &Heads::by_token, &Heads::interleaved, &Heads::late, &Heads::group,
                &Heads::layer, &Heads::scale) +
+        LAYOUT(&Selection::offsets, &Selection::top, &Selection::score, &Selection::renormalised, &Selection::groups,
+               &Selection::top_groups, &Selection::group_best, &Selection::scale, &Selection::slack) +
         LAYOUT(&Step::num_tokens, &Step::num_rows, &Step::ids, &Step::positions, &Step::slots, &Step::starts, &Step::counts,
                &Step::offsets, &Step::tables, &Step::strides, &Step::cells, &Step::num_runs, &Step::run_lows, &Step::run_highs,
                &Step::run_firsts, &Step::run_sizes, &Step::run_slots, &Step::run_tokens);
@@ -251,6 +253,16 @@ API void stack_project(Stack* stack, const Linear* linear, int to, int add) {
 API void stack_attend(Stack* stack, const Heads* how, int from) { stack->add(std::make_unique<AttendHeads>(*how, from)); }
 API void stack_gate(Stack* stack, const Linear* linear, int activation) {
     stack->add(std::make_unique<Gate>(*linear, activation));
+}
+// The weights of `count` experts each, of which the router's products in buffer `own` choose.
+API void stack_experts(Stack* stack, const Selection* how, const Linear* const* gate_ups, const Linear* const* downs, int count,
+                       int activation, int weighs_input, int own, int to, int add) {
+    using List = std::vector<const Linear*>;
+    stack->add(std::make_unique<RouteExperts>(*how, List(gate_ups, gate_ups + count), List(downs, downs + count), activation,
+                                              weighs_input, own, to, add));
+}
+API void stack_add_gated(Stack* stack, int from, int gate, int to, int size) {
+    stack->add(std::make_unique<AddGated>(from, gate, to, size));
 }
 API void stack_finish(Stack* stack, const Norm* norm, const Norm* after, float scale, int from, int size) {
     stack->add(std::make_unique<Finish>(*norm, *after, scale, from, size));

@@ -145,7 +145,6 @@ struct Machine {
     // out[row * linear.outs + ...] = rows x linear, or += where `add`. To be called by all threads between barriers.
     void project(int id, const Linear& linear, const Rows& given, int rows, float* out, bool add) {
         const Rows x = in_order(id, linear, given, rows);
-        float* strip = strips[id].data;
         int bulks = (rows + BULK - 1) / BULK, total = 0;
         for (const Weights* w : linear.weights) total += (w->outs + CHUNK - 1) / CHUNK;
         pool.share(bulks * total, [&](int unit) {
@@ -155,56 +154,71 @@ struct Machine {
                 chunk -= (linear.weights[which]->outs + CHUNK - 1) / CHUNK;
                 column += linear.weights[which]->outs;
             }
-            const Weights& w = *linear.weights[which];
-            const float* bias = linear.biases[which];
-            int begin = chunk * CHUNK, width = std::min(CHUNK, w.outs - begin);
-            for (int row = first; row < last; row += STRIP) {
-                int end = std::min(row + STRIP, last);
-                for (int tile = 0; tile * TILE < width; tile++)
-                    multiply(w, begin / TILE + tile, x, row, end, strip + tile * TILE, CHUNK);
-                for (int r = row; r < end; r++) {
-                    float* source = strip + (r - row) * CHUNK;
-                    float* target = out + size_t(r) * linear.outs + column + begin;
-                    if (bias) add_to(source, bias + begin, width);
-                    if (add) add_to(target, source, width);
-                    else std::memcpy(target, source, width * 4);
-                }
-            }
+            outputs(id, *linear.weights[which], linear.biases[which], x, first, last, chunk * CHUNK,
+                    [&](int r, float* source, int begin, int width) {
+                        float* target = out + size_t(r) * linear.outs + column + begin;
+                        if (add) add_to(target, source, width);
+                        else std::memcpy(target, source, width * 4);
+                    });
         });
+    }
+
+    // Calls put(row, values, begin, width) with outputs [begin, begin + width) of each of the rows: at most CHUNK.
+    template <class Put>
+    void outputs(int id, const Weights& w, const float* bias, const Rows& x, int first, int last, int begin, Put&& put) {
+        float* strip = strips[id].data;
+        const int width = std::min(CHUNK, w.outs - begin);
+        for (int row = first; row < last; row += STRIP) {
+            int end = std::min(row + STRIP, last);
+            for (int tile = 0; tile * TILE < width; tile++)
+                multiply(w, begin / TILE + tile, x, row, end, strip + tile * TILE, CHUNK);
+            for (int r = row; r < end; r++) {
+                float* source = strip + (r - row) * CHUNK;
+                if (bias) add_to(source, bias + begin, width);
+                put(r, source, begin, width);
+            }
+        }
     }
 
     // inner = activation(gate) * up, in the form that is wanted. The two halves of `gate_up` are its two weights; where there is
     // only one, its activation alone.
     void gated(int id, const Linear& gate_up, const Want& want, const Rows& given, int rows, const Rows& inner, int activation) {
         const Rows x = in_order(id, gate_up, given, rows);
+        const int outs = gate_up.weights[0]->outs;
+        int bulks = (rows + BULK - 1) / BULK, total = (outs + CHUNK - 1) / CHUNK;
+        pool.share(bulks * total, [&](int unit) {
+            int first = unit / total * BULK, last = std::min(first + BULK, rows);
+            gated_outputs(id, gate_up, want, x, first, last, unit % total * CHUNK, inner, activation);
+        });
+    }
+
+    // The same of outputs from `begin` on, at most CHUNK, and some rows.
+    void gated_outputs(int id, const Linear& gate_up, const Want& want, const Rows& x, int first, int last, int begin,
+                       const Rows& inner, int activation) {
         float* gates = strips[id].data;
         float* ups = gates + STRIP * CHUNK;
         const Weights& gate = *gate_up.weights[0];
         const Weights* up = gate_up.weights.size() > 1 ? gate_up.weights[1] : nullptr;
-        int bulks = (rows + BULK - 1) / BULK, total = (gate.outs + CHUNK - 1) / CHUNK;
-        pool.share(bulks * total, [&](int unit) {
-            int first = unit / total * BULK, last = std::min(first + BULK, rows);
-            int begin = unit % total * CHUNK, width = std::min(CHUNK, gate.outs - begin);
-            for (int row = first; row < last; row += STRIP) {
-                int end = std::min(row + STRIP, last);
-                for (int tile = 0; tile * TILE < width; tile++) {
-                    multiply(gate, begin / TILE + tile, x, row, end, gates + tile * TILE, CHUNK);
-                    if (up) multiply(*up, begin / TILE + tile, x, row, end, ups + tile * TILE, CHUNK);
-                }
-                for (int r = row; r < end; r++) {
-                    float *g = gates + (r - row) * CHUNK, *u = ups + (r - row) * CHUNK;
-                    if (gate_up.biases[0]) add_to(g, gate_up.biases[0] + begin, width);
-                    if (up && gate_up.biases[1]) add_to(u, gate_up.biases[1] + begin, width);
-                    int padded = (width + W - 1) / W * W;
-                    for (int i = 0; i < padded; i += W) {
-                        vf v = activate(load(g + i), activation);
-                        store(g + i, up ? v * load(u + i) : v);
-                    }
-                    if (want.bytes) quantise(inner, r, want.ins, begin / 32, g);
-                    if (want.floats) std::memcpy(inner.floats + size_t(r) * want.ins + begin, g, width * 4);
-                }
+        const int width = std::min(CHUNK, gate.outs - begin);
+        for (int row = first; row < last; row += STRIP) {
+            int end = std::min(row + STRIP, last);
+            for (int tile = 0; tile * TILE < width; tile++) {
+                multiply(gate, begin / TILE + tile, x, row, end, gates + tile * TILE, CHUNK);
+                if (up) multiply(*up, begin / TILE + tile, x, row, end, ups + tile * TILE, CHUNK);
             }
-        });
+            for (int r = row; r < end; r++) {
+                float *g = gates + (r - row) * CHUNK, *u = ups + (r - row) * CHUNK;
+                if (gate_up.biases[0]) add_to(g, gate_up.biases[0] + begin, width);
+                if (up && gate_up.biases[1]) add_to(u, gate_up.biases[1] + begin, width);
+                int padded = (width + W - 1) / W * W;
+                for (int i = 0; i < padded; i += W) {
+                    vf v = activate(load(g + i), activation);
+                    store(g + i, up ? v * load(u + i) : v);
+                }
+                if (want.bytes) quantise(inner, r, want.ins, begin / 32, g);
+                if (want.floats) std::memcpy(inner.floats + size_t(r) * want.ins + begin, g, width * 4);
+            }
+        }
     }
 
     // What each group's attention has to do in a step.

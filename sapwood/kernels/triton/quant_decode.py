@@ -30,6 +30,21 @@ def decode(codes, table, dtype: tl.constexpr, FORM: tl.constexpr, HIGH: tl.const
 
 
 @jit
+def ones(codes, dtype: tl.constexpr, ASM: tl.constexpr):
+    """1 for each code, in the layout of what is decoded: other operands can then be those of either."""
+    if not ASM or dtype == tl.float32:
+        return tl.full(codes.shape, 1.0, dtype)
+    elif dtype == tl.bfloat16:
+        return tl.inline_asm_elementwise(
+            "mov.b32 $0, 0x3F803F80; mov.b32 $1, 0x3F803F80; // $2", "=r,=r,r", [codes], dtype=tl.bfloat16, is_pure=True, pack=4
+        )  # fmt: skip
+    else:
+        return tl.inline_asm_elementwise(
+            "mov.b32 $0, 0x3C003C00; mov.b32 $1, 0x3C003C00; // $2", "=r,=r,r", [codes], dtype=tl.float16, is_pure=True, pack=4
+        )  # fmt: skip
+
+
+@jit
 def _arithmetic(codes, FORM: tl.constexpr, HIGH: tl.constexpr):
     if FORM == "fp8":
         return codes.to(tl.float8e4nv, bitcast=True).to(tl.float16).to(tl.float32)

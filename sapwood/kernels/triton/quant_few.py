@@ -3,9 +3,10 @@
 As in `sapwood.kernels.triton.few` an RMS norm before the product, and a bias and a gate behind it, are part of the launch.
 Weights are decoded in registers. A program's tile is several slices of columns, each of at most a group: slices are a
 product each, worked off by different warps, so that scales multiply sums instead of weights, and are added up in the end.
+Offsets multiply the sums of the inputs, which are products with ones.
 
-Suffix legend: T tokens, X the power of 2 from T on, N tokens of a product, I inputs, O outputs (of a gated product: half of the
-weight's rows), S slices of a tile, J columns of a slice, G groups of inputs.
+Suffix legend: T tokens, X tokens of a product, a power of 2, I inputs, O outputs (of a gated product: half of the weight's rows),
+S slices of a tile, J columns of a slice, G groups of inputs.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -24,12 +25,13 @@ from sapwood.kernels.planes import Planes
 from sapwood.kernels.triton import pdl
 from sapwood.kernels.triton.few import chunks, prefetch
 from sapwood.kernels.triton.jit import jit
-from sapwood.kernels.triton.quant_decode import decode
+from sapwood.kernels.triton.quant_decode import decode, ones
 
 
 class Setting(NamedTuple):
-    """How a product is cut: programs of so many rows and warps, whose tiles are `slices` of `depth` columns (bytes of them),
-    `stages` of them on their way. `dot`: by tensor cores, else by multiply-adds, for one token."""
+    """How a product is cut: programs of so many rows and warps, whose tiles are two or more `slices` of `depth` bytes of a row,
+    or more of fewer where groups are smaller; `stages` of them on their way. `dot`: by tensor cores, else by multiply-adds,
+    for one token."""
 
     dot: bool
     rows: int
@@ -45,21 +47,33 @@ def _load(place, mask, RAGGED: tl.constexpr):
 
 
 @jit
-def _columns(byte_S, PAIR: tl.constexpr):
-    """The first column of each slice, of the low half where there are two."""
-    return byte_S // PAIR * (2 * PAIR) + byte_S % PAIR if PAIR else byte_S
+def _columns(byte_S, PAIR: tl.constexpr, J: tl.constexpr):
+    """The first column of each slice, of the low half where there are two. That it is a multiple of J the compiler does not
+    see."""
+    return tl.multiple_of(byte_S // PAIR * (2 * PAIR) + byte_S % PAIR, J) if PAIR else byte_S
 
 
 @jit
-def _scales(
-    scale_GS, row_O, column_S, IN: tl.constexpr, ROWS_IN: tl.constexpr, GROUP: tl.constexpr, TALL: tl.constexpr
+def _of_groups(
+    plane_GS, row_O, column_S, IN: tl.constexpr, WIDE: tl.constexpr, GROUP: tl.constexpr, TALL: tl.constexpr
 ):
-    """Of each slice and row [S, O], float32; 0 beyond the last column."""
-    if scale_GS is None:
+    """A scale or an offset of each slice and row [S, O], as it is kept; 0 beyond the last column."""
+    if plane_GS is None:
         return 0.0
     else:
-        place = scale_GS + (column_S // GROUP)[:, None] * ((ROWS_IN + TALL - 1) // TALL) + (row_O // TALL)[None, :]
-        return tl.load(place, mask=(column_S < IN)[:, None], other=0.0).to(tl.float32)
+        place = plane_GS + (column_S // GROUP)[:, None] * WIDE + (row_O // TALL)[None, :]
+        return tl.load(place, mask=(column_S < IN)[:, None], other=0.0)
+
+
+@jit
+def _both(
+    plane_GS, row_O, column_S,
+    IN: tl.constexpr, WIDE: tl.constexpr, GROUP: tl.constexpr, TALL: tl.constexpr, PAIR: tl.constexpr,
+):  # fmt: skip
+    """Those of either half."""
+    low = _of_groups(plane_GS, row_O, column_S, IN, WIDE, GROUP, TALL)
+    high = _of_groups(plane_GS, row_O, column_S + PAIR, IN, WIDE, GROUP, TALL) if PAIR else low
+    return low, high
 
 
 @jit
@@ -74,43 +88,28 @@ def _input(x_TI, x_stride, residual_TI, residual_stride, t_X, i_SJ, inside_SXJ):
 
 @jit
 def _multiplied(
-    acc,
-    w_SOJ,
-    x_SXJ,
-    sum_SX,
-    scale_SO,
-    offset_SO,
-    SCALED: tl.constexpr,
-    OFFSET: tl.constexpr,
-    DOT: tl.constexpr,
-    N: tl.constexpr,
+    acc, w_SOJ, x_SXJ, sum_SOX, scale_SO, offset_SO, SCALED: tl.constexpr, OFFSET: tl.constexpr, DOT: tl.constexpr
 ):
-    """acc with the products of one half of a tile: [S, O, N] with DOT, else [S, O, J]."""
-    S: tl.constexpr = x_SXJ.shape[0]
-    X: tl.constexpr = x_SXJ.shape[1]
-    J: tl.constexpr = x_SXJ.shape[2]
+    """acc with the products of one half of a tile: [S, O, X] with DOT, else [S, O, J]."""
     if DOT:
-        x_SNJ = x_SXJ
-        if N > X:
-            x_SNJ = tl.reshape(tl.broadcast_to(x_SXJ[:, :, None, :], [S, X, N // X, J]), [S, N, J])
-        if S == 1:
-            product = tl.dot(
-                tl.reshape(w_SOJ, [w_SOJ.shape[1], J]), tl.trans(tl.reshape(x_SNJ, [N, J])), input_precision="ieee"
-            )[None, :, :]
-        else:
-            product = tl.dot(w_SOJ, tl.permute(x_SNJ, (0, 2, 1)), input_precision="ieee")
-        acc += product * scale_SO[:, :, None] if SCALED else product
-        if OFFSET:
-            sum_SN = tl.reshape(tl.broadcast_to(sum_SX[:, :, None], [S, X, N // X]), [S, N])
-            acc += offset_SO[:, :, None] * sum_SN[:, None, :]
-    else:
-        w = w_SOJ.to(tl.float32)
         if SCALED:
-            w = w * scale_SO[:, :, None]
+            acc += _dot(w_SOJ, x_SXJ, tl.zeros_like(acc)) * scale_SO.to(tl.float32)[:, :, None]
+        else:
+            acc = _dot(w_SOJ, x_SXJ, acc)
         if OFFSET:
-            w = w + offset_SO[:, :, None]
-        acc += w * x_SXJ.to(tl.float32)
+            acc += sum_SOX * offset_SO.to(tl.float32)[:, :, None]
+    else:
+        if SCALED:
+            w_SOJ = w_SOJ * scale_SO.to(w_SOJ.dtype)[:, :, None]
+        if OFFSET:
+            w_SOJ = w_SOJ + offset_SO.to(w_SOJ.dtype)[:, :, None]
+        acc += w_SOJ.to(tl.float32) * x_SXJ.to(tl.float32)
     return acc
+
+
+@jit
+def _dot(w_SOJ, x_SXJ, acc_SOX):
+    return tl.dot(w_SOJ, tl.permute(x_SXJ, (0, 2, 1)), acc_SOX, input_precision="ieee")
 
 
 @jit(do_not_specialize=["T"])
@@ -143,7 +142,6 @@ def _product(
     PDL: tl.constexpr,
     ASM: tl.constexpr,
     X: tl.constexpr,
-    N: tl.constexpr,
     ROWS: tl.constexpr,
     S: tl.constexpr,
     J: tl.constexpr,
@@ -154,7 +152,7 @@ def _product(
     """Grid (ceil(OUT / ROWS),)."""
     BYTES: tl.constexpr = IN // 2 if PAIR else IN
     RAGGED: tl.constexpr = BYTES % (S * J) != 0
-    ROWS_IN: tl.constexpr = OUT * 2 if GATED else OUT
+    WIDE: tl.constexpr = ((OUT * 2 if GATED else OUT) + TALL - 1) // TALL
     SCALED: tl.constexpr = scale_GS is not None
     OFFSET: tl.constexpr = offset_GS is not None
     HALVES: tl.constexpr = 2 if PAIR else 1
@@ -173,26 +171,25 @@ def _product(
                 prefetch(codes_OB + OUT * BYTES, program, BYTES, OUT, ROWS, CHUNKS)
         pdl.join()
 
-    acc = tl.zeros([S, ROWS, N if DOT else J], tl.float32)
+    acc = tl.zeros([S, ROWS, X if DOT else J], tl.float32)
     other = acc
     squares_SXJ = tl.zeros([S, X, J], tl.float32)
-    column_S = _columns(s_S * J, PAIR)
-    scale_a = _scales(scale_GS, row_O, column_S, IN, ROWS_IN, GROUP, TALL)
-    scale_b = _scales(scale_GS, row_O, column_S + PAIR, IN, ROWS_IN, GROUP, TALL)
+    up_O = row_O + OUT
+    column_S = _columns(s_S * J, PAIR, J)
+    scale, scale_b = _both(scale_GS, row_O, column_S, IN, WIDE, GROUP, TALL, PAIR)
+    offset, offset_b = _both(offset_GS, row_O, column_S, IN, WIDE, GROUP, TALL, PAIR)
     if GATED:
-        other_scale_a = _scales(scale_GS, row_O + OUT, column_S, IN, ROWS_IN, GROUP, TALL)
-        other_scale_b = _scales(scale_GS, row_O + OUT, column_S + PAIR, IN, ROWS_IN, GROUP, TALL)
+        up_scale, up_scale_b = _both(scale_GS, up_O, column_S, IN, WIDE, GROUP, TALL, PAIR)
+        up_offset, up_offset_b = _both(offset_GS, up_O, column_S, IN, WIDE, GROUP, TALL, PAIR)
     for start in tl.range(0, BYTES, S * J, num_stages=STAGES):
         byte_S = start + s_S * J
         inside_S = byte_S < BYTES
         w = _load(first_SOJ + start, inside_S[:, None, None], RAGGED)
         if GATED:
             v = _load(first_SOJ + start + OUT * BYTES, inside_S[:, None, None], RAGGED)
-        next_S = _columns(byte_S + S * J, PAIR)
-        low_S = tl.multiple_of(_columns(byte_S, PAIR), J)
+        low_S = _columns(byte_S, PAIR, J)
         for half in tl.static_range(HALVES):
-            column_S = low_S + half * PAIR
-            i_SJ = column_S[:, None] + j_J[None, :]
+            i_SJ = (low_S + half * PAIR)[:, None] + j_J[None, :]
             if order_I is not None:
                 i_SJ = tl.load(order_I + i_SJ, mask=inside_S[:, None], other=0)
             x = _input(
@@ -203,27 +200,29 @@ def _product(
                 h = x.to(tl.float32)
                 squares_SXJ += h * h
                 x = (h * _load(gain_I + i_SJ, inside_S[:, None], RAGGED)[:, None, :]).to(dtype)
-            sum_SX = tl.sum(x.to(tl.float32), axis=2) if OFFSET else 0.0
-            offset = _scales(offset_GS, row_O, column_S, IN, ROWS_IN, GROUP, TALL)
-            acc = _multiplied(
-                acc, decode(w, table, dtype, FORM, half == 1, ASM), x, sum_SX, scale_a if half == 0 else scale_b, offset,
-                SCALED, OFFSET, DOT, N,
-            )  # fmt: skip
+            sums = 0.0
+            if OFFSET and DOT:  # sums of x in each row, where products have theirs
+                sums = _dot(ones(w, dtype, ASM), x, tl.zeros([S, ROWS, X], tl.float32))
+            number = decode(w, table, dtype, FORM, half == 1, ASM)
+            if half == 0:
+                acc = _multiplied(acc, number, x, sums, scale, offset, SCALED, OFFSET, DOT)
+            else:
+                acc = _multiplied(acc, number, x, sums, scale_b, offset_b, SCALED, OFFSET, DOT)
             if GATED:
-                offset = _scales(offset_GS, row_O + OUT, column_S, IN, ROWS_IN, GROUP, TALL)
-                other = _multiplied(
-                    other, decode(v, table, dtype, FORM, half == 1, ASM), x, sum_SX,
-                    other_scale_a if half == 0 else other_scale_b, offset, SCALED, OFFSET, DOT, N,
-                )  # fmt: skip
-        # A turn ahead of their use, so that sums do not wait for them.
-        scale_a = _scales(scale_GS, row_O, next_S, IN, ROWS_IN, GROUP, TALL)
-        scale_b = _scales(scale_GS, row_O, next_S + PAIR, IN, ROWS_IN, GROUP, TALL)
+                number = decode(v, table, dtype, FORM, half == 1, ASM)
+                if half == 0:
+                    other = _multiplied(other, number, x, sums, up_scale, up_offset, SCALED, OFFSET, DOT)
+                else:
+                    other = _multiplied(other, number, x, sums, up_scale_b, up_offset_b, SCALED, OFFSET, DOT)
+        # A turn ahead of their use, so that nothing waits for them.
+        next_S = _columns(byte_S + S * J, PAIR, J)
+        scale, scale_b = _both(scale_GS, row_O, next_S, IN, WIDE, GROUP, TALL, PAIR)
+        offset, offset_b = _both(offset_GS, row_O, next_S, IN, WIDE, GROUP, TALL, PAIR)
         if GATED:
-            other_scale_a = _scales(scale_GS, row_O + OUT, next_S, IN, ROWS_IN, GROUP, TALL)
-            other_scale_b = _scales(scale_GS, row_O + OUT, next_S + PAIR, IN, ROWS_IN, GROUP, TALL)
+            up_scale, up_scale_b = _both(scale_GS, up_O, next_S, IN, WIDE, GROUP, TALL, PAIR)
+            up_offset, up_offset_b = _both(offset_GS, up_O, next_S, IN, WIDE, GROUP, TALL, PAIR)
 
-    acc = _summed(acc, X, N, DOT)
-    other = _summed(other, X, N, DOT)
+    acc, other = _summed(acc, DOT), _summed(other, DOT)
     if gain_I is not None:
         factor_X = tl.rsqrt(tl.sum(tl.sum(squares_SXJ, axis=2), axis=0) / IN + eps)
         acc = acc * factor_X[None, :]
@@ -252,11 +251,10 @@ def _product(
 
 
 @jit
-def _summed(acc, X: tl.constexpr, N: tl.constexpr, DOT: tl.constexpr):
-    """[O, X]: slices added up; of tokens that were multiplied several times, one."""
+def _summed(acc, DOT: tl.constexpr):
+    """[O, X]: slices added up."""
     if DOT:
-        acc = tl.sum(acc, axis=0)
-        return tl.max(tl.reshape(acc, [acc.shape[0], X, N // X]), axis=2) if N > X else acc
+        return tl.sum(acc, axis=0)
     else:
         return tl.sum(tl.sum(acc, axis=2), axis=0)[:, None]
 
@@ -280,15 +278,15 @@ def product(
     out_TO = torch.empty((num_tokens, outputs), dtype=x_TI.dtype, device=x_TI.device)
     sum_TI = x_TI if residual_TI is None else torch.empty_like(x_TI, memory_format=torch.contiguous_format)
     gain_I, eps = (None, 0.0) if norm is None else norm
-    num_programs, padded = triton.cdiv(outputs, cut.rows), triton.next_power_of_2(num_tokens)
+    num_programs, run = triton.cdiv(outputs, cut.rows), min(cut.depth, weights.slice)
     _product[(num_programs,)](
         x_TI, x_TI.stride(0), residual_TI, 0 if residual_TI is None else residual_TI.stride(0), gain_I, eps,
         weights.order_I, weights.codes_OB, weights.scale_GS, weights.offset_GS, weights.row_O, weights.table, bias_O,
         out_TO, sum_TI, num_tokens,
         IN=inputs, OUT=outputs, GATED=activation is not None, SILU=activation == "silu", FORM=weights.form,
         PAIR=weights.pair, GROUP=weights.group or inputs, TALL=weights.tall, DOT=cut.dot, PDL=early,
-        ASM=early, X=padded, N=max(8 if cut.slices > 1 else 16, padded), ROWS=cut.rows, S=cut.slices,
-        J=min(cut.depth, weights.slice), STAGES=cut.stages,
+        ASM=early, X=max(8, triton.next_power_of_2(num_tokens)) if cut.dot else 1, ROWS=cut.rows,
+        S=cut.slices * cut.depth // run, J=run, STAGES=cut.stages,
         SHARE=triton.next_power_of_2(triton.cdiv(inputs, num_programs)), CHUNKS=chunks(cut.rows, weights.codes_OB.shape[1]),
         num_warps=cut.warps, launch_pdl=early,
     )  # fmt: skip

@@ -38,13 +38,30 @@ class Setting(NamedTuple):
 
 
 @jit
-def _of_group(plane_GS, row_O, column, IN: tl.constexpr, OUT: tl.constexpr, GROUP: tl.constexpr, TALL: tl.constexpr):
-    """A scale or an offset of each row [O], float32; 0 beyond the last column."""
+def _low(byte, PAIR: tl.constexpr, J: tl.constexpr):
+    """The column whose code is in a byte, or in the low half of it. That it is a multiple of J the compiler does not see."""
+    return tl.multiple_of(byte // PAIR * (2 * PAIR) + byte % PAIR, J) if PAIR else byte
+
+
+@jit
+def _of_group(plane_GS, row_O, column, IN: tl.constexpr, WIDE: tl.constexpr, GROUP: tl.constexpr, TALL: tl.constexpr):
+    """A scale or an offset of each row [O], as it is kept; 0 beyond the last column."""
     if plane_GS is None:
         return 0.0
     else:
-        place = plane_GS + column // GROUP * ((OUT + TALL - 1) // TALL) + row_O // TALL
-        return tl.load(place, mask=(row_O >= 0) & (column < IN), other=0.0).to(tl.float32)
+        place = plane_GS + column // GROUP * WIDE + row_O // TALL
+        return tl.load(place, mask=(row_O >= 0) & (column < IN), other=0.0)
+
+
+@jit
+def _both(
+    plane_GS, row_O, low,
+    IN: tl.constexpr, WIDE: tl.constexpr, GROUP: tl.constexpr, TALL: tl.constexpr, PAIR: tl.constexpr,
+):  # fmt: skip
+    """Those of either half."""
+    first = _of_group(plane_GS, row_O, low, IN, WIDE, GROUP, TALL)
+    second = _of_group(plane_GS, row_O, low + PAIR, IN, WIDE, GROUP, TALL) if PAIR else first
+    return first, second
 
 
 @jit
@@ -93,6 +110,7 @@ def _product(
 ):
     """Grid (ceil(OUT / ROWS), ceil(T / TOKENS), PARTS)."""
     BYTES: tl.constexpr = IN // 2 if PAIR else IN
+    WIDE: tl.constexpr = (OUT + TALL - 1) // TALL
     SCALED: tl.constexpr = scale_GS is not None
     OFFSET: tl.constexpr = offset_GS is not None
     j_J = tl.arange(0, J)
@@ -106,18 +124,25 @@ def _product(
     acc = tl.zeros([ROWS, TOKENS], tl.float32)
     RUN: tl.constexpr = (BYTES // J + PARTS - 1) // PARTS * J
     first = tl.program_id(2) * RUN
+    low = _low(first, PAIR, J)
+    scale, scale_b = _both(scale_GS, row_O, low, IN, WIDE, GROUP, TALL, PAIR)
+    offset, offset_b = _both(offset_GS, row_O, low, IN, WIDE, GROUP, TALL, PAIR)
     for start in tl.range(first, tl.minimum(first + RUN, BYTES), J, num_stages=STAGES):
         codes = tl.load(codes_OJ + start)
-        low = tl.multiple_of(start // PAIR * (2 * PAIR) + start % PAIR if PAIR else start, J)
+        low = _low(start, PAIR, J)
         for half in tl.static_range(2 if PAIR else 1):
-            column = low + half * PAIR
-            i_J = column + j_J
+            i_J = low + half * PAIR + j_J
             if order_I is not None:
                 i_J = tl.load(order_I + i_J)
             x = tl.load(x_TJ + i_J[None, :])
-            scale_O = _of_group(scale_GS, row_O, column, IN, OUT, GROUP, TALL)
-            offset_O = _of_group(offset_GS, row_O, column, IN, OUT, GROUP, TALL)
-            acc = _half(acc, codes, x, table, scale_O, offset_O, SCALED, OFFSET, FORM, half == 1, ASM)
+            if half == 0:
+                acc = _half(acc, codes, x, table, scale, offset, SCALED, OFFSET, FORM, False, ASM)
+            else:
+                acc = _half(acc, codes, x, table, scale_b, offset_b, SCALED, OFFSET, FORM, True, ASM)
+        # A turn ahead of their use, so that nothing waits for them.
+        low = _low(start + J, PAIR, J)
+        scale, scale_b = _both(scale_GS, row_O, low, IN, WIDE, GROUP, TALL, PAIR)
+        offset, offset_b = _both(offset_GS, row_O, low, IN, WIDE, GROUP, TALL, PAIR)
     acc, last = joined(acc, parts, arrived, PARTS)
     if last:
         write(out_TO, acc, row_scale_O, 1.0, bias_O, row_O, o_O, t_T, T, OUT)

@@ -15,12 +15,9 @@ import triton.language as tl
 from torch import Tensor
 
 from sapwood.kernels import Activation, RmsNorm
-from sapwood.kernels.planes import Rounding
+from sapwood.kernels.planes import BLOCK, Rounding
 from sapwood.kernels.triton import pdl
 from sapwood.kernels.triton.jit import jit
-
-BLOCK = 128
-"""Inputs of a block."""
 
 
 @jit

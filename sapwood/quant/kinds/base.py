@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from sapwood.arch.parts import Linear
 from sapwood.arch.shard import Piece
 from sapwood.base.errors import ModelError
-from sapwood.kernels import Kernels
+from sapwood.kernels import Activation, Kernels, RmsNorm
+from sapwood.kernels.planes import Planes
 from sapwood.quant.base import Weights
 from sapwood.quant.source import Source, plain
 
@@ -30,6 +31,10 @@ Pieces = list[tuple[tuple[slice, ...], Tensor]]
 """What has been read of a tensor, each with its place there."""
 
 _BY_OUTPUT = frozenset({"values", "codes", "scale", "zero"})
+
+
+_HALVES = (torch.bfloat16, torch.float16)
+"""What kernels of quantised weights compute in."""
 
 
 class Form(Protocol):
@@ -47,8 +52,8 @@ class Form(Protocol):
 
 
 class Kind(Weights):
-    """Canonical weights on a device. A kind writes `fill`, `made_up` and `dequantised`, and `arrange` where kernels want
-    another layout.
+    """Canonical weights on a device. A kind writes `fill`, `made_up` and `dequantised`, and `lay_out` where kernels can read
+    it: then `planes` take the place of the canonical tensors.
 
     What has been read of the parts is kept, in the format's own tensors, until the last piece of this Linear is there: no
     more than one Linear is ever in memory twice.
@@ -57,6 +62,7 @@ class Kind(Weights):
     def __init__(self, part: Linear, device: torch.device, dtype: torch.dtype, kernels: Kernels, turn: Turn) -> None:
         super().__init__(kernels)
         self.part, self.device, self.dtype, self._turn = part, device, dtype, turn
+        self.planes: Planes | None = None
         self._read: dict[int, dict[str, Pieces]] = {}
         self.bias: nn.Parameter | None = None
         if part.bias:
@@ -74,14 +80,36 @@ class Kind(Weights):
     def dequantised(self) -> Tensor:
         """float32 weight_OI, in the order of the inputs."""
 
+    def lay_out(self) -> Planes | None:
+        """What is there as the kernels of a GPU read it; None where they cannot."""
+        return None
+
     def arrange(self) -> None:
         """Lay out anew what is there, as the device's kernels want it."""
+        if self._kernels.quantised is not None and self.dtype in _HALVES:
+            self.planes = self.lay_out()
+        if self.planes is not None:
+            for name in self._canonical:
+                delattr(self, name)
+
+    @property
+    def _canonical(self) -> list[str]:
+        """Those of the canonical tensors that are there."""
+        return [name for name in self._parameters if name != "bias"]
+
+    def _ready(self) -> Planes | None:
+        """What kernels read. Before weights are there it is made up, so that they can be compiled for it."""
+        if self.planes is None and self._kernels.quantised is not None and not self._canonical:
+            self.randomize(torch.Generator(self.device))
+            self.arrange()
+        return self.planes
 
     def rounded(self, x_TI: Tensor) -> Tensor:
         """The inputs as they enter the product: a kind that rounds them does it here."""
         return x_TI
 
     def load(self, piece: Piece, source: Source) -> None:
+        self.planes = None
         if piece.param == "bias":
             assert self.bias is not None
             self.bias[piece.target] = plain(piece, source).to(self.device, self.dtype)
@@ -126,7 +154,25 @@ class Kind(Weights):
             self.bias = kept(torch.cat([bias.float() for bias in biases]).to(self.dtype))
 
     def forward(self, x_TI: Tensor) -> Tensor:
+        if (planes := self._ready()) is not None:
+            return self._kernels.planes(x_TI, planes, self.bias)[0]
         return F.linear(self.rounded(x_TI), self.dequantised().to(x_TI.dtype), self.bias)
+
+    def normed(
+        self, x_TI: Tensor, residual_TI: Tensor | None, norm: RmsNorm, activation: Activation | None = None
+    ) -> tuple[Tensor, Tensor]:
+        if (planes := self._ready()) is not None:
+            return self._kernels.planes(x_TI, planes, self.bias, norm, residual_TI, activation)
+        return super().normed(x_TI, residual_TI, norm, activation)
+
+    def rounds(self, num_tokens: int) -> bool:
+        planes = self._ready()
+        return planes is not None and self._kernels.rounds(planes, num_tokens)
+
+    def gated(self, x_T2I: Tensor, gate: Activation) -> Tensor:
+        if (planes := self._ready()) is not None:
+            return self._kernels.gated_planes(x_T2I, planes, self.bias, gate)
+        return super().gated(x_T2I, gate)
 
 
 def _whole(pieces: Pieces) -> Tensor:

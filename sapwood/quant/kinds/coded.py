@@ -15,6 +15,7 @@ from torch import Tensor
 from sapwood.arch.parts import Linear
 from sapwood.base.errors import ModelError
 from sapwood.kernels import Kernels
+from sapwood.kernels.planes import Planes, of_coded
 from sapwood.quant.kinds.base import Fields, Kind, Turn, joined, kept, shaped, unpacked
 
 ScaleForm = Literal["float32", "e4m3", "e8m0"]
@@ -92,6 +93,10 @@ class Coded(Kind):
             "scale": stored_scale(ones, self.form.scale),
             "factor": torch.tensor(0.006, device=self.device),
         }
+
+    def lay_out(self) -> Planes | None:
+        scale_OG = self.scale_OG.view(torch.float8_e4m3fn) if self.form.scale == "e4m3" else self.scale_OG
+        return of_coded(self.codes_OH, self.table_16, scale_OG, self.factor.expand(self.part.out, 1).flatten())
 
     def dequantised(self) -> Tensor:
         values_OGI = self.table_16[unpacked(self.codes_OH).int()].unflatten(1, (-1, self.group))

@@ -15,6 +15,7 @@ from torch import Tensor
 from sapwood.arch.parts import Linear
 from sapwood.base.errors import ModelError
 from sapwood.kernels import Kernels
+from sapwood.kernels.planes import Planes, of_grouped
 from sapwood.quant.kinds.base import Fields, Kind, Turn, joined, kept, packed, unpacked
 
 Bits = Literal[4, 8]
@@ -91,9 +92,13 @@ class Grouped(Kind):
         return {
             "codes": codes_OI,
             "scale": torch.full((size, num_groups), 0.07 / most, device=self.device, dtype=self.dtype),
-            "zero": torch.full((size, num_groups), most // 2, device=self.device, dtype=torch.uint8),
+            "zero": most // 2
+            - torch.randint(2, (size, num_groups), device=self.device, generator=random, dtype=torch.uint8),
             "order": torch.arange(num_inputs, device=self.device, dtype=torch.int32),
         }
+
+    def lay_out(self) -> Planes | None:
+        return of_grouped(self.codes, self.bits, self.scale_OG, self.zero_OG, self.order_I)
 
     def dequantised(self) -> Tensor:
         codes_OI = unpacked(self.codes) if self.bits == 4 else self.codes

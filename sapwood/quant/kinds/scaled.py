@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sapwood.arch.parts import Linear
 from sapwood.kernels import Kernels
+from sapwood.kernels.planes import Planes, of_scaled
 from sapwood.quant.kinds.base import Fields, Kind, Turn, joined, kept, shaped
 
 Scales = Literal["tensor", "row", "block"]
@@ -114,6 +115,9 @@ class Scaled(Kind):
             "scale": torch.full(shape, 0.02 / (most / 4), device=self.device),
             "input_scale": torch.tensor(8.0 / most, device=self.device),
         }
+
+    def lay_out(self) -> Planes | None:
+        return of_scaled(self.values, self.scale, self.inputs, self.input_scale)
 
     def dequantised(self) -> Tensor:
         num_outputs, num_inputs = self.part.out, self.part.inp

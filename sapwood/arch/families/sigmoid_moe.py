@@ -1,0 +1,65 @@
+"""Experts scored by a sigmoid, with offsets that even out who is chosen: GLM-4.5, dots.llm1, MiniMax-M2."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from sapwood.arch.experts import Offsets
+from sapwood.arch.families.common import block, decoder, gqa
+from sapwood.arch.families.mixture import MIXTRAL, experts, first_dense, grouped, num_experts, shared_mlp
+from sapwood.arch.family import Family
+from sapwood.arch.hf import HfConfig
+from sapwood.arch.parts import Attention, Decoder
+from sapwood.arch.rope import read_rope
+from sapwood.base.selection import Selection
+
+
+def glm4_moe(c: HfConfig) -> Decoder:
+    c.ignore("num_nextn_predict_layers")  # their layers are not loaded
+    normed = c.boolean("use_qk_norm", False)
+    return _decoder(c, gqa(c, qkv_bias=c.boolean("attention_bias", False), qk_norm="heads" if normed else None))
+
+
+def dots1(c: HfConfig) -> Decoder:
+    c.must("scoring_func", "noaux_tc")
+    c.ignore("moe_layer_freq", "sliding_window", "max_window_layers", "layer_types", "use_sliding_window")
+    bias = c.boolean("attention_bias", False)
+    return _decoder(c, gqa(c, qkv_bias=bias, out_bias=bias, qk_norm="heads"))
+
+
+def _decoder(c: HfConfig, attention: Attention) -> Decoder:
+    inner = c.integer("moe_intermediate_size")
+    number = c.count("n_shared_experts", 0)
+    shared = shared_mlp(c, "mlp.shared_experts", inner * number) if number else None
+    ffn = experts(c, inner=inner, selection=grouped(c), offsets=_offsets(c, "mlp.gate"), shared=shared)
+    return first_dense(c, attention, ffn)
+
+
+def minimax_m2(c: HfConfig) -> Decoder:
+    """Queries and keys are normed as a whole."""
+    c.must("scoring_func", "sigmoid")
+    c.must("use_routing_bias", True)
+    c.must("use_qk_norm", True)
+    c.must("qk_norm_type", "per_layer")
+    c.ignore("use_mtp", "num_mtp_modules", "mtp_transformer_layers", "attn_type_list", "shared_moe_mode")
+    c.refuse("shared_intermediate_size", because="which gate a shared expert has is not said")
+    rope = read_rope(c, head_dim=c.integer("head_dim"))
+    if c.has("rotary_dim"):
+        rope = replace(rope, dim=c.integer("rotary_dim"))
+    selection = Selection(c.integer("num_experts_per_tok"), "sigmoid", renormalised=True)
+    ffn = experts(
+        c, MIXTRAL, inner=c.integer("intermediate_size"), selection=selection, offsets=_offsets(c, MIXTRAL.at)
+    )
+    layer = block(c, gqa(c, rope=rope, qk_norm="all"), ffn)
+    return decoder(c, [layer] * c.integer("num_hidden_layers"))
+
+
+def _offsets(c: HfConfig, at: str) -> Offsets:
+    return Offsets(f"{at}.e_score_correction_bias", num_experts(c))
+
+
+FAMILIES = (
+    Family(architecture="Glm4MoeForCausalLM", declare=glm4_moe),
+    Family(architecture="Dots1ForCausalLM", declare=dots1),
+    Family(architecture="MiniMaxM2ForCausalLM", declare=minimax_m2),
+)
