@@ -230,10 +230,10 @@ def compare(
 ) -> None:
     """Of llama-8b's heads: a line for each candidate, a column for each work."""
     backend = start(SHAPES[0], page, stored)
-    before = backend.shapes
+    before = backend.deals.shapes
 
     def tried(change: dict[str, Any]) -> Iterator[str]:
-        backend.shapes = replace(before, **change)
+        backend.deals.shapes = replace(before, **change)
         for work in works:
             try:
                 time, rate = measure(backend, SHAPES[0], work)

@@ -17,8 +17,8 @@ HEAD = """# Models
 Made by `scripts/models.py` from the families in `sapwood/arch/families`; do not edit. A model is known by the `architectures`
 of its config.json, a GGUF file by its `general.architecture`. Every family's logits are held to transformers' by the tests
 (float32, within 1e-4: at once, in chunks, decoded, behind a cached prefix, mixed with others), on PyTorch's modules and on
-the CPU's own kernels, but for Baichuan of 13 billion, of which there is no reference; kernels of Triton know all their
-parts too, with heads of at most 256; Gemma 4 is computed by modules everywhere. Models that keep states of recurrences run by PyTorch's modules, on
+the CPU's own kernels, but for latent attention, which they do not have, and Baichuan of 13 billion, of which there is
+no reference; kernels of Triton know all their parts too, with heads of at most 256; Gemma 4 is computed by modules everywhere. Models that keep states of recurrences run by PyTorch's modules, on
 CPUs. Fields of a config that are not understood are refused by name.
 
 | models | architectures | in GGUF files |
@@ -27,7 +27,7 @@ CPUs. Fields of a config that are not understood are refused by name.
 
 TAIL = """
 What no family has is refused with the list of those that there are. Known and not there yet: OLMoE, gpt-oss, GLM-4.5 and other
-mixtures of experts, latent attention (DeepSeek V2 and later, MiniCPM 3), Mamba 1 and Jamba, RWKV, Falcon-H1, experts of Granite 4 and Nemotron-H, Gemma 3n and Gemma 4's experts, Qwen2.5's dual
+mixtures of experts, latent attention in MiniCPM 3, Mamba 1 and Jamba, RWKV, Falcon-H1, experts of Granite 4 and Nemotron-H, Gemma 3n and Gemma 4's experts, Qwen2.5's dual
 chunk attention for a million tokens, post-norm variants of OPT-350m and BLOOM, `clip_qkv` of OLMo 1 and MPT.
 """
 

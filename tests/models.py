@@ -46,6 +46,24 @@ _GEMMA_ROPE = {
 
 _EXPERTS = {"num_experts": 12, "num_experts_per_tok": 4, "moe_intermediate_size": 32}
 
+_LATENT = {
+    "num_hidden_layers": 3,
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 24,
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 8,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 3,
+    "n_group": 4,
+    "topk_group": 2,
+    "moe_intermediate_size": 32,
+    "routed_scaling_factor": 2.0,
+}
+_YARN_SHARP = {**_YARN, "mscale": 0.5, "mscale_all_dim": 0.7}
+
 # family -> (class names without Config and ForCausalLM, fields)
 MODELS: Mapping[str, tuple[str, str, dict[str, Any]]] = MappingProxyType(
     {
@@ -91,6 +109,12 @@ MODELS: Mapping[str, tuple[str, str, dict[str, Any]]] = MappingProxyType(
             "Qwen3MoeForCausalLM",
             {**_EXPERTS, "num_hidden_layers": 5, "decoder_sparse_step": 2, "mlp_only_layers": [3]},
         ),
+        "deepseek-v2": (
+            "DeepseekV2Config",
+            "DeepseekV2ForCausalLM",
+            {**_LATENT, "q_lora_rank": None, "topk_method": "group_limited_greedy", "rope_parameters": _YARN_SHARP},
+        ),
+        "deepseek-v3": ("DeepseekV3Config", "DeepseekV3ForCausalLM", {**_LATENT, "q_lora_rank": 24}),
         "phi3": (
             "Phi3Config",
             "Phi3ForCausalLM",

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import singledispatch
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from sapwood.base.kv import Heads, KVGroup
+from sapwood.base.kv import Heads, KVGroup, KVKind, Latent
 from sapwood.kernels import NormRope, plain
 
 _TILE = 128
 """Queries x heads of a tile of a shared run: so many that keys and values are read seldom, and matrix units are fed."""
+_LATENT_TILE = 64
+"""The same of latents, whose sums take more room."""
 
 
 class RowLimits(NamedTuple):
@@ -63,9 +66,23 @@ class Shared:
 
 def tile_members(groups: Sequence[KVGroup]) -> int:
     """Most members of a tile of a shared run, for a model with these groups: a power of two, 64 at most."""
-    kinds = [group.kind for group in groups if isinstance(group.kind, Heads)]
-    repeat = max((kind.num_heads // kind.num_kv_heads for kind in kinds), default=1)
-    return min(64, max(1, _TILE >> (repeat - 1).bit_length()))
+    return min((1 << _members(group.kind).bit_length() - 1 for group in groups), default=64)
+
+
+@singledispatch
+def _members(kind: KVKind) -> int:
+    """How many queries a kind's tile of a shared run may have, 1 to 64."""
+    return 64
+
+
+@_members.register
+def _(kind: Heads) -> int:
+    return min(64, max(1, _TILE >> (kind.num_heads // kind.num_kv_heads - 1).bit_length()))
+
+
+@_members.register
+def _(kind: Latent) -> int:
+    return max(1, _LATENT_TILE // kind.tile_heads)
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,26 +7,15 @@ K KV heads, D head size, C cells.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from sapwood.attention.base import Batch, bend, heads_of, rotated, slopes_of
+from sapwood.attention.rows import RowsOf
 from sapwood.attention.scaled import rounded
 from sapwood.base.kv import KVGroup
 from sapwood.kernels import NormRope
-
-
-@dataclass(frozen=True, eq=False)
-class _Row:
-    """One row's tokens [first, last) of the step, the cells of the positions they see, and who sees which."""
-
-    first: int
-    last: int
-    cells_L: Tensor
-    seen_NL: Tensor
-    distance_NL: Tensor
 
 
 class Reference:
@@ -44,11 +33,11 @@ class Reference:
     def __init__(
         self, group: KVGroup, index: int, device: torch.device, dtype: torch.dtype, *, scaled: bool = False
     ) -> None:
-        self._group, self._index, self._device, self._dtype = group, index, device, dtype
+        self._group, self._device, self._dtype = group, device, dtype
         self._scaled = scaled
         self._kind = heads_of(group)
         self._slopes_H11 = slopes_of(self._kind, device, -1, 1, 1)
-        self._rows: list[_Row] = []
+        self._rows = RowsOf(group, index, device)
 
     def allocate(self, num_pages: int) -> None:
         group, heads = self._group, self._kind
@@ -58,22 +47,7 @@ class Reference:
         self._scales = torch.zeros(2, *shape[:-1], device=self._device) if self._scaled else None
 
     def plan(self, batch: Batch) -> None:
-        self._cells_T = batch.cells_GT[self._index]
-        table_SP = batch.tables_GSP[self._index]
-        offsets = batch.offsets_R1.tolist()
-        rows = zip(batch.slots_R.tolist(), batch.starts_R.tolist(), batch.counts_R.tolist(), offsets, strict=False)
-        self._rows = [self._row(table_SP[slot], start, count, first) for slot, start, count, first in rows if count]
-
-    def _row(self, table_P: Tensor, start: int, count: int, first: int) -> _Row:
-        page_size, window = self._group.page_size, self._kind.window
-        oldest = 0 if window is None else max(0, start - window + 1)
-        positions_L = torch.arange(oldest, start + count, device=self._device)
-        positions_N1 = torch.arange(start, start + count, device=self._device)[:, None]
-        seen_NL = positions_L <= positions_N1
-        if window is not None:
-            seen_NL &= positions_L > positions_N1 - window
-        cells_L = table_P[positions_L // page_size].long() * page_size + positions_L % page_size
-        return _Row(first, first + count, cells_L, seen_NL, positions_N1 - positions_L)
+        self._rows.plan(batch)
 
     def run(self, layer: int, heads_TXD: Tensor, rope: NormRope, scale: float) -> Tensor:
         q_THD, k_TKD, v_TKD = rotated(heads_TXD, rope, self._kind)
@@ -81,7 +55,7 @@ class Reference:
         self._write(layer, 1, v_TKD)
         repeat = self._kind.num_heads // self._kind.num_kv_heads
         out_THD = torch.zeros_like(q_THD)
-        for row in self._rows:
+        for row in self._rows.rows:
             k_LHD = self._read(layer, 0, row.cells_L).repeat_interleave(repeat, dim=1)
             v_LHD = self._read(layer, 1, row.cells_L).repeat_interleave(repeat, dim=1)
             scores_HNL = torch.einsum("nhd,lhd->hnl", q_THD[row.first : row.last].float(), k_LHD) * scale
@@ -93,8 +67,8 @@ class Reference:
     def _write(self, layer: int, which: int, x_TKD: Tensor) -> None:
         """To the tokens' cells: keys (0) or values (1)."""
         if self._scales is not None:
-            x_TKD, self._scales[which, layer][self._cells_T] = rounded(x_TKD, self._dtype)
-        (self._keys, self._values)[which][layer][self._cells_T] = x_TKD.to(self._dtype)
+            x_TKD, self._scales[which, layer][self._rows.cells_T] = rounded(x_TKD, self._dtype)
+        (self._keys, self._values)[which][layer][self._rows.cells_T] = x_TKD.to(self._dtype)
 
     def _read(self, layer: int, which: int, cells_L: Tensor) -> Tensor:
         """float32."""

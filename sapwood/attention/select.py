@@ -12,12 +12,13 @@ import torch
 
 from sapwood.attention.base import Backend
 from sapwood.attention.cpu import Cpu
+from sapwood.attention.latent import LatentReference
 from sapwood.attention.native import Native
 from sapwood.attention.reference import Reference
 from sapwood.attention.states import States
 from sapwood.base.abilities import Ability
 from sapwood.base.errors import ConfigError
-from sapwood.base.kv import SCALE_BYTES, Heads, KVGroup, State
+from sapwood.base.kv import SCALE_BYTES, Heads, KVGroup, Latent, State
 from sapwood.device import abilities_of
 from sapwood.kernels.cpu.library import Machine
 
@@ -48,6 +49,9 @@ class Offer(NamedTuple):
     find: Callable[[Wanted], Make | str]
 
 
+_NO_TRITON = "the package triton is not installed (`pip install triton`)"
+
+
 def _cpu(wanted: Wanted) -> Make | str:
     return Cpu.refuse(wanted.group, wanted.device, wanted.dtype) or Cpu
 
@@ -63,11 +67,29 @@ def _reference(wanted: Wanted) -> Make | str:
 def _triton(wanted: Wanted) -> Make | str:
     """Imported only where it may run."""
     if importlib.util.find_spec("triton") is None:
-        return "the package triton is not installed (`pip install triton`)"
+        return _NO_TRITON
     from sapwood.attention.triton import Triton
 
     make: Make = partial(Triton, scaled=True) if wanted.scaled else Triton
     return Triton.refuse(wanted.group, wanted.device, wanted.dtype) or make
+
+
+def _latent(wanted: Wanted, backend: type[Backend]) -> Make | str:
+    if wanted.scaled:
+        return "latents are kept without scales"
+    return backend.refuse(wanted.group, wanted.device, wanted.dtype) or backend
+
+
+def _triton_latent(wanted: Wanted) -> Make | str:
+    if importlib.util.find_spec("triton") is None:
+        return _NO_TRITON
+    from sapwood.attention.triton_latent import TritonLatent
+
+    return _latent(wanted, TritonLatent)
+
+
+def _reference_latent(wanted: Wanted) -> Make | str:
+    return _latent(wanted, LatentReference)
 
 
 def _native(wanted: Wanted) -> Make | str:
@@ -86,6 +108,8 @@ BACKENDS = (
     Offer("native", Heads, Ability.HOST, _native),
     Offer("cpu", Heads, Ability.HOST, _cpu),
     Offer("reference", Heads, None, _reference),
+    Offer("triton-latent", Latent, Ability.TRITON, _triton_latent),
+    Offer("reference-latent", Latent, None, _reference_latent),
     Offer("reference-states", State, Ability.HOST, _states),
 )
 """In the order in which `auto` tries them."""

@@ -102,6 +102,35 @@ class State:
 
 
 @dataclass(frozen=True)
+class Latent:
+    """One vector of every position, of which `num_heads` query heads make their keys and values: `rank` numbers that are both, and
+    `rope` that are turned by the position and part of keys alone (DeepSeek-V2, 2024)."""
+
+    num_heads: int
+    rank: int
+    rope: int
+
+    @property
+    def divisible(self) -> bool:
+        return True
+
+    @property
+    def width(self) -> int:
+        return self.rank + self.rope
+
+    @property
+    def tile_heads(self) -> int:
+        """Query heads that a program of a kernel has: the greatest divisor of their number up to 64."""
+        return next(size for size in range(min(64, self.num_heads), 0, -1) if not self.num_heads % size)
+
+    def oldest(self, position: int) -> int:
+        return 0
+
+    def bytes_per_page(self, page_size: int, itemsize: int, scale_bytes: int) -> int:
+        return page_size * (self.width * itemsize + scale_bytes)
+
+
+@dataclass(frozen=True)
 class KVGroup:
     """Layers of one kind, which share one page table: a page stands for `page_size` positions of each of them.
 

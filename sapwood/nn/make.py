@@ -51,6 +51,14 @@ class Site:
         return None if part is None else make(part, replace(self, path=f"{self.path}.{name}"))
 
 
+class Derived:
+    """A module that makes something of its leaves' weights."""
+
+    def derive(self) -> None:
+        """All of them are there, as they will stay."""
+        raise NotImplementedError
+
+
 @singledispatch
 def make(part: object, site: Site) -> Any:
     """The module of a part. A module's file registers the maker of its part."""

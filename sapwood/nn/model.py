@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 import sapwood.nn.beside
 import sapwood.nn.experts
+import sapwood.nn.latent
 import sapwood.nn.recurrent  # noqa: F401  they register the makers of the parts inside a block
 from sapwood.arch.groups import kv_places
 from sapwood.arch.parts import Decoder, Network, Tied, ropes
 from sapwood.attention.base import Batch
 from sapwood.nn.block import Attention
 from sapwood.nn.layers import Embedding, Norm, Rotary
-from sapwood.nn.make import Build, Site, make
+from sapwood.nn.make import Build, Derived, Site, make
 from sapwood.quant.base import Leaf
 
 
@@ -49,7 +50,10 @@ class Model(nn.Module):
         return cast(Leaf, self.get_submodule(path))
 
     def finish(self) -> None:
-        """All leaves have their weights: nothing is left to do."""
+        """All leaves have their weights."""
+        for module in self.modules():
+            if isinstance(module, Derived):
+                module.derive()
 
     def forward(self, batch: Batch) -> Tensor:
         """The hidden states of every token after the last norm, hidden_TD."""

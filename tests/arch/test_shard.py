@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sapwood.arch import declare
-from sapwood.arch.parts import Decoder, walk
+from sapwood.arch.parts import Decoder, LatentAttention, walk
 from sapwood.arch.shard import share, weight_map
 from sapwood.base.errors import ModelError
 from tests import models
@@ -44,7 +44,9 @@ def test_two_ranks_tile_what_is_cut(family: str) -> None:
         for one in place.leaf.tensors()
         if one.alone or one.expert or any(axis.unit for axis in one.axes or ())
     }
-    shared = any(block.mixer.num_kv_heads < 2 for block in model.blocks)  # a KV head that both ranks have
+    shared = any(
+        getattr(block.mixer, "num_kv_heads", 2) < 2 for block in model.blocks
+    )  # a KV head that both ranks have
     covered: dict[str, np.ndarray] = {}
     for rank in range(2):
         filled: dict[tuple[object, ...], int] = {}
@@ -71,14 +73,21 @@ def test_two_ranks_tile_what_is_cut(family: str) -> None:
 @pytest.mark.parametrize("rank", [0, 1])
 def test_no_head_is_cut(family: str, rank: int) -> None:
     model = decoder(family)
-    pieces = [p for p in weight_map(model, rank=rank, size=2) if p.path.endswith((".mixer.qkv", ".mixer.out"))]
-    assert pieces
+    pieces = [piece for piece in weight_map(model, rank=rank, size=2) if ".mixer." in piece.path]
+    cut = 0
     for piece in pieces:
-        if len(piece.shape) == 2:
-            dim = model.blocks[int(piece.path.split(".")[1])].mixer.head_dim
+        _, block, _, leaf, *_ = piece.path.split(".")
+        mixer = model.blocks[int(block)].mixer
+        if isinstance(mixer, LatentAttention):
+            dims = {"q": mixer.nope + mixer.kv.rope, "up": mixer.nope + mixer.value, "out": mixer.value}
+        else:
+            dims = dict.fromkeys(("qkv", "out"), mixer.head_dim)
+        if leaf in dims and len(piece.shape) == 2:
             rows, columns = piece.source[::-1] if piece.transposed else piece.source
-            edges = (columns.start, columns.stop) if piece.path.endswith(".out") else (rows.start, rows.stop)
-            assert all(edge % dim == 0 for edge in edges)
+            edges = (columns.start, columns.stop) if leaf == "out" else (rows.start, rows.stop)
+            assert all(edge % dims[leaf] == 0 for edge in edges)
+            cut += 1
+    assert cut
 
 
 def test_the_bias_of_a_linear_cut_along_its_input_is_with_one_rank() -> None:

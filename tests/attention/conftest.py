@@ -57,9 +57,7 @@ class World:
     def __post_init__(self) -> None:
         group, random = self.group, torch.Generator().manual_seed(self.seed)
         assert self.shared % group.page_size == 0
-        self.queries = [self._draw(random, length, group.kind.num_heads) for length in self.lengths]
-        self.keys = [self._draw(random, length, group.kind.num_kv_heads) for length in self.lengths]
-        self.values = [self._draw(random, length, group.kind.num_kv_heads) for length in self.lengths]
+        self.queries, self.keys, self.values = self._content(random)
         pages_per_slot = [-(-length // group.page_size) for length in self.lengths]
         self.num_pages = 1 + sum(pages_per_slot)
         order = (
@@ -77,7 +75,10 @@ class World:
             for tensor in tensors[1:]:
                 tensor[:, : self.shared] = tensors[0][:, : self.shared]
         self.fed = [0] + [self.shared] * (len(self.lengths) - 1)
-        self.outputs = [torch.full_like(queries[0], math.nan) for queries in self.queries]
+        self.outputs = [
+            queries.new_full((*queries.shape[1:3], values.shape[-1]), math.nan)
+            for queries, values in zip(self.queries, self.values, strict=True)
+        ]
 
     def share(self, run: Run) -> None:
         """Give the run's slots the pages, keys and values that its first one has there."""
@@ -88,9 +89,18 @@ class World:
             for tensors in (self.keys, self.values):
                 tensors[slot][:, run.low : run.high] = tensors[first][:, run.low : run.high]
 
-    def _draw(self, random: torch.Generator, length: int, num_heads: int) -> Tensor:
+    def _content(self, random: torch.Generator) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Queries, keys and values of each sequence."""
+        kind = self.group.kind
+        heads = (kind.num_heads, kind.num_kv_heads, kind.num_kv_heads)
+        queries, keys, values = (
+            [self._draw(random, length, number, kind.head_dim) for length in self.lengths] for number in heads
+        )
+        return queries, keys, values
+
+    def _draw(self, random: torch.Generator, length: int, num_heads: int, size: int) -> Tensor:
         """[layer, L, heads, D], rounded to the dtype under test and kept in float32."""
-        shape = (self.group.num_layers, length, num_heads, self.group.kind.head_dim)
+        shape = (self.group.num_layers, length, num_heads, size)
         return torch.randn(shape, generator=random).to(self.dtype).float()
 
     def start(self, backend: Callable[..., Backend], stored: torch.dtype | None = None) -> Backend:
@@ -198,12 +208,9 @@ class World:
     ) -> None:
         """Feed the spans through every layer; the last layer's outputs are kept."""
         backend.plan(self.batch(spans, padding=padding, no_rows=no_rows, runs=runs, known=known, drafted=drafted))
-        num_tokens, half = sum(count for _, count in spans) + padding, self.group.kind.head_dim // 2
-        ones, zeros = (torch.full((num_tokens, half), angle, device=self.device) for angle in (1.0, 0.0))
         for layer in range(self.group.num_layers):
             flat = [self._flat(tensors, layer, spans, padding) for tensors in (self.queries, self.keys, self.values)]
-            out_THD = backend.run(layer, torch.cat(flat, dim=1), NormRope(ones, zeros), self.scale).float().cpu()
-            assert out_THD.shape == flat[0].shape
+            out_THD = self._run(backend, layer, flat).float().cpu()
             if layer == self.group.num_layers - 1:
                 place = 0
                 for slot, count in spans:
@@ -211,6 +218,14 @@ class World:
                     place += count
         for slot, count in spans:
             self.fed[slot] += count
+
+    def _run(self, backend: Backend, layer: int, flat: list[Tensor]) -> Tensor:
+        """One layer's attention for a step's queries, keys and values, which no rope turns."""
+        half = self.group.kind.head_dim // 2
+        ones, zeros = (torch.full((len(flat[0]), half), angle, device=self.device) for angle in (1.0, 0.0))
+        out_THD = backend.run(layer, torch.cat(flat, dim=1), NormRope(ones, zeros), self.scale)
+        assert out_THD.shape == flat[0].shape
+        return out_THD
 
     def feed(self, backend: Backend, spans: list[tuple[int, int]]) -> None:
         """Feed a fresh backend what comes before that which is tested. Interpreted kernels would be long about it: they get
@@ -231,20 +246,24 @@ class World:
     def expected(self, slot: int) -> Tensor:
         """Dense attention of the whole sequence, last layer, float64: no pages, no rows, no blocks."""
         q_LHD, k_LKD, v_LKD = (tensors[slot][-1].double() for tensors in (self.queries, self.keys, self.values))
-        out_LHD = torch.empty_like(q_LHD)
+        num_heads, num_kv_heads = q_LHD.shape[1], k_LKD.shape[1]
+        out_LHD = v_LKD.new_empty(len(q_LHD), num_heads, v_LKD.shape[-1])
         window = self.group.window or len(q_LHD)
-        for head in range(self.group.kind.num_heads):
-            kv_head = head * self.group.kind.num_kv_heads // self.group.kind.num_heads
-            scores_LL = q_LHD[:, head] @ k_LKD[:, kv_head].T * self.scale
-            if (cap := self.group.kind.cap) is not None:
-                scores_LL = (scores_LL / cap).tanh() * cap
-            if (slopes := self.group.kind.slopes) is not None:
-                places_L = torch.arange(len(q_LHD))
-                scores_LL = scores_LL - slopes[head] * (places_L[:, None] - places_L)
+        for head in range(num_heads):
+            kv_head = head * num_kv_heads // num_heads
+            scores_LL = self._bent(q_LHD[:, head] @ k_LKD[:, kv_head].T * self.scale, head)
             seen_LL = torch.ones_like(scores_LL).tril().triu(1 - window).bool()
             weights_LL = torch.where(seen_LL, scores_LL.exp(), 0.0)
             out_LHD[:, head] = weights_LL @ v_LKD[:, kv_head] / weights_LL.sum(dim=-1, keepdim=True)
         return out_LHD.float()
+
+    def _bent(self, scores_LL: Tensor, head: int) -> Tensor:
+        if (cap := self.group.kind.cap) is not None:
+            scores_LL = (scores_LL / cap).tanh() * cap
+        if (slopes := self.group.kind.slopes) is not None:
+            places_L = torch.arange(len(scores_LL))
+            scores_LL = scores_LL - slopes[head] * (places_L[:, None] - places_L)
+        return scores_LL
 
     def check(self, slots: Iterable[int] | None = None) -> None:
         """Every output so far equals dense attention."""

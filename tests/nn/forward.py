@@ -13,9 +13,10 @@ from torch import Tensor
 from sapwood.arch import Decoder, declare
 from sapwood.arch.groups import kv_groups
 from sapwood.attention.base import Backend, Batch, RowLimits
+from sapwood.attention.latent import LatentReference
 from sapwood.attention.reference import Reference
 from sapwood.attention.states import States
-from sapwood.base.kv import Heads, State
+from sapwood.base.kv import Heads, Latent, State
 from sapwood.hub.files import ModelFiles, open_files
 from sapwood.kernels import PLAIN, Kernels
 from sapwood.nn.build import Build, build
@@ -27,7 +28,7 @@ from sapwood.quant.plain import Plain
 PAGE_SIZE = 8
 MAX_TOKENS = 128
 CPU = torch.device("cpu")
-KEEPS: Mapping[type, type[Backend]] = MappingProxyType({Heads: Reference, State: States})
+KEEPS: Mapping[type, type[Backend]] = MappingProxyType({Heads: Reference, Latent: LatentReference, State: States})
 
 
 def empty(

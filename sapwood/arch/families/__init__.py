@@ -10,6 +10,7 @@ from typing import Any
 from sapwood.arch.experts import Stack
 from sapwood.arch.families import (
     cohere,
+    deepseek,
     exaone,
     falcon,
     gemma,
@@ -44,6 +45,7 @@ from sapwood.base.errors import ModelError
 
 FAMILIES: tuple[Family, ...] = (
     *cohere.FAMILIES,
+    *deepseek.FAMILIES,
     *exaone.FAMILIES,
     *falcon.FAMILIES,
     *gemma.FAMILIES,

@@ -26,8 +26,6 @@ class Names:
 
 
 PLAIN = Names()
-
-
 MIXTRAL = Names(at="block_sparse_moe", gate="experts.{}.w1", up="experts.{}.w3", down="experts.{}.w2")
 _COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
 

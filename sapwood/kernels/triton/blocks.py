@@ -18,7 +18,7 @@ from sapwood.kernels.triton.jit import jit
 
 
 @jit
-def _page(table_P, position, end, PAGE: tl.constexpr, N: tl.constexpr):
+def page_of(table_P, position, end, PAGE: tl.constexpr, N: tl.constexpr):
     """The page of each position of a block; one for all of them where a block lies in one page. Page 0 beyond `end`.
 
     Loaded a block ahead of its use, so that keys and values wait for no other load of their own turn of the loop, and
@@ -63,14 +63,14 @@ def absorb(
     before `low` are not seen. What no query sees is not read: it may hold anything, and NaN times a weight of 0 is NaN.
     """
     d_D = tl.arange(0, D_PAD)
-    page = _page(table_P, begin, end, PAGE, N)
+    page = page_of(table_P, begin, end, PAGE, N)
     for position in tl.range(begin, end, N):
         position_N = position + tl.arange(0, N)
         inside_N = position_N < end
         if WINDOW:
             inside_N = inside_N & (position_N >= low)
         cell_N = page.to(tl.int64) * (K * PAGE) + position_N % PAGE
-        page = _page(table_P, position + N, end, PAGE, N)
+        page = page_of(table_P, position + N, end, PAGE, N)
         place_ND = cell_N[:, None] * D + d_D[None, :]
         k_place, v_place = keys + place_ND, values + place_ND
         if BOUNDED or D != D_PAD:
@@ -166,14 +166,14 @@ def absorb_pairs(
     q_MD = tl.minimum(tl.maximum(q_MD.to(tl.float32), -65504.0), 65504.0).to(tl.float16)
     even_MH, odd_MH = tl.split(tl.reshape(q_MD, [M, D_PAD // 2, 2]))
     even_acc_MH, odd_acc_MH = tl.split(tl.reshape(acc_MD, [M, D_PAD // 2, 2]))
-    page = _page(table_P, begin, end, PAGE, N)
+    page = page_of(table_P, begin, end, PAGE, N)
     for position in tl.range(begin, end, N):
         position_N = position + tl.arange(0, N)
         inside_N = position_N < end
         if WINDOW:
             inside_N = inside_N & (position_N >= low)
         cell_N = page.to(tl.int64) * (K * PAGE) + position_N % PAGE
-        page = _page(table_P, position + N, end, PAGE, N)
+        page = page_of(table_P, position + N, end, PAGE, N)
         place_NH = cell_N[:, None] * (D // 2) + h_H[None, :]
         k_place, v_place = keys + place_NH, values + place_NH
         if BOUNDED or D != D_PAD:
@@ -190,7 +190,7 @@ def absorb_pairs(
         score_MN = _bend(score_MN, position_M, position_N, scale, slope_M, CAP)
         if BOUNDED:
             score_MN = tl.where(_seen(position_M, position_N, inside_N, WINDOW, CAUSAL), score_MN, float("-inf"))
-        best_M, total_M, shrink_M, weight_MN = _soften(best_M, total_M, score_MN, scale, slope_M, CAP, BOUNDED)
+        best_M, total_M, shrink_M, weight_MN = soften(best_M, total_M, score_MN, scale, slope_M, CAP, BOUNDED)
         if value_scales is not None:
             weight_MN *= _load_N(value_scales + cell_N, inside_N, BOUNDED)[None, :]
         weight_MN = weight_MN.to(tl.float16)
@@ -291,7 +291,7 @@ def _weigh(
     score_MN = _bend(score_MN, position_M, position_N, scale, slope_M, CAP)
     if BOUNDED:
         score_MN = tl.where(_seen(position_M, position_N, inside_N, WINDOW, CAUSAL), score_MN, float("-inf"))
-    best_M, total_M, shrink_M, weight_MN = _soften(best_M, total_M, score_MN, scale, slope_M, CAP, BOUNDED)
+    best_M, total_M, shrink_M, weight_MN = soften(best_M, total_M, score_MN, scale, slope_M, CAP, BOUNDED)
     acc_MD = acc_MD * shrink_M[:, None]
     if v_scale_N is not None:
         weight_MN *= v_scale_N[None, :]
@@ -312,7 +312,7 @@ def _bend(score_MN, position_M, position_N, scale, slope_M, CAP: tl.constexpr):
 
 
 @jit
-def _soften(best_M, total_M, score_MN, scale, slope_M, CAP: tl.constexpr, BOUNDED: tl.constexpr):
+def soften(best_M, total_M, score_MN, scale, slope_M, CAP: tl.constexpr, BOUNDED: tl.constexpr):
     """Weights of a block, and by what earlier ones shrink, as the best score of a query grows."""
     if CAP > 0 or slope_M is not None:  # scaled already
         scale = 1.0

@@ -1,0 +1,157 @@
+"""Attention over latents: the reference and the kernels against dense attention, and both against each other when they turn and norm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sapwood.attention.base import Backend
+from sapwood.attention.latent import LatentReference, Turn
+from sapwood.base.kv import KVGroup, Latent
+from sapwood.kernels import RmsNorm
+from tests.attention.conftest import Run, World
+
+Start = Callable[..., tuple[Any, Any]]
+
+
+def group(*, num_heads: int = 4, rank: int = 32, rope: int = 16, page_size: int = 8, num_layers: int = 1) -> KVGroup:
+    return KVGroup(Latent(num_heads, rank, rope), num_layers, page_size)
+
+
+class LatentWorld(World):
+    """Keys are latents, of root mean square 1 so that the norm leaves them as they are, with their turned part; values are latents."""
+
+    def _content(self, random: torch.Generator) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        kind = self.group.kind
+        queries = [self._draw(random, length, kind.num_heads, kind.width) for length in self.lengths]
+        latents = [self._draw(random, length, 1, kind.width).sign() for length in self.lengths]
+        return queries, latents, [one[..., : kind.rank] for one in latents]
+
+    def _run(self, backend: Any, layer: int, flat: list[Tensor]) -> Tensor:
+        kind = self.group.kind
+        ones, zeros = (torch.full((len(flat[0]), kind.rope // 2), angle, device=self.device) for angle in (1.0, 0.0))
+        norm = RmsNorm(torch.ones(kind.rank, device=self.device), 0.0)
+        out_THR = backend.run(layer, flat[0].contiguous(), flat[1][:, 0], Turn(norm, ones, zeros, False), self.scale)
+        assert out_THR.shape == (len(flat[0]), kind.num_heads, kind.rank)
+        return out_THR
+
+    def _bent(self, scores_LL: Tensor, head: int) -> Tensor:
+        return scores_LL
+
+
+def triton() -> Any:
+    pytest.importorskip("triton")
+    from sapwood.attention.triton_latent import TritonLatent
+
+    return TritonLatent
+
+
+@pytest.fixture(
+    params=[
+        "reference",
+        "triton-interpreted",
+        pytest.param("reference-gpu", marks=pytest.mark.gpu),
+        pytest.param("triton-gpu", marks=pytest.mark.gpu),
+    ]
+)
+def start(request: pytest.FixtureRequest, interpreter: None) -> Start:
+    """start(group, lengths, **world's options) -> (world, the backend under test)"""
+    if request.param == "triton-interpreted" and torch.cuda.is_available():
+        pytest.skip("compiled on this machine")
+    backend = LatentReference if request.param.startswith("reference") else triton()
+    device = torch.device("cuda" if request.param.endswith("-gpu") else "cpu")
+
+    def build(facts: KVGroup, lengths: tuple[int, ...], **options: Any) -> tuple[Any, Backend]:
+        assert backend.refuse(facts, torch.device("cuda"), torch.float32) is None
+        made = LatentWorld(facts, lengths, device=device, **options)
+        return made, made.start(backend)
+
+    return build
+
+
+def test_prompt_chunks_and_decode_mixed(start: Start) -> None:
+    world, backend = start(group(), (40, 21, 9))
+    world.step(backend, [(0, 30), (1, 7)])
+    world.step(backend, [(2, 8), (0, 1), (1, 12)])
+    world.step(backend, [(0, 1), (1, 1), (2, 1)], padding=3, no_rows=2)
+    world.check()
+
+
+@pytest.mark.parametrize(("num_heads", "rank", "rope"), [(1, 16, 8), (6, 24, 12), (20, 32, 16), (128, 16, 8)])
+def test_sizes(start: Start, num_heads: int, rank: int, rope: int) -> None:
+    world, backend = start(group(num_heads=num_heads, rank=rank, rope=rope), (14, 4))
+    world.step(backend, [(0, 12), (1, 3)])
+    world.step(backend, [(0, 1), (1, 1)])
+    world.check()
+
+
+def test_layers_and_pages(start: Start) -> None:
+    for page_size in (16, 128):
+        world, backend = start(group(num_layers=2, page_size=page_size), (35, 5))
+        world.step(backend, [(0, 34), (1, 4)])
+        world.step(backend, [(0, 1), (1, 1)])
+        world.check()
+
+
+@pytest.mark.parametrize("drafted", [0, 3])
+def test_runs_are_read_once_for_all_members(start: Start, drafted: int) -> None:
+    world, backend = start(group(), (30, 30, 30), shared=16)
+    runs = [Run(0, 16, (0, 1, 2))]
+    world.share(runs[0])
+    world.step(backend, [(0, 20), (1, 3), (2, 2)])
+    counts = [(0, 1), (1, 1), (2, 1)] if not drafted else [(0, 3), (1, 1), (2, 5)]
+    world.step(backend, counts, runs=runs, drafted=drafted)
+    world.check()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(start: Start, dtype: torch.dtype) -> None:
+    world, backend = start(group(), (40, 12), dtype=dtype)
+    if backend.name == "triton-latent" and world.device.type == "cpu" and dtype == torch.bfloat16:
+        pytest.skip("Triton 3.6's interpreter multiplies the bit patterns of bfloat16")
+    world.step(backend, [(0, 35), (1, 11)])
+    world.step(backend, [(0, 2), (1, 1)])
+    world.check()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("num_heads", [16, 128])
+def test_the_size_of_deepseek(start: Start, num_heads: int) -> None:
+    facts = group(num_heads=num_heads, rank=512, rope=64, page_size=64)
+    world, backend = start(facts, (700, 690, 300), shared=64, dtype=torch.bfloat16)
+    runs = [Run(0, 640, (0, 1))]
+    world.share(runs[0])
+    world.step(backend, [(0, 690), (1, 620), (2, 200)])
+    world.step(backend, [(0, 1), (1, 5), (2, 1)], runs=runs, drafted=3)
+    world.check_from({0: 0, 1: 64, 2: 64}, tolerance=3e-2)
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_norms_and_turns(start: Start, interleaved: bool) -> None:
+    """Against the formula: a latent is normed, its last part and the query's turned by the token's angle."""
+    facts = group(num_heads=3, rank=16, rope=8, page_size=8)
+    world, backend = start(facts, (6,))
+    random = torch.Generator().manual_seed(1)
+    draw = lambda *shape: torch.randn(*shape, generator=random)  # noqa: E731
+    queries, latents, weight, angles = draw(6, 3, 24), draw(6, 30), draw(16), draw(6, 4)
+    place = lambda tensor: tensor.to(world.device)  # noqa: E731
+    turn = Turn(RmsNorm(place(weight), 1e-3), place(angles.cos()), place(angles.sin()), interleaved)
+    backend.plan(world.batch([(0, 6)]))
+    got = backend.run(0, place(queries.clone()), place(latents)[:, 3:27], turn, 0.3).cpu()
+
+    def turned(x: Tensor) -> Tensor:
+        low, high = (x[..., ::2], x[..., 1::2]) if interleaved else x.chunk(2, -1)
+        cos, sin = (angle.view(6, *[1] * (x.dim() - 2), 4) for angle in (angles.cos(), angles.sin()))
+        return torch.cat([low * cos - high * sin, high * cos + low * sin], dim=-1)
+
+    kept = latents[:, 3:19] / (latents[:, 3:19].square().mean(-1, keepdim=True) + 1e-3).sqrt() * weight
+    keys = torch.cat([kept, turned(latents[:, 19:27])], dim=-1)
+    asked = torch.cat([queries[..., :16], turned(queries[..., 16:])], dim=-1)
+    scores = torch.einsum("thw,sw->hts", asked, keys) * 0.3
+    scores = scores.masked_fill(torch.ones(6, 6).triu(1).bool(), -math.inf)
+    torch.testing.assert_close(got, torch.einsum("hts,sr->thr", scores.softmax(-1), kept), atol=1e-4, rtol=1e-4)
