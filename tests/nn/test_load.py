@@ -152,3 +152,11 @@ def test_dummy_weights_follow_the_seed() -> None:
     assert not torch.equal(first["embed.weight"], other["embed.weight"])
     assert first["embed.weight"].std() == pytest.approx(0.02, rel=0.1)
     assert all((weight == 1).all() for name, weight in first.items() if "norm" in name)
+
+
+def test_layers_behind_the_last_are_left_out(tmp_path: Path) -> None:
+    """What a checkpoint has of them is for drafting, and another model's."""
+    path = models.save("deepseek-v3", tmp_path, num_nextn_predict_layers=1)
+    forward.load(change(path, lambda tensors: tensors.update({"model.layers.3.eh_proj.weight": torch.zeros(4, 8)})))
+    with pytest.raises(ModelError, match=r"1 left over: model\.layers\.4"):
+        forward.load(change(path, lambda tensors: tensors.update({"model.layers.4.eh_proj.weight": torch.zeros(4, 8)})))

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from sapwood.arch.experts import Experts, Offsets
 from sapwood.arch.families.common import block, decoder, mlp
-from sapwood.arch.families.mixture import experts, shared_mlp
+from sapwood.arch.families.mixture import experts, shared_mlp, without_next
 from sapwood.arch.family import Family
 from sapwood.arch.hf import HfConfig
 from sapwood.arch.parts import Decoder, LatentAttention, Linear, Norm, Part, YarnScaling
@@ -23,14 +23,11 @@ def deepseek_v2(c: HfConfig) -> Decoder:
 
 
 def deepseek_v3(c: HfConfig) -> Decoder:
-    """Without its layers for more than one next token, which checkpoints have behind the others."""
     c.ignore("num_mtp_layers")
-    behind = c.integer("num_nextn_predict_layers") if c.has("num_nextn_predict_layers") else 0
-    first = c.integer("num_hidden_layers")
     ffn = _experts(c, _selection(c, "noaux_tc", "sigmoid", renormalised=True))
     offsets = Offsets("mlp.gate.e_score_correction_bias", ffn.count)
     made = _decoder(c, replace(ffn, offsets=offsets), interleaved=c.boolean("rope_interleave", True))
-    return replace(made, aside=tuple(made.block_prefix.format(first + i) for i in range(behind)))
+    return without_next(c, made)
 
 
 def _selection(c: HfConfig, method: str, score: str, *, renormalised: bool) -> Selection:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sapwood.arch.experts import Experts, Offsets, Stack
 from sapwood.arch.families.common import ACTIVATIONS, block, decoder, mlp
@@ -97,4 +97,10 @@ def first_dense(c: HfConfig, attention: Attention, ffn: Experts) -> Decoder:
     """The first layers have no experts."""
     dense = c.count("first_k_dense_replace", 0)
     sparse, plain = block(c, attention, ffn), block(c, attention, mlp(c))
-    return decoder(c, [plain if i < dense else sparse for i in range(c.integer("num_hidden_layers"))])
+    return without_next(c, decoder(c, [plain if i < dense else sparse for i in range(c.integer("num_hidden_layers"))]))
+
+
+def without_next(c: HfConfig, made: Decoder) -> Decoder:
+    """Checkpoints have layers behind the others that predict more tokens than one; they are not loaded."""
+    layers = range(len(made.blocks), len(made.blocks) + c.count("num_nextn_predict_layers", 0))
+    return replace(made, aside=tuple(made.block_prefix.format(layer) for layer in layers))

@@ -15,7 +15,6 @@ from sapwood.base.selection import Selection
 
 
 def glm4_moe(c: HfConfig) -> Decoder:
-    c.ignore("num_nextn_predict_layers")  # their layers are not loaded
     normed = c.boolean("use_qk_norm", False)
     return _decoder(c, gqa(c, qkv_bias=c.boolean("attention_bias", False), qk_norm="heads" if normed else None))
 
