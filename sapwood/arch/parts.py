@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Protocol
 
-from sapwood.base.kv import Heads, KVKind, Latent
+from sapwood.base.kv import Heads, KVKind
 
 Activation = Literal["silu", "gelu_tanh", "gelu", "relu", "relu2"]
 """What there is of it: `gelu` is exact, `gelu_tanh` its approximation, `relu2` the square of relu."""
@@ -258,36 +258,6 @@ class Attention:
     def norms_heads(self) -> bool:
         """Whether each head is normed by itself."""
         return self.q_norm is not None and self.q_norm.size == self.head_dim
-
-
-@dataclass(frozen=True)
-class LatentAttention:
-    """Multi-head latent attention (DeepSeek-V2, 2024): what is kept of a position is one normed latent and one turned key.
-
-    `down` yields what queries are made of, if `q_norm` norms that, and then the latent and the key that is to be turned. `q` makes
-    of the former, or of the layer's input, per head `nope` numbers to compare with expanded latents and `rope` to be turned; `up`
-    expands latents, per head, to as many as `nope` and to a value.
-    """
-
-    num_heads: int
-    nope: int
-    down: Linear
-    q_norm: Norm | None
-    q: Linear
-    kv_norm: Norm
-    up: Linear
-    out: Linear
-    rope: Rope
-    scale: float
-
-    @property
-    def kv(self) -> Latent:
-        return Latent(self.num_heads, self.kv_norm.size, self.rope.dim)
-
-    @property
-    def value(self) -> int:
-        """Numbers of a head's value."""
-        return self.up.out // self.num_heads - self.nope
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from sapwood.arch import parts
+from sapwood.arch import latent as parts
 from sapwood.attention.latent import LatentBackend, Turn
 from sapwood.kernels import RmsNorm
 from sapwood.nn.block import Before

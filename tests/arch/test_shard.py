@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from sapwood.arch import declare
-from sapwood.arch.parts import Decoder, LatentAttention, walk
+from sapwood.arch.latent import LatentAttention
+from sapwood.arch.parts import Decoder, walk
 from sapwood.arch.shard import share, weight_map
 from sapwood.base.errors import ModelError
 from tests import models

@@ -9,7 +9,8 @@ from sapwood.arch.families.common import block, decoder, mlp
 from sapwood.arch.families.mixture import experts, shared_mlp, without_next
 from sapwood.arch.family import Family
 from sapwood.arch.hf import HfConfig
-from sapwood.arch.parts import Decoder, LatentAttention, Linear, Norm, Part, YarnScaling
+from sapwood.arch.latent import LatentAttention
+from sapwood.arch.parts import Decoder, Linear, Norm, Part, YarnScaling
 from sapwood.arch.rope import read_rope, yarn_attention_factor
 from sapwood.base.selection import Selection
 
