@@ -56,9 +56,7 @@ def test_a_crowd_with_little_memory(saved: tuple[str, Path], depth: int) -> None
 )
 def test_drafts(saved: tuple[str, Path], truth: float, options: dict[str, Any]) -> None:
     family, path = saved
-    wanted, plain = say(path, REQUESTS, kv_cache_memory=2**25)
-    found, counters = say(path, REQUESTS, stakes=drafted(wanted, truth), **options)
+    wanted, _ = say(path, REQUESTS, kv_cache_memory=2**25)
+    found, _ = say(path, REQUESTS, stakes=drafted(wanted, truth), **options)
     check(family, found)
     same(found, wanted)
-    if truth == 1.0:
-        assert counters["steps"] < plain["steps"]
