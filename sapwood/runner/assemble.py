@@ -10,9 +10,8 @@ import torch
 
 from sapwood import kernels
 from sapwood.arch.eagle import Eagle
-from sapwood.arch.experts import Stack
 from sapwood.arch.groups import joint_groups, kv_groups
-from sapwood.arch.parts import Decoder, walk
+from sapwood.arch.parts import Decoder
 from sapwood.attention.base import Backend
 from sapwood.attention.native import Native
 from sapwood.attention.select import BACKENDS, Offer, choose, scaled, stored
@@ -181,16 +180,10 @@ def _model(
     native = [backend for backend in backends if isinstance(backend, Native)]
     rounded = config.model.quantization
     choice = choice_of(decoder, rounded, known, _otherwise(files, kernels.choose(device)))
-    own: Rounded | None = rounded if rounded in get_args(Rounded) else None  # type: ignore[assignment]
-    on_kernels = not isinstance(machine, str) and len(native) == len(backends) and _has_operations(decoder, choice)
-    if rounded is not None and not (own and on_kernels) and any(isinstance(one.leaf, Stack) for one in walk(decoder)):
-        raise ConfigError(
-            f"--quantization {rounded}: experts' weights are rounded to int8 or int4 only, by the CPU's own kernels; leave it out."
-        )
-    if on_kernels:
-        assert not isinstance(machine, str)
+    if not isinstance(machine, str) and len(native) == len(backends) and _has_operations(decoder, choice):
         # PyTorch's own threads would still be waiting for work, busily, when the kernels' are to begin.
         torch.set_num_threads(1)
+        own: Rounded | None = rounded if rounded in get_args(Rounded) else None  # type: ignore[assignment]
         method = repacked(choice if own is None else everywhere(Plain()), Packed(machine, own))
         return NativeModel(decoder, native, machine, method, max_positions=config.model.max_model_len)
     return build(decoder, _how(config, choice, device, dtype, backends))

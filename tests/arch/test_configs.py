@@ -217,12 +217,6 @@ def test_harmless_fields_pass() -> None:
     assert declare(LLAMA | harmless).dtype == "bfloat16"
 
 
-def test_quantised_experts_are_refused() -> None:
-    section = {"quantization_config": {"quant_method": "awq"}}
-    with pytest.raises(ModelError, match=r"quantization_config.*experts are read as plain weights"):
-        declare(models.config("qwen3-moe") | section, methods=["awq"])
-
-
 @pytest.mark.parametrize(
     ("fields", "named"),
     [

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from sapwood.arch.families import declare
-from sapwood.base.errors import ConfigError
 from sapwood.base.plan import Masks, Stretch
 from sapwood.base.sampling import SamplingParams
 from sapwood.config.options import CacheConfig, Config, DeviceConfig, ModelConfig, SchedulerConfig
@@ -327,15 +326,3 @@ def test_steps_with_drafts_have_sizes_of_their_own_ahead(tmp_path: Path) -> None
     sizes = set(more._ahead) - set(few._ahead)
     assert sizes and all(size.drafted and size.heads == size.tokens for size in sizes)
     assert {size.tokens for size in sizes} == {16, 32, 64}
-
-
-def test_rounding_that_would_leave_experts_out_is_refused(tmp_path: Path) -> None:
-    files = open_files(models.save("qwen3-moe", tmp_path), name="qwen3-moe")
-    config = Config(
-        model=ModelConfig(dtype="float32", max_model_len=64, quantization="fp8"),
-        cache=CacheConfig(page_size=16, kv_cache_memory=1 << 20),
-        scheduler=SchedulerConfig(max_num_seqs=2, max_num_batched_tokens=32, depth=0),
-        device=DeviceConfig(device="cpu", threads=1),
-    )
-    with pytest.raises(ConfigError, match="--quantization fp8: experts' weights"):
-        Worker(config, declare(files.config), files).load()

@@ -7,7 +7,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sapwood.arch.experts import Stack
 from sapwood.arch.families import (
     cohere,
     deepseek,
@@ -40,7 +39,7 @@ from sapwood.arch.families import (
 )
 from sapwood.arch.family import Family
 from sapwood.arch.hf import HfConfig
-from sapwood.arch.parts import Decoder, walk
+from sapwood.arch.parts import Decoder
 from sapwood.base.errors import ModelError
 
 FAMILIES: tuple[Family, ...] = (
@@ -98,6 +97,4 @@ def declare(
     c.ignore("quantization_config")
     decoder = family.declare(c)
     c.refuse_unread()
-    if quantization is not None and any(isinstance(place.leaf, Stack) for place in walk(decoder)):
-        c.refuse("quantization_config", because="experts are read as plain weights, and from GGUF files on CPUs")
     return replace(decoder, quantization=quantization)
