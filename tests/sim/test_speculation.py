@@ -9,13 +9,14 @@ from typing import Any
 import msgspec
 import pytest
 
+from sapwood.base.kv import most_rewound
 from sapwood.base.sampling import SamplingParams
 from sapwood.base.slots import Slots
 from sapwood.base.stake import Stake
 from sapwood.cache import Paths
 from sapwood.draft import Adaptive, Costs, DraftStake, Line, Lookup, OnDevice, Passes, Predictions, Tree
 from tests.sim.test_scheduler import SHAPES, workload
-from tests.sim.world import World, expected
+from tests.sim.world import World, expected, group
 
 
 def costs(tokens: Sequence[int], seconds: Sequence[float]) -> Costs:
@@ -25,18 +26,22 @@ def costs(tokens: Sequence[int], seconds: Sequence[float]) -> Costs:
 
 COSTS = (costs([1, 64], [1.0, 1.0]), costs([1, 4, 64], [1.0, 1.0, 9.0]), costs([1, 64], [1.0, 20.0]))
 
+MOST = 9
+"""Drafts of a row, at most."""
+
 
 class Speculative(World):
     """A world that drafts, of a model with few words, which repeats itself; half of its requests bring a prediction."""
 
     def __init__(self, rng: random.Random, shape: dict[str, Any]) -> None:
         self._rng = rng
-        shape = {"windows": (None,), **shape}
+        kinds = tuple(shape.get("kinds", [group(window).kind for window in shape.get("windows", (None,))]))
+        shape = {**shape, "kinds": kinds, "rewind": most_rewound(MOST, shape.get("depth", 1))}
         pages = shape.get("num_pages", 64)
         self._model = rng.random() < 0.5  # one drafts too, and keeps keys and values of its own
         if self._model:
             windows = rng.choice([(None,), (6,), (None, 9)])
-            shape["windows"] = (*shape["windows"], *windows)
+            shape["kinds"] = (*kinds, *(group(window).kind for window in windows))
             if not isinstance(pages, int):
                 shape["num_pages"] = (*pages, *[max(pages)] * len(windows))
             shape["drafting"] = len(windows)
@@ -46,7 +51,7 @@ class Speculative(World):
         drafters = [Predictions(), Tree(Paths(self.kv.tree).find), Lookup(self._rng.randint(1, 4))]
         drafters += [OnDevice()] if self._model else []
         self._rng.shuffle(drafters)
-        most, line = self._rng.choice((1, 3, 9)), Line([1, 64], [0.1, 0.2], 64)
+        most, line = self._rng.choice((1, 3, MOST)), Line([1, 64], [0.1, 0.2], 64)
         passes = next((Passes(place, line) for place, one in enumerate(drafters) if isinstance(one, OnDevice)), None)
         pace = Adaptive(len(slots.owner), len(drafters), most=most, costs=self._rng.choice(COSTS), passes=passes)
         self.drafts = DraftStake(slots, drafters, most=most, pace=pace)
