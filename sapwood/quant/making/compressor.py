@@ -50,12 +50,20 @@ def _open(source: Path, output: Path) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if source.suffix == ".gguf":
-        plain = output / "plain"
-        AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(plain)
-        AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name).bfloat16().save_pretrained(plain)
-        source = plain
-    model = AutoModelForCausalLM.from_pretrained(source, dtype="auto")
-    return model, AutoTokenizer.from_pretrained(source)
+        AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(output / "plain")
+        _write_plain(source, output / "plain")
+        source = output / "plain"
+    return AutoModelForCausalLM.from_pretrained(source, dtype="auto"), AutoTokenizer.from_pretrained(source)
+
+
+def _write_plain(source: Path, output: Path) -> None:
+    """A GGUF file's weights in bfloat16. What transformers reads of one it does not save, so they go into a model of their own."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(source.parent, gguf_file=source.name)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.load_state_dict(AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name).state_dict())
+    model.save_pretrained(output)
 
 
 def _recipe(scheme: Scheme, model: Any) -> list[Any]:
