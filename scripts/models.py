@@ -26,8 +26,8 @@ CPUs. Fields of a config that are not understood are refused by name.
 """
 
 TAIL = """
-What no family has is refused with the list of those that there are. Known and not there yet: OLMoE, gpt-oss, GLM-4.5 and other
-mixtures of experts, latent attention in MiniCPM 3, Mamba 1 and Jamba, RWKV, Falcon-H1, experts of Granite 4 and Nemotron-H, Gemma 3n and Gemma 4's experts, Qwen2.5's dual
+What no family has is refused with the list of those that there are. Known and not there yet: gpt-oss, Llama 4,
+latent attention in MiniCPM 3, Mamba 1 and Jamba, RWKV, Falcon-H1, experts of Granite 4 and Nemotron-H, Gemma 3n and Gemma 4's experts, Qwen2.5's dual
 chunk attention for a million tokens, post-norm variants of OPT-350m and BLOOM, `clip_qkv` of OLMo 1 and MPT.
 """
 

@@ -13,7 +13,8 @@ from sapwood.arch.memory import num_parameters
 from sapwood.base.errors import ModelError
 
 PUBLISHED: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "published.json").read_text())
-"""Lists of factors of long ropes are of the right length, with other numbers."""
+"""Written down, not fetched. Lists of factors of long ropes are of the right length, with other numbers; sections about
+quantisation are left out."""
 
 SIZES = {  # parameters in millions
     "openai-community/gpt2": 124, "Qwen/Qwen2.5-7B-Instruct": 7616, "Qwen/Qwen3-8B": 8191,
@@ -25,11 +26,11 @@ SIZES = {  # parameters in millions
     "tiiuae/falcon-7b-instruct": 6922, "CohereForAI/c4ai-command-r7b-12-2024": 8028, "THUDM/GLM-4-9B-0414": 9400,
     "internlm/internlm2_5-7b-chat": 7738, "bigcode/starcoder2-3b": 3030, "mosaicml/mpt-7b": 6649,
     "ByteDance-Seed/Seed-OSS-36B-Instruct": 36151, "Qwen/Qwen3-30B-A3B": 30532,
+    "deepseek-ai/DeepSeek-V2-Lite": 15706, "deepseek-ai/DeepSeek-V3": 671026,
 }  # fmt: skip
 
 REFUSED = {
     "openai/gpt-oss-20b": ({"architectures": ["GptOssForCausalLM"]}, "architectures"),
-    "deepseek-ai/DeepSeek-V3": ({"architectures": ["DeepseekV3ForCausalLM"]}, "architectures"),
     "google/gemma-3n-E2B-it": ({"architectures": ["Gemma3nForConditionalGeneration"]}, "architectures"),
     "Qwen/Qwen2.5-7B-Instruct-1M": (
         PUBLISHED["Qwen/Qwen2.5-7B-Instruct"]
