@@ -40,6 +40,7 @@ from sapwood.config import Config
 from sapwood.executor.base import Measured
 from sapwood.executor.fake import measured
 from sapwood.executor.null import NullExecutor
+from sapwood.hub.draft import DraftModel
 from sapwood.hub.files import ModelFiles
 
 SHAPE, VOCAB_SIZE = "llama-8b-v49k", 49_152
@@ -72,7 +73,15 @@ class Ticking(NullExecutor):
         self._tick = self._num_sent = 0
         self._due = perf_counter()
 
-    def start(self, config: Config, decoder: Decoder, files: ModelFiles, *, max_drafts: int = 0) -> Measured:
+    def start(
+        self,
+        config: Config,
+        decoder: Decoder,
+        files: ModelFiles,
+        *,
+        max_drafts: int = 0,
+        draft: DraftModel | None = None,
+    ) -> Measured:
         return measured(config, decoder, "none", kv_bytes=1 << 40)
 
     def result(self, work: Plan) -> Outcome:

@@ -49,6 +49,7 @@ def introduce(parser: ArgumentParser) -> tuple[Namespace, float]:
 
 def seconds(call: Callable[[], object]) -> float:
     """Median time of one call, from replays of a graph of many, so that launches from Python are not in it."""
+    torch.cuda.synchronize()  # graphs are captured on a stream that waits for nothing
     milliseconds: float = do_bench_cudagraph(call, return_mode="median")
     return milliseconds / 1e3
 

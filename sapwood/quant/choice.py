@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 
+from sapwood.arch.experts import Stack
 from sapwood.arch.parts import Decoder, Linear, walk
-from sapwood.base.errors import ConfigError
+from sapwood.base.errors import ConfigError, ModelError
 from sapwood.quant import methods
 from sapwood.quant.base import Choice, everywhere
 from sapwood.quant.methods import METHODS, ReadSection
@@ -28,7 +30,24 @@ def choice_of(
     if rounded is not None and decoder.quantization is not None:
         raise ConfigError(f"--quantization {rounded}: the checkpoint's weights are quantised already; leave it out.")
     kept = (otherwise or plain) if rounded is None else rounding(rounded, plain)
-    return methods.of(decoder.quantization, kept, known)
+    choice = methods.of(decoder.quantization, kept, known)
+    if decoder.quantization is not None:
+        _check_experts(decoder, choice)
+    return choice
+
+
+def _check_experts(decoder: Decoder, choice: Choice) -> None:
+    """Raises ModelError where the section means experts too."""
+    for place in walk(decoder):
+        if isinstance(place.leaf, Stack):
+            linear = place.leaf.linear
+            parts = tuple(replace(part, name=part.name.format(0)) for part in linear.parts)
+            method = choice(replace(place, leaf=replace(linear, parts=parts)))
+            if not isinstance(method, Plain):
+                raise ModelError(
+                    f"config.json: quantization_config means {place.prefix}{parts[0].name}, and quantised experts cannot be read: "
+                    f"take a checkpoint that excepts them, or a plain one with --quantization, which leaves experts as they are."
+                )
 
 
 def told(decoder: Decoder, choice: Choice) -> list[tuple[int, str]]:

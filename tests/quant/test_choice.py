@@ -91,6 +91,8 @@ def test_routers_and_experts_are_never_rounded() -> None:
     assert found[1][0] > 1, "the head and routers"
 
 
-def test_quantised_experts_are_refused() -> None:
-    with pytest.raises(ModelError, match=r"quantization_config .*experts"):
+def test_quantised_experts_are_refused_by_name_and_excepted_ones_are_not() -> None:
+    excepted = ["re:.*mlp.experts.*", "re:.*mlp.gate$"]
+    assert said({"quant_method": "fp8", "modules_to_not_convert": excepted}, family="qwen3-moe")
+    with pytest.raises(ModelError, match=r"experts\.0\.\w+.* cannot be read"):
         said({"quant_method": "fp8"}, family="qwen3-moe")

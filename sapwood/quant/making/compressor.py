@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 
+from sapwood.base.abilities import Ability
 from sapwood.base.errors import UserError
+from sapwood.device import find
 from sapwood.quant.making.schemes import Scheme, group_of, weights_in_groups
 
 _TOKENS = 512  # of a calibration sample
@@ -20,7 +22,7 @@ def check(name: str, scheme: Scheme) -> None:
     """Whether it can be done here. Raises UserError."""
     if importlib.util.find_spec("llmcompressor") is None:
         raise UserError("sapwood quantize needs LLM Compressor: pip install 'sapwood[quantize]'.")
-    if scheme.scaled and not torch.cuda.is_available():
+    if scheme.scaled and find("auto").can(Ability.HOST):
         raise UserError(
             f"--scheme {name} wants a GPU in LLM Compressor, and there is none: take gptq, which needs no GPU."
         )
