@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     from sapwood.hub.files import find
 
     text = _text(args.calibration)
-    if args.output.exists() and any(args.output.iterdir()):
+    if args.output.exists() and (not args.output.is_dir() or any(args.output.iterdir())):
         raise UserError(f"--output {args.output} is not empty: name a new directory.")
     if args.samples < 1:
         raise UserError("--samples must be at least 1.")

@@ -38,7 +38,7 @@ class Blocks:
     def create(self, place: Place, device: torch.device, dtype: torch.dtype, kernels: Kernels) -> Weights:
         part = linear_at(place)
         forms = [self._forms.get(f"{place.prefix}{one.name}.weight", -1) for one in part.parts]
-        fits = not part.transposed and all(form in FORMS and part.inp % 32 == 0 for form in forms)
+        fits = not (part.transposed or part.unit_rows) and all(form in FORMS and part.inp % 32 == 0 for form in forms)
         if not fits or kernels.quantised is None or dtype not in (torch.bfloat16, torch.float16):
             return PlainWeights(part, device, dtype, kernels)
         return BlockWeights(part, forms, device, dtype, kernels)

@@ -56,3 +56,9 @@ def test_what_is_not_there_yet_is_refused_by_name(model: str) -> None:
     config, named = REFUSED[model]
     with pytest.raises(ModelError, match=named):
         declare(config)
+
+
+@pytest.mark.parametrize("field", ["first_k_dense_replace", "n_shared_experts"])
+def test_none_of_something_is_a_number_too(field: str) -> None:
+    """As the config of a model without it may say."""
+    declare(PUBLISHED["deepseek-ai/DeepSeek-V2-Lite"] | {field: 0})

@@ -23,6 +23,7 @@ from sapwood.nn.build import Build, build
 from sapwood.nn.load import load_weights
 from sapwood.quant import methods
 from sapwood.quant.base import Choice, Weights, everywhere, linear_at, tensors_by
+from sapwood.quant.formats import awq, gptq
 from sapwood.quant.plain import Plain, PlainWeights
 from sapwood.quant.source import Source, plain
 from tests import models
@@ -166,3 +167,10 @@ def test_a_method_that_nobody_knows_is_refused_by_name() -> None:
         declare(config, methods=METHODS)
     with pytest.raises(ModelError, match=r"quantization_config = .*gptq.*: only plain weights can be loaded"):
         declare(config)
+
+
+def test_equal_methods_are_one() -> None:
+    """So that parts of a Linear whose entries say the same are multiplied together."""
+    assert awq.method(32, zeros=True) is awq.method(32, zeros=True)
+    of_gptq = {"symmetric": True, "ordered": False, "offset": 1}
+    assert gptq.method(4, 32, **of_gptq) is gptq.method(4, 32, **of_gptq)

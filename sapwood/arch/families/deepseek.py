@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from sapwood.arch.experts import Experts, Offsets
 from sapwood.arch.families.common import block, decoder, mlp
-from sapwood.arch.families.mixture import experts, shared_mlp, without_next
+from sapwood.arch.families.mixture import experts, shared_experts, without_next
 from sapwood.arch.family import Family
 from sapwood.arch.hf import HfConfig
 from sapwood.arch.latent import LatentAttention
@@ -47,19 +47,13 @@ def _selection(c: HfConfig, method: str, score: str, *, renormalised: bool) -> S
 def _experts(c: HfConfig, selection: Selection) -> Experts:
     c.ignore("seq_aux", "aux_loss_alpha", "ep_size", "n_group", "topk_group")
     inner = c.integer("moe_intermediate_size")
-    shared = None
-    if c.has("n_shared_experts"):
-        shared = shared_mlp(c, "mlp.shared_experts", inner * c.integer("n_shared_experts"))
-    return experts(c, inner=inner, selection=selection, shared=shared)
+    return experts(c, inner=inner, selection=selection, shared=shared_experts(c, inner))
 
 
 def _decoder(c: HfConfig, ffn: Experts, *, interleaved: bool) -> Decoder:
     """The first layers have no experts; of the others every so many-th has."""
     attention = latent_attention(c, interleaved=interleaved)
-    dense, step = (
-        c.integer("first_k_dense_replace") if c.has("first_k_dense_replace") else 0,
-        c.integer("moe_layer_freq", 1),
-    )
+    dense, step = c.count("first_k_dense_replace", 0), c.integer("moe_layer_freq", 1)
     sparse, plain = block(c, attention, ffn), block(c, attention, mlp(c, bias=c.boolean("mlp_bias", False)))
     layers = range(c.integer("num_hidden_layers"))
     return decoder(c, [plain if i < dense or i % step else sparse for i in layers])

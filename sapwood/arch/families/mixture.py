@@ -93,6 +93,12 @@ def shared_mlp(
     )
 
 
+def shared_experts(c: HfConfig, inner: int) -> Mlp | None:
+    """As many as the config says, as one."""
+    number = c.count("n_shared_experts", 0)
+    return shared_mlp(c, "mlp.shared_experts", inner * number) if number else None
+
+
 def first_dense(c: HfConfig, attention: Attention, ffn: Experts) -> Decoder:
     """The first layers have no experts."""
     dense = c.count("first_k_dense_replace", 0)

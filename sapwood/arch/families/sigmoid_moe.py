@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from sapwood.arch.experts import Offsets
 from sapwood.arch.families.common import block, decoder, gqa
-from sapwood.arch.families.mixture import MIXTRAL, experts, first_dense, grouped, num_experts, shared_mlp
+from sapwood.arch.families.mixture import MIXTRAL, experts, first_dense, grouped, num_experts, shared_experts
 from sapwood.arch.family import Family
 from sapwood.arch.hf import HfConfig
 from sapwood.arch.parts import Attention, Decoder
@@ -28,9 +28,9 @@ def dots1(c: HfConfig) -> Decoder:
 
 def _decoder(c: HfConfig, attention: Attention) -> Decoder:
     inner = c.integer("moe_intermediate_size")
-    number = c.count("n_shared_experts", 0)
-    shared = shared_mlp(c, "mlp.shared_experts", inner * number) if number else None
-    ffn = experts(c, inner=inner, selection=grouped(c), offsets=_offsets(c, "mlp.gate"), shared=shared)
+    ffn = experts(
+        c, inner=inner, selection=grouped(c), offsets=_offsets(c, "mlp.gate"), shared=shared_experts(c, inner)
+    )
     return first_dense(c, attention, ffn)
 
 

@@ -6,7 +6,7 @@ Suffix legend: I inputs, O outputs, G groups of inputs.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ def read(section: Mapping[str, Any]) -> Choice:
     return excepting(method(group, zeros=bool(s.get("zero_point", default=True))), s.names("modules_to_not_convert"))
 
 
+@cache  # equal ones are one, so that a Linear's parts are seen to have the same
 def method(group: int, *, zeros: bool) -> Method:
     """`group` inputs share a scale, -1: all."""
     form = GroupedForm(4, None if group == -1 else group, zeros=zeros)

@@ -6,7 +6,7 @@ Suffix legend: I inputs, O outputs, G groups of inputs.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -44,6 +44,7 @@ def read(section: Mapping[str, Any]) -> Choice:
     return excepting(found, s.names("modules_to_not_convert"), heads=bool(s.get("lm_head", default=False)))
 
 
+@cache  # equal ones are one, so that a Linear's parts are seen to have the same
 def method(bits: Bits, group: int, *, symmetric: bool, ordered: bool, offset: int) -> Method:
     """`group` inputs share a scale, -1: all. Zero points are stored less `offset`."""
     form = GroupedForm(bits, None if group == -1 else group, zeros=not symmetric, ordered=ordered)

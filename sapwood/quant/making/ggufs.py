@@ -46,7 +46,7 @@ def quantise(source: Path, output: Path, kind: GGMLQuantizationType, told: Told)
             writer.add_key_value(name, field.contents(), field.types[0], sub_type=inner)
     writer.add_quantization_version(_VERSION)
     writer.add_file_type(LlamaFileType[f"MOSTLY_{kind.name}"])
-    for number, tensor in enumerate(reader.tensors):
+    for number, tensor in enumerate(reader.tensors, 1):
         _add(writer, tensor, kind)
         told(number, len(reader.tensors))
     writer.write_header_to_file()
