@@ -22,12 +22,13 @@ from typing import Any, NamedTuple
 
 import msgspec
 from apply import MARK, edits, snippet
+from speculation import told
 
 from sapwood import LLM, SamplingParams
 from sapwood.apply import CLOSING, Edit, Unclear, answered, by_anchors, check, conversation
 from sapwood.base.grammar import Grammar
 from sapwood.bench.options import engine_options
-from sapwood.cli.terminal import console, print_rows
+from sapwood.cli.terminal import console, print_rows, pull_progress
 from sapwood.hub.catalog import Packaged, Wheel
 from sapwood.hub.pull import pull
 from sapwood.llm import Generation
@@ -101,10 +102,11 @@ class Timed(NamedTuple):
 
 def main() -> int:
     args = parse()
-    model = args.model or str(pull(CODER, progress=_tell))
     ways: dict[str, dict[str, Any]] = {name: {"speculation": name} for name in args.drafters}
-    if "draft" in ways:
-        ways["draft"]["speculative_model"] = args.draft_model or str(pull(SMALL_CODER, progress=_tell))
+    with pull_progress() as progress:
+        model = args.model or str(pull(CODER, progress=progress))
+        if "draft" in ways:
+            ways["draft"]["speculative_model"] = args.draft_model or str(pull(SMALL_CODER, progress=progress))
     shared = {
         "model": model,
         "device": args.device,
@@ -206,15 +208,6 @@ def counters(llm: LLM) -> dict[str, Any]:
     return dict(llm._engine.stats().counters)
 
 
-def told(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    """Drafts that were accepted, of those that were fed, by drafter."""
-    names = [name.removeprefix("drafts_") for name in after if name.startswith("drafts_")]
-    counts = [
-        (name, *(after[key + name] - before[key + name] for key in ("accepted_drafts_", "drafts_"))) for name in names
-    ]
-    return ", ".join(f"{name} {right}/{fed}" for name, right, fed in counts if fed)
-
-
 # -- edits -------------------------------------------------------------------------------------------------------------
 
 
@@ -244,11 +237,6 @@ def applied(llm: LLM, number: int, most_lines: int) -> int:
             found[f"not exact, and not told, by {how}"] += 1
         print(dict(found), flush=True)
     return sum(count for outcome, count in found.items() if "not told" in outcome)
-
-
-def _tell(stage: str, done: int, total: int) -> None:
-    if stage == "unpack" and done == total:
-        print(f"{total / 1e9:.1f} GB fetched", flush=True)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,10 @@
 from sapwood.apply.anchors import merge
 from sapwood.apply.check import Problem, check
 from sapwood.apply.lazy import Unclear
-from sapwood.apply.prompt import CLOSING, TAGS, WORDS, Answered, Edit, answered, conversation, edit_of, template_of
+from sapwood.apply.prompt import CLOSING, Answered, Edit, answered, conversation, edit_of, template_of
 
 __all__ = [
     "CLOSING",
-    "TAGS",
-    "WORDS",
     "Answered",
     "Edit",
     "Problem",

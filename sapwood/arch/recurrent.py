@@ -68,7 +68,7 @@ class ShortConv:
 class Mamba2:
     """Mamba-2 (Dao and Gu, 2024). `inp` yields the gate z, x, B, C and a time step for each head; x, B and C go through
     `conv` and SiLU. With h' = exp(-exp(a_log) dt) h + dt B x and y = C h' + d x, where dt = softplus(step + dt_bias) within
-    `limits`, it is out(norm(y silu(z))), each of `norm_groups` normed by itself.
+    `limits`, it is out(norm(y silu(z))), each of `num_groups` normed by itself.
 
     `num_heads` heads of `head_dim` share B and C, of `state_size`, in `num_groups`.
     """
@@ -82,10 +82,9 @@ class Mamba2:
     dt_bias: PerHead
     a_log: PerHead
     d: PerHead
-    norm: Norm | None
+    norm: Norm
     out: Linear
     limits: tuple[float, float] = (0.0, float("inf"))
-    norm_groups: int = 1
 
     @property
     def kv(self) -> State:

@@ -126,8 +126,8 @@ class Latent:
     def oldest(self, position: int) -> int:
         return 0
 
-    def bytes_per_page(self, page_size: int, itemsize: int, scale_bytes: int) -> int:
-        return page_size * (self.width * itemsize + scale_bytes)
+    def bytes_per_page(self, cells: int, itemsize: int, scale_bytes: int) -> int:
+        return cells * (self.width * itemsize + scale_bytes)
 
 
 @dataclass(frozen=True)

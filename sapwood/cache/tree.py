@@ -305,9 +305,9 @@ class RadixTree:
         """Whether it has no page left, so that as a leaf it is of no use to anybody."""
         return all(page == ABSENT for page in node.pages)
 
-    def _cut(self, leaf: Node) -> Node:
+    def _cut(self, node: Node) -> Node:
         """Free an unsheltered leaf's pages; its parent, which has it no longer."""
-        node, parent = leaf, leaf.parent
+        parent = node.parent
         assert parent is not None and not node.children and not node.shelters
         del parent.children[node.key]
         node.parent = None

@@ -23,8 +23,6 @@ from sapwood.config.flags import flag_of, replace
 from sapwood.config.options import Config
 from sapwood.config.weights import ITEMSIZE, weights_bytes
 
-"""What keys and values of one head and position take beside their elements."""
-
 _GIB = 1 << 30
 _OPEN = (
     "auto",

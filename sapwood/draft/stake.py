@@ -40,8 +40,8 @@ class DraftStake(Stake):
         self._slots, self._drafters = slots, tuple(drafters)
         self._pace: Pace = pace or Greedy(most, len(self._drafters))
         num_slots = len(slots.owner)
-        places = [place for place, drafter in enumerate(self._drafters) if isinstance(drafter, OnDevice)]
-        self._on_device = next(iter(places), None)  # its number
+        numbers = (number for number, one in enumerate(self._drafters) if isinstance(one, OnDevice))
+        self._on_device = next(numbers, None)
         self._ahead: Bools = np.zeros(num_slots, np.bool_)  # which slots it may draft for
         # Of the last proposal of each slot: whose it was and which drafter's, after how many known tokens, how far it reaches.
         self._owner: Longs = np.full(num_slots, _NOBODY, np.int64)
@@ -64,10 +64,8 @@ class DraftStake(Stake):
         mine = self._owner[slots] == s.owner[slots]
         ready: Ints = np.where(mine, np.clip(self._reach[slots] - lengths, 0, self.most), 0).astype(np.int32)
         drafters, flying = self._drafter[slots], s.flying[slots]
-        if self._on_device is not None:
-            ahead = np.where(
-                (ready == 0) & self._ahead[slots], self._pace.reach(slots, s.known[slots])[:, self._on_device], 0
-            )
+        if self._on_device is not None and (idle := (ready == 0) & self._ahead[slots]).any():
+            ahead = np.where(idle, self._pace.reach(slots, s.known[slots])[:, self._on_device], 0)
             drafters, flying = np.where(ahead, self._on_device, drafters), np.where(ahead, 0, flying)
             ready = np.where(ahead, np.minimum(ahead, self.most), ready)
         if not ready.any():

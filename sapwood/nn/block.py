@@ -18,13 +18,13 @@ from sapwood.arch import parts
 from sapwood.attention.base import HeadsBackend
 from sapwood.kernels import LayerNorm, NormRope, RmsNorm
 from sapwood.nn.layers import Angles, Norm
-from sapwood.nn.make import Site, make
+from sapwood.nn.make import Derived, Site, make
 
 Before = RmsNorm | LayerNorm | None
 """A norm before a mixer or a feed-forward."""
 
 
-class Attention(nn.Module):
+class Attention(nn.Module, Derived):
     def __init__(self, part: parts.Attention, site: Site) -> None:
         super().__init__()
         self.qkv = site.make("qkv", part.qkv)
@@ -76,7 +76,7 @@ class Attention(nn.Module):
             heads_TX = self._completed(heads_TX)
         heads_TXD = heads_TX.unflatten(-1, self._shape)
         turns = part.rope.interleaved
-        rope = NormRope(*angles[self._rope], self._norm(), self._eps, turns, self._center, part.late)
+        rope = NormRope(*angles[self._rope], self.norm_ND, self._eps, turns, self._center, part.late)
         out_THD = self._backend.run(self._layer, heads_TXD, rope, part.scale)
         out_TX = out_THD.flatten(1)
         return self.out(out_TX if gate_TX is None else out_TX * gate_TX.sigmoid()), residual_TE
@@ -98,13 +98,12 @@ class Attention(nn.Module):
             self.kept_TX = heads_TX[:, queries:].clone()
         return heads_TX
 
-    def _norm(self) -> Tensor | None:
-        if self.norm_ND is None or not self._source:
-            return self.norm_ND
-        of_keys_ND = self._source[0].norm_ND
-        assert of_keys_ND is not None
-        num_heads = self._part.num_heads
-        return torch.cat((self.norm_ND[:num_heads], of_keys_ND[num_heads:]))
+    def derive(self) -> None:
+        """Keys that another one keeps are normed as that one does."""
+        if self.norm_ND is not None and self._source:
+            of_keys_ND, num_heads = self._source[0].norm_ND, self._part.num_heads
+            assert of_keys_ND is not None
+            self.norm_ND[num_heads:].copy_(of_keys_ND[num_heads:])
 
 
 class Mlp(nn.Module):

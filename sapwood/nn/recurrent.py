@@ -91,13 +91,9 @@ class Mamba2(nn.Module):
         decay_TH = -self.a_log.weight.exp() * dt_TH
         y_THV = run.scan(self._layer, 1, q_TGK, k_TGK, x_THV.float() * dt_TH[..., None], decay_TH)
         y_TX = (y_THV + self.d.weight[:, None] * x_THV).flatten(1)
-        return self.out(self._gated(y_TX, gate_TX.float()).to(gate_TX.dtype)), residual_TE
-
-    def _gated(self, y_TX: Tensor, gate_TX: Tensor) -> Tensor:
-        y_TX = y_TX * F.silu(gate_TX)
-        return (
-            y_TX if self.norm is None else grouped_norm(y_TX, self.norm.weight, self.norm.eps, self._part.norm_groups)
-        )
+        y_TX = y_TX * F.silu(gate_TX.float())
+        y_TX = grouped_norm(y_TX, self.norm.weight, self.norm.eps, part.num_groups)
+        return self.out(y_TX.to(gate_TX.dtype)), residual_TE
 
 
 def _widths(part: recurrent.Mamba2) -> list[int]:

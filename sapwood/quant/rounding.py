@@ -15,12 +15,11 @@ from torch import Tensor
 
 from sapwood.arch.parts import Linear, Place, StoredTensor
 from sapwood.quant.base import Choice, Method, linear_at
-from sapwood.quant.formats.base import Quantised
+from sapwood.quant.formats.base import PLAIN, Quantised, e2m1
 from sapwood.quant.kinds.base import Fields, packed
-from sapwood.quant.kinds.coded import E2M1, CodedForm, read_scale, stored_scale
+from sapwood.quant.kinds.coded import CodedForm, read_scale, stored_scale
 from sapwood.quant.kinds.grouped import GroupedForm
-from sapwood.quant.kinds.scaled import MOST, ScaledForm, round_to, scale_of
-from sapwood.quant.plain import Plain
+from sapwood.quant.kinds.scaled import MOST, ScaledForm, round_inputs
 
 _GROUPS = (128, 32)  # of int4, the first that a row is full of
 _NVFP4_GROUP = 16
@@ -52,13 +51,12 @@ class Rounding(Quantised):
 def rounding(scheme: str, otherwise: Choice) -> Choice:
     """Linears within the blocks are rounded, where their inputs fill groups. Heads are as `otherwise` has them, and so is what
     every rank has whole: routers, which choose, and are small."""
-    plain = Plain()
 
     def choice(place: Place) -> Method:
         linear = linear_at(place)
         if place.path == "head" or linear.split is None:
             return otherwise(place)
-        return _SCHEMES[scheme](linear) or plain
+        return _SCHEMES[scheme](linear) or PLAIN
 
     return choice
 
@@ -68,9 +66,8 @@ def _eight_bits(values: torch.dtype, linear: Linear) -> Method:
 
 
 def _rounded_rows(values: torch.dtype, raw: Fields) -> Fields:
-    weight_OI = raw["weight"].float()
-    scale_O1 = scale_of(weight_OI.abs().amax(dim=1, keepdim=True), values)
-    return {"values": round_to(weight_OI / scale_O1, values), "scale": scale_O1}
+    values_OI, scale_O1 = round_inputs(raw["weight"], values, "token", None)
+    return {"values": values_OI, "scale": scale_O1}
 
 
 def _int4(linear: Linear) -> Method | None:
@@ -102,12 +99,7 @@ def _rounded_to_nvfp4(raw: Fields) -> Fields:
     factor = (largest_OG.max() / (_MOST_E2M1 * MOST[torch.float8_e4m3fn])).clamp(min=1e-12)
     scale_OG = stored_scale(largest_OG / _MOST_E2M1 / factor, "e4m3")
     wide_OG = (read_scale(scale_OG, "e4m3") * factor).clamp(min=1e-20)
-    return {
-        "codes": packed(e2m1_codes((weight_OGI / wide_OG[..., None]).flatten(1))),
-        "scale": scale_OG,
-        "factor": factor,
-        "table": torch.tensor(E2M1, device=factor.device),
-    }
+    return e2m1(packed(e2m1_codes((weight_OGI / wide_OG[..., None]).flatten(1))), scale_OG, factor)
 
 
 def e2m1_codes(values: Tensor) -> Tensor:

@@ -78,8 +78,8 @@ class Worker:
             self._chooser = Chooser(rank, self.table, self._step, vocab_size=vocab_size)
             compiled = self._compile()
         give_weights(rank.model, self._files, seed=self.config.device.seed)
-        if self._draft is not None:
-            give_weights(mine[0].model, self._draft_files, seed=self.config.device.seed)
+        for one in mine:
+            give_weights(one.model, self._draft_files, seed=self.config.device.seed)
         compiled()
 
     def _companion(self, mine: Beside) -> Companion:

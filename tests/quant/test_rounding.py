@@ -11,11 +11,11 @@ import torch
 
 from sapwood.arch import declare
 from sapwood.hub.files import open_files
+from sapwood.kernels.planes import E2M1
 from sapwood.nn.build import Build, build
 from sapwood.nn.load import dummy_weights, load_weights
 from sapwood.quant.base import Weights, everywhere
 from sapwood.quant.kinds.base import Kind
-from sapwood.quant.kinds.coded import E2M1
 from sapwood.quant.plain import Plain, PlainWeights
 from sapwood.quant.rounding import e2m1_codes, rounding
 from tests import models

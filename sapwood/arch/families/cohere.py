@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from sapwood.arch.families.common import SLIDING, Layout, block, decoder, every, gqa, mlp
+from sapwood.arch.families.common import SLIDING, Layout, block, decoder, every, gqa, head_size, mlp
 from sapwood.arch.family import Family, Gguf
 from sapwood.arch.gguf import GgufKeys, rope_fields
 from sapwood.arch.hf import HfConfig
@@ -35,7 +35,7 @@ def cohere2(c: HfConfig) -> Decoder:
 
 def _block(c: HfConfig, window: int | None, *, turned: bool) -> Block:
     bias = c.boolean("attention_bias", False)
-    head_dim = c.integer("head_dim", c.integer("hidden_size") // c.integer("num_attention_heads"))
+    head_dim = head_size(c)
     rope = replace(read_rope(c, head_dim=head_dim), interleaved=True)
     attention = gqa(
         c,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
@@ -61,11 +61,11 @@ class Layout:
     center: bool = False
     bias: bool = False
 
-    def normed(self, c: HfConfig, name: str, size: int | None = None, *, rows: int | None = None) -> Norm:
+    def normed(self, c: HfConfig, name: str, size: int | None = None) -> Norm:
         """The norm of that name, by default as wide as the model."""
         eps = c.number(self.eps) if isinstance(self.eps, str) else self.eps
         bias = self.bias and size is None
-        return Norm(name, size or c.integer("hidden_size"), eps, self.offset, self.center, bias, rows)
+        return Norm(name, size or c.integer("hidden_size"), eps, self.offset, self.center, bias)
 
 
 LLAMA = Layout()
@@ -79,6 +79,7 @@ def decoder(
     embed_scale: float = 1.0,
     tied: bool = False,
     max_positions: int | None = None,
+    head_bias: bool = False,
 ) -> Decoder:
     """Embedding, blocks, norm, head. `tied` and `max_positions` are the family's defaults of what the config says."""
     hidden, vocab = c.integer("hidden_size"), c.integer("vocab_size")
@@ -92,7 +93,7 @@ def decoder(
         blocks=tuple(blocks),
         block_prefix=layout.block,
         norm=layout.normed(c, layout.norm),
-        head=Tied(layout.head) if tied else Linear(hidden, (Part(layout.head, vocab),), "out"),
+        head=Tied(layout.head) if tied else Linear(hidden, (Part(layout.head, vocab),), "out", bias=head_bias),
     )
 
 
@@ -134,7 +135,7 @@ def gqa(
         )
     if head_dim is None and not c.has("head_dim") and hidden % heads:
         raise ModelError(f"config.json: hidden_size ({hidden}) is no multiple of num_attention_heads ({heads}).")
-    dim = head_dim or c.integer("head_dim", hidden // heads)
+    dim = head_dim or head_size(c)
     counts = (heads, kv_heads, kv_heads)
     names = layout.qkv * (3 // len(layout.qkv))
     turns = [count // kv_heads * dim if by_turns else None for count in counts]
@@ -158,22 +159,39 @@ def gqa(
     )
 
 
+def head_size(c: HfConfig) -> int:
+    """As the config says, or an equal share of the hidden size."""
+    return c.integer("head_dim", c.integer("hidden_size") // c.integer("num_attention_heads"))
+
+
+def window_of(c: HfConfig) -> int | None:
+    return c.integer("sliding_window") if c.has("sliding_window") else None
+
+
+def block_normed_after(c: HfConfig, mixer: Mixer, ffn: Mlp) -> Block:
+    """Norms after the halves and none before."""
+    return Block(
+        mixer_norm=None,
+        mixer=mixer,
+        after_mixer=LLAMA.normed(c, "post_attention_layernorm"),
+        ffn_norm=None,
+        ffn=ffn,
+        after_ffn=LLAMA.normed(c, "post_feedforward_layernorm"),
+    )
+
+
 def _qk_norms(
     c: HfConfig, layout: Layout, kind: str | None, counts: tuple[int, int], dim: int
 ) -> tuple[Norm | None, Norm | None]:
     if kind is None:
         return None, None
     norms = [
-        Norm(
-            one.name,
-            dim * (count if kind == "all" else 1),
-            one.eps,
-            one.offset,
-            one.center,
+        replace(
+            layout.normed(c, name, dim * (count if kind == "all" else 1)),
             rows=count if kind == "each" else None,
             unit=dim if kind == "all" else None,
         )
-        for one, count in zip((layout.normed(c, name) for name in layout.qk_norm), counts, strict=True)
+        for name, count in zip(layout.qk_norm, counts, strict=True)
     ]
     return norms[0], norms[1]
 

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sapwood.arch.families.common import FULL, LLAMA, SLIDING, Layout, block, decoder, gqa, layer_types, mlp
+from sapwood.arch.families.common import (
+    FULL,
+    SLIDING,
+    Layout,
+    block,
+    block_normed_after,
+    decoder,
+    gqa,
+    layer_types,
+    mlp,
+)
 from sapwood.arch.family import Family, Gguf
 from sapwood.arch.gguf import GgufKeys, rope_fields
 from sapwood.arch.hf import HfConfig
@@ -43,14 +53,8 @@ def exaone4(c: HfConfig) -> Decoder:
 
 
 def _block(c: HfConfig, window: int | None, *, turned: bool) -> Block:
-    return Block(
-        mixer_norm=None,
-        mixer=gqa(c, window=window, rope=None if turned else STILL, qk_norm="heads"),
-        after_mixer=LLAMA.normed(c, "post_attention_layernorm"),
-        ffn_norm=None,
-        ffn=mlp(c),
-        after_ffn=LLAMA.normed(c, "post_feedforward_layernorm"),
-    )
+    attention = gqa(c, window=window, rope=None if turned else STILL, qk_norm="heads")
+    return block_normed_after(c, attention, mlp(c))
 
 
 def _exaone4_fields(m: GgufKeys, config: Mapping[str, Any]) -> dict[str, Any]:

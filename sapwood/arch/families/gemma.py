@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from sapwood.arch.families.common import ACTIVATIONS, SLIDING, Layout, block, decoder, every, gqa, mlp
+from sapwood.arch.families.common import ACTIVATIONS, FULL, SLIDING, Layout, block, decoder, every, gqa, mlp
 from sapwood.arch.family import Family, Gguf
 from sapwood.arch.gguf import GgufKeys, rope_fields
 from sapwood.arch.hf import HfConfig
@@ -21,17 +21,17 @@ def gemma(c: HfConfig) -> Decoder:
     c.ignore("hidden_act", "hidden_activation")  # whatever they say, these were trained with the approximation
     bias = c.boolean("attention_bias", False)
     layer = block(c, gqa(c, GEMMA, qkv_bias=bias, out_bias=bias), mlp(c, activation="gelu_tanh"), GEMMA)
-    return _decoder(c, [layer] * c.integer("num_hidden_layers"))
+    return scaled(c, [layer] * c.integer("num_hidden_layers"))
 
 
 def gemma2(c: HfConfig) -> Decoder:
-    layers = {kind: around(c, _capped(c, kind), _mlp(c)) for kind in (SLIDING, "")}
-    return _finish(c, [layers.get(kind, layers[""]) for kind in every(c, 2)])
+    layers = {kind: around(c, _capped(c, kind), hidden_mlp(c)) for kind in (FULL, SLIDING)}
+    return _finish(c, [layers[kind] for kind in every(c, 2)])
 
 
 def vaultgemma(c: HfConfig) -> Decoder:
-    layers = {kind: block(c, _capped(c, kind), _mlp(c), AROUND) for kind in (SLIDING, "")}
-    return _finish(c, [layers.get(kind, layers[""]) for kind in every(c, 2)])
+    layers = {kind: block(c, _capped(c, kind), hidden_mlp(c), AROUND) for kind in (FULL, SLIDING)}
+    return _finish(c, [layers[kind] for kind in every(c, 2)])
 
 
 def around(c: HfConfig, attention: Attention, ffn: Mlp) -> Block:
@@ -56,7 +56,7 @@ def _capped(c: HfConfig, kind: str) -> Attention:
     return replace(attention, cap=c.number("attn_logit_softcapping") if c.has("attn_logit_softcapping") else None)
 
 
-def _mlp(c: HfConfig) -> Mlp:
+def hidden_mlp(c: HfConfig) -> Mlp:
     return mlp(c, activation=c.choice("hidden_activation", ACTIVATIONS, "gelu_pytorch_tanh"))
 
 
@@ -64,10 +64,10 @@ def _finish(c: HfConfig, blocks: list[Block]) -> Decoder:
     c.refuse("use_bidirectional_attention", because="attention is causal")
     c.ignore("sliding_window", "hidden_act")
     cap = c.number("final_logit_softcapping") if c.has("final_logit_softcapping") else None
-    return replace(_decoder(c, blocks), logit_cap=cap)
+    return replace(scaled(c, blocks), logit_cap=cap)
 
 
-def _decoder(c: HfConfig, blocks: list[Block]) -> Decoder:
+def scaled(c: HfConfig, blocks: list[Block]) -> Decoder:
     return decoder(c, blocks, GEMMA, embed_scale=c.integer("hidden_size") ** 0.5, tied=True)
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from sapwood.arch.families.common import ACTIVATIONS, SLIDING, decoder, every, gqa, mlp
-from sapwood.arch.families.gemma import AROUND, GEMMA, around
+from sapwood.arch.families.common import FULL, SLIDING, every, gqa
+from sapwood.arch.families.gemma import AROUND, around, hidden_mlp, scaled
 from sapwood.arch.family import Family, Gguf
 from sapwood.arch.gguf import GgufKeys, rope_fields
 from sapwood.arch.hf import HfConfig
@@ -27,8 +27,7 @@ def gemma3(c: HfConfig) -> Decoder:
     layers = {kind: _block(c, kind) for kind in sorted(set(kinds))}
     # Said of both kinds of layers, even where there is only one; what Gemma 3 computes is in hidden_activation.
     c.ignore("sliding_window", "rope_local_base_freq", "rope_theta", "rope_scaling", "hidden_act")
-    blocks = [layers[kind] for kind in kinds]
-    return decoder(c, blocks, GEMMA, embed_scale=c.integer("hidden_size") ** 0.5, tied=True)
+    return scaled(c, [layers[kind] for kind in kinds])
 
 
 def _block(c: HfConfig, kind: str) -> Block:
@@ -43,7 +42,7 @@ def _block(c: HfConfig, kind: str) -> Block:
         out_bias=bias,
         qk_norm="heads",
     )
-    return around(c, attention, mlp(c, activation=c.choice("hidden_activation", ACTIVATIONS, "gelu_pytorch_tanh")))
+    return around(c, attention, hidden_mlp(c))
 
 
 def _rope(c: HfConfig, kind: str) -> Rope:
@@ -72,7 +71,7 @@ def _gguf_fields(m: GgufKeys, config: Mapping[str, Any]) -> dict[str, Any]:
         "query_pre_attn_scalar": scale_of,
         "sliding_window": m.count("attention.sliding_window"),
         "rope_local_base_freq": m.number("rope.freq_base_swa", m.number("rope.local.freq_base", LOCAL_THETA)),
-        "layer_types": [SLIDING if slide else "full_attention" for slide in slides],
+        "layer_types": [SLIDING if slide else FULL for slide in slides],
     }
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from sapwood.arch.families.common import Layout, block, decoder, gqa, plain_mlp
 from sapwood.arch.family import Family
 from sapwood.arch.hf import HfConfig
-from sapwood.arch.parts import STILL, Decoder, Linear, Positions, Rope
+from sapwood.arch.parts import STILL, Decoder, Positions, Rope
 from sapwood.arch.rope import read_rope
 
 GPT2 = Layout(
@@ -106,8 +106,7 @@ def gpt_j(c: HfConfig) -> Decoder:
     attention = gqa(c, GPT_J, rope=Rope(c.integer("rotary_dim", 64), 10000.0, interleaved=True))
     layer = block(c, attention, plain_mlp(c, GPT_J, bias=True), GPT_J)
     layer = replace(layer, ffn_norm=None, parallel=True)
-    found = decoder(c, [layer] * c.integer("num_hidden_layers"), GPT_J)
-    return replace(found, head=replace(found.head, bias=True)) if isinstance(found.head, Linear) else found
+    return decoder(c, [layer] * c.integer("num_hidden_layers"), GPT_J, head_bias=True)
 
 
 def neox(c: HfConfig) -> Decoder:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sapwood.arch.families.common import FULL, SLIDING, Layout, block, decoder, gqa, layer_types, mlp
+from sapwood.arch.families.common import FULL, SLIDING, Layout, block, decoder, gqa, head_size, layer_types, mlp
 from sapwood.arch.family import Family, Gguf
 from sapwood.arch.gguf import GgufKeys, rope_fields
 from sapwood.arch.hf import HfConfig
@@ -59,7 +59,7 @@ def _kinds(c: HfConfig, num_layers: int) -> Sequence[str]:
 
 
 def interleaved(c: HfConfig) -> Rope:
-    head_dim = c.integer("head_dim", c.integer("hidden_size") // c.integer("num_attention_heads"))
+    head_dim = head_size(c)
     return replace(read_rope(c, head_dim=head_dim), interleaved=True)
 
 

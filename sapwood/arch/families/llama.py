@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sapwood.arch.families.common import block, decoder, gqa, mlp
+from sapwood.arch.families.common import block, decoder, gqa, mlp, window_of
 from sapwood.arch.family import Family, Gguf
 from sapwood.arch.gguf import GgufKeys, rope_fields
 from sapwood.arch.hf import HfConfig
@@ -20,7 +20,7 @@ def llama(c: HfConfig) -> Decoder:
 
 
 def mistral(c: HfConfig) -> Decoder:
-    window = c.integer("sliding_window") if c.has("sliding_window") else None
+    window = window_of(c)
     layer = block(c, gqa(c, window=window), mlp(c))
     return decoder(c, [layer] * c.integer("num_hidden_layers"))
 

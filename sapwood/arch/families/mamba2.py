@@ -37,8 +37,8 @@ class Fields:
     at: str = "mamba."
 
 
-def mixer(c: HfConfig, fields: Fields, eps: float, *, norm_groups: int | None = None) -> Mamba2:
-    """Mamba-2's mixer; its outputs are normed in as many groups as share keys, or in `norm_groups`."""
+def mixer(c: HfConfig, fields: Fields, eps: float) -> Mamba2:
+    """Mamba-2's mixer; its outputs are normed in as many groups as share keys."""
     hidden, heads, groups = c.integer("hidden_size"), c.integer(fields.heads), c.integer(fields.groups, 1)
     dim, state = c.integer(fields.head_dim), c.integer(fields.state)
     if heads % groups:
@@ -59,7 +59,6 @@ def mixer(c: HfConfig, fields: Fields, eps: float, *, norm_groups: int | None = 
         norm=Norm(f"{at}norm", inner, eps, unit=dim),
         out=Linear(inner, (Part(f"{at}out_proj", hidden),), "in", unit=dim, bias=bias),
         limits=c.bounds("time_step_limit", (0.0, math.inf)),
-        norm_groups=norm_groups or groups,
     )
 
 

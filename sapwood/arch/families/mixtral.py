@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sapwood.arch.families.common import block, decoder, gqa
+from sapwood.arch.families.common import block, decoder, gqa, window_of
 from sapwood.arch.families.mixture import MIXTRAL, experts
 from sapwood.arch.family import Family
 from sapwood.arch.hf import HfConfig
@@ -11,7 +11,7 @@ from sapwood.base.selection import Selection
 
 
 def mixtral(c: HfConfig) -> Decoder:
-    window = c.integer("sliding_window") if c.has("sliding_window") else None
+    window = window_of(c)
     ffn = experts(
         c,
         MIXTRAL,

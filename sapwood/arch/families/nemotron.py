@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sapwood.arch.families.common import Layout, block, decoder, gqa, plain_mlp
+from sapwood.arch.families.common import Layout, block, decoder, gqa, head_size, plain_mlp
 from sapwood.arch.family import Family, Gguf
 from sapwood.arch.gguf import GgufKeys, rope_fields
 from sapwood.arch.hf import HfConfig
@@ -31,7 +31,7 @@ def nemotron(c: HfConfig) -> Decoder:
 
 def _decoder(c: HfConfig, layout: Layout, *, partial: float) -> Decoder:
     bias = c.boolean("attention_bias", False)
-    head_dim = c.integer("head_dim", c.integer("hidden_size") // c.integer("num_attention_heads"))
+    head_dim = head_size(c)
     rope = read_rope(c, head_dim=head_dim, partial=partial)
     attention = gqa(c, layout, rope=rope, qkv_bias=bias, out_bias=bias)
     layer = block(c, attention, plain_mlp(c, layout, bias=c.boolean("mlp_bias", False)), layout)

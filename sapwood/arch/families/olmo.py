@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from sapwood.arch.families.common import FULL, SLIDING, Layout, block, decoder, every, gqa, mlp
+from sapwood.arch.families.common import (
+    FULL,
+    SLIDING,
+    Layout,
+    block,
+    block_normed_after,
+    decoder,
+    every,
+    gqa,
+    head_size,
+    mlp,
+)
 from sapwood.arch.family import Family, Gguf
 from sapwood.arch.gguf import rope_fields
 from sapwood.arch.hf import HfConfig
@@ -12,7 +23,6 @@ from sapwood.arch.parts import Block, Decoder
 from sapwood.arch.rope import read_rope, rope_of_kind
 
 OLMO = Layout(norm="", mixer_norm="", ffn_norm="", eps=1e-5, center=True)
-OLMO2 = Layout()
 
 
 def olmo(c: HfConfig) -> Decoder:
@@ -34,7 +44,7 @@ def olmo3(c: HfConfig) -> Decoder:
 def _block(c: HfConfig, kind: str) -> Block:
     """Where one scaling is said for all layers, it is that of those without a window."""
     bias = c.boolean("attention_bias", False)
-    head_dim = c.integer("head_dim", c.integer("hidden_size") // c.integer("num_attention_heads"))
+    head_dim = head_size(c)
     rope = rope_of_kind(c, kind, head_dim=head_dim) or read_rope(c, head_dim=head_dim)
     if kind == SLIDING and c.has("rope_scaling"):
         rope = replace(rope, scaling=None)
@@ -46,14 +56,7 @@ def _block(c: HfConfig, kind: str) -> Block:
         out_bias=bias,
         qk_norm="all",
     )
-    return Block(
-        mixer_norm=None,
-        mixer=attention,
-        after_mixer=OLMO2.normed(c, "post_attention_layernorm"),
-        ffn_norm=None,
-        ffn=mlp(c),
-        after_ffn=OLMO2.normed(c, "post_feedforward_layernorm"),
-    )
+    return block_normed_after(c, attention, mlp(c))
 
 
 FAMILIES = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sapwood.arch.families.common import Layout, block, decoder, gqa, mlp
+from sapwood.arch.families.common import Layout, block, decoder, gqa, mlp, window_of
 from sapwood.arch.family import Family, Gguf
 from sapwood.arch.gguf import GgufKeys, rope_fields
 from sapwood.arch.hf import HfConfig
@@ -18,7 +18,7 @@ def phi3(c: HfConfig) -> Decoder:
     c.refuse("attention_bias", because="Phi-3 checkpoints have no biases")
     for name in ("full_attn_mod", "interpolate_factor"):
         c.must(name, 1)
-    window = c.integer("sliding_window") if c.has("sliding_window") else None
+    window = window_of(c)
     layer = block(c, gqa(c, PHI3, window=window), mlp(c, PHI3))
     return decoder(c, [layer] * c.integer("num_hidden_layers"))
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from sapwood.arch.families.common import FULL, Layout, block, decoder, gqa, mlp
-from sapwood.arch.families.qwen_moe import routed, shared
+from sapwood.arch.families.qwen_moe import routed, shared, sparse_layers
 from sapwood.arch.family import Family
 from sapwood.arch.hf import HfConfig
 from sapwood.arch.parts import Attention, Decoder, Linear, Mixer, Norm, Part
@@ -21,11 +21,9 @@ _LAYOUT = Layout(offset=1.0)
 def qwen3_next(c: HfConfig) -> Decoder:
     mixers: Mapping[str, Mixer] = {_LINEAR: _delta(c), FULL: _attention(c)}
     sparse, plain = shared(c, routed(c)), mlp(c)
-    dense = c.integers("mlp_only_layers") if c.has("mlp_only_layers") else ()
-    step, kinds = c.integer("decoder_sparse_step", 1), _layers(c)
     blocks = [
-        block(c, mixers[kind], plain if i in dense or (i + 1) % step else sparse, _LAYOUT)
-        for i, kind in enumerate(kinds)
+        block(c, mixers[kind], sparse if one else plain, _LAYOUT)
+        for kind, one in zip(_layers(c), sparse_layers(c), strict=True)
     ]
     return replace(decoder(c, blocks, _LAYOUT), aside=("mtp.",))  # what predicts more tokens than one
 

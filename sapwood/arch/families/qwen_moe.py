@@ -42,15 +42,17 @@ def routed(c: HfConfig) -> Experts:
     )
 
 
-def _decoder(c: HfConfig, attention: Attention, ffn: Experts) -> Decoder:
+def sparse_layers(c: HfConfig) -> tuple[bool, ...]:
     """Every so many-th layer has experts, but for those that are named."""
+    step, dense = c.integer("decoder_sparse_step", 1), c.integers("mlp_only_layers") if c.has("mlp_only_layers") else ()
+    return tuple(i not in dense and (i + 1) % step == 0 for i in range(c.integer("num_hidden_layers")))
+
+
+def _decoder(c: HfConfig, attention: Attention, ffn: Experts) -> Decoder:
     c.refuse("use_sliding_window", because="which layers slide differs between versions of this family")
     c.ignore("sliding_window", "max_window_layers", "layer_types")
-    step = c.integer("decoder_sparse_step", 1)
-    dense = c.integers("mlp_only_layers") if c.has("mlp_only_layers") else ()
     sparse, plain = block(c, attention, ffn), block(c, attention, mlp(c))
-    layers = range(c.integer("num_hidden_layers"))
-    return decoder(c, [plain if i in dense or (i + 1) % step else sparse for i in layers])
+    return decoder(c, [sparse if one else plain for one in sparse_layers(c)])
 
 
 def _gguf_fields(m: GgufKeys, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from sapwood.arch.experts import Offsets
-from sapwood.arch.families.common import Layout, block, decoder, gqa, mlp
+from sapwood.arch.families.common import Layout, block, decoder, gqa, mlp, window_of
 from sapwood.arch.families.granite import multiplied
 from sapwood.arch.families.kin import HUNYUAN, interleaved
 from sapwood.arch.families.mixture import MIXTRAL, Names, experts, num_experts, shared_mlp
 from sapwood.arch.family import Family
 from sapwood.arch.hf import HfConfig
-from sapwood.arch.parts import Decoder, Linear
+from sapwood.arch.parts import Decoder
 from sapwood.base.selection import Selection
 
 GRANITE = Names(
@@ -74,15 +74,13 @@ def hunyuan_moe(c: HfConfig) -> Decoder:
 
 def phimoe(c: HfConfig) -> Decoder:
     c.ignore("input_jitter_noise")
-    window = c.integer("sliding_window") if c.has("sliding_window") else None
+    window = window_of(c)
     bias = c.boolean("attention_bias", False)
     slack = 2 * c.number("router_jitter_noise", 0.01)
     selection = Selection(c.integer("num_experts_per_tok"), "sparsemix", slack=slack)
     ffn = experts(c, MIXTRAL, inner=c.integer("intermediate_size"), selection=selection)
     layer = block(c, gqa(c, PHI, window=window, qkv_bias=bias, out_bias=bias), ffn, PHI)
-    found = decoder(c, [layer] * c.integer("num_hidden_layers"), PHI)
-    biased = c.boolean("lm_head_bias", False)
-    return replace(found, head=replace(found.head, bias=biased)) if isinstance(found.head, Linear) else found
+    return decoder(c, [layer] * c.integer("num_hidden_layers"), PHI, head_bias=c.boolean("lm_head_bias", False))
 
 
 FAMILIES = (

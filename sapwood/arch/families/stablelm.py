@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from sapwood.arch.families.common import Layout, block, decoder, gqa, mlp, plain_mlp
+from sapwood.arch.families.common import Layout, block, decoder, gqa, head_size, mlp, plain_mlp, window_of
 from sapwood.arch.family import Family, Gguf
 from sapwood.arch.gguf import GgufKeys, rope_fields
 from sapwood.arch.hf import HfConfig
-from sapwood.arch.parts import Decoder, Linear
+from sapwood.arch.parts import Decoder
 from sapwood.arch.rope import read_rope
 
 STABLELM = Layout(
@@ -32,7 +32,7 @@ STARCODER2 = Layout(up=("mlp.c_fc",), down="mlp.c_proj", eps="norm_epsilon", cen
 
 
 def stablelm(c: HfConfig) -> Decoder:
-    head_dim = c.integer("head_dim", c.integer("hidden_size") // c.integer("num_attention_heads"))
+    head_dim = head_size(c)
     attention = gqa(
         c,
         STABLELM,
@@ -48,17 +48,16 @@ def stablelm(c: HfConfig) -> Decoder:
 
 def phi(c: HfConfig) -> Decoder:
     c.refuse("qk_layernorm", because="norms of heads with biases are not supported")
-    head_dim = c.integer("head_dim", c.integer("hidden_size") // c.integer("num_attention_heads"))
+    head_dim = head_size(c)
     rope = read_rope(c, head_dim=head_dim, partial=0.5)
     attention = gqa(c, PHI, rope=rope, qkv_bias=True, out_bias=True)
     layer = replace(block(c, attention, plain_mlp(c, PHI, bias=True), PHI), ffn_norm=None, parallel=True)
-    found = decoder(c, [layer] * c.integer("num_hidden_layers"), PHI)
-    return replace(found, head=replace(found.head, bias=True)) if isinstance(found.head, Linear) else found
+    return decoder(c, [layer] * c.integer("num_hidden_layers"), PHI, head_bias=True)
 
 
 def starcoder2(c: HfConfig) -> Decoder:
     bias = c.boolean("use_bias", True)
-    window = c.integer("sliding_window") if c.has("sliding_window") else None
+    window = window_of(c)
     attention = gqa(c, STARCODER2, window=window, qkv_bias=bias, out_bias=bias)
     layer = block(c, attention, plain_mlp(c, STARCODER2, bias=bias), STARCODER2)
     c.ignore("activation_function", "layer_norm_epsilon", "scale_attn_weights")  # of what it comes from

@@ -17,10 +17,10 @@ from torch import Tensor
 from sapwood.arch.parts import Axis, Place, StoredTensor
 from sapwood.base.errors import ModelError
 from sapwood.kernels import Kernels
+from sapwood.kernels.planes import E2M1
 from sapwood.quant.base import Choice, Method, linear_at
 from sapwood.quant.kinds.base import Fields, Form, Kind, Turn
 from sapwood.quant.kinds.beside import Apart
-from sapwood.quant.kinds.coded import E2M1
 from sapwood.quant.plain import Plain
 
 PLAIN = Plain()

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 
 from sapwood.quant.base import Choice, Method
-from sapwood.quant.formats.base import IN, OUT, PLAIN, Cut, Quantised, Raw, Section, by_module, e2m1, matches, want
+from sapwood.quant.formats.base import IN, OUT, PLAIN, Cut, Quantised, Raw, Section, by_module, e2m1, excepting, want
+from sapwood.quant.formats.compressed_tensors import turn_scaled
 from sapwood.quant.kinds.base import Fields
 from sapwood.quant.kinds.coded import CodedForm
 from sapwood.quant.kinds.scaled import ScaledForm
 
 FP8 = torch.float8_e4m3fn
 _NVFP4_GROUP = 16
+_turn_fp8 = partial(turn_scaled, FP8)
 
 
 def read(section: Mapping[str, Any]) -> Choice:
@@ -24,8 +27,7 @@ def read(section: Mapping[str, Any]) -> Choice:
         layers = s.get("quantized_layers", default={})
         own = {name: method_of(Section(layer, f"quantized_layers.{name}")) for name, layer in layers.items()}
         return by_module(lambda name: own.get(name, PLAIN))
-    method = method_of(s)
-    return by_module(lambda name: PLAIN if any(matches(name, one) for one in excepted) else method)
+    return excepting(method_of(s), excepted, heads=True)
 
 
 def method_of(s: Section) -> Method:
@@ -46,11 +48,6 @@ def method_of(s: Section) -> Method:
         Raw("input_scale", optional=True),
     )
     return Quantised(CodedForm("NVFP4", group, "e4m3"), raws, _turn_nvfp4)
-
-
-def _turn_fp8(raw: Fields) -> Fields:
-    fields = {"values": want(raw, "weight", FP8), "scale": raw["weight_scale"]}
-    return fields | ({"input_scale": raw["input_scale"]} if "input_scale" in raw else {})
 
 
 def _turn_nvfp4(raw: Fields) -> Fields:

@@ -15,13 +15,10 @@ from torch import Tensor
 from sapwood.arch.parts import Linear
 from sapwood.base.errors import ModelError
 from sapwood.kernels import Kernels
-from sapwood.kernels.planes import Planes, of_coded
+from sapwood.kernels.planes import E2M1, Planes, of_coded
 from sapwood.quant.kinds.base import Fields, Kind, Turn, joined, kept, shaped, unpacked
 
 ScaleForm = Literal["float32", "e4m3", "e8m0"]
-
-E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
-"""The values of four bits with two of exponent and one of mantissa."""
 
 _SHOWN = {"float32": "float32", "e4m3": "fp8", "e8m0": "power-of-two"}
 

@@ -18,7 +18,6 @@ class Scheme:
     """One of LLM Compressor's, or without a `preset` four bits in groups. `calibrated`: it looks at activations; `scaled`: by AWQ
     before, which wants a GPU."""
 
-    about: str
     preset: str | None = None
     modifier: str = "QuantizationModifier"
     calibrated: bool = False
@@ -26,13 +25,13 @@ class Scheme:
 
 
 SCHEMES: Mapping[str, Scheme] = MappingProxyType({
-    "fp8": Scheme("float8, a scale an output; inputs token by token", "FP8_DYNAMIC"),
-    "fp8-block": Scheme("float8, a scale for 128 by 128; inputs 128 at a time", "FP8_BLOCK"),
-    "w8a8": Scheme("int8, a scale an output; inputs token by token", "W8A8"),
-    "w4a16": Scheme("4 bits in groups, rounded to the nearest"),
-    "gptq": Scheme("4 bits in groups, rounded so that errors cancel (GPTQ)", modifier="GPTQModifier", calibrated=True),
-    "awq": Scheme("4 bits in groups, salient channels scaled (AWQ)", calibrated=True, scaled=True),
-    "nvfp4": Scheme("NVFP4, weights and inputs", "NVFP4", calibrated=True),
+    "fp8": Scheme("FP8_DYNAMIC"),  # float8, a scale an output; inputs token by token
+    "fp8-block": Scheme("FP8_BLOCK"),  # float8, a scale for 128 by 128; inputs 128 at a time
+    "w8a8": Scheme("W8A8"),  # int8, a scale an output; inputs token by token
+    "w4a16": Scheme(),  # 4 bits in groups, rounded to the nearest
+    "gptq": Scheme(modifier="GPTQModifier", calibrated=True),  # 4 bits in groups, rounded so that errors cancel
+    "awq": Scheme(calibrated=True, scaled=True),  # 4 bits in groups, salient channels scaled
+    "nvfp4": Scheme("NVFP4", calibrated=True),  # weights and inputs
 })  # fmt: skip
 
 GGUF = "gguf:"
