@@ -1,8 +1,8 @@
 """A smaller model, or a head, that runs beside the model that answers, and drafts for it.
 
-It keeps keys and values of its own for the same tokens, in groups of the same page tables: whatever a step feeds, it
-feeds too, in the same launch, so that cached prefixes, preemption and windows hold for it without a word. Before a step
-that feeds drafts of its own, it runs ahead token by token:
+It keeps keys and values of its own for the same tokens, in groups of the same page tables: what a step feeds, it
+feeds too, in the same launch, so that cached prefixes, preemption and windows hold for it without a word. A whole model stays behind
+running answers while nobody wants its drafts (`runner/trail.py`). Before a step that feeds drafts of its own, it takes in what it has missed and runs ahead token by token:
 
     fed      fed + 1 ... fed + k
     │ newest │ drafts           │      pass i feeds position fed + i and writes what it draws behind
@@ -26,11 +26,12 @@ from sapwood.attention.base import Backend, Batch, RowLimits, Shared
 from sapwood.base.kv import KVGroup
 from sapwood.base.plan import Ints, Pages, Plan, Propose
 from sapwood.runner import frame
-from sapwood.runner.batch import Batcher
+from sapwood.runner.batch import Batcher, spans_of
 from sapwood.runner.frame import Frame, Kind
 from sapwood.runner.graphs import Graphs
 from sapwood.runner.seers import Seer
 from sapwood.runner.table import Table
+from sapwood.runner.trail import Trail
 from sapwood.sampling.fast import draw
 
 _MOST_KNOWN = 256  # sets of rows that frames are kept for
@@ -38,10 +39,17 @@ _MOST_KNOWN = 256  # sets of rows that frames are kept for
 
 class Companion:
     """Drafts by a `seer`, whose keys and values `backends` keep, beside the model whose slots `table` has; `groups` are those
-    of both."""
+    of both. A pass has `max_tokens` tokens at most."""
 
-    def __init__(self, seer: Seer, backends: Sequence[Backend], table: Table, groups: Sequence[KVGroup]) -> None:
+    def __init__(
+        self, seer: Seer, backends: Sequence[Backend], table: Table, groups: Sequence[KVGroup], *, max_tokens: int
+    ) -> None:
         self.seer, self._backends = seer, backends
+        # What is let go of, or cannot be computed again from the middle, has to be computed in time.
+        mine = groups[len(groups) - len(backends) :]
+        trails = seer.trails and all(group.kind.divisible and group.window is None for group in mine)
+        rewind = max(group.rewind for group in groups)
+        self.trail = Trail(num_slots=table.nobody, rewind=rewind, most=max_tokens) if trails else None
         self.graphs: Graphs[Frame] | None = None
         self._table, self._ahead = table, table.shadow()
         self._batcher = Batcher(self._ahead, groups)
@@ -53,6 +61,9 @@ class Companion:
     @property
     def taps(self) -> Sequence[int]:
         return self.seer.taps
+
+    def leaves(self, plan: Plan) -> bool:
+        return self.trail is not None and self.trail.leaves(plan)
 
     def follow(self, batch: Batch, hidden_TD: Tensor, taken: Sequence[Tensor]) -> None:
         """See `step.Follower`."""
@@ -71,7 +82,17 @@ class Companion:
         if wanted is None:
             return
         self._table.turn(*frame.changes(plan.part(Pages), self._table))
+        if self.trail is not None:
+            for missed in self.trail.missed(plan):
+                self._take_in(missed)
         self.run(wanted.slots_P, wanted.counts_P)
+
+    def _take_in(self, missed: Plan) -> None:
+        limits = RowLimits(decodes=0, spans=missed.num_rows)
+        made = frame.exact(missed, self._ahead)
+        batch, _ = self._batcher.make(made, missed.num_tokens, limits=limits, spans=spans_of(missed))
+        self._plan(batch)
+        self.seer.advance(batch)
 
     def run(self, slots_P: Ints, counts_P: Ints) -> None:
         """Draft so many tokens behind what is fed in each slot."""

@@ -85,7 +85,7 @@ class Graphs(Generic[T]):
 
     `compute` launches a step given its frame, padded tokens, limits and shared runs, and returns what it leaves on the
     device; it must do so in the same way each time, without waiting for the device. `tile` is the most members of a tile
-    of a shared run; without `drafts` steps with drafts fit no graph; if `single`, all steps are rows of one token that share
+    of a shared run; without `drafts` steps with drafts fit no graph, nor without `prompts` those with any; if `single`, all steps are rows of one token that share
     nothing. Without `capture`, and once it has failed, steps are
     padded alike and launched kernel by kernel.
     """
@@ -100,10 +100,11 @@ class Graphs(Generic[T]):
         tile: int,
         drafts: bool = False,
         single: bool = False,
+        prompts: bool = True,
         capture: bool = True,
     ) -> None:
         self._compute, self._table, self._tile, self._drafts = compute, table, tile, drafts
-        self._single = single
+        self._single, self._prompts = single, prompts
         self._max_rows, self._max_tokens = max_rows, max_tokens
         self._row_steps = np.array(row_steps(max_rows))
         self._token_steps = np.array(token_steps(max(max_tokens, max_rows)))
@@ -150,7 +151,8 @@ class Graphs(Generic[T]):
             *(self._mixed(count, min(count, most)) for count in _KINDS if count <= self._max_tokens),
         ]
         drafted = [size._replace(drafted=True) for size in mixed] if self._drafts else []
-        return dict.fromkeys(size for size in (*mixed, *drafted, *decode) if size.rows <= most)
+        prompts = mixed if self._prompts else []
+        return dict.fromkeys(size for size in (*prompts, *drafted, *decode) if size.rows <= most)
 
     def capture_largest(self) -> None:
         """Capture what takes the most memory, so that the others fit into what it took."""
@@ -224,7 +226,8 @@ class Graphs(Generic[T]):
         if self._single:
             return decode[::-1]
         tokens = [tokens for tokens in self._token_steps.tolist() if tokens <= self._max_tokens]
-        mixed = [self._mixed(count, rows) for rows in (*_MIXED_ROWS, self._max_rows) for count in tokens]
+        most_rows = (*_MIXED_ROWS, self._max_rows) if self._prompts else ()
+        mixed = [self._mixed(count, rows) for rows in most_rows for count in tokens]
         few = [self._mixed(count, 1)._replace(drafted=True) for count in tokens if count <= _MOST_DRAFTED]
         drafted = few if self._drafts else []
         sharing = [size._replace(shared=True) for size in decode if size.rows > 1]

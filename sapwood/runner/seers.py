@@ -26,10 +26,14 @@ from sapwood.nn.native import NativeModel
 
 
 class Seer(Protocol):
-    """Computes a batch whose backends have planned it; may be captured. `taps` are as in `step.Follower`."""
+    """Computes a batch whose backends have planned it; may be captured. `taps` are as in `step.Follower`; `trails`: tokens may be taken
+    in later than by the other model."""
 
     @property
     def taps(self) -> Sequence[int]: ...
+
+    @property
+    def trails(self) -> bool: ...
 
     def follow(self, batch: Batch, hidden_TD: Tensor, taken: Sequence[Tensor]) -> None:
         """The tokens of a step that the other model has computed."""
@@ -48,6 +52,7 @@ class Whole:
     """A model of its own: it needs to know nothing but tokens."""
 
     taps: Sequence[int] = ()
+    trails = True
 
     def __init__(self, model: Model | NativeModel) -> None:
         self._model = model
@@ -64,6 +69,8 @@ class Whole:
 
 class Head:
     """A head of `EagleHead`. A step yields, and a row runs ahead, fewer than `most` tokens; `nobody` is the slot behind all."""
+
+    trails = False  # what the other model made of a token is at hand in its step alone
 
     def __init__(self, model: EagleHead, *, nobody: int, most: int, dtype: torch.dtype) -> None:
         self.taps = model.decoder.taps

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -46,6 +47,10 @@ class Follower(Protocol):
     @property
     def taps(self) -> Sequence[int]: ...
 
+    def leaves(self, plan: Plan) -> bool:
+        """Whether it takes nothing in with this step; it will see to it itself. Asked once for each step."""
+        ...
+
     def follow(self, batch: Batch, hidden_TD: Tensor, taken: Sequence[Tensor]) -> None:
         """Take in a step's tokens, their last hidden states, and those before the `taps`; may be captured."""
         ...
@@ -66,27 +71,39 @@ class Step:
         self.batcher = Batcher(table, rank.groups)
         self.tile = tile_members(rank.groups)
         self.graphs: Graphs[Pass] | None = None
+        self.graphs_alone: Graphs[Pass] | None = None  # of steps that the follower leaves out
         self._rank, self._table, self._follower = rank, table, follower
         self._logits_NV: Tensor | None = None
         if max_heads is not None:
             self._logits_NV = torch.empty(max_heads, vocab_size, dtype=rank.dtype, device=rank.device.place)
 
-    def make_graphs(self, *, max_rows: int, max_tokens: int, drafts: bool) -> Graphs[Pass]:
-        """Graphs of steps, none of which is captured yet."""
-        compute, tile = self.compute_for_graph, self.tile
-        return Graphs(compute, self._table, max_rows=max_rows, max_tokens=max_tokens, tile=tile, drafts=drafts)
+    def make_graphs(self, *, max_rows: int, max_tokens: int, drafts: bool, alone: bool = False) -> Graphs[Pass]:
+        """Graphs of steps, none of which is captured yet. `alone`: of those that the follower leaves out, which have no prompts."""
+        compute = partial(self.compute_for_graph, None if alone else self._follower)
+        return Graphs(
+            compute,
+            self._table,
+            max_rows=max_rows,
+            max_tokens=max_tokens,
+            tile=self.tile,
+            drafts=drafts,
+            prompts=not alone,
+        )
 
     def forward(self, plan: Plan) -> Pass:
-        left = None if self.graphs is None else self.graphs.run(plan)
-        return left or self._launch(plan)
+        follower, graphs = self._follower, self.graphs
+        if follower is not None and follower.leaves(plan):
+            follower, graphs = None, self.graphs_alone
+        left = None if graphs is None else graphs.run(plan)
+        return left or self._launch(follower, plan)
 
-    def _launch(self, plan: Plan) -> Pass:
+    def _launch(self, follower: Follower | None, plan: Plan) -> Pass:
         """A step kernel by kernel, of its own size."""
         num_spans = int((plan.counts_R[plan.num_steady :] > 1).sum())
         limits = RowLimits(decodes=plan.num_rows - num_spans, spans=num_spans)
         runs = plan.part(Runs)
         given = None if runs is None else self._upload(runs, plan)
-        return self._compute(frame.exact(plan, self._table), plan.num_tokens, limits, given, spans_of(plan))
+        return self._compute(follower, frame.exact(plan, self._table), plan.num_tokens, limits, given, spans_of(plan))
 
     def _upload(self, runs: Runs, plan: Plan) -> Shared:
         members = shared.members(runs, plan)
@@ -94,14 +111,19 @@ class Step:
         return shared.shared(upload([shared.words(runs, members, size)], self._rank.device.place)[0], size)
 
     def _compute(
-        self, frame: Frame, num_tokens: int, limits: RowLimits, runs: Shared | None, spans: Spans | None = None
+        self,
+        follower: Follower | None,
+        frame: Frame,
+        num_tokens: int,
+        limits: RowLimits,
+        runs: Shared | None,
+        spans: Spans | None = None,
     ) -> Pass:
         """The whole of a step that no host needs to know more about; may be captured."""
         batch, heads = self.batcher.make(frame, num_tokens, limits=limits, shared=runs, spans=spans)
         for backend in self._rank.backends:
             backend.plan(batch)
         model = self._rank.model
-        follower = self._follower
         hidden_TD, taken = model.states(batch, () if follower is None else follower.taps)
         if follower is not None:
             follower.follow(batch, hidden_TD, taken)
@@ -113,9 +135,11 @@ class Step:
         self.batcher.settle(frame, heads, drawn_N, Kind.DRAWN)
         return Pass(frame, heads, hidden_TD, logits_NV, drawn_N)
 
-    def compute_for_graph(self, frame: Frame, num_tokens: int, limits: RowLimits, runs: Shared | None) -> Pass:
+    def compute_for_graph(
+        self, follower: Follower | None, frame: Frame, num_tokens: int, limits: RowLimits, runs: Shared | None
+    ) -> Pass:
         """The same; what outlives the launch is small, or lies in memory that all graphs share."""
-        left = self._compute(frame, num_tokens, limits, runs)
+        left = self._compute(follower, frame, num_tokens, limits, runs)
         assert left.logits_NV is not None and self._logits_NV is not None
         logits_NV = self._logits_NV[: frame.num_heads]
         logits_NV.copy_(left.logits_NV)

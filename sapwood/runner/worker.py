@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -84,7 +85,7 @@ class Worker:
 
     def _companion(self, mine: Beside) -> Companion:
         made = seer(mine.model, nobody=self.table.nobody, most=self._max_drafts + 1, dtype=self.rank.dtype)
-        return Companion(made, mine.backends, self.table, self.groups)
+        return Companion(made, mine.backends, self.table, self.groups, max_tokens=self._max_tokens)
 
     def _compile(self) -> Callable[[], None]:
         """Begin to compile what steps will launch; what is returned waits for it."""
@@ -152,20 +153,25 @@ class Worker:
         return taken
 
     def _make_graphs(self) -> list[Graphs[Any]]:
-        """Those of steps, and those of the model that drafts if there is one; none of them is captured yet."""
+        """Those of steps, of the model that drafts if there is one, and of steps that it leaves out; none of them is captured yet."""
         if self._graph_tokens is None:
             return []
-        drafts = self._max_drafts > 0
-        made: list[Graphs[Any]] = [
-            self._step.make_graphs(max_rows=self._max_rows, max_tokens=self._graph_tokens, drafts=drafts)
-        ]
-        return made if self.companion is None else [*made, self.companion.make_graphs(max_rows=self._max_rows)]
+        step = partial(
+            self._step.make_graphs,
+            max_rows=self._max_rows,
+            max_tokens=self._graph_tokens,
+            drafts=self._max_drafts > 0,
+        )
+        if self.companion is None:
+            return [step()]
+        passes = self.companion.make_graphs(max_rows=self._max_rows)
+        return [step(), passes] if self.companion.trail is None else [step(), passes, step(alone=True)]
 
     def _use(self, graphs: Sequence[Graphs[Any]]) -> None:
         self._graphs = graphs
-        self._step.graphs = graphs[0] if graphs else None
+        self._step.graphs, passes, self._step.graphs_alone = (*graphs, None, None, None)[:3]
         if self.companion is not None:
-            self.companion.graphs = graphs[1] if graphs else None
+            self.companion.graphs = passes
 
     @torch.inference_mode()
     def allocate(self, num_pages: Sequence[int]) -> None:

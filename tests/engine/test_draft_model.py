@@ -6,18 +6,23 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 import pytest
 
 from sapwood.base.errors import ConfigError
 from sapwood.base.grammar import Grammar
+from sapwood.base.plan import Ints, Plan
 from sapwood.base.sampling import SamplingParams
 from sapwood.base.trial import Trial
+from sapwood.draft import Adaptive
 from sapwood.executor import local
 from sapwood.runner import graphs
+from sapwood.runner.trail import Trail
 from sapwood.runner.worker import Worker
 from tests import models
 from tests.engine.test_drafts import KINDS, same, say
@@ -121,6 +126,42 @@ def test_a_model_that_is_its_own_draft_is_always_right(family: str, depth: int, 
     assert drafts > 100 and right >= (drafts if device == "cpu" else 0.95 * drafts)
     tokens = sum(len(tokens) for tokens, *_ in found)
     assert counters["steps"] < tokens / 3
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    ("family", "depth", "fits"), [("llama", 0, None), ("llama", 1, None), ("gemma3", 1, None), ("llama", 2, 64)]
+)
+def test_it_stays_behind_while_nobody_wants_its_drafts(
+    family: str, depth: int, fits: int | None, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it has missed it takes in before it drafts again: as its own draft a model is always right then too."""
+    asked, left = count(), []
+    share, leaves = Adaptive.share, Trail.leaves
+
+    def seldom(pace: Adaptive, slots: Ints, *others: Any) -> Ints:
+        return share(pace, slots, *others) if next(asked) % 9 == 8 else np.zeros_like(slots)
+
+    def watched(trail: Trail, plan: Plan) -> bool:
+        left.append(leaves(trail, plan))
+        return left[-1]
+
+    monkeypatch.setattr(Adaptive, "share", seldom)
+    monkeypatch.setattr(Trail, "leaves", watched)
+    if fits is not None and device == "cpu":
+        monkeypatch.setattr(Worker, "_graph_tokens", property(lambda worker: fits))
+        monkeypatch.setattr(graphs, "_Camera", lambda device: None)
+    model = models.save(family, tmp_path)
+    mine = [(prompt, PLAIN[i % len(PLAIN)]) for i, prompt in enumerate(prompts_that_share(4))]
+    wanted, _ = say(model, mine, device=device, page_size=4)
+    options = {"speculation": "draft", "num_speculative_tokens": 3, "page_size": 4, "depth": depth}
+    found, counters = say(model, mine, device=device, speculative_model=str(model), **options)
+    same(found, wanted)
+    assert (
+        sum(left) > len(left) / 2 if family == "llama" else not left
+    )  # what a window lets go of has to be computed in time
+    drafts, right = counters["drafts_draft"], counters["accepted_drafts_draft"]
+    assert drafts > 10 and right >= (drafts if device == "cpu" else 0.9 * drafts)
 
 
 def test_requests_whose_tokens_are_masked_draft_nothing_on_the_device(tiny_model: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +67,7 @@ class Padded(Subject):
         step = self.worker._step
         step._logits_NV = torch.empty(64, self.vocab_size, device=self.worker.table.device)
         step.graphs = Graphs(
-            step.compute_for_graph,
+            partial(step.compute_for_graph, None),
             self.worker.table,
             max_rows=8,
             max_tokens=64,

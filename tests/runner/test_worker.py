@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -297,7 +298,7 @@ def test_a_graph_that_cannot_be_captured_harms_nobody(
     worker, step = made.worker, made.worker._step
     step._logits_NV = torch.empty(8, made.vocab_size)
     desk = made.desk()
-    step.graphs = Graphs(step.compute_for_graph, worker.table, max_rows=8, max_tokens=64, tile=step.tile)
+    step.graphs = Graphs(partial(step.compute_for_graph, None), worker.table, max_rows=8, max_tokens=64, tile=step.tile)
     tokens = made.tokens(9)
     desk.admit(0, tokens, params=SamplingParams(temperature=0))
     desk.step({0: 9})
@@ -313,7 +314,7 @@ def test_steps_with_drafts_have_sizes_of_their_own_ahead(tmp_path: Path) -> None
     worker = Subject("llama", tmp_path, "cpu").worker
     few, more = (
         Graphs(
-            worker._step.compute_for_graph,
+            partial(worker._step.compute_for_graph, None),
             worker.table,
             max_rows=8,
             max_tokens=64,
