@@ -14,6 +14,7 @@ from sapwood.config.options import Config
 from sapwood.executor.base import Measured
 from sapwood.hub.draft import DraftModel
 from sapwood.hub.files import ModelFiles
+from sapwood.observe.loading import loading
 from sapwood.runner.assemble import Choices
 from sapwood.runner.choose import Work
 from sapwood.runner.pace import time_steps
@@ -44,7 +45,8 @@ class LocalExecutor:
         backends = self._catalogue.join("backends", BACKENDS, Offer, NAMES)
         choices = Choices(backends, self._catalogue.methods)
         self.worker = worker = Worker(config, decoder, files, max_drafts=max_drafts, draft=draft, choices=choices)
-        worker.load()
+        with loading() as progress:
+            worker.load(progress)
         loaded = perf_counter()
         budget = worker.kv_budget()
         return Measured(

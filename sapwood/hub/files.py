@@ -143,7 +143,7 @@ def weight_files(directory: Path) -> list[Path]:
 
 def tensor_names(files: ModelFiles) -> frozenset[str]:
     """Of a Hugging Face directory. Raises ModelError."""
-    return frozenset(name for file in weight_files(files.path) for name in _spans(file))
+    return frozenset(name for file in weight_files(files.path) for name in tensors_in(file))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -167,7 +167,7 @@ def _open_directory(path: Path, name: str, weights: bool) -> ModelFiles:
     if "quantization_config" not in config and beside.exists():  # as older versions of ModelOpt have it
         config["quantization_config"] = {"quant_method": "modelopt", **read_json(beside)}
     if weights:
-        spans = {name: span for file in weight_files(path) for name, span in _spans(file).items()}
+        spans = {name: span for file in weight_files(path) for name, span in tensors_in(file).items()}
         head, embedding = spans.get(f"{LLAMA.head}.weight"), spans.get(f"{LLAMA.embed}.weight")
         if head and embedding and config.get("tie_word_embeddings") is not False and _differ(head, embedding):
             config["tie_word_embeddings"] = False  # trained apart, whatever the field says
@@ -185,16 +185,18 @@ def _open_gguf(path: Path, name: str, families: Sequence[Family]) -> ModelFiles:
     return ModelFiles(name, path, "gguf", config, generation, layout)
 
 
-class _Span(NamedTuple):
-    """The bytes of a tensor in its file."""
+class StoredTensor(NamedTuple):
+    """A tensor of a safetensors file: its bytes there, [start, stop), and what they are, by the names of that format."""
 
     path: Path
     start: int
     stop: int
+    dtype: str
+    shape: tuple[int, ...]
 
 
-def _spans(path: Path) -> dict[str, _Span]:
-    """Where the tensors of a safetensors file are.
+def tensors_in(path: Path) -> dict[str, StoredTensor]:
+    """Those of a safetensors file, by name. Raises ModelError.
 
     The file's length is compared with what its header promises: an interrupted download shows here, not later.
     """
@@ -205,18 +207,27 @@ def _spans(path: Path) -> dict[str, _Span]:
             raise ModelError(f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` in its repository.")
         (length,) = struct.unpack("<Q", start.ljust(8, b"\0"))
         header = file.read(length) if length < size else b""
+    begin = 8 + length
     try:
-        offsets = {k: t["data_offsets"] for k, t in json.loads(header).items() if k != "__metadata__"}
-        spans = {name: _Span(path, 8 + length + first, 8 + length + last) for name, (first, last) in offsets.items()}
+        entries = {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}
+        found = {name: _tensor(path, begin, **entry) for name, entry in entries.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{path} is damaged or cut off: its header cannot be read. Fetch it again.") from error
-    promised = max((span.stop for span in spans.values()), default=8 + length)
+    promised = max((tensor.stop for tensor in found.values()), default=begin)
     if size != promised:
         raise ModelError(f"{path} has {size} bytes where its header promises {promised}: fetch it again.")
-    return spans
+    return found
 
 
-def _differ(one: _Span, other: _Span) -> bool:
+def _tensor(path: Path, begin: int, *, dtype: str, shape: Sequence[int], data_offsets: Sequence[int]) -> StoredTensor:
+    """An entry of a header, whose offsets count from `begin`. Raises TypeError or ValueError if it is none."""
+    first, last = data_offsets
+    if not 0 <= first <= last:
+        raise ValueError(f"data_offsets {data_offsets}")
+    return StoredTensor(path, begin + first, begin + last, dtype, tuple(map(int, shape)))
+
+
+def _differ(one: StoredTensor, other: StoredTensor) -> bool:
     if one.stop - one.start != other.stop - other.start:
         return True
     with one.path.open("rb") as a, other.path.open("rb") as b:

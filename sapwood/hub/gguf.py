@@ -69,12 +69,10 @@ class GgufFile:
     tensors: Mapping[str, GgufTensor]
     buffer: mmap.mmap
 
-    def release(self, tensor: GgufTensor) -> None:
-        """Give back the memory in which the system keeps what was read of a tensor; another read costs it anew."""
-        if hasattr(mmap, "MADV_DONTNEED"):  # nowhere but on Unix
-            first = tensor.data.ctypes.data - np.frombuffer(self.buffer, np.uint8).ctypes.data
-            start = first // mmap.PAGESIZE * mmap.PAGESIZE
-            self.buffer.madvise(mmap.MADV_DONTNEED, start, first + tensor.data.nbytes - start)
+    def span(self, tensor: GgufTensor) -> tuple[int, int]:
+        """Where the bytes of a tensor begin in the file and where they end."""
+        first: int = tensor.data.ctypes.data - np.frombuffer(self.buffer, np.uint8).ctypes.data
+        return first, first + tensor.data.nbytes
 
 
 def open_gguf(path: Path) -> GgufFile:

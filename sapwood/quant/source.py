@@ -65,15 +65,15 @@ class Source(Protocol):
         ...
 
     def read(self, name: str, where: tuple[slice, ...]) -> Tensor:
-        """A slice of one tensor on the CPU, in the checkpoint's dtype or, if it is in blocks, in float32."""
+        """A slice of one tensor on the CPU, in the checkpoint's dtype or, if it is in blocks, in float32; there until it is released."""
         ...
 
     def stored(self, name: str, rows: slice) -> Stored | None:
         """Whole rows of a matrix in the blocks that they are stored in, or None where there are none that `Form` knows."""
         ...
 
-    def release(self, name: str) -> None:
-        """Whoever has read a tensor has copied it: what the process holds of the file may go."""
+    def release(self, name: str) -> int:
+        """Whoever has read a tensor has copied it: its memory may go. Returns how many bytes of the files are done with."""
         ...
 
 

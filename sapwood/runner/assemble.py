@@ -21,6 +21,7 @@ from sapwood.base.kv import KVGroup, most_rewound
 from sapwood.config.options import Config
 from sapwood.device import Device, find
 from sapwood.hub.files import ModelFiles
+from sapwood.hub.pull import Progress, silent
 from sapwood.kernels import Kernels
 from sapwood.kernels.cpu import library
 from sapwood.kernels.cpu.library import Machine
@@ -112,12 +113,12 @@ def beside(
 
 
 @torch.inference_mode()
-def give_weights(model: Loadable, files: ModelFiles | None, *, seed: int) -> None:
+def give_weights(model: Loadable, files: ModelFiles | None, *, seed: int, progress: Progress = silent) -> None:
     """Load the model's weights, random ones without `files`. Raises ModelError if they do not fit."""
     if files is None:
         dummy_weights(model, seed)
     else:
-        load_weights(model, files)
+        load_weights(model, files, progress)
 
 
 def _machine(config: Config, device: Device, dtype: torch.dtype) -> Machine | str:

@@ -14,6 +14,7 @@ from sapwood.base.plan import Bits, LatePart, Outcome, Plan
 from sapwood.config.options import Config
 from sapwood.hub.draft import DraftModel
 from sapwood.hub.files import ModelFiles
+from sapwood.hub.pull import Progress, silent
 from sapwood.runner.assemble import Beside, Choices, assemble, beside, give_weights
 from sapwood.runner.choose import Chooser, Work, read
 from sapwood.runner.companion import Companion
@@ -58,7 +59,7 @@ class Worker:
     def _draft_files(self) -> ModelFiles | None:
         return None if self._files is None or self._draft is None else self._draft.files
 
-    def load(self) -> None:
+    def load(self, progress: Progress = silent) -> None:
         """Build the model and give it its weights. Raises ModelError if they do not fit."""
         others = () if self._draft is None else (self._draft.decoder,)
         drafts = self._max_drafts
@@ -78,9 +79,9 @@ class Worker:
             self._step = Step(rank, self.table, vocab_size=vocab_size, max_heads=heads, follower=self.companion)
             self._chooser = Chooser(rank, self.table, self._step, vocab_size=vocab_size)
             compiled = self._compile()
-        give_weights(rank.model, self._files, seed=self.config.device.seed)
+        give_weights(rank.model, self._files, seed=self.config.device.seed, progress=progress)
         for one in mine:
-            give_weights(one.model, self._draft_files, seed=self.config.device.seed)
+            give_weights(one.model, self._draft_files, seed=self.config.device.seed, progress=progress)
         compiled()
 
     def _companion(self, mine: Beside) -> Companion:

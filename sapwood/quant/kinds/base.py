@@ -116,7 +116,7 @@ class Kind(Weights):
             return
         index, _, name = piece.param.partition(".")
         tensor = source.read(piece.name, piece.source)
-        tensor = (tensor.T if piece.transposed else tensor).to(self.device)
+        tensor = (tensor.T if piece.transposed else tensor).to(self.device, copy=True)
         self._read.setdefault(int(index), {}).setdefault(name, []).append((piece.target, tensor))
 
     def randomize(self, random: torch.Generator) -> None:
