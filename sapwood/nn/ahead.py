@@ -179,7 +179,7 @@ def read(span: Span) -> Tensor:
 
 
 def _chunks(place: _Place, span: Span) -> Iterator[_Chunk]:
-    view = memoryview(place.data.numpy())
+    view = place.data.numpy().data
     for first in range(0, span.size, _CHUNK_BYTES):
         yield _Chunk(place, span.path, span.start + first, view[first : first + _CHUNK_BYTES])
 
