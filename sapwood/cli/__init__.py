@@ -21,7 +21,7 @@ from sapwood.config import env
 class _Commands(Mapping[str, Any]):
     """Modules by the names of their commands, imported when they are asked for."""
 
-    _names = ("serve", "chat", "run", "bench", "pull", "explain", "doctor", "top", "apply", "quantize")
+    _names = ("serve", "chat", "run", "bench", "pull", "explain", "doctor", "top", "apply", "quantize", "route")
 
     def __getitem__(self, name: str) -> Any:
         if name not in self._names:

@@ -47,7 +47,19 @@ def test_public_names() -> None:
 
 
 def test_commands() -> None:
-    assert list(COMMANDS) == ["serve", "chat", "run", "bench", "pull", "explain", "doctor", "top", "apply", "quantize"]
+    assert list(COMMANDS) == [
+        "serve",
+        "chat",
+        "run",
+        "bench",
+        "pull",
+        "explain",
+        "doctor",
+        "top",
+        "apply",
+        "quantize",
+        "route",
+    ]
 
 
 def test_flags_of_serve() -> None:

@@ -1,0 +1,186 @@
+"""The router, put together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+from starlette.datastructures import Headers
+
+from sapwood import __version__
+from sapwood.base.errors import RequestError
+from sapwood.config.options import ServerConfig
+from sapwood.route.fleet import Fleet, State
+from sapwood.route.metrics import Metrics
+from sapwood.route.paths import CARRIED
+from sapwood.route.policies import policies
+from sapwood.route.prefixes import Prefixes
+from sapwood.route.proxy import Proxy, worded
+from sapwood.route.table import Table
+from sapwood.route.upstream import Upstream
+from sapwood.route.watch import Watch
+from sapwood.server.auth import Guard
+from sapwood.server.door import Door
+from sapwood.server.errors import problem
+
+log = logging.getLogger(__name__)
+
+_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=5.0, sock_read=600.0)
+
+Handler = Callable[[web.Request], Any]
+
+
+class Router:
+    """A fleet behind one address. `path` is where its table was read from, if it was."""
+
+    def __init__(self, table: Table, options: ServerConfig, path: Path | None = None, *, every: float = 2.0) -> None:
+        self.fleet, self.prefixes = Fleet(table), Prefixes()
+        self.fleet.set_table(table)
+        self.metrics, self.guard = Metrics(self.fleet), Guard(options)
+        self._options, self._path, self._every = options, path, every
+
+    @contextlib.asynccontextmanager
+    async def serving(self) -> AsyncIterator[web.Application]:
+        """The application, and what goes on beside it."""
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30.0)
+        session = aiohttp.ClientSession(connector=connector, timeout=_TIMEOUT, auto_decompress=False)
+        async with session:
+            self._watch = Watch(self.fleet, self.prefixes, session, self._path, every=self._every)
+            await self._watch.first_look()
+            watching = asyncio.get_running_loop().create_task(self._watch.run())
+            try:
+                yield self._application(Upstream(session, own_keys=self.guard.keyed))
+            finally:
+                watching.cancel()
+
+    async def read_again(self) -> None:
+        """The table, from its file."""
+        await self._watch.read_again()
+
+    def _application(self, carrier: Upstream) -> web.Application:
+        proxy = Proxy(self.fleet, policies(self.prefixes), self.prefixes, self.metrics, carrier, self.guard)
+        app = web.Application(client_max_size=self._options.max_body_bytes, middlewares=[_told])
+        app.add_routes([web.post(path, proxy.handle) for path in CARRIED])
+        app.add_routes(
+            [
+                web.get("/v1/models", self._open(self._models)),
+                web.get("/api/tags", self._open(self._tags)),
+                web.get("/api/version", self._open(self._version)),
+                web.get("/health", self._health),
+                web.get("/metrics", self._open(self._metrics)),
+                web.get("/route", self._open(self._state)),
+                web.post("/route/drain", self._for_operators(self._drain)),
+                web.post("/route/resume", self._for_operators(self._drain)),
+            ]
+        )
+        return app
+
+    # -- who may ask ----------------------------------------------------------------------------------------------
+
+    def _open(self, handler: Handler) -> Handler:
+        async def guarded(request: web.Request) -> web.StreamResponse:
+            self.guard.admit(_headers(request), request.path, trusted=False)
+            answer: web.StreamResponse = await handler(request)
+            return answer
+
+        return guarded
+
+    def _for_operators(self, handler: Handler) -> Handler:
+        async def guarded(request: web.Request) -> web.StreamResponse:
+            account = self.guard.admit(_headers(request), request.path, trusted=False)
+            self.guard.check_operator(account.tenant, request.path)
+            answer: web.StreamResponse = await handler(request)
+            return answer
+
+        return guarded
+
+    # -- what the router answers itself -----------------------------------------------------------------------------
+
+    async def _models(self, request: web.Request) -> web.Response:
+        made = [{"id": name, "object": "model", "created": 0, "owned_by": "sapwood"} for name in self.fleet.models()]
+        return web.json_response({"object": "list", "data": made})
+
+    async def _tags(self, request: web.Request) -> web.Response:
+        return web.json_response({"models": [{"name": name, "model": name} for name in self.fleet.models()]})
+
+    async def _version(self, request: web.Request) -> web.Response:
+        return web.json_response({"version": __version__})
+
+    async def _health(self, request: web.Request) -> web.Response:
+        ready = sum(one.state is State.READY for one in self.fleet.replicas.values())
+        told = {"status": "ok" if ready else "no server answers", "ready": ready, "servers": len(self.fleet.replicas)}
+        return web.json_response(told, status=200 if ready else 503)
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        return web.Response(body=self.metrics.text(), headers={"content-type": "text/plain; version=0.0.4"})
+
+    async def _state(self, request: web.Request) -> web.Response:
+        servers = [
+            {
+                "name": one.name,
+                "url": one.url,
+                "state": one.state.value,
+                "running": one.running,
+                "models": sorted(one.models or ()),
+            }
+            for one in self.fleet.replicas.values()
+        ]
+        return web.json_response({"policy": self.fleet.table.policy, "blocks": len(self.prefixes), "servers": servers})
+
+    async def _drain(self, request: web.Request) -> web.Response:
+        name = request.query.get("server", "")
+        replica = self.fleet.replicas.get(name)
+        if replica is None:
+            names = ", ".join(self.fleet.replicas)
+            raise RequestError(f"There is no server {name!r}; there are: {names}.", param="server", status=404)
+        replica.draining = request.path.endswith("/drain")
+        return web.json_response({"server": name, "state": replica.state.value, "running": replica.running})
+
+
+@web.middleware
+async def _told(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Errors in the words of the path's API."""
+    try:
+        answer: web.StreamResponse = await handler(request)
+        return answer
+    except web.HTTPException as error:
+        message = f"The router does not carry {request.path}." if error.status == 404 else error.reason
+        return worded(request.path, problem(RequestError(message, status=error.status)))
+    except (ConnectionResetError, asyncio.CancelledError):
+        raise  # the client has gone
+    except Exception as error:
+        return worded(request.path, problem(error))
+
+
+def _headers(request: web.Request) -> Headers:
+    return Headers(raw=[(name.lower(), value) for name, value in request.raw_headers])
+
+
+async def serve(router: Router, door: Door, options: ServerConfig, *, on_ready: Callable[[str], None]) -> None:
+    """Until SIGTERM or SIGINT; then running requests may end for as long as `drain_seconds` says. SIGHUP reads the table again."""
+    loop, over = asyncio.get_running_loop(), asyncio.Event()
+    reading: set[asyncio.Task[None]] = set()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, over.set)
+    async with router.serving() as app:
+        loop.add_signal_handler(signal.SIGHUP, lambda: reading.add(loop.create_task(router.read_again())))
+        runner = web.AppRunner(
+            app,
+            handler_cancellation=True,
+            access_log=None,
+            shutdown_timeout=options.drain_seconds,
+            keepalive_timeout=75,
+        )
+        await runner.setup()
+        await web.SockSite(runner, door.sock, ssl_context=door.tls).start()
+        log.info("listening on %s", door.url)
+        on_ready(door.url)
+        await over.wait()
+        await runner.cleanup()

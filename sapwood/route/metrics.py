@@ -1,0 +1,73 @@
+"""What the router counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from sapwood.route.fleet import Fleet, State
+
+_OVERHEAD = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.25, 1.0)
+
+
+class Metrics:
+    """Names begin with `sapwood_route_`; docs/routing.md lists them."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        registry = self._registry = CollectorRegistry()
+        self._chosen = Counter(
+            "sapwood_route_chosen",
+            "Requests that were sent to a server, by how it was chosen",
+            ("server", "policy", "reason"),
+            registry=registry,
+        )
+        self._answered = Counter(
+            "sapwood_route_answered", "Answers to clients, by status", ("server", "status"), registry=registry
+        )
+        self._failed = Counter(
+            "sapwood_route_failed",
+            "Attempts that brought no answer: silent, busy, broken; cut: in the middle of one",
+            ("server", "why"),
+            registry=registry,
+        )
+        self._overhead = Histogram(
+            "sapwood_route_overhead_seconds",
+            "From a request that was read to one that is sent on",
+            buckets=_OVERHEAD,
+            registry=registry,
+        )
+        registry.register(_Servers(fleet))
+
+    def chosen(self, server: str, policy: str, reason: str) -> None:
+        self._chosen.labels(server, policy, reason).inc()
+
+    def answered(self, server: str, status: int) -> None:
+        self._answered.labels(server, str(status)).inc()
+
+    def failed(self, server: str, why: str) -> None:
+        self._failed.labels(server, why).inc()
+
+    def overhead(self, seconds: float) -> None:
+        self._overhead.observe(seconds)
+
+    def text(self) -> bytes:
+        return generate_latest(self._registry)
+
+
+class _Servers(Collector):
+    """What is known of the servers when somebody asks."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+
+    def collect(self) -> Iterator[Metric]:
+        running = GaugeMetricFamily("sapwood_route_running", "Requests at a server", labels=["server"])
+        state = GaugeMetricFamily("sapwood_route_state", "1 for the state of a server", labels=["server", "state"])
+        for replica in self._fleet.replicas.values():
+            running.add_metric([replica.name], replica.running)
+            for one in State:
+                state.add_metric([replica.name, one.value], float(replica.state is one))
+        yield from (running, state)

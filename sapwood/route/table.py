@@ -1,0 +1,123 @@
+"""What the router is told: servers, names of models, policies. Read from a TOML file, and again whenever that changes."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import Meta
+
+from sapwood.base.errors import ConfigError
+
+POLICIES = ("cache_aware", "least_load", "power_of_two", "session", "round_robin")
+
+_SCHEMES = ("http", "https", "dns+http", "dns+https")
+_API = "/v1"  # many give it as a part of the address
+
+
+class Server(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One server, or with `dns+http://` all that the name stands for.
+
+    Attributes:
+        url: Its address, without /v1.
+        name: What metrics and headers call it; its host and port by default.
+        key: What it is asked with, in place of the client's own key; `key_file` has it, where it is to stand in no table.
+        models: What it serves; by default what it says at /v1/models.
+        weight: Its share beside others.
+    """
+
+    url: str
+    name: str = ""
+    key: str | None = None
+    key_file: str | None = None
+    models: tuple[str, ...] | None = None
+    weight: Annotated[float, Meta(gt=0, le=1000)] = 1.0
+
+    @property
+    def shown(self) -> str:
+        return self.name or urlsplit(self.url).netloc
+
+    @property
+    def by_dns(self) -> bool:
+        return self.url.startswith("dns+")
+
+
+class Alias(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A name that clients may ask for: it stands for the first of some models that a server is at hand for."""
+
+    to: Annotated[tuple[str, ...], Meta(min_length=1)]
+    policy: str | None = None
+
+
+class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The whole file.
+
+    Attributes:
+        server: Who may be asked.
+        model: Names beside those that servers have.
+        policy: How a server is chosen, where a model says nothing else.
+        retries: Other servers that are tried before anything was answered.
+        session_header: A header that tells which requests belong together.
+        api_keys_file: Who may ask, and how much, as `sapwood serve --api-keys-file` has it.
+    """
+
+    server: Annotated[tuple[Server, ...], Meta(min_length=1)]
+    model: dict[str, Alias] = {}
+    policy: str = "cache_aware"
+    retries: Annotated[int, Meta(ge=0, le=16)] = 2
+    session_header: str = "x-session-id"
+    api_keys_file: str | None = None
+
+
+def read(path: Path) -> Table:
+    """Raises ConfigError for a file that cannot be used, saying where."""
+    try:
+        raw = tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"The table of servers {path} cannot be read: {error}.") from error
+    return checked(raw, str(path))
+
+
+def of_urls(urls: Sequence[str], policy: str) -> Table:
+    """A table of nothing but servers. Raises ConfigError."""
+    return checked({"server": [{"url": url} for url in urls], "policy": policy}, "the command line")
+
+
+def checked(raw: Mapping[str, object], where: str) -> Table:
+    """Raises ConfigError for what is no table, naming the field."""
+    try:
+        table = msgspec.convert(raw, Table)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{where}: {error}.") from error
+    for policy in (table.policy, *(alias.policy for alias in table.model.values() if alias.policy is not None)):
+        if policy not in POLICIES:
+            raise ConfigError(f"{where}: there is no policy {policy!r}; take one of {', '.join(POLICIES)}.")
+    servers = tuple(_checked(server, where) for server in table.server)
+    names = [server.shown for server in servers]
+    if doubled := {name for name in names if names.count(name) > 1}:
+        raise ConfigError(f"{where}: two servers are called {doubled.pop()}; give them names of their own.")
+    return msgspec.structs.replace(table, server=servers)
+
+
+def _checked(server: Server, where: str) -> Server:
+    url = server.url if "://" in server.url else f"http://{server.url}"
+    parts = urlsplit(url)
+    try:
+        good = parts.scheme in _SCHEMES and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        good = False
+    if not good or parts.query or parts.fragment:
+        raise ConfigError(f"{where}: {server.url!r} is no address of a server, such as http://127.0.0.1:8000.")
+    if server.key is not None and server.key_file is not None:
+        raise ConfigError(f"{where}: give {server.shown} either key or key_file.")
+    key = server.key
+    if server.key_file is not None:
+        try:
+            key = Path(server.key_file).read_text().strip()
+        except OSError as error:
+            raise ConfigError(f"{where}: key_file of {server.shown} cannot be read: {error}.") from error
+    return msgspec.structs.replace(server, url=url.rstrip("/").removesuffix(_API), key=key, key_file=None)
