@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sapwood.arch.parts import Llama3Scaling
 from sapwood.arch.rope import llama3_divisor, yarn_attention_factor
+from sapwood.arch.scaling import Llama3Scaling
 from sapwood.base.errors import ModelError
 
 OUTER: Mapping[str, str] = MappingProxyType(

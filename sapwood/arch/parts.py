@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Protocol
 
+from sapwood.arch.scaling import LinearScaling, Scaling
 from sapwood.base.kv import Heads, KVKind
 
 Activation = Literal["silu", "gelu_tanh", "gelu", "relu", "relu2"]
@@ -160,53 +161,13 @@ class Norm(Leaf):
 
 
 @dataclass(frozen=True)
-class LinearScaling:
-    """Positions divided by `factor`."""
-
-    factor: float
-
-
-@dataclass(frozen=True)
-class Llama3Scaling:
-    """Llama 3.1's: long wavelengths divided by `factor`, short ones kept, a ramp between."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_positions: int
-
-
-@dataclass(frozen=True)
-class YarnScaling:
-    """YaRN (Peng et al., 2023); `attention_factor` multiplies cos and sin."""
-
-    factor: float
-    beta_fast: float
-    beta_slow: float
-    original_max_positions: int
-    attention_factor: float
-    truncate: bool
-
-
-@dataclass(frozen=True)
-class LongScaling:
-    """LongRoPE (Ding et al., 2024): every pair's frequency divided by a factor of its own, one list for sequences within
-    the first training's positions and one for longer ones; `attention_factor` multiplies cos and sin."""
-
-    short: tuple[float, ...]
-    long: tuple[float, ...]
-    original_max_positions: int
-    attention_factor: float
-
-
-@dataclass(frozen=True)
 class Rope:
     """Rotary positions on the first `dim` dimensions of each head, dimension i paired with i + dim / 2, or if
     `interleaved` each even one with the next."""
 
     dim: int
     theta: float
-    scaling: LinearScaling | Llama3Scaling | YarnScaling | LongScaling | None = None
+    scaling: Scaling | None = None
     interleaved: bool = False
 
 

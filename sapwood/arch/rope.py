@@ -10,7 +10,8 @@ import math
 from dataclasses import dataclass
 
 from sapwood.arch.hf import HfConfig
-from sapwood.arch.parts import LinearScaling, Llama3Scaling, LongScaling, Rope, YarnScaling
+from sapwood.arch.parts import Rope
+from sapwood.arch.scaling import LinearScaling, Llama3Scaling, LongScaling, Scaling, YarnScaling
 from sapwood.base.errors import ModelError
 
 
@@ -37,7 +38,7 @@ def parse_rope(c: HfConfig, r: HfConfig, *, head_dim: int, theta: float, partial
     theta = r.number("rope_theta", theta)
     dim = _rotated(head_dim, r.number("partial_rotary_factor", partial))
     kind = r.string("rope_type", r.string("type", "default"))
-    scaling: LinearScaling | Llama3Scaling | YarnScaling | LongScaling | None
+    scaling: Scaling | None
     match kind:
         case "default":
             r.ignore("factor", "original_max_position_embeddings")  # written by some, used by none

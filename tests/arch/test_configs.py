@@ -9,8 +9,9 @@ import pytest
 from sapwood.arch import declare
 from sapwood.arch.groups import KVPlace, kv_groups, kv_places
 from sapwood.arch.memory import num_parameters
-from sapwood.arch.parts import LinearScaling, Llama3Scaling, Rope, Tied, YarnScaling
+from sapwood.arch.parts import Rope, Tied
 from sapwood.arch.rope import frequencies
+from sapwood.arch.scaling import LinearScaling, Llama3Scaling, YarnScaling
 from sapwood.base.errors import ModelError
 from tests import models
 from tests.breadth import BREADTH, RENAMED

@@ -55,8 +55,8 @@ def test_quantised_matrices(kind: str, tmp_path: Path) -> None:
 
 def test_divisors_of_llama3(tmp_path: Path) -> None:
     """Llama 3.1's scaling is a tensor in the file, and its rule is found from it."""
-    from sapwood.arch.parts import Llama3Scaling
     from sapwood.arch.rope import llama3_divisor
+    from sapwood.arch.scaling import Llama3Scaling
 
     rule = Llama3Scaling(32.0, 1.0, 4.0, 8192)
     divisors = np.array([llama3_divisor(5e5 ** (-i / 32), rule) for i in range(32)], np.float32)

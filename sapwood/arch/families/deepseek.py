@@ -10,8 +10,9 @@ from sapwood.arch.families.mixture import experts, shared_experts, without_next
 from sapwood.arch.family import Family
 from sapwood.arch.hf import HfConfig
 from sapwood.arch.latent import LatentAttention
-from sapwood.arch.parts import Decoder, Linear, Norm, Part, YarnScaling
+from sapwood.arch.parts import Decoder, Linear, Norm, Part
 from sapwood.arch.rope import read_rope, yarn_attention_factor
+from sapwood.arch.scaling import YarnScaling
 from sapwood.base.selection import Selection
 
 _ROUTING = {"greedy": (False, 1), "group_limited_greedy": (True, 1), "noaux_tc": (True, 2)}
