@@ -18,7 +18,8 @@ Made by `scripts/models.py` from the families in `sapwood/arch/families`; do not
 of its config.json, a GGUF file by its `general.architecture`. Every family's logits are held to transformers' by the tests
 (float32, within 1e-4: at once, in chunks, decoded, behind a cached prefix, mixed with others), on PyTorch's modules and on
 the CPU's own kernels, but for latent attention, which they do not have, and Baichuan of 13 billion, of which there is
-no reference; kernels of Triton know all their parts too, with heads of at most 256; Gemma 4 is computed by modules everywhere. Models that keep states of recurrences run by PyTorch's modules, on
+no reference; kernels of Triton know all their parts too, with heads of at most 256; Gemma 3n and 4, Llama 4 and Ministral 3 are computed
+by modules everywhere. Models that keep states of recurrences run by PyTorch's modules, on
 CPUs. Fields of a config that are not understood are refused by name.
 
 | models | architectures | in GGUF files |
@@ -26,8 +27,8 @@ CPUs. Fields of a config that are not understood are refused by name.
 """
 
 TAIL = """
-What no family has is refused with the list of those that there are. Known and not there yet: gpt-oss, Llama 4,
-latent attention in MiniCPM 3, Mamba 1 and Jamba, RWKV, Falcon-H1, experts of Granite 4 and Nemotron-H, Gemma 3n and Gemma 4's experts, Qwen2.5's dual
+What no family has is refused with the list of those that there are. Known and not there yet: gpt-oss,
+latent attention in MiniCPM 3, RWKV, experts of Nemotron-H and of Gemma 4, what models see and hear, Qwen2.5's dual
 chunk attention for a million tokens, post-norm variants of OPT-350m and BLOOM, `clip_qkv` of OLMo 1 and MPT.
 """
 

@@ -74,6 +74,14 @@ BREADTH: Mapping[str, tuple[str, str, Fields]] = MappingProxyType({
         "Gemma4ForCausalLM",
         {**_GEMMA4, "attention_k_eq_v": True, "num_global_key_value_heads": 1, "hidden_size_per_layer_input": 0},
     ),
+    "gemma3n": (
+        "Gemma3nTextConfig",
+        "Gemma3nForCausalLM",
+        {"num_hidden_layers": 6, "head_dim": 32, "sliding_window": 8, "num_kv_shared_layers": 2, "laurel_rank": 8,
+         "layer_types": ["sliding_attention", "full_attention"] * 3, "activation_sparsity_pattern": [0.7] * 3 + [0.0] * 3,
+         "hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": 190, "intermediate_size": [96] * 3 + [80] * 3,
+         "final_logit_softcapping": 3.0, "tie_word_embeddings": True},
+    ),
     "phi4-mini": (
         "Phi3Config",
         "Phi3ForCausalLM",
@@ -195,6 +203,20 @@ BREADTH: Mapping[str, tuple[str, str, Fields]] = MappingProxyType({
         "GraniteMoeSharedForCausalLM",
         {**_GRANITE, "num_local_experts": 6, "num_experts_per_tok": 3, "intermediate_size": 32, "shared_intermediate_size": 64},
     ),
+    "llama4": (
+        "Llama4TextConfig",
+        "Llama4ForCausalLM",
+        {"num_hidden_layers": 4, "head_dim": 24, "intermediate_size": 48, "intermediate_size_mlp": 96, "num_local_experts": 4,
+         "num_experts_per_tok": 2, "interleave_moe_layer_step": 2, "attention_chunk_size": 8, "floor_scale": 8,
+         "attn_scale": 0.3},
+    ),
+    "ministral3": (
+        "Ministral3Config",
+        "Ministral3ForCausalLM",
+        {"head_dim": 24, "rope_parameters": {
+            "rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16, "mscale": 1.0,
+            "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.3}},
+    ),
     "ministral": ("MinistralConfig", "MinistralForCausalLM", {"sliding_window": 8, "head_dim": 24}),
 })  # fmt: skip
 """Family -> class names, fields."""
@@ -264,6 +286,20 @@ def _gemma4(fields: Fields, tensors: Tensors) -> tuple[Fields, Tensors]:
     return outer | {"text_config": {name: value for name, value in fields.items() if name != "architectures"}}, tensors
 
 
+def _llama4(fields: Fields, tensors: Tensors) -> tuple[Fields, Tensors]:
+    """The text of a model that sees, which transformers does not compute without images."""
+    import torch
+
+    tensors = {f"language_model.{name}": tensor for name, tensor in tensors.items()}
+    tensors["vision_model.patch_embedding.weight"] = torch.zeros(2, 2)
+    outer = {
+        "architectures": ["Llama4ForConditionalGeneration"],
+        "model_type": "llama4",
+        "vision_config": {"hidden_size": 2},
+    }
+    return outer | {"text_config": {name: value for name, value in fields.items() if name != "architectures"}}, tensors
+
+
 Rewrite = Callable[[Fields, Tensors], tuple[Fields, Tensors]]
 _MULTIPLIED = {
     "embedding_multiplier": 3.0,
@@ -277,6 +313,13 @@ RENAMED: Mapping[str, tuple[str, str, Fields, Rewrite]] = MappingProxyType({
         "Gemma4ForCausalLM",
         {**_GEMMA4, "num_kv_shared_layers": 2, "hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": 200},
         _gemma4,
+    ),
+    "llama4-whole": (
+        "Llama4TextConfig",
+        "Llama4ForCausalLM",
+        {"head_dim": 24, "intermediate_size": 48, "intermediate_size_mlp": 96, "num_local_experts": 4, "use_qk_norm": False,
+         "no_rope_layers": [1, 0], "attention_chunk_size": 8, "floor_scale": 8},
+        _llama4,
     ),
     "exaone3": ("LlamaConfig", "LlamaForCausalLM", {}, _exaone),
     "internlm2": ("LlamaConfig", "LlamaForCausalLM", {}, _internlm2),

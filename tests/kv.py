@@ -15,5 +15,6 @@ def group(
     page_size: int = 4,
     cap: float | None = None,
     slopes: tuple[float, ...] | None = None,
+    chunked: bool = False,
 ) -> KVGroup:
-    return KVGroup(Heads(num_heads, num_kv_heads, head_dim, window, cap, slopes), num_layers, page_size)
+    return KVGroup(Heads(num_heads, num_kv_heads, head_dim, window, cap, slopes, chunked), num_layers, page_size)

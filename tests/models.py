@@ -15,6 +15,7 @@ from typing import Any
 
 from tests.breadth import BREADTH, RENAMED
 from tests.recurrent import RECURRENT
+from tests.within import WITHIN
 
 _SIZES = {
     "vocab_size": 199,
@@ -127,7 +128,7 @@ MODELS: Mapping[str, tuple[str, str, dict[str, Any]]] = MappingProxyType(
 def _classes(family: str) -> tuple[str, str, dict[str, Any]]:
     if family in RENAMED:
         return RENAMED[family][:3]
-    return {**MODELS, **BREADTH, **RECURRENT}[family]
+    return {**MODELS, **BREADTH, **RECURRENT, **WITHIN}[family]
 
 
 @functools.cache

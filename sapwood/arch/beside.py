@@ -9,12 +9,13 @@ from sapwood.arch.parts import Activation, Axis, Embedding, Leaf, Linear, Norm, 
 
 @dataclass(frozen=True)
 class Factor(Leaf):
-    """One learned number."""
+    """One learned number, or one of each of so many dimensions."""
 
     name: str
+    size: int = 1
 
     def tensors(self) -> tuple[StoredTensor, ...]:
-        return (StoredTensor("weight", self.name, (Axis(1),)),)
+        return (StoredTensor("weight", self.name, (Axis(self.size),)),)
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Beside:
 @dataclass(frozen=True)
 class Vectors:
     """(embed + norm(scale * project(x))) / sqrt(2): a token's vectors for all layers side by side, from its id and from its
-    embedding x, each layer's normed by itself."""
+    embedding x, each layer's normed by itself. Tokens beyond the `embed`'s have that of the first."""
 
     embed: Embedding
     project: Linear

@@ -26,12 +26,18 @@ class Stack(Leaf):
     """`count` Linears of one shape, one for each expert; ranks share the experts.
 
     A part's name with a {} is that of the tensor of each expert, by its number; else it is that of all, one behind the other
-    along a first axis. A `bare` name is the tensor's own, and that of a bias ends in `_bias`.
+    along a first axis. A `bare` name is the tensor's own, and that of a bias ends in `_bias`. Some checkpoints have it as
+    `other`.
     """
 
     count: int
     linear: Linear
     bare: bool = False
+    other: Stack | None = None
+
+    @property
+    def spellings(self) -> tuple[Leaf, ...]:
+        return (self,) if self.other is None else (self, self.other)
 
     def tensors(self) -> tuple[StoredTensor, ...]:
         found: list[StoredTensor] = []

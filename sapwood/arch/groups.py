@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from sapwood.arch.parts import Network
+from sapwood.arch.parts import Network, kinds_of
 from sapwood.base.kv import KVGroup, KVKind
 
 
@@ -18,8 +19,8 @@ class KVPlace(NamedTuple):
 
 def kv_groups(decoder: Network, page_size: int, rewind: int = 0) -> tuple[KVGroup, ...]:
     """The groups, those that keep every position first, else in the order of the layers. `rewind` is as in `KVGroup`."""
-    kinds = _kept(decoder)
-    groups = [KVGroup(kind, kinds.count(kind), page_size, rewind) for kind in dict.fromkeys(kinds) if kind is not None]
+    counts = Counter(kind for kinds in _kept(decoder) for kind in kinds)
+    groups = [KVGroup(kind, count, page_size, rewind) for kind, count in counts.items()]
     return tuple(sorted(groups, key=lambda group: group.window is not None))
 
 
@@ -28,18 +29,16 @@ def joint_groups(decoders: Sequence[Network], page_size: int, rewind: int = 0) -
     return tuple(group for decoder in decoders for group in kv_groups(decoder, page_size, rewind))
 
 
-def kv_places(decoder: Network) -> tuple[KVPlace | None, ...]:
-    """The place of each layer, that of another where it shares it, None where it keeps nothing; `group` counts in the order of
-    `kv_groups`."""
-    kinds = _kept(decoder)
+def kv_places(decoder: Network) -> tuple[Mapping[KVKind, KVPlace], ...]:
+    """The places of each layer by kind, those of another where it shares them; `group` counts in the order of `kv_groups`."""
     order = [group.kind for group in kv_groups(decoder, page_size=1)]
-    own = [
-        None if kind is None else KVPlace(order.index(kind), kinds[:layer].count(kind))
-        for layer, kind in enumerate(kinds)
-    ]
+    counts, own = Counter[KVKind](), list[Mapping[KVKind, KVPlace]]()
+    for kinds in _kept(decoder):
+        own.append({kind: KVPlace(order.index(kind), counts[kind]) for kind in kinds})
+        counts.update(kinds)
     return tuple(own[layer if block.shares is None else block.shares] for layer, block in enumerate(decoder.blocks))
 
 
-def _kept(decoder: Network) -> list[KVKind | None]:
+def _kept(decoder: Network) -> list[tuple[KVKind, ...]]:
     """What each layer keeps of its own."""
-    return [None if block.shares is not None else block.mixer.kv for block in decoder.blocks]
+    return [() if block.shares is not None else kinds_of(block.mixer) for block in decoder.blocks]

@@ -46,6 +46,10 @@ class HfConfig:
     def has(self, name: str) -> bool:
         return self._find(name) is not None
 
+    def field(self, name: str) -> Any:
+        """As it stands, None if it is missing."""
+        return self._find(name)
+
     def spelt(self, **names: str) -> None:
         """What the family calls fields that others call otherwise; both are read, its own first."""
         self._names.update(names)
@@ -165,12 +169,12 @@ class HfConfig:
             raise self._wrong(name, word, "one of " + ", ".join(map(repr, choices)))
         return choices[word]
 
-    def section(self, name: str) -> HfConfig:
-        """A nested object, with reads of its own."""
+    def section(self, name: str, **instead: Any) -> HfConfig:
+        """A nested object, with reads of its own; `instead` are fields that it has whatever it says."""
         value = self._get(name, None)
         if not isinstance(value, Mapping):
             raise self._wrong(name, value, "an object")
-        return HfConfig(value, within=f"{self._within}{name}.")
+        return HfConfig({**value, **instead}, within=f"{self._within}{name}.")
 
     def refuse(self, *names: str, because: str) -> None:
         """Refuse the fields when they are set to anything but null, false, 0 or empty."""

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Protocol
 
-from sapwood.arch.scaling import LinearScaling, Scaling
+from sapwood.arch.scaling import LinearScaling, Scaling, Sharpening
 from sapwood.base.kv import Heads, KVKind
 
 Activation = Literal["silu", "gelu_tanh", "gelu", "relu", "relu2"]
@@ -58,6 +58,14 @@ class StoredTensor:
     optional: bool = False
     expert: tuple[int, int] | None = None
 
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """Of the whole checkpoint tensor; None: whatever it is."""
+        if self.axes is None:
+            return None
+        shape = tuple(axis.size if axis.whole is None else axis.whole for axis in self.axes)
+        return (*shape[:-2], *reversed(shape[-2:])) if self.transposed else shape
+
 
 class Leaf(ABC):
     """A part that has weights."""
@@ -65,6 +73,11 @@ class Leaf(ABC):
     @abstractmethod
     def tensors(self) -> tuple[StoredTensor, ...]:
         """What it is made of in a checkpoint that stores weights as they are."""
+
+    @property
+    def spellings(self) -> tuple[Leaf, ...]:
+        """The same as checkpoints may have it, the usual way first."""
+        return (self,)
 
 
 @dataclass(frozen=True)
@@ -131,6 +144,14 @@ class Linear(Leaf):
 
 
 @dataclass(frozen=True)
+class Multiplied:
+    """The products of a Linear, those of each of its parts times a factor."""
+
+    linear: Linear
+    factors: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Norm(Leaf):
     """RMS norm: x / sqrt(mean(x²) + eps) * (weight + offset); with `center` layer norm, of x less its mean, (+ bias).
 
@@ -169,6 +190,7 @@ class Rope:
     theta: float
     scaling: Scaling | None = None
     interleaved: bool = False
+    sharpening: Sharpening | None = None
 
 
 STILL = Rope(2, 1.0, LinearScaling(math.inf))
@@ -179,18 +201,25 @@ class Mixer(Protocol):
     """What lets tokens see each other: a dataclass of parts."""
 
     @property
-    def kv(self) -> KVKind | None:
-        """What it keeps of a sequence; None if nothing."""
+    def kv(self) -> KVKind | tuple[KVKind, ...] | None:
+        """What it keeps of a sequence, one of a kind if it is several things; None if nothing."""
         ...
+
+
+def kinds_of(mixer: Mixer) -> tuple[KVKind, ...]:
+    """All that it keeps."""
+    kept = mixer.kv
+    if kept is None:
+        return ()
+    return kept if isinstance(kept, tuple) else (kept,)
 
 
 @dataclass(frozen=True)
 class Attention:
     """Causal grouped-query attention. `qkv` yields query, key and value heads in this order.
 
-    `window` is None, or how many positions a query sees, itself included. The norms act on each head, or, if they are as
-    wide as all of them, on all together; before `rope`, or if `late` after it. `v_norm` is of each value head. `cap` and
-    `slopes` are those of `Heads`. Without values of its own, `qkv` yields queries and keys, which are the values too; without
+    `window`, `chunked`, `cap` and `slopes` are those of `Heads`. The norms act on each head, or, if they are as
+    wide as all of them, on all together; before `rope`, or if `late` after it. `v_norm` is of each value head. Without values of its own, `qkv` yields queries and keys, which are the values too; without
     keys either, both are those of another layer (`Block.shares`).
     Of one that is `gated`, `qkv` yields a gate behind them, as wide as the queries, whose sigmoid multiplies what `out` is given.
     """
@@ -210,10 +239,13 @@ class Attention:
     gated: bool = False
     cap: float | None = None
     slopes: tuple[float, ...] | None = None
+    chunked: bool = False
 
     @property
     def kv(self) -> Heads:
-        return Heads(self.num_heads, self.num_kv_heads, self.head_dim, self.window, self.cap, self.slopes)
+        sizes = self.num_heads, self.num_kv_heads, self.head_dim
+        chunked = self.chunked and self.window is not None
+        return Heads(*sizes, self.window, self.cap, self.slopes, chunked)
 
     @property
     def norms_heads(self) -> bool:
@@ -225,7 +257,7 @@ class Attention:
 class Mlp:
     """down(activation(gate) * up)."""
 
-    gate_up: Linear
+    gate_up: Linear | Multiplied
     down: Linear
     activation: Activation
 
@@ -316,11 +348,12 @@ class Decoder:
     logit_scale: float = 1.0
     logit_cap: float | None = None
     vectors: object | None = None
+    streams: object | None = None
     root: str = ""
     aside: tuple[str, ...] = ()
     quantization: Mapping[str, Any] | None = dataclasses.field(default=None, hash=False)
 
-    before: ClassVar[tuple[str, ...]] = ("embed", "positions", "embed_norm", "vectors")
+    before: ClassVar[tuple[str, ...]] = ("embed", "positions", "embed_norm", "vectors", "streams")
     behind: ClassVar[tuple[str, ...]] = ("norm", "head")
 
     @property

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sapwood.arch.parts import Axis, Leaf, Linear, Norm, Part, StoredTensor
-from sapwood.base.kv import State
+from sapwood.arch.parts import Axis, Leaf, Linear, Mixer, Multiplied, Norm, Part, StoredTensor, kinds_of
+from sapwood.base.kv import KVKind, State
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,15 @@ class Conv(Leaf):
 
 @dataclass(frozen=True)
 class PerHead(Leaf):
-    """A number for each head, in float32."""
+    """A number for each head, or `each` of them, in float32."""
 
     name: str
     count: int
+    each: int | None = None
 
     def tensors(self) -> tuple[StoredTensor, ...]:
-        return (StoredTensor("weight", self.name, (Axis(self.count, 1),)),)
+        axes = (Axis(self.count, 1),) if self.each is None else (Axis(self.count, 1), Axis(self.each))
+        return (StoredTensor("weight", self.name, axes),)
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,35 @@ class ShortConv:
 
 
 @dataclass(frozen=True)
+class Mamba1:
+    """Mamba (Gu and Dao, 2023). `inp` yields x and a gate z; x goes through `conv` and SiLU, and `select` makes of it a time step
+    of few numbers, B and C, each normed if there is a norm. With h' = exp(-exp(a_log) dt) h + dt B x and y = C h' + d x, where
+    dt = softplus(step), it is out(y silu(z)). Each channel has a state of `state_size`, every number of which decays by itself.
+    """
+
+    channels: int
+    state_size: int
+    inp: Linear
+    conv: Conv
+    select: Linear
+    step: Linear
+    a_log: PerHead
+    d: PerHead
+    out: Linear
+    step_norm: Norm | None = None
+    b_norm: Norm | None = None
+    c_norm: Norm | None = None
+
+    @property
+    def kv(self) -> State:
+        return State((self.conv.state, (self.channels, self.state_size, 1)))
+
+
+@dataclass(frozen=True)
 class Mamba2:
     """Mamba-2 (Dao and Gu, 2024). `inp` yields the gate z, x, B, C and a time step for each head; x, B and C go through
     `conv` and SiLU. With h' = exp(-exp(a_log) dt) h + dt B x and y = C h' + d x, where dt = softplus(step + dt_bias) within
-    `limits`, it is out(norm(y silu(z))), each of `num_groups` normed by itself.
+    `limits`, it is out(norm(y silu(z))), each of `num_groups` normed by itself, or if `gated_last` out(norm(y) silu(z)).
 
     `num_heads` heads of `head_dim` share B and C, of `state_size`, in `num_groups`.
     """
@@ -77,14 +104,15 @@ class Mamba2:
     head_dim: int
     num_groups: int
     state_size: int
-    inp: Linear
+    inp: Linear | Multiplied
     conv: Conv
     dt_bias: PerHead
     a_log: PerHead
     d: PerHead
-    norm: Norm
+    norm: Norm | None
     out: Linear
     limits: tuple[float, float] = (0.0, float("inf"))
+    gated_last: bool = False
 
     @property
     def kv(self) -> State:
@@ -115,6 +143,19 @@ class DeltaNet:
     @property
     def kv(self) -> State:
         return State((self.conv.state, (self.num_heads, self.state_size, self.head_dim)))
+
+
+@dataclass(frozen=True)
+class Together:
+    """The sum of what two mixers make of the same tokens, each times its scale. What they keep is of two kinds."""
+
+    first: Mixer
+    second: Mixer
+    scales: tuple[float, float]
+
+    @property
+    def kv(self) -> tuple[KVKind, ...]:
+        return (*kinds_of(self.first), *kinds_of(self.second))
 
 
 @dataclass(frozen=True)

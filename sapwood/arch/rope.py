@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from sapwood.arch.hf import HfConfig
 from sapwood.arch.parts import Rope
-from sapwood.arch.scaling import LinearScaling, Llama3Scaling, LongScaling, Scaling, YarnScaling
+from sapwood.arch.scaling import LinearScaling, Llama3Scaling, LongScaling, Scaling, Sharpening, YarnScaling
 from sapwood.base.errors import ModelError
 
 
@@ -39,8 +39,9 @@ def parse_rope(c: HfConfig, r: HfConfig, *, head_dim: int, theta: float, partial
     dim = _rotated(head_dim, r.number("partial_rotary_factor", partial))
     kind = r.string("rope_type", r.string("type", "default"))
     scaling: Scaling | None
+    r.ignore("mrope_section", "mrope_interleaved")  # of a text all positions of a token are one
     match kind:
-        case "default":
+        case "default" | "mrope":
             r.ignore("factor", "original_max_position_embeddings")  # written by some, used by none
             scaling = None
         case "dynamic":  # changes angles beyond max_position_embeddings only, which nothing here reaches
@@ -70,8 +71,9 @@ def parse_rope(c: HfConfig, r: HfConfig, *, head_dim: int, theta: float, partial
                 f"config.json: rope type {kind!r} is not supported; these are: default, dynamic, linear, llama3, longrope, "
                 "proportional, yarn."
             )
+    sharpening = _sharpening(c, r)
     r.refuse_unread()
-    return Rope(dim, theta, scaling)
+    return Rope(dim, theta, scaling, sharpening=sharpening)
 
 
 def _rotated(head_dim: int, partial: float) -> int:
@@ -85,6 +87,14 @@ def _original(c: HfConfig, r: HfConfig) -> int:
     """Positions of the first training. Where both say so, the config's own field counts, as with transformers."""
     within = r.integer("original_max_position_embeddings", c.integer("max_position_embeddings"))
     return c.integer("original_max_position_embeddings", within)
+
+
+def _sharpening(c: HfConfig, r: HfConfig) -> Sharpening | None:
+    """Of Ministral 3: queries grow with each length of the first training."""
+    r.ignore("max_position_embeddings")
+    if not r.has("llama_4_scaling_beta"):
+        return None
+    return Sharpening(r.number("llama_4_scaling_beta"), _original(c, r))
 
 
 def _yarn(c: HfConfig, r: HfConfig) -> YarnScaling:

@@ -46,3 +46,13 @@ class LongScaling:
 
 
 Scaling = LinearScaling | Llama3Scaling | YarnScaling | LongScaling
+
+
+@dataclass(frozen=True)
+class Sharpening:
+    """What queries are multiplied by, so that scores stay sharp among many keys: at position p
+    1 + `slope` * ln(1 + floor((p + `ahead`) / `every`))."""
+
+    slope: float
+    every: int
+    ahead: int = 0

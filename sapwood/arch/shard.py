@@ -80,7 +80,6 @@ def _pieces(place: Place, tensors: Sequence[StoredTensor], rank: int, size: int)
         runs = [_run(axis, rank, size, name) for axis in tensor.axes]
         begins = [ends[tensor.param, number] if axis.joined else 0 for axis in tensor.axes]
         cuts = [_cuts(axis, run, begin) for axis, run, begin in zip(tensor.axes, runs, begins, strict=True)]
-        shape = tuple(axis.size if axis.whole is None else axis.whole for axis in tensor.axes)
         for cut in itertools.product(*cuts):
             source, target = tuple(one for one, _ in cut), entry + tuple(one for _, one in cut)
             turned = tensor.transposed
@@ -88,7 +87,7 @@ def _pieces(place: Place, tensors: Sequence[StoredTensor], rank: int, size: int)
                 place.path,
                 tensor.param,
                 name,
-                _turn(shape, turned),
+                tensor.shape,
                 _turn(source, turned),
                 target,
                 transposed=turned,

@@ -152,7 +152,7 @@ class HeadsBackend(Backend, Protocol):
         """Rotate queries and keys, write keys and values of the group's `layer`-th layer, attend causally.
 
         `heads_TXD` is [queries | keys | values] and may be overwritten; its last two axes are contiguous. Returns
-        out_THD in its dtype. Position p sees positions max(0, p - window + 1) .. p of its own slot, by scores that are
+        out_THD in its dtype. Position p sees the positions of its own slot from `oldest(p)` to p, by scores that are
         capped and fall with distance as the group's `Heads` say. Tokens of no row come out as anything.
         """
         ...
@@ -162,6 +162,13 @@ def heads_of(group: KVGroup) -> Heads:
     """The group's kind, for backends that serve no other."""
     assert isinstance(group.kind, Heads), "chosen by kind"
     return group.kind
+
+
+def window_told(kind: KVKind) -> int:
+    """What kernels are told of who sees what: 0 for all, a window, or chunks as a negative number."""
+    if not isinstance(kind, Heads) or kind.window is None:
+        return 0
+    return -kind.window if kind.chunked else kind.window
 
 
 def slopes_of(heads: Heads, device: torch.device, *shape: int) -> Tensor | None:

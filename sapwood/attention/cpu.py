@@ -84,6 +84,8 @@ class Cpu:
     def refuse(group: KVGroup, device: torch.device, dtype: torch.dtype) -> str | None:
         if dtype.itemsize == 1:
             return f"it stores keys and values in the dtypes that are computed in, not {dtype}"
+        if heads_of(group).chunked:
+            return "its masks are of windows, and these layers see chunks"
         return None
 
     def __init__(self, group: KVGroup, index: int, device: torch.device, dtype: torch.dtype) -> None:

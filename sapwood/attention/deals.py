@@ -17,7 +17,7 @@ import torch
 import triton
 from torch import Tensor
 
-from sapwood.attention.base import Batch, Shared
+from sapwood.attention.base import Batch, Shared, window_told
 from sapwood.base.abilities import Ability
 from sapwood.base.kv import KVGroup
 from sapwood.device import abilities_of
@@ -156,7 +156,7 @@ class Deals:
         deal.deal_rows[(1,)](
             batch.slots_R, batch.starts_R, batch.counts_R, batch.heads_R, batch.offsets_R1, privates_Q, dealt.items_JW,
             dealt.arrived_JK, num_rows, len(dealt.items_JW), most, self._least(shape),
-            WINDOW=self._group.window or 0, SHARED=privates_Q is not None, SPANS=spans, QUERIES=dealt.tile,
+            WINDOW=window_told(self._group.kind), SHARED=privates_Q is not None, SPANS=spans, QUERIES=dealt.tile,
             N=shape.block, ALIGN=self._align(shape), K=self._tiles.programs, PAD=(pad := self._pad(num_rows)),
             PDL=self.pdl, num_warps=_warps(pad), launch_pdl=self.pdl,
         )  # fmt: skip

@@ -38,6 +38,8 @@ class Native:
         if group.page_size % _TILE:
             return f"its pages hold multiples of {_TILE} tokens, and --page-size is {group.page_size}"
         heads = heads_of(group)
+        if heads.chunked:
+            return "its masks are of windows, and these layers see chunks"
         if heads.num_heads > _MOST_SHARING * heads.num_kv_heads:
             sharing = heads.num_heads // heads.num_kv_heads
             return f"at most {_MOST_SHARING} query heads may share a KV head, and the model has {sharing}"

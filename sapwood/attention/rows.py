@@ -41,11 +41,12 @@ class RowsOf:
 
     def _row(self, table_P: Tensor, start: int, count: int, first: int) -> Row:
         page_size, window = self._group.page_size, self._group.window
-        oldest = 0 if window is None else max(0, start - window + 1)
-        positions_L = torch.arange(oldest, start + count, device=self._device)
-        positions_N1 = torch.arange(start, start + count, device=self._device)[:, None]
+        oldest, end = self._group.kind.oldest, start + count
+        positions_L = torch.arange(oldest(start), end, device=self._device)
+        positions_N1 = torch.arange(start, end, device=self._device)[:, None]
         seen_NL = positions_L <= positions_N1
         if window is not None:
-            seen_NL &= positions_L > positions_N1 - window
+            firsts_N = torch.tensor([oldest(position) for position in range(start, end)], device=self._device)
+            seen_NL &= positions_L >= firsts_N[:, None]
         cells_L = table_P[positions_L // page_size].long() * page_size + positions_L % page_size
         return Row(first, first + count, cells_L, seen_NL, positions_N1 - positions_L)

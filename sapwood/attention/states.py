@@ -40,8 +40,8 @@ class StateBackend(Backend, Protocol):
         decay_TH: Tensor,
         beta_TH: Tensor | None = None,
     ) -> Tensor:
-        """S = exp(decay) S, S += k u, y = q S: see `sapwood.kernels.recurrent.scan`. `decay` and `beta` are float32, H is a
-        multiple of G. Returns y_THV in v's dtype. Kept is S, [H, K, V]."""
+        """S = exp(decay) S, S += k u, y = q S: see `sapwood.kernels.recurrent.scan`. `decay`, [T, H] or [T, H, K], and `beta` are
+        float32, H is a multiple of G. Returns y_THV in v's dtype. Kept is S, [H, K, V]."""
         ...
 
 

@@ -17,7 +17,7 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from sapwood.attention.base import Batch, heads_of, slopes_of, tile_members
+from sapwood.attention.base import Batch, heads_of, slopes_of, tile_members, window_told
 from sapwood.attention.cudnn import Cudnn
 from sapwood.attention.deals import JOINED, Deals, Dealt, Shape, Shapes, Tiles
 from sapwood.attention.scaled import MOST
@@ -182,7 +182,7 @@ class Triton:
             dealt.parts_JKMD, dealt.lse_JKM, dealt.arrived_JK, run_parts, run_lse, members_QL, places_M2,
             dealt.items_JW, table_SP, table_SP.stride(0), scale * _LOG2E, self._slopes_H,
             K=heads.num_kv_heads, G=self._repeat, D=heads.head_dim, PAGE=self._group.page_size,
-            WINDOW=heads.window or 0, CAP=self._cap, MEMBERS=members, LEVELS=0 if runs is None else RUN_LEVELS,
+            WINDOW=window_told(heads), CAP=self._cap, MEMBERS=members, LEVELS=0 if runs is None else RUN_LEVELS,
             TILE=dealt.tile, M=shape.rows, N=shape.block, **self.deals.joining(dealt.tile * self._repeat),
             ALONE=max(1, JOINED // (2 * shape.rows * self._head_pad)), D_PAD=self._head_pad, PDL=self._pdl,
             PAIRS=self._pairs(heads_TXD), CVT=self._compiled,
@@ -202,7 +202,7 @@ class Triton:
             dealt.parts_JKMD, dealt.lse_JKM, dealt.arrived_JK, dealt.items_JW, table_SP, table_SP.stride(0),
             scale * _LOG2E, self._slopes_H,
             K=heads.num_kv_heads, G=self._repeat, D=heads.head_dim, PAGE=self._group.page_size,
-            WINDOW=heads.window or 0, CAP=self._cap, DENSE=dense, TMA=tma, TILE=dealt.tile, M=shape.rows, N=shape.block,
+            WINDOW=window_told(heads), CAP=self._cap, DENSE=dense, TMA=tma, TILE=dealt.tile, M=shape.rows, N=shape.block,
             **self.deals.joining(dealt.tile * self._repeat), D_PAD=self._head_pad, PDL=self._pdl,
             num_warps=shape.warps, num_stages=shape.stages, launch_pdl=self._pdl,
         )  # fmt: skip

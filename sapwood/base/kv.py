@@ -8,9 +8,6 @@ from math import prod
 from types import MappingProxyType
 from typing import Protocol
 
-_FAR = 2**31
-"""Beyond every position."""
-
 SCALE_BYTES: Mapping[str, int] = MappingProxyType({"int8": 4, "fp8_per_token_head": 4})
 """Of the scale that a position's key or value has in each head, by the stored type's name in the options; others have none."""
 
@@ -38,10 +35,13 @@ class KVKind(Protocol):
         ...
 
     def oldest(self, position: int) -> int:
-        """The oldest position whose page a query at `position` needs; it needs all pages from there to its own.
+        """The oldest position whose page a query at `position` needs; it needs all pages from there to its own. Later queries
+        need no older one."""
+        ...
 
-        The distance between the two does not shrink as positions grow.
-        """
+    @property
+    def reach(self) -> int | None:
+        """How many positions a query needs at most, its own included; None if all that there are."""
         ...
 
     def bytes_per_page(self, cells: int, itemsize: int, scale_bytes: int) -> int:
@@ -53,7 +53,8 @@ class KVKind(Protocol):
 class Heads:
     """Keys and values of every position, in `num_kv_heads` heads that `num_heads` query heads share.
 
-    `window` is None, or how many positions a query sees, itself included. Scores are what backends need to know of them before
+    `window` is None, or how many positions a query sees, itself included; if `chunked`, positions are cut into chunks of so many,
+    and a query sees those of its own up to itself. Scores are what backends need to know of them before
     they lay anything out: with a `cap` they become cap * tanh(score / cap), and with `slopes`, one of each query head, they fall
     by so much with each position of distance (ALiBi).
     """
@@ -64,6 +65,7 @@ class Heads:
     window: int | None = None
     cap: float | None = None
     slopes: tuple[float, ...] | None = None
+    chunked: bool = False
 
     @property
     def bent(self) -> bool:
@@ -74,8 +76,14 @@ class Heads:
     def divisible(self) -> bool:
         return True
 
+    @property
+    def reach(self) -> int | None:
+        return self.window
+
     def oldest(self, position: int) -> int:
-        return 0 if self.window is None else max(0, position - self.window + 1)
+        if self.window is None:
+            return 0
+        return position // self.window * self.window if self.chunked else max(0, position - self.window + 1)
 
     def bytes_per_page(self, cells: int, itemsize: int, scale_bytes: int) -> int:
         return 2 * cells * self.num_kv_heads * (self.head_dim * itemsize + scale_bytes)
@@ -93,6 +101,10 @@ class State:
     @property
     def divisible(self) -> bool:
         return False
+
+    @property
+    def reach(self) -> int:
+        return 2
 
     def oldest(self, position: int) -> int:
         return max(0, position - 1)
@@ -123,6 +135,10 @@ class Latent:
         """Query heads that a program of a kernel has: the greatest divisor of their number up to 64."""
         return next(size for size in range(min(64, self.num_heads), 0, -1) if not self.num_heads % size)
 
+    @property
+    def reach(self) -> None:
+        return None
+
     def oldest(self, position: int) -> int:
         return 0
 
@@ -150,8 +166,7 @@ class KVGroup:
     @property
     def window(self) -> int | None:
         """How many positions a query needs at most, its own included; None if all that there are. Pages wholly outside are freed."""
-        oldest = self.kind.oldest(_FAR)
-        return _FAR - oldest + 1 if oldest else None
+        return self.kind.reach
 
     def first_page(self, position: int) -> int:
         """Index of the first page that a query at `position` needs."""

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _BLOCK = 64  # tokens that are computed as one product; each block begins with the state of the one before
+_FEW = 16  # the same where every number of a state decays by itself, which keeps the states of all of them
 
 
 def conv(x_NC: Tensor, past_CW: Tensor, weight_CW: Tensor, bias_C: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -27,16 +28,36 @@ def scan(
     """The tokens of a row, block by block: (y_NHV, the state behind the last).
 
     With S' = exp(decay) S it is S'' = S' + k u and y = q S'', where u = v, or with a `beta` u = beta (v - k S'): what was
-    kept under a key is replaced and not added to (the gated delta rule, Yang et al., 2024).
+    kept under a key is replaced and not added to (the gated delta rule, Yang et al., 2024). A decay of [N, H, K] is one of
+    each number of a key, and goes with no beta.
     """
-    outputs = []
-    for first in range(0, len(q_NHK), _BLOCK):
-        part = slice(first, first + _BLOCK)
-        q_HLK, k_HLK, v_HLV = (x_NHD[part].transpose(0, 1) for x_NHD in (q_NHK, k_NHK, v_NHV))
-        beta_HL = None if beta_NH is None else beta_NH[part].T
-        y_HLV, state_HKV = _block(q_HLK, k_HLK, v_HLV, decay_NH[part].T, beta_HL, state_HKV)
+    outputs, keyed = [], decay_NH.dim() == 3
+    assert not keyed or beta_NH is None
+    for first in range(0, len(q_NHK), size := _FEW if keyed else _BLOCK):
+        part = slice(first, first + size)
+        q_HLK, k_HLK, v_HLV, decay_HL = (x[part].transpose(0, 1) for x in (q_NHK, k_NHK, v_NHV, decay_NH))
+        if keyed:
+            y_HLV, state_HKV = _block_of_keys(q_HLK, k_HLK, v_HLV, decay_HL, state_HKV)
+        else:
+            beta_HL = None if beta_NH is None else beta_NH[part].T
+            y_HLV, state_HKV = _block(q_HLK, k_HLK, v_HLV, decay_HL, beta_HL, state_HKV)
         outputs.append(y_HLV.transpose(0, 1))
     return torch.cat(outputs), state_HKV
+
+
+def _block_of_keys(
+    q_HLK: Tensor, k_HLK: Tensor, v_HLV: Tensor, decay_HLK: Tensor, state_HKV: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Each token's sum over those before it, from sums over 1, 2, 4 of them."""
+    since_HLK1 = decay_HLK.exp()[..., None]
+    states_HLKV = k_HLK[..., None] * v_HLV[:, :, None]
+    step = 1
+    while step < q_HLK.shape[1]:
+        states_HLKV[:, step:] += since_HLK1[:, step:] * states_HLKV[:, :-step].clone()
+        since_HLK1[:, step:] *= since_HLK1[:, :-step].clone()
+        step *= 2
+    states_HLKV = states_HLKV + since_HLK1 * state_HKV[:, None]
+    return torch.einsum("hlk,hlkv->hlv", q_HLK, states_HLKV), states_HLKV[:, -1]
 
 
 def _block(
@@ -63,7 +84,7 @@ def advance(
     q_NHK: Tensor, k_NHK: Tensor, v_NHV: Tensor, decay_NH: Tensor, beta_NH: Tensor | None, states_NHKV: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The same of one token of each of N rows: (y_NHV, the states behind them)."""
-    states_NHKV = states_NHKV * decay_NH.exp()[:, :, None, None]
+    states_NHKV = states_NHKV * decay_NH.exp().view(*decay_NH.shape, *[1] * (4 - decay_NH.dim()))
     if beta_NH is not None:
         kept_NHV = torch.einsum("nhk,nhkv->nhv", k_NHK, states_NHKV)
         v_NHV = beta_NH[:, :, None] * (v_NHV - kept_NHV)

@@ -16,11 +16,11 @@ from sapwood.quant.source import Source, plain
 
 
 class Factor(Leaf):
-    """One number."""
+    """One number, or one of each dimension."""
 
     def __init__(self, part: parts.Factor, site: Site) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(1, device=site.how.device), requires_grad=False)
+        self.weight = nn.Parameter(torch.ones(part.size, device=site.how.device), requires_grad=False)
 
     def load(self, piece: Piece, source: Source) -> None:
         self.weight.copy_(plain(piece, source))
@@ -50,12 +50,13 @@ class Vectors(nn.Module):
         super().__init__()
         self.embed, self.project = site.make("embed", part.embed), site.make("project", part.project)
         self.norm = site.make("norm", part.norm)
-        self._scale, self._size = part.scale, part.norm.size
+        self._scale, self._size, self._known = part.scale, part.norm.size, part.embed.vocab_size
 
     def forward(self, ids_T: Tensor, x_TE: Tensor) -> Tensor:
         """vectors_TLP"""
         projected = (self.project(x_TE) * self._scale).view(-1, self._size)
-        together = (self.norm(projected).view(len(ids_T), -1) + self.embed(ids_T)) * 2**-0.5
+        known_T = ids_T.masked_fill(ids_T >= self._known, 0)
+        together = (self.norm(projected).view(len(ids_T), -1) + self.embed(known_T)) * 2**-0.5
         return together.unflatten(-1, (-1, self._size))
 
 

@@ -76,7 +76,10 @@ class Attention(nn.Module, Derived):
             heads_TX = self._completed(heads_TX)
         heads_TXD = heads_TX.unflatten(-1, self._shape)
         turns = part.rope.interleaved
-        rope = NormRope(*angles[self._rope], self.norm_ND, self._eps, turns, self._center, part.late)
+        cos_TF, sin_TF, sharp_T = angles[self._rope]
+        if sharp_T is not None:
+            heads_TXD[:, : part.num_heads] *= sharp_T[:, None, None].to(heads_TXD.dtype)
+        rope = NormRope(cos_TF, sin_TF, self.norm_ND, self._eps, turns, self._center, part.late)
         out_THD = self._backend.run(self._layer, heads_TXD, rope, part.scale)
         out_TX = out_THD.flatten(1)
         return self.out(out_TX if gate_TX is None else out_TX * gate_TX.sigmoid()), residual_TE

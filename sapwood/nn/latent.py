@@ -56,7 +56,7 @@ class LatentAttention(nn.Module, Derived):
         else:
             q_TX, _ = self.q.behind(down_TX[:, : -self._width], None, self.q_norm.how)
         queries_THW = self._absorbed(q_TX.unflatten(-1, (self._heads, -1)))
-        turn = Turn(self._norm, *angles[self._rope], self._interleaved)
+        turn = Turn(self._norm, *angles[self._rope][:2], self._interleaved)
         sums_THR = self._backend.run(self._layer, queries_THW, latents_TW, turn, self._scale)
         values_HTV = torch.bmm(sums_THR.transpose(0, 1), self._values_HRV)
         return self.out(values_HTV.transpose(0, 1).flatten(1)), residual_TE

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sapwood.arch import parts
 from sapwood.arch.rope import frequencies
 from sapwood.arch.shard import Piece
-from sapwood.kernels import LayerNorm, RmsNorm
+from sapwood.kernels import Activation, LayerNorm, RmsNorm
 from sapwood.nn.make import Site, make
 from sapwood.quant.base import Leaf, Weights
 from sapwood.quant.source import Source, plain
@@ -101,21 +101,43 @@ def _linear(part: parts.Linear, site: Site) -> Weights:
     return how.method(place).create(place, how.device, how.dtype, how.kernels)
 
 
+class Multiplied(nn.Module):
+    """In the place of a Linear that others are computed behind."""
+
+    def __init__(self, part: parts.Multiplied, site: Site) -> None:
+        super().__init__()
+        self.linear: Weights = site.make("linear", part.linear)
+        sizes = torch.tensor([one.size for one in part.linear.parts])
+        factors_O = torch.tensor(part.factors).repeat_interleave(sizes)
+        self._factors_O, self._kernels = factors_O.to(site.how.device, site.how.dtype), site.how.kernels
+
+    def behind(
+        self, x_TI: Tensor, residual_TI: Tensor | None, norm: RmsNorm | LayerNorm | None, gate: Activation | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """As `Weights.behind`."""
+        y_TO, sum_TI = self.linear.behind(x_TI, residual_TI, norm)
+        y_TO = y_TO * self._factors_O
+        return (y_TO if gate is None else self._kernels.gated(y_TO, gate)), sum_TI
+
+
 make.register(parts.Linear, _linear)
+make.register(parts.Multiplied, Multiplied)
 make.register(parts.Norm, Norm)
 make.register(parts.Embedding, Embedding)
 make.register(parts.Positions, Positions)
 
 
 class Angles(NamedTuple):
-    """Float32 cos and sin of a step's tokens, for one rope."""
+    """Float32 cos and sin of a step's tokens, for one rope, and what their queries are multiplied by."""
 
     cos_TF: Tensor
     sin_TF: Tensor
+    sharp_T: Tensor | None = None
 
 
 class Rotary(nn.Module):
-    """Tables of cos and sin, made once, side by side so that one launch looks both up."""
+    """Tables of cos and sin, made once, side by side so that one launch looks both up; and one of what queries are multiplied
+    by, where the rope says so."""
 
     def __init__(self, rope: parts.Rope, num_positions: int, device: torch.device) -> None:
         super().__init__()
@@ -123,6 +145,11 @@ class Rotary(nn.Module):
         radians_F = torch.tensor(spectrum.radians, dtype=torch.float32, device=device)
         angles_PF = torch.arange(num_positions, dtype=torch.float32, device=device)[:, None] * radians_F
         self.both_2PF = torch.stack((angles_PF.cos(), angles_PF.sin())).mul_(spectrum.factor)
+        self.sharp_P: Tensor | None = None
+        if (sharpening := rope.sharpening) is not None:
+            turns_P = torch.arange(num_positions, device=device).add_(sharpening.ahead) // sharpening.every
+            self.sharp_P = 1 + sharpening.slope * torch.log1p(turns_P.float())
 
     def forward(self, positions_T: Tensor) -> Angles:
-        return Angles(*self.both_2PF.index_select(1, positions_T))
+        cos_TF, sin_TF = self.both_2PF.index_select(1, positions_T)
+        return Angles(cos_TF, sin_TF, None if self.sharp_P is None else self.sharp_P[positions_T])

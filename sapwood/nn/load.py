@@ -6,7 +6,7 @@ Nothing is loaded by guess: a tensor that is missing, left over or of another sh
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import groupby
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from sapwood.arch.parts import Network, Tied, walk
+from sapwood.arch.parts import Network, Place, StoredTensor, Tied, walk
 from sapwood.arch.shard import Piece, weight_map
 from sapwood.base.abilities import Ability
 from sapwood.base.errors import ModelError
@@ -86,8 +86,8 @@ def _gguf(files: ModelFiles, stack: ExitStack) -> GgufSource:
 @torch.inference_mode()
 def load_from(model: Loadable, source: Checkpoint, *, name: str, progress: Progress = silent) -> None:
     """Fill every weight of the model; `name` is the model's, for messages."""
-    pieces = weight_map(model.decoder, tensors=tensors_by(model.method))
     shapes = source.shapes()
+    pieces = weight_map(model.decoder, tensors=_spelt(tensors_by(model.method), shapes))
     root = model.decoder.root
     if root and not any(tensor.startswith(root) for tensor in shapes):
         pieces = tuple(replace(piece, name=piece.name.removeprefix(root)) for piece in pieces)
@@ -105,6 +105,22 @@ def load_from(model: Loadable, source: Checkpoint, *, name: str, progress: Progr
                 progress(name, done, total)
         leaf.finish()
     model.finish()
+
+
+def _spelt(
+    tensors: Callable[[Place], Sequence[StoredTensor]], shapes: Mapping[str, tuple[int, ...]]
+) -> Callable[[Place], Sequence[StoredTensor]]:
+    """What each leaf is made of in a checkpoint with tensors of these shapes: of its spellings the first that is there."""
+
+    def there(place: Place, tensor: StoredTensor) -> bool:
+        found = shapes.get(place.prefix + tensor.name)
+        return found is not None and tensor.shape in (None, found)
+
+    def found(place: Place) -> Sequence[StoredTensor]:
+        spellings = [tensors(replace(place, leaf=leaf)) for leaf in place.leaf.spellings]
+        return next((one for one in spellings if one and there(place, one[0])), spellings[0])
+
+    return found
 
 
 def _check(name: str, pieces: Sequence[Piece], shapes: Mapping[str, tuple[int, ...]], *, unused: set[str]) -> None:

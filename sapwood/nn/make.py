@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import singledispatch
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 
 from sapwood.arch import parts
 from sapwood.attention.base import Backend
+from sapwood.base.kv import KVKind
 from sapwood.kernels import PLAIN, Kernels
 from sapwood.quant.base import Choice, everywhere
 from sapwood.quant.plain import Plain
@@ -35,20 +36,25 @@ class Build:
 class Site:
     """Where in the tree a module stands: `path` and `prefix` are its part's, as in `arch.parts.Place`.
 
-    Within a block that keeps KV it is kept by layer `number` of `backend`. `ropes` are all of the model's, in the order of the
-    angles that modules are given.
+    What a mixer keeps there is kept by layer `number` of `backend`, which are those of its kind among the block's `places`. `ropes`
+    are all of the model's, in the order of the angles that modules are given.
     """
 
     how: Build
     path: str
     prefix: str = ""
     ropes: Sequence[parts.Rope] = ()
+    places: Mapping[KVKind, tuple[Any, int]] = field(default_factory=dict)
     backend: Any = None
     number: int = 0
 
     def make(self, name: str, part: object) -> Any:
         """The module of the part in field `name` of the part that stands here; None for a part that there is not."""
-        return None if part is None else make(part, replace(self, path=f"{self.path}.{name}"))
+        if part is None:
+            return None
+        kept: Any = getattr(part, "kv", None)
+        backend, number = self.places.get(kept, (None, 0))
+        return make(part, replace(self, path=f"{self.path}.{name}", backend=backend, number=number))
 
 
 class Derived:

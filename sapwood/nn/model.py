@@ -6,11 +6,11 @@ Suffix legend: T tokens, N rows that need logits, D hidden size, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import cast
 
 from torch import Tensor, nn
 
+import sapwood.nn.altup
 import sapwood.nn.beside
 import sapwood.nn.experts
 import sapwood.nn.latent
@@ -39,6 +39,7 @@ class Model(nn.Module):
             make(block, site) for block, site in zip(decoder.blocks, sites(decoder, how), strict=True)
         )
         self.vectors = None if decoder.vectors is None else make(decoder.vectors, Site(how, "vectors"))
+        self.streams = None if decoder.streams is None else make(decoder.streams, Site(how, "streams"))
         for block, part in zip(self.blocks, decoder.blocks, strict=True):
             if part.shares is not None:
                 cast(Attention, block.mixer).share(cast(Attention, self.blocks[part.shares].mixer))
@@ -69,11 +70,15 @@ class Model(nn.Module):
         if self.embed_norm is not None:
             x_TD = self.embed_norm(x_TD)
         vectors_TLP = None if self.vectors is None else self.vectors(batch.ids_T, x_TD)
+        if self.streams is not None:
+            x_TD = self.streams.begin(x_TD)
         for index, block in enumerate(self.blocks):
             if index in taps:
                 taken[index] = x_TD.clone() if residual_TD is None else x_TD + residual_TD
             of_layer = () if vectors_TLP is None else (vectors_TLP[:, index],)
             x_TD, residual_TD = block(x_TD, residual_TD, angles, *of_layer)
+        if self.streams is not None:
+            x_TD = self.streams.end(x_TD)
         return self.norm.join(x_TD, residual_TD)[0], [taken[index] for index in taps]
 
     def logits(self, hidden_ND: Tensor, *, raw: bool = False) -> Tensor:
@@ -97,6 +102,6 @@ def finished(decoder: Decoder, products_NV: Tensor, *, raw: bool = False) -> Ten
 def sites(decoder: Network, how: Build) -> Iterator[Site]:
     """Of the blocks."""
     found = ropes(decoder)
-    for index, place in enumerate(kv_places(decoder)):
-        site = Site(how, f"blocks.{index}", decoder.block_prefix.format(index), found)
-        yield site if place is None else replace(site, backend=how.backends[place.group], number=place.layer)
+    for index, kept in enumerate(kv_places(decoder)):
+        places = {kind: (how.backends[place.group], place.layer) for kind, place in kept.items()}
+        yield Site(how, f"blocks.{index}", decoder.block_prefix.format(index), found, places)

@@ -41,11 +41,12 @@ class Conv(Leaf):
 
 
 class PerHead(Leaf):
-    """weight_H, float32."""
+    """weight_H, or [H, each], float32."""
 
     def __init__(self, part: recurrent.PerHead, site: Site) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(part.count, device=site.how.device), requires_grad=False)
+        shape = (part.count,) if part.each is None else (part.count, part.each)
+        self.weight = nn.Parameter(torch.empty(shape, device=site.how.device), requires_grad=False)
 
     def load(self, piece: Piece, source: Source) -> None:
         self.weight[piece.target].copy_(plain(piece, source))
@@ -65,6 +66,38 @@ class ShortConv(nn.Module):
         before_TC, behind_TC, x_TC = inner_T3C.chunk(3, dim=-1)
         y_TC = self._backend.conv(self._layer, 0, before_TC * x_TC, self.conv.weight_CW, self.conv.bias)
         return self.out(behind_TC * y_TC), residual_TE
+
+
+class Mamba1(nn.Module):
+    def __init__(self, part: recurrent.Mamba1, site: Site) -> None:
+        super().__init__()
+        self.inp, self.conv, self.select = (site.make(name, getattr(part, name)) for name in ("inp", "conv", "select"))
+        self.step, self.a_log, self.d = (site.make(name, getattr(part, name)) for name in ("step", "a_log", "d"))
+        self.step_norm, self.b_norm, self.c_norm = (
+            site.make(name, getattr(part, name)) for name in ("step_norm", "b_norm", "c_norm")
+        )
+        self.out = site.make("out", part.out)
+        self._widths, self._layer = (part.step.inp, part.state_size, part.state_size), site.number
+        self._backend: StateBackend = site.backend
+
+    def forward(
+        self, x_TE: Tensor, residual_TE: Tensor | None, norm: Before, angles: Sequence[Angles]
+    ) -> tuple[Tensor, Tensor]:
+        run = self._backend
+        inner_TX, residual_TE = self.inp.behind(x_TE, residual_TE, norm)
+        x_TC, gate_TC = inner_TX.chunk(2, dim=-1)
+        x_TC = F.silu(run.conv(self._layer, 0, x_TC, self.conv.weight_CW, self.conv.bias))
+        few_TX, k_TK, q_TK = (
+            some_TX if norm is None else norm(some_TX.contiguous())
+            for some_TX, norm in zip(
+                self.select(x_TC).split(self._widths, dim=-1), (self.step_norm, self.b_norm, self.c_norm), strict=True
+            )
+        )
+        dt_TC = F.softplus(self.step(few_TX).float())
+        decay_TCK = -self.a_log.weight.exp() * dt_TC[..., None]
+        y_TCV = run.scan(self._layer, 1, q_TK[:, None], k_TK[:, None], (x_TC.float() * dt_TC)[..., None], decay_TCK)
+        y_TC = (y_TCV[..., 0] + self.d.weight * x_TC) * F.silu(gate_TC.float())
+        return self.out(y_TC.to(gate_TC.dtype)), residual_TE
 
 
 class Mamba2(nn.Module):
@@ -91,9 +124,15 @@ class Mamba2(nn.Module):
         decay_TH = -self.a_log.weight.exp() * dt_TH
         y_THV = run.scan(self._layer, 1, q_TGK, k_TGK, x_THV.float() * dt_TH[..., None], decay_TH)
         y_TX = (y_THV + self.d.weight[:, None] * x_THV).flatten(1)
-        y_TX = y_TX * F.silu(gate_TX.float())
-        y_TX = grouped_norm(y_TX, self.norm.weight, self.norm.eps, part.num_groups)
-        return self.out(y_TX.to(gate_TX.dtype)), residual_TE
+        return self.out(self._gated(y_TX, gate_TX.float()).to(gate_TX.dtype)), residual_TE
+
+    def _gated(self, y_TX: Tensor, gate_TX: Tensor) -> Tensor:
+        """And normed, if there is a norm."""
+        if not self._part.gated_last:
+            y_TX = y_TX * F.silu(gate_TX)
+        if self.norm is not None:
+            y_TX = grouped_norm(y_TX, self.norm.weight, self.norm.eps, self._part.num_groups)
+        return y_TX * F.silu(gate_TX) if self._part.gated_last else y_TX
 
 
 def _widths(part: recurrent.Mamba2) -> list[int]:
@@ -142,6 +181,20 @@ def _unit(x_TGK: Tensor) -> Tensor:
     return (x_float * torch.rsqrt(x_float.square().sum(-1, keepdim=True) + 1e-6)).to(x_TGK.dtype)
 
 
+class Together(nn.Module):
+    def __init__(self, part: recurrent.Together, site: Site) -> None:
+        super().__init__()
+        self.first, self.second = site.make("first", part.first), site.make("second", part.second)
+        self._scales = part.scales
+
+    def forward(
+        self, x_TE: Tensor, residual_TE: Tensor | None, norm: Before, angles: Sequence[Angles]
+    ) -> tuple[Tensor, Tensor]:
+        first_TE, sum_TE = self.first(x_TE, residual_TE, norm, angles)
+        second_TE, _ = self.second(sum_TE, None, norm, angles)
+        return self._scales[0] * first_TE + self._scales[1] * second_TE, sum_TE
+
+
 class Skip(nn.Module):
     def __init__(self, part: recurrent.Skip, site: Site) -> None:
         super().__init__()
@@ -153,6 +206,8 @@ class Skip(nn.Module):
 make.register(recurrent.Conv, Conv)
 make.register(recurrent.PerHead, PerHead)
 make.register(recurrent.ShortConv, ShortConv)
+make.register(recurrent.Mamba1, Mamba1)
 make.register(recurrent.Mamba2, Mamba2)
 make.register(recurrent.DeltaNet, DeltaNet)
+make.register(recurrent.Together, Together)
 make.register(recurrent.Skip, Skip)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sapwood.arch import experts, parts
 from sapwood.arch.groups import KVPlace, kv_places
-from sapwood.arch.parts import Decoder
+from sapwood.arch.parts import Decoder, ropes
 from sapwood.kernels.cpu import library as cpu
 from sapwood.kernels.cpu.library import Handle, Machine, address
 from sapwood.nn.layers import Norm
@@ -91,6 +91,8 @@ def operations(part: object, spot: Spot) -> Iterator[Operation]:
 
 def unlisted(decoder: Decoder) -> str | None:
     """The name of a part that the library has no operations for."""
+    if any(rope.sharpening is not None for rope in ropes(decoder)):
+        return "Sharpening"
     inner = [part for block in decoder.blocks for part in (block.mixer, block.ffn, block.beside, block.factor) if part]
     unknown = operations.dispatch(object)
     return next((type(part).__name__ for part in inner if operations.dispatch(type(part)) is unknown), None)
@@ -113,8 +115,8 @@ def listing(decoder: Decoder, weights: Weights) -> Iterator[Operation]:
         norm = weights.norm("embed_norm", decoder.embed_norm)
         yield Operation("norm_columns", (norm, _STREAM, size, 0, size))
     left = nothing
-    for index, (block, place) in enumerate(zip(decoder.blocks, kv_places(decoder), strict=True)):
-        path = f"blocks.{index}"
+    for index, (block, kept) in enumerate(zip(decoder.blocks, kv_places(decoder), strict=True)):
+        path, place = f"blocks.{index}", next(iter(kept.values()), None)
         yield Operation("norm", (weights.norm(f"{path}.mixer_norm", block.mixer_norm), *left, _FRESH, size))
         behind = weights.norm(f"{path}.after_mixer", block.after_mixer)
         left = nothing if _straight(block, block.after_mixer) else _Left(behind, block.scale)

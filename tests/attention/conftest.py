@@ -138,7 +138,7 @@ class World:
         slots, starts, counts = (np.array(column, dtype=np.int32) for column in zip(*rows, strict=True))
         if self.group.window is not None:
             for slot, start, _ in rows:  # pages that no later query sees
-                self.table_SP[slot, : max(0, start - self.group.window + 1) // self.group.page_size] = 0
+                self.table_SP[slot, : self.group.first_page(start)] = 0
         positions = torch.cat([torch.arange(start, start + count) for _, start, count in rows if count])
         tokens_slot = torch.from_numpy(np.repeat(slots, counts)).long()
         page_size = self.group.page_size
@@ -248,11 +248,12 @@ class World:
         q_LHD, k_LKD, v_LKD = (tensors[slot][-1].double() for tensors in (self.queries, self.keys, self.values))
         num_heads, num_kv_heads = q_LHD.shape[1], k_LKD.shape[1]
         out_LHD = v_LKD.new_empty(len(q_LHD), num_heads, v_LKD.shape[-1])
-        window = self.group.window or len(q_LHD)
+        positions_L = torch.arange(len(q_LHD))
+        firsts_L = torch.tensor([self.group.kind.oldest(position) for position in range(len(q_LHD))])
         for head in range(num_heads):
             kv_head = head * num_kv_heads // num_heads
             scores_LL = self._bent(q_LHD[:, head] @ k_LKD[:, kv_head].T * self.scale, head)
-            seen_LL = torch.ones_like(scores_LL).tril().triu(1 - window).bool()
+            seen_LL = torch.ones_like(scores_LL).tril().bool() & (positions_L >= firsts_L[:, None])
             weights_LL = torch.where(seen_LL, scores_LL.exp(), 0.0)
             out_LHD[:, head] = weights_LL @ v_LKD[:, kv_head] / weights_LL.sum(dim=-1, keepdim=True)
         return out_LHD.float()

@@ -107,6 +107,18 @@ def test_window(start: Start, window: int) -> None:
     world.check()
 
 
+@pytest.mark.parametrize("size", [1, 5, 8, 20])
+def test_chunks(start: Start, size: int, request: pytest.FixtureRequest) -> None:
+    if request.node.callspec.params["start"] in ("cpu", "native"):
+        pytest.skip("refused by it")
+    world, backend = start(group(window=size, chunked=True), (45, 20))
+    world.step(backend, [(0, 33), (1, 3)])
+    world.step(backend, [(1, 13), (0, 1)])
+    world.step(backend, [(0, 9), (1, 1)])
+    world.step(backend, [(0, 1), (1, 1)])
+    world.check()
+
+
 @pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(1, 1), (4, 4), (7, 1), (8, 2)])
 @pytest.mark.parametrize("head_dim", [16, 24])
 def test_heads(start: Start, num_heads: int, num_kv_heads: int, head_dim: int) -> None:

@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
-from sapwood.base.kv import KVGroup, State
+from sapwood.base.kv import Heads, KVGroup, State
 from sapwood.base.request import Request
 from sapwood.base.sampling import SamplingParams
 from sapwood.cache import KVCache
@@ -152,3 +152,17 @@ class MixedMachine(CacheMachine):
 
 MixedMachine.TestCase.settings = settings(max_examples=80, stateful_step_count=30, deadline=None)
 TestMixed = MixedMachine.TestCase
+
+
+class ChunkedMachine(CacheMachine):
+    """The same with chunks, of which a query needs less the nearer it is to the beginning of its own."""
+
+    groups = (
+        group(None, PAGE),
+        KVGroup(Heads(1, 1, 1, WINDOW, chunked=True), 1, PAGE),
+        KVGroup(State(((1,),)), 1, PAGE),
+    )
+
+
+ChunkedMachine.TestCase.settings = settings(max_examples=80, stateful_step_count=30, deadline=None)
+TestChunked = ChunkedMachine.TestCase

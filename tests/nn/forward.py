@@ -60,8 +60,8 @@ def logits(model: Model, tokens: list[int]) -> Tensor:
     """Float32 logits [len(tokens), vocabulary] of one row from position 0."""
     count = len(tokens)
     positions = torch.arange(count)
-    mixers = [block.mixer for block in model.blocks if hasattr(block.mixer, "_backend")]
-    backends = {id(mixer._backend): mixer._backend for mixer in mixers}
+    keeping = [module for module in model.modules() if hasattr(module, "_backend")]
+    backends = {id(module._backend): module._backend for module in keeping}
     table_SP = torch.arange(1, MAX_TOKENS // PAGE_SIZE + 1, dtype=torch.int32)[None]
     zero, counts = np.zeros(1, np.int32), np.full(1, count, np.int32)
     batch = Batch(

@@ -13,6 +13,7 @@ from tests.sim.toy import toy_params
 from tests.sim.world import World
 
 FULL, NARROW, STATE = Heads(1, 1, 1), Heads(1, 1, 1, 7), State(((1,),))
+CHUNKS = Heads(1, 1, 1, 10, chunked=True)
 SHAPES: list[dict[str, Any]] = [
     {},
     {"depth": 0},
@@ -23,6 +24,7 @@ SHAPES: list[dict[str, Any]] = [
     {"windows": (7,), "num_pages": 30, "max_model_len": 96},
     {"kinds": (FULL, STATE), "num_pages": (24, 12), "max_model_len": 64, "depth": 0},
     {"kinds": (FULL, NARROW, STATE), "num_pages": (40, 30, 16), "max_model_len": 96},
+    {"kinds": (FULL, CHUNKS), "num_pages": (40, 30), "max_model_len": 96},
     {"kinds": (STATE,), "num_pages": 14, "depth": 2, "rewind": 1},
     {"windows": (None, 6), "num_pages": (24, 22), "max_model_len": 64, "depth": 2, "policy": "lpm"},
     {"page_size": 1, "num_pages": 70, "max_model_len": 48},

@@ -8,12 +8,15 @@ from dataclasses import replace
 from typing import Any
 
 from sapwood.arch.families import (
+    bamba,
     cohere,
     deepseek,
     exaone,
     falcon,
+    falcon_h1,
     gemma,
     gemma3,
+    gemma3n,
     gemma4,
     glm,
     gpt,
@@ -23,6 +26,8 @@ from sapwood.arch.families import (
     kin,
     lfm2,
     llama,
+    llama4,
+    mamba1,
     mamba2,
     mixtral,
     nemotron,
@@ -36,6 +41,7 @@ from sapwood.arch.families import (
     smollm3,
     softmax_moe,
     stablelm,
+    within,
 )
 from sapwood.arch.family import Family
 from sapwood.arch.hf import HfConfig
@@ -43,12 +49,15 @@ from sapwood.arch.parts import Decoder
 from sapwood.base.errors import ModelError
 
 FAMILIES: tuple[Family, ...] = (
+    *bamba.FAMILIES,
     *cohere.FAMILIES,
     *deepseek.FAMILIES,
     *exaone.FAMILIES,
     *falcon.FAMILIES,
+    *falcon_h1.FAMILIES,
     *gemma.FAMILIES,
     *gemma3.FAMILIES,
+    *gemma3n.FAMILIES,
     *gemma4.FAMILIES,
     *glm.FAMILIES,
     *gpt.FAMILIES,
@@ -58,6 +67,8 @@ FAMILIES: tuple[Family, ...] = (
     *kin.FAMILIES,
     *lfm2.FAMILIES,
     *llama.FAMILIES,
+    *llama4.FAMILIES,
+    *mamba1.FAMILIES,
     *mamba2.FAMILIES,
     *mixtral.FAMILIES,
     *nemotron.FAMILIES,
@@ -71,6 +82,7 @@ FAMILIES: tuple[Family, ...] = (
     *smollm3.FAMILIES,
     *softmax_moe.FAMILIES,
     *stablelm.FAMILIES,
+    *within.FAMILIES,
 )
 
 

@@ -3,6 +3,7 @@ ones vectors of each token for each layer, and last layers that share what earli
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from sapwood.arch.beside import Beside, Factor, Vectors
@@ -14,46 +15,28 @@ from sapwood.arch.rope import parse_rope
 from sapwood.base.errors import ModelError
 
 GEMMA4 = Layout(ffn_norm="pre_feedforward_layernorm")
-WITHIN = "model.language_model."  # of a model that sees and hears too
-OTHERS = ("model.vision_tower.", "model.embed_vision.", "model.audio_tower.", "model.embed_audio.")
-_SENSES = ("vision_config", "audio_config", "vision_soft_tokens_per_image", "initializer_range")
 
 
 def gemma4(c: HfConfig) -> Decoder:
-    return _gemma4(c, "model.")
-
-
-def whole(c: HfConfig) -> Decoder:
-    """Only the text of a model that sees and hears."""
-    text = c.section("text_config")
-    text.assume(architectures=list(c.strings("architectures")))
-    c.ignore(*_SENSES, "tie_word_embeddings")
-    found = _gemma4(text, WITHIN)
-    text.refuse_unread()
-    return replace(found, aside=(*found.aside, *OTHERS))
-
-
-def _gemma4(c: HfConfig, root: str) -> Decoder:
     c.must("use_bidirectional_attention", None)
     c.refuse("enable_moe_block", "num_experts", because="its experts are not there yet")
     c.ignore("top_k_experts", "moe_intermediate_size", "sliding_window")
     kinds = every(c, 6)
     own = len(kinds) - c.count("num_kv_shared_layers", 0)
     blocks = [_block(c, kinds, layer, own) for layer in range(len(kinds))]
-    layout = replace(GEMMA4, embed=f"{root}embed_tokens", block=root + "layers.{}.", norm=f"{root}norm")
-    found = decoder(c, blocks, layout, embed_scale=c.integer("hidden_size") ** 0.5, tied=True)
+    found = decoder(c, blocks, GEMMA4, embed_scale=c.integer("hidden_size") ** 0.5, tied=True)
     unread = ("k_proj", "v_proj", "k_norm", "v_norm")  # of layers that have none of their own
     return replace(
         found,
-        vectors=_vectors(c, root),
+        vectors=vectors(c, _vector_size(c)),
         logit_cap=c.number("final_logit_softcapping") if c.has("final_logit_softcapping") else None,
-        aside=tuple(f"{root}layers.{i}.self_attn.{name}." for i in range(own, len(kinds)) for name in unread),
+        aside=tuple(f"model.layers.{i}.self_attn.{name}." for i in range(own, len(kinds)) for name in unread),
     )
 
 
 def _block(c: HfConfig, kinds: tuple[str, ...], layer: int, own: int) -> Block:
     kind = kinds[layer]
-    shares = None if layer < own else max(i for i in range(own) if kinds[i] == kind)
+    shares = shared(kinds, layer, own)
     wide = shares is not None and c.boolean("use_double_wide_mlp", False)
     activation = c.choice("hidden_activation", ACTIVATIONS, "gelu_pytorch_tanh")
     ffn = mlp(c, activation=activation, inner=c.integer("intermediate_size") * (2 if wide else 1))
@@ -65,7 +48,7 @@ def _block(c: HfConfig, kinds: tuple[str, ...], layer: int, own: int) -> Block:
         activation=activation,
     )
     return replace(
-        block(c, _attention(c, kind, shared=shares is not None), ffn, GEMMA4),
+        block(c, _attention(c, kind, without=shares is not None), ffn, GEMMA4),
         after_mixer=GEMMA4.normed(c, "post_attention_layernorm"),
         after_ffn=GEMMA4.normed(c, "post_feedforward_layernorm"),
         beside=beside if size else None,
@@ -74,7 +57,12 @@ def _block(c: HfConfig, kinds: tuple[str, ...], layer: int, own: int) -> Block:
     )
 
 
-def _attention(c: HfConfig, kind: str, *, shared: bool) -> Attention:
+def shared(kinds: Sequence[str], layer: int, own: int) -> int | None:
+    """The layer whose keys and values one takes that is not among the first so many, which have their own: the last of its kind."""
+    return None if layer < own else max(i for i in range(own) if kinds[i] == kinds[layer])
+
+
+def _attention(c: HfConfig, kind: str, *, without: bool) -> Attention:
     head_dim, kv_heads = _heads(c, kind)
     bias, full = c.boolean("attention_bias", False), kind == FULL
     rope = parse_rope(c, c.section("rope_parameters").section(kind), head_dim=head_dim, theta=1e6 if full else 1e4)
@@ -90,7 +78,7 @@ def _attention(c: HfConfig, kind: str, *, shared: bool) -> Attention:
         head_dim=head_dim,
     )
     queries, keys, _ = found.qkv.parts
-    if shared:
+    if without:
         return replace(found, qkv=replace(found.qkv, parts=(queries,)), k_norm=None)
     found = replace(found, v_norm=GEMMA4.normed(c, "", head_dim))
     if full and c.boolean("attention_k_eq_v", False):
@@ -123,20 +111,18 @@ def _vector_size(c: HfConfig) -> int:
     return 0 if name in c.names() and not c.has(name) else c.count(name, 256)
 
 
-def _vectors(c: HfConfig, root: str) -> Vectors | None:
-    size, num_layers, hidden = _vector_size(c), c.integer("num_hidden_layers"), c.integer("hidden_size")
+def vectors(c: HfConfig, size: int) -> Vectors | None:
+    """Vectors of so many numbers, none of 0."""
+    num_layers, hidden = c.integer("num_hidden_layers"), c.integer("hidden_size")
     vocab = c.integer("vocab_size_per_layer_input", 262144)
     if not size:
         return None
     return Vectors(
-        embed=Embedding(f"{root}embed_tokens_per_layer", vocab, num_layers * size, size**0.5),
-        project=Linear(hidden, (Part(f"{root}per_layer_model_projection", num_layers * size),), None),
-        norm=GEMMA4.normed(c, f"{root}per_layer_projection_norm", size),
+        embed=Embedding("model.embed_tokens_per_layer", vocab, num_layers * size, size**0.5),
+        project=Linear(hidden, (Part("model.per_layer_model_projection", num_layers * size),), None),
+        norm=GEMMA4.normed(c, "model.per_layer_projection_norm", size),
         scale=hidden**-0.5,
     )
 
 
-FAMILIES = (
-    Family(architecture="Gemma4ForCausalLM", declare=gemma4),
-    Family(architecture="Gemma4ForConditionalGeneration", declare=whole),
-)
+FAMILIES = (Family(architecture="Gemma4ForCausalLM", declare=gemma4),)

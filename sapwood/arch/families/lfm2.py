@@ -1,15 +1,18 @@
-"""LFM2: short convolutions, and some layers of attention."""
+"""LFM2 (dense and with experts): short convolutions, and some layers of attention."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from sapwood.arch.experts import Experts, Offsets
 from sapwood.arch.families.common import FULL, Layout, block, decoder, gqa, mlp
+from sapwood.arch.families.mixture import Names, experts, num_experts
 from sapwood.arch.family import Family
 from sapwood.arch.hf import HfConfig
-from sapwood.arch.parts import Decoder, Linear, Mixer, Part
+from sapwood.arch.parts import Decoder, Linear, Mixer, Mlp, Part
 from sapwood.arch.recurrent import Conv, ShortConv
 from sapwood.base.errors import ModelError
+from sapwood.base.selection import Selection
 
 _CONV = "conv"
 _LAYOUT = Layout(
@@ -23,8 +26,29 @@ _LAYOUT = Layout(
     eps="norm_eps",
 )
 
+_EXPERTS = Names(at="feed_forward", gate="experts.{}.w1", up="experts.{}.w3", down="experts.{}.w2")
+
 
 def lfm2(c: HfConfig) -> Decoder:
+    return _decoder(c, [mlp(c, _LAYOUT, inner=_inner(c), activation="silu")] * c.integer("num_hidden_layers"))
+
+
+def lfm2_moe(c: HfConfig) -> Decoder:
+    """The first layers have no experts."""
+    dense, number = c.count("num_dense_layers", 2), c.integer("num_hidden_layers")
+    selection = Selection(
+        c.integer("num_experts_per_tok"),
+        "sigmoid",
+        renormalised=c.boolean("norm_topk_prob", True),
+        scale=c.number("routed_scaling_factor", 1.0),
+    )
+    offsets = Offsets("feed_forward.expert_bias", num_experts(c)) if c.boolean("use_expert_bias", True) else None
+    sparse = experts(c, _EXPERTS, inner=c.integer("moe_intermediate_size"), selection=selection, offsets=offsets)
+    plain = mlp(c, _LAYOUT, activation="silu")
+    return _decoder(c, [plain if i < dense else sparse for i in range(number)])
+
+
+def _decoder(c: HfConfig, ffns: Sequence[Mlp | Experts]) -> Decoder:
     mixers: Mapping[str, Mixer] = {_CONV: _conv(c), FULL: gqa(c, _LAYOUT, qk_norm="heads")}
     number, kinds = c.integer("num_hidden_layers"), c.strings("layer_types")
     c.ignore("full_attn_idxs")
@@ -32,9 +56,10 @@ def lfm2(c: HfConfig) -> Decoder:
         raise ModelError(
             f"config.json: layer_types must be num_hidden_layers ({number}) words of {', '.join(mixers)}, got {list(kinds)}."
         )
-    ffn = mlp(c, _LAYOUT, inner=_inner(c), activation="silu")
     tied = c.boolean("tie_embedding", True)
-    return decoder(c, [block(c, mixers[kind], ffn, _LAYOUT) for kind in kinds], _LAYOUT, tied=tied)
+    return decoder(
+        c, [block(c, mixers[kind], ffn, _LAYOUT) for kind, ffn in zip(kinds, ffns, strict=True)], _LAYOUT, tied=tied
+    )
 
 
 def _conv(c: HfConfig) -> ShortConv:
@@ -55,4 +80,7 @@ def _inner(c: HfConfig) -> int:
     return -(-int(factor * int(2 * inner / 3)) // multiple) * multiple
 
 
-FAMILIES = (Family(architecture="Lfm2ForCausalLM", declare=lfm2),)
+FAMILIES = (
+    Family(architecture="Lfm2ForCausalLM", declare=lfm2),
+    Family(architecture="Lfm2MoeForCausalLM", declare=lfm2_moe),
+)

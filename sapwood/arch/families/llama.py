@@ -1,4 +1,4 @@
-"""Llama 1 to 3.3, SmolLM2, Yi; Mistral."""
+"""Llama 1 to 3.3, SmolLM2, Yi; Mistral, Ministral 3."""
 
 from __future__ import annotations
 
@@ -40,4 +40,5 @@ FAMILIES = (
         gguf=Gguf(architecture="llama", fields=_gguf_fields, paired=True),
     ),
     Family(architecture="MistralForCausalLM", declare=mistral),
+    Family(architecture="Ministral3ForCausalLM", declare=mistral),
 )

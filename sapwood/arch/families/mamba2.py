@@ -12,9 +12,9 @@ from sapwood.arch.parts import Block, Decoder, Linear, Norm, Part
 from sapwood.arch.recurrent import Conv, Mamba2, PerHead, Skip
 from sapwood.base.errors import ModelError
 
-_FAR = 2**17
+FAR = 2**17
 """As many positions as are offered where a config names none: such models have no limit of their own."""
-_LAYOUT = Layout(
+LAYOUT = Layout(
     embed="backbone.embeddings",
     block="backbone.layers.{}.",
     norm="backbone.norm_f",
@@ -77,9 +77,9 @@ def mamba2(c: HfConfig) -> Decoder:
         raise ModelError("config.json: hidden_act must be silu in this family.")
     c.ignore("expand", "chunk_size", "rescale_prenorm_residual", "residual_in_fp32")
     c.ignore("intermediate_size", "num_attention_heads", "num_key_value_heads")  # of nothing that there is here
-    norm = _LAYOUT.normed(c, _LAYOUT.mixer_norm)
+    norm = LAYOUT.normed(c, LAYOUT.mixer_norm)
     block = Block(mixer_norm=norm, mixer=mixer(c, fields, norm.eps), ffn_norm=None, ffn=Skip())
-    return decoder(c, [block] * c.integer("num_hidden_layers"), _LAYOUT, max_positions=_FAR)
+    return decoder(c, [block] * c.integer("num_hidden_layers"), LAYOUT, max_positions=FAR)
 
 
 FAMILIES = (Family(architecture="Mamba2ForCausalLM", declare=mamba2),)

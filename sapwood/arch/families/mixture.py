@@ -16,17 +16,21 @@ from sapwood.base.selection import Selection
 @dataclass(frozen=True, kw_only=True)
 class Names:
     """Of the tensors of a feed-forward, under `at`: those of gate, up and down of each expert, by a {}, or of all. One name for
-    gate and up is that of both."""
+    gate and up is that of both. `bare` ones are as in `Stack`, `transposed` ones have their inputs first."""
 
     at: str = "mlp"
     router: str = "gate"
     gate: str = "experts.{}.gate_proj"
     up: str = "experts.{}.up_proj"
     down: str = "experts.{}.down_proj"
+    bare: bool = False
+    transposed: bool = False
 
 
 PLAIN = Names()
 MIXTRAL = Names(at="block_sparse_moe", gate="experts.{}.w1", up="experts.{}.w3", down="experts.{}.w2")
+JOINED = Names(gate="experts.gate_up_proj", up="experts.gate_up_proj", down="experts.down_proj", bare=True)
+TURNED = replace(JOINED, transposed=True)
 _COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
@@ -39,27 +43,43 @@ def experts(
     c: HfConfig,
     names: Names = PLAIN,
     *,
+    other: Names | None = None,
     inner: int,
     selection: Selection,
     offsets: Offsets | None = None,
     shared: Mlp | None = None,
 ) -> Experts:
-    """Experts of `inner` outputs of gate and up."""
+    """Experts of `inner` outputs of gate and up; some checkpoints have `other` names."""
     hidden, count = c.integer("hidden_size"), num_experts(c)
     c.ignore("router_aux_loss_coef", "output_router_logits", "router_jitter_noise")
     if selection.top > count or count % selection.groups:
         raise ModelError(
             f"config.json: {selection.top} experts cannot be chosen of {count} in groups of {selection.groups}."
         )
-    gate_up = tuple(Part(f"{names.at}.{name}", inner) for name in (names.gate, names.up))
+    gate_up, down = _stacks(names, count, hidden, inner)
+    if other is not None:
+        gate_up, down = (
+            replace(one, other=two)
+            for one, two in zip((gate_up, down), _stacks(other, count, hidden, inner), strict=True)
+        )
     return Experts(
         router=Linear(hidden, (Part(f"{names.at}.{names.router}", count),), None),
         selection=selection,
-        gate_up=Stack(count, Linear(hidden, gate_up, None)),
-        down=Stack(count, Linear(inner, (Part(f"{names.at}.{names.down}", hidden),), None)),
+        gate_up=gate_up,
+        down=down,
         activation=c.choice("hidden_act", ACTIVATIONS, "silu"),
         offsets=offsets,
         shared=shared,
+    )
+
+
+def _stacks(names: Names, count: int, hidden: int, inner: int) -> tuple[Stack, Stack]:
+    """Gate and up, and down."""
+    gate_up = tuple(Part(f"{names.at}.{name}", inner) for name in (names.gate, names.up))
+    down = (Part(f"{names.at}.{names.down}", hidden),)
+    return (
+        Stack(count, Linear(hidden, gate_up, None, transposed=names.transposed), names.bare),
+        Stack(count, Linear(inner, down, None, transposed=names.transposed), names.bare),
     )
 
 

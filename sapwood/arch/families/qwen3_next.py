@@ -1,30 +1,45 @@
-"""Qwen3-Next: gated delta nets, each fourth layer attention with a gate, and experts."""
+"""Qwen3-Next and Qwen3.5 (dense and with experts): gated delta nets, and each fourth layer attention with a gate."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
+from sapwood.arch.experts import Experts
 from sapwood.arch.families.common import FULL, Layout, block, decoder, gqa, mlp
 from sapwood.arch.families.qwen_moe import routed, shared, sparse_layers
 from sapwood.arch.family import Family
 from sapwood.arch.hf import HfConfig
-from sapwood.arch.parts import Attention, Decoder, Linear, Mixer, Norm, Part
+from sapwood.arch.parts import Attention, Block, Decoder, Linear, Mixer, Mlp, Norm, Part
 from sapwood.arch.recurrent import Conv, DeltaNet, PerHead
 from sapwood.arch.rope import read_rope
 from sapwood.base.errors import ModelError
 
 _LINEAR = "linear_attention"
 _LAYOUT = Layout(offset=1.0)
+_AT = "linear_attn."
 
 
 def qwen3_next(c: HfConfig) -> Decoder:
-    mixers: Mapping[str, Mixer] = {_LINEAR: _delta(c), FULL: _attention(c)}
     sparse, plain = shared(c, routed(c)), mlp(c)
-    blocks = [
-        block(c, mixers[kind], sparse if one else plain, _LAYOUT)
-        for kind, one in zip(_layers(c), sparse_layers(c), strict=True)
-    ]
+    return _decoder(c, _delta(c, _by_turns(c)), [sparse if one else plain for one in sparse_layers(c)])
+
+
+def qwen3_5(c: HfConfig) -> Decoder:
+    return _decoder(c, _delta(c, _apart(c)), [mlp(c)] * c.integer("num_hidden_layers"))
+
+
+def qwen3_5_moe(c: HfConfig) -> Decoder:
+    c.ignore("intermediate_size")  # of nothing that there is
+    return _decoder(c, _delta(c, _apart(c)), [shared(c, routed(c, normed=True))] * c.integer("num_hidden_layers"))
+
+
+def _decoder(c: HfConfig, delta: DeltaNet, ffns: Sequence[Mlp | Experts]) -> Decoder:
+    c.must("attn_output_gate", True)
+    c.ignore("mamba_ssm_dtype", "mtp_num_hidden_layers", "mtp_use_dedicated_embeddings")
+    mixers: Mapping[str, Mixer] = {_LINEAR: delta, FULL: _attention(c)}
+    blocks: list[Block] = [block(c, mixers[kind], ffn, _LAYOUT) for kind, ffn in zip(_layers(c), ffns, strict=True)]
     return replace(decoder(c, blocks, _LAYOUT), aside=("mtp.",))  # what predicts more tokens than one
 
 
@@ -50,27 +65,62 @@ def _attention(c: HfConfig) -> Attention:
     return replace(part, qkv=replace(part.qkv, parts=(queries, keys, values, queries)), gated=True)
 
 
-def _delta(c: HfConfig) -> DeltaNet:
-    hidden, at = c.integer("hidden_size"), "linear_attn."
-    key_heads, heads = c.integer("linear_num_key_heads", 16), c.integer("linear_num_value_heads", 32)
-    key_dim, dim = c.integer("linear_key_head_dim", 128), c.integer("linear_value_head_dim", 128)
-    if heads % key_heads:
+class _Heads(NamedTuple):
+    """Of a delta net: how many share keys, how many have values, and the sizes of both."""
+
+    keys: int
+    values: int
+    key_dim: int
+    dim: int
+
+    @property
+    def each(self) -> int:
+        """Heads of values that share a key."""
+        return self.values // self.keys
+
+
+def _heads(c: HfConfig) -> _Heads:
+    keys, values = c.integer("linear_num_key_heads", 16), c.integer("linear_num_value_heads", 32)
+    if values % keys:
         raise ModelError(
-            f"config.json: linear_num_value_heads ({heads}) is no multiple of linear_num_key_heads ({key_heads})."
+            f"config.json: linear_num_value_heads ({values}) is no multiple of linear_num_key_heads ({keys})."
         )
-    keys, values, each = key_heads * key_dim, heads * dim, heads // key_heads
-    key = Part(f"{at}in_proj_qkvz", keys, key_dim, turn=key_dim)
-    value = Part(f"{at}in_proj_qkvz", values, each * dim, turn=each * dim)
-    number = Part(f"{at}in_proj_ba", heads, each, turn=each)
+    return _Heads(keys, values, c.integer("linear_key_head_dim", 128), c.integer("linear_value_head_dim", 128))
+
+
+def _by_turns(c: HfConfig) -> tuple[Part, ...]:
+    """Queries, keys, values, gates, and two numbers for each head: what heads with one key have lies together."""
+    keys, values, key_dim, dim = heads = _heads(c)
+    wide, each = heads.each * dim, heads.each
+    key = Part(f"{_AT}in_proj_qkvz", keys * key_dim, key_dim, turn=key_dim)
+    value = Part(f"{_AT}in_proj_qkvz", values * dim, wide, turn=wide)
+    number = Part(f"{_AT}in_proj_ba", values, each, turn=each)
+    return key, key, value, value, number, number
+
+
+def _apart(c: HfConfig) -> tuple[Part, ...]:
+    """The same in runs."""
+    keys, values, key_dim, dim = heads = _heads(c)
+    wide, each = heads.each * dim, heads.each
+    key = Part(f"{_AT}in_proj_qkv", keys * key_dim, key_dim)
+    value, gate = (Part(f"{_AT}{name}", values * dim, wide) for name in ("in_proj_qkv", "in_proj_z"))
+    b, a = (Part(f"{_AT}{name}", values, each) for name in ("in_proj_b", "in_proj_a"))
+    return key, key, value, gate, b, a
+
+
+def _delta(c: HfConfig, parts: tuple[Part, ...]) -> DeltaNet:
+    hidden, at = c.integer("hidden_size"), _AT
+    key_heads, heads, key_dim, dim = sizes = _heads(c)
+    keys, values, wide = key_heads * key_dim, heads * dim, sizes.each * dim
     return DeltaNet(
         num_heads=heads,
         head_dim=dim,
         num_groups=key_heads,
         state_size=key_dim,
-        inp=Linear(hidden, (key, key, value, value, number, number), "out"),
+        inp=Linear(hidden, parts, "out"),
         conv=Conv(
             f"{at}conv1d",
-            (Part("", keys, key_dim), Part("", keys, key_dim), Part("", values, each * dim)),
+            (Part("", keys, key_dim), Part("", keys, key_dim), Part("", values, wide)),
             c.integer("linear_conv_kernel_dim", 4),
         ),
         dt_bias=PerHead(f"{at}dt_bias", heads),
@@ -80,4 +130,8 @@ def _delta(c: HfConfig) -> DeltaNet:
     )
 
 
-FAMILIES = (Family(architecture="Qwen3NextForCausalLM", declare=qwen3_next),)
+FAMILIES = (
+    Family(architecture="Qwen3NextForCausalLM", declare=qwen3_next),
+    Family(architecture="Qwen3_5ForCausalLM", declare=qwen3_5),
+    Family(architecture="Qwen3_5MoeForCausalLM", declare=qwen3_5_moe),
+)

@@ -9,7 +9,7 @@ from typing import Any
 
 from sapwood.arch.experts import Experts
 from sapwood.arch.families.common import block, decoder, gqa, mlp
-from sapwood.arch.families.mixture import experts, shared_mlp
+from sapwood.arch.families.mixture import JOINED, PLAIN, TURNED, Names, experts, shared_mlp
 from sapwood.arch.family import Family, Gguf
 from sapwood.arch.gguf import GgufKeys, rope_fields
 from sapwood.arch.hf import HfConfig
@@ -26,6 +26,12 @@ def qwen3_moe(c: HfConfig) -> Decoder:
     return _decoder(c, gqa(c, qkv_bias=bias, out_bias=bias, qk_norm="heads"), routed(c))
 
 
+def qwen3_vl_moe(c: HfConfig) -> Decoder:
+    """Experts in one tensor, with their inputs first, or where they were stored anew last."""
+    bias = c.boolean("attention_bias", False)
+    return _decoder(c, gqa(c, qkv_bias=bias, out_bias=bias, qk_norm="heads"), routed(c, TURNED, JOINED, normed=True))
+
+
 def shared(c: HfConfig, ffn: Experts) -> Experts:
     """With an expert that all tokens see, as far as a gate says."""
     mlp = shared_mlp(c, "mlp.shared_expert", c.integer("shared_expert_intermediate_size"))
@@ -34,11 +40,15 @@ def shared(c: HfConfig, ffn: Experts) -> Experts:
     )
 
 
-def routed(c: HfConfig) -> Experts:
+def routed(c: HfConfig, *names: Names, normed: bool = False) -> Experts:
+    """Named as by default, or joined, or as `names` have it; `normed` is the family's default of what the config says."""
+    first, *others = names or (PLAIN, JOINED)
     return experts(
         c,
+        first,
+        other=next(iter(others), None),
         inner=c.integer("moe_intermediate_size"),
-        selection=Selection(c.integer("num_experts_per_tok"), renormalised=c.boolean("norm_topk_prob", False)),
+        selection=Selection(c.integer("num_experts_per_tok"), renormalised=c.boolean("norm_topk_prob", normed)),
     )
 
 

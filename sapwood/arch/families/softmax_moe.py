@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from sapwood.arch.experts import Offsets
+from sapwood.arch.experts import Experts, Offsets
 from sapwood.arch.families.common import Layout, block, decoder, gqa, mlp, window_of
 from sapwood.arch.families.granite import multiplied
 from sapwood.arch.families.kin import HUNYUAN, interleaved
@@ -30,12 +30,16 @@ def olmoe(c: HfConfig) -> Decoder:
 
 
 def granite_moe(c: HfConfig) -> Decoder:
+    return multiplied(c, granite_experts(c))
+
+
+def granite_experts(c: HfConfig) -> Experts:
+    """Beside one that all tokens see, if there is one."""
     shared, inner = None, c.count("shared_intermediate_size", 0)
     if inner:
         shared = shared_mlp(c, "shared_mlp", inner, ("input_linear", "input_linear", "output_linear"))
     selection = Selection(c.integer("num_experts_per_tok"), renormalised=True)
-    ffn = experts(c, GRANITE, inner=c.integer("intermediate_size"), selection=selection, shared=shared)
-    return multiplied(c, ffn)
+    return experts(c, GRANITE, inner=c.integer("intermediate_size"), selection=selection, shared=shared)
 
 
 def ernie_moe(c: HfConfig) -> Decoder:

@@ -254,13 +254,28 @@ def absorb_dense(
 
 
 @jit
+def oldest(position, WINDOW: tl.constexpr):
+    """The first position that a query sees: with a WINDOW so many up to its own, with a negative one those of its chunk, with 0
+    all."""
+    if WINDOW > 0:
+        first = tl.maximum(position - WINDOW + 1, 0)
+    elif WINDOW < 0:
+        first = position // -WINDOW * -WINDOW
+    else:
+        first = position * 0
+    return first
+
+
+@jit
 def _seen(position_M, position_N, inside_N, WINDOW: tl.constexpr, CAUSAL: tl.constexpr):
     """Which positions of a block which query sees; without CAUSAL every query those that are inside."""
     seen_MN = inside_N[None, :]
     if CAUSAL:
         seen_MN = seen_MN & (position_N[None, :] <= position_M[:, None])
-        if WINDOW:
+        if WINDOW > 0:
             seen_MN = seen_MN & (position_N[None, :] > position_M[:, None] - WINDOW)
+        elif WINDOW < 0:
+            seen_MN = seen_MN & (position_N[None, :] >= oldest(position_M, WINDOW)[:, None])
     return seen_MN
 
 

@@ -26,6 +26,7 @@ from __future__ import annotations
 import triton.language as tl
 
 from sapwood.kernels.triton import pdl
+from sapwood.kernels.triton.blocks import oldest
 from sapwood.kernels.triton.jit import jit
 
 ITEM = 8
@@ -140,7 +141,7 @@ def deal_rows(
         low = tl.load(privates_Q + origin, mask=mine, other=0)
     seen = start + count - low
     if WINDOW:
-        seen = tl.minimum(seen, WINDOW + QUERIES + ALIGN)
+        seen = tl.minimum(seen, (WINDOW if WINDOW > 0 else -WINDOW) + QUERIES + ALIGN)
     parts, per_part = _share_out(tl.cdiv(seen, N), tiles, tl.maximum(most, 1), least)
     merged = parts > 1
     if SHARED:
@@ -153,7 +154,7 @@ def deal_rows(
         queries = tl.minimum(count - query, QUERIES)
         position = start + query
         if WINDOW:
-            low = tl.maximum(position - WINDOW + 1, 0) // ALIGN * ALIGN
+            low = oldest(position, WINDOW) // ALIGN * ALIGN
         begin = low + part * per_part * N
         end = tl.minimum(begin + per_part * N, position + queries)  # a part of a tile that sees little may be empty
         role = tl.where(merged, tl.where(part == 0, parts, -part), 0)

@@ -26,7 +26,7 @@ from __future__ import annotations
 import triton.language as tl
 
 from sapwood.kernels.triton import pdl
-from sapwood.kernels.triton.blocks import absorb, absorb_dense, absorb_pairs
+from sapwood.kernels.triton.blocks import absorb, absorb_dense, absorb_pairs, oldest
 from sapwood.kernels.triton.jit import jit
 from sapwood.kernels.triton.parts import arrive, join, join_runs, leave, mean, nothing, runs_of, write
 
@@ -126,7 +126,7 @@ def attend_rows(
 
         best_M, total_M, acc_MD = nothing(M, D_PAD)
         position_M = position + query_M
-        low = tl.maximum(position - WINDOW + 1, 0) if WINDOW else position * 0
+        low = oldest(position, WINDOW)
         table_P = tables_SP + slot.to(tl.int64) * table_stride
         keys += kv_head * (PAGE * D)
         values += kv_head * (PAGE * D)
@@ -251,7 +251,7 @@ def attend_spans(
 
         best_M, total_M, acc_MD = nothing(M, D_PAD)
         position_M = position + query_M
-        low = tl.maximum(position - WINDOW + 1, 0) if WINDOW else position * 0
+        low = oldest(position, WINDOW)
         table_P = tables_SP + slot.to(tl.int64) * table_stride
         keys += kv_head * (PAGE * D)
         values += kv_head * (PAGE * D)
@@ -262,7 +262,7 @@ def attend_spans(
             start = tl.load(record + 7)
             best_M, total_M, acc_MD = absorb(
                 best_M, total_M, acc_MD, q_MD, position_M, begin, tl.minimum(start, end), low, table_P, keys, values,
-                key_scales, value_scales, scale, slope_M, K, D, PAGE, WINDOW, CAP, True, WINDOW > 0, N, D_PAD,
+                key_scales, value_scales, scale, slope_M, K, D, PAGE, WINDOW, CAP, True, WINDOW != 0, N, D_PAD,
             )  # fmt: skip
             begin = tl.maximum(begin, start)
             k_TD = heads_TXD + (K * G + kv_head) * D
