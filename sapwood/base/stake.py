@@ -8,7 +8,7 @@ the scheduler knows none of them. It asks, in this order:
     each chunk  resume · clamp · take         of rows with something to compute
     steady      drafts · take_steady          of rows that only advance, as arrays, when they reach their horizon
     each plan   halts? · parts, and late ones by fill
-    landing     verified · land               what follows from tokens that have become known
+    landing     verified · land · landed      what follows from tokens that have become known
     leaving     drop
 """
 
@@ -156,6 +156,9 @@ class Stake:
         """Take in tokens of requests that it concerns; what follows from them, by row, where anything does."""
         return {}
 
+    def landed(self, plan: Plan) -> None:
+        """A plan has landed, and what follows from it has: rows that failed have left. Called for each, in their order."""
+
     def drop(self, request: Request, number: int, *, trusted: bool) -> None:
         """The request leaves its slot; it may come back. What it has computed is not to be kept if it is not `trusted`."""
 
@@ -171,6 +174,13 @@ class Stake:
     def audit(self, running: Sequence[Request]) -> int:
         """Compare its books with who is running, mend them, and return how many entries were wrong."""
         return 0
+
+    def tidy(self) -> bool:
+        """While there is nothing else to do, do a short piece of work; False if there is none."""
+        return False
+
+    def close(self) -> None:
+        """The engine ends; nothing is called after this."""
 
 
 def _never(slots: Ints) -> Ints:

@@ -67,8 +67,8 @@ class KVCache:
 
     def peek(self, request: Request) -> int:
         """How many of a waiting request's tokens are cached, without touching anything."""
-        tree, most = self.tree, self._max_match(request)
-        root = tree.roots.get(self._namespace(request))
+        tree, most = self.tree, self.max_match(request)
+        root = tree.roots.get(self.namespace(request))
         if root is None:
             return 0
         if tree.windowed:
@@ -91,8 +91,8 @@ class KVCache:
         The last known token is never taken from the cache, since its logits are wanted.
         """
         tree = self.tree
-        root = tree.root(self._namespace(request))
-        nodes = tree.match(root, request.tokens.tobytes(), self._max_match(request))
+        root = tree.root(self.namespace(request))
+        nodes = tree.match(root, request.tokens.tobytes(), self.max_match(request))
         hold = request.hold = Hold(root, nodes, len(self.groups), len(request.tokens) // self.page_size)
         tree.lease(hold.deepest)
         tree.join(nodes)
@@ -190,14 +190,14 @@ class KVCache:
             return False
         new = [[ABSENT] * len(self.pools) for _ in range(first, last)]
         for g, begin in enumerate(firsts):
-            pages = self._allocate(g, last - begin)
+            pages = self.allocate(g, last - begin)
             self._changes.put(g, request.slot, begin, pages)
             for own, page in zip(new[begin - first :], pages, strict=True):
                 own[g] = page
         hold.own.extend(new)
         return True
 
-    def _allocate(self, group: int, count: int) -> list[int]:
+    def allocate(self, group: int, count: int) -> list[int]:
         """So many pages, which are available."""
         pool = self.pools[group]
         if count > len(pool.free):
@@ -252,7 +252,7 @@ class KVCache:
         indices = starts // self.page_size
         taken = []
         for g in range(len(self.groups)):
-            pages = self._allocate(g, len(slots))
+            pages = self.allocate(g, len(slots))
             self._changes.put_each(g, slots, indices, pages)
             taken.append(pages)
         for hold, own in zip(holds, zip(*taken, strict=True), strict=True):
@@ -357,10 +357,10 @@ class KVCache:
         """Per group: pages in all, free ones, and those that could be evicted."""
         return [[pool.capacity, len(pool.free), self.tree.num_evictable(g)] for g, pool in enumerate(self.pools)]
 
-    def _max_match(self, request: Request) -> int:
+    def max_match(self, request: Request) -> int:
         return (len(request.tokens) - 1) // self.page_size if request.scored else 0
 
-    def _namespace(self, request: Request) -> str:
+    def namespace(self, request: Request) -> str:
         return request.namespace if self.reuse else f"{request.namespace}\0{request.arrival}"
 
     # -- parts ------------------------------------------------------------------------------------------------------
@@ -405,7 +405,7 @@ class KVCache:
         if possible:
             own: list[int] = []
             for g in range(len(self.groups)):
-                own += self._allocate(g, 1)
+                own += self.allocate(g, 1)
                 self._copies[g][0].append(source.pages[g])
                 self._copies[g][1].append(own[g])
             hold.own.append(own)

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 
 from sapwood.base.kv import KVGroup
@@ -31,7 +32,8 @@ ANCHOR = 8  # tokens at the beginning of a page, if it has as many, by which it 
 
 
 class Node:
-    """One page per group, or none where nobody needs what it would hold. `born` is the plan that first wrote it; `used` orders eviction."""
+    """One page per group, or none where nobody needs what it would hold. `born` is the plan that first wrote it; `used` orders eviction.
+    `name` is what stores call it, once one has asked."""
 
     __slots__ = (
         "born",
@@ -40,6 +42,7 @@ class Node:
         "holds",
         "key",
         "leases",
+        "name",
         "pages",
         "parent",
         "root",
@@ -63,6 +66,7 @@ class Node:
         self.used = 0
         self.hits = 0  # times that a request found it
         self.users = 0  # running sequences whose path goes through
+        self.name: bytes | None = None
 
 
 class RadixTree:
@@ -87,6 +91,8 @@ class RadixTree:
         self.num_present = [0] * len(groups)
         self.num_held = [0] * len(groups)
         self.now = 0  # grows with every use
+        self.noted: deque[Node] | None = None
+        self.noted_at = 0
         self._order = itertools.count()
         self._leaves: list[tuple[int, int, Node]] = []
         self.anchor = min(ANCHOR, self.page_size)
@@ -211,6 +217,8 @@ class RadixTree:
         """A request that runs need not compute these nodes."""
         for node in nodes:
             node.hits += 1
+            if self.noted is not None and node.hits == self.noted_at:
+                self.noted.append(node)
 
     def part(self, nodes: Iterable[Node]) -> None:
         """One running sequence less goes through each of the nodes."""
@@ -242,6 +250,8 @@ class RadixTree:
         node = Node(parent, key, pages, born)
         parent.children[key] = node
         self.num_nodes += 1
+        if self.noted is not None and not self.noted_at:
+            self.noted.append(node)
         if self._anchors is not None and len(key) >= 4 * self.anchor:
             self._anchors[node.root, key[: 4 * self.anchor]] = node
         for g in self.windowed:

@@ -21,7 +21,20 @@ from sapwood.config import env
 class _Commands(Mapping[str, Any]):
     """Modules by the names of their commands, imported when they are asked for."""
 
-    _names = ("serve", "chat", "run", "bench", "pull", "explain", "doctor", "top", "apply", "quantize", "route")
+    _names = (
+        "serve",
+        "chat",
+        "run",
+        "bench",
+        "pull",
+        "explain",
+        "doctor",
+        "top",
+        "apply",
+        "quantize",
+        "route",
+        "cache",
+    )
 
     def __getitem__(self, name: str) -> Any:
         if name not in self._names:

@@ -22,9 +22,10 @@ from typing import Any
 
 from sapwood.base.errors import ConfigError
 from sapwood.config import env
-from sapwood.config.options import Config, names_in
+from sapwood.config.numbers import parse_bytes, parse_number
+from sapwood.config.option import names_in
+from sapwood.config.options import Config
 
-_BYTES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _COUNTS = {"": 1, "k": 1000, "m": 1_000_000, "K": 1 << 10, "M": 1 << 20}
 _DEST = "option_"
 
@@ -69,7 +70,7 @@ class Option:
         if self.kind is tuple:
             return self._accept([text])
         if self.metavar == "BYTES":
-            return parse_number(text.upper().removesuffix("B").removesuffix("I"), _BYTES)
+            return parse_bytes(text)
         if self.metavar == "TOKENS":
             return parse_number(text, _COUNTS)
         return self.kind(text)
@@ -177,18 +178,6 @@ def _parse_bool(text: str) -> bool:
     if text.lower() not in ("true", "false"):
         raise ValueError(text)
     return text.lower() == "true"
-
-
-def parse_number(text: str, suffixes: Mapping[str, int]) -> int:
-    """'1.5G' to a whole number; ValueError if it is none."""
-    text = text.strip()
-    suffix = text[-1:] if text[-1:].isalpha() else ""
-    if suffix not in suffixes:
-        raise ValueError(text)
-    value = float(text.removesuffix(suffix).replace("_", "")) * suffixes[suffix]
-    if value != int(value):
-        raise ValueError(text)
-    return int(value)
 
 
 def _fields(section: type) -> Iterable[tuple[dataclasses.Field[Any], type]]:

@@ -7,31 +7,9 @@ them. None means 'derive it', and `resolve` does, saying why; of an option that 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
-
-def option(
-    default: Any,
-    help: str,
-    *flags: str,
-    choices: tuple[str, ...] = (),
-    metavar: str = "",
-    off: tuple[str, ...] = (),
-    derived: bool = True,
-    several: bool = False,
-) -> Any:
-    """A dataclass field that is a command-line option. The first flag is the one that messages use.
-
-    `off` are further spellings that switch a bool off; `--no-x` comes by itself. `derived`: `resolve` has a rule for
-    it where it is None. `several`: values separated by commas, or given again and again.
-    """
-    told: dict[str, Any] = {"help": help, "flags": flags, "choices": choices, "metavar": metavar, "off": off}
-    return field(default=default, metadata=told | {"derived": derived, "several": several})
-
-
-def names_in(given: str | None) -> list[str]:
-    """The values of an option that takes several."""
-    return [name for one in (given or "").split(",") if (name := one.strip())]
+from sapwood.config.option import option
+from sapwood.config.stores import StoreConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -434,6 +412,7 @@ class Config:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
+    stores: StoreConfig = field(default_factory=StoreConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     device: DeviceConfig = field(default_factory=DeviceConfig)
     speculation: SpeculationConfig = field(default_factory=SpeculationConfig)

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from sapwood.base.errors import ConfigError
 from sapwood.base.kv import SCALE_BYTES, KVGroup, most_rewound, page_size_problem
 from sapwood.base.layout import longest_sequence, pages_for, split_pages
-from sapwood.config import speculation
+from sapwood.config import speculation, stores
 from sapwood.config.devices import RULES
 from sapwood.config.facts import DeviceFacts, ModelShape
 from sapwood.config.fairness import policy
@@ -71,6 +71,8 @@ def resolve(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[Con
         config = replace(config, section, **{field: value})
         decisions.append(Decision(field, "what is left" if value is None else value, reason))
     _check(config, model, device)
+    if stored := stores.places(config.stores):
+        decisions.append(Decision("kv_store", " + ".join(map(str, stored)), stores.FORMULA))
     return config, tuple(decisions)
 
 
@@ -339,6 +341,8 @@ def _check_ranges(config: Config) -> None:
             raise ConfigError(f"{flag_of(field)} must be more than 0, got {value}.")
     if config.cache.page_size is not None and (problem := page_size_problem(config.cache.page_size)):
         raise ConfigError(f"{flag_of('page_size')} {problem}.")
+    if stores.places(config.stores) and not config.cache.prefix_caching:
+        raise ConfigError(f"{flag_of('kv_store')} keeps prefixes, so it wants {flag_of('prefix_caching')}.")
 
 
 _POSITIVE = (

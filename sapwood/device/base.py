@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -17,6 +17,10 @@ class Mark(Protocol):
 
     def synchronize(self) -> None:
         """Wait until the device has come to it."""
+        ...
+
+    def query(self) -> bool:
+        """Whether the device has come to it."""
         ...
 
 
@@ -42,6 +46,14 @@ class Device(Protocol):
 
     def aside(self, tensor: Tensor) -> Tensor:
         """Host memory of `Ability.PINNED` on the device, on its way beside what is computed now, before what comes next."""
+        ...
+
+    def send(self, rows: Tensor, targets: Sequence[Tensor]) -> None:
+        """Copy rows of a tensor to host memory of `Ability.PINNED`, once they are computed, beside what comes next."""
+        ...
+
+    def sent(self) -> Mark | None:
+        """Behind all that was sent so far; None where that is done when the call returns."""
         ...
 
     def release(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -41,6 +41,13 @@ class Cpu:
 
     def aside(self, tensor: Tensor) -> Tensor:
         return tensor
+
+    def send(self, rows: Tensor, targets: Sequence[Tensor]) -> None:
+        for row, target in zip(rows, targets, strict=True):
+            target.copy_(row)
+
+    def sent(self) -> None:
+        return None
 
     def release(self) -> None:
         pass

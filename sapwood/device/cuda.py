@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import torch
@@ -22,11 +22,12 @@ other things."""
 
 
 class Cuda:
-    """Keeps the protocol `Device`. PyTorch's current stream orders everything; uploads aside have one of their own."""
+    """Keeps the protocol `Device`. PyTorch's current stream orders everything; uploads aside and what is sent have streams of their own."""
 
     def __init__(self, index: int) -> None:
         self.place = torch.device("cuda", index)
         self._uploads: torch.cuda.Stream | None = None
+        self._downloads: torch.cuda.Stream | None = None
 
     @cached_property
     def facts(self) -> DeviceFacts:
@@ -52,6 +53,17 @@ class Cuda:
         computing.wait_stream(self._uploads)
         moved.record_stream(computing)
         return moved
+
+    def send(self, rows: Tensor, targets: Sequence[Tensor]) -> None:
+        stream = self._downloads = self._downloads or torch.cuda.Stream(self.place)
+        stream.wait_stream(torch.cuda.current_stream(self.place))
+        rows.record_stream(stream)
+        with torch.cuda.stream(stream):
+            for row, target in zip(rows, targets, strict=True):
+                target.copy_(row, non_blocking=True)
+
+    def sent(self) -> torch.cuda.Event | None:
+        return None if self._downloads is None else self._downloads.record_event()
 
     def release(self) -> None:
         torch.cuda.empty_cache()

@@ -16,7 +16,7 @@ from sapwood.base.stake import Stake
 from sapwood.base.wire import Facts
 from sapwood.cache import Borders, Explanation, KVCache, KVStake, Sketch
 from sapwood.catalogue import Catalogue, joined
-from sapwood.config import Config
+from sapwood.config import Config, ModelConfig
 from sapwood.config.devices import rules_of
 from sapwood.config.resolve import Decision, page_bytes, resolve
 from sapwood.config.speculation import drafters, spelled
@@ -26,6 +26,7 @@ from sapwood.engine.intake import Intake
 from sapwood.engine.loop import Engine
 from sapwood.engine.pause import Pause
 from sapwood.engine.speculation import draft_of, shape_beside, speculate
+from sapwood.engine.stores import stores_of
 from sapwood.executor.base import Executor, Measured
 from sapwood.executor.local import LocalExecutor
 from sapwood.grammar import Compiler, Constraints, GrammarStake, Vocabulary
@@ -70,9 +71,7 @@ def launch(
     clock, catalogue = _Clock(), catalogue or joined()
     executor = executor or LocalExecutor(catalogue)
     model = config.model
-    if model.load_format == "dummy":
-        lean.whole_torch()
-    files = files or find_configured(model, families=catalogue.families)
+    files = _files(model, files, catalogue)
     decoder = declare(files.config, catalogue.families, methods=catalogue.methods)
     config, decisions, draft = _resolved(spelled(config), decoder, files, catalogue)
     clock.lap("configure")
@@ -88,13 +87,14 @@ def launch(
     constraints = Constraints(compiler, executor.allocate_masks, jump=config.grammar.jump_forward)
     speculation, pause = speculate(config, slots, kv, executor), Pause()
     clock.lap("graphs")
-    mine = (*_lasting(kv, slots, constraints), *speculation.stakes, pause, *stakes(slots))
+    stored = stores_of(config, decoder, files, draft, measured=measured, kv=kv, executor=executor)
+    mine = (*_lasting(kv, slots, constraints), *speculation.stakes, *stored.stakes, pause, *stakes(slots))
     engine = Engine(
         _scheduler(config, slots, mine, kv),
         executor,
         Intake(longest=longest, vocab_size=decoder.vocab_size, seed=config.device.seed, grammars=True),
         depth=_set(config.scheduler.depth),
-        gauges=(kv.gauges, constraints.gauges, *speculation.gauges),
+        gauges=(kv.gauges, constraints.gauges, *speculation.gauges, *stored.gauges),
         pages=kv.pages,
         commands={**_commands(kv, slots), **pause.commands},
         status=pause.status,
@@ -102,6 +102,12 @@ def launch(
     decisions = (*_told(decisions, longest), _pool_decision(measured.groups, num_pages), *speculation.decisions)
     facts = _facts(config, measured, decisions, clock.laps, num_pages, longest=longest, vocab_size=decoder.vocab_size)
     return Launched(engine, facts, compiler)
+
+
+def _files(model: ModelConfig, given: ModelFiles | None, catalogue: Catalogue) -> ModelFiles:
+    if model.load_format == "dummy":
+        lean.whole_torch()
+    return given or find_configured(model, families=catalogue.families)
 
 
 def _resolved(

@@ -163,7 +163,12 @@ class Engine:
 
     def tidy(self) -> bool:
         """While idle, do a short piece of work that later steps will be glad of; False if there is none left."""
-        return self.executor.tidy()
+        return self.executor.tidy() or self.scheduler.tidy()
+
+    def shutdown(self) -> None:
+        """Nothing is asked of it any more: give everything back."""
+        self.scheduler.close()
+        self.executor.shutdown()
 
     def audit(self) -> int:
         """Check the stakes' books and mend them; returns how many entries were wrong. Cheap enough while idle."""

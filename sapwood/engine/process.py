@@ -144,7 +144,7 @@ def main() -> None:
         log.debug("ready after %.1f s", sum(facts.seconds_to_ready.values()))
         with Pulse(post.beats(), lambda: engine.counters["steps"]) as pulse:
             Service(engine, post, pulse, orphaned).run()
-        engine.executor.shutdown()
+        engine.shutdown()
     except UserError as error:
         post.send(Failed(str(error), user_error=True))
         raise SystemExit(2) from None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sapwood.base.kv import KVGroup
+from sapwood.base.pages import Pager
 from sapwood.base.plan import Bits, LatePart, Outcome, Plan
 from sapwood.base.trial import Trial
 
@@ -67,6 +68,11 @@ class Executor(Protocol):
     def time_steps(self, trials: Sequence[Trial], *, budget: float) -> list[float]:
         """Seconds of such steps: of the first four in any case, then of as many as about `budget` seconds allow. Between
         `capture` and the first plan."""
+        ...
+
+    def pager(self, num_blocks: Sequence[int]) -> Pager:
+        """What moves pages of each group through so many blocks of the host's memory. Behind `allocate`, once at most; its calls
+        come between those of this class, from the same thread."""
         ...
 
     def forward(self, plan: Plan) -> Any:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from sapwood.arch.groups import joint_groups, kv_groups
 from sapwood.base.kv import KVGroup, most_rewound
+from sapwood.base.pages import Bytes, Moves
 from sapwood.base.plan import (
     Admissions,
     Admit,
@@ -145,6 +146,9 @@ class FakeExecutor:
 
     def time_steps(self, trials: Sequence[Trial], *, budget: float) -> list[float]:
         return [1.0] * len(trials)  # all steps alike
+
+    def pager(self, num_blocks: Sequence[int]) -> FakePager:
+        return FakePager(self.cells, [group.cells for group in self.groups], num_blocks)
 
     def _take(self, groups: Sequence[KVGroup], max_num_seqs: int, max_model_len: int, vocab_size: int) -> None:
         self.groups = groups
@@ -334,3 +338,25 @@ class FakeExecutor:
         if not good.all():
             where = int(positions[~good][0])
             raise AssertionError(f"slot {slot}, group {group}: the cell of position {where} holds something else")
+
+
+class FakePager:
+    """Keeps the protocol `Pager` with pages of hashes."""
+
+    def __init__(self, cells: Sequence[Hashes], sizes: Sequence[int], num_blocks: Sequence[int]) -> None:
+        self._pages = [one.reshape(-1, size).view(np.uint8) for one, size in zip(cells, sizes, strict=True)]
+        self.blocks: list[Bytes] = [
+            np.zeros((count, pages.shape[1]), np.uint8) for pages, count in zip(self._pages, num_blocks, strict=True)
+        ]
+
+    def save(self, moves: Sequence[Moves]) -> None:
+        for pages, blocks, some in zip(self._pages, self.blocks, moves, strict=True):
+            blocks[some.blocks_M] = pages[some.pages_M]
+
+    def load(self, moves: Sequence[Moves]) -> None:
+        for pages, blocks, some in zip(self._pages, self.blocks, moves, strict=True):
+            assert len(set(some.pages_M.tolist())) == len(some.pages_M), "a page twice"
+            pages[some.pages_M] = blocks[some.blocks_M]
+
+    def done(self, handle: None) -> bool:
+        return True

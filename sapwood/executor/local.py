@@ -18,6 +18,7 @@ from sapwood.observe.loading import loading
 from sapwood.runner.assemble import Choices
 from sapwood.runner.choose import Work
 from sapwood.runner.pace import time_steps
+from sapwood.runner.pager import DevicePager
 from sapwood.runner.worker import Worker
 
 if TYPE_CHECKING:
@@ -64,6 +65,9 @@ class LocalExecutor:
 
     def time_steps(self, trials: Sequence[Trial], *, budget: float) -> list[float]:
         return time_steps(self.worker, trials, budget=budget)
+
+    def pager(self, num_blocks: Sequence[int]) -> DevicePager:
+        return self.worker.pager(num_blocks)
 
     def forward(self, plan: Plan) -> Work:
         return self.worker.forward(plan)

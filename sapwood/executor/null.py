@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sapwood.base.pages import Bytes, Moves
 from sapwood.base.plan import Bits, LatePart, Outcome, Plan
 from sapwood.base.trial import Trial
 from sapwood.executor.base import Measured
@@ -50,6 +51,9 @@ class NullExecutor:
     def time_steps(self, trials: Sequence[Trial], *, budget: float) -> list[float]:
         return [1.0] * len(trials)  # all steps alike
 
+    def pager(self, num_blocks: Sequence[int]) -> NullPager:
+        return NullPager(num_blocks)
+
     def forward(self, plan: Plan) -> Plan:
         return plan
 
@@ -67,3 +71,19 @@ class NullExecutor:
 
     def shutdown(self) -> None:
         pass
+
+
+class NullPager:
+    """Keeps the protocol `Pager` with pages of no bytes."""
+
+    def __init__(self, num_blocks: Sequence[int]) -> None:
+        self.blocks: list[Bytes] = [np.empty((count, 0), np.uint8) for count in num_blocks]
+
+    def save(self, moves: Sequence[Moves]) -> None:
+        pass
+
+    def load(self, moves: Sequence[Moves]) -> None:
+        pass
+
+    def done(self, handle: None) -> bool:
+        return True

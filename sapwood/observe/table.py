@@ -130,6 +130,13 @@ ENGINE = {
             "sapwood_engine_drafts", "counter", "Tokens that were fed as drafts, by who proposed them.", ("drafter",)
         ),
         Named("sapwood_engine_accepted_drafts", "counter", "Drafts that turned out to be right.", ("drafter",)),
+        Named("sapwood_engine_store_hits", "counter", "KV pages that came from a store.", ("store",)),
+        Named("sapwood_engine_loaded_bytes", "counter", "Bytes of the KV pages that came from a store.", ("store",)),
+        Named(
+            "sapwood_engine_stored_bytes", "counter", "Bytes of the KV pages that a store keeps or kept.", ("store",)
+        ),
+        Named("sapwood_engine_load_seconds", "counter", "Time of loading from a store, beside the loop.", ("store",)),
+        Named("sapwood_engine_store_seconds", "counter", "Time of writing to a store, beside the loop.", ("store",)),
         Named("sapwood_engine_host_seconds", "counter", "Time of planning steps and taking in what they yielded."),
         Named("sapwood_engine_wait_seconds", "counter", "Time of waiting for the device."),
         Named("sapwood_engine_mask_seconds", "counter", "Time of making masks, beside the device."),

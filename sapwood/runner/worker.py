@@ -19,6 +19,7 @@ from sapwood.runner.assemble import Beside, Choices, assemble, beside, give_weig
 from sapwood.runner.choose import Chooser, Work, read
 from sapwood.runner.companion import Companion
 from sapwood.runner.graphs import Graphs
+from sapwood.runner.pager import DevicePager
 from sapwood.runner.parts import Memory, after, before
 from sapwood.runner.profile import heaviest_plan
 from sapwood.runner.seers import seer
@@ -197,6 +198,10 @@ class Worker:
     def tidy(self) -> bool:
         """Do a piece of work that steps will be glad of, while there are none; False if there is none to do."""
         return any(graphs.capture_next() for graphs in reversed(self._graphs))
+
+    def pager(self, num_blocks: Sequence[int]) -> DevicePager:
+        """What moves pages of each group through so many blocks of the host's memory."""
+        return DevicePager(self.backends, self.device, num_blocks)
 
     # -- steps ----------------------------------------------------------------------------------------------------
 

@@ -48,6 +48,8 @@ class Commit:
             request = self._slots.of(int(slots[i]))
             finish: FinishReason | None = None if not ended[i] else "stop" if stopped[i] else "length"
             news.append(self._tell(request, row, mine, finish, outcome, rulings.get(row)))
+        for stake in self._roster.stakes:
+            stake.landed(plan)
         return self._landing(slots, ~special, taken, tokens, starts, news)
 
     def _take_each(self, slots: Ints, tokens: Ints) -> tuple[Bools, Bools]:

@@ -130,3 +130,12 @@ class Scheduler:
         """Have every stake check its books against who is running; how many entries were wrong, and are mended."""
         running = self.running()
         return sum(stake.audit(running) for stake in self._roster.stakes)
+
+    def tidy(self) -> bool:
+        """While there is nothing else to do, have a stake do a short piece of work; False if none has any."""
+        return any(stake.tidy() for stake in self._roster.stakes)
+
+    def close(self) -> None:
+        """Nothing is planned any more."""
+        for stake in self._roster.stakes:
+            stake.close()

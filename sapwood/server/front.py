@@ -21,7 +21,7 @@ from sapwood.base.sampling import MAX_FORBIDDEN, SamplingParams
 from sapwood.base.tokens import check_ids
 from sapwood.base.wire import Facts
 from sapwood.config import Config
-from sapwood.config.options import names_in
+from sapwood.config.option import names_in
 from sapwood.engine.client import EngineClient
 from sapwood.grammar import Checker
 from sapwood.grammar.end_check import EndCheck

@@ -17,7 +17,8 @@ import msgspec
 from msgspec import Meta
 
 from sapwood.base.errors import ConfigError
-from sapwood.config.options import ServerConfig, names_in
+from sapwood.config.option import names_in
+from sapwood.config.options import ServerConfig
 
 log = logging.getLogger(__name__)
 

@@ -168,6 +168,20 @@ def _stand_still(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Engine, "step", stepped)
 
 
+def _forget(patch: pytest.MonkeyPatch) -> None:
+    """Empty the device's cache of all that nobody uses after every fifth step, and let the store take its time."""
+    step, turns = Engine.step, itertools.count()
+
+    def stepped(engine: Engine) -> list[Deltas]:
+        news = step(engine)
+        if next(turns) % 5 == 0:
+            engine.scheduler.tidy()
+            engine.control("flush_cache")
+        return news
+
+    patch.setattr(Engine, "step", stepped)
+
+
 ITSELF, HEAD = "the model itself", "a head for it"
 """What stands for a path."""
 
@@ -191,6 +205,7 @@ ENGINES: Mapping[str, dict[str, Any]] = MappingProxyType(
         "a draft model": {"speculative_model": ITSELF},
         "a stake that pauses": {"stakes": _pause},
         "standing still": {"between": _stand_still},
+        "a store of KV": {"kv_store": "host:64M", "between": _forget},
     }
 )
 """What changes how an answer comes about, and no token of it."""
@@ -221,6 +236,7 @@ REFUSED: Mapping[frozenset[str], str] = MappingProxyType(
         frozenset(pair): "CPU kernels|native: |in the dtypes that are computed in"
         for pair in itertools.product(WITHOUT_THEM, OF_THE_KERNELS)
     }
+    | {frozenset(("a store of KV", "no prefix cache")): "--kv-store keeps prefixes"}
 )
 """Pairs that are refused at start, and what the refusal says. docs/architecture.md lists them."""
 

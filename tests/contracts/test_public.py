@@ -31,12 +31,15 @@ FLAGS = """
     --max-total-tokens --mem-fraction-static --metrics-compat --model --model-path --otlp-traces-endpoint --overlap-depth --page-size --port --quantization --random-seed
     --reasoning-parser --revision --state-bytes --state-dir --schedule-policy --scheduling-policy --seed --served-model-name --thinking-budget --threads --tokenizer --tokenizer-path
     --tool-call-parser --tool-parser
+    --kv-store --kv-store-write --hicache-write-policy --kv-offloading-size --hicache-size --enable-hierarchical-cache
+    --kv-transfer-config --preload-cache
 """.split()
 
 OFF_FLAGS = """
     --no-incremental-streaming-output --no-stream-output --no-page
     --disable-cuda-graph --disable-jump-forward --disable-radix-cache --enforce-eager
     --no-constrained-json-disable-any-whitespace --no-cuda-graphs --no-jump-forward --no-enable-log-requests
+    --no-enable-hierarchical-cache --no-hierarchical-cache
     --no-share-prefixes --no-enable-prefix-caching --no-log-requests --no-prefix-caching
 """.split()
 
@@ -59,6 +62,7 @@ def test_commands() -> None:
         "apply",
         "quantize",
         "route",
+        "cache",
     ]
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
+from sapwood.stores.folder import contents
 from tests.http.conftest import Server, alive
 from tests.waiting import SECONDS, eventually
 
@@ -135,3 +136,20 @@ def test_stopping_while_the_engine_loads_is_quick(tiny_model: Path) -> None:
     process.communicate(timeout=SECONDS)
     assert process.returncode == 130
     assert not alive(engine)
+
+
+def test_an_engine_that_was_killed_leaves_its_prefixes_on_disk(tiny_model: Path, tmp_path: Path) -> None:
+    server = Server(tiny_model, "--kv-cache-memory", "32M", "--kv-store", f"file:{tmp_path}?size=64M")
+    body = {"prompt": "A prompt that takes some pages. " * 4, "max_tokens": 8, "temperature": 0}
+    try:
+        first = server.post("/v1/completions", json=body).json()
+        eventually(lambda: sum(one.num_pages for one in contents(tmp_path)) >= 8)
+        os.kill(server.engine_pid, signal.SIGKILL)
+        eventually(lambda: server.health().status_code == 503)
+        eventually(lambda: server.get("/ready").status_code == 200)
+        second = server.post("/v1/completions", json=body).json()
+    finally:
+        server.kill()
+    assert second["choices"] == first["choices"]
+    cached = [answer["usage"]["prompt_tokens_details"]["cached_tokens"] for answer in (first, second)]
+    assert cached == [0, 112]

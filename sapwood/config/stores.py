@@ -1,0 +1,150 @@
+"""Where keys and values go beyond the device: the options, and what they mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+from urllib.parse import parse_qsl
+
+from sapwood.base.errors import ConfigError
+from sapwood.config.numbers import parse_bytes
+from sapwood.config.option import names_in, option
+
+FORMULA = "loaded where bytes / bandwidth < tokens / prefill rate, both as measured"
+_WRITES: Mapping[str, int] = MappingProxyType(
+    {"through": 0, "selective": 1, "write_through": 0, "write_through_selective": 1}
+)
+_DISK = 10 << 30  # bytes, where nothing is said
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreConfig:
+    """Where KV goes beyond the device."""
+
+    kv_store: str | None = option(
+        None,
+        "where computed prefixes are kept too, the fastest first: host:8G, file:DIR?size=50G; may be given several times",
+        "--kv-store",
+        metavar="KIND:WHERE",
+        derived=False,
+        several=True,
+    )
+    kv_store_write: str = option(
+        "through",
+        "what is kept there: all that is computed, or what a second request has found",
+        "--kv-store-write",
+        "--hicache-write-policy",
+        choices=tuple(_WRITES),
+    )
+    kv_offloading_size: float | None = option(
+        None,
+        "GiB of host memory: the same as --kv-store host:SIZE before all others",
+        "--kv-offloading-size",
+        "--hicache-size",
+        metavar="GIB",
+        derived=False,
+    )
+    hierarchical_cache: bool = option(
+        False, "taken along with --hicache-size, which says how much", "--enable-hierarchical-cache"
+    )
+    kv_transfer_config: str | None = option(
+        None, "not taken; its error says what is", "--kv-transfer-config", metavar="JSON", derived=False
+    )
+    preload_cache: str | None = option(
+        None,
+        "a file of prefixes that `sapwood cache export` wrote",
+        "--preload-cache",
+        metavar="FILE",
+        derived=False,
+    )
+
+
+class HostMemory(NamedTuple):
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.size / (1 << 30):.4g} GiB of host memory"
+
+
+class Directory(NamedTuple):
+    folder: Path
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.size / (1 << 30):.4g} GiB in {self.folder}"
+
+
+class Packed(NamedTuple):
+    path: Path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+Place = HostMemory | Directory | Packed
+
+
+def places(options: StoreConfig) -> tuple[Place, ...]:
+    """Where prefixes are kept, the fastest first. Raises ConfigError."""
+    if options.kv_transfer_config is not None:
+        raise ConfigError(
+            "--kv-transfer-config names connectors of another engine. Take --kv-store host:8G for host memory, or "
+            "--kv-store file:DIR?size=50G for a disk."
+        )
+    if options.hierarchical_cache and options.kv_offloading_size is None:
+        raise ConfigError(
+            "--enable-hierarchical-cache needs a size: give --hicache-size GIB, or take --kv-store host:8G."
+        )
+    given = names_in(options.kv_store)
+    if (size := options.kv_offloading_size) is not None:
+        if size <= 0:
+            raise ConfigError(f"--kv-offloading-size must be more than 0, got {size}.")
+        given.insert(0, f"host:{int(size * (1 << 30))}")
+    found: list[Place] = [_read(one) for one in given]
+    if options.preload_cache is not None:
+        found.append(Packed(Path(options.preload_cache).expanduser()))
+    if len({type(place) for place in found}) < len(found):
+        raise ConfigError("--kv-store: host memory and directories are given once each.")
+    return tuple(found)
+
+
+def hits(options: StoreConfig) -> int:
+    """How many requests must have found a page before it is kept."""
+    return _WRITES[options.kv_store_write]
+
+
+def _read(text: str) -> Place:
+    kind, _, rest = text.partition(":")
+    read = _KINDS.get(kind)
+    if read is None or not rest:
+        raise ConfigError(f"--kv-store takes host:SIZE or file:DIR?size=SIZE, such as host:8G, got {text!r}.")
+    return read(rest)
+
+
+def _host(text: str) -> Place:
+    return HostMemory(_size(text))
+
+
+def _file(text: str) -> Place:
+    folder, _, query = text.partition("?")
+    values = dict(parse_qsl(query, keep_blank_values=True))
+    size = values.pop("size", None)
+    if values or not folder:
+        raise ConfigError(f"--kv-store file: takes a directory and ?size=, got {text!r}.")
+    return Directory(Path(folder).expanduser(), _DISK if size is None else _size(size))
+
+
+def _size(text: str) -> int:
+    try:
+        size = parse_bytes(text)
+    except (ValueError, OverflowError):
+        size = 0
+    if size <= 0:
+        raise ConfigError(f"--kv-store: a size is bytes, such as 512M or 8G, got {text!r}.")
+    return size
+
+
+_KINDS: Mapping[str, Callable[[str], Place]] = MappingProxyType({"host": _host, "file": _file})

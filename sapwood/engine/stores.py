@@ -1,0 +1,99 @@
+"""Stores of KV as the configuration wants them: put together once the cache is there."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from sapwood import __version__
+from sapwood.arch.parts import Decoder
+from sapwood.base.errors import ConfigError
+from sapwood.cache import KVCache
+from sapwood.config import Config
+from sapwood.config.resolve import gib, page_bytes
+from sapwood.config.stores import Directory, HostMemory, Packed, Place, hits, places
+from sapwood.engine.loop import Gauges
+from sapwood.executor.base import Executor, Measured
+from sapwood.hub.draft import DraftModel
+from sapwood.hub.files import ModelFiles
+from sapwood.hub.fingerprint import fingerprint
+from sapwood.stores import DiskShelf, HostShelf, Names, PackedShelf, Shelf, StoreStake, ThreadedStore, Tiers
+from sapwood.stores.names import digest
+
+_FORMAT = b"1"  # of pages in stores, whatever else they depend on
+_STAGING = 256 << 20  # bytes of host memory that pages pass through, in about
+_LEAST_BLOCKS = 8
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of an object that is shown by where it lies, which says nothing
+
+
+class Stores(NamedTuple):
+    """What keeps prefixes beyond the device, if anything does."""
+
+    stakes: tuple[StoreStake, ...] = ()
+    gauges: tuple[Gauges, ...] = ()
+
+
+def stores_of(
+    config: Config,
+    decoder: Decoder,
+    files: ModelFiles,
+    draft: DraftModel | None,
+    *,
+    measured: Measured,
+    kv: KVCache,
+    executor: Executor,
+) -> Stores:
+    """Opens them. Raises ConfigError for a place that cannot be had."""
+    wanted = places(config.stores)
+    if not wanted:
+        return Stores()
+    origin = _origin(config, decoder, files, draft, measured)
+    about = f"{Path(files.name).name}, KV in {config.cache.kv_cache_dtype}, {kv.page_size} tokens a page"
+    shelves = [_open(place, origin, about) for place in wanted]
+    pager = executor.pager(_blocks(config, measured, kv))
+    stake = StoreStake(kv, ThreadedStore(Tiers(shelves)), pager, Names(origin), hits=hits(config.stores))
+    return Stores((stake,), (stake.gauges,))
+
+
+def _open(place: Place, origin: bytes, about: str) -> Shelf:
+    match place:
+        case HostMemory(size):
+            there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+            if size > there:
+                raise ConfigError(
+                    f"--kv-store host: asks for {gib(size)}, and this machine has {gib(there)}. Lower it."
+                )
+            return HostShelf(size)
+        case Directory(folder, size):
+            return DiskShelf(folder, size, origin=origin, about=about)
+        case Packed(path):
+            return PackedShelf(path)
+
+
+def _origin(config: Config, decoder: Decoder, files: ModelFiles, draft: DraftModel | None, measured: Measured) -> bytes:
+    """What all pages depend on besides their tokens: with another one nothing that was kept is found."""
+    made_up = config.model.load_format == "dummy"
+    models = [fingerprint(files, weights=not made_up)]
+    models += [] if draft is None else [fingerprint(draft.files, weights=not made_up)]
+    numbers = (
+        config.model.dtype,
+        config.model.quantization,
+        config.cache.kv_cache_dtype,
+        config.device.device.partition(":")[0],
+        config.device.cpu_activations,
+        config.device.seed if made_up else None,
+    )
+    facts = repr((__version__, numbers, measured.groups, measured.backends, decoder))
+    return digest(_FORMAT, *models, _ADDRESS.sub("", facts).encode())
+
+
+def _blocks(config: Config, measured: Measured, kv: KVCache) -> Sequence[int]:
+    """Blocks of each group: what two steps may leave and as much for the way back, within reason."""
+    step = config.scheduler.max_num_batched_tokens
+    assert step is not None, "a resolved configuration"
+    fit = _STAGING // sum(page_bytes(config, group) for group in measured.groups)
+    useful = 4 * -(-step // kv.page_size)
+    return [max(_LEAST_BLOCKS, min(fit, useful))] * len(measured.groups)

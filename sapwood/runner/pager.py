@@ -1,0 +1,93 @@
+"""Pages of a device's pools, to host memory and back.
+
+A block holds what all pools of a group have of one page, pool after pool. On a device with a memory of its own both ways are
+ordered with the steps where they touch the pools, and beside them where they cross the bus: pages are gathered first, and sent
+by a stream of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sapwood.attention.base import Backend
+from sapwood.base.abilities import Ability
+from sapwood.base.pages import Bytes, Moves
+from sapwood.device import Device
+from sapwood.device.base import Mark
+from sapwood.runner.transfer import upload
+
+
+class DevicePager:
+    """Keeps the protocol `Pager` with what `backends` lie in, and so many blocks for each of them."""
+
+    def __init__(self, backends: Sequence[Backend], device: Device, num_blocks: Sequence[int]) -> None:
+        self._device, self._place = device, device.place
+        self._pools = [[_as_words(pool) for pool in backend.pools()] for backend in backends]
+        self._blocks = [
+            torch.empty(count, sum(_page_bytes(pool) for pool in pools), dtype=torch.uint8, pin_memory=self._pinned)
+            for pools, count in zip(self._pools, num_blocks, strict=True)
+        ]
+        self.blocks: list[Bytes] = [blocks.numpy() for blocks in self._blocks]
+
+    @property
+    def _pinned(self) -> bool:
+        return self._device.can(Ability.PINNED)
+
+    @torch.inference_mode()
+    def save(self, moves: Sequence[Moves]) -> Mark | None:
+        def move(blocks_BY: Tensor, pools: Sequence[Tensor], pages_M: Tensor, numbers: Sequence[int]) -> None:
+            gathered_MY = torch.cat([_gather(pool, pages_M) for pool in pools], dim=1)
+            self._device.send(gathered_MY, [blocks_BY[number] for number in numbers])
+
+        self._each(moves, move)
+        return self._device.sent()
+
+    @torch.inference_mode()
+    def load(self, moves: Sequence[Moves]) -> Mark | None:
+        def move(blocks_BY: Tensor, pools: Sequence[Tensor], pages_M: Tensor, numbers: Sequence[int]) -> None:
+            brought_MY = torch.empty(len(numbers), blocks_BY.shape[1], dtype=torch.uint8, device=self._place)
+            for row, number in enumerate(numbers):
+                brought_MY[row].copy_(blocks_BY[number], non_blocking=True)
+            first = 0
+            for pool in pools:
+                last = first + _page_bytes(pool)
+                _scatter(pool, pages_M, brought_MY[:, first:last])
+                first = last
+
+        self._each(moves, move)
+        return self._device.mark()
+
+    def done(self, handle: Mark | None) -> bool:
+        return handle is None or handle.query()
+
+    def _each(
+        self, moves: Sequence[Moves], move: Callable[[Tensor, Sequence[Tensor], Tensor, Sequence[int]], None]
+    ) -> None:
+        for blocks, pools, some in zip(self._blocks, self._pools, moves, strict=True):
+            if len(some.pages_M):
+                (pages_M,) = upload([some.pages_M.astype(np.int64)], self._place)
+                move(blocks, pools, pages_M, some.blocks_M.tolist())
+
+
+def _as_words(pool: Tensor) -> Tensor:
+    """[rows, pages, words]: as integers, since not every operation knows every dtype that can be stored; as few as there can be."""
+    flat = pool.flatten(2)
+    return flat.view(torch.uint8 if flat[0, 0].nbytes % 8 else torch.int64)
+
+
+def _page_bytes(pool: Tensor) -> int:
+    return pool.shape[0] * pool[0, 0].nbytes
+
+
+def _gather(pool: Tensor, pages_M: Tensor) -> Tensor:
+    """What a pool has of each page, as bytes [M, Y]."""
+    return pool.index_select(1, pages_M).transpose(0, 1).flatten(1).view(torch.uint8)
+
+
+def _scatter(pool: Tensor, pages_M: Tensor, bytes_MY: Tensor) -> None:
+    words = bytes_MY.clone().view(pool.dtype).view(len(pages_M), pool.shape[0], pool.shape[2])
+    pool.index_copy_(1, pages_M, words.transpose(0, 1))

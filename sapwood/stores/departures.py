@@ -1,0 +1,90 @@
+"""Pages on their way from the device to the stores."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from sapwood.base.pages import Pager
+from sapwood.cache import KVCache
+from sapwood.cache.tree import ABSENT, Node
+from sapwood.stores.base import Key, KVStore
+from sapwood.stores.blocks import Blocks, Item
+from sapwood.stores.names import Names, key
+
+
+class Departures:
+    """Saves the pages that the tree notes: once they are computed, while they are there, as fast as blocks become free.
+
+    Nothing is leased: a page is copied between two plans, and what the tree has then is what the last of them leaves.
+    """
+
+    def __init__(self, kv: KVCache, store: KVStore, pager: Pager, blocks: Blocks, names: Names) -> None:
+        self._tree, self._store, self._pager, self._blocks, self._names = kv.tree, store, pager, blocks, names
+        self._noted: deque[Node] = deque()
+        self._tree.noted = self._noted
+        self._due: deque[Node] = deque()
+        self._moving: deque[tuple[Any, list[Item]]] = deque()  # with the pager's handle
+        self._storing: dict[int, list[Item]] = {}  # by ticket
+        self.num_lost = 0
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._due or self._moving or self._storing)
+
+    def landed(self, number: int) -> None:
+        """All plans up to that one have landed: what they wrote is right."""
+        while self._noted and self._noted[0].born <= number:
+            self._due.append(self._noted.popleft())
+        if self._due or self._moving:
+            self.go_on()
+
+    def go_on(self) -> None:
+        """Do what can be done now."""
+        wanted = self._wanted()
+        kept = self._store.lookup([one for one, _, _ in wanted])
+        wanted = [one for one, known in zip(wanted, kept, strict=True) if not known]
+        if wanted:
+            items = [self._blocks.take(name, g) for name, g, _ in wanted]
+            moves = self._blocks.moves(items, [page for _, _, page in wanted])
+            self._moving.append((self._pager.save(moves), items))
+        while self._moving and self._pager.done(self._moving[0][0]):
+            _, moved = self._moving.popleft()
+            self._storing[self._submit(moved)] = moved
+
+    def stored(self, ticket: int, good: Sequence[bool]) -> bool:
+        """A job of the store is over; whether it was one of these."""
+        items = self._storing.pop(ticket, None)
+        if items is None:
+            return False
+        self._blocks.give(items)
+        self.num_lost += len(good) - sum(good)
+        return True
+
+    def reset(self) -> None:
+        """What was computed is lost; what is moving was computed before."""
+        self._noted.clear()
+        self._due.clear()
+
+    def _wanted(self) -> list[tuple[Key, int, int]]:
+        """Pages that are due, as far as there are blocks: the key of each, its group and where it is."""
+        found: list[tuple[Key, int, int]] = []
+        room = [len(free) for free in self._blocks.free]
+        while self._due:
+            node = self._due[0]
+            there = [g for g, page in enumerate(node.pages) if page != ABSENT] if self._whole(node) else []
+            if not all(room[g] for g in there):
+                break
+            self._due.popleft()
+            for g in there:
+                room[g] -= 1
+                found.append((key(self._names.of(node), g), g, node.pages[g]))
+        return found
+
+    def _whole(self, node: Node) -> bool:
+        """Whether it is a full page that the tree still has."""
+        return node.parent is not None and len(node.key) == self._tree.page_bytes
+
+    def _submit(self, items: Sequence[Item]) -> int:
+        return self._store.submit_store([item.key for item in items], self._blocks.views(items))
