@@ -134,15 +134,19 @@ def _classes(family: str) -> tuple[str, str, dict[str, Any]]:
 @functools.cache
 def make(family: str) -> Any:
     """The transformers model of a family, float32, in evaluation mode; always the same weights."""
+    return build(*_classes(family), seed=sum(map(ord, family)))
+
+
+def build(config_name: str, model_name: str, fields: Mapping[str, Any], *, seed: int) -> Any:
+    """A model of these classes, of the usual sizes where the fields say nothing else."""
     import torch
     import transformers
 
-    config_name, model_name, fields = _classes(family)
     kind = getattr(transformers, config_name)
     known = {*kind().to_dict(), *kind.attribute_map}
     sizes = {name: value for name, value in _SIZES.items() if name in known}
     settings = kind(**{**sizes, "attn_implementation": "eager", **fields})
-    torch.manual_seed(sum(map(ord, family)))
+    torch.manual_seed(seed)
     model = getattr(transformers, model_name)(settings).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():

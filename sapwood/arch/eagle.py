@@ -11,57 +11,17 @@ Two forms, told apart by what a checkpoint holds, in the layout of those who mad
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any
 
+from sapwood.arch.draft_head import DraftHead, Words
 from sapwood.arch.families.common import gqa, mlp
 from sapwood.arch.hf import HfConfig
-from sapwood.arch.parts import Axis, Block, Decoder, Embedding, Leaf, Linear, Norm, Part, StoredTensor
+from sapwood.arch.parts import Block, Decoder, Embedding, Linear, Norm, Part
 from sapwood.base.errors import ModelError
 
 _NUM_TAPS = 3
 _ROOT = "model."
-
-
-@dataclass(frozen=True)
-class Words(Leaf):
-    """The words of a smaller vocabulary: how far behind its number each stands in the large one."""
-
-    name: str
-    size: int
-    vocab_size: int
-
-    def tensors(self) -> tuple[StoredTensor, ...]:
-        return (StoredTensor("offsets", self.name, (Axis(self.size),)),)
-
-
-@dataclass(frozen=True)
-class Eagle:
-    """A head. What is None of `embed` and `head` is the other model's; `taps` are the layers before which hidden states are
-    taken, none for those after the last norm."""
-
-    architecture: str
-    max_positions: int
-    dtype: str | None
-    vocab_size: int
-    hidden_size: int
-    embed: Embedding | None
-    taps: tuple[int, ...]
-    join: Linear | None
-    feature: Linear | None
-    token_norm: Norm | None
-    feature_norm: Norm | None
-    blocks: tuple[Block, ...]
-    block_prefix: str
-    norm: Norm | None
-    head: Linear | None
-    words: Words | None
-
-    quantization: ClassVar[None] = None
-    root: ClassVar[str] = _ROOT
-    aside: ClassVar[tuple[str, ...]] = ()
-    before: ClassVar[tuple[str, ...]] = ("embed", "join", "feature", "token_norm", "feature_norm")
-    behind: ClassVar[tuple[str, ...]] = ("norm", "head", "words")
 
 
 def is_eagle(config: Mapping[str, Any], names: Collection[str]) -> bool:
@@ -70,7 +30,7 @@ def is_eagle(config: Mapping[str, Any], names: Collection[str]) -> bool:
     return "eagle" in str(architectures[0]).lower() or "draft_vocab_size" in config or _found(names, "fc.weight")
 
 
-def eagle(config: Mapping[str, Any], names: Collection[str], target: Decoder) -> Eagle:
+def eagle(config: Mapping[str, Any], names: Collection[str], target: Decoder) -> DraftHead:
     """The head that a config.json describes, for `target`. Raises ModelError, naming the field, if the two do not fit."""
     c = HfConfig(config)
     third = "draft_vocab_size" in config or _found(names, "midlayer.mlp.down_proj.weight") or "agle3" in _name(config)
@@ -83,7 +43,7 @@ def eagle(config: Mapping[str, Any], names: Collection[str], target: Decoder) ->
     eps, taps = c.number("rms_norm_eps"), _taps(c, target) if third else ()
     words = c.integer("draft_vocab_size", vocab)
     join = Linear((len(taps) or 2) * hidden, (Part(f"{_ROOT}fc", hidden),), None, bias=_found(names, "fc.bias"))
-    made = Eagle(
+    made = DraftHead(
         architecture=_name(config),
         max_positions=target.max_positions,
         dtype=target.dtype,
@@ -107,6 +67,7 @@ def eagle(config: Mapping[str, Any], names: Collection[str], target: Decoder) ->
         norm=Norm(f"{_ROOT}norm", hidden, eps) if third or _found(names, "norm.weight") else None,
         head=Linear(hidden, (Part("lm_head", words),), "out") if third or "lm_head.weight" in names else None,
         words=Words("d2t", words, vocab) if third and (words < vocab or "d2t" in names) else None,
+        root=_ROOT,
     )
     c.refuse("norm_before_residual", because="its block adds to other hidden states")
     c.ignore(

@@ -16,10 +16,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from sapwood.arch.scaling import LinearScaling, Scaling, Sharpening
 from sapwood.base.kv import Heads, KVKind
+
+if TYPE_CHECKING:
+    from sapwood.arch.draft_head import DraftHead
 
 Activation = Literal["silu", "gelu_tanh", "gelu", "relu", "relu2"]
 """What there is of it: `gelu` is exact, `gelu_tanh` its approximation, `relu2` the square of relu."""
@@ -332,7 +335,8 @@ class Tied:
 class Decoder:
     """A whole model. `dtype` is what the config says that the weights are stored in, if it does; `quantization` is the config's
     own section about them, which methods read. `root` begins all names in the checkpoint but the head's, and some leave it out; those that
-    begin with one of `aside` are not of its own. Tokens' vectors are normed by `embed_norm`. Logits are the head's products
+    begin with one of `aside` are not of its own. `mtp` is the head of the checkpoint (`arch/draft_head.py`) that predicts
+    more tokens than one. Tokens' vectors are normed by `embed_norm`. Logits are the head's products
     times `logit_scale`, then with a `logit_cap` cap * tanh(logit / cap)."""
 
     architecture: str
@@ -351,6 +355,7 @@ class Decoder:
     streams: object | None = None
     root: str = ""
     aside: tuple[str, ...] = ()
+    mtp: DraftHead | None = None
     quantization: Mapping[str, Any] | None = dataclasses.field(default=None, hash=False)
 
     before: ClassVar[tuple[str, ...]] = ("embed", "positions", "embed_norm", "vectors", "streams")
@@ -363,6 +368,9 @@ class Decoder:
     @property
     def hidden_size(self) -> int:
         return self.embed.hidden_size
+
+    def owns(self, tensor: str) -> bool:
+        return not tensor.startswith(self.aside)
 
 
 class Network(Protocol):
@@ -381,9 +389,6 @@ class Network(Protocol):
     def root(self) -> str: ...
 
     @property
-    def aside(self) -> tuple[str, ...]: ...
-
-    @property
     def head(self) -> Linear | Tied | None: ...
 
     @property
@@ -400,6 +405,10 @@ class Network(Protocol):
 
     @property
     def quantization(self) -> Mapping[str, Any] | None: ...
+
+    def owns(self, tensor: str) -> bool:
+        """Whether a tensor of the checkpoint is one of its own; others are passed by."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -198,7 +198,7 @@ class SpeculationConfig:
 
     speculation: str | None = option(
         None,
-        "what drafts: off, auto, or some of prediction, tree, ngram and draft, the first one preferred",
+        "what drafts: off, auto, or some of prediction, tree, ngram, draft and mtp, the first one preferred",
         "--speculation",
         "--speculative-algorithm",
         metavar="NAMES",

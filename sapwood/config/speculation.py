@@ -14,17 +14,18 @@ from sapwood.config.flags import flag_of, replace
 from sapwood.config.options import Config, SpeculationConfig
 
 OFF, AUTO = "off", "auto"
-DRAFTERS = ("prediction", "tree", "ngram", "draft")
-"""All drafters, the one first whose drafts cost least and are most often right. The last is a model of its own."""
+MODEL, MTP = "draft", "mtp"
+"""The drafters that compute: a model or a head of its own, and the head that the model's own checkpoint has."""
 
-MODEL = "draft"
-"""The drafter that is a model."""
+_HOSTS = ("prediction", "tree", "ngram")
+DRAFTERS = (*_HOSTS, MODEL, MTP)
+"""All drafters, the one first whose drafts cost least and are most often right."""
 
 LONGEST_LOOKUP = 8
 """Tokens that a lookup can want in common."""
 
 _ALIASES: Mapping[str, str] = MappingProxyType(
-    {"none": OFF, "suffix": "tree,ngram", "draft_model": MODEL, "standalone": MODEL, "eagle": MODEL, "eagle3": MODEL}
+    {"none": OFF, "suffix": "tree,ngram", "draft_model": MODEL, "standalone": MODEL, "eagle3": MODEL, "nextn": MTP}
 )
 
 
@@ -45,15 +46,27 @@ def spelled(config: Config) -> Config:
     values = _of_json(config) if options.speculative_config is not None else {}
     method = values.get("speculation", options.speculation)
     if method is not None:
-        values["speculation"] = _names(method)
+        given = values.get("speculative_model", options.speculative_model)
+        values["speculation"] = names = _names(method, given)
+        if given is not None and given == config.model.model and MTP in names.split(","):
+            values["speculative_model"] = None  # some name the model itself
     config = replace(config, "speculation", **values) if values else config
     _check_model(config.speculation)
     return config
 
 
+def asks_for(config: Config, drafter: str) -> bool:
+    """Whether a configuration of one spelling names the drafter."""
+    return drafter in (config.speculation.speculation or AUTO).split(",")
+
+
 def _check_model(options: SpeculationConfig) -> None:
     """A model that drafts is given where it is asked for, and nowhere else."""
     names, flag = (options.speculation or AUTO).split(","), flag_of("speculative_model")
+    if MODEL in names and MTP in names:
+        raise ConfigError(
+            f"{flag_of('speculation')} {options.speculation}: only one model drafts. Leave out {MODEL} or {MTP}."
+        )
     if options.speculative_model is None and MODEL in names:
         raise ConfigError(f"{flag_of('speculation')} {MODEL} needs a model: give {flag} MODEL.")
     if options.speculative_model is not None and not {AUTO, MODEL} & set(names):
@@ -92,8 +105,13 @@ def _of_json(config: Config) -> dict[str, Any]:
     return {**found, "speculative_config": None}
 
 
-def _names(method: str) -> str:
+def _names(method: str, model: str | None) -> str:
+    """Of the drafters. Peers have a method for each family that has layers for this, and a head that is in no `model` of its own is one."""
     method = method.lower().replace(" ", "")
+    if method.endswith("_mtp"):
+        method = MTP
+    elif method == "eagle":
+        method = MTP if model is None else MODEL
     method = _ALIASES.get(method, method)
     names = method.split(",")
     if method in (OFF, AUTO) or (set(names) <= set(DRAFTERS) and len(set(names)) == len(names)):
@@ -113,13 +131,15 @@ def drafters(config: Config) -> tuple[str, ...]:
 
 def drafter_rule(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[str, str]:
     if config.speculation.speculative_model is not None:
-        return ",".join(DRAFTERS), "the first are right most often, and a model has an idea where they have none"
+        return ",".join(
+            (*_HOSTS, MODEL)
+        ), "the first are right most often, and a model has an idea where they have none"
     method, reason = AUTO, "none needs a model of its own, and the first are right most often"
     if config.speculation.speculation is None:
         method, reason = device.rules.drafting
         other = OFF if method == AUTO else AUTO
         reason += f"; {flag_of('speculation')} {other} changes no answer"
-    return (OFF if method == OFF else ",".join(DRAFTERS[:-1])), reason
+    return (OFF if method == OFF else ",".join(_HOSTS)), reason
 
 
 def count_rule(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[int, str]:

@@ -30,7 +30,8 @@ class Drafter:
 class OnDevice(Drafter):
     """A model beside the other one: it is told whom to draft for, and always has an idea."""
 
-    name = "draft"
+    def __init__(self, name: str = "draft") -> None:
+        self.name = name
 
     def serves(self, request: Request) -> bool:
         """Not where the host has to know drafts, so that it can say what may be drawn behind them."""

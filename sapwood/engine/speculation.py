@@ -14,11 +14,11 @@ from sapwood.config import Config
 from sapwood.config.facts import ModelShape
 from sapwood.config.resolve import Decision
 from sapwood.config.shape import shape_of
-from sapwood.config.speculation import MODEL, drafters
+from sapwood.config.speculation import MODEL, MTP, asks_for, drafters
 from sapwood.draft import Adaptive, Costs, Drafter, DraftStake, Line, Lookup, OnDevice, Passes, Predictions, Tree
 from sapwood.engine.loop import Gauges
 from sapwood.executor.base import Executor
-from sapwood.hub.draft import DraftModel, find_draft
+from sapwood.hub.draft import DraftModel, find_draft, own_head
 from sapwood.hub.files import ModelFiles
 from sapwood.hub.pull import Progress
 
@@ -47,16 +47,21 @@ def draft_of(
     progress: Progress | None = None,
 ) -> DraftModel | None:
     """The model that the configuration wants to draft, if it does. Raises UserError."""
+    weights = weights and config.model.load_format != "dummy"
+    if asks_for(config, MTP):
+        return own_head(decoder, files, weights=weights)
     if (model := config.speculation.speculative_model) is None:
         return None
-    weights = weights and config.model.load_format != "dummy"
     families, methods = catalogue.families, catalogue.methods
     return find_draft(model, decoder, files, families=families, methods=methods, weights=weights, progress=progress)
 
 
 def shape_beside(decoder: Network, files: ModelFiles, draft: DraftModel | None) -> ModelShape:
-    """What `resolve` has to know of a model, and of the one that drafts for it."""
-    beside = None if draft is None else shape_beside(*draft, None)
+    """What `resolve` has to know of a model, and of the one that drafts for it; a head in the model's own files is counted with these."""
+    beside = None
+    if draft is not None:
+        stored = 0 if draft.files is files else draft.files.stored_bytes
+        beside = shape_of(draft.decoder, name=draft.files.name, stored_bytes=stored)
     return shape_of(decoder, name=files.name, stored_bytes=files.stored_bytes, draft=beside)
 
 
@@ -70,16 +75,17 @@ def speculate(config: Config, slots: Slots, kv: KVCache, executor: Executor) -> 
         "prediction": Predictions,
         "tree": lambda: Tree(Paths(kv.tree).find),
         "ngram": lambda: Lookup(config.speculation.prompt_lookup_min),
-        MODEL: OnDevice,
+        MODEL: lambda: OnDevice(MODEL),
+        MTP: lambda: OnDevice(MTP),
     }
     mine = [makers[name]() for name in names]
     reason = f"if they are right; measured: {told}"
     decisions = [Decision("drafts_pay_up_to", f"{costs.bend()} tokens a step", reason)]
     passes = None
-    if MODEL in names:
+    for place in (names.index(one) for one in (MODEL, MTP) if one in names):
         line, reason = _passes(config, executor, most)
-        passes = Passes(names.index(MODEL), line)
-        decisions.append(Decision("draft_model", config.speculation.speculative_model, reason))
+        passes = Passes(place, line)
+        decisions.append(Decision("draft_model", config.speculation.speculative_model or "the model's own", reason))
     pace = Adaptive(len(slots.owner), len(mine), most=most, costs=costs, passes=passes)
     stake = DraftStake(slots, mine, most=most, pace=pace)
     return Speculation((stake,), (stake.gauges,), tuple(decisions))

@@ -6,7 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from sapwood.arch.eagle import Eagle, eagle, is_eagle
+from sapwood.arch.draft_head import DraftHead
+from sapwood.arch.eagle import eagle, is_eagle
 from sapwood.arch.families import declare
 from sapwood.arch.family import Family
 from sapwood.arch.parts import Decoder
@@ -21,7 +22,7 @@ class DraftModel(NamedTuple):
     """A smaller model, or a head that goes on from the other's hidden states. It runs beside the other, and its KV groups come behind
     the other's."""
 
-    decoder: Decoder | Eagle
+    decoder: Decoder | DraftHead
     files: ModelFiles
 
 
@@ -60,6 +61,22 @@ def find_draft(
         )
     # Its positions go as far as the other's: beyond those that it was made for it is wrong more often.
     return DraftModel(replace(decoder, max_positions=target.max_positions), files)
+
+
+def own_head(target: Decoder, files: ModelFiles, *, weights: bool = True) -> DraftModel:
+    """The head that the `target`'s own checkpoint has. Raises ConfigError if it has none."""
+    mend = f"Leave it out, or give {_FLAG} MODEL."
+    if target.mtp is None or files.kind == "gguf":
+        raise ConfigError(
+            f"--speculation mtp: {target.architecture} as {files.name} has it has no layers that predict more tokens than one. {mend}"
+        )
+    head = replace(target.mtp, quantization=target.quantization)
+    if weights and not any(map(head.owns, tensor_names(files))):
+        raise ConfigError(
+            f"--speculation mtp: the checkpoint of {files.name} lacks its layers that predict more tokens than one, whose names begin "
+            f"with {head.within}. {mend}"
+        )
+    return DraftModel(head, files)
 
 
 def tokens_of(files: ModelFiles) -> Mapping[int, str]:

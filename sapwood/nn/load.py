@@ -92,7 +92,7 @@ def load_from(model: Loadable, source: Checkpoint, *, name: str, progress: Progr
     if root and not any(tensor.startswith(root) for tensor in shapes):
         pieces = tuple(replace(piece, name=piece.name.removeprefix(root)) for piece in pieces)
     head = model.decoder.head
-    unused = {tensor for tensor in shapes if tensor.startswith(model.decoder.aside)}
+    unused = {tensor for tensor in shapes if not model.decoder.owns(tensor)}
     _check(name, pieces, shapes, unused=unused | ({f"{head.name}.weight"} if isinstance(head, Tied) else set()))
     pinned = Ability.PINNED in abilities_of(model.device)
     done, total = 0, source.expect([piece for piece in pieces if piece.name in shapes], pinned=pinned)

@@ -8,6 +8,7 @@ from functools import singledispatch
 from typing import Any
 
 import torch
+from torch import nn
 
 from sapwood.arch import parts
 from sapwood.attention.base import Backend
@@ -63,6 +64,13 @@ class Derived:
     def derive(self) -> None:
         """All of them are there, as they will stay."""
         raise NotImplementedError
+
+
+def derive(model: nn.Module) -> None:
+    """All leaves of a model have their weights."""
+    for module in model.modules():
+        if isinstance(module, Derived):
+            module.derive()
 
 
 @singledispatch

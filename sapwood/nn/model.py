@@ -20,7 +20,7 @@ from sapwood.arch.parts import Decoder, Network, Tied, ropes
 from sapwood.attention.base import Batch
 from sapwood.nn.block import Attention
 from sapwood.nn.layers import Embedding, Norm, Rotary
-from sapwood.nn.make import Build, Derived, Site, make
+from sapwood.nn.make import Build, Site, derive, make
 from sapwood.quant.base import Leaf
 
 
@@ -52,9 +52,7 @@ class Model(nn.Module):
 
     def finish(self) -> None:
         """All leaves have their weights."""
-        for module in self.modules():
-            if isinstance(module, Derived):
-                module.derive()
+        derive(self)
 
     def forward(self, batch: Batch) -> Tensor:
         """The hidden states of every token after the last norm, hidden_TD."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from sapwood.arch.experts import Stack
-from sapwood.arch.parts import Decoder, Linear, walk
+from sapwood.arch.parts import Decoder, Linear, Network, walk
 from sapwood.base.errors import ConfigError, ModelError
 from sapwood.quant import methods
 from sapwood.quant.base import Choice, everywhere
@@ -17,7 +17,7 @@ from sapwood.quant.rounding import rounding
 
 
 def choice_of(
-    decoder: Decoder,
+    decoder: Network,
     rounded: str | None,
     known: Mapping[str, ReadSection] = METHODS,
     otherwise: Choice | None = None,
@@ -36,7 +36,7 @@ def choice_of(
     return choice
 
 
-def _check_experts(decoder: Decoder, choice: Choice) -> None:
+def _check_experts(decoder: Network, choice: Choice) -> None:
     """Raises ModelError where the section means experts too."""
     for place in walk(decoder):
         if isinstance(place.leaf, Stack):

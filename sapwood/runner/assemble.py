@@ -9,7 +9,7 @@ from typing import NamedTuple, get_args
 import torch
 
 from sapwood import kernels
-from sapwood.arch.eagle import Eagle
+from sapwood.arch import draft_head
 from sapwood.arch.groups import joint_groups, kv_groups
 from sapwood.arch.parts import Decoder
 from sapwood.attention.base import Backend
@@ -26,7 +26,7 @@ from sapwood.kernels import Kernels
 from sapwood.kernels.cpu import library
 from sapwood.kernels.cpu.library import Machine
 from sapwood.nn.build import Build, build
-from sapwood.nn.eagle import EagleHead
+from sapwood.nn.draft_head import DraftHead
 from sapwood.nn.load import Loadable, dummy_weights, forms, load_weights
 from sapwood.nn.model import Model
 from sapwood.nn.native import NativeModel
@@ -59,7 +59,7 @@ class Beside(NamedTuple):
     """What computes beside a rank: a model or a head, with a backend for each of its own groups."""
 
     backends: Sequence[Backend]
-    model: Model | NativeModel | EagleHead
+    model: Model | NativeModel | DraftHead
 
 
 class Choices(NamedTuple):
@@ -75,7 +75,7 @@ def assemble(
     decoder: Decoder,
     choices: Choices,
     files: ModelFiles | None = None,
-    others: Sequence[Decoder | Eagle] = (),
+    others: Sequence[Decoder | draft_head.DraftHead] = (),
     *,
     max_drafts: int = 0,
 ) -> Rank:
@@ -90,7 +90,7 @@ def assemble(
     groups = joint_groups((decoder, *others), page_size, most_rewound(max_drafts, depth))
     mine = enumerate(groups[: len(kv_groups(decoder, page_size))])
     backends = _backends(config, mine, device.place, dtype, machine, choices.backends)
-    tapped = any(isinstance(other, Eagle) for other in others)
+    tapped = any(isinstance(other, draft_head.DraftHead) for other in others)
     stack = "a head goes on from hidden states within the model" if tapped else machine
     model = _model(config, decoder, device.place, dtype, backends, stack, choices.methods, files)
     return Rank(device, dtype, groups, machine, backends, model)
@@ -98,16 +98,20 @@ def assemble(
 
 @torch.inference_mode()
 def beside(
-    rank: Rank, config: Config, decoder: Decoder | Eagle, choices: Choices, files: ModelFiles | None = None
+    rank: Rank,
+    config: Config,
+    decoder: Decoder | draft_head.DraftHead,
+    choices: Choices,
+    files: ModelFiles | None = None,
 ) -> Beside:
     """Likewise what runs beside another: it has what is left of the groups."""
     device, dtype, machine = rank.device.place, rank.dtype, rank.machine
     mine = list(enumerate(rank.groups))[len(rank.backends) :]
     backends = _backends(config, mine, device, dtype, machine, choices.backends)
-    if isinstance(decoder, Eagle):
+    if isinstance(decoder, draft_head.DraftHead):
         assert isinstance(rank.model, Model), "hidden states are taken out of modules"
-        how = _how(config, everywhere(Plain()), device, dtype, backends)
-        return Beside(backends, EagleHead(decoder, how, rank.model))
+        how = _how(config, choice_of(decoder, None, choices.methods), device, dtype, backends)
+        return Beside(backends, DraftHead(decoder, how, rank.model))
     model = _model(config, decoder, device, dtype, backends, machine, choices.methods, files)
     return Beside(backends, model)
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from sapwood.attention.base import Batch
-from sapwood.nn.eagle import EagleHead
+from sapwood.nn.draft_head import DraftHead
 from sapwood.nn.model import Model
 from sapwood.nn.native import NativeModel
 
@@ -68,11 +68,11 @@ class Whole:
 
 
 class Head:
-    """A head of `EagleHead`. A step yields, and a row runs ahead, fewer than `most` tokens; `nobody` is the slot behind all."""
+    """A head. A step yields, and a row runs ahead, fewer than `most` tokens; `nobody` is the slot behind all."""
 
     trails = False  # what the other model made of a token is at hand in its step alone
 
-    def __init__(self, model: EagleHead, *, nobody: int, most: int, dtype: torch.dtype) -> None:
+    def __init__(self, model: DraftHead, *, nobody: int, most: int, dtype: torch.dtype) -> None:
         self.taps = model.decoder.taps
         self._model, self._nobody, self._width = model, nobody, most + 2
         shape = nobody + 1, self._width, model.decoder.hidden_size
@@ -113,8 +113,8 @@ class Head:
         return slots_T, starts_T, starts_T + batch.counts_R[rows_T]
 
 
-def seer(model: Model | NativeModel | EagleHead, *, nobody: int, most: int, dtype: torch.dtype) -> Seer:
+def seer(model: Model | NativeModel | DraftHead, *, nobody: int, most: int, dtype: torch.dtype) -> Seer:
     """What drafts with a model or a head; the rest is as in `Head`."""
-    if isinstance(model, EagleHead):
+    if isinstance(model, DraftHead):
         return Head(model, nobody=nobody, most=most, dtype=dtype)
     return Whole(model)

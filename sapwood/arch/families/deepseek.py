@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from sapwood.arch.experts import Experts, Offsets
 from sapwood.arch.families.common import block, decoder, mlp
-from sapwood.arch.families.mixture import experts, shared_experts, without_next
+from sapwood.arch.families.mixture import experts, shared_experts, with_next
 from sapwood.arch.family import Family
 from sapwood.arch.hf import HfConfig
 from sapwood.arch.latent import LatentAttention
@@ -29,7 +29,7 @@ def deepseek_v3(c: HfConfig) -> Decoder:
     ffn = _experts(c, _selection(c, "noaux_tc", "sigmoid", renormalised=True))
     offsets = Offsets("mlp.gate.e_score_correction_bias", ffn.count)
     made = _decoder(c, replace(ffn, offsets=offsets), interleaved=c.boolean("rope_interleave", True))
-    return without_next(c, made)
+    return with_next(c, made)
 
 
 def _selection(c: HfConfig, method: str, score: str, *, renormalised: bool) -> Selection:

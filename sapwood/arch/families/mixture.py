@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from sapwood.arch.draft_head import head_beside
 from sapwood.arch.experts import Experts, Offsets, Stack
 from sapwood.arch.families.common import ACTIVATIONS, block, decoder, mlp
 from sapwood.arch.hf import HfConfig
@@ -123,10 +124,24 @@ def first_dense(c: HfConfig, attention: Attention, ffn: Experts) -> Decoder:
     """The first layers have no experts."""
     dense = c.count("first_k_dense_replace", 0)
     sparse, plain = block(c, attention, ffn), block(c, attention, mlp(c))
-    return without_next(c, decoder(c, [plain if i < dense else sparse for i in range(c.integer("num_hidden_layers"))]))
+    return with_next(c, decoder(c, [plain if i < dense else sparse for i in range(c.integer("num_hidden_layers"))]))
 
 
-def without_next(c: HfConfig, made: Decoder) -> Decoder:
-    """Checkpoints have layers behind the others that predict more tokens than one; they are not loaded."""
+def with_next(c: HfConfig, made: Decoder) -> Decoder:
+    """Checkpoints have layers like the last one behind it, each of which predicts one more token (DeepSeek-V3, 2024): the first can
+    draft, by the model's embedding and head, of which it has copies."""
     layers = range(len(made.blocks), len(made.blocks) + c.count("num_nextn_predict_layers", 0))
-    return replace(made, aside=tuple(made.block_prefix.format(layer) for layer in layers))
+    prefixes = tuple(made.block_prefix.format(layer) for layer in layers)
+    if not prefixes:
+        return made
+    first = prefixes[0]
+    head = head_beside(
+        made,
+        made.blocks[-1],
+        block_prefix=first,
+        join=f"{first}eh_proj",
+        norms=(f"{first}enorm", f"{first}hnorm", f"{first}shared_head.norm"),
+        within=first,
+        aside=(f"{first}embed_tokens.", f"{first}shared_head.head."),
+    )
+    return replace(made, aside=prefixes, mtp=head)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+from sapwood.arch.draft_head import head_beside
 from sapwood.arch.experts import Experts
 from sapwood.arch.families.common import FULL, Layout, block, decoder, gqa, mlp
 from sapwood.arch.families.qwen_moe import routed, shared, sparse_layers
@@ -40,7 +41,20 @@ def _decoder(c: HfConfig, delta: DeltaNet, ffns: Sequence[Mlp | Experts]) -> Dec
     c.ignore("mamba_ssm_dtype", "mtp_num_hidden_layers", "mtp_use_dedicated_embeddings")
     mixers: Mapping[str, Mixer] = {_LINEAR: delta, FULL: _attention(c)}
     blocks: list[Block] = [block(c, mixers[kind], ffn, _LAYOUT) for kind, ffn in zip(_layers(c), ffns, strict=True)]
-    return replace(decoder(c, blocks, _LAYOUT), aside=("mtp.",))  # what predicts more tokens than one
+    return _with_next(decoder(c, blocks, _LAYOUT), block(c, mixers[FULL], ffns[0], _LAYOUT))
+
+
+def _with_next(made: Decoder, layer: Block) -> Decoder:
+    """A checkpoint may have one more layer, which predicts one more token."""
+    head = head_beside(
+        made,
+        layer,
+        block_prefix="mtp.layers.0.",
+        join="mtp.fc",
+        norms=("mtp.pre_fc_norm_embedding", "mtp.pre_fc_norm_hidden", "mtp.norm"),
+        within="mtp.",
+    )
+    return replace(made, aside=("mtp.",), mtp=head)
 
 
 def _layers(c: HfConfig) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""EAGLE's heads: see `sapwood.arch.eagle`.
+"""Heads that draft: see `sapwood.arch.draft_head`.
 
 Where the head stands at a position it knows the token there and a feature of the one before: what the other model made
 of it, or, running ahead, what the head itself did. Nothing is before the first position: there its input is zero, and so
@@ -15,14 +15,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from sapwood.arch import eagle
+from sapwood.arch import draft_head as parts
 from sapwood.arch.parts import ropes
 from sapwood.arch.shard import Piece
 from sapwood.attention.base import Batch
 from sapwood.base.errors import ModelError
 from sapwood.nn.block import Block
-from sapwood.nn.layers import Rotary
-from sapwood.nn.make import Build, Site, make
+from sapwood.nn.layers import Norm, Rotary
+from sapwood.nn.make import Build, Site, derive, make
 from sapwood.nn.model import Model, sites
 from sapwood.quant.base import Leaf
 from sapwood.quant.source import Source
@@ -31,7 +31,7 @@ from sapwood.quant.source import Source
 class Words(Leaf):
     """`ids` are the words' numbers in the large vocabulary."""
 
-    def __init__(self, part: eagle.Words, site: Site) -> None:
+    def __init__(self, part: parts.Words, site: Site) -> None:
         super().__init__()
         self._part = part
         self.offsets = nn.Parameter(
@@ -52,10 +52,10 @@ class Words(Leaf):
             raise ModelError(f"{self._part.name} names the words {low} to {high} of {self._part.vocab_size}.")
 
 
-make.register(eagle.Words, Words)
+make.register(parts.Words, Words)
 
 
-class EagleHead(nn.Module):
+class DraftHead(nn.Module):
     """A head for inference, for the model `target`: run it in inference mode, after its backend has planned the batch."""
 
     embed: Any
@@ -63,11 +63,12 @@ class EagleHead(nn.Module):
     feature: Any
     token_norm: Any
     feature_norm: Any
+    after: Any
     norm: Any
     head: Any
     words: Any
 
-    def __init__(self, head: eagle.Eagle, how: Build, target: Model) -> None:
+    def __init__(self, head: parts.DraftHead, how: Build, target: Model) -> None:
         super().__init__()
         self.decoder, self.method, self.device = head, how.method, how.device
         self._target = (target,)  # no part of this module
@@ -84,7 +85,7 @@ class EagleHead(nn.Module):
         return cast(Leaf, self.get_submodule(path))
 
     def finish(self) -> None:
-        """All leaves have their weights: nothing is left to do."""
+        derive(self)
 
     def features(self, hidden_TE: Tensor, taken: Sequence[Tensor]) -> Tensor:
         """What the head goes on from: of hidden states after the last norm, or of those taken before its layers."""
@@ -97,19 +98,17 @@ class EagleHead(nn.Module):
         follows_T1 = (batch.positions_T > 0)[:, None]
         token_TE = (target.embed if self.embed is None else self.embed)(batch.ids_T)
         token_TE, feature_TE = token_TE * follows_T1, torch.where(follows_T1, feature_TE, 0)
+        both_TX = torch.cat([_normed(token_TE, self.token_norm), _normed(feature_TE, self.feature_norm)], dim=-1)
         if self.join is not None:
-            joined_TE = self.join(torch.cat([token_TE, feature_TE], dim=-1)) * follows_T1
-            x_TE, residual_TE = block(joined_TE, None, angles)
-            return cast(Tensor, x_TE + residual_TE)
-        both_TX = torch.cat([self.token_norm(token_TE), self.feature_norm(feature_TE)], dim=-1)
-        mixed_TE, _ = block.mixer(both_TX, None, None, angles)
-        x_TE, residual_TE = block.ffn(mixed_TE, feature_TE, block.ffn_norm.how)
-        return cast(Tensor, x_TE + residual_TE)
+            x_TE, residual_TE = block(self.join(both_TX) * follows_T1, None, angles)
+        else:
+            mixed_TE, _ = block.mixer(both_TX, None, None, angles)
+            x_TE, residual_TE = block.ffn(mixed_TE, feature_TE, block.ffn_norm.how)
+        return _normed(x_TE + residual_TE, self.after)
 
     def logits(self, feature_NE: Tensor) -> Tensor:
         """Logits_NV, as products yield them: none of words that the head does not know."""
-        if self.norm is not None:
-            feature_NE = self.norm(feature_NE)
+        feature_NE = _normed(feature_NE, self.norm)
         if self.head is None:
             return self._target[0].logits(feature_NE, raw=True)
         logits_NW: Tensor = self.head(feature_NE)
@@ -117,3 +116,7 @@ class EagleHead(nn.Module):
             return logits_NW
         logits_NV = logits_NW.new_full((len(logits_NW), self.decoder.vocab_size), float("-inf"))
         return logits_NV.index_copy_(1, self.words.ids, logits_NW)
+
+
+def _normed(x_TE: Tensor, norm: Norm | None) -> Tensor:
+    return x_TE if norm is None else norm(x_TE)
