@@ -115,10 +115,12 @@ class Drafts:
 @dataclass(frozen=True, slots=True, eq=False)
 class Propose:
     """Steady rows that feed `counts_P` drafts, by their slots, which the device itself drafts before the step's forward: a model
-    there goes on from the token behind what is fed."""
+    there goes on from the token behind what is fed. If they are `told`, the host has to know them before the step is sampled, and the
+    plan is late."""
 
     slots_P: Ints
     counts_P: Ints
+    told: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -144,6 +144,10 @@ class Stake:
         """Whether the step can be sampled only after all steps before it have landed."""
         return False
 
+    def hear(self, plan: Plan, alive: Bools, proposed: Ints) -> None:
+        """Before anything is filled: the drafts that the device has made for the plan's `Propose`, row after row, if they are
+        told."""
+
     def fill(self, plan: Plan, alive: Bools) -> LatePart | None:
         """Between a step's forward and its sampling: what can be said only now. `alive` tells which rows still count."""
         return None

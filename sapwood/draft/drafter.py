@@ -32,7 +32,3 @@ class OnDevice(Drafter):
 
     def __init__(self, name: str = "draft") -> None:
         self.name = name
-
-    def serves(self, request: Request) -> bool:
-        """Not where the host has to know drafts, so that it can say what may be drawn behind them."""
-        return not request.params.restricted

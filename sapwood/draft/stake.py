@@ -42,7 +42,7 @@ class DraftStake(Stake):
         num_slots = len(slots.owner)
         numbers = (number for number, one in enumerate(self._drafters) if isinstance(one, OnDevice))
         self._on_device = next(numbers, None)
-        self._ahead: Bools = np.zeros(num_slots, np.bool_)  # which slots it may draft for
+        self._masked: Bools = np.zeros(num_slots, np.bool_)  # slots of which the host has to say what may be drawn
         # Of the last proposal of each slot: whose it was and which drafter's, after how many known tokens, how far it reaches.
         self._owner: Longs = np.full(num_slots, _NOBODY, np.int64)
         self._drafter: Ints = np.zeros(num_slots, np.int32)
@@ -64,7 +64,7 @@ class DraftStake(Stake):
         mine = self._owner[slots] == s.owner[slots]
         ready: Ints = np.where(mine, np.clip(self._reach[slots] - lengths, 0, self.most), 0).astype(np.int32)
         drafters, flying = self._drafter[slots], s.flying[slots]
-        if self._on_device is not None and (idle := (ready == 0) & self._ahead[slots]).any():
+        if self._on_device is not None and (idle := ready == 0).any():
             ahead = np.where(idle, self._pace.reach(slots, s.known[slots])[:, self._on_device], 0)
             drafters, flying = np.where(ahead, self._on_device, drafters), np.where(ahead, 0, flying)
             ready = np.where(ahead, np.minimum(ahead, self.most), ready)
@@ -87,8 +87,20 @@ class DraftStake(Stake):
             drafts = rows.counts_R[: rows.num_steady] - 1
             there = ((feeds == self._on_device) & (drafts > 0)).nonzero()[0]
             if len(there):
-                return (*parts, Propose(rows.steady[there], drafts[there]))
+                told = bool(self._masked[rows.steady[there]].any())  # behind its drafts too; masks are late
+                return (*parts, Propose(rows.steady[there], drafts[there], told))
         return parts
+
+    def hear(self, plan: Plan, alive: Bools, proposed: Ints) -> None:
+        propose = plan.part(Propose)
+        assert propose is not None, "proposed for it"
+        s, first = self._slots, 0
+        there = set(plan.steady[alive[: plan.num_steady]].tolist())
+        for slot, count in zip(propose.slots_P.tolist(), propose.counts_P.tolist(), strict=True):
+            if slot in there:
+                known = int(s.known[slot])
+                s.history[slot, known : known + count] = proposed[first : first + count]
+            first += count
 
     def fill(self, plan: Plan, alive: Bools) -> LatePart | None:
         s = self._slots
@@ -115,7 +127,7 @@ class DraftStake(Stake):
         for number, drafter in enumerate(self._drafters):
             if not reach[number]:
                 continue
-            if number == self._on_device and self._ahead[slot]:
+            if number == self._on_device:
                 return
             count = min(reach[number] + behind, room)
             tokens = np.array(drafter.propose(request, s.history[slot, :known], count)[:count], np.int32)
@@ -155,7 +167,7 @@ class DraftStake(Stake):
 
     def seat(self, request: Request, number: int) -> int:
         self._pace.begin(request.slot)
-        self._ahead[request.slot] = any(one.serves(request) for one in self._drafters if isinstance(one, OnDevice))
+        self._masked[request.slot] = request.params.restricted
         return super().seat(request, number)
 
     def drop(self, request: Request, number: int, *, trusted: bool) -> None:

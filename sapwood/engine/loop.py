@@ -133,7 +133,7 @@ class Engine:
         most = 1 if plan.late else max(self.depth, 1)
         while len(self.flying) >= most:
             self._land()
-        self.executor.sample(work, self.scheduler.fill(plan))
+        self.executor.sample(work, self.scheduler.fill(plan, self.executor.proposed(work)))
         self.flying.append((plan, work, launched))
         self._count(plan)
         if not self.depth:

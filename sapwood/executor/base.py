@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from sapwood.base.kv import KVGroup
 from sapwood.base.pages import Pager
-from sapwood.base.plan import Bits, LatePart, Outcome, Plan
+from sapwood.base.plan import Bits, Ints, LatePart, Outcome, Plan
 from sapwood.base.trial import Trial
 
 if TYPE_CHECKING:
@@ -77,6 +77,10 @@ class Executor(Protocol):
 
     def forward(self, plan: Plan) -> Any:
         """Start the step's forward and return a handle; does not wait for the device."""
+        ...
+
+    def proposed(self, work: Any) -> Ints:
+        """The drafts that were made for the plan's `Propose`, row after row, if they are told, else none; waits for them alone."""
         ...
 
     def allocate_masks(self, num_rows: int, width: int | None = None) -> Bits:

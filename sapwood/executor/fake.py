@@ -195,6 +195,14 @@ class FakeExecutor:
         self.num_fed += plan.num_tokens
         return Work(plan, starts)
 
+    def proposed(self, work: Work) -> Ints:
+        propose, found = work.plan.part(Propose), []
+        if propose is not None and propose.told:
+            begins = dict(zip(work.plan.steady.tolist(), work.starts.tolist(), strict=False))
+            for slot, count in zip(propose.slots_P.tolist(), propose.counts_P.tolist(), strict=True):
+                found += self.tokens[slot, begins[slot] + 1 : begins[slot] + 1 + count].tolist()
+        return np.array(found, np.int32)
+
     def allocate_masks(self, num_rows: int, width: int | None = None) -> Bits:
         return np.empty((num_rows, width or -(-self.vocab_size // 32)), np.int32)
 

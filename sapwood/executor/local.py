@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from sapwood.arch.parts import Decoder
 from sapwood.attention.select import BACKENDS, NAMES, Offer
-from sapwood.base.plan import Bits, LatePart, Outcome, Plan
+from sapwood.base.plan import Bits, Ints, LatePart, Outcome, Plan
 from sapwood.base.trial import Trial
 from sapwood.config.options import Config
 from sapwood.executor.base import Measured
@@ -71,6 +71,9 @@ class LocalExecutor:
 
     def forward(self, plan: Plan) -> Work:
         return self.worker.forward(plan)
+
+    def proposed(self, work: Work) -> Ints:
+        return self.worker.proposed(work)
 
     def allocate_masks(self, num_rows: int, width: int | None = None) -> Bits:
         return self.worker.allocate_masks(num_rows, width)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sapwood.base.pages import Bytes, Moves
-from sapwood.base.plan import Bits, LatePart, Outcome, Plan
+from sapwood.base.plan import Bits, Ints, LatePart, Outcome, Plan, Propose
 from sapwood.base.trial import Trial
 from sapwood.executor.base import Measured
 from sapwood.executor.fake import measured
@@ -56,6 +56,10 @@ class NullExecutor:
 
     def forward(self, plan: Plan) -> Plan:
         return plan
+
+    def proposed(self, work: Plan) -> Ints:
+        propose = work.part(Propose)
+        return np.full(0 if propose is None or not propose.told else int(propose.counts_P.sum()), self.token, np.int32)
 
     def allocate_masks(self, num_rows: int, width: int | None = None) -> Bits:
         return np.empty((num_rows, width or -(-self._vocab_size // 32)), np.int32)

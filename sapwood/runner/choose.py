@@ -41,6 +41,20 @@ class Scored:
     wanted: tuple[int, int]
 
 
+@dataclass(frozen=True, eq=False)
+class Told:
+    """Drafts of the device's own on their way to the host, there once `done` has passed."""
+
+    tokens_N: Tensor
+    done: Mark | None
+
+    def read(self) -> Ints:
+        if self.done is not None:
+            self.done.synchronize()
+        found: Ints = self.tokens_N.numpy()
+        return found
+
+
 @dataclass(eq=False)
 class Work:
     """A step on its way. `forward` fills the first part, `sample` the rest, in host memory once `done` has passed.
@@ -50,6 +64,7 @@ class Work:
 
     plan: Plan
     left: Pass
+    told: Told | None = None
 
     special: Yields | None = None
     tokens_N: Tensor | None = None

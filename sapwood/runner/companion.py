@@ -25,6 +25,7 @@ from torch import Tensor
 from sapwood.attention.base import Backend, Batch, RowLimits, Shared
 from sapwood.base.kv import KVGroup
 from sapwood.base.plan import Ints, Pages, Plan, Propose
+from sapwood.base.ragged import spread
 from sapwood.runner import frame
 from sapwood.runner.batch import Batcher, spans_of
 from sapwood.runner.frame import Frame, Kind
@@ -32,6 +33,7 @@ from sapwood.runner.graphs import Graphs
 from sapwood.runner.seers import Seer
 from sapwood.runner.table import Table
 from sapwood.runner.trail import Trail
+from sapwood.runner.transfer import download, upload
 from sapwood.sampling.fast import draw
 
 _MOST_KNOWN = 256  # sets of rows that frames are kept for
@@ -76,16 +78,23 @@ class Companion:
 
     # -- ahead of it ----------------------------------------------------------------------------------------------
 
-    def propose(self, plan: Plan) -> None:
-        """Write the drafts that the plan wants of it. Everything else that comes before the step's forward is done."""
+    def propose(self, plan: Plan) -> Tensor | None:
+        """Write the drafts that the plan wants of it. Everything else that comes before the step's forward is done. If they are told, returns
+        a copy on its way to the host, row after row."""
         wanted = plan.part(Propose)
         if wanted is None:
-            return
+            return None
         self._table.turn(*frame.changes(plan.part(Pages), self._table))
         if self.trail is not None:
             for missed in self.trail.missed(plan):
                 self._take_in(missed)
         self.run(wanted.slots_P, wanted.counts_P)
+        return self._told(wanted) if wanted.told else None
+
+    def _told(self, propose: Propose) -> Tensor:
+        of_rows, of_drafts = spread(propose.counts_P)
+        slots_N, drafts_N = upload([propose.slots_P[of_rows], of_drafts], self._table.device)
+        return download(self._table.tokens_SL[slots_N, self._table.fed_S[slots_N] + 1 + drafts_N])
 
     def _take_in(self, missed: Plan) -> None:
         limits = RowLimits(decodes=0, spans=missed.num_rows)

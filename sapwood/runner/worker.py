@@ -6,17 +6,18 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 
 from sapwood.arch.parts import Decoder
 from sapwood.base.abilities import Ability
-from sapwood.base.plan import Bits, LatePart, Outcome, Plan
+from sapwood.base.plan import Bits, Ints, LatePart, Outcome, Plan
 from sapwood.config.options import Config
 from sapwood.hub.draft import DraftModel
 from sapwood.hub.files import ModelFiles
 from sapwood.hub.pull import Progress, silent
 from sapwood.runner.assemble import Beside, Choices, assemble, beside, give_weights
-from sapwood.runner.choose import Chooser, Work, read
+from sapwood.runner.choose import Chooser, Told, Work, read
 from sapwood.runner.companion import Companion
 from sapwood.runner.graphs import Graphs
 from sapwood.runner.pager import DevicePager
@@ -26,6 +27,8 @@ from sapwood.runner.seers import seer
 from sapwood.runner.step import Step
 from sapwood.runner.table import Table
 from sapwood.sampling.warm import warm
+
+_NOTHING: Ints = np.zeros(0, np.int32)
 
 
 class Worker:
@@ -210,9 +213,13 @@ class Worker:
         """Start a step, up to the tokens that are drawn at once."""
         for part in plan.parts:
             before(part, self._memory)
-        if self.companion is not None:
-            self.companion.propose(plan)
-        return Work(plan, self._step.forward(plan))
+        drafts_N = None if self.companion is None else self.companion.propose(plan)
+        told = None if drafts_N is None else Told(drafts_N, self.device.mark())
+        return Work(plan, self._step.forward(plan), told)
+
+    def proposed(self, work: Work) -> Ints:
+        """See `Executor.proposed`."""
+        return _NOTHING if work.told is None else work.told.read()
 
     def allocate_masks(self, num_rows: int, width: int | None = None) -> Bits:
         """Memory for the masks of so many heads."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from sapwood.base.errors import ConfigError
 from sapwood.base.news import Landing, News
-from sapwood.base.plan import LatePart, Outcome, Plan
+from sapwood.base.plan import Ints, LatePart, Outcome, Plan
 from sapwood.base.request import Request
 from sapwood.base.slots import Slots
 from sapwood.base.stake import Stake
@@ -17,7 +17,7 @@ from sapwood.scheduler.commit import Commit
 from sapwood.scheduler.fair import Fair
 from sapwood.scheduler.lanes import Lane, lanes
 from sapwood.scheduler.planner import Planner
-from sapwood.scheduler.roster import Roster
+from sapwood.scheduler.roster import NO_SLOTS, Roster
 from sapwood.scheduler.waiting import Peek, Waiting
 
 
@@ -104,9 +104,13 @@ class Scheduler:
         """The next step, or None when nothing can be computed until a result comes, a request arrives or all may go on."""
         return None if self.halted else self._planner.plan()
 
-    def fill(self, plan: Plan) -> tuple[LatePart, ...]:
-        """The late parts of a plan whose forward has been started; if it is late, all steps before it have landed."""
+    def fill(self, plan: Plan, proposed: Ints = NO_SLOTS) -> tuple[LatePart, ...]:
+        """The late parts of a plan whose forward has been started; if it is late, all steps before it have landed. `proposed` are the drafts
+        that the device tells."""
         alive = self.slots.owner[plan.slots_R] == plan.owners_R
+        if len(proposed):
+            for stake in self._roster.stakes:
+                stake.hear(plan, alive, proposed)
         filled = (stake.fill(plan, alive) for stake in self._roster.stakes)
         return tuple(part for part in filled if part is not None)
 

@@ -202,7 +202,7 @@ def test_the_device_drafts_where_nobody_else_has_an_idea_and_behind_steps_in_fli
     assert told(fed(steady, [0, 0, 0]), stake) == {}, "told once"
 
 
-def test_the_device_drafts_first_if_it_is_preferred_and_never_for_the_restricted() -> None:
+def test_the_device_drafts_first_if_it_is_preferred_and_tells_what_it_drafts_for_the_restricted() -> None:
     slots, steady = running(4, 9)
     restricted = slots.of(int(steady[0]))
     restricted.params = SamplingParams(allowed_token_ids=(1, 2))
@@ -211,5 +211,15 @@ def test_the_device_drafts_first_if_it_is_preferred_and_never_for_the_restricted
     for slot in steady.tolist():
         stake.seat(slots.of(slot), 1)
     assert stake.drafts(steady, slots.known[steady], 100) is not None
-    assert told(fed(steady, [3, 3]), stake) == {int(steady[1]): 3}
-    assert [length for length, _ in drafter.asked] == [int(slots.known[steady[0]])]
+    rows = fed(steady, [3, 2])
+    (propose,) = stake.parts(rows)
+    assert isinstance(propose, Propose) and propose.told and propose.counts_P.tolist() == [3, 2]
+    assert not drafter.asked
+    plan = Plan.of(rows, number=1, parts=(propose,), late=True)
+    stake.hear(plan, np.array([True, False]), np.array([5, 6, 7, 8, 9], np.int32))
+    first, second = steady.tolist()
+    assert slots.history[first, slots.known[first] :][:3].tolist() == [5, 6, 7]
+    assert slots.history[second, slots.known[second] :][:2].tolist() == [0, 0], "its slot is another's by now"
+    assert stake.drafts(steady, slots.known[steady], 100) is not None
+    (propose,) = stake.parts(fed(steady, [0, 2]))
+    assert isinstance(propose, Propose) and not propose.told

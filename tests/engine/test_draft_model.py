@@ -164,17 +164,28 @@ def test_it_stays_behind_while_nobody_wants_its_drafts(
     assert drafts > 10 and right >= (drafts if device == "cpu" else 0.9 * drafts)
 
 
-def test_requests_whose_tokens_are_masked_draft_nothing_on_the_device(tiny_model: Path) -> None:
-    """What may be drawn behind a draft only the host could say, who does not see it; others beside them do draft."""
+@pytest.mark.parametrize("depth", [0, 1, 2])
+@pytest.mark.parametrize("jump", [True, False])
+def test_requests_whose_tokens_are_masked_draft_too(tiny_model: Path, depth: int, jump: bool) -> None:
+    """What may be drawn behind a draft the host says, who is told of it; others beside them draft as ever."""
     grammar = Grammar.regex("[ab]{4}-(yes|no)?[0-9]*")
-    kinds = (SamplingParams(max_tokens=12, temperature=0.8, seed=3, grammar=grammar), KINDS[0])
-    mine = [([70 + i, 71], kinds[i % 2]) for i in range(6)]
+    kinds = (
+        SamplingParams(max_tokens=12, temperature=0.8, seed=3, grammar=grammar),
+        KINDS[0],
+        SamplingParams(max_tokens=16, temperature=0, allowed_token_ids=tuple(range(40, 200))),
+        SamplingParams(max_tokens=16, temperature=0.9, seed=4, grammar=Grammar.json({"type": "array"})),
+    )
+    mine = [([70 + i, 71], kinds[i % len(kinds)]) for i in range(8)]
     wanted, _ = say(tiny_model, mine)
-    found, counters = say(tiny_model, mine, speculative_model=str(tiny_model), depth=1)
+    options: dict[str, Any] = {"speculative_model": str(tiny_model), "speculation": "draft", "depth": depth}
+    found, counters = say(tiny_model, mine, jump_forward=jump, **options)
     same(found, wanted)
     assert counters["accepted_drafts_draft"] > 0
-    _, alone = say(tiny_model, mine[::2], speculative_model=str(tiny_model), speculation="draft")
-    assert alone["drafts_draft"] == 0
+    chosen = [(prompt, params) for prompt, params in mine if params.allowed_token_ids]
+    wanted, _ = say(tiny_model, chosen)
+    found, alone = say(tiny_model, chosen, **options)
+    same(found, wanted)
+    assert alone["drafts_draft"] > 0
 
 
 def test_another_vocabulary_is_refused(tiny_model: Path, tmp_path: Path) -> None:

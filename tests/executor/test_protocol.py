@@ -12,7 +12,7 @@ import pytest
 from sapwood.arch.parts import Decoder
 from sapwood.base.errors import ConfigError
 from sapwood.base.packing import pack_late, pack_outcome, pack_plan, unpack_late, unpack_outcome, unpack_plan
-from sapwood.base.plan import Bits, LatePart, Outcome, Plan
+from sapwood.base.plan import Bits, Ints, LatePart, Outcome, Plan
 from sapwood.base.sampling import SamplingParams
 from sapwood.base.wire import Facts, Submit
 from sapwood.catalogue import Catalogue
@@ -49,6 +49,9 @@ class Forward:
         message = pack_plan(plan)
         self.num_bytes += len(message)
         return self.there.forward(unpack_plan(message))
+
+    def proposed(self, work: Any) -> Ints:
+        return self.there.proposed(work)
 
     def allocate_masks(self, num_rows: int, width: int | None = None) -> Bits:
         return self.there.allocate_masks(num_rows, width)
@@ -88,6 +91,9 @@ class Ranks:
 
     def forward(self, plan: Plan) -> list[Any]:
         return [rank.forward(plan) for rank in self.ranks]
+
+    def proposed(self, work: list[Any]) -> Ints:
+        return self.ranks[0].proposed(work[0])
 
     def allocate_masks(self, num_rows: int, width: int | None = None) -> Bits:
         return self.ranks[0].allocate_masks(num_rows, width)

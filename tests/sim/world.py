@@ -141,7 +141,7 @@ class World:
             while self.flying and plan.late:
                 self.land()
             # The device samples in order: the earlier step's tokens are written before this step reads them.
-            self.device.sample(work, self.scheduler.fill(plan))
+            self.device.sample(work, self.scheduler.fill(plan, self.device.proposed(work)))
             self.flying.append((plan, work))
         while self.flying and (plan is None or len(self.flying) > self.depth):
             self.land()
