@@ -24,6 +24,7 @@ from sapwood.nn.block import Block
 from sapwood.nn.layers import Norm, Rotary
 from sapwood.nn.make import Build, Site, derive, make
 from sapwood.nn.model import Model, sites
+from sapwood.nn.native import NativeModel
 from sapwood.quant.base import Leaf
 from sapwood.quant.source import Source
 
@@ -68,7 +69,7 @@ class DraftHead(nn.Module):
     head: Any
     words: Any
 
-    def __init__(self, head: parts.DraftHead, how: Build, target: Model) -> None:
+    def __init__(self, head: parts.DraftHead, how: Build, target: Model | NativeModel) -> None:
         super().__init__()
         self.decoder, self.method, self.device = head, how.method, how.device
         self._target = (target,)  # no part of this module

@@ -99,6 +99,10 @@ class NativeModel:
         assert not taps, "hidden states between its layers are nowhere to be seen"
         return self.forward(batch), []
 
+    def embed(self, ids_T: Tensor) -> Tensor:
+        """float32 embeddings [T, E] of some tokens."""
+        return self.weights.tables["embed"].rows(ids_T.long(), self.decoder.embed.scale)
+
     def logits(self, hidden_NE: Tensor, *, raw: bool = False) -> Tensor:
         """float32 logits_NV of some of the hidden states."""
         return finished(self.decoder, self._head(hidden_NE))

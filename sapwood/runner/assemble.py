@@ -90,7 +90,7 @@ def assemble(
     groups = joint_groups((decoder, *others), page_size, most_rewound(max_drafts, depth))
     mine = enumerate(groups[: len(kv_groups(decoder, page_size))])
     backends = _backends(config, mine, device.place, dtype, machine, choices.backends)
-    tapped = any(isinstance(other, draft_head.DraftHead) for other in others)
+    tapped = any(isinstance(other, draft_head.DraftHead) and other.taps for other in others)
     stack = "a head goes on from hidden states within the model" if tapped else machine
     model = _model(config, decoder, device.place, dtype, backends, stack, choices.methods, files)
     return Rank(device, dtype, groups, machine, backends, model)
@@ -109,7 +109,6 @@ def beside(
     mine = list(enumerate(rank.groups))[len(rank.backends) :]
     backends = _backends(config, mine, device, dtype, machine, choices.backends)
     if isinstance(decoder, draft_head.DraftHead):
-        assert isinstance(rank.model, Model), "hidden states are taken out of modules"
         how = _how(config, choice_of(decoder, None, choices.methods), device, dtype, backends)
         return Beside(backends, DraftHead(decoder, how, rank.model))
     model = _model(config, decoder, device, dtype, backends, machine, choices.methods, files)
