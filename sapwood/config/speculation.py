@@ -71,7 +71,7 @@ def _check_model(options: SpeculationConfig) -> None:
         raise ConfigError(f"{flag_of('speculation')} {MODEL} needs a model: give {flag} MODEL.")
     if options.speculative_model is not None and not {AUTO, MODEL} & set(names):
         raise ConfigError(
-            f"{flag} is given, and {flag_of('speculation')} {options.speculation} does not use it: leave it out, or add "
+            f"{flag} is given, and {flag_of('speculation')} {options.speculation} does not use it: leave it out, or ask for "
             f"{MODEL}."
         )
 
