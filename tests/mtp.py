@@ -31,6 +31,7 @@ _MORE: Mapping[str, tuple[tuple[str, str, Mapping[str, Any]], Mapping[str, Any]]
     ),
 })  # fmt: skip
 FAMILIES = tuple(_MORE)
+_BY_LAYER = ("layer_types", "mlp_layer_types")
 
 
 class Made(NamedTuple):
@@ -54,6 +55,9 @@ def make(family: str) -> Made:
             norm.weight.add_(torch.randn(_HIDDEN) * 0.2)
         join.weight.normal_(std=0.1)
     model.config.num_hidden_layers = _LAYERS  # it computes no more than these
+    for name in _BY_LAYER:
+        if hasattr(model.config, name):
+            setattr(model.config, name, getattr(model.config, name)[:_LAYERS])
     return Made(model, model.model.layers[_LAYERS], norms, join)
 
 
@@ -108,10 +112,7 @@ def _tensors(family: str, path: Path) -> dict[str, Tensor]:
 def _write(family: str, path: Path, tensors: dict[str, Tensor], **fields: Any) -> Path:
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path / "model.safetensors")
     file = path / "config.json"
-    config = json.loads(file.read_text()) | {"num_hidden_layers": _LAYERS} | fields
-    for name in ("layer_types", "mlp_layer_types"):
-        if name in config:
-            config[name] = config[name][:_LAYERS]
+    config = json.loads(file.read_text()) | fields
     if family != "qwen3-next":
         config["num_nextn_predict_layers"] = 1
     file.write_text(json.dumps(config))
