@@ -11,7 +11,7 @@ from sapwood.base.errors import ConfigError
 from sapwood.config.facts import DeviceFacts
 from sapwood.config.flags import from_options
 from sapwood.config.resolve import resolve
-from sapwood.config.speculation import drafter_rule, drafters
+from sapwood.config.speculation import drafter_rule, drafters, spelled
 from tests.config.test_resolve import CPU, H100, SMALL, resolved
 
 ALL = ("prediction", "tree", "ngram")
@@ -40,7 +40,6 @@ ALL = ("prediction", "tree", "ngram")
         ({"speculative_algorithm": "NEXTN"}, ("mtp",)),
         ({"speculation": "ngram,mtp"}, ("ngram", "mtp")),
         ({"speculative_config": '{"method": "mtp", "num_speculative_tokens": 2}'}, ("mtp",)),
-        ({"speculative_config": '{"method": "deepseek_mtp", "model": "m"}', "model": "m"}, ("mtp",)),
         ({"speculative_config": '{"method": "qwen3_next_mtp"}'}, ("mtp",)),
     ],
     ids=str,
@@ -51,6 +50,12 @@ def test_every_spelling_says_what_drafts(options: dict[str, Any], names: tuple[s
         assert drafters(config) == names
         assert config.speculation.speculative_config is None
         assert (config.speculation.num_speculative_tokens or 0) > 0 or not names
+
+
+def test_a_model_that_is_named_as_its_own_draft_is_none() -> None:
+    given = {"model": "m", "speculative_config": '{"method": "deepseek_mtp", "model": "m"}'}
+    options = spelled(from_options(given)).speculation
+    assert (options.speculation, options.speculative_model) == ("mtp", None)
 
 
 def test_how_many_are_drafted() -> None:

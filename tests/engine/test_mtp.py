@@ -47,13 +47,17 @@ def test_a_layer_computes_what_its_family_says(
     if device == "cuda" and family == "qwen3-next":
         pytest.skip("states have no backend on GPUs yet")
     seen: list[Tensor] = []
-    logits = Head.logits
+    ends: list[int] = []
+    logits, advance = Head.logits, Head.advance
     monkeypatch.setattr(Head, "logits", lambda self, hidden: seen.append(logits(self, hidden)) or seen[-1])
+    monkeypatch.setattr(
+        Head, "advance", lambda self, batch: ends.append(int(batch.positions_T[0])) or advance(self, batch)
+    )
     prompt, made = prompts_that_share(1)[0], mtp.make(family)
     mine = [(prompt, SamplingParams(max_tokens=6, temperature=0, ignore_eos=True))]
     options: dict[str, Any] = {"speculation": "mtp", "num_speculative_tokens": 3, "device": device}
     ((tokens, *_),), _ = say(mtp.save(family, tmp_path), mine, depth=0, **options)
-    drafted = [*prompt, *tokens][: len(prompt) + 2]  # as many are known when drafts are first worth it
+    drafted = [*prompt, *tokens][: ends[0] + 1]
     with torch.inference_mode():
         features = made.model.model(torch.tensor([drafted[:-1]]), use_cache=False).last_hidden_state[0]
         for step in range(3):
@@ -77,19 +81,19 @@ def _features(made: mtp.Made, tokens: Sequence[int], before: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("family", "depth"), [("deepseek-v3", 0), ("deepseek-v3", 1), ("glm4-moe", 2), ("qwen3-next", 0), ("qwen3-next", 1)]
+    ("family", "depth"), [("deepseek-v3", 0), ("deepseek-v3", 1), ("glm4-moe", 2), ("qwen3-next", 1)]
 )
 def test_a_layer_that_knows_the_language_is_always_right(family: str, depth: int, tmp_path: Path) -> None:
     """It goes on from its own guesses. The second half of the requests begin behind cached prefixes."""
-    params = SamplingParams(max_tokens=24, temperature=0, ignore_eos=True)
+    params = SamplingParams(max_tokens=20, temperature=0, ignore_eos=True)
     random = np.random.default_rng(0)
-    prompts = [[int(token) for token in random.integers(heads.FIRST, heads.WORDS, 20)] for _ in range(4)]
+    prompts = [[int(token) for token in random.integers(heads.FIRST, heads.WORDS, 20)] for _ in range(3)]
     mine = [(prompt, params) for prompt in prompts]
-    options: dict[str, Any] = {"speculation": "mtp", "num_speculative_tokens": 4, "max_num_seqs": 4}
+    options: dict[str, Any] = {"speculation": "mtp", "num_speculative_tokens": 4, "max_num_seqs": 3}
     found, counters = say(mtp.toy(family, tmp_path), mine * 2, depth=depth, kv_cache_memory=2**26, **options)
     for tokens, *_ in found:
         assert all(heads.NEXT[one] == other for one, other in itertools.pairwise(tokens))
-    assert counters["accepted_drafts_mtp"] >= 0.95 * counters["drafts_mtp"] > 100
+    assert counters["accepted_drafts_mtp"] >= 0.95 * counters["drafts_mtp"] > 60
     assert counters["steps"] < 0.4 * sum(len(tokens) for tokens, *_ in found)
     assert counters["cached_tokens"] > 0
 
@@ -111,7 +115,7 @@ def test_every_request_says_what_it_says_without(
     if device == "cuda" and family == "qwen3-next":
         pytest.skip("states have no backend on GPUs yet")
     model = mtp.save(family, tmp_path)
-    mine = [(prompt, KINDS[i % len(KINDS)]) for i, prompt in enumerate(prompts_that_share(10))]
+    mine = [(prompt, KINDS[i % len(KINDS)]) for i, prompt in enumerate(prompts_that_share(6))]
     shape = {name: options[name] for name in ("page_size", "kv_cache_memory") if name in options}
     plain = {"cpu_kernels": "off"} if device == "cpu" else {}  # as modules compute where a head is
     wanted, _ = say(model, mine, device=device, **shape, **plain)
