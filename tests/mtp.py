@@ -22,13 +22,13 @@ from tests.recurrent import RECURRENT
 
 _HIDDEN = SIZES["hidden_size"]
 _LAYERS = 2
+_KINDS = ["linear_attention", "full_attention", "full_attention"]
 _MORE: Mapping[str, tuple[tuple[str, str, Mapping[str, Any]], Mapping[str, Any]]] = MappingProxyType({
     "deepseek-v3": (models.MODELS["deepseek-v3"], {}),
     "glm4-moe": (BREADTH["glm4-moe"], {}),
-    "qwen3-next": (
-        RECURRENT["qwen3-next"],
-        {"layer_types": ["linear_attention", "full_attention", "full_attention"], "shared_expert_intermediate_size": 64},
-    ),
+    "qwen3-next": (RECURRENT["qwen3-next"], {"layer_types": _KINDS, "shared_expert_intermediate_size": 64}),
+    "qwen3.5": (RECURRENT["qwen3.5"], {"layer_types": _KINDS}),
+    "qwen3.5-moe": (RECURRENT["qwen3.5-moe"], {"layer_types": _KINDS}),
 })  # fmt: skip
 FAMILIES = tuple(_MORE)
 _BY_LAYER = ("layer_types", "mlp_layer_types")
@@ -69,15 +69,15 @@ def save(family: str, path: Path) -> Path:
 def toy(family: str, path: Path) -> Path:
     """Write one that speaks the toy language. Its layer looks at nothing but the hidden state before, which is 8 times a token's vector."""
     tensors = _tensors(family, path)
-    ones = torch.zeros if family == "qwen3-next" else torch.ones  # the one has norms of 1 + weight
+    ones = torch.zeros if family.startswith("qwen") else torch.ones  # the one has norms of 1 + weight
     for name, tensor in tensors.items():
         if name.endswith(("o_proj.weight", "down_proj.weight", "out_proj.weight", "shared_expert_gate.weight")):
             tensor.zero_()
         elif name.endswith("norm.weight") or ".pre_fc_norm_" in name:
             tensor.copy_(ones(tensor.shape))
-    block = "mtp.layers.0." if family == "qwen3-next" else f"model.layers.{_LAYERS}."
-    join = "mtp.fc" if family == "qwen3-next" else f"{block}eh_proj"
-    shared = "mlp.shared_expert" if family == "qwen3-next" else "mlp.shared_experts"
+    block = "mtp.layers.0." if family.startswith("qwen") else f"model.layers.{_LAYERS}."
+    join = "mtp.fc" if family.startswith("qwen") else f"{block}eh_proj"
+    shared = "mlp.shared_expert" if family.startswith("qwen") else "mlp.shared_experts"
     tensors[f"{join}.weight"] = torch.cat([torch.zeros(_HIDDEN, _HIDDEN), torch.eye(_HIDDEN)], dim=1)
     steps = torch.zeros(WORDS, _HIDDEN)
     steps[torch.from_numpy(NEXT), torch.arange(WORDS)] = 1.0
@@ -86,7 +86,7 @@ def toy(family: str, path: Path) -> Path:
         tensors[f"{block}{shared}.{name}.weight"] = torch.eye(inner, _HIDDEN)
     down = torch.zeros(_HIDDEN, inner)
     down[:WORDS, :WORDS] = steps[:, :WORDS] - torch.eye(WORDS)
-    tensors[f"{block}{shared}.down_proj.weight"] = down / (4 if family == "qwen3-next" else 8)  # half by its gate
+    tensors[f"{block}{shared}.down_proj.weight"] = down / (4 if family.startswith("qwen") else 8)  # half by its gate
     tensors["model.embed_tokens.weight"] = torch.eye(WORDS, _HIDDEN)
     tensors["lm_head.weight"] = 4.0 * steps
     return _write(family, path, tensors, vocab_size=WORDS)
@@ -99,7 +99,7 @@ def _tensors(family: str, path: Path) -> dict[str, Tensor]:
     tensors = {name: tensor.clone() for name, tensor in load_file(path / "model.safetensors").items()}
     token, before, after = (norm.weight.detach() for norm in made.norms)
     join = made.join.weight.detach()
-    if family != "qwen3-next":
+    if not family.startswith("qwen"):
         names = ("enorm", "hnorm", "shared_head.norm", "eh_proj", "embed_tokens", "shared_head.head")
         more = (token, before, after, join, tensors["model.embed_tokens.weight"], tensors["lm_head.weight"])
         return tensors | {f"{last}{name}.weight": tensor.clone() for name, tensor in zip(names, more, strict=True)}
@@ -113,7 +113,7 @@ def _write(family: str, path: Path, tensors: dict[str, Tensor], **fields: Any) -
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path / "model.safetensors")
     file = path / "config.json"
     config = json.loads(file.read_text()) | fields
-    if family != "qwen3-next":
+    if not family.startswith("qwen"):
         config["num_nextn_predict_layers"] = 1
     file.write_text(json.dumps(config))
     return path

@@ -44,7 +44,7 @@ def test_a_layer_computes_what_its_family_says(
     family: str, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Held to transformers' own layer over the whole text at once, between norms and a product that are written here."""
-    if device == "cuda" and family == "qwen3-next":
+    if device == "cuda" and family.startswith("qwen"):
         pytest.skip("states have no backend on GPUs yet")
     seen: list[Tensor] = []
     ends: list[int] = []
