@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlsplit
 
 from sapwood.base.errors import ConfigError
 from sapwood.config.numbers import parse_bytes
@@ -26,7 +26,7 @@ class StoreConfig:
 
     kv_store: str | None = option(
         None,
-        "where computed prefixes are kept too, the fastest first: host:8G, file:DIR?size=50G; may be given several times",
+        "where computed prefixes are kept too, the fastest first: host:8G, file:DIR?size=50G, redis://HOST; may be given several times",
         "--kv-store",
         metavar="KIND:WHERE",
         derived=False,
@@ -84,7 +84,17 @@ class Packed(NamedTuple):
         return str(self.path)
 
 
-Place = HostMemory | Directory | Packed
+class Server(NamedTuple):
+    """A Redis or Valkey. `url` as its client takes it, with what is secret in it."""
+
+    url: str
+
+    def __str__(self) -> str:
+        told = urlsplit(self.url)
+        return f"{told.scheme}://{told.hostname or told.path}" + (f":{told.port}" if told.port else "")
+
+
+Place = HostMemory | Directory | Server | Packed
 
 
 def places(options: StoreConfig) -> tuple[Place, ...]:
@@ -107,7 +117,7 @@ def places(options: StoreConfig) -> tuple[Place, ...]:
     if options.preload_cache is not None:
         found.append(Packed(Path(options.preload_cache).expanduser()))
     if len({type(place) for place in found}) < len(found):
-        raise ConfigError("--kv-store: host memory and directories are given once each.")
+        raise ConfigError("--kv-store: host memory, a directory and a server are given once each.")
     return tuple(found)
 
 
@@ -120,7 +130,9 @@ def _read(text: str) -> Place:
     kind, _, rest = text.partition(":")
     read = _KINDS.get(kind)
     if read is None or not rest:
-        raise ConfigError(f"--kv-store takes host:SIZE or file:DIR?size=SIZE, such as host:8G, got {text!r}.")
+        raise ConfigError(
+            f"--kv-store takes host:SIZE, file:DIR?size=SIZE or redis://HOST, such as host:8G, got {kind!r}."
+        )
     return read(rest)
 
 
@@ -137,6 +149,21 @@ def _file(text: str) -> Place:
     return Directory(Path(folder).expanduser(), _DISK if size is None else _size(size))
 
 
+def _redis(scheme: str) -> Callable[[str], Place]:
+    def read(rest: str) -> Place:
+        url = f"{scheme}:{rest}"
+        try:
+            told = urlsplit(url)
+            good = rest.startswith("//") and bool(told.hostname or told.path) and told.port != 0
+        except ValueError:
+            good = False
+        if not good:
+            raise ConfigError(f"--kv-store {scheme}: takes a server, such as {scheme}://localhost:6379/0.")
+        return Server(url)
+
+    return read
+
+
 def _size(text: str) -> int:
     try:
         size = parse_bytes(text)
@@ -147,4 +174,14 @@ def _size(text: str) -> int:
     return size
 
 
-_KINDS: Mapping[str, Callable[[str], Place]] = MappingProxyType({"host": _host, "file": _file})
+_KINDS: Mapping[str, Callable[[str], Place]] = MappingProxyType(
+    {
+        "host": _host,
+        "file": _file,
+        "redis": _redis("redis"),
+        "rediss": _redis("rediss"),
+        "unix": _redis("unix"),
+        "valkey": _redis("redis"),
+        "valkeys": _redis("rediss"),
+    }
+)

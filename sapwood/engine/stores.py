@@ -14,7 +14,7 @@ from sapwood.base.errors import ConfigError
 from sapwood.cache import KVCache
 from sapwood.config import Config
 from sapwood.config.resolve import gib, page_bytes
-from sapwood.config.stores import Directory, HostMemory, Packed, Place, hits, places
+from sapwood.config.stores import Directory, HostMemory, Packed, Place, Server, hits, places
 from sapwood.engine.loop import Gauges
 from sapwood.executor.base import Executor, Measured
 from sapwood.hub.draft import DraftModel
@@ -22,6 +22,7 @@ from sapwood.hub.files import ModelFiles
 from sapwood.hub.fingerprint import fingerprint
 from sapwood.stores import DiskShelf, HostShelf, Names, PackedShelf, Shelf, StoreStake, ThreadedStore, Tiers
 from sapwood.stores.names import digest
+from sapwood.stores.remote import RedisShelf
 
 _FORMAT = b"1"  # of pages in stores, whatever else they depend on
 _STAGING = 256 << 20  # bytes of host memory that pages pass through, in about
@@ -69,6 +70,8 @@ def _open(place: Place, origin: bytes, about: str) -> Shelf:
             return HostShelf(size)
         case Directory(folder, size):
             return DiskShelf(folder, size, origin=origin, about=about)
+        case Server(url):
+            return RedisShelf(url, str(place))
         case Packed(path):
             return PackedShelf(path)
 

@@ -169,10 +169,12 @@ def test_what_is_computed_sooner_is_not_loaded(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ({"kv_store": "host"}, "host:SIZE or file:DIR"),
+        ({"kv_store": "host"}, "host:SIZE, file:DIR"),
         ({"kv_store": "host:many"}, "a size is bytes"),
         ({"kv_store": "host:-1"}, "a size is bytes"),
-        ({"kv_store": "tape:1G"}, "host:SIZE or file:DIR"),
+        ({"kv_store": "tape:1G"}, "host:SIZE, file:DIR"),
+        ({"kv_store": "redis:localhost"}, "takes a server"),
+        ({"kv_store": "valkey://here:none"}, "takes a server"),
         ({"kv_store": "host:1M,host:2M"}, "once each"),
         ({"kv_store": "file:a?sizes=3"}, "takes a directory"),
         ({"kv_store": "host:1000T"}, "this machine has"),
