@@ -1,7 +1,8 @@
-"""The CPU path beside llama.cpp's, on this machine, in one run, with the small real model.
+"""The CPU path beside llama.cpp's, on this machine, in one run, with the small real model or a mixture of experts.
 
     python bench/cpu.py                                   Q4_1 as shipped, Q8_0 and Q4_0, medians of 5
     python bench/cpu.py --weights Q4_1 --only c1 c5 --runs 3
+    python bench/cpu.py --shape qwen3-moe-1b --weights Q4_0 --only c1 c2      random weights, 1 B of which 0.2 B are used
     python bench/cpu.py --engines sapwood                 without the peer
     python bench/cpu.py --json found.json
 
@@ -41,6 +42,9 @@ from string import Template
 from time import monotonic, sleep
 from typing import Any, NamedTuple
 from urllib.request import Request, urlopen
+
+import gguf
+import written
 
 from sapwood.bench.load import Load, Server, send
 from sapwood.bench.report import Table
@@ -91,11 +95,14 @@ def main() -> int:
     args = parse()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
     folder, shipped = Path(args.cache).expanduser(), model()
-    alone = args.engines == ["sapwood"] and list(args.weights) == ["Q4_1"]
+    alone = args.engines == ["sapwood"] and (args.shape is not None or list(args.weights) == ["Q4_1"])
     paths = {"python": sys.executable, "tools": "" if alone else build(folder)}
     found: dict[str, dict[str, list[Figures]]] = {}
     for weights in args.weights:
-        path = shipped if weights == "Q4_1" else requantised(build(folder), shipped, weights, folder)
+        if args.shape is not None:
+            path = made(args.shape, weights, shipped, folder)
+        else:
+            path = shipped if weights == "Q4_1" else requantised(build(folder), shipped, weights, folder)
         words = {name: shlex.quote(str(each)) for name, each in {**paths, "path": path}.items()}
         found[weights] = {name: [] for name in args.engines}
         for _ in range(args.runs):  # in turns, since the machine is not equally fast at all times
@@ -113,6 +120,9 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--weights", nargs="+", choices=WEIGHTS, default=WEIGHTS)
+    parser.add_argument(
+        "--shape", choices=written.SHAPES, help="random weights of this shape instead of the small model"
+    )
     parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES)
     parser.add_argument("--runs", type=int, default=5, help="of each, in turns; medians are shown")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of either engine")
@@ -181,6 +191,17 @@ def requantised(tools: Path, shipped: Path, weights: str, folder: Path) -> Path:
         partial = path.with_suffix(".partial")
         command = [str(tools / "llama-quantize"), "--allow-requantize", str(shipped), str(partial), weights]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        partial.rename(path)
+    return path
+
+
+def made(shape: str, weights: str, shipped: Path, folder: Path) -> Path:
+    """Random weights with the small model's tokens."""
+    path = folder / f"{shape}.{weights}.gguf"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        written.write(written.SHAPES[shape], gguf.GGMLQuantizationType[weights], shipped, partial)
         partial.rename(path)
     return path
 

@@ -17,9 +17,9 @@ HEAD = """# Models
 Made by `scripts/models.py` from the families in `sapwood/arch/families`; do not edit. A model is known by the `architectures`
 of its config.json, a GGUF file by its `general.architecture`. Every family's logits are held to transformers' by the tests
 (float32, within 1e-4: at once, in chunks, decoded, behind a cached prefix, mixed with others), on PyTorch's modules and on
-the CPU's own kernels, but for latent attention, which they do not have, and Baichuan of 13 billion, of which there is
-no reference; kernels of Triton know all their parts too, with heads of at most 256; Gemma 3n and 4, Llama 4 and Ministral 3 are computed
-by modules everywhere. Models that keep states of recurrences run by PyTorch's modules, on
+the CPU's own kernels, but for Baichuan of 13 billion, of which there is no reference; kernels of Triton know all their parts too, with
+heads of at most 256; Gemma 3n and 4, Llama 4 and Ministral 3 are computed by modules everywhere, and so are Mamba 1, Jamba and
+Falcon-H1. Models that keep states of recurrences run on
 CPUs. Fields of a config that are not understood are refused by name.
 
 | models | architectures | in GGUF files |

@@ -21,19 +21,28 @@ from sapwood.base.kv import KVGroup
 from sapwood.kernels import NormRope
 from sapwood.kernels.cpu.library import Handle, Heads, Machine, Norm, Step, address, pointers
 
-_STORES: Mapping[torch.dtype, int] = {torch.float32: 0, torch.float16: 1, torch.int8: 2}
+STORES: Mapping[torch.dtype, int] = {torch.float32: 0, torch.float16: 1, torch.int8: 2}
+"""The library's numbers of what it can keep."""
 _TILE = 16
 _MOST_SHARING = 64  # `QUERIES` of attention.h
 
 
-class Native:
-    """One group's cells. A decoder that is computed as a whole (`sapwood.nn.native`) reaches them by `cells`."""
+class InLibrary:
+    """What keeps pages that the library reads: a decoder that is computed as a whole (`sapwood.nn.native`) reaches those of the
+    group, the `index`-th of a batch, by `cells`."""
+
+    index: int
+    cells: Handle
+
+
+class Native(InLibrary):
+    """One group's keys and values."""
 
     name = "native"
 
     @staticmethod
     def refuse(group: KVGroup, device: torch.device, dtype: torch.dtype) -> str | None:
-        if dtype not in _STORES:
+        if dtype not in STORES:
             return f"it stores keys and values as float32, float16 or int8, not {dtype}"
         if group.page_size % _TILE:
             return f"its pages hold multiples of {_TILE} tokens, and --page-size is {group.page_size}"
@@ -51,7 +60,7 @@ class Native:
         self.cells = Handle(
             machine.library,
             "cells",
-            _STORES[dtype],
+            STORES[dtype],
             group.num_layers,
             heads.num_heads,
             heads.num_kv_heads,
@@ -149,4 +158,6 @@ def step_of(batch: Batch, groups: Sequence[int]) -> tuple[Step, tuple[Any, ...]]
         step.run_lows, step.run_highs = address(shared.lows_I), address(shared.highs_I)
         step.run_firsts, step.run_sizes = address(shared.firsts_I), address(shared.sizes_I)
         step.run_slots, step.run_tokens = address(shared.slots_I), address(shared.tokens_M)
+    if batch.heads_R is not None:
+        step.heads = address(batch.heads_R)
     return step, arrays

@@ -14,6 +14,8 @@ from sapwood.attention.base import Backend
 from sapwood.attention.cpu import Cpu
 from sapwood.attention.latent import LatentReference
 from sapwood.attention.native import Native
+from sapwood.attention.native_latent import NativeLatent
+from sapwood.attention.native_states import NativeStates
 from sapwood.attention.reference import Reference
 from sapwood.attention.states import States
 from sapwood.base.abilities import Ability
@@ -49,6 +51,7 @@ class Offer(NamedTuple):
     find: Callable[[Wanted], Make | str]
 
 
+_NO_SCALES = "latents are kept without scales"
 _NO_TRITON = "the package triton is not installed (`pip install triton`)"
 
 
@@ -76,7 +79,7 @@ def _triton(wanted: Wanted) -> Make | str:
 
 def _latent(wanted: Wanted, backend: type[Backend]) -> Make | str:
     if wanted.scaled:
-        return "latents are kept without scales"
+        return _NO_SCALES
     return backend.refuse(wanted.group, wanted.device, wanted.dtype) or backend
 
 
@@ -92,11 +95,24 @@ def _reference_latent(wanted: Wanted) -> Make | str:
     return _latent(wanted, LatentReference)
 
 
-def _native(wanted: Wanted) -> Make | str:
+def _on_machine(wanted: Wanted, backend: Callable[..., Backend], refused: str | None) -> Make | str:
     if isinstance(wanted.machine, str):
         return wanted.machine
-    refused = Native.refuse(wanted.group, wanted.device, wanted.dtype)
-    return refused or partial(Native, machine=wanted.machine)
+    return refused or partial(backend, machine=wanted.machine)
+
+
+def _native(wanted: Wanted) -> Make | str:
+    return _on_machine(wanted, Native, Native.refuse(wanted.group, wanted.device, wanted.dtype))
+
+
+def _native_latent(wanted: Wanted) -> Make | str:
+    if wanted.scaled:
+        return _NO_SCALES
+    return _on_machine(wanted, NativeLatent, NativeLatent.refuse(wanted.group, wanted.device, wanted.dtype))
+
+
+def _native_states(wanted: Wanted) -> Make | str:
+    return _on_machine(wanted, NativeStates, NativeStates.refuse(wanted.group, wanted.device, wanted.dtype))
 
 
 def _states(wanted: Wanted) -> Make | str:
@@ -109,7 +125,9 @@ BACKENDS = (
     Offer("cpu", Heads, Ability.HOST, _cpu),
     Offer("reference", Heads, None, _reference),
     Offer("triton-latent", Latent, Ability.TRITON, _triton_latent),
+    Offer("native-latent", Latent, Ability.HOST, _native_latent),
     Offer("reference-latent", Latent, None, _reference_latent),
+    Offer("native-states", State, Ability.HOST, _native_states),
     Offer("reference-states", State, Ability.HOST, _states),
 )
 """In the order in which `auto` tries them."""

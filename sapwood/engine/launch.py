@@ -153,8 +153,13 @@ def _facts(
         dtype=config.model.dtype,
         attention_backend=measured.backends[0],
         seconds_to_ready=seconds,
-        decisions=[str(decision) for decision in decisions],
+        decisions=[str(decision) for decision in (*decisions, *_computed(measured))],
     )
+
+
+def _computed(measured: Measured) -> tuple[Decision, ...]:
+    """Which kernels compute the model, where there is a choice."""
+    return () if measured.computed_by is None else (Decision("computed_by", *measured.computed_by),)
 
 
 def _commands(kv: KVCache, slots: Slots) -> dict[str, Callable[..., dict[str, Any]]]:

@@ -23,13 +23,14 @@ class Measured:
     """What was found once a model was there; of several devices, what holds of all of them.
 
     `kv_bytes` is what the KV cache may take, `backends` the name of what attends in each group, `seconds` what the parts
-    of the start took.
+    of the start took. `computed_by` is what computes the model and why, where there is a choice.
     """
 
     groups: tuple[KVGroup, ...]
     kv_bytes: int
     backends: tuple[str, ...]
     seconds: Mapping[str, float]
+    computed_by: tuple[str, str] | None = None
 
 
 class Executor(Protocol):

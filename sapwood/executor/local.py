@@ -55,6 +55,7 @@ class LocalExecutor:
             kv_bytes=budget,
             backends=tuple(backend.name for backend in worker.backends),
             seconds={"weights": loaded - began, "measure": perf_counter() - loaded},
+            computed_by=worker.rank.computed_by,
         )
 
     def allocate(self, num_pages: Sequence[int]) -> None:

@@ -14,15 +14,17 @@ from ctypes import byref
 import torch
 from torch import Tensor
 
-from sapwood.arch import experts, parts
+from sapwood.arch import experts, parts, recurrent
 from sapwood.arch.parts import Decoder, Place, Tied, ropes, walk
 from sapwood.attention.base import Batch
-from sapwood.attention.native import Native, step_of
+from sapwood.attention.native import InLibrary, step_of
 from sapwood.kernels.cpu.library import Machine, address
+from sapwood.nn import stack_latent, stack_states  # noqa: F401 (they bring operations)
 from sapwood.nn.experts import Offsets
 from sapwood.nn.layers import Norm, Rotary
 from sapwood.nn.make import Build, Site
 from sapwood.nn.model import finished
+from sapwood.nn.recurrent import Conv, PerHead
 from sapwood.nn.stack import Stack, Weights, listing
 from sapwood.quant.base import Choice, Leaf
 from sapwood.quant.packed import Packed, PackedLeaf
@@ -37,7 +39,7 @@ class NativeModel:
     def __init__(
         self,
         decoder: Decoder,
-        backends: Sequence[Native],
+        backends: Sequence[InLibrary],
         machine: Machine,
         method: Choice,
         *,
@@ -47,14 +49,15 @@ class NativeModel:
         self._backends, self._machine = backends, machine
         num_positions = min(max_positions or decoder.max_positions, decoder.max_positions)
         self._rotaries = {rope: Rotary(rope, num_positions, _CPU) for rope in ropes(decoder)}
-        how = Build(device=_CPU, dtype=torch.float32, backends=backends, method=method)
+        how = Build(device=_CPU, dtype=torch.float32, backends=(), method=method)
         leaves = {place.path: _leaf(place, how) for place in walk(decoder)}
         self._norms = {path: leaf for path, leaf in leaves.items() if isinstance(leaf, Norm)}
         self._packed = {path: leaf for path, leaf in leaves.items() if isinstance(leaf, PackedLeaf)}
         self._stacks = {path: leaf for path, leaf in leaves.items() if isinstance(leaf, PackedStack)}
-        self._offsets = {path: leaf for path, leaf in leaves.items() if isinstance(leaf, Offsets)}
-        known = self._norms.keys() | self._packed.keys() | self._stacks.keys() | self._offsets.keys()
-        assert known == leaves.keys(), "weights that the kernels cannot read"
+        self._vectors = {path: leaf for path, leaf in leaves.items() if isinstance(leaf, Offsets | PerHead)}
+        self._convs = {path: leaf for path, leaf in leaves.items() if isinstance(leaf, Conv)}
+        kinds = (self._norms, self._packed, self._stacks, self._vectors, self._convs)
+        assert {path for kind in kinds for path in kind} == leaves.keys(), "weights that the kernels cannot read"
         self._leaves = leaves
         self._stack: Stack | None = None
 
@@ -67,13 +70,14 @@ class NativeModel:
         """All leaves have their weights."""
         self.weights = weights = Weights(
             tables={path: self._packed[path].first for path in ("embed", "positions") if path in self._packed},
-            products={path: leaf.product for path, leaf in self._packed.items()},
+            packed=self._packed,
             stacks={path: leaf.products for path, leaf in self._stacks.items()},
             norms=self._norms,
-            offsets={path: leaf.weight for path, leaf in self._offsets.items()},
+            vectors={path: leaf.weight for path, leaf in self._vectors.items()},
+            convs=self._convs,
             angles={rope: rotary.both_2PF for rope, rotary in self._rotaries.items()},
         )
-        self._head = weights.products["embed" if isinstance(self.decoder.head, Tied) else "head"]
+        self._head = self._packed["embed" if isinstance(self.decoder.head, Tied) else "head"].product
         cells = [backend.cells for backend in self._backends]
         self._stack = Stack(self._machine, cells, list(listing(self.decoder, weights)), weights)
 
@@ -113,6 +117,10 @@ def _leaf(place: Place, how: Build) -> Leaf:
         return Norm(place.leaf, Site(how, place.path))
     if isinstance(place.leaf, experts.Offsets):
         return Offsets(place.leaf, Site(how, place.path))
+    if isinstance(place.leaf, recurrent.Conv):
+        return Conv(place.leaf, Site(how, place.path))
+    if isinstance(place.leaf, recurrent.PerHead):
+        return PerHead(place.leaf, Site(how, place.path))
     method = how.method(place)
     if isinstance(place.leaf, experts.Stack):
         assert isinstance(method, Packed), "quantised experts are refused before"

@@ -16,14 +16,17 @@ from torch import Tensor
 from sapwood.arch import experts, parts
 from sapwood.arch.groups import KVPlace, kv_places
 from sapwood.arch.parts import Decoder, ropes
+from sapwood.arch.recurrent import Skip
 from sapwood.kernels.cpu import library as cpu
 from sapwood.kernels.cpu.library import Handle, Machine, address
 from sapwood.nn.layers import Norm
-from sapwood.quant.packed import PackedWeights, Product
+from sapwood.nn.recurrent import Conv
+from sapwood.quant.packed import PackedLeaf, PackedWeights, Product
 
-_STREAM, _FRESH, _HEADS, _SHARED, _SHARED_GATE, _EXPERTS = range(6)
-"""Buffers of the library: the residual stream, what a norm is to follow before it joins the stream, an attention's heads, what
-a shared expert yields before it is weighed, its gate, and experts' own room from the router's products on."""
+STREAM, FRESH, HEADS, SHARED, SHARED_GATE, ROOM = range(6)
+"""Buffers of the library: the residual stream, what a norm is to follow before it joins the stream, what a mixer's first product
+yields, what a shared expert yields before it is weighed, its gate, and from there on whatever a mixer or a feed-forward has
+room for."""
 
 _ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "gelu": 2, "relu": 3, "relu2": 4}
 _SCORES = {"softmax": 0, "sigmoid": 1, "sparsemix": 2}
@@ -45,12 +48,13 @@ class Weights:
     """
 
     tables: Mapping[str, PackedWeights]
-    products: Mapping[str, Product]
+    packed: Mapping[str, PackedLeaf]
     stacks: Mapping[str, Sequence[Product]]
     norms: Mapping[str, Norm]
-    offsets: Mapping[str, Tensor]
+    vectors: Mapping[str, Tensor]
+    convs: Mapping[str, Conv]
     angles: Mapping[parts.Rope, Tensor]
-    held: list[Tensor] = field(default_factory=list)
+    held: list[object] = field(default_factory=list)
 
     def norm(self, path: str, part: parts.Norm | None) -> cpu.Norm:
         if part is None:
@@ -72,7 +76,13 @@ class Spot:
     add: bool
 
     def product(self, name: str) -> int | None:
-        return self.weights.products[f"{self.path}.{name}"].pointer
+        return self.weights.packed[f"{self.path}.{name}"].product.pointer
+
+    def hold(self, tensor: Tensor) -> int:
+        """Where the numbers of a tensor lie that nobody else keeps: float32."""
+        tensor = tensor.float().contiguous()
+        self.weights.held.append(tensor)
+        return address(tensor)
 
     def stack(self, name: str) -> Any:
         """Of the experts, in an array."""
@@ -93,9 +103,32 @@ def unlisted(decoder: Decoder) -> str | None:
     """The name of a part that the library has no operations for."""
     if any(rope.sharpening is not None for rope in ropes(decoder)):
         return "Sharpening"
-    inner = [part for block in decoder.blocks for part in (block.mixer, block.ffn, block.beside, block.factor) if part]
     unknown = operations.dispatch(object)
-    return next((type(part).__name__ for part in inner if operations.dispatch(type(part)) is unknown), None)
+    for block in dict.fromkeys(decoder.blocks):
+        for part in (block.mixer, block.ffn, block.beside, block.factor):
+            if part is not None and operations.dispatch(type(part)) is unknown:
+                return type(part).__name__
+            if found := missing(part):
+                return found
+        if block.shares is not None:
+            return "keys and values of another layer"
+    return None
+
+
+@singledispatch
+def missing(part: object) -> str | None:
+    """What of a part the library has no operations for, though it has some for its kind."""
+    return None
+
+
+@missing.register
+def _(part: parts.Mlp) -> str | None:
+    return "Multiplied" if isinstance(part.gate_up, parts.Multiplied) else None
+
+
+@missing.register
+def _(part: parts.Attention) -> str | None:
+    return "values that are normed, or that are the keys" if part.v_norm or len(part.qkv.parts) < 3 else None
 
 
 class _Left(NamedTuple):
@@ -113,23 +146,25 @@ def listing(decoder: Decoder, weights: Weights) -> Iterator[Operation]:
         yield Operation("positions", (weights.tables["positions"].pointer,))
     if decoder.embed_norm is not None:
         norm = weights.norm("embed_norm", decoder.embed_norm)
-        yield Operation("norm_columns", (norm, _STREAM, size, 0, size))
+        yield Operation("norm_columns", (norm, STREAM, size, 0, size))
     left = nothing
     for index, (block, kept) in enumerate(zip(decoder.blocks, kv_places(decoder), strict=True)):
         path, place = f"blocks.{index}", next(iter(kept.values()), None)
-        yield Operation("norm", (weights.norm(f"{path}.mixer_norm", block.mixer_norm), *left, _FRESH, size))
-        behind = weights.norm(f"{path}.after_mixer", block.after_mixer)
-        left = nothing if _straight(block, block.after_mixer) else _Left(behind, block.scale)
-        to = _STREAM if left is nothing else _FRESH
-        yield from operations(block.mixer, Spot(weights, f"{path}.mixer", place, to, to == _STREAM))
-        name = "mixer_norm" if block.parallel and block.ffn_norm is None else "ffn_norm"
-        before, joined = weights.norm(f"{path}.{name}", getattr(block, name)), nothing if block.parallel else left
-        yield Operation("norm", (before, *joined, _FRESH, size))
-        behind = weights.norm(f"{path}.after_ffn", block.after_ffn)
-        left = nothing if _straight(block, block.after_ffn) else _Left(behind, block.scale)
-        to = _STREAM if left is nothing else _FRESH
-        yield from operations(block.ffn, Spot(weights, f"{path}.ffn", place, to, to == _STREAM or block.parallel))
-    yield Operation("finish", (weights.norm("norm", decoder.norm), *left, _FRESH, size))
+        if not isinstance(block.mixer, Skip):
+            yield Operation("norm", (weights.norm(f"{path}.mixer_norm", block.mixer_norm), *left, FRESH, size))
+            behind = weights.norm(f"{path}.after_mixer", block.after_mixer)
+            left = nothing if _straight(block, block.after_mixer) else _Left(behind, block.scale)
+            to = STREAM if left is nothing else FRESH
+            yield from operations(block.mixer, Spot(weights, f"{path}.mixer", place, to, to == STREAM))
+        if not isinstance(block.ffn, Skip):
+            name = "mixer_norm" if block.parallel and block.ffn_norm is None else "ffn_norm"
+            before, joined = weights.norm(f"{path}.{name}", getattr(block, name)), nothing if block.parallel else left
+            yield Operation("norm", (before, *joined, FRESH, size))
+            behind = weights.norm(f"{path}.after_ffn", block.after_ffn)
+            left = nothing if _straight(block, block.after_ffn) else _Left(behind, block.scale)
+            to = STREAM if left is nothing else FRESH
+            yield from operations(block.ffn, Spot(weights, f"{path}.ffn", place, to, to == STREAM or block.parallel))
+    yield Operation("finish", (weights.norm("norm", decoder.norm), *left, FRESH, size))
 
 
 def _straight(block: parts.Block, after: parts.Norm | None) -> bool:
@@ -153,13 +188,20 @@ def _attention(part: parts.Attention, spot: Spot) -> Iterator[Operation]:
         layer=spot.place.layer,
         scale=part.scale,
     )
-    yield Operation("project", (spot.product("qkv"), _HEADS, False))
+    gate = -1
+    if part.gated:
+        gate, qkv = ROOM, spot.weights.packed[f"{spot.path}.qkv"].product
+        for product, to in zip(qkv.cut(3), (HEADS, gate), strict=True):
+            spot.weights.held.append(product)
+            yield Operation("project", (product.pointer, to, False))
+    else:
+        yield Operation("project", (spot.product("qkv"), HEADS, False))
     if part.q_norm is not None and part.k_norm is not None and not part.norms_heads:
         q_size, k_size = part.q_norm.size, part.k_norm.size
         for name, norm, first in (("q_norm", part.q_norm, 0), ("k_norm", part.k_norm, q_size)):
             how = spot.weights.norm(f"{spot.path}.{name}", norm)
-            yield Operation("norm_columns", (how, _HEADS, q_size + 2 * k_size, first, norm.size))
-    yield Operation("attend", (heads, _HEADS))
+            yield Operation("norm_columns", (how, HEADS, q_size + 2 * k_size, first, norm.size))
+    yield Operation("attend", (heads, HEADS, gate))
     yield spot.yields("out")
 
 
@@ -169,8 +211,12 @@ def _head_norm(part: parts.Attention, spot: Spot) -> cpu.Norm:
         return cpu.Norm()
     q_D, k_D = (spot.weights.norms[f"{spot.path}.{name}"].weight for name in ("q_norm", "k_norm"))
     both_ND = torch.cat([q_D.expand(part.num_heads, -1), k_D.expand(part.num_kv_heads, -1)])
-    spot.weights.held.append(both_ND)
-    return cpu.Norm(address(both_ND), None, part.q_norm.eps, part.q_norm.center)
+    return cpu.Norm(spot.hold(both_ND), None, part.q_norm.eps, part.q_norm.center)
+
+
+@operations.register
+def _skip(part: Skip, spot: Spot) -> Iterator[Operation]:
+    return iter(())
 
 
 @operations.register
@@ -190,7 +236,7 @@ def _experts(part: experts.Experts, spot: Spot) -> Iterator[Operation]:
     """Experts leave the rows that they take to what all tokens see."""
     by, weights = part.selection, spot.weights
     how = cpu.Selection(
-        offsets=None if part.offsets is None else address(weights.offsets[f"{spot.path}.offsets"]),
+        offsets=None if part.offsets is None else address(weights.vectors[f"{spot.path}.offsets"]),
         top=by.top,
         score=_SCORES[by.score],
         renormalised=by.renormalised,
@@ -200,10 +246,10 @@ def _experts(part: experts.Experts, spot: Spot) -> Iterator[Operation]:
         scale=by.scale,
         slack=by.slack,
     )
-    yield Operation("project", (spot.product("router"), _EXPERTS, False))
+    yield Operation("project", (spot.product("router"), ROOM, False))
     gate_ups, downs = (spot.stack(name) for name in ("gate_up", "down"))
     kind = _ACTIVATIONS[part.activation]
-    places = (_EXPERTS, spot.to, spot.add)
+    places = (ROOM, spot.to, spot.add)
     yield Operation("experts", (how, gate_ups, downs, part.count, kind, part.weighs_input, *places))
     if part.shared is None:
         return
@@ -211,9 +257,9 @@ def _experts(part: experts.Experts, spot: Spot) -> Iterator[Operation]:
     if part.shared_gate is None:
         yield from operations(part.shared, within)
         return
-    yield Operation("project", (spot.product("shared_gate"), _SHARED_GATE, False))
-    yield from operations(part.shared, replace(within, to=_SHARED, add=False))
-    yield Operation("add_gated", (_SHARED, _SHARED_GATE, spot.to, part.shared.down.out))
+    yield Operation("project", (spot.product("shared_gate"), SHARED_GATE, False))
+    yield from operations(part.shared, replace(within, to=SHARED, add=False))
+    yield Operation("add_gated", (SHARED, SHARED_GATE, spot.to, part.shared.down.out))
 
 
 class Stack(Handle):

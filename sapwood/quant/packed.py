@@ -177,6 +177,12 @@ class PackedWeights(Handle):
         places = [None if field is None else address(field) for field in held]
         self.library.weights_put_codes(self.machine.pointer, self.pointer, *places, table.unit, table.fine)
 
+    def copy(self, first: int, number: int) -> PackedWeights:
+        """So many outputs from `first` on, to the last bit."""
+        made = PackedWeights(self.machine, self.packing, number, self.num_inputs)
+        self.library.weights_copy(self.machine.pointer, made.pointer, self.pointer, first)
+        return made
+
     def rows(self, ids_T: Tensor, factor: float = 1.0) -> Tensor:
         """The float32 weights [T, I] of some outputs (int64), times a factor."""
         ids_T = ids_T.contiguous()
@@ -214,6 +220,16 @@ class Product(Handle):
         for index, one in enumerate(weights):
             bias = self._held[1].get(index)
             self.library.linear_add(self.pointer, one.pointer, None if bias is None else address(bias))
+
+    def cut(self, number: int) -> tuple[Product, Product]:
+        """The first `number` weights, and the others, as products of their own."""
+        weights, biases, order_I = self._held
+        last = {index - number: bias for index, bias in biases.items() if index >= number}
+        first = {index: bias for index, bias in biases.items() if index < number}
+        return (
+            Product(*weights[:number], biases=first, order_I=order_I),
+            Product(*weights[number:], biases=last, order_I=order_I),
+        )
 
     def __call__(self, x_TI: Tensor) -> Tensor:
         """float32 in and out. Quantised weights are multiplied with int8 activations, a scale for 32 of them."""

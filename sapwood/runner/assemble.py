@@ -13,7 +13,7 @@ from sapwood.arch import draft_head
 from sapwood.arch.groups import joint_groups, kv_groups
 from sapwood.arch.parts import Decoder
 from sapwood.attention.base import Backend
-from sapwood.attention.native import Native
+from sapwood.attention.native import InLibrary
 from sapwood.attention.select import BACKENDS, Offer, choose, scaled, stored
 from sapwood.base.abilities import Ability
 from sapwood.base.errors import ConfigError
@@ -44,7 +44,8 @@ from sapwood.quant.repacked import repacked, unpackable
 class Rank:
     """What computes: a model on a device, and what keeps its keys and values, a backend for each of its KV groups.
 
-    `groups` are those of all models that run side by side. `machine` is what the CPU's own kernels run on, or why they do not.
+    `groups` are those of all models that run side by side. `machine` is what the CPU's own kernels run on, or why they do not;
+    `aside` says why they do not compute the whole model.
     """
 
     device: Device
@@ -53,6 +54,16 @@ class Rank:
     machine: Machine | str
     backends: Sequence[Backend]
     model: Model | NativeModel
+    aside: str | None = None
+
+    @property
+    def computed_by(self) -> tuple[str, str] | None:
+        """On a CPU, whether its own kernels compute the model, and why."""
+        if not self.device.can(Ability.HOST):
+            return None
+        if self.aside is not None or isinstance(self.machine, str):
+            return "modules of PyTorch", str(self.aside)
+        return "the CPU kernels", f"the whole model is operations of the build for {self.machine.library.target}"
 
 
 class Beside(NamedTuple):
@@ -92,8 +103,8 @@ def assemble(
     backends = _backends(config, mine, device.place, dtype, machine, choices.backends)
     tapped = any(isinstance(other, draft_head.DraftHead) and other.taps for other in others)
     stack = "a head goes on from hidden states within the model" if tapped else machine
-    model = _model(config, decoder, device.place, dtype, backends, stack, choices.methods, files)
-    return Rank(device, dtype, groups, machine, backends, model)
+    model, aside = _model(config, decoder, device.place, dtype, backends, stack, choices.methods, files)
+    return Rank(device, dtype, groups, machine, backends, model, aside)
 
 
 @torch.inference_mode()
@@ -111,7 +122,7 @@ def beside(
     if isinstance(decoder, draft_head.DraftHead):
         how = _how(config, choice_of(decoder, None, choices.methods), device, dtype, backends)
         return Beside(backends, DraftHead(decoder, how, rank.model))
-    model = _model(config, decoder, device, dtype, backends, machine, choices.methods, files)
+    model, _ = _model(config, decoder, device, dtype, backends, machine, choices.methods, files)
     return Beside(backends, model)
 
 
@@ -178,19 +189,20 @@ def _model(
     machine: Machine | str,
     known: Mapping[str, ReadSection],
     files: ModelFiles | None,
-) -> Model | NativeModel:
-    """The whole decoder by the CPU's own kernels where they can, else modules of PyTorch's."""
+) -> tuple[Model | NativeModel, str | None]:
+    """The whole decoder by the CPU's own kernels where they can, else modules of PyTorch's, and why."""
     assert config.model.max_model_len is not None, "a resolved configuration"
-    native = [backend for backend in backends if isinstance(backend, Native)]
+    native = [backend for backend in backends if isinstance(backend, InLibrary)]
     rounded = config.model.quantization
     choice = choice_of(decoder, rounded, known, _otherwise(files, kernels.choose(device)))
-    if not isinstance(machine, str) and len(native) == len(backends) and _has_operations(decoder, choice):
+    aside = machine if isinstance(machine, str) else _without_operations(decoder, choice, backends)
+    if not isinstance(machine, str) and aside is None:
         # PyTorch's own threads would still be waiting for work, busily, when the kernels' are to begin.
         torch.set_num_threads(1)
         own: Rounded | None = rounded if rounded in get_args(Rounded) else None  # type: ignore[assignment]
         method = repacked(choice if own is None else everywhere(Plain()), Packed(machine, own))
-        return NativeModel(decoder, native, machine, method, max_positions=config.model.max_model_len)
-    return build(decoder, _how(config, choice, device, dtype, backends))
+        return NativeModel(decoder, native, machine, method, max_positions=config.model.max_model_len), None
+    return build(decoder, _how(config, choice, device, dtype, backends)), aside
 
 
 def _how(
@@ -213,6 +225,12 @@ def _otherwise(files: ModelFiles | None, kernels: Kernels) -> Choice:
     return everywhere(Blocks(forms(files)))
 
 
-def _has_operations(decoder: Decoder, choice: Choice) -> bool:
-    """Whether the CPU's own kernels can compute the whole decoder."""
-    return unpackable(choice, decoder) is None and unlisted(decoder) is None
+def _without_operations(decoder: Decoder, choice: Choice, backends: Sequence[Backend]) -> str | None:
+    """Why the CPU's own kernels cannot compute the whole decoder."""
+    if other := next((backend.name for backend in backends if not isinstance(backend, InLibrary)), None):
+        return f"attention is {other}'s"
+    if found := unpackable(choice, decoder):
+        return f"the CPU kernels have no form for {found}"
+    if found := unlisted(decoder):
+        return f"the CPU kernels have no operations for {found}"
+    return None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -12,8 +14,10 @@ from torch import Tensor
 
 from sapwood.attention.base import Backend
 from sapwood.attention.latent import LatentReference, Turn
+from sapwood.attention.native_latent import NativeLatent
 from sapwood.base.kv import KVGroup, Latent
 from sapwood.kernels import RmsNorm
+from sapwood.kernels.cpu.library import Machine, find
 from tests.attention.conftest import Run, World
 
 Start = Callable[..., tuple[Any, Any]]
@@ -51,9 +55,18 @@ def triton() -> Any:
     return TritonLatent
 
 
+def native() -> Any:
+    library = find()
+    return pytest.skip(library) if isinstance(library, str) else partial(NativeLatent, machine=Machine(library, 2))
+
+
+KINDS: Mapping[str, Callable[[], Any]] = MappingProxyType({"reference": lambda: LatentReference, "native": native})
+
+
 @pytest.fixture(
     params=[
         "reference",
+        "native",
         "triton-interpreted",
         pytest.param("reference-gpu", marks=pytest.mark.gpu),
         pytest.param("triton-gpu", marks=pytest.mark.gpu),
@@ -63,11 +76,15 @@ def start(request: pytest.FixtureRequest, interpreter: None) -> Start:
     """start(group, lengths, **world's options) -> (world, the backend under test)"""
     if request.param == "triton-interpreted" and torch.cuda.is_available():
         pytest.skip("compiled on this machine")
-    backend = LatentReference if request.param.startswith("reference") else triton()
+    backend = KINDS.get(request.param.removesuffix("-gpu"), triton)()
     device = torch.device("cuda" if request.param.endswith("-gpu") else "cpu")
 
     def build(facts: KVGroup, lengths: tuple[int, ...], **options: Any) -> tuple[Any, Backend]:
-        assert backend.refuse(facts, torch.device("cuda"), torch.float32) is None
+        if request.param == "native":
+            if refused := NativeLatent.refuse(facts, device, options.get("dtype", torch.float32)):
+                pytest.skip(refused)
+        else:
+            assert backend.refuse(facts, torch.device("cuda"), torch.float32) is None
         made = LatentWorld(facts, lengths, device=device, **options)
         return made, made.start(backend)
 
@@ -155,3 +172,39 @@ def test_norms_and_turns(start: Start, interleaved: bool) -> None:
     scores = torch.einsum("thw,sw->hts", asked, keys) * 0.3
     scores = scores.masked_fill(torch.ones(6, 6).triu(1).bool(), -math.inf)
     torch.testing.assert_close(got, torch.einsum("hts,sr->thr", scores.softmax(-1), kept), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("build", ["base", "avx2", "avx2vnni", "avx512", "neon"])
+def test_a_row_has_the_same_bits_in_any_company(build: str, dtype: torch.dtype) -> None:
+    """Alone and split among threads, in runs that end within blocks, and in chunks: in the library's own order."""
+    library = find(build)
+    if isinstance(library, str):
+        pytest.skip(library)
+    lengths, runs = (1100, 1185, 700), [Run(0, 592, (0, 1, 2)), Run(592, 1040, (0, 1))]
+
+    def start() -> tuple[Any, Any]:
+        world = LatentWorld(group(num_heads=3, page_size=16), lengths, dtype=dtype)
+        for run in runs:
+            world.share(run)
+        return world, world.start(partial(NativeLatent, machine=Machine(library, 3)))
+
+    def ends(slot: int) -> list[int]:
+        return [lengths[slot] - 4, 1, 1, 1, 1]
+
+    alone, backend = start()
+    for slot in range(3):
+        for count in ends(slot):
+            alone.step(backend, [(slot, count)])
+    together, backend = start()
+    for counts in zip(*map(ends, range(3)), strict=True):
+        joined = runs if counts[0] == 1 else []
+        together.step(backend, list(enumerate(counts)), runs=joined)
+    chunked, backend = start()
+    for slot, sizes in enumerate(([700, 400], [77, 1, 512, 595], [64, 3, 250, 383])):
+        for count in sizes:
+            chunked.step(backend, [(slot, count)])
+    alone.check_from({0: 1000, 1: 1100, 2: 690})
+    for slot in range(3):
+        assert torch.equal(alone.outputs[slot], together.outputs[slot])
+        assert torch.equal(alone.outputs[slot], chunked.outputs[slot])

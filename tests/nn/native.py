@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,9 @@ from sapwood.arch import Decoder, declare
 from sapwood.arch.groups import kv_groups
 from sapwood.attention.base import Batch, RowLimits
 from sapwood.attention.native import Native
+from sapwood.attention.native_latent import NativeLatent
+from sapwood.attention.native_states import NativeStates
+from sapwood.base.kv import Heads, Latent, State
 from sapwood.hub.files import open_files
 from sapwood.kernels.cpu.library import Machine, find
 from sapwood.nn.load import load_weights
@@ -29,6 +33,7 @@ from sapwood.quant.repacked import repacked
 PAGE_SIZE = 16
 SLOT_PAGES = 16
 NUM_SLOTS = 4
+KEEPS: Mapping[type, Any] = MappingProxyType({Heads: Native, Latent: NativeLatent, State: NativeStates})
 
 
 def machine(build: str = "auto", *, fine: bool = True) -> Machine:
@@ -43,7 +48,9 @@ def empty(
 ) -> NativeModel:
     """The model without its weights; `dtype` is that of its keys and values."""
     groups = kv_groups(decoder, PAGE_SIZE)
-    backends = [Native(group, i, torch.device("cpu"), dtype, machine) for i, group in enumerate(groups)]
+    backends = [
+        KEEPS[type(group.kind)](group, i, torch.device("cpu"), dtype, machine) for i, group in enumerate(groups)
+    ]
     for backend in backends:
         backend.allocate(NUM_SLOTS * SLOT_PAGES + 1)
     choice = methods.of(decoder.quantization, everywhere(Plain()))

@@ -53,7 +53,7 @@ struct Attend {
     };
 
     // `positions` per token; rows' tokens are [offsets[r], offsets[r + 1]).
-    void plan(const Cells& kv, int rows, const int32_t* slots, const int32_t* starts, const int32_t* counts, const int32_t* offsets,
+    void plan(const Seen& kv, int rows, const int32_t* slots, const int32_t* starts, const int32_t* counts, const int32_t* offsets,
               int num_runs, const Run* runs, const int32_t* members, int threads) {
         items.clear(), tokens.clear(), merges.clear();
         num_parts = 0;
@@ -62,9 +62,8 @@ struct Attend {
         std::vector<std::vector<Part>> shared(total);  // parts of each token
         std::vector<int> own(total, 0);                // where each token's own positions begin
         if (!kv.window) plan_runs(std::vector<Run>(runs, runs + num_runs), members, shared, own);
-        int repeat = kv.heads / kv.kv_heads;
-        int most = std::max(1, QUERIES / repeat);
-        bool few = rows * kv.kv_heads < 2 * threads;
+        int most = std::max(1, QUERIES / kv.repeat());
+        bool few = rows * kv.bunches < 2 * threads;
         for (int r = 0; r < rows; r++) {
             for (int done = 0, number; done < counts[r]; done += number) {
                 int token = offsets[r] + done;
@@ -156,14 +155,71 @@ inline void finish(const float* state, int width, int dim, float* out) {
     for (int d = 0; d < dim; d++) out[d] = state[d] * inverse;
 }
 
-// One thread's room, of so many queries: themselves, the scores of a block, the states of the stretch and of all before it.
+// One thread's room, of so many queries: themselves, the scores of a block, the states of the stretch and of all before it; and of
+// a block's positions as floats.
 struct AttendRoom {
-    std::vector<float> queries, scores, stretches, wholes;
-    void reserve(const Cells& kv) {
-        size_t states = size_t(QUERIES) * kv.state();
-        if (stretches.size() < states) {
-            queries.resize(states), stretches.resize(states), wholes.resize(states);
-            scores.resize(size_t(QUERIES) * SPAN);
+    std::vector<float> queries, scores, stretches, wholes, rows;
+    void reserve(const Seen& kv) {
+        size_t states = size_t(QUERIES) * kv.state(), asked = size_t(QUERIES) * (kv.asks + TILE);
+        if (stretches.size() < states) stretches.resize(states), wholes.resize(states);
+        if (queries.size() < asked) queries.resize(asked);
+        if (rows.size() < size_t(SPAN) * kv.asks) rows.resize(size_t(SPAN) * kv.asks);
+        scores.resize(size_t(QUERIES) * SPAN);
+    }
+};
+
+// Queries that are computed together: those of a bunch of heads, of tokens [first, first + number) of an item.
+struct Asking {
+    const Seen& kv;
+    const Item& item;
+    const int bunch, first, number, queries;
+    const int* tokens;
+    float *partial, *stretches, *wholes;
+
+    Asking(const Seen& kv, const Item& item, const Attend& plan, int bunch, int first, float* partial, AttendRoom& room)
+        : kv(kv), item(item), bunch(bunch), first(first), number(std::min(most(kv), item.number - first)),
+          queries(number * kv.repeat()), tokens(plan.tokens.data() + item.first + first), partial(partial),
+          stretches(room.stretches.data()), wholes(room.wholes.data()) {
+        for (int n = 0; n < queries; n++) clear(stretches + n * kv.state(), kv.width), clear(wholes + n * kv.state(), kv.width);
+    }
+
+    static int most(const Seen& kv) { return std::max(1, QUERIES / kv.repeat()); }  // tokens
+    int token(int n) const { return tokens[n / kv.repeat()]; }
+    int head(int n) const { return bunch * kv.repeat() + n % kv.repeat(); }
+
+    // Calls block(begin, end) for each block of positions [low, high); its stretches end on the way.
+    template <class Block>
+    INLINE void walk(int low, int high, Block&& block) const {
+        int done = 0, last = part_end(item.low, low);  // partial results, and the end of the present one
+        for (int begin = low / SPAN * SPAN; begin < high; begin += SPAN) {
+            const int end = std::min(begin + SPAN, high);
+            block(begin, end);
+            if (begin + SPAN < last && end < high) continue;
+            leave(done);
+            done++, last = part_end(item.low, end);
+        }
+    }
+
+    // What has been found, to out[token][head][dim], unless it is in parts.
+    void yield(float* out) const {
+        if (item.part >= 0) return;
+        for (int n = 0; n < queries; n++)
+            finish(wholes + n * kv.state(), kv.width, kv.dim, out + (size_t(token(n)) * kv.heads + head(n)) * kv.dim);
+    }
+
+private:
+    // A stretch has ended, the `done`-th of the item that is left in parts.
+    void leave(int done) const {
+        const int state = kv.state();
+        for (int n = 0; n < queries; n++) {
+            float* stretch = stretches + n * state;
+            if (item.part < 0) {
+                join(wholes + n * state, stretch, kv.width);
+            } else {
+                size_t part = item.part + size_t(first + n / kv.repeat()) * item.parts + done;
+                std::memcpy(partial + (part * kv.heads + head(n)) * state, stretch, (kv.width + 2) * 4);
+            }
+            clear(stretch, kv.width);
         }
     }
 };
@@ -271,35 +327,26 @@ INLINE Weigh soften(float* scores, int filled, float* state, int width) {
 template <Store STORE>
 void attend(const Cells& kv, int layer, int head, const Item& item, const Attend& plan, const int32_t* table, const int64_t* positions,
             const float* heads, float scale, float* out, float* partial, AttendRoom& room) {
-    const int repeat = kv.heads / kv.kv_heads, width = kv.width, all = kv.heads + 2 * kv.kv_heads, state = kv.state();
-    // Members of a shared run may be more than one piece of queries.
-    const int at_once = std::max(1, QUERIES / repeat);
+    const int repeat = kv.repeat(), width = kv.width, all = kv.heads + 2 * kv.kv_heads, state = kv.state();
     const bool bent = kv.cap > 0 || !kv.slopes.empty();
-    for (int first = 0; first < item.number; first += at_once) {
-        const int number = std::min(at_once, item.number - first), queries = number * repeat;
-        const int* tokens = plan.tokens.data() + item.first + first;
+    // Members of a shared run may be more than one piece of queries.
+    for (int first = 0; first < item.number; first += Asking::most(kv)) {
+        const Asking asking(kv, item, plan, head, first, partial, room);
+        const int queries = asking.queries;
         float* q = room.queries.data();
-        float* stretches = room.stretches.data();
-        float* wholes = room.wholes.data();
         float* scores = room.scores.data();
         Weigh by[QUERIES];
         int lows[QUERIES], highs[QUERIES];
-        for (int t = 0; t < number; t++) {
-            int position = int(positions[tokens[t]]);
-            for (int g = 0; g < repeat; g++) {
-                int n = t * repeat + g;
-                const float* source = heads + (size_t(tokens[t]) * all + head * repeat + g) * kv.dim;
-                for (int d = 0; d < kv.dim; d++) q[n * width + d] = source[d] * scale;
-                for (int d = kv.dim; d < width; d++) q[n * width + d] = 0;
-                clear(stretches + n * state, width), clear(wholes + n * state, width);
-                highs[n] = item.causal ? std::min(item.high, position + 1) : item.high;
-                lows[n] = item.causal && kv.window ? std::max(item.low, position - kv.window + 1) : item.low;
-            }
+        for (int n = 0; n < queries; n++) {
+            const int position = int(positions[asking.token(n)]);
+            const float* source = heads + (size_t(asking.token(n)) * all + asking.head(n)) * kv.dim;
+            for (int d = 0; d < kv.dim; d++) q[n * width + d] = source[d] * scale;
+            for (int d = kv.dim; d < width; d++) q[n * width + d] = 0;
+            highs[n] = item.causal ? std::min(item.high, position + 1) : item.high;
+            lows[n] = item.causal && kv.window ? std::max(item.low, position - kv.window + 1) : item.low;
         }
         int low = *std::min_element(lows, lows + queries), high = *std::max_element(highs, highs + queries);
-        int done = 0, last = part_end(item.low, low);  // partial results, and the end of the present one
-        for (int begin = low / SPAN * SPAN; begin < high; begin += SPAN) {
-            const int end = std::min(begin + SPAN, high);
+        asking.walk(low, high, [&](int begin, int end) {
             const int skipped = std::max(0, low - begin);  // positions that nobody sees are never multiplied
             size_t cells[SPAN];
             for (int tile = begin + skipped / TILE * TILE; tile < end; tile += TILE) {
@@ -317,35 +364,20 @@ void attend(const Cells& kv, int layer, int head, const Item& item, const Attend
                     for (int c = skipped; c < count; c++) s[c] *= kv.key_scales[cells[c]];
                 if (bent) {
                     float slope = kv.slopes.empty() ? 0 : kv.slopes[head * repeat + n % repeat];
-                    bend(kv, s, filled, slope, begin, int(positions[tokens[n / repeat]]));
+                    bend(kv, s, filled, slope, begin, int(positions[asking.token(n)]));
                 }
                 for (int c = 0; c < std::min(filled, lows[n] - begin); c++) s[c] = -INFINITY;
                 for (int c = std::max(0, highs[n] - begin); c < filled; c++) s[c] = -INFINITY;
-                by[n] = soften(s, filled, stretches + n * state, width);
+                by[n] = soften(s, filled, asking.stretches + n * state, width);
                 if constexpr (STORE == KEEP_I8)
                     for (int c = skipped; c < count; c++) s[c] *= kv.value_scales[cells[c]];
             }
             in_bunches<ADDED>(queries, [&](auto N, int n) {
-                add_all_values<STORE, N>(kv, cells + skipped, count - skipped, scores + n * SPAN + skipped, by + n, stretches + n * state);
+                add_all_values<STORE, N>(kv, cells + skipped, count - skipped, scores + n * SPAN + skipped, by + n,
+                                         asking.stretches + n * state);
             });
-            if (begin + SPAN < last && end < high) continue;
-            for (int n = 0; n < queries; n++) {
-                float* stretch = stretches + n * state;
-                if (item.part < 0) {
-                    join(wholes + n * state, stretch, width);
-                } else {
-                    size_t part = item.part + size_t(first + n / repeat) * item.parts + done;
-                    std::memcpy(partial + (part * kv.heads + head * repeat + n % repeat) * state, stretch, (width + 2) * 4);
-                }
-                clear(stretch, width);
-            }
-            done++, last = part_end(item.low, end);
-        }
-        if (item.part >= 0) continue;
-        for (int n = 0; n < queries; n++) {
-            float* target = out + (size_t(tokens[n / repeat]) * kv.heads + head * repeat + n % repeat) * kv.dim;
-            finish(wholes + n * state, width, kv.dim, target);
-        }
+        });
+        asking.yield(out);
     }
 }
 
@@ -358,17 +390,20 @@ inline void attend_any(const Cells& kv, int layer, int head, const Item& item, c
     }
 }
 
-// One token's result from its parts; `out` is [heads][dim].
-inline void merge(const Cells& kv, const Attend& plan, int token, const float* partial, AttendRoom& room, float* out) {
+// What one of a token's heads gets, from its parts.
+inline void merge_head(const Seen& kv, const Attend& plan, int token, int head, const float* partial, AttendRoom& room, float* out) {
     const Part* parts = plan.merges.data() + plan.part_of[token];
     float *stretch = room.stretches.data(), *whole = room.wholes.data();
-    for (int head = 0; head < kv.heads; head++) {
-        clear(stretch, kv.width), clear(whole, kv.width);
-        for (int i = 0; i < plan.parts_of[token]; i++) {
-            if (parts[i].opens) join(whole, stretch, kv.width), clear(stretch, kv.width);
-            join(stretch, partial + (size_t(parts[i].index) * kv.heads + head) * kv.state(), kv.width);
-        }
-        join(whole, stretch, kv.width);
-        finish(whole, kv.width, kv.dim, out + head * kv.dim);
+    clear(stretch, kv.width), clear(whole, kv.width);
+    for (int i = 0; i < plan.parts_of[token]; i++) {
+        if (parts[i].opens) join(whole, stretch, kv.width), clear(stretch, kv.width);
+        join(stretch, partial + (size_t(parts[i].index) * kv.heads + head) * kv.state(), kv.width);
     }
+    join(whole, stretch, kv.width);
+    finish(whole, kv.width, kv.dim, out);
+}
+
+// All of them: `out` is [heads][dim].
+inline void merge(const Seen& kv, const Attend& plan, int token, const float* partial, AttendRoom& room, float* out) {
+    for (int head = 0; head < kv.heads; head++) merge_head(kv, plan, token, head, partial, room, out + head * kv.dim);
 }

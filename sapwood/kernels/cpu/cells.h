@@ -6,12 +6,39 @@
 
 enum Store : int { KEEP_F32, KEEP_F16, KEEP_I8 };
 
-// Keys and values of one group of layers.
-struct Cells {
-    Store store;
-    int layers, heads, kv_heads, dim, width;  // width: dim rounded up to whole vectors
-    int window;                               // 0: none
-    int page;                                 // positions of a page, a multiple of 16
+INLINE uint16_t clipped(float x) {  // a value beyond float16 would become infinite, and then not a number
+    if (!std::isfinite(x)) return to_half(x);
+    return to_half(x > 65504.0f ? 65504.0f : x < -65504.0f ? -65504.0f : x);
+}
+
+struct Seen;
+
+// What a group of layers keeps of sequences.
+struct Kept {
+    const int page;  // positions of a page
+
+    explicit Kept(int page) : page(page) {}
+    virtual ~Kept() = default;
+    virtual const Seen* seen() const { return nullptr; }  // itself, if that is what attention reads
+};
+
+// What queries of `heads` heads see. Those of a bunch are computed together: the heads that share a key, or some of those that
+// share all of them. A query has `asks` numbers, and gets `dim`, which are `width` when filled up to whole vectors.
+struct Seen : Kept {
+    const int heads, bunches, asks, dim, width;
+    const int window;  // 0: none
+
+    Seen(int heads, int bunches, int asks, int dim, int window, int page)
+        : Kept(page), heads(heads), bunches(bunches), asks(asks), dim(dim), width((dim + TILE - 1) / TILE * TILE), window(window) {}
+    const Seen* seen() const override { return this; }
+    int repeat() const { return heads / bunches; }
+    int state() const { return width + TILE; }  // floats of a query's state, see `clear`
+};
+
+// Keys and values of one group of layers. Pages are multiples of 16 positions.
+struct Cells : Seen {
+    const Store store;
+    const int layers, kv_heads;
     float cap = 0;                            // scores become cap * tanh(score / cap); 0: they do not
     std::vector<float> slopes;                // of each query head, what a score loses with each position of distance; none: nothing
     size_t cells;
@@ -19,10 +46,10 @@ struct Cells {
     float *key_scales, *value_scales;  // of KEEP_I8: [layer, kv_head, cell]
 
     Cells(Store store, int layers, int heads, int kv_heads, int dim, int window, int page)
-        : store(store), layers(layers), heads(heads), kv_heads(kv_heads), dim(dim), width((dim + TILE - 1) / TILE * TILE),
-          window(window), page(page), cells(0), keys(nullptr), values(nullptr), key_scales(nullptr), value_scales(nullptr) {}
+        : Seen(heads, kv_heads, dim, dim, window, page), store(store), layers(layers), kv_heads(kv_heads), cells(0), keys(nullptr),
+          values(nullptr), key_scales(nullptr), value_scales(nullptr) {}
 
-    ~Cells() { free(); }
+    ~Cells() override { free(); }
 
     size_t item() const { return store == KEEP_F32 ? 4 : store == KEEP_F16 ? 2 : 1; }
     size_t bytes() const { return size_t(layers) * kv_heads * cells * width * item(); }
@@ -46,8 +73,6 @@ struct Cells {
         Weights::give(key_scales, scale_bytes()), Weights::give(value_scales, scale_bytes());
         keys = values = nullptr, key_scales = value_scales = nullptr, cells = 0;
     }
-
-    int state() const { return width + TILE; }  // floats of a query's state, see `clear`
 
     size_t place(int layer, int head, size_t cell) const { return (size_t(layer) * kv_heads + head) * cells + cell; }
 
@@ -88,9 +113,4 @@ struct Cells {
         }
     }
 
-private:
-    static uint16_t clipped(float x) {  // a value beyond float16 would become infinite, and then not a number
-        if (!std::isfinite(x)) return to_half(x);
-        return to_half(x > 65504.0f ? 65504.0f : x < -65504.0f ? -65504.0f : x);
-    }
 };

@@ -80,30 +80,31 @@ private:
     }
 };
 
-// Where a step's choice lies in a buffer: pairs of a token and an expert are in the order of tokens, `order` has them by expert.
+// A step's choice: pairs of a token and an expert are in the order of tokens, `order` has them by expert. What has been chosen lies
+// in a buffer of all, or of a single token in each thread's own room, as the order always does: none waits for another's.
 struct Choice {
     struct Group { int32_t expert, first, last; };  // an expert that is chosen, and its pairs in the order
 
-    int pairs, count;
-    int32_t *experts, *order, *starts, *number;
+    const int pairs, count;
+    int number = 0;  // groups
+    int32_t *experts, *order, *starts;
     float* weights;
     Group* groups;
 
-    static size_t room(int top, int count) { return size_t(3) * top + size_t(4) * count + 2; }  // for each token
+    static size_t shared(int top) { return size_t(2) * top; }                                 // for each token
+    static size_t own(int top, int count) { return size_t(3) * top + size_t(4) * count + 1; }  // likewise
 
-    Choice(float* buffer, int pairs, int count) : pairs(pairs), count(count) {
-        int32_t* at = reinterpret_cast<int32_t*>(buffer);
-        experts = at, order = at + pairs, weights = buffer + size_t(2) * pairs, starts = at + size_t(3) * pairs;
-        number = starts + count + 1, groups = reinterpret_cast<Group*>(number + 1);
+    Choice(float* buffer, float* own, int pairs, int count) : pairs(pairs), count(count) {
+        experts = reinterpret_cast<int32_t*>(buffer), weights = buffer + pairs;
+        order = reinterpret_cast<int32_t*>(own), starts = order + pairs, groups = reinterpret_cast<Group*>(starts + count + 1);
     }
 
     void sort() {
         std::fill(starts, starts + count + 1, 0);
         for (int p = 0; p < pairs; p++) starts[experts[p] + 1]++;
         for (int e = 0; e < count; e++) starts[e + 1] += starts[e];
-        *number = 0;
         for (int e = 0; e < count; e++)
-            if (starts[e] < starts[e + 1]) groups[(*number)++] = {e, starts[e], starts[e + 1]};
+            if (starts[e] < starts[e + 1]) groups[number++] = {e, starts[e], starts[e + 1]};
         for (int p = 0; p < pairs; p++) order[starts[experts[p]]++] = p;
     }
 };
@@ -124,25 +125,32 @@ struct RouteExperts : Op {
 
     const Linear* takes() const override { return gate_ups[0]; }
     void reserve(Room& room) const override {
-        room.buffer(own, count), room.buffer(own + 1, Choice::room(top, count)), room.buffer(own + 2, size_t(top) * size);
-        room.buffer(to, size);
+        room.buffer(own, count), room.buffer(own + 1, Choice::shared(top)), room.buffer(own + 2, size_t(top) * size);
+        room.buffer(to, size), Room::grow(room.chosen, Choice::own(top, count));
         Room::grow(room.ordered, size_t(top) * whole(size)), Room::grow(room.inner, size_t(top) * whole(inner));
     }
     void run(Pass& pass) const override {
         Machine& m = pass.machine;
         const int tokens = pass.step.num_tokens, id = pass.id;
-        Choice choice(pass.buffers[own + 1], tokens * top, count);
-        m.pool.share(tokens, [&](int t) {
+        float* own_room = m.chosen[id].data;
+        Choice choice(tokens == 1 ? own_room + Choice::own(top, count) - 2 * top : pass.buffers[own + 1], own_room, tokens * top, count);
+        auto choose = [&](int t) {
             how.choose(pass.buffers[own] + size_t(t) * count, count, m.strips[id].data, choice.experts + t * top, choice.weights + t * top);
-        });
-        m.pool.barrier();
-        m.pool.share(1, [&](int) { choice.sort(); });
-        m.pool.barrier();
-        const Rows rows = gather(pass, choice);
+        };
+        if (tokens == 1) {
+            choose(0);
+        } else {
+            m.pool.share(tokens, choose);
+            m.pool.barrier();
+        }
+        choice.sort();
+        const bool one = tokens == 1 && !weighs_input;  // all pairs have the same row, which is there
+        const Rows rows = one ? pass.x : gather(pass, choice);
         const Want& want = downs[0]->multiplied;
         const Rows inside = m.inner.reserve(choice.pairs, want.ins, want.bytes);
         each(m, choice, gate_ups[0]->weights[0]->outs, [&](const Choice::Group& group, int begin) {
-            m.gated_outputs(id, *gate_ups[group.expert], want, rows, group.first, group.last, begin, inside, activation);
+            m.gated_outputs(id, *gate_ups[group.expert], want, rows, one ? 0 : group.first, group.first, group.last, begin, inside,
+                            activation);
         });
         float* parts = pass.buffers[own + 2];
         each(m, choice, size, [&](const Choice::Group& group, int begin) {
@@ -165,10 +173,14 @@ private:
         const Want& want = gate_ups[0]->multiplied;
         Rows rows = m.ordered.reserve(choice.pairs, want.ins, want.bytes);
         m.pool.share(choice.pairs, [&](int i) {
-            const float* source = pass.x.floats + size_t(choice.order[i] / top) * want.ins;
-            float *target = rows.floats + size_t(i) * want.ins, weight = weighs_input ? choice.weights[choice.order[i]] : 1.0f;
-            for (int j = 0; j < want.ins; j++) target[j] = source[j] * weight;
-            prepare(want, rows, i);
+            const size_t token = size_t(choice.order[i] / top), ins = size_t(want.ins), groups = ins / 32;
+            const float *source = pass.x.floats + token * ins, weight = weighs_input ? choice.weights[choice.order[i]] : 1.0f;
+            if (want.floats || weighs_input)
+                for (size_t j = 0; j < ins; j++) rows.floats[i * ins + j] = source[j] * weight;
+            if (weighs_input) return prepare(want, rows, i);
+            if (!want.bytes) return;
+            std::memcpy(rows.group(i, want.ins, 0), pass.x.group(token, want.ins, 0), groups * (rows.fine ? 64 : 32));
+            std::memcpy(rows.scales + i * groups, pass.x.scales + token * groups, groups * sizeof(Scale));
         });
         m.pool.barrier();
         return rows;
@@ -178,7 +190,7 @@ private:
     template <class Work>
     static void each(Machine& m, const Choice& choice, int outs, Work&& work) {
         const int chunks = (outs + CHUNK - 1) / CHUNK;
-        m.pool.share(*choice.number * chunks, [&](int unit) { work(choice.groups[unit / chunks], unit % chunks * CHUNK); });
+        m.pool.share(choice.number * chunks, [&](int unit) { work(choice.groups[unit / chunks], unit % chunks * CHUNK); });
         m.pool.barrier();
     }
 

@@ -67,10 +67,47 @@ class Step(Structure):
         ("run_sizes", c_void_p),
         ("run_slots", c_void_p),
         ("run_tokens", c_void_p),
+        ("heads", c_void_p),
     ]
 
 
-STRUCTS: Sequence[type[Structure]] = (Norm, Heads, Selection, Step)
+class Taps(Structure):
+    _fields_ = [
+        ("weights", c_void_p),
+        ("bias", c_void_p),
+        ("channels", c_int),
+        ("width", c_int),
+        ("group", c_int),
+        ("layer", c_int),
+    ]
+
+
+class Scan(Structure):
+    _fields_ = [
+        ("bias", c_void_p),
+        ("rates", c_void_p),
+        ("skip", c_void_p),
+        ("norm", Norm),
+        ("heads", c_int),
+        ("groups", c_int),
+        ("key_size", c_int),
+        ("value_size", c_int),
+        ("parts", c_int),
+        ("query", c_int),
+        ("key", c_int),
+        ("value", c_int),
+        ("step", c_int),
+        ("beta", c_int),
+        ("gate", c_int),
+        ("gates_first", c_int),
+        ("low", c_float),
+        ("high", c_float),
+        ("group", c_int),
+        ("layer", c_int),
+    ]
+
+
+STRUCTS: Sequence[type[Structure]] = (Norm, Heads, Selection, Step, Taps, Scan)
 """All that cross, in the order of the library's own list."""
 
 
@@ -104,6 +141,7 @@ _SIGNATURES: Mapping[str, tuple[Any, Sequence[Any]]] = {
     "weights_row_bytes": (_L, [_I, _I]),
     "weights_put": (_status, [_P, _P, _I, _P, _P, _I, _I]),
     "weights_put_codes": (_status, [_P, _P, _P, _P, _P, _P, _F, _I]),
+    "weights_copy": (_status, [_P, _P, _P, _I]),
     "weights_rows": (_status, [_P, _P, _P, _I, _F, _P]),
     "linear_new": (_P, []),
     "linear_free": (None, [_P]),
@@ -119,6 +157,13 @@ _SIGNATURES: Mapping[str, tuple[Any, Sequence[Any]]] = {
     "cells_key_scales": (_P, [_P]),
     "cells_value_scales": (_P, [_P]),
     "cells_attend": (_status, [_P, _P, POINTER(Heads), POINTER(Step), _P, _P]),
+    "latents_new": (_P, [_I, _I, _I, _I, _I, _I]),
+    "latents_free": (None, [_P]),
+    "latents_place": (None, [_P, _P, _L]),
+    "latents_attend": (_status, [_P, _P, POINTER(Heads), POINTER(Step), _P, _P, _L, _P]),
+    "states_new": (_P, [_I, _I]),
+    "states_free": (None, [_P]),
+    "states_place": (None, [_P, _P, _L, _L]),
     "stack_new": (_P, [_P]),
     "stack_free": (None, [_P]),
     "stack_add_group": (None, [_P, _P]),
@@ -127,7 +172,15 @@ _SIGNATURES: Mapping[str, tuple[Any, Sequence[Any]]] = {
     "stack_norm_columns": (None, [_P, POINTER(Norm), _I, _I, _I, _I]),
     "stack_norm": (None, [_P, POINTER(Norm), POINTER(Norm), _F, _I, _I]),
     "stack_project": (None, [_P, _P, _I, _I]),
-    "stack_attend": (None, [_P, POINTER(Heads), _I]),
+    "stack_take_columns": (None, [_P, POINTER(Norm), _I, _I, _I, _I]),
+    "stack_attend": (None, [_P, POINTER(Heads), _I, _I]),
+    "stack_attend_latents": (
+        None,
+        [_P, POINTER(Heads), POINTER(c_void_p), POINTER(c_void_p), _I, _I, _I, _I, _I, _I, _I],
+    ),
+    "stack_short_conv": (None, [_P, POINTER(Taps), _I]),
+    "stack_conv_columns": (None, [_P, POINTER(Taps), _I, _I, _I, _I]),
+    "stack_scan": (None, [_P, POINTER(Scan), _I, _I, _I, _I, _I]),
     "stack_gate": (None, [_P, _P, _I]),
     "stack_experts": (
         None,

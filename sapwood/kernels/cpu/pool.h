@@ -70,9 +70,10 @@ public:
     // Within a job, between two barriers: calls work(i) for each i < total once, on whichever thread is free.
     template <class Work>
     INLINE void share(int total, Work&& work) {
-        int grain = std::max(1, total / (8 * size));
-        for (int first; (first = next_.fetch_add(grain, std::memory_order_relaxed)) < total;)
-            for (int i = first; i < std::min(first + grain, total); i++) work(i);
+        // Runs that get shorter, so that all are done at about the same time.
+        auto grain = [&] { return std::max(1, (total - next_.load(std::memory_order_relaxed)) / (4 * size)); };
+        for (int first, run; (first = next_.fetch_add(run = grain(), std::memory_order_relaxed)) < total;)
+            for (int i = first; i < std::min(first + run, total); i++) work(i);
     }
 
 private:

@@ -72,3 +72,15 @@ INLINE vf activate(vf v, int activation) {
         default: return vmax(v, vf{}) * vmax(v, vf{});
     }
 }
+
+// x *= sigmoid(gate), or silu(gate) where SILU_TOO.
+template <bool SILU_TOO>
+INLINE void gate_by(float* x, const float* gate, int size) {
+    for (int i = 0; i < size; i += W) {
+        vf g{}, v{};
+        const int some = std::min(W, size - i);
+        std::memcpy(&g, gate + i, some * 4), std::memcpy(&v, x + i, some * 4);
+        v *= SILU_TOO ? vsilu(g) : 1.0f / (vexp(-g) + 1.0f);
+        std::memcpy(x + i, &v, some * 4);
+    }
+}

@@ -7,6 +7,8 @@
 #include "simd.h"
 
 #include "experts.h"
+#include "latents.h"
+#include "states.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -77,7 +79,11 @@ API const char* sapwood_layouts() {
                &Selection::top_groups, &Selection::group_best, &Selection::scale, &Selection::slack) +
         LAYOUT(&Step::num_tokens, &Step::num_rows, &Step::ids, &Step::positions, &Step::slots, &Step::starts, &Step::counts,
                &Step::offsets, &Step::tables, &Step::strides, &Step::cells, &Step::num_runs, &Step::run_lows, &Step::run_highs,
-               &Step::run_firsts, &Step::run_sizes, &Step::run_slots, &Step::run_tokens);
+               &Step::run_firsts, &Step::run_sizes, &Step::run_slots, &Step::run_tokens, &Step::heads) +
+        LAYOUT(&Taps::weights, &Taps::bias, &Taps::channels, &Taps::width, &Taps::group, &Taps::layer) +
+        LAYOUT(&Scan::bias, &Scan::rates, &Scan::skip, &Scan::norm, &Scan::heads, &Scan::groups, &Scan::key_size, &Scan::value_size,
+               &Scan::parts, &Scan::query, &Scan::key, &Scan::value, &Scan::step, &Scan::beta, &Scan::gate, &Scan::gates_first,
+               &Scan::low, &Scan::high, &Scan::group, &Scan::layer);
     return lines.c_str();
 }
 
@@ -162,6 +168,13 @@ API int weights_put_codes(Machine* machine, Weights* weights, const uint8_t* cod
     });
 }
 
+// All outputs as those of another from `first` on, which are of the same kind.
+API int weights_copy(Machine* machine, Weights* weights, const Weights* from, int first) {
+    weights->unit = from->unit, weights->fine = from->fine;
+    std::memcpy(weights->tables, from->tables, sizeof(weights->tables));
+    return put_rows(machine, 0, weights->outs, [&](int row) { copy_row(*weights, row, *from, first + row); });
+}
+
 // out[i] = the weights of output ids[i], times factor: [rows, ins].
 API int weights_rows(Machine* machine, const Weights* weights, const int64_t* ids, int rows, float factor, float* out) {
     return on(machine, [&] {
@@ -230,13 +243,55 @@ API int cells_attend(Machine* machine, Cells* cells, const Heads* how, const Ste
     });
 }
 
+// ---- latents and states, whose memory is borrowed: that of the latents is [layer][cell][rank + turned]
+
+API Latents* latents_new(int store, int heads, int bunches, int rank, int turned, int page) {
+    return made([&] { return new Latents(Store(store), heads, bunches, rank, turned, page); });
+}
+API void latents_free(Latents* latents) { delete latents; }
+API void latents_place(Latents* latents, uint8_t* rows, int64_t cells) { latents->rows = rows, latents->cells = size_t(cells); }
+
+// Attention of one layer, outside of a stack: of queries [token][head][rank + turned] and latents in rows so far apart; both are
+// overwritten. `step` is about this group alone, out [token][head][rank].
+API int latents_attend(Machine* machine, Latents* kv, const Heads* how, const Step* step, float* queries, float* latents, int64_t apart,
+                       float* out) {
+    if (!step->num_tokens) return DONE;
+    return on(machine, [&] {
+        machine->plan(*step, {kv});
+        Attend& plan = machine->plans[0];
+        machine->pool.run([&](int id) {
+            machine->pool.share(step->num_tokens, [&](int t) {
+                keep_latent(*kv, *how, *step, t, latents + t * apart);
+                for (int head = 0; head < kv->heads; head++)
+                    turn_last(*kv, *how, *step, t, queries + (size_t(t) * kv->heads + head) * kv->asks + kv->rank);
+            });
+            machine->pool.barrier();
+            attend_step(*machine, id, *kv, plan, *how, *step, queries, out);
+            machine->pool.share(step->num_tokens, [&](int t) {
+                if (plan.parts_of[t])
+                    merge(*kv, plan, t, plan.partial.data(), machine->rooms[id], out + size_t(t) * kv->heads * kv->rank);
+            });
+        });
+    });
+}
+
+API States* states_new(int page, int cells) {
+    return made([&] { return new States(page, cells); });
+}
+API void states_free(States* states) { delete states; }
+// Memory of the next shape, [layer][cell][size]; `total` cells of all pages.
+API void states_place(States* states, float* kept, int64_t size, int64_t total) {
+    states->shapes.push_back({kept, size_t(size)}), states->total = size_t(total);
+}
+
 // ---- stacks
 
 API Stack* stack_new(Machine* machine) {
     return made([&] { return new Stack(*machine); });
 }
 API void stack_free(Stack* stack) { delete stack; }
-API void stack_add_group(Stack* stack, Cells* cells) { stack->groups.push_back(cells); }
+// One of the kinds of `cells.h`, `latents.h` and `states.h`, all of which begin with what they are.
+API void stack_add_group(Stack* stack, Kept* kept) { stack->groups.push_back(kept); }
 
 // Its operations, in their order; see `stack.h`.
 API void stack_embed(Stack* stack, const Weights* table, float scale) { stack->add(std::make_unique<Embed>(*table, scale)); }
@@ -250,7 +305,26 @@ API void stack_norm(Stack* stack, const Norm* norm, const Norm* after, float sca
 API void stack_project(Stack* stack, const Linear* linear, int to, int add) {
     stack->add(std::make_unique<Project>(*linear, to, add));
 }
-API void stack_attend(Stack* stack, const Heads* how, int from) { stack->add(std::make_unique<AttendHeads>(*how, from)); }
+API void stack_attend(Stack* stack, const Heads* how, int from, int gate) {
+    stack->add(std::make_unique<AttendHeads>(*how, from, gate));
+}
+API void stack_take_columns(Stack* stack, const Norm* norm, int which, int width, int first, int size) {
+    stack->add(std::make_unique<TakeColumns>(*norm, which, width, first, size));
+}
+// `keys` and `values` are products of each of so many heads.
+API void stack_attend_latents(Stack* stack, const Heads* how, const Linear* const* keys, const Linear* const* values, int heads, int rank,
+                              int turned, int from, int down, int wide, int own) {
+    using List = std::vector<const Linear*>;
+    stack->add(std::make_unique<AttendLatents>(*how, List(keys, keys + heads), List(values, values + heads), rank, turned, from, down,
+                                               wide, own));
+}
+API void stack_short_conv(Stack* stack, const Taps* taps, int from) { stack->add(std::make_unique<ShortConv>(*taps, from)); }
+API void stack_conv_columns(Stack* stack, const Taps* taps, int from, int wide, int first, int to) {
+    stack->add(std::make_unique<ConvColumns>(*taps, from, wide, first, to));
+}
+API void stack_scan(Stack* stack, const Scan* how, int from, int wide, int conv, int channels, int own) {
+    stack->add(std::make_unique<ScanHeads>(*how, from, wide, conv, channels, own));
+}
 API void stack_gate(Stack* stack, const Linear* linear, int activation) {
     stack->add(std::make_unique<Gate>(*linear, activation));
 }

@@ -56,6 +56,7 @@ struct Step {
     const int64_t* const* cells;   // per group, per token
     int num_runs;
     const int32_t *run_lows, *run_highs, *run_firsts, *run_sizes, *run_slots, *run_tokens;  // runs of positions that several tokens share
+    const int32_t* heads;  // per row: how many of its last tokens yield another; null: at most one
 };
 
 constexpr int CHUNK = 32;    // outputs that a thread takes at a time: a group of the next product's input
@@ -115,10 +116,11 @@ struct Machine {
     std::vector<RowsBuffer> own;        // of each thread, for a single row
     std::vector<AttendRoom> rooms;
     std::vector<Buffer<float>> strips;  // of each thread: two chunks of outputs
+    std::vector<Buffer<float>> scanned, chosen;  // of each thread: a part of a state; a choice of experts
     std::vector<Attend> plans;          // per group
 
     // `fine`: integers of 12 bits for activations, instead of 8.
-    Machine(int threads, bool fine) : pool(threads), own(pool.size), rooms(pool.size), strips(pool.size) {
+    Machine(int threads, bool fine) : pool(threads), own(pool.size), rooms(pool.size), strips(pool.size), scanned(pool.size), chosen(pool.size) {
         wide.fine = inner.fine = ordered.fine = fine;
         for (auto& one : own) one.fine = fine;
         for (auto& strip : strips) strip.reserve(2 * STRIP * CHUNK);
@@ -188,12 +190,12 @@ struct Machine {
         int bulks = (rows + BULK - 1) / BULK, total = (outs + CHUNK - 1) / CHUNK;
         pool.share(bulks * total, [&](int unit) {
             int first = unit / total * BULK, last = std::min(first + BULK, rows);
-            gated_outputs(id, gate_up, want, x, first, last, unit % total * CHUNK, inner, activation);
+            gated_outputs(id, gate_up, want, x, first, first, last, unit % total * CHUNK, inner, activation);
         });
     }
 
-    // The same of outputs from `begin` on, at most CHUNK, and some rows.
-    void gated_outputs(int id, const Linear& gate_up, const Want& want, const Rows& x, int first, int last, int begin,
+    // The same of outputs from `begin` on, at most CHUNK, and rows [first, last) of `inner`, which those of x from `from` on become.
+    void gated_outputs(int id, const Linear& gate_up, const Want& want, const Rows& x, int from, int first, int last, int begin,
                        const Rows& inner, int activation) {
         float* gates = strips[id].data;
         float* ups = gates + STRIP * CHUNK;
@@ -201,10 +203,10 @@ struct Machine {
         const Weights* up = gate_up.weights.size() > 1 ? gate_up.weights[1] : nullptr;
         const int width = std::min(CHUNK, gate.outs - begin);
         for (int row = first; row < last; row += STRIP) {
-            int end = std::min(row + STRIP, last);
+            int end = std::min(row + STRIP, last), source = from + row - first;
             for (int tile = 0; tile * TILE < width; tile++) {
-                multiply(gate, begin / TILE + tile, x, row, end, gates + tile * TILE, CHUNK);
-                if (up) multiply(*up, begin / TILE + tile, x, row, end, ups + tile * TILE, CHUNK);
+                multiply(gate, begin / TILE + tile, x, source, source + end - row, gates + tile * TILE, CHUNK);
+                if (up) multiply(*up, begin / TILE + tile, x, source, source + end - row, ups + tile * TILE, CHUNK);
             }
             for (int r = row; r < end; r++) {
                 float *g = gates + (r - row) * CHUNK, *u = ups + (r - row) * CHUNK;
@@ -222,18 +224,20 @@ struct Machine {
     }
 
     // What each group's attention has to do in a step.
-    void plan(const Step& step, const std::vector<Cells*>& groups) {
+    void plan(const Step& step, const std::vector<Kept*>& groups) {
         plans.resize(groups.size());
-        for (const Cells* kv : groups)
-            for (auto& room : rooms) room.reserve(*kv);
         std::vector<Attend::Run> runs;
         for (int i = 0; i < step.num_runs; i++) {
             int first = step.run_firsts[i], number = step.run_sizes[i];
             if (number) runs.push_back({step.run_slots[i], step.run_lows[i], step.run_highs[i], first, number});
         }
-        for (size_t g = 0; g < groups.size(); g++)
-            plans[g].plan(*groups[g], step.num_rows, step.slots, step.starts, step.counts, step.offsets, int(runs.size()),
-                          runs.data(), step.run_tokens, pool.size);
+        for (size_t g = 0; g < groups.size(); g++) {
+            const Seen* kv = groups[g]->seen();
+            if (!kv) continue;
+            for (auto& room : rooms) room.reserve(*kv);
+            plans[g].plan(*kv, step.num_rows, step.slots, step.starts, step.counts, step.offsets, int(runs.size()), runs.data(),
+                          step.run_tokens, pool.size);
+        }
     }
 
     // Turns heads, writes keys and values, attends. To be called by all threads between barriers, and ends with one.
@@ -298,7 +302,7 @@ struct Pass {
     Machine& machine;
     const int id;
     const Step& step;
-    const std::vector<Cells*>& groups;
+    const std::vector<Kept*>& groups;
     const std::vector<float*>& buffers;
     float* hidden;
     Rows x;
@@ -308,6 +312,7 @@ struct Pass {
 struct Room {
     std::vector<size_t> buffers;
     size_t wide = 0, inner = 0, ordered = 0, attended = 0;
+    size_t scanned = 0, chosen = 0;  // of each thread; the latter for each token
 
     static void grow(size_t& size, size_t wanted) { size = std::max(size, wanted); }
     void buffer(int number, size_t width) {
@@ -376,6 +381,22 @@ struct NormColumns : Op {
     }
 };
 
+// x = the norm of those columns.
+struct TakeColumns : Op {
+    const Norm norm;
+    const int which, width, first, size;
+
+    TakeColumns(const Norm& norm, int which, int width, int first, int size)
+        : norm(norm), which(which), width(width), first(first), size(size) {}
+    bool leaves() const override { return true; }
+    void reserve(Room& room) const override { room.buffer(which, width), Room::grow(room.wide, wanted.ins); }
+    void run(Pass& pass) const override {
+        pass.x = pass.machine.rows_for(pass.id, wanted, pass.step.num_tokens, pass.machine.wide, false, [&](int t, float* out) {
+            normed(pass.buffers[which] + size_t(t) * width + first, norm, size, out);
+        });
+    }
+};
+
 // x = the stream's norm, or its rows as they are. Unless `scale` is 0, so much of the norm `after` of what lies in buffer `from`,
 // or of that itself, is added to the stream first.
 struct Normalise : Op {
@@ -431,23 +452,28 @@ struct Project : Op {
     }
 };
 
-// x = attention of the heads in buffer `from`, whose keys and values go to their cells.
+// x = attention of the heads in buffer `from`, whose keys and values go to their cells; times the sigmoid of buffer `gate`, unless
+// that is -1.
 struct AttendHeads : Op {
     const Heads how;
-    const int from;
+    const int from, gate;
 
-    AttendHeads(const Heads& how, int from) : how(how), from(from) {}
+    AttendHeads(const Heads& how, int from, int gate) : how(how), from(from), gate(gate) {}
     bool leaves() const override { return true; }
-    void reserve(Room& room) const override { Room::grow(room.wide, wanted.ins), Room::grow(room.attended, wanted.ins); }
+    void reserve(Room& room) const override {
+        Room::grow(room.wide, wanted.ins), Room::grow(room.attended, wanted.ins);
+        if (gate >= 0) room.buffer(gate, wanted.ins);
+    }
     void run(Pass& pass) const override {
         Machine& m = pass.machine;
-        Cells& kv = *pass.groups[how.group];
+        Cells& kv = static_cast<Cells&>(*pass.groups[how.group]);
         Attend& plan = m.plans[how.group];
         float* attended = m.attended.data;
         m.attend(pass.id, kv, plan, how, pass.step, pass.buffers[from], attended);
         pass.x = m.rows_for(pass.id, wanted, pass.step.num_tokens, m.wide, false, [&](int t, float* out) {
             if (plan.parts_of[t]) merge(kv, plan, t, plan.partial.data(), m.rooms[pass.id], out);
             else std::memcpy(out, attended + size_t(t) * wanted.ins, wanted.ins * 4);
+            if (gate >= 0) gate_by<false>(out, pass.buffers[gate] + size_t(t) * wanted.ins, wanted.ins);
         });
     }
 };
@@ -472,7 +498,7 @@ struct Gate : Op {
 
 struct Stack {
     Machine& machine;
-    std::vector<Cells*> groups;
+    std::vector<Kept*> groups;
 
     explicit Stack(Machine& machine) : machine(machine) {}
 
@@ -509,6 +535,7 @@ private:
         m.make_room(tokens, room.wide, room.ordered);
         m.inner.reserve(tokens, int(room.inner + 31) / 32 * 32, true);
         m.attended.reserve(size_t(tokens) * room.attended);
+        for (int id = 0; id < m.pool.size; id++) m.scanned[id].reserve(room.scanned), m.chosen[id].reserve(tokens * room.chosen);
         while (m.buffers.size() < room.buffers.size()) m.buffers.emplace_back();
         std::vector<float*> found;
         for (size_t i = 0; i < room.buffers.size(); i++) found.push_back(m.buffers[i].reserve(tokens * room.buffers[i]));

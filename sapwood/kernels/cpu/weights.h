@@ -294,6 +294,19 @@ inline void put_codes(Weights& w, int out, const uint8_t* codes, const float* sc
     }
 }
 
+// Output `out` as output `row` of others of the same kind.
+inline void copy_row(Weights& w, int out, const Weights& from, int row) {
+    const int to = out % TILE, at = row % TILE;
+    const size_t item = w.kind == F32 ? 4 : w.grouped() ? 1 : 2, scale = w.scale_bytes();
+    for (int g = 0; g < w.groups(); g++) {
+        uint8_t* target = block_of(w, out, g);
+        const uint8_t* source = block_of(from, row, g);
+        for (int i = 0; i < w.group; i++) std::memcpy(target + place_of(w, to, i) * item, source + place_of(w, at, i) * item, item);
+        for (int which = 0; w.grouped() && which < 1 + (w.minima != NONE); which++)
+            std::memcpy(target + w.values + (which * TILE + to) * scale, source + w.values + (which * TILE + at) * scale, scale);
+    }
+}
+
 // Output `out` of the weights from one row of the checkpoint.
 inline void put_row(Weights& w, int out, Form form, const uint8_t* row) {
     if (w.quantised()) {
