@@ -8,11 +8,16 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from gguf import GGMLQuantizationType
 
+from sapwood.arch import declare
+from sapwood.arch.memory import num_parameters
+from sapwood.hub.files import open_files
 from tests.interpreter import interpreter
 
 __all__ = ["interpreter"]
@@ -107,6 +112,23 @@ def test_cases_on_a_cpu_are_told_beside_the_peer_s(script: Any) -> None:
     assert table.header == ["Q4_1", "sapwood", "llama.cpp", "ratio"]
     assert table.rows == [["c1 decode tok/s", "9.00", "3.00", "3.00"], ["c7 s", "2.00", "1.00", "0.50"]]
     assert cpu.table("Q4_1", {"sapwood": ours}).rows[0] == ["c1 decode tok/s", "9.00"]
+
+
+def test_a_mixture_of_random_weights_is_a_file_like_any_other(
+    script: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    written = script("written")
+    words = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": ["a"] * 40, "tokenizer.ggml.eos_token_id": 2}
+    monkeypatch.setattr(written, "open_gguf", lambda path: SimpleNamespace(metadata={"general.name": "x", **words}))
+    shape = written.Shape(64, 2, 4, 2, 16, experts=6, used=2, inner=32)
+    written.write(shape, GGMLQuantizationType.Q4_0, tmp_path / "none", tmp_path / "model.gguf")
+    files = open_files(tmp_path / "model.gguf", name="model")
+    decoder = declare(files.config)
+    assert (num_parameters(decoder), decoder.vocab_size) == (
+        2 * (6 * 3 * 64 * 32 + 64 * 6 + 2 * 6144 + 160) + 64 + 80 * 64,
+        40,
+    )
+    assert [block.ffn.selection.top for block in decoder.blocks] == [2, 2]
 
 
 def test_perplexity(script: Any, tiny_model: Path) -> None:

@@ -33,7 +33,9 @@ def test_products_of_heads_are_those_of_all(rounded: Rounded | None) -> None:
     made = leaf(rounded)
     whole, size = made.product, made.nbytes
     rows_HXR = made.first.rows(torch.arange(HEADS * (PLAIN_ROWS + VALUES))).unflatten(0, (HEADS, -1))
-    sums_TR, plain_TN = (torch.randn(5, size, generator=torch.Generator().manual_seed(1)) for size in (RANK, PLAIN_ROWS))
+    sums_TR, plain_TN = (
+        torch.randn(5, size, generator=torch.Generator().manual_seed(1)) for size in (RANK, PLAIN_ROWS)
+    )
     keys, values = absorb(made, HEADS, PLAIN_ROWS)
     for head, found_TX in enumerate(whole(sums_TR).unflatten(1, (HEADS, -1)).unbind(1)):
         assert torch.equal(values[head](sums_TR), found_TX[:, PLAIN_ROWS:])
