@@ -10,29 +10,28 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from sapwood.base.plan import Bools, Ints, Longs, Plan, Propose
+from sapwood.base.plan import Admissions, Bools, Ints, Plan, Propose
 
 _NOBODY = 0  # owns no slot; steps that are only timed are nobody's
+_NOTHING = -1  # has been missed
 
 
 class Trail:
-    """By slot, from which position on it has missed tokens, and whose those were. It takes in `most` tokens at once; rows may be behind
+    """By slot, from which position on it has missed tokens of the request there. It takes in `most` tokens at once; rows may be behind
     where the host thinks that they start, by `rewind` positions."""
 
     def __init__(self, *, num_slots: int, rewind: int, most: int) -> None:
-        self._since: Ints = np.zeros(num_slots, np.int32)
-        self._owner: Longs = np.full(num_slots, _NOBODY, np.int64)
+        self._since: Ints = np.full(num_slots, _NOTHING, np.int32)
         self._rewind, self._most = rewind, most
 
     def missed(self, plan: Plan) -> Iterator[Plan]:
         """What it has to take in before it drafts in this step, as plans of its own."""
         if (propose := plan.part(Propose)) is None:
             return
-        mine: Bools = np.isin(plan.slots_R, propose.slots_P) & (plan.owners_R != _NOBODY)
-        mine &= self._owner[plan.slots_R] == plan.owners_R
+        mine: Bools = np.isin(plan.slots_R, propose.slots_P) & (self._since[plan.slots_R] != _NOTHING)
         slots, ends = plan.slots_R[mine], plan.starts_R[mine]
-        self._owner[slots] = _NOBODY
         starts, each = self._since[slots], max(1, self._most // max(1, len(slots)))
+        self._since[slots] = _NOTHING
         while (left := starts < ends).any():
             slots, starts, ends = slots[left], starts[left], ends[left]
             counts = np.minimum(ends - starts, each).astype(np.int32)
@@ -41,13 +40,13 @@ class Trail:
 
     def leaves(self, plan: Plan) -> bool:
         """Whether a step is left for later: it has no prompts, and none of its drafts."""
+        if (admissions := plan.part(Admissions)) is not None:
+            self._since[[admit.slot for admit in admissions.admits]] = _NOTHING
         if plan.num_steady < plan.num_rows or plan.part(Propose) is not None:
             return False
-        new = self._owner[plan.slots_R] != plan.owners_R
+        new = (self._since[plan.slots_R] == _NOTHING) & (plan.owners_R != _NOBODY)
         if new.any():
-            slots = plan.slots_R[new]
-            self._owner[slots] = plan.owners_R[new]
-            self._since[slots] = np.maximum(plan.starts_R[new] - self._rewind, 0)
+            self._since[plan.slots_R[new]] = np.maximum(plan.starts_R[new] - self._rewind, 0)
         return True
 
 
