@@ -28,7 +28,7 @@ CPUs. Fields of a config that are not understood are refused by name.
 
 TAIL = """
 What no family has is refused with the list of those that there are. Known and not there yet: gpt-oss,
-latent attention in MiniCPM 3, RWKV, experts of Nemotron-H and of Gemma 4, what models see and hear, Qwen2.5's dual
+latent attention in MiniCPM 3, RWKV, experts of Nemotron-H, what models see and hear, Qwen2.5's dual
 chunk attention for a million tokens, post-norm variants of OPT-350m and BLOOM, `clip_qkv` of OLMo 1 and MPT.
 """
 

@@ -69,6 +69,12 @@ BREADTH: Mapping[str, tuple[str, str, Fields]] = MappingProxyType({
         {**_GEMMA4, "num_kv_shared_layers": 2, "use_double_wide_mlp": True, "hidden_size_per_layer_input": 16,
          "vocab_size_per_layer_input": 200, "final_logit_softcapping": 3.0},
     ),
+    "gemma4-moe": (
+        "Gemma4TextConfig",
+        "Gemma4ForCausalLM",
+        {**_GEMMA4, "num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"], "enable_moe_block": True,
+         "num_experts": 6, "top_k_experts": 3, "moe_intermediate_size": 32, "hidden_size_per_layer_input": 0},
+    ),
     "gemma4-dense": (
         "Gemma4TextConfig",
         "Gemma4ForCausalLM",

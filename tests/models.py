@@ -116,6 +116,11 @@ MODELS: Mapping[str, tuple[str, str, dict[str, Any]]] = MappingProxyType(
             {**_LATENT, "q_lora_rank": None, "topk_method": "group_limited_greedy", "rope_parameters": _YARN_SHARP},
         ),
         "deepseek-v3": ("DeepseekV3Config", "DeepseekV3ForCausalLM", {**_LATENT, "q_lora_rank": 24}),
+        "glm4-moe-lite": (
+            "Glm4MoeLiteConfig",
+            "Glm4MoeLiteForCausalLM",
+            {**_LATENT, "q_lora_rank": 24, "mlp_layer_types": ["dense", "sparse", "sparse"]},
+        ),
         "phi3": (
             "Phi3Config",
             "Phi3ForCausalLM",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from sapwood.arch.parts import Activation, Axis, Leaf, Linear, Mlp, StoredTensor
+from sapwood.arch.beside import Factor
+from sapwood.arch.parts import Activation, Axis, Leaf, Linear, Mlp, Norm, StoredTensor
 from sapwood.base.selection import Selection
 
 
@@ -56,6 +57,16 @@ class Stack(Leaf):
 
 
 @dataclass(frozen=True)
+class Gauged:
+    """A router that sees what it routes its own way: linear(scale * factor * norm(x))."""
+
+    linear: Linear
+    norm: Norm
+    factor: Factor
+    scale: float
+
+
+@dataclass(frozen=True)
 class Experts:
     """The sum of down(activation(gate) * up) of the experts that are chosen for a token, each times its weight.
 
@@ -63,7 +74,7 @@ class Experts:
     the weight is of what an expert takes, and not of what it yields.
     """
 
-    router: Linear
+    router: Linear | Gauged
     selection: Selection
     gate_up: Stack
     down: Stack

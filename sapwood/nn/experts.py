@@ -45,6 +45,22 @@ class Offsets(Leaf):
         self.weight.zero_()
 
 
+class Gauged(nn.Module):
+    """In the place of a router's Linear."""
+
+    def __init__(self, part: parts.Gauged, site: Site) -> None:
+        super().__init__()
+        self.linear, self.norm = site.make("linear", part.linear), site.make("norm", part.norm)
+        self.factor, self._scale = site.make("factor", part.factor), part.scale
+
+    def behind(
+        self, x_TE: Tensor, residual_TE: Tensor | None, norm: RmsNorm | LayerNorm | None
+    ) -> tuple[Tensor, Tensor]:
+        """As `Weights.behind`, behind a norm of its own."""
+        normed_TE, sum_TE = self.norm.join(x_TE, residual_TE)
+        return self.linear(self.factor(normed_TE) * self._scale), sum_TE
+
+
 class Experts(nn.Module):
     def __init__(self, part: parts.Experts, site: Site) -> None:
         super().__init__()
@@ -81,4 +97,5 @@ class Experts(nn.Module):
 
 make.register(parts.Stack, Stack)
 make.register(parts.Offsets, Offsets)
+make.register(parts.Gauged, Gauged)
 make.register(parts.Experts, Experts)

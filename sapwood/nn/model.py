@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import sapwood.nn.altup
 import sapwood.nn.beside
+import sapwood.nn.branches
 import sapwood.nn.experts
 import sapwood.nn.latent
 import sapwood.nn.recurrent  # noqa: F401  they register the makers of the parts inside a block

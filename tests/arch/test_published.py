@@ -29,7 +29,7 @@ SIZES = {  # parameters in millions
     "tiiuae/Falcon-H1-0.5B-Base": 521, "Qwen/Qwen3.5-27B": 26896, "Qwen/Qwen3.5-35B-A3B": 34661,
     "google/gemma-3-4b-it": 3880, "google/gemma-3-27b-it": 27009, "meta-llama/Llama-4-Scout-17B-16E-Instruct": 107770,
     "meta-llama/Llama-4-Maverick-17B-128E-Instruct": 400712, "ai21labs/Jamba-v0.1": 51570,
-    "state-spaces/mamba-130m-hf": 129, "tiiuae/falcon-mamba-7b-instruct": 7273, "Qwen/Qwen2.5-VL-7B-Instruct": 7616,
+    "zai-org/GLM-4.7-Flash": 29943, "state-spaces/mamba-130m-hf": 129, "tiiuae/falcon-mamba-7b-instruct": 7273, "Qwen/Qwen2.5-VL-7B-Instruct": 7616,
     "mistralai/Mistral-Small-3.1-24B-Instruct-2503": 23572,
     "deepseek-ai/DeepSeek-V2-Lite": 15706, "deepseek-ai/DeepSeek-V3": 671026,
 }  # fmt: skip

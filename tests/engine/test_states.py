@@ -32,7 +32,7 @@ def check(family: str, said: Said) -> None:
         assert logprobs == pytest.approx(right, abs=1e-4)
 
 
-@pytest.fixture(scope="module", params=["lfm2", "mamba2", "qwen3-next"])
+@pytest.fixture(scope="module", params=["lfm2", "mamba2", "qwen3-next", "falcon-h1"])
 def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     return request.param, models.save(request.param, tmp_path_factory.mktemp(request.param))
 

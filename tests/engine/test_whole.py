@@ -29,7 +29,7 @@ def test_greedy_tokens_are_those_of_transformers(family: str, tmp_path: Path) ->
         assert output == likeliest(family, prompt, output)
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3", "mistral"])
+@pytest.mark.parametrize("family", ["llama", "gemma3", "mistral", "llama4"])
 @pytest.mark.parametrize("depth", [0, 2])
 def test_memory_pressure_changes_nothing(family: str, depth: int, tmp_path: Path) -> None:
     """A pool that holds two or three of the requests: they are preempted and resumed, and say the same."""

@@ -40,7 +40,7 @@ STEPS: list[list[steps.Row]] = [
     [(1, 61, FIRST[61:62]), (2, 45, OTHER[45:46]), (3, 8, LAST[8:])],
     [(1, 62, FIRST[62:]), (2, 46, OTHER[46:])],
 ]
-MODULES = {"gemma3n", "gemma4", "gemma4-dense", "gemma4-whole", "llama4", "llama4-whole", "ministral3"}
+MODULES = {"gemma3n", "gemma4", "gemma4-dense", "gemma4-moe", "gemma4-whole", "llama4", "llama4-whole", "ministral3"}
 """Which the CPU's own stack does not compute."""
 
 FUSED = ["gemma2", "cohere", "gpt2", "bloom", "hunyuan"]

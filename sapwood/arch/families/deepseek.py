@@ -1,4 +1,4 @@
-"""DeepSeek V2, V2-Lite, V3, V3.1 and R1, and Kimi K2, which is declared as a V3: latent attention and experts."""
+"""DeepSeek V2, V2-Lite, V3, V3.1 and R1, Kimi K2, which is declared as a V3, and GLM-4.7-Flash: latent attention and experts."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from sapwood.arch.latent import LatentAttention
 from sapwood.arch.parts import Decoder, Linear, Norm, Part
 from sapwood.arch.rope import read_rope, yarn_attention_factor
 from sapwood.arch.scaling import YarnScaling
+from sapwood.base.errors import ModelError
 from sapwood.base.selection import Selection
 
 _ROUTING = {"greedy": (False, 1), "group_limited_greedy": (True, 1), "noaux_tc": (True, 2)}
@@ -30,6 +31,12 @@ def deepseek_v3(c: HfConfig) -> Decoder:
     offsets = Offsets("mlp.gate.e_score_correction_bias", ffn.count)
     made = _decoder(c, replace(ffn, offsets=offsets), interleaved=c.boolean("rope_interleave", True))
     return with_next(c, made)
+
+
+def glm4_moe_lite(c: HfConfig) -> Decoder:
+    """V3's, of which the first layer has no experts where nothing else is said."""
+    c.assume(first_k_dense_replace=1, routed_scaling_factor=1.8)
+    return deepseek_v3(c)
 
 
 def _selection(c: HfConfig, method: str, score: str, *, renormalised: bool) -> Selection:
@@ -52,12 +59,26 @@ def _experts(c: HfConfig, selection: Selection) -> Experts:
 
 
 def _decoder(c: HfConfig, ffn: Experts, *, interleaved: bool) -> Decoder:
-    """The first layers have no experts; of the others every so many-th has."""
     attention = latent_attention(c, interleaved=interleaved)
-    dense, step = c.count("first_k_dense_replace", 0), c.integer("moe_layer_freq", 1)
     sparse, plain = block(c, attention, ffn), block(c, attention, mlp(c, bias=c.boolean("mlp_bias", False)))
-    layers = range(c.integer("num_hidden_layers"))
-    return decoder(c, [plain if i < dense or i % step else sparse for i in layers])
+    return decoder(c, [sparse if one else plain for one in _sparse(c)])
+
+
+def _sparse(c: HfConfig) -> tuple[bool, ...]:
+    """Which layers have experts: those of which it is said, or every so many-th behind the first ones."""
+    dense, step, number = (
+        c.count("first_k_dense_replace", 0),
+        c.integer("moe_layer_freq", 1),
+        c.integer("num_hidden_layers"),
+    )
+    if not c.has("mlp_layer_types"):
+        return tuple(i >= dense and not i % step for i in range(number))
+    words = c.strings("mlp_layer_types")
+    if len(words) != number or not {*words} <= {"dense", "sparse"}:
+        raise ModelError(
+            f"config.json: mlp_layer_types must be num_hidden_layers ({number}) words of dense, sparse, got {list(words)}."
+        )
+    return tuple(word == "sparse" for word in words)
 
 
 def latent_attention(c: HfConfig, *, interleaved: bool) -> LatentAttention:
@@ -95,4 +116,5 @@ def _sharpening(c: HfConfig, scaling: object) -> float:
 FAMILIES = (
     Family(architecture="DeepseekV2ForCausalLM", declare=deepseek_v2),
     Family(architecture="DeepseekV3ForCausalLM", declare=deepseek_v3),
+    Family(architecture="Glm4MoeLiteForCausalLM", declare=glm4_moe_lite),
 )

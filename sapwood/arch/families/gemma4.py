@@ -1,4 +1,4 @@
-"""Gemma 4 (dense), the text of it: heads larger where layers see everything, values normed, a factor of each layer, and in the small
+"""Gemma 4, the text of it (dense, and with experts beside the MLPs): heads larger where layers see everything, values normed, a factor of each layer, and in the small
 ones vectors of each token for each layer, and last layers that share what earlier ones keep."""
 
 from __future__ import annotations
@@ -7,20 +7,24 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from sapwood.arch.beside import Beside, Factor, Vectors
+from sapwood.arch.branches import Branches
+from sapwood.arch.experts import Gauged
 from sapwood.arch.families.common import ACTIVATIONS, FULL, SLIDING, Layout, block, decoder, every, gqa, mlp
+from sapwood.arch.families.mixture import Names, experts
 from sapwood.arch.family import Family
 from sapwood.arch.hf import HfConfig
-from sapwood.arch.parts import Attention, Block, Decoder, Embedding, Linear, Part
+from sapwood.arch.parts import Attention, Block, Decoder, Embedding, Linear, Mlp, Part
 from sapwood.arch.rope import parse_rope
 from sapwood.base.errors import ModelError
+from sapwood.base.selection import Selection
 
 GEMMA4 = Layout(ffn_norm="pre_feedforward_layernorm")
+_EXPERTS = Names(at="experts", gate="gate_up_proj", up="gate_up_proj", down="down_proj", bare=True)
 
 
 def gemma4(c: HfConfig) -> Decoder:
     c.must("use_bidirectional_attention", None)
-    c.refuse("enable_moe_block", "num_experts", because="its experts are not there yet")
-    c.ignore("top_k_experts", "moe_intermediate_size", "sliding_window")
+    c.ignore("num_experts", "top_k_experts", "moe_intermediate_size", "sliding_window")
     kinds = every(c, 6)
     own = len(kinds) - c.count("num_kv_shared_layers", 0)
     blocks = [_block(c, kinds, layer, own) for layer in range(len(kinds))]
@@ -39,7 +43,7 @@ def _block(c: HfConfig, kinds: tuple[str, ...], layer: int, own: int) -> Block:
     shares = shared(kinds, layer, own)
     wide = shares is not None and c.boolean("use_double_wide_mlp", False)
     activation = c.choice("hidden_activation", ACTIVATIONS, "gelu_pytorch_tanh")
-    ffn = mlp(c, activation=activation, inner=c.integer("intermediate_size") * (2 if wide else 1))
+    dense = mlp(c, activation=activation, inner=c.integer("intermediate_size") * (2 if wide else 1))
     size, hidden = _vector_size(c), c.integer("hidden_size")
     beside = Beside(
         gate=Linear(hidden, (Part("per_layer_input_gate", size),), None),
@@ -48,12 +52,32 @@ def _block(c: HfConfig, kinds: tuple[str, ...], layer: int, own: int) -> Block:
         activation=activation,
     )
     return replace(
-        block(c, _attention(c, kind, without=shares is not None), ffn, GEMMA4),
+        block(c, _attention(c, kind, without=shares is not None), dense, GEMMA4),
+        ffn=_branches(c, dense) if c.boolean("enable_moe_block", False) else dense,
         after_mixer=GEMMA4.normed(c, "post_attention_layernorm"),
         after_ffn=GEMMA4.normed(c, "post_feedforward_layernorm"),
         beside=beside if size else None,
         factor=Factor("layer_scalar"),
         shares=shares,
+    )
+
+
+def _branches(c: HfConfig, dense: Mlp) -> Branches:
+    hidden, selection = c.integer("hidden_size"), Selection(c.integer("top_k_experts"), renormalised=True)
+    found = experts(c, _EXPERTS, inner=c.integer("moe_intermediate_size"), selection=selection)
+    router = Gauged(
+        linear=Linear(hidden, (Part("router.proj", found.count),), None),
+        norm=GEMMA4.normed(c, "", hidden),
+        factor=Factor("router.scale", hidden),
+        scale=hidden**-0.5,
+    )
+    return Branches(
+        mlp=dense,
+        after=GEMMA4.normed(c, "post_feedforward_layernorm_1"),
+        experts=replace(found, router=router, activation=dense.activation),
+        experts_norm=GEMMA4.normed(c, "pre_feedforward_layernorm_2"),
+        after_experts=GEMMA4.normed(c, "post_feedforward_layernorm_2"),
+        factors=Factor("router.per_expert_scale", found.count),
     )
 
 
