@@ -27,6 +27,21 @@ CPUs. Fields of a config that are not understood are refused by name.
 """
 
 TAIL = """
+## Other families
+
+    pip install 'sapwood[transformers]'
+    sapwood serve MODEL                              # a family that is not in the list: says model_impl = transformers
+    sapwood serve MODEL --model-impl transformers    # any; sapwood: never
+
+What no family here has runs in the modules of [transformers](https://github.com/huggingface/transformers), if it has the family and that lets others
+attend (`_supports_attention_backend`): with Sapwood's pages, attention, weights and steps, so with prefix hits, chunks, preemption, drafts from text, grammars
+and all of sampling, and slower than a family of its own. Only code that transformers itself holds is run, never what comes with a checkpoint (`auto_map`).
+What its attention asks for is found before anything is loaded, by a try on tensors without memory: grouped heads, windows of each layer, capped scores and values
+shorter than keys are done; sinks, tensors as scales, other masks, layers that mix tokens otherwise, and code that decides by values are refused by name. When the weights
+are there, six tokens show whether each sees others by attention alone. Plain safetensors only (experts of a checkpoint one by one are stacked as transformers has it); no
+GGUF, no `--quantization`, no EAGLE heads. On GPUs steps are recorded as graphs as for other models, which has not been run yet: modules that cannot
+be recorded want `--disable-cuda-graph`.
+
 What no family has is refused with the list of those that there are. Known and not there yet: gpt-oss,
 latent attention in MiniCPM 3, RWKV, experts of Nemotron-H, what models see and hear, Qwen2.5's dual
 chunk attention for a million tokens, post-norm variants of OPT-350m and BLOOM, `clip_qkv` of OLMo 1 and MPT.

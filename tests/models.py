@@ -15,6 +15,7 @@ from typing import Any
 
 from tests.breadth import BREADTH, RENAMED
 from tests.recurrent import RECURRENT
+from tests.unknown import UNKNOWN
 from tests.within import WITHIN
 
 _SIZES = {
@@ -133,7 +134,7 @@ MODELS: Mapping[str, tuple[str, str, dict[str, Any]]] = MappingProxyType(
 def _classes(family: str) -> tuple[str, str, dict[str, Any]]:
     if family in RENAMED:
         return RENAMED[family][:3]
-    return {**MODELS, **BREADTH, **RECURRENT, **WITHIN}[family]
+    return {**MODELS, **BREADTH, **RECURRENT, **WITHIN, **UNKNOWN}[family]
 
 
 @functools.cache

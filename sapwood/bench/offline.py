@@ -13,7 +13,6 @@ from statistics import fmean
 from time import perf_counter
 from typing import Any
 
-from sapwood.arch.families import declare
 from sapwood.base.errors import SapwoodError, UserError
 from sapwood.base.sampling import SamplingParams
 from sapwood.base.wire import Abort, Deltas, Facts, Submit
@@ -69,13 +68,14 @@ def open_engine(options: Mapping[str, Any], *, longest: int) -> Opened:
     `model` may be the name of a shape. Raises UserError for what the user can mend.
     """
     began = perf_counter()
+    from sapwood.engine.declared import declared
     from sapwood.engine.launch import launch  # imports torch
 
     config, catalogue = from_options({**options, **shape_options(str(options.get("model", "")))}), joined()
     families = catalogue.families
     files = find_configured(config.model, families=families)
     if config.model.max_model_len is None:
-        decoder = declare(files.config, families, methods=catalogue.methods)
+        decoder = declared(config.model, files, catalogue)
         most = shape_of(decoder, name=files.name).max_positions
         config = replace(config, "model", max_model_len=min(longest + SPARE_LEN, most))
     engine, facts, _ = launch(config, files, catalogue=catalogue)

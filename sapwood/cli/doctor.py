@@ -26,6 +26,7 @@ _OPTIONAL = {
     "httptools": "a faster HTTP parser",
     "opentelemetry-exporter-otlp-proto-http": "traces (--otlp-traces-endpoint)",
     "triton": "kernels for CUDA devices",
+    "transformers": "families that are not Sapwood's own (--model-impl)",
     "llmcompressor": "checkpoints in fewer bits (sapwood quantize)",
     "nvidia-cudnn-frontend": "faster long prompts on Hopper GPUs and later",
 }

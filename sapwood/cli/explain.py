@@ -21,20 +21,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from sapwood.arch.families import declare
+    from sapwood.arch.foreign import Foreign
     from sapwood.catalogue import joined
     from sapwood.cli.terminal import console, print_rows, pull_progress
     from sapwood.config.resolve import gib, resolve, token_bytes
     from sapwood.config.speculation import spelled
     from sapwood.config.weights import weight_bytes
     from sapwood.device import probe
+    from sapwood.engine.declared import declared
     from sapwood.engine.speculation import draft_of, shape_beside
     from sapwood.hub.files import find_configured
 
     config, catalogue = spelled(from_args(args)), joined()
     with pull_progress() as progress:
         files = find_configured(config.model, families=catalogue.families, weights=False, progress=progress)
-        decoder = declare(files.config, catalogue.families, methods=catalogue.methods)
+        decoder = declared(config.model, files, catalogue)
         draft = draft_of(config, decoder, files, catalogue, weights=False, progress=progress)
     model, device = shape_beside(decoder, files, draft), probe(config.device.device)
     config, decisions = resolve(config, model, device)
@@ -48,7 +49,8 @@ def run(args: argparse.Namespace) -> int:
         assert model.draft is not None
         weights, how = weight_bytes(config, model.draft)
         rows.insert(2, ("draft model", gib(weights), f"{model.draft.num_parameters / 1e6:.0f}M parameters, {how}"))
-    rows[2:2] = _products(config, decoder, catalogue.methods)
+    if not isinstance(decoder, Foreign):
+        rows[2:2] = _products(config, decoder, catalogue.methods)
     rows += [(decision.field, decision.shown, decision.reason) for decision in decisions]
     print_rows(console(), rows)
     return 0

@@ -134,10 +134,12 @@ async def _with_engine(
 def _load(config: Config, files: ModelFiles, catalogue: Catalogue) -> tuple[TextModel, About]:
     """What the front needs of the model."""
     from sapwood.arch.families import declare
+    from sapwood.arch.foreign import is_foreign
     from sapwood.hub.about import about
     from sapwood.text import TextModel
 
-    decoder = declare(files.config, catalogue.families, methods=catalogue.methods)
+    foreign = is_foreign(config.model.model_impl, files.config, catalogue.families)
+    decoder = None if foreign else declare(files.config, catalogue.families, methods=catalogue.methods)
     return TextModel.configured(files, config.model, catalogue.formats), about(files, decoder)
 
 

@@ -44,7 +44,7 @@ class ModelShape:
 
     `num_parameters` counts elements of the weights, shared ones once. `kv_groups` are the layers' keys and values, in
     pages of any size. `dtype` is the checkpoint's own, without 'torch.'.
-    `stored_bytes` are those of a checkpoint in quantised weights, 0 for others; GGUF's are `blocks`. `draft` is the model that drafts for it, whose groups are
+    `stored_bytes` are those of a checkpoint in quantised weights, 0 for others; GGUF's are `blocks`. A `foreign` one runs in another library's modules. `draft` is the model that drafts for it, whose groups are
     among its. `default_name` is what clients call the model when nobody says otherwise.
     """
 
@@ -56,4 +56,5 @@ class ModelShape:
     dtype: str = "bfloat16"
     stored_bytes: int = 0
     blocks: bool = True
+    foreign: bool = False
     draft: ModelShape | None = None

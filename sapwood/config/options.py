@@ -55,6 +55,12 @@ class ModelConfig:
         "--reasoning-parser",
         metavar="NAME",
     )
+    model_impl: str = option(
+        "auto",
+        "whose modules run the model: sapwood's own, transformers', or those where no family is known (auto)",
+        "--model-impl",
+        choices=("auto", "sapwood", "transformers"),
+    )
     load_format: str = option(
         "auto", "dummy: random weights from config.json alone", "--load-format", choices=("auto", "dummy")
     )

@@ -20,6 +20,7 @@ from sapwood.config.devices import RULES
 from sapwood.config.facts import DeviceFacts, ModelShape
 from sapwood.config.fairness import policy
 from sapwood.config.flags import flag_of, replace
+from sapwood.config.impl import model_impl
 from sapwood.config.options import Config
 from sapwood.config.weights import ITEMSIZE, weights_bytes
 
@@ -238,6 +239,7 @@ def _depth(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[int,
 _RULES: tuple[tuple[str, str, _Rule], ...] = (
     ("device", "device", _device),
     ("model", "served_model_name", _served_model_name),
+    ("model", "model_impl", model_impl),
     ("model", "dtype", _dtype),
     ("cache", "kv_cache_dtype", _kv_cache_dtype),
     ("cache", "page_size", _page_size),

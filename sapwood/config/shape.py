@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sapwood.arch.foreign import Foreign
 from sapwood.arch.groups import kv_groups
 from sapwood.arch.memory import num_parameters
 from sapwood.arch.parts import Network
@@ -19,5 +20,6 @@ def shape_of(decoder: Network, *, name: str, stored_bytes: int = 0, draft: Model
         dtype=decoder.dtype or "float32",
         stored_bytes=stored_bytes,
         blocks=decoder.quantization is None,
+        foreign=isinstance(decoder, Foreign),
         draft=draft,
     )

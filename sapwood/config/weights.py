@@ -14,7 +14,8 @@ def weight_bytes(config: Config, model: ModelShape) -> tuple[int, str]:
     dtype, rounded = config.model.dtype, config.model.quantization
     if model.stored_bytes and not model.blocks:
         return model.stored_bytes, "quantised as the checkpoint has them"
-    by_kernels = rules_of(config.device.device).rounds and dtype == "float32" and config.device.cpu_kernels != "off"
+    on_host = rules_of(config.device.device).rounds and dtype == "float32"
+    by_kernels = on_host and config.device.cpu_kernels != "off" and not model.foreign
     if by_kernels and model.stored_bytes:
         return model.stored_bytes * 5 // 4, "in the file's own blocks, at most"
     if rounded is not None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from sapwood.arch.families import declare
+from sapwood.arch.foreign import Foreign
 from sapwood.arch.parts import Decoder
 from sapwood.base.errors import ConfigError, GrammarError, ModelError
 from sapwood.base.kv import KVGroup
@@ -22,6 +22,7 @@ from sapwood.config.resolve import Decision, page_bytes, resolve
 from sapwood.config.speculation import drafters, spelled
 from sapwood.device import probe
 from sapwood.engine import lean
+from sapwood.engine.declared import declared
 from sapwood.engine.intake import Intake
 from sapwood.engine.loop import Engine
 from sapwood.engine.pause import Pause
@@ -72,7 +73,7 @@ def launch(
     executor = executor or LocalExecutor(catalogue)
     model = config.model
     files = _files(model, files, catalogue)
-    decoder = declare(files.config, catalogue.families, methods=catalogue.methods)
+    decoder = declared(model, files, catalogue)
     config, decisions, draft = _resolved(spelled(config), decoder, files, catalogue)
     clock.lap("configure")
     measured = executor.start(config, decoder, files, max_drafts=_most_drafts(config, max_drafts), draft=draft)
@@ -111,7 +112,7 @@ def _files(model: ModelConfig, given: ModelFiles | None, catalogue: Catalogue) -
 
 
 def _resolved(
-    config: Config, decoder: Decoder, files: ModelFiles, catalogue: Catalogue
+    config: Config, decoder: Decoder | Foreign, files: ModelFiles, catalogue: Catalogue
 ) -> tuple[Config, tuple[Decision, ...], DraftModel | None]:
     """With the model that drafts, if there is one."""
     draft = draft_of(config, decoder, files, catalogue)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from sapwood.arch.foreign import Foreign
 from sapwood.arch.parts import Decoder, Network
 from sapwood.base.slots import Slots
 from sapwood.base.trial import Trial
@@ -39,7 +40,7 @@ class Speculation(NamedTuple):
 
 def draft_of(
     config: Config,
-    decoder: Decoder,
+    decoder: Decoder | Foreign,
     files: ModelFiles,
     catalogue: Catalogue,
     *,

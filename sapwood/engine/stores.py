@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sapwood import __version__
-from sapwood.arch.parts import Decoder
+from sapwood.arch.parts import Network
 from sapwood.base.errors import ConfigError
 from sapwood.cache import KVCache
 from sapwood.config import Config
@@ -39,7 +39,7 @@ class Stores(NamedTuple):
 
 def stores_of(
     config: Config,
-    decoder: Decoder,
+    decoder: Network,
     files: ModelFiles,
     draft: DraftModel | None,
     *,
@@ -76,7 +76,7 @@ def _open(place: Place, origin: bytes, about: str) -> Shelf:
             return PackedShelf(path)
 
 
-def _origin(config: Config, decoder: Decoder, files: ModelFiles, draft: DraftModel | None, measured: Measured) -> bytes:
+def _origin(config: Config, decoder: Network, files: ModelFiles, draft: DraftModel | None, measured: Measured) -> bytes:
     """What all pages depend on besides their tokens: with another one nothing that was kept is found."""
     made_up = config.model.load_format == "dummy"
     models = [fingerprint(files, weights=not made_up)]

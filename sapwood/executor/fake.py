@@ -41,7 +41,7 @@ from sapwood.base.trial import Trial
 from sapwood.executor.base import Measured
 
 if TYPE_CHECKING:
-    from sapwood.arch.parts import Decoder
+    from sapwood.arch.parts import Network
     from sapwood.config.options import Config
     from sapwood.hub.draft import DraftModel
     from sapwood.hub.files import ModelFiles
@@ -71,7 +71,7 @@ def guess(prefix: int, vocab_size: int) -> int:
 
 def measured(
     config: Config,
-    decoder: Decoder,
+    decoder: Network,
     name: str,
     kv_bytes: int | None = None,
     *,
@@ -106,7 +106,7 @@ class FakeExecutor:
     def start(
         self,
         config: Config,
-        decoder: Decoder,
+        decoder: Network,
         files: ModelFiles,
         *,
         max_drafts: int = 0,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from sapwood.arch.parts import Decoder
+from sapwood.arch.parts import Network
 from sapwood.attention.select import BACKENDS, NAMES, Offer
 from sapwood.base.plan import Bits, Ints, LatePart, Outcome, Plan
 from sapwood.base.trial import Trial
@@ -36,7 +36,7 @@ class LocalExecutor:
     def start(
         self,
         config: Config,
-        decoder: Decoder,
+        decoder: Network,
         files: ModelFiles,
         *,
         max_drafts: int = 0,

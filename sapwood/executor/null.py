@@ -14,7 +14,7 @@ from sapwood.executor.base import Measured
 from sapwood.executor.fake import measured
 
 if TYPE_CHECKING:
-    from sapwood.arch.parts import Decoder
+    from sapwood.arch.parts import Network
     from sapwood.config.options import Config
     from sapwood.hub.draft import DraftModel
     from sapwood.hub.files import ModelFiles
@@ -33,7 +33,7 @@ class NullExecutor:
     def start(
         self,
         config: Config,
-        decoder: Decoder,
+        decoder: Network,
         files: ModelFiles,
         *,
         max_drafts: int = 0,

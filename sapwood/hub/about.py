@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
 from sapwood.arch.memory import num_parameters
 from sapwood.arch.parts import Decoder
-from sapwood.hub.files import ModelFiles
+from sapwood.hub.files import ModelFiles, tensors_in
 
 _SHORT = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 _BLOCKS = re.compile(r"(?<![A-Za-z0-9])((?:IQ|Q|TQ)\d\w*|BF16|F16|F32)(?![A-Za-z0-9])", re.IGNORECASE)
@@ -49,21 +51,27 @@ class About:
     sizes: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
 
 
-def about(files: ModelFiles, decoder: Decoder) -> About:
-    """`decoder` is the model that `files` declare."""
+def about(files: ModelFiles, decoder: Decoder | None) -> About:
+    """`decoder` is the model that `files` declare; None where only its weights say what it is."""
     config = files.config
     weights = [files.path] if files.kind == "gguf" else sorted(files.path.glob("*.safetensors"))
     stats = [path.stat() for path in weights]
     names = [(path.name, stat.st_size) for path, stat in zip(weights, stats, strict=True)]
     told = json.dumps([config, names], sort_keys=True, default=str)
+    dtype = config.get("dtype") or config.get("torch_dtype") if decoder is None else decoder.dtype
     found = _BLOCKS.search(files.path.stem) if files.kind == "gguf" else None
     return About(
         architecture=str(config.get("model_type") or "unknown"),
         container="gguf" if files.kind == "gguf" else "safetensors",
-        num_parameters=num_parameters(decoder),
-        stored=found[1].upper() if found else _SHORT.get(decoder.dtype or "float32", "unknown"),
+        num_parameters=_stored_parameters(weights) if decoder is None else num_parameters(decoder),
+        stored=found[1].upper() if found else _SHORT.get(str(dtype or "float32"), "unknown"),
         num_bytes=sum(stat.st_size for stat in stats),
         modified=max((stat.st_mtime for stat in stats), default=0.0),
         digest=hashlib.sha256(told.encode()).hexdigest(),
         sizes={name: config[field] for field, name in _SIZES.items() if isinstance(config.get(field), int)},
     )
+
+
+def _stored_parameters(paths: Sequence[Path]) -> int:
+    """Elements of all tensors in safetensors files."""
+    return sum(prod(tensor.shape) for path in paths for tensor in tensors_in(path).values())

@@ -10,6 +10,7 @@ from sapwood.arch.draft_head import DraftHead
 from sapwood.arch.eagle import eagle, is_eagle
 from sapwood.arch.families import declare
 from sapwood.arch.family import Family
+from sapwood.arch.foreign import Foreign
 from sapwood.arch.parts import Decoder
 from sapwood.base.errors import ConfigError
 from sapwood.hub.files import ModelFiles, find, read_json, tensor_names
@@ -28,7 +29,7 @@ class DraftModel(NamedTuple):
 
 def find_draft(
     model: str,
-    target: Decoder,
+    target: Decoder | Foreign,
     target_files: ModelFiles,
     *,
     families: Sequence[Family],
@@ -41,6 +42,11 @@ def find_draft(
     files = find(model, weights=weights, families=families, progress=progress)
     names = tensor_names(files) if weights and files.kind == "hf" else frozenset()
     if is_eagle(files.config, names):
+        if isinstance(target, Foreign):
+            raise ConfigError(
+                f"{_FLAG} {model} is a head that goes on from hidden states within a model, and {target_files.name} runs in "
+                "transformers' modules, which keep them to themselves. Take a whole model, or none."
+            )
         return DraftModel(eagle(files.config, names, target), files)
     decoder = declare(files.config, families, methods=methods)
     if decoder.vocab_size != target.vocab_size:
@@ -63,10 +69,10 @@ def find_draft(
     return DraftModel(replace(decoder, max_positions=target.max_positions), files)
 
 
-def own_head(target: Decoder, files: ModelFiles, *, weights: bool = True) -> DraftModel:
+def own_head(target: Decoder | Foreign, files: ModelFiles, *, weights: bool = True) -> DraftModel:
     """The head that the `target`'s own checkpoint has. Raises ConfigError if it has none."""
     mend = f"Leave it out, or give {_FLAG} MODEL."
-    if target.mtp is None or files.kind == "gguf":
+    if isinstance(target, Foreign) or target.mtp is None or files.kind == "gguf":
         raise ConfigError(
             f"--speculation mtp: {target.architecture} as {files.name} has it has no layers that predict more tokens than one. {mend}"
         )

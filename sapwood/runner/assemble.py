@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, get_args
+from typing import TYPE_CHECKING, NamedTuple, get_args
 
 import torch
 
 from sapwood import kernels
 from sapwood.arch import draft_head
+from sapwood.arch.foreign import Foreign
 from sapwood.arch.groups import joint_groups, kv_groups
-from sapwood.arch.parts import Decoder
+from sapwood.arch.parts import Decoder, Network
 from sapwood.attention.base import Backend
 from sapwood.attention.native import InLibrary
 from sapwood.attention.select import BACKENDS, Offer, choose, scaled, stored
@@ -39,6 +40,9 @@ from sapwood.quant.packed import Packed, Rounded
 from sapwood.quant.plain import Plain
 from sapwood.quant.repacked import repacked, unpackable
 
+if TYPE_CHECKING:
+    from sapwood.foreign.model import ForeignModel
+
 
 @dataclass(frozen=True, eq=False)
 class Rank:
@@ -53,7 +57,7 @@ class Rank:
     groups: tuple[KVGroup, ...]
     machine: Machine | str
     backends: Sequence[Backend]
-    model: Model | NativeModel
+    model: Model | NativeModel | ForeignModel
     aside: str | None = None
 
     @property
@@ -83,7 +87,7 @@ class Choices(NamedTuple):
 @torch.inference_mode()
 def assemble(
     config: Config,
-    decoder: Decoder,
+    decoder: Network,
     choices: Choices,
     files: ModelFiles | None = None,
     others: Sequence[Decoder | draft_head.DraftHead] = (),
@@ -101,6 +105,10 @@ def assemble(
     groups = joint_groups((decoder, *others), page_size, most_rewound(max_drafts, depth))
     mine = enumerate(groups[: len(kv_groups(decoder, page_size))])
     backends = _backends(config, mine, device.place, dtype, machine, choices.backends)
+    if isinstance(decoder, Foreign):
+        plainly = _how(config, everywhere(Plain()), device.place, dtype, backends)
+        return Rank(device, dtype, groups, machine, backends, _foreign(decoder, plainly), "they are transformers' own")
+    assert isinstance(decoder, Decoder)
     tapped = any(isinstance(other, draft_head.DraftHead) and other.taps for other in others)
     stack = "a head goes on from hidden states within the model" if tapped else machine
     model, aside = _model(config, decoder, device.place, dtype, backends, stack, choices.methods, files)
@@ -121,6 +129,7 @@ def beside(
     backends = _backends(config, mine, device, dtype, machine, choices.backends)
     if isinstance(decoder, draft_head.DraftHead):
         how = _how(config, choice_of(decoder, None, choices.methods), device, dtype, backends)
+        assert isinstance(rank.model, Model | NativeModel), "who looks into a model was refused beside others"
         return Beside(backends, DraftHead(decoder, how, rank.model))
     model, _ = _model(config, decoder, device, dtype, backends, machine, choices.methods, files)
     return Beside(backends, model)
@@ -203,6 +212,13 @@ def _model(
         method = repacked(choice if own is None else everywhere(Plain()), Packed(machine, own))
         return NativeModel(decoder, native, machine, method, max_positions=config.model.max_model_len), None
     return build(decoder, _how(config, choice, device, dtype, backends)), aside
+
+
+def _foreign(decoder: Foreign, how: Build) -> ForeignModel:
+    """Imported only where it is wanted, which takes a while."""
+    from sapwood.foreign.model import ForeignModel
+
+    return ForeignModel(decoder, how)
 
 
 def _how(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sapwood.arch.parts import Decoder
+from sapwood.arch.parts import Network
 from sapwood.base.abilities import Ability
 from sapwood.base.plan import Bits, Ints, LatePart, Outcome, Plan
 from sapwood.config.options import Config
@@ -42,7 +42,7 @@ class Worker:
     def __init__(
         self,
         config: Config,
-        decoder: Decoder,
+        decoder: Network,
         files: ModelFiles | None = None,
         *,
         max_drafts: int = 0,

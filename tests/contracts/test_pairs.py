@@ -224,12 +224,14 @@ NUMBERS: Mapping[str, dict[str, Any]] = MappingProxyType(
         "activations in int8": {"cpu_activations": "int8"},
         "bfloat16": {"dtype": "bfloat16"},
         "an EAGLE head": {"speculative_model": HEAD},
+        "transformers' modules": {"model_impl": "transformers"},
     }
 )
 """What changes the numbers that tokens are drawn from."""
 
 FEATURES = MappingProxyType({**ENGINES, **NUMBERS})
 OF_THE_KERNELS = ("KV in int8",)
+FOREIGN = "transformers' modules"
 WITHOUT_THEM = ("PyTorch on CPUs", "the CPU's attention", "reference attention", "bfloat16", "small pages")
 REFUSED: Mapping[frozenset[str], str] = MappingProxyType(
     {
@@ -237,6 +239,12 @@ REFUSED: Mapping[frozenset[str], str] = MappingProxyType(
         for pair in itertools.product(WITHOUT_THEM, OF_THE_KERNELS)
     }
     | {frozenset(("a store of KV", "no prefix cache")): "--kv-store keeps prefixes"}
+    | {
+        frozenset((FOREIGN, name)): "modules take plain weights only"
+        for name in NUMBERS
+        if name.startswith("weights in")
+    }
+    | {frozenset((FOREIGN, "an EAGLE head")): "which keep them to themselves"}
 )
 """Pairs that are refused at start, and what the refusal says. docs/architecture.md lists them."""
 
