@@ -20,8 +20,8 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
 
 from sapwood.base.kv import KVGroup
 from sapwood.cache.pool import PagePool
@@ -69,6 +69,22 @@ class Node:
         self.name: bytes | None = None
 
 
+class Watcher(Protocol):
+    """Is told of nodes in the midst of what is done with them, so it takes notes and changes nothing."""
+
+    def grown(self, node: Node) -> None:
+        """A new node, whose pages are written by the plan that it is born of."""
+        ...
+
+    def found(self, node: Node) -> None:
+        """A request that runs need not compute it."""
+        ...
+
+    def cut(self, node: Node) -> None:
+        """It loses its pages and its parent."""
+        ...
+
+
 class RadixTree:
     """All namespaces' pages of one engine. Token keys are int32 bytes, 4 a token. With `anchors` pages can be found by what
     they begin with."""
@@ -91,8 +107,7 @@ class RadixTree:
         self.num_present = [0] * len(groups)
         self.num_held = [0] * len(groups)
         self.now = 0  # grows with every use
-        self.noted: deque[Node] | None = None
-        self.noted_at = 0
+        self.watchers: list[Watcher] = []
         self._order = itertools.count()
         self._leaves: list[tuple[int, int, Node]] = []
         self.anchor = min(ANCHOR, self.page_size)
@@ -217,8 +232,8 @@ class RadixTree:
         """A request that runs need not compute these nodes."""
         for node in nodes:
             node.hits += 1
-            if self.noted is not None and node.hits == self.noted_at:
-                self.noted.append(node)
+            for watcher in self.watchers:
+                watcher.found(node)
 
     def part(self, nodes: Iterable[Node]) -> None:
         """One running sequence less goes through each of the nodes."""
@@ -250,8 +265,8 @@ class RadixTree:
         node = Node(parent, key, pages, born)
         parent.children[key] = node
         self.num_nodes += 1
-        if self.noted is not None and not self.noted_at:
-            self.noted.append(node)
+        for watcher in self.watchers:
+            watcher.grown(node)
         if self._anchors is not None and len(key) >= 4 * self.anchor:
             self._anchors[node.root, key[: 4 * self.anchor]] = node
         for g in self.windowed:
@@ -319,6 +334,8 @@ class RadixTree:
         """Free an unsheltered leaf's pages; its parent, which has it no longer."""
         parent = node.parent
         assert parent is not None and not node.children and not node.shelters
+        for watcher in self.watchers:
+            watcher.cut(node)
         del parent.children[node.key]
         node.parent = None
         self.num_nodes -= 1

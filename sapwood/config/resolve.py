@@ -343,8 +343,9 @@ def _check_ranges(config: Config) -> None:
             raise ConfigError(f"{flag_of(field)} must be more than 0, got {value}.")
     if config.cache.page_size is not None and (problem := page_size_problem(config.cache.page_size)):
         raise ConfigError(f"{flag_of('page_size')} {problem}.")
-    if stores.places(config.stores) and not config.cache.prefix_caching:
-        raise ConfigError(f"{flag_of('kv_store')} keeps prefixes, so it wants {flag_of('prefix_caching')}.")
+    wanted = stores.wanted(config.stores)
+    if wanted is not None and not config.cache.prefix_caching:
+        raise ConfigError(f"{wanted} is of prefixes, so it wants {flag_of('prefix_caching')}.")
 
 
 _POSITIVE = (

@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
+
+import msgspec
 
 from sapwood.base.errors import ConfigError
 from sapwood.config.numbers import parse_bytes
@@ -60,6 +62,39 @@ class StoreConfig:
         metavar="FILE",
         derived=False,
     )
+    kv_events_config: str | None = option(
+        None,
+        'tell routers what is cached, by ZeroMQ: \'{"endpoint": "tcp://*:5557", "replay_endpoint": "tcp://*:5558"}\'',
+        "--kv-events-config",
+        metavar="JSON",
+        derived=False,
+    )
+
+
+class EventsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What --kv-events-config may hold, as vLLM and SGLang have it. `topic` is made of the server's address and its model where it
+    is not given, and `form` is that of events: maps, or arrays as older consumers read them."""
+
+    enable_kv_cache_events: bool = True
+    publisher: Literal["zmq", "null"] = "zmq"
+    endpoint: str = "tcp://*:5557"
+    replay_endpoint: str | None = None
+    buffer_steps: Annotated[int, msgspec.Meta(ge=0)] = 10_000
+    hwm: Annotated[int, msgspec.Meta(ge=0)] = 100_000
+    max_queue_size: int = 100_000
+    topic: str | None = None
+    form: Literal["map", "array"] = "map"
+
+
+def events(options: StoreConfig) -> EventsConfig | None:
+    """What is told to whom, None where nothing is. Raises ConfigError."""
+    if options.kv_events_config is None:
+        return None
+    try:
+        given = msgspec.json.decode(options.kv_events_config, type=EventsConfig)
+    except msgspec.MsgspecError as error:
+        raise ConfigError(f"--kv-events-config takes a JSON object: {error}.") from None
+    return given if given.enable_kv_cache_events and given.publisher == "zmq" else None
 
 
 class HostMemory(NamedTuple):
@@ -119,6 +154,13 @@ def places(options: StoreConfig) -> tuple[Place, ...]:
     if len({type(place) for place in found}) < len(found):
         raise ConfigError("--kv-store: host memory, a directory and a server are given once each.")
     return tuple(found)
+
+
+def wanted(options: StoreConfig) -> str | None:
+    """A flag by which something is kept or told, None without any. Raises ConfigError for what is wrong."""
+    if places(options):
+        return "--kv-store"
+    return None if events(options) is None else "--kv-events-config"
 
 
 def hits(options: StoreConfig) -> int:

@@ -11,16 +11,18 @@ from typing import NamedTuple
 from sapwood import __version__
 from sapwood.arch.parts import Network
 from sapwood.base.errors import ConfigError
+from sapwood.base.stake import Stake
 from sapwood.cache import KVCache
 from sapwood.config import Config
 from sapwood.config.resolve import gib, page_bytes
-from sapwood.config.stores import Directory, HostMemory, Packed, Place, Server, hits, places
+from sapwood.config.stores import Directory, EventsConfig, HostMemory, Packed, Place, Server, events, hits, places
 from sapwood.engine.loop import Gauges
 from sapwood.executor.base import Executor, Measured
 from sapwood.hub.draft import DraftModel
 from sapwood.hub.files import ModelFiles
 from sapwood.hub.fingerprint import fingerprint
 from sapwood.stores import DiskShelf, HostShelf, Names, PackedShelf, Shelf, StoreStake, ThreadedStore, Tiers
+from sapwood.stores.events import Events
 from sapwood.stores.names import digest
 from sapwood.stores.remote import RedisShelf
 
@@ -31,9 +33,9 @@ _ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of an object that is shown by where
 
 
 class Stores(NamedTuple):
-    """What keeps prefixes beyond the device, if anything does."""
+    """What keeps prefixes beyond the device, or tells of those there, if anything does."""
 
-    stakes: tuple[StoreStake, ...] = ()
+    stakes: tuple[Stake, ...] = ()
     gauges: tuple[Gauges, ...] = ()
 
 
@@ -48,15 +50,34 @@ def stores_of(
     executor: Executor,
 ) -> Stores:
     """Opens them. Raises ConfigError for a place that cannot be had."""
-    wanted = places(config.stores)
-    if not wanted:
+    wanted, told = places(config.stores), events(config.stores)
+    if not wanted and told is None:
         return Stores()
     origin = _origin(config, decoder, files, draft, measured)
+    names = Names(origin)
+    telling = () if told is None else (_events(config, told, kv, names),)
+    if not wanted:
+        return Stores(telling)
     about = f"{Path(files.name).name}, KV in {config.cache.kv_cache_dtype}, {kv.page_size} tokens a page"
     shelves = [_open(place, origin, about) for place in wanted]
     pager = executor.pager(_blocks(config, measured, kv))
-    stake = StoreStake(kv, ThreadedStore(Tiers(shelves)), pager, Names(origin), hits=hits(config.stores))
-    return Stores((stake,), (stake.gauges,))
+    stake = StoreStake(kv, ThreadedStore(Tiers(shelves)), pager, names, hits=hits(config.stores))
+    return Stores((stake, *telling), (stake.gauges,))
+
+
+def _events(config: Config, told: EventsConfig, kv: KVCache, names: Names) -> Events:
+    from sapwood.stores.zmq import ZmqPublisher
+
+    models = config.model.served_model_name
+    topic = f"kv@{config.server.host}:{config.server.port}@{models[0] if models else config.model.model}"
+    publisher = ZmqPublisher(
+        told.endpoint,
+        told.replay_endpoint,
+        topic=topic if told.topic is None else told.topic,
+        kept=told.buffer_steps,
+        most=told.hwm,
+    )
+    return Events(kv, publisher, names, positional=told.form == "array")
 
 
 def _open(place: Place, origin: bytes, about: str) -> Shelf:

@@ -15,15 +15,19 @@ from sapwood.stores.names import Names, key
 
 
 class Departures:
-    """Saves the pages that the tree notes: once they are computed, while they are there, as fast as blocks become free.
+    """Saves the tree's pages with their `hits`th hit, or with 0 all: once they are computed, while they are there, as fast as blocks
+    become free.
 
     Nothing is leased: a page is copied between two plans, and what the tree has then is what the last of them leaves.
     """
 
-    def __init__(self, kv: KVCache, store: KVStore, pager: Pager, blocks: Blocks, names: Names) -> None:
+    def __init__(
+        self, kv: KVCache, store: KVStore, pager: Pager, blocks: Blocks, names: Names, *, hits: int = 0
+    ) -> None:
         self._tree, self._store, self._pager, self._blocks, self._names = kv.tree, store, pager, blocks, names
+        self._hits = hits
         self._noted: deque[Node] = deque()
-        self._tree.noted = self._noted
+        self._tree.watchers.append(self)
         self._due: deque[Node] = deque()
         self._moving: deque[tuple[Any, list[Item]]] = deque()  # with the pager's handle
         self._storing: dict[int, list[Item]] = {}  # by ticket
@@ -32,6 +36,17 @@ class Departures:
     @property
     def busy(self) -> bool:
         return bool(self._due or self._moving or self._storing)
+
+    def grown(self, node: Node) -> None:
+        if not self._hits:
+            self._noted.append(node)
+
+    def found(self, node: Node) -> None:
+        if node.hits == self._hits:
+            self._noted.append(node)
+
+    def cut(self, node: Node) -> None:
+        pass  # `_whole` sees it
 
     def landed(self, number: int) -> None:
         """All plans up to that one have landed: what they wrote is right."""

@@ -41,8 +41,8 @@ class StoreStake(Stake):
         self._prefill = PrefillRate(clock)
         counts = [len(blocks) for blocks in pager.blocks]
         halves = [count // 2 for count in counts]
-        kv.tree.noted_at = hits
-        self.departures = Departures(kv, store, pager, Blocks(pager, [0] * len(counts), halves), names)
+        mine = Blocks(pager, [0] * len(counts), halves)
+        self.departures = Departures(kv, store, pager, mine, names, hits=hits)
         self.arrivals = Arrivals(kv, store, pager, Blocks(pager, halves, counts), names, self._prefill)
 
     def ready(self, request: Request) -> Ready:

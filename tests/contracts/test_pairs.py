@@ -238,7 +238,7 @@ REFUSED: Mapping[frozenset[str], str] = MappingProxyType(
         frozenset(pair): "CPU kernels|native: |in the dtypes that are computed in"
         for pair in itertools.product(WITHOUT_THEM, OF_THE_KERNELS)
     }
-    | {frozenset(("a store of KV", "no prefix cache")): "--kv-store keeps prefixes"}
+    | {frozenset(("a store of KV", "no prefix cache")): "--kv-store is of prefixes"}
     | {
         frozenset((FOREIGN, name)): "modules take plain weights only"
         for name in NUMBERS

@@ -32,7 +32,7 @@ FLAGS = """
     --reasoning-parser --revision --state-bytes --state-dir --schedule-policy --scheduling-policy --seed --served-model-name --thinking-budget --threads --tokenizer --tokenizer-path
     --tool-call-parser --tool-parser
     --kv-store --kv-store-write --hicache-write-policy --kv-offloading-size --hicache-size --enable-hierarchical-cache
-    --kv-transfer-config --preload-cache
+    --kv-transfer-config --preload-cache --kv-events-config
 """.split()
 
 OFF_FLAGS = """
