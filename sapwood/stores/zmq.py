@@ -35,7 +35,7 @@ class ZmqPublisher:
         self._inner.bind("inproc://payloads")
         self._out.connect("inproc://payloads")
         self._pub = self._open(zmq.PUB, endpoint, most)
-        self._router = None if replay is None else self._open(zmq.ROUTER, replay, most)
+        self._router: Any = None if replay is None else self._open(zmq.ROUTER, replay, most)
         self._thread = Thread(target=self._run, daemon=True, name="kv-events")
         self._thread.start()
 
