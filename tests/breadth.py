@@ -48,6 +48,7 @@ _SIGMOID = {
     "routed_scaling_factor": 1.5,
     "norm_topk_prob": True,
 }
+_EVERYWHERE = {name: value for name, value in _SIGMOID.items() if name != "first_k_dense_replace"}
 _GRANITE = {"embedding_multiplier": 3.0, "logits_scaling": 0.5, "residual_multiplier": 0.4, "attention_multiplier": 0.1}
 
 BREADTH: Mapping[str, tuple[str, str, Fields]] = MappingProxyType({
@@ -175,6 +176,13 @@ BREADTH: Mapping[str, tuple[str, str, Fields]] = MappingProxyType({
         "Glm4MoeConfig",
         "Glm4MoeForCausalLM",
         {**_SIGMOID, "head_dim": 24, "use_qk_norm": True, "attention_bias": True, **_turned(partial_rotary_factor=0.5)},
+    ),
+    "solar-open": ("SolarOpenConfig", "SolarOpenForCausalLM", {**_EVERYWHERE, "head_dim": 24}),
+    "k-exaone": (
+        "ExaoneMoeConfig",
+        "ExaoneMoeForCausalLM",
+        {"num_hidden_layers": 4, "head_dim": 24, "sliding_window": 8, "num_experts": 12, "num_experts_per_tok": 3, "n_group": 4,
+         "topk_group": 2, "moe_intermediate_size": 32, "num_shared_experts": 2},
     ),
     "dots1": ("Dots1Config", "Dots1ForCausalLM", {**_SIGMOID, "head_dim": 24}),
     "minimax-m2": (

@@ -42,6 +42,12 @@ WITHIN: Mapping[str, tuple[str, str, dict[str, Any]]] = MappingProxyType({
         {"text_config": {**_TEXT, "model_type": "mistral", "sliding_window": None},
          "vision_config": {**_TILES, "model_type": "pixtral", "head_dim": 16}, "tie_word_embeddings": False},
     ),
+    "qwen2-vl": (
+        "Qwen2VLConfig",
+        "Qwen2VLForConditionalGeneration",
+        {"text_config": {**_QWEN25, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}},
+         "vision_config": {"depth": 1, "embed_dim": 32, "hidden_size": 64, "num_heads": 2}},
+    ),
     "qwen2.5-vl": (
         "Qwen2_5_VLConfig",
         "Qwen2_5_VLForConditionalGeneration",

@@ -6,14 +6,13 @@ from dataclasses import replace
 
 from sapwood.arch.experts import Experts, Offsets
 from sapwood.arch.families.common import block, decoder, mlp
-from sapwood.arch.families.mixture import experts, shared_experts, with_next
+from sapwood.arch.families.mixture import behind_dense, experts, shared_experts, with_next
 from sapwood.arch.family import Family
 from sapwood.arch.hf import HfConfig
 from sapwood.arch.latent import LatentAttention
 from sapwood.arch.parts import Decoder, Linear, Norm, Part
 from sapwood.arch.rope import read_rope, yarn_attention_factor
 from sapwood.arch.scaling import YarnScaling
-from sapwood.base.errors import ModelError
 from sapwood.base.selection import Selection
 
 _ROUTING = {"greedy": (False, 1), "group_limited_greedy": (True, 1), "noaux_tc": (True, 2)}
@@ -61,24 +60,7 @@ def _experts(c: HfConfig, selection: Selection) -> Experts:
 def _decoder(c: HfConfig, ffn: Experts, *, interleaved: bool) -> Decoder:
     attention = latent_attention(c, interleaved=interleaved)
     sparse, plain = block(c, attention, ffn), block(c, attention, mlp(c, bias=c.boolean("mlp_bias", False)))
-    return decoder(c, [sparse if one else plain for one in _sparse(c)])
-
-
-def _sparse(c: HfConfig) -> tuple[bool, ...]:
-    """Which layers have experts: those of which it is said, or every so many-th behind the first ones."""
-    dense, step, number = (
-        c.count("first_k_dense_replace", 0),
-        c.integer("moe_layer_freq", 1),
-        c.integer("num_hidden_layers"),
-    )
-    if not c.has("mlp_layer_types"):
-        return tuple(i >= dense and not i % step for i in range(number))
-    words = c.strings("mlp_layer_types")
-    if len(words) != number or not {*words} <= {"dense", "sparse"}:
-        raise ModelError(
-            f"config.json: mlp_layer_types must be num_hidden_layers ({number}) words of dense, sparse, got {list(words)}."
-        )
-    return tuple(word == "sparse" for word in words)
+    return decoder(c, [sparse if one else plain for one in behind_dense(c)])
 
 
 def latent_attention(c: HfConfig, *, interleaved: bool) -> LatentAttention:

@@ -1,8 +1,10 @@
-"""EXAONE 3 and 3.5 (Llama under other names) and 4 (norms after; layers without a window turn nothing where others have one)."""
+"""EXAONE 3 and 3.5 (Llama under other names), 4 (norms after; layers without a window turn nothing where others have one) and
+K-EXAONE (experts, and norms before)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from sapwood.arch.families.common import (
@@ -16,10 +18,11 @@ from sapwood.arch.families.common import (
     layer_types,
     mlp,
 )
+from sapwood.arch.families.sigmoid_moe import exaone_moe
 from sapwood.arch.family import Family, Gguf
 from sapwood.arch.gguf import GgufKeys, rope_fields
 from sapwood.arch.hf import HfConfig
-from sapwood.arch.parts import STILL, Block, Decoder
+from sapwood.arch.parts import STILL, Attention, Decoder
 
 EXAONE = Layout(
     embed="transformer.wte",
@@ -41,20 +44,25 @@ def exaone(c: HfConfig) -> Decoder:
 
 
 def exaone4(c: HfConfig) -> Decoder:
+    return decoder(c, [block_normed_after(c, attention, mlp(c)) for attention in _attentions(c)])
+
+
+def k_exaone(c: HfConfig) -> Decoder:
+    """Experts, and norms before."""
+    return replace(exaone_moe(c, _attentions(c)), aside=("mtp.",))  # what predicts more tokens than one
+
+
+def _attentions(c: HfConfig) -> list[Attention]:
+    """Of each layer."""
     slides, num_layers = c.has("sliding_window"), c.integer("num_hidden_layers")
     c.ignore("sliding_window_pattern")  # layer_types say it, but for the last kind of pattern
     kinds = layer_types(c, [SLIDING if slides and (i + 1) % 4 else FULL for i in range(num_layers)])
     window = c.integer("sliding_window") if slides else None
     layers = {
-        SLIDING: _block(c, window, turned=True),
-        FULL: _block(c, None, turned=not slides),
+        SLIDING: gqa(c, window=window, qk_norm="heads"),
+        FULL: gqa(c, rope=STILL if slides else None, qk_norm="heads"),
     }
-    return decoder(c, [layers[kind] for kind in kinds])
-
-
-def _block(c: HfConfig, window: int | None, *, turned: bool) -> Block:
-    attention = gqa(c, window=window, rope=None if turned else STILL, qk_norm="heads")
-    return block_normed_after(c, attention, mlp(c))
+    return [layers[kind] for kind in kinds]
 
 
 def _exaone4_fields(m: GgufKeys, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -67,6 +75,8 @@ def _exaone4_fields(m: GgufKeys, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 FAMILIES = (
+    Family(architecture="ExaoneMoeForCausalLM", declare=k_exaone),
+    Family(architecture="ExaoneMoEForCausalLM", declare=k_exaone),
     Family(
         architecture="ExaoneForCausalLM",
         declare=exaone,

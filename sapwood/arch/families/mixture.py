@@ -120,6 +120,23 @@ def shared_experts(c: HfConfig, inner: int) -> Mlp | None:
     return shared_mlp(c, "mlp.shared_experts", inner * number) if number else None
 
 
+def behind_dense(c: HfConfig) -> tuple[bool, ...]:
+    """Which layers have experts: those of which it is said, or every so many-th behind the first ones."""
+    number, dense, step = (
+        c.integer("num_hidden_layers"),
+        c.count("first_k_dense_replace", 0),
+        c.integer("moe_layer_freq", 1),
+    )
+    if not c.has("mlp_layer_types"):
+        return tuple(i >= dense and not i % step for i in range(number))
+    words = c.strings("mlp_layer_types")
+    if len(words) != number or not {*words} <= {"dense", "sparse"}:
+        raise ModelError(
+            f"config.json: mlp_layer_types must be num_hidden_layers ({number}) words of dense, sparse, got {list(words)}."
+        )
+    return tuple(word == "sparse" for word in words)
+
+
 def first_dense(c: HfConfig, attention: Attention, ffn: Experts) -> Decoder:
     """The first layers have no experts."""
     dense = c.count("first_k_dense_replace", 0)

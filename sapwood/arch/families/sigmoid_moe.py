@@ -1,12 +1,21 @@
-"""Experts scored by a sigmoid, with offsets that even out who is chosen: GLM-4.5, dots.llm1, MiniMax-M2."""
+"""Experts scored by a sigmoid, with offsets that even out who is chosen: GLM-4.5, dots.llm1, MiniMax-M2, Solar Open."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
-from sapwood.arch.experts import Offsets
-from sapwood.arch.families.common import block, decoder, gqa
-from sapwood.arch.families.mixture import MIXTRAL, experts, first_dense, grouped, num_experts, shared_experts
+from sapwood.arch.experts import Experts, Offsets
+from sapwood.arch.families.common import block, decoder, gqa, mlp
+from sapwood.arch.families.mixture import (
+    MIXTRAL,
+    behind_dense,
+    experts,
+    first_dense,
+    grouped,
+    num_experts,
+    shared_experts,
+)
 from sapwood.arch.family import Family
 from sapwood.arch.hf import HfConfig
 from sapwood.arch.parts import Attention, Decoder
@@ -26,12 +35,29 @@ def dots1(c: HfConfig) -> Decoder:
     return _decoder(c, gqa(c, qkv_bias=bias, out_bias=bias, qk_norm="heads"))
 
 
+def solar_open(c: HfConfig) -> Decoder:
+    """All layers have experts."""
+    attention = gqa(c, qkv_bias=c.boolean("attention_bias", False))
+    return decoder(c, [block(c, attention, _experts(c, "mlp.gate"))] * c.integer("num_hidden_layers"))
+
+
+def exaone_moe(c: HfConfig, attentions: Sequence[Attention]) -> Decoder:
+    """With the attention of each layer."""
+    c.spelt(n_shared_experts="num_shared_experts")
+    c.assume(n_shared_experts=1, first_k_dense_replace=1, routed_scaling_factor=2.5)
+    sparse, plain = _experts(c, "mlp"), mlp(c)
+    layers = zip(attentions, behind_dense(c), strict=True)
+    return decoder(c, [block(c, attention, sparse if one else plain) for attention, one in layers])
+
+
 def _decoder(c: HfConfig, attention: Attention) -> Decoder:
+    return first_dense(c, attention, _experts(c, "mlp.gate"))
+
+
+def _experts(c: HfConfig, at: str) -> Experts:
+    """And those that all tokens see; the offsets are found `at` a place."""
     inner = c.integer("moe_intermediate_size")
-    ffn = experts(
-        c, inner=inner, selection=grouped(c), offsets=_offsets(c, "mlp.gate"), shared=shared_experts(c, inner)
-    )
-    return first_dense(c, attention, ffn)
+    return experts(c, inner=inner, selection=grouped(c), offsets=_offsets(c, at), shared=shared_experts(c, inner))
 
 
 def minimax_m2(c: HfConfig) -> Decoder:
@@ -61,4 +87,5 @@ FAMILIES = (
     Family(architecture="Glm4MoeForCausalLM", declare=glm4_moe),
     Family(architecture="Dots1ForCausalLM", declare=dots1),
     Family(architecture="MiniMaxM2ForCausalLM", declare=minimax_m2),
+    Family(architecture="SolarOpenForCausalLM", declare=solar_open),
 )
