@@ -13,6 +13,7 @@ from sapwood.base.errors import GenerationFailed, GrammarError, RequestError, Sa
 from sapwood.base.grammar import Grammar
 from sapwood.base.plan import TokenLogprobs
 from sapwood.base.sampling import SamplingParams
+from sapwood.base.task import Pooling
 from sapwood.catalogue import joined
 from sapwood.config.flags import from_options
 from sapwood.engine.client import AsyncEngine, Stream, check_request, copies
@@ -21,6 +22,7 @@ from sapwood.grammar.end_check import EndCheck
 from sapwood.grammar.schema import Finding
 from sapwood.grammar.vocabulary import spec_of
 from sapwood.hub.files import find_configured
+from sapwood.reading import Classification, Embedding, Texts
 from sapwood.text import Assembler, Piece, TextModel
 from sapwood.text.parsers import Said
 
@@ -164,6 +166,31 @@ class LLM:
                     _asked_chat(self.text, conversation, tools, continues=continue_final_message, extra=template_kwargs)
                 )
         return self._run(asked, params)
+
+    def embed(
+        self,
+        texts: Prompt | Sequence[Prompt],
+        *,
+        pooling: Pooling | None = None,
+        dimensions: int | None = None,
+        normalise: bool | None = None,
+        prompt_name: str | None = None,
+        truncate: bool = False,
+    ) -> list[Embedding]:
+        """A vector of each text, pooled and normalised as the model's files say unless asked otherwise; its first `dimensions`.
+
+        Raises RequestError before anything runs if one cannot be served, as one that is too long and not to be cut off is.
+        """
+        reading = Texts(self.engine, self.text)
+        return reading.embed(_prompts(texts), pooling, dimensions, normalise, prompt_name, truncate=truncate)
+
+    def score(self, query: str, documents: Sequence[str], *, truncate: bool = False) -> list[float]:
+        """How well each document answers the query: by the model's classifier of pairs, or by the cosine of their vectors."""
+        return Texts(self.engine, self.text).score(query, documents, truncate=truncate)
+
+    def classify(self, texts: str | Sequence[str], *, truncate: bool = False) -> list[Classification]:
+        """The labels of each text, by a model that has a classifier."""
+        return Texts(self.engine, self.text).classify([texts] if isinstance(texts, str) else texts, truncate=truncate)
 
     def _run(
         self, asked: Sequence[_Asked], params: SamplingParams | Sequence[SamplingParams] | None

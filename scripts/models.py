@@ -20,7 +20,7 @@ of its config.json, a GGUF file by its `general.architecture`. Every family's lo
 the CPU's own kernels, but for Baichuan of 13 billion, of which there is no reference; kernels of Triton know all their parts too, with
 heads of at most 256; Gemma 3n and 4, Llama 4 and Ministral 3 are computed by modules everywhere, and so are Mamba 1, Jamba and
 Falcon-H1. Models that keep states of recurrences run on
-CPUs. Fields of a config that are not understood are refused by name.
+CPUs. Of models that [only read](embeddings.md), which modules compute, it is vectors and scores that are compared. Fields of a config that are not understood are refused by name.
 
 | models | architectures | in GGUF files |
 | --- | --- | --- |

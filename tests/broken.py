@@ -60,8 +60,10 @@ Damage = Callable[[dict[str, Any]], Any]
 TOKENIZERS: dict[str, tuple[Damage, str]] = {
     "no decoder": (lambda good: good | {"decoder": None}, "no decoder"),
     "another decoder": (
-        lambda good: good | {"decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True}},
-        "WordPiece",
+        lambda good: (
+            good | {"decoder": {"type": "CTC", "pad_token": "<pad>", "word_delimiter_token": "|", "cleanup": True}}
+        ),
+        "CTC",
     ),
     "no model": (lambda good: {name: part for name, part in good.items() if name != "model"}, r"tokenizer\.json"),
     "a model of another kind": (lambda good: good | {"model": {"type": "Quantum"}}, r"tokenizer\.json"),

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from tests.breadth import BREADTH, RENAMED
+from tests.readers import READERS
 from tests.recurrent import RECURRENT
 from tests.unknown import UNKNOWN
 from tests.within import WITHIN
@@ -134,7 +135,7 @@ MODELS: Mapping[str, tuple[str, str, dict[str, Any]]] = MappingProxyType(
 def _classes(family: str) -> tuple[str, str, dict[str, Any]]:
     if family in RENAMED:
         return RENAMED[family][:3]
-    return {**MODELS, **BREADTH, **RECURRENT, **WITHIN, **UNKNOWN}[family]
+    return {**MODELS, **BREADTH, **RECURRENT, **WITHIN, **UNKNOWN, **READERS}[family]
 
 
 @functools.cache
@@ -156,7 +157,7 @@ def build(config_name: str, model_name: str, fields: Mapping[str, Any], *, seed:
     model = getattr(transformers, model_name)(settings).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if "norm" in name or name.split(".")[-2].startswith("ln_"):
+            if "norm" in name.lower() or name.split(".")[-2].startswith("ln_"):
                 weight.add_(torch.randn_like(weight) * 0.2)
             else:
                 weight.normal_(std=0.1)

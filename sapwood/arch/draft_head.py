@@ -77,6 +77,7 @@ def head_beside(
 ) -> DraftHead:
     """The head that a checkpoint has beside its `model`, whose embedding and head it shares: `norms` are those of a token, of the feature
     before it, and of what the block yields."""
+    assert model.norm is not None, "a model that writes has one before its head"
     token_norm, feature_norm, after = (replace(model.norm, name=name) for name in norms)
     return DraftHead(
         architecture=model.architecture,

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from sapwood.arch.families.readers import reader
 from sapwood.arch.family import Family
 from sapwood.arch.parts import Block, Leaf, Linear, StoredTensor, Tied
 from sapwood.base.kv import Heads
@@ -20,7 +21,9 @@ LIBRARY = "transformers"
 def is_foreign(impl: str, config: Mapping[str, Any], families: Collection[Family]) -> bool:
     """Whether a model of that config.json runs in the library's modules: `impl` is the option, which may leave it open."""
     names = list(config.get("architectures") or [])
-    known = any([family.architecture] == names for family in families)
+    known = any([family.architecture] == names for family in families) or (
+        len(names) == 1 and reader(names[0], tuple(families)) is not None
+    )
     return impl == LIBRARY or (impl == "auto" and not known and importlib.util.find_spec(LIBRARY) is not None)
 
 
@@ -64,6 +67,8 @@ class Foreign:
     block_prefix: ClassVar[str] = ""
     root: ClassVar[str] = ""
     head: ClassVar[Linear | Tied | None] = None
+    writes: ClassVar[bool] = True
+    classifier: ClassVar[None] = None
     quantization: ClassVar[Mapping[str, Any] | None] = None
 
     def owns(self, tensor: str) -> bool:

@@ -14,7 +14,8 @@ T = TypeVar("T")
 _INERT = frozenset({
     "architectures", "auto_map", "dtype", "model_type", "tokenizer_class", "torch_dtype", "transformers.js_config",
     "initializer_factor", "initializer_range", "original_max_position_embeddings", "pretraining_tp", "use_cache",
-    "id2label", "label2id", "num_labels", "problem_type", "task_specific_params",
+    "id2label", "label2id", "sentence_transformers", "sbert_ce_default_activation_function",
+    "num_labels", "problem_type", "task_specific_params",
     "base_model", "base_model_name_or_path", "finetuning_task", "library_name", "license", "model_name", "name_or_path", "prefix",
     "model_max_length", "use_flash_attn",
     "chunk_size_feed_forward", "dropout", "gradient_checkpointing", "is_decoder", "is_llama_config", "return_dict", "torchscript",
@@ -27,7 +28,17 @@ _HOLDS: Mapping[str, tuple[str | bool, ...]] = MappingProxyType({
     "is_causal": (True,), "norm_type": ("rms_norm", "rmsnorm", "rms"), "position_embedding_type": ("rope", "rotary"),
 })  # fmt: skip
 """Fields that say of these models what holds of all of them."""
-_INERT_ENDINGS = ("_token_id", "_token", "_dropout", "_pdrop", "_version", "_index", "_scope", "_implementation")
+_INERT_ENDINGS = (
+    "_token_id",
+    "_token",
+    "_dropout",
+    "_dropout_prob",
+    "_pdrop",
+    "_version",
+    "_index",
+    "_scope",
+    "_implementation",
+)
 
 
 class HfConfig:

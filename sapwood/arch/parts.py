@@ -19,10 +19,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from sapwood.arch.scaling import LinearScaling, Scaling, Sharpening
-from sapwood.base.kv import Heads, KVKind
+from sapwood.base.kv import Heads, KVKind, Whole
 
 if TYPE_CHECKING:
     from sapwood.arch.draft_head import DraftHead
+    from sapwood.arch.positions import Positions, Segments
+    from sapwood.arch.texts import Classifier
 
 Activation = Literal["silu", "gelu_tanh", "gelu", "relu", "relu2"]
 """What there is of it: `gelu` is exact, `gelu_tanh` its approximation, `relu2` the square of relu."""
@@ -219,9 +221,9 @@ def kinds_of(mixer: Mixer) -> tuple[KVKind, ...]:
 
 @dataclass(frozen=True)
 class Attention:
-    """Causal grouped-query attention. `qkv` yields query, key and value heads in this order.
+    """Grouped-query attention, causal or among the tokens of a whole text. `qkv` yields query, key and value heads in this order.
 
-    `window`, `chunked`, `cap` and `slopes` are those of `Heads`. The norms act on each head, or, if they are as
+    `window`, `chunked`, `cap` and `slopes` are those of `Heads`, or of `Whole` if it is not `causal`. The norms act on each head, or, if they are as
     wide as all of them, on all together; before `rope`, or if `late` after it. `v_norm` is of each value head. Without values of its own, `qkv` yields queries and keys, which are the values too; without
     keys either, both are those of another layer (`Block.shares`).
     Of one that is `gated`, `qkv` yields a gate behind them, as wide as the queries, whose sigmoid multiplies what `out` is given.
@@ -243,10 +245,13 @@ class Attention:
     cap: float | None = None
     slopes: tuple[float, ...] | None = None
     chunked: bool = False
+    causal: bool = True
 
     @property
-    def kv(self) -> Heads:
+    def kv(self) -> Heads | Whole:
         sizes = self.num_heads, self.num_kv_heads, self.head_dim
+        if not self.causal:
+            return Whole(*sizes, self.window)
         chunked = self.chunked and self.window is not None
         return Heads(*sizes, self.window, self.cap, self.slopes, chunked)
 
@@ -281,7 +286,8 @@ class Block:
     If `parallel`, both see the same x, and x += scale * (mixer(norm(x)) + ffn(norm(x))), without norms after; the ffn
     without a norm of its own shares the mixer's. Behind both comes what is `beside` them (`arch/beside.py`), then x is
     multiplied by `factor`. A
-    mixer that `shares` what an earlier layer keeps leaves nothing of its own.
+    mixer that `shares` what an earlier layer keeps leaves nothing of its own. In one that is `summed`, the norms after are of the
+    sums: x = after(x + mixer(x)), then the same with `ffn`, without norms before, and nothing else.
     """
 
     mixer_norm: Norm | None
@@ -295,6 +301,7 @@ class Block:
     beside: object | None = None
     factor: Leaf | None = None
     shares: int | None = None
+    summed: bool = False
 
 
 @dataclass(frozen=True)
@@ -311,20 +318,6 @@ class Embedding(Leaf):
 
 
 @dataclass(frozen=True)
-class Positions(Leaf):
-    """A learned vector for each of `count` positions, added to the token's: row `offset` of the tensor is that of position 0."""
-
-    name: str
-    count: int
-    hidden_size: int
-    offset: int = 0
-
-    def tensors(self) -> tuple[StoredTensor, ...]:
-        rows = Axis(self.count, first=self.offset, whole=self.count + self.offset)
-        return (StoredTensor("weight", f"{self.name}.weight", (rows, Axis(self.hidden_size))),)
-
-
-@dataclass(frozen=True)
 class Tied:
     """A head that uses the embedding's weights. A copy of them in the checkpoint under `name` is skipped."""
 
@@ -337,7 +330,8 @@ class Decoder:
     own section about them, which methods read. `root` begins all names in the checkpoint but the head's, and some leave it out; those that
     begin with one of `aside` are not of its own. `mtp` is the head of the checkpoint (`arch/draft_head.py`) that predicts
     more tokens than one. Tokens' vectors are normed by `embed_norm`. Logits are the head's products
-    times `logit_scale`, then with a `logit_cap` cap * tanh(logit / cap)."""
+    times `logit_scale`, then with a `logit_cap` cap * tanh(logit / cap). Without a `head` there are none, and texts are what it is for;
+    some that have a `classifier` have scores."""
 
     architecture: str
     max_positions: int
@@ -345,21 +339,23 @@ class Decoder:
     embed: Embedding
     blocks: tuple[Block, ...]
     block_prefix: str
-    norm: Norm
-    head: Linear | Tied
+    norm: Norm | None
+    head: Linear | Tied | None
     positions: Positions | None = None
+    segments: Segments | None = None
     embed_norm: Norm | None = None
     logit_scale: float = 1.0
     logit_cap: float | None = None
     vectors: object | None = None
     streams: object | None = None
+    classifier: Classifier | None = None
     root: str = ""
     aside: tuple[str, ...] = ()
     mtp: DraftHead | None = None
     quantization: Mapping[str, Any] | None = dataclasses.field(default=None, hash=False)
 
-    before: ClassVar[tuple[str, ...]] = ("embed", "positions", "embed_norm", "vectors", "streams")
-    behind: ClassVar[tuple[str, ...]] = ("norm", "head")
+    before: ClassVar[tuple[str, ...]] = ("embed", "positions", "segments", "embed_norm", "vectors", "streams")
+    behind: ClassVar[tuple[str, ...]] = ("norm", "head", "classifier")
 
     @property
     def vocab_size(self) -> int:
@@ -368,6 +364,10 @@ class Decoder:
     @property
     def hidden_size(self) -> int:
         return self.embed.hidden_size
+
+    @property
+    def writes(self) -> bool:
+        return self.head is not None
 
     def owns(self, tensor: str) -> bool:
         return not tensor.startswith(self.aside)

@@ -96,7 +96,8 @@ class Batch:
     All of them may be padded: rows beyond the step's have count 0, the slot of nobody and the last offset again; tokens
     beyond the step's belong to no row and have id, position and cell 0. `limits` are then those of the padded batch.
     `shared` are runs that a group with a window does not heed. `spans` is None where the host may not know them: inside a
-    graph. `heads_R` (int32) is how many of a row's last tokens yield another, None where no row has several.
+    graph. `heads_R` (int32) is how many of a row's last tokens yield another, None where no row has several. `seconds_S` (int32)
+    is where a second text begins in a slot, 0 where there is none; None where nobody asks.
     """
 
     ids_T: Tensor
@@ -111,6 +112,7 @@ class Batch:
     shared: Shared | None = None
     spans: Spans | None = None
     heads_R: Tensor | None = None
+    seconds_S: Tensor | None = None
 
 
 class Backend(Protocol):

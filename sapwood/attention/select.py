@@ -18,9 +18,10 @@ from sapwood.attention.native_latent import NativeLatent
 from sapwood.attention.native_states import NativeStates
 from sapwood.attention.reference import Reference
 from sapwood.attention.states import States
+from sapwood.attention.whole import WholeTexts
 from sapwood.base.abilities import Ability
 from sapwood.base.errors import ConfigError
-from sapwood.base.kv import SCALE_BYTES, Heads, KVGroup, Latent, State
+from sapwood.base.kv import SCALE_BYTES, Heads, KVGroup, Latent, State, Whole
 from sapwood.device import abilities_of
 from sapwood.kernels.cpu.library import Machine
 
@@ -119,6 +120,10 @@ def _states(wanted: Wanted) -> Make | str:
     return States.refuse(wanted.group, wanted.device, wanted.dtype) or States
 
 
+def _whole(wanted: Wanted) -> Make | str:
+    return WholeTexts.refuse(wanted.group, wanted.device, wanted.dtype) or WholeTexts
+
+
 BACKENDS = (
     Offer("triton", Heads, Ability.TRITON, _triton),
     Offer("native", Heads, Ability.HOST, _native),
@@ -129,6 +134,7 @@ BACKENDS = (
     Offer("reference-latent", Latent, None, _reference_latent),
     Offer("native-states", State, Ability.HOST, _native_states),
     Offer("reference-states", State, Ability.HOST, _states),
+    Offer("sdpa-whole", Whole, None, _whole),
 )
 """In the order in which `auto` tries them."""
 

@@ -90,6 +90,34 @@ class Heads:
 
 
 @dataclass(frozen=True)
+class Whole:
+    """Keys and values of texts whose tokens see each other, those behind too: of use while a text is computed, in one step, and to
+    nobody after that.
+
+    With a `window` a query sees so many positions before its own, and as many behind it.
+    """
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    window: int | None = None
+
+    @property
+    def divisible(self) -> bool:
+        return True
+
+    @property
+    def reach(self) -> int | None:
+        return None
+
+    def oldest(self, position: int) -> int:
+        return 0
+
+    def bytes_per_page(self, cells: int, itemsize: int, scale_bytes: int) -> int:
+        return 2 * cells * self.num_kv_heads * (self.head_dim * itemsize + scale_bytes)
+
+
+@dataclass(frozen=True)
 class State:
     """What a recurrence has made of all that came before: `shapes` of float32, whatever else is kept in.
 
@@ -157,6 +185,11 @@ class KVGroup:
     num_layers: int
     page_size: int
     rewind: int = 0
+
+    @property
+    def lasts(self) -> bool:
+        """Whether what is kept is of use to later steps."""
+        return not isinstance(self.kind, Whole)
 
     @property
     def cells(self) -> int:

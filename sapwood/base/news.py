@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from sapwood.base.drafts import Drafted
-from sapwood.base.plan import TokenLogprobs
+from sapwood.base.plan import Floats, TokenLogprobs
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -17,7 +17,7 @@ class News:
 
     `tokens` are new output tokens. `cached_tokens` and `waited`, as requests have them, come with the first of
     them, -1 after that. `finish` is set on the last news; `stop` is the stop token that ended it, `error` the text of an error
-    that did, `drafted` how drafts fared, by drafter.
+    that did, `drafted` how drafts fared, by drafter, `vector` what a task yields that wants one.
     """
 
     id: int
@@ -30,6 +30,7 @@ class News:
     prompt_logprobs: list[TokenLogprobs] | None = None
     waited: float = -1.0
     drafted: dict[str, Drafted] = field(default_factory=dict)
+    vector: Floats | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -22,7 +22,7 @@ forward and its sampling.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import TypeVar
 
@@ -31,10 +31,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sapwood.base.sampling import SamplingParams
+from sapwood.base.task import GENERATE, Task
 
 Ints = NDArray[np.int32]
 Longs = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+Floats = NDArray[np.float32]
 Bits = NDArray[np.int32]
 """Masks: bit v % 32 of word v // 32 of a row tells whether it may yield token v."""
 
@@ -57,6 +59,7 @@ class Admit:
     seed: int
     stop_ids: tuple[int, ...]
     params: SamplingParams
+    task: Task = GENERATE
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -224,7 +227,7 @@ class Rows:
         return self.num_steady == len(self.slots_R) == self.num_tokens
 
 
-_ROWS_HAVE = tuple(field.name for field in fields(Rows))
+_ROWS_HAVE = tuple(one.name for one in fields(Rows))
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,7 +268,8 @@ class Outcome:
 
     `logprobs` maps a row to those of its tokens, `prompt_logprobs` a row to those of the prompt tokens that the row's span
     predicts: positions start + 1 .. start + count, cut at the prompt's end. `errors` maps a row to what went wrong in
-    it alone (NaN logits, say); the request ends with that text.
+    it alone (NaN logits, say); the request ends with that text. `vectors` maps a row to what it yields whose task wants a vector:
+    its token means nothing.
     """
 
     tokens_N: Ints
@@ -273,3 +277,4 @@ class Outcome:
     logprobs: dict[int, list[TokenLogprobs]]
     prompt_logprobs: dict[int, list[TokenLogprobs]]
     errors: dict[int, str]
+    vectors: dict[int, Floats] = field(default_factory=dict)

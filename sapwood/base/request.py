@@ -9,6 +9,7 @@ import numpy as np
 from sapwood.base.drafts import Tally
 from sapwood.base.plan import Ints, TokenLogprobs
 from sapwood.base.sampling import SamplingParams
+from sapwood.base.task import GENERATE, Task
 
 if TYPE_CHECKING:
     from sapwood.base.stake import Stake
@@ -43,6 +44,7 @@ class Request:
         constraint: Where it is in its grammar, None without one; the grammar room's business alone. It stays with the
             request when that is preempted.
         drafted: How its drafts fare, by drafter.
+        task: What it wants. One that is no generation ends with its first token.
         stakes: Those that it concerns, in the scheduler's order.
     """
 
@@ -68,6 +70,7 @@ class Request:
         "slot",
         "stakes",
         "stop_ids",
+        "task",
         "tenant",
         "tokens",
         "waited",
@@ -89,6 +92,7 @@ class Request:
         weight: float = 1.0,
         arrival: int = 0,
         arrived: float = 0.0,
+        task: Task = GENERATE,
     ) -> None:
         self.id = id
         self.tokens = np.ascontiguousarray(tokens, dtype=np.int32)
@@ -110,7 +114,9 @@ class Request:
         self.passed = 0
         self.cached_tokens = -1
         self.prompt_logprobs: list[TokenLogprobs] = []
-        self.scored = params.prompt_logprobs is None  # prompt logprobs are complete (or were not asked for)
+        # What is asked of every position of the prompt is complete, or nothing is.
+        self.scored = params.prompt_logprobs is None and not task.whole
+        self.task = task
         self.hold: Any = None
         self.constraint: Any = None
         self.drafted: dict[str, Tally] = {}

@@ -15,6 +15,7 @@ from sapwood.base.histogram import Histogram
 from sapwood.base.news import FinishReason, Landing, News
 from sapwood.base.plan import TokenLogprobs
 from sapwood.base.sampling import SamplingParams
+from sapwood.base.task import GENERATE, Pooling, Task
 
 _SHORT = 64  # entries that cost no more than saying that they are the same
 
@@ -24,6 +25,7 @@ class Submit(msgspec.Struct, frozen=True, tag="submit", array_like=True):
 
     `stop_ids` are all tokens that end it, end-of-sequence tokens included. `salt` and `adapter` separate the prefix
     cache; higher `priority` runs first under the priority policy; tenants take turns under the fair one, each as its `weight` says.
+    A `task` that is no generation ends with one token, which means nothing.
     """
 
     id: int
@@ -35,6 +37,7 @@ class Submit(msgspec.Struct, frozen=True, tag="submit", array_like=True):
     priority: int = 0
     tenant: str = ""
     weight: float = 1.0
+    task: Task = GENERATE
 
 
 class Lists(msgspec.Struct, frozen=True, tag="lists", array_like=True):
@@ -90,7 +93,7 @@ class Delta(msgspec.Struct, frozen=True, array_like=True):
     `tokens` are new output tokens (for a stop by token, the stop token is the last of them). `cached_tokens` counts
     prompt tokens found in the cache, `waited` the seconds until the request was first planned; both are sent with the first
     news only (-1 after that). `finish` is set on the last news; `stop` is the stop token that ended it, `error` the text of an
-    error that ended it, `drafted` how its drafts fared, by drafter.
+    error that ended it, `drafted` how its drafts fared, by drafter, `vector` what a task yields that wants one, as float32.
     """
 
     id: int
@@ -103,6 +106,7 @@ class Delta(msgspec.Struct, frozen=True, array_like=True):
     prompt_logprobs: list[TokenLogprobs] | None = None
     waited: float = -1.0
     drafted: dict[str, Drafted] = {}
+    vector: bytes = b""
 
 
 class Deltas(msgspec.Struct, frozen=True, tag="deltas", array_like=True):
@@ -127,6 +131,7 @@ def worded(news: News) -> Delta:
         prompt_logprobs=news.prompt_logprobs,
         waited=news.waited,
         drafted=news.drafted,
+        vector=b"" if news.vector is None else news.vector.tobytes(),
     )
 
 
@@ -136,7 +141,9 @@ def worded_step(landing: Landing) -> Deltas:
 
 
 class Facts(msgspec.Struct, frozen=True):
-    """What a front has to know of the running engine. `eos_ids` come from the tokenizer, which the front has."""
+    """What a front has to know of the running engine. `eos_ids` come from the tokenizer, which the front has. `tasks` are the tags
+    of those that the model can do, `classifier` what its classifier wants, if it has one, `pooling` what a vector is made by of a model that does not say.
+    A vector has `vector_size` numbers."""
 
     max_model_len: int
     vocab_size: int
@@ -149,6 +156,10 @@ class Facts(msgspec.Struct, frozen=True):
     attention_backend: str
     seconds_to_ready: dict[str, float]
     decisions: list[str]
+    tasks: tuple[str, ...] = ("generate", "embed")
+    classifier: Pooling | None = None
+    pooling: Pooling = "last"
+    vector_size: int = 0
     eos_ids: list[int] = []
 
 

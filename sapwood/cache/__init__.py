@@ -6,5 +6,6 @@ from sapwood.cache.kv import KVCache
 from sapwood.cache.paths import Paths
 from sapwood.cache.sketch import Sketch
 from sapwood.cache.stake import KVStake
+from sapwood.cache.texts import Texts
 
-__all__ = ["Borders", "Explanation", "KVCache", "KVStake", "Paths", "Sketch"]
+__all__ = ["Borders", "Explanation", "KVCache", "KVStake", "Paths", "Sketch", "Texts"]

@@ -58,3 +58,8 @@ class ModelShape:
     blocks: bool = True
     foreign: bool = False
     draft: ModelShape | None = None
+
+    @property
+    def chunks(self) -> bool:
+        """Whether a text may be computed a part at a time."""
+        return all(group.lasts for group in self.kv_groups)

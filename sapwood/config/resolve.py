@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from sapwood.base.errors import ConfigError
 from sapwood.base.kv import SCALE_BYTES, KVGroup, most_rewound, page_size_problem
 from sapwood.base.layout import longest_sequence, pages_for, split_pages
-from sapwood.config import speculation, stores
+from sapwood.config import speculation, stores, texts
 from sapwood.config.devices import RULES
 from sapwood.config.facts import DeviceFacts, ModelShape
 from sapwood.config.fairness import policy
@@ -158,7 +158,7 @@ def _seqs_held(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[
 
 
 def _max_num_batched_tokens(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[int, str]:
-    base, reason = device.rules.step_tokens
+    base, reason = texts.step_tokens(config, model, device.rules.step_tokens)
     seqs = _known(config.scheduler.max_num_seqs)
     if base <= seqs:
         return 2 * seqs, f"twice {flag_of('max_num_seqs')}, so that prompts get in beside running requests"
@@ -198,6 +198,8 @@ def _kv_cache_memory(config: Config, model: ModelShape, device: DeviceFacts) -> 
 
 def _max_model_len(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[int, str]:
     fits, page = _longest_sequence(config, model, device), _known(config.cache.page_size)
+    if not model.chunks and (step := _known(config.scheduler.max_num_batched_tokens)) < min(fits, model.max_positions):
+        return step, texts.WHOLE
     if fits >= model.max_positions:
         return model.max_positions, "the model's"
     if fits < page:
@@ -439,6 +441,7 @@ def _check_lengths(config: Config, model: ModelShape, device: DeviceFacts) -> No
             f"{flag_of('max_model_len')} ({length}) is beyond the {model.max_positions} positions that "
             f"{model.default_name} was made for. Lower it, or set rope_scaling in the model's config.json."
         )
+    texts.check(config, model)
     fits = _longest_sequence(config, model, device)
     if length > fits:
         raise ConfigError(

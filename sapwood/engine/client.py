@@ -13,6 +13,7 @@ import msgspec
 
 from sapwood.base.errors import EngineDead, GenerationFailed, Overloaded, RequestError
 from sapwood.base.sampling import SEED_LIMIT, SamplingParams
+from sapwood.base.task import GENERATE, Generate, Task, tag_of
 from sapwood.base.tokens import check_ids
 from sapwood.base.wire import Abort, Control, Delta, Deltas, Facts, FromEngine, Reply, Stats, Submit, ToEngine
 from sapwood.engine.pace import Pace
@@ -100,6 +101,7 @@ class Stream:
             prompt_logprobs=first.prompt_logprobs,
             waited=first.waited,
             drafted=last.drafted,
+            vector=last.vector,
         )
 
     def close(self) -> None:
@@ -151,9 +153,11 @@ class EngineClient(Protocol):
         tenant: str = "",
         weight: float = 1.0,
         checked: bool = False,
+        task: Task = GENERATE,
     ) -> Stream:
         """Begin a generation; `follower` is woken when there is something to take, and closes the stream in the end. `checked`:
-        the parameters have been (`SamplingParams.check`), once for all generations that share them.
+        the parameters have been (`SamplingParams.check`), once for all generations that share them. What is no generation ends
+        with one delta, which has its `vector`.
 
         Raises RequestError for what cannot be served, Overloaded when too much is waiting, EngineDead when the engine
         is gone.
@@ -172,12 +176,43 @@ def copies(params: SamplingParams) -> list[SamplingParams]:
     return [first, *(msgspec.structs.replace(first, seed=seed) for seed in seeds)]
 
 
-def check_request(tokens: list[int], params: SamplingParams, facts: Facts, *, checked: bool = False) -> None:
+_ROUTES = {
+    "generate": "has no head that generates: it embeds texts (/v1/embeddings, `LLM.embed`)",
+    "embed": "does not embed texts",
+    "score": "has no classifier: ask it for an embedding, or give label_token_ids",
+}
+"""What is wrong with a model that does not do a task, and what to do."""
+
+
+def check_task(task: type[Task], facts: Facts) -> None:
+    """Raise RequestError where the model cannot do that."""
+    if (name := tag_of(task)) not in facts.tasks:
+        raise RequestError(f"this model {_ROUTES[name]}.", param="model", code="unsupported_task")
+
+
+def check_request(
+    tokens: list[int], params: SamplingParams, facts: Facts, *, checked: bool = False, task: Task = GENERATE
+) -> None:
     """Raise RequestError, naming the field, for what the engine could not serve. `checked`: the parameters have been."""
+    check_task(type(task), facts)
     if not checked:
         params.check(vocab_size=facts.vocab_size)
     if not tokens:
         raise RequestError("the prompt is empty; it needs at least one token.", param="prompt")
+    if isinstance(task, Generate):
+        _check_room(tokens, params, facts)
+    elif len(tokens) > facts.max_model_len:
+        raise RequestError(
+            f"the text is too long: {len(tokens)} tokens > {facts.max_model_len} maximum; shorten it, or have it cut off by "
+            "truncate_prompt_tokens.",
+            param="prompt",
+            code="context_length_exceeded",
+        )
+    check_ids(tokens, vocab_size=facts.vocab_size, param="prompt")
+
+
+def _check_room(tokens: list[int], params: SamplingParams, facts: Facts) -> None:
+    """For what is to be generated."""
     if len(tokens) >= facts.max_model_len:
         raise RequestError(
             f"the prompt is too long: {len(tokens)} tokens > {facts.max_model_len - 1} maximum, with one of output.",
@@ -191,7 +226,6 @@ def check_request(tokens: list[int], params: SamplingParams, facts: Facts, *, ch
             param="max_tokens",
             code="context_length_exceeded",
         )
-    check_ids(tokens, vocab_size=facts.vocab_size, param="prompt")
 
 
 class Bell:
@@ -248,10 +282,11 @@ class AsyncEngine:
         tenant: str = "",
         weight: float = 1.0,
         checked: bool = False,
+        task: Task = GENERATE,
     ) -> Stream:
         """See `EngineClient.submit`."""
         assert params.n == 1, "copies() makes n requests of one"
-        check_request(tokens, params, self.facts, checked=checked)
+        check_request(tokens, params, self.facts, checked=checked, task=task)
         self._check_alive()
         if len(self._streams) >= self._max_live:
             raise Overloaded(
@@ -259,7 +294,7 @@ class AsyncEngine:
                 retry_after=self._pace.seconds(len(self._streams) + 1 - self.facts.max_num_seqs),
             )
         stop_ids = list(params.stop_token_ids) + ([] if params.ignore_eos else self.facts.eos_ids)
-        message = Submit(next(self._numbers), tokens, params, stop_ids, salt, adapter, priority, tenant, weight)
+        message = Submit(next(self._numbers), tokens, params, stop_ids, salt, adapter, priority, tenant, weight, task)
         self._send(message)
         stream = self._streams[message.id] = Stream(message.id, follower, self._leave)
         self.vitals.ask()

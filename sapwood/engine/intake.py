@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from time import monotonic
 
 import numpy as np
 
 from sapwood.base.errors import RequestError
 from sapwood.base.request import Request, namespace_of
+from sapwood.base.task import Embed, Generate, Task, tag_of
 from sapwood.base.tokens import check_ids
 from sapwood.base.wire import Delta, Submit
 
@@ -17,10 +19,18 @@ SEED_MASK = 2**63 - 1
 
 class Intake:
     """Numbers arrivals, draws seeds, sets limits. `longest` is the most tokens that one sequence may have; without
-    `grammars` requests that are restricted are refused."""
+    `grammars` requests that are restricted are refused, and those of other than the `tasks` in any case."""
 
-    def __init__(self, *, longest: int, vocab_size: int, seed: int, grammars: bool = False) -> None:
-        self.longest = longest
+    def __init__(
+        self,
+        *,
+        longest: int,
+        vocab_size: int,
+        seed: int,
+        grammars: bool = False,
+        tasks: Sequence[type[Task]] = (Generate, Embed),
+    ) -> None:
+        self.longest, self.tasks = longest, tuple(tasks)
         self.grammars = grammars
         self.vocab_size = vocab_size
         self._random = random.Random(seed)
@@ -29,8 +39,13 @@ class Intake:
     def request(self, message: Submit) -> Request | Delta:
         """The request, or its end with an error. Fronts check first; this keeps a faulty one from harming others."""
         tokens = np.array(message.tokens, dtype=np.int64)
-        if not 0 < len(tokens) < self.longest:
-            return _refused(message, f"a prompt must have 1 to {self.longest - 1} tokens, this one has {len(tokens)}")
+        task = message.task
+        if not isinstance(task, self.tasks):
+            return _refused(message, f"this model cannot {tag_of(type(task))}")
+        # What ends with its first token may be as long as a sequence: that token is never computed on.
+        most = self.longest - 1 if isinstance(task, Generate) else self.longest
+        if not 0 < len(tokens) <= most:
+            return _refused(message, f"a prompt must have 1 to {most} tokens, this one has {len(tokens)}")
         try:
             check_ids((int(tokens.min()), int(tokens.max())), vocab_size=self.vocab_size, param="prompt")
         except RequestError as error:
@@ -42,13 +57,13 @@ class Intake:
                 "this engine masks no tokens: it has no grammars, thinking budgets, allowed_token_ids and bad_words",
             )
         self._arrivals += 1
-        most = self.longest - len(tokens)
+        room = most + 1 - len(tokens)
         seed = self._random.getrandbits(63) if params.seed is None else params.seed & SEED_MASK
         return Request(
             message.id,
             tokens.astype(np.int32),
             params,
-            limit=len(tokens) + min(params.max_tokens or most, most),
+            limit=len(tokens) + (min(params.max_tokens or room, room) if isinstance(task, Generate) else 1),
             stop_ids=tuple(id for id in message.stop_ids if 0 <= id < self.vocab_size),
             seed=seed,
             namespace=namespace_of(message.adapter, message.salt),
@@ -57,6 +72,7 @@ class Intake:
             weight=message.weight,
             arrival=self._arrivals,
             arrived=monotonic(),
+            task=task,
         )
 
 

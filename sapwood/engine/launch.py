@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from sapwood.arch.foreign import Foreign
 from sapwood.arch.parts import Decoder
+from sapwood.arch.texts import tasks_of
 from sapwood.base.errors import ConfigError, GrammarError, ModelError
 from sapwood.base.kv import KVGroup
 from sapwood.base.layout import longest_sequence, split_pages
 from sapwood.base.slots import Slots
 from sapwood.base.stake import Stake
+from sapwood.base.task import tag_of
 from sapwood.base.wire import Facts
-from sapwood.cache import Borders, Explanation, KVCache, KVStake, Sketch
+from sapwood.cache import Borders, Explanation, KVCache, KVStake, Sketch, Texts
 from sapwood.catalogue import Catalogue, joined
 from sapwood.config import Config, ModelConfig
 from sapwood.config.devices import rules_of
@@ -93,7 +95,7 @@ def launch(
     engine = Engine(
         _scheduler(config, slots, mine, kv),
         executor,
-        Intake(longest=longest, vocab_size=decoder.vocab_size, seed=config.device.seed, grammars=True),
+        _intake(config, decoder, longest),
         depth=_set(config.scheduler.depth),
         gauges=(kv.gauges, constraints.gauges, *speculation.gauges, *stored.gauges),
         pages=kv.pages,
@@ -101,7 +103,7 @@ def launch(
         status=pause.status,
     )
     decisions = (*_told(decisions, longest), _pool_decision(measured.groups, num_pages), *speculation.decisions)
-    facts = _facts(config, measured, decisions, clock.laps, num_pages, longest=longest, vocab_size=decoder.vocab_size)
+    facts = _facts(config, decoder, measured, decisions, clock.laps, num_pages, longest=longest)
     return Launched(engine, facts, compiler)
 
 
@@ -121,11 +123,12 @@ def _resolved(
 
 def _lasting(kv: KVCache, slots: Slots, constraints: Constraints) -> tuple[Stake, ...]:
     """The stakes of every engine."""
-    return KVStake(kv, slots), Borders(kv, slots), GrammarStake(constraints, slots)
+    return KVStake(kv, slots), Borders(kv, slots), Texts(kv, slots), GrammarStake(constraints, slots)
 
 
 def _cache(config: Config, measured: Measured, num_pages: Sequence[int]) -> KVCache:
-    return KVCache(measured.groups, num_pages, reuse=config.cache.prefix_caching, anchors="tree" in drafters(config))
+    reuse = config.cache.prefix_caching and all(group.lasts for group in measured.groups)
+    return KVCache(measured.groups, num_pages, reuse=reuse, anchors="tree" in drafters(config))
 
 
 def _most_drafts(config: Config, others: int) -> int:
@@ -133,19 +136,29 @@ def _most_drafts(config: Config, others: int) -> int:
     return max(_set(config.speculation.num_speculative_tokens), others)
 
 
+def _intake(config: Config, decoder: Decoder | Foreign, longest: int) -> Intake:
+    return Intake(
+        longest=longest,
+        vocab_size=decoder.vocab_size,
+        seed=config.device.seed,
+        grammars=True,
+        tasks=tasks_of(decoder),
+    )
+
+
 def _facts(
     config: Config,
+    decoder: Decoder | Foreign,
     measured: Measured,
     decisions: Sequence[Decision],
     seconds: dict[str, float],
     num_pages: list[int],
     *,
     longest: int,
-    vocab_size: int,
 ) -> Facts:
     return Facts(
         max_model_len=longest,
-        vocab_size=vocab_size,
+        vocab_size=decoder.vocab_size,
         max_num_seqs=_set(config.scheduler.max_num_seqs),
         max_num_batched_tokens=_set(config.scheduler.max_num_batched_tokens),
         page_size=_set(config.cache.page_size),
@@ -155,6 +168,10 @@ def _facts(
         attention_backend=measured.backends[0],
         seconds_to_ready=seconds,
         decisions=[str(decision) for decision in (*decisions, *_computed(measured))],
+        tasks=tuple(tag_of(task) for task in tasks_of(decoder)),
+        classifier=None if decoder.classifier is None else decoder.classifier.pooling,
+        pooling="last" if all(group.lasts for group in measured.groups) else "mean",
+        vector_size=decoder.hidden_size,
     )
 
 

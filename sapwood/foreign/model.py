@@ -83,6 +83,9 @@ class ForeignModel:
         logits_NV = self._halves.logits(hidden_NE)
         return logits_NV if raw else logits_NV.float()
 
+    def classify(self, vectors_NE: Tensor) -> Tensor:
+        raise AssertionError("asked only of those that have a classifier")
+
 
 class _Filled(Leaf):
     """All weights, by their names in the modules."""

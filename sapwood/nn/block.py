@@ -146,7 +146,7 @@ class Block(nn.Module):
         self.ffn = site.make("ffn", part.ffn)
         self.after_ffn = site.make("after_ffn", part.after_ffn)
         self.beside, self.factor = site.make("beside", part.beside), site.make("factor", part.factor)
-        self._scale, self._parallel = part.scale, part.parallel
+        self._scale, self._parallel, self._summed = part.scale, part.parallel, part.summed
 
     def forward(
         self,
@@ -157,6 +157,8 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """x is what the block before yielded, not yet added to the residual stream; returns the same pair. `vectors` are the
         tokens' for this layer."""
+        if self._summed:
+            return self._sums(x_TE, residual_TE, angles), None
         x_TE, residual_TE = self._halves(x_TE, residual_TE, angles)
         if self.beside is None and self.factor is None:
             return x_TE, residual_TE
@@ -164,6 +166,14 @@ class Block(nn.Module):
         if self.beside is not None:
             x_TE = x_TE + self.beside(x_TE, vectors_TP)
         return (x_TE if self.factor is None else self.factor(x_TE)), None
+
+    def _sums(self, x_TE: Tensor, residual_TE: Tensor | None, angles: Sequence[Angles]) -> Tensor:
+        """Of which the norms are, instead of what is added."""
+        mixed_TE, x_TE = self.mixer(x_TE, residual_TE, None, angles)
+        x_TE = self.after_mixer.join(mixed_TE, x_TE)[0]
+        inner_TE, x_TE = self.ffn(x_TE, None, None)
+        normed_TE: Tensor = self.after_ffn.join(inner_TE, x_TE)[0]
+        return normed_TE
 
     def _halves(self, x_TE: Tensor, residual_TE: Tensor | None, angles: Sequence[Angles]) -> tuple[Tensor, Tensor]:
         if self._parallel:

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sapwood.arch import parts
+from sapwood.arch import parts, positions
 from sapwood.arch.rope import frequencies
 from sapwood.arch.shard import Piece
+from sapwood.attention.base import Batch
 from sapwood.kernels import Activation, LayerNorm, RmsNorm
 from sapwood.nn.make import Site, make
 from sapwood.quant.base import Leaf, Weights
@@ -84,7 +85,7 @@ class Embedding(Leaf):
 class Positions(Leaf):
     """A learned vector of each position, the rows of weight_PE."""
 
-    def __init__(self, part: parts.Positions, site: Site) -> None:
+    def __init__(self, part: positions.Positions, site: Site) -> None:
         super().__init__()
         weight_PE = torch.empty((part.count, part.hidden_size), device=site.how.device, dtype=site.how.dtype)
         self.weight = nn.Parameter(weight_PE, requires_grad=False)
@@ -94,6 +95,25 @@ class Positions(Leaf):
 
     def forward(self, positions_T: Tensor) -> Tensor:
         return self.weight.index_select(0, positions_T)
+
+
+class Segments(Leaf):
+    """Rows of weight_CE by the text that a token belongs to."""
+
+    def __init__(self, part: positions.Segments, site: Site) -> None:
+        super().__init__()
+        weight_CE = torch.empty((part.count, part.hidden_size), device=site.how.device, dtype=site.how.dtype)
+        self.weight = nn.Parameter(weight_CE, requires_grad=False)
+
+    def load(self, piece: Piece, source: Source) -> None:
+        self.weight[piece.target].copy_(plain(piece, source))
+
+    def forward(self, batch: Batch) -> Tensor:
+        if batch.seconds_S is None or len(self.weight) < 2:
+            return self.weight[0]
+        second_R = batch.seconds_S[batch.slots_R]
+        second_T = second_R.repeat_interleave(batch.counts_R, output_size=len(batch.positions_T))
+        return self.weight[((second_T > 0) & (batch.positions_T >= second_T)).long()]
 
 
 def _linear(part: parts.Linear, site: Site) -> Weights:
@@ -124,7 +144,8 @@ make.register(parts.Linear, _linear)
 make.register(parts.Multiplied, Multiplied)
 make.register(parts.Norm, Norm)
 make.register(parts.Embedding, Embedding)
-make.register(parts.Positions, Positions)
+make.register(positions.Positions, Positions)
+make.register(positions.Segments, Segments)
 
 
 class Angles(NamedTuple):

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 import sapwood.nn.altup
 import sapwood.nn.beside
 import sapwood.nn.branches
+import sapwood.nn.classifier
 import sapwood.nn.experts
 import sapwood.nn.latent
 import sapwood.nn.recurrent  # noqa: F401  they register the makers of the parts inside a block
 from sapwood.arch.groups import kv_places
-from sapwood.arch.parts import Decoder, Network, Tied, ropes
+from sapwood.arch.parts import Decoder, Linear, Network, ropes
 from sapwood.attention.base import Batch
 from sapwood.nn.block import Attention
 from sapwood.nn.layers import Embedding, Norm, Rotary
@@ -35,6 +36,7 @@ class Model(nn.Module):
         self.rotaries = nn.ModuleList(Rotary(rope, num_positions, how.device) for rope in ropes(decoder))
         self.embed: Embedding = make(decoder.embed, Site(how, "embed"))
         self.positions = None if decoder.positions is None else make(decoder.positions, Site(how, "positions"))
+        self.segments = None if decoder.segments is None else make(decoder.segments, Site(how, "segments"))
         self.embed_norm = None if decoder.embed_norm is None else make(decoder.embed_norm, Site(how, "embed_norm"))
         self.blocks = nn.ModuleList(
             make(block, site) for block, site in zip(decoder.blocks, sites(decoder, how), strict=True)
@@ -44,8 +46,9 @@ class Model(nn.Module):
         for block, part in zip(self.blocks, decoder.blocks, strict=True):
             if part.shares is not None:
                 cast(Attention, block.mixer).share(cast(Attention, self.blocks[part.shares].mixer))
-        self.norm: Norm = make(decoder.norm, Site(how, "norm"))
-        self.head = None if isinstance(decoder.head, Tied) else make(decoder.head, Site(how, "head"))
+        self.norm: Norm | None = None if decoder.norm is None else make(decoder.norm, Site(how, "norm"))
+        self.head = make(decoder.head, Site(how, "head")) if isinstance(decoder.head, Linear) else None
+        self.classifier = None if decoder.classifier is None else make(decoder.classifier, Site(how, "classifier"))
 
     def leaf(self, path: str) -> Leaf:
         """The module of a part with weights."""
@@ -66,6 +69,8 @@ class Model(nn.Module):
         x_TD, residual_TD = self.embed(batch.ids_T), None
         if self.positions is not None:
             x_TD = x_TD + self.positions(batch.positions_T)
+        if self.segments is not None:
+            x_TD = x_TD + self.segments(batch)
         if self.embed_norm is not None:
             x_TD = self.embed_norm(x_TD)
         vectors_TLP = None if self.vectors is None else self.vectors(batch.ids_T, x_TD)
@@ -78,7 +83,17 @@ class Model(nn.Module):
             x_TD, residual_TD = block(x_TD, residual_TD, angles, *of_layer)
         if self.streams is not None:
             x_TD = self.streams.end(x_TD)
-        return self.norm.join(x_TD, residual_TD)[0], [taken[index] for index in taps]
+        if self.norm is not None:
+            x_TD = self.norm.join(x_TD, residual_TD)[0]
+        elif residual_TD is not None:
+            x_TD = x_TD + residual_TD
+        return x_TD, [taken[index] for index in taps]
+
+    def classify(self, vectors_ND: Tensor) -> Tensor:
+        """float32 scores of the labels."""
+        assert self.classifier is not None, "asked only of those that have one"
+        scores_NL: Tensor = self.classifier(vectors_ND)
+        return scores_NL
 
     def logits(self, hidden_ND: Tensor, *, raw: bool = False) -> Tensor:
         """Logits_NV of some of the hidden states, in float32 or, if `raw`, in the dtype of the product."""

@@ -22,7 +22,7 @@ from sapwood.kernels.cpu.library import Machine, address
 from sapwood.nn import stack_latent, stack_states  # noqa: F401 (they bring operations)
 from sapwood.nn.experts import Offsets
 from sapwood.nn.layers import Norm, Rotary
-from sapwood.nn.make import Build, Site
+from sapwood.nn.make import Build, Site, make
 from sapwood.nn.model import finished
 from sapwood.nn.recurrent import Conv, PerHead
 from sapwood.nn.stack import Stack, Weights, listing
@@ -50,7 +50,9 @@ class NativeModel:
         num_positions = min(max_positions or decoder.max_positions, decoder.max_positions)
         self._rotaries = {rope: Rotary(rope, num_positions, _CPU) for rope in ropes(decoder)}
         how = Build(device=_CPU, dtype=torch.float32, backends=(), method=method)
-        leaves = {place.path: _leaf(place, how) for place in walk(decoder)}
+        self.classifier = None if decoder.classifier is None else make(decoder.classifier, Site(how, "classifier"))
+        within = {} if self.classifier is None else dict(self.classifier.named_modules(prefix="classifier"))
+        leaves = {place.path: within.get(place.path) or _leaf(place, how) for place in walk(decoder)}
         self._norms = {path: leaf for path, leaf in leaves.items() if isinstance(leaf, Norm)}
         self._packed = {path: leaf for path, leaf in leaves.items() if isinstance(leaf, PackedLeaf)}
         self._stacks = {path: leaf for path, leaf in leaves.items() if isinstance(leaf, PackedStack)}
@@ -77,7 +79,8 @@ class NativeModel:
             convs=self._convs,
             angles={rope: rotary.both_2PF for rope, rotary in self._rotaries.items()},
         )
-        self._head = self._packed["embed" if isinstance(self.decoder.head, Tied) else "head"].product
+        head = "embed" if isinstance(self.decoder.head, Tied) else "head"
+        self._head = None if self.decoder.head is None else self._packed[head].product
         cells = [backend.cells for backend in self._backends]
         self._stack = Stack(self._machine, cells, list(listing(self.decoder, weights)), weights)
 
@@ -109,7 +112,14 @@ class NativeModel:
 
     def logits(self, hidden_NE: Tensor, *, raw: bool = False) -> Tensor:
         """float32 logits_NV of some of the hidden states."""
+        assert self._head is not None, "asked only of those that have one"
         return finished(self.decoder, self._head(hidden_NE))
+
+    def classify(self, vectors_NE: Tensor) -> Tensor:
+        """float32 scores of the labels."""
+        assert self.classifier is not None, "asked only of those that have one"
+        scores_NL: Tensor = self.classifier(vectors_NE)
+        return scores_NL
 
 
 def _leaf(place: Place, how: Build) -> Leaf:

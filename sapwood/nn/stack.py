@@ -103,6 +103,8 @@ def unlisted(decoder: Decoder) -> str | None:
     """The name of a part that the library has no operations for."""
     if any(rope.sharpening is not None for rope in ropes(decoder)):
         return "Sharpening"
+    if decoder.segments is not None:
+        return "Segments"
     unknown = operations.dispatch(object)
     for block in dict.fromkeys(decoder.blocks):
         for part in (block.mixer, block.ffn, block.beside, block.factor):
@@ -112,6 +114,8 @@ def unlisted(decoder: Decoder) -> str | None:
                 return found
         if block.shares is not None:
             return "keys and values of another layer"
+        if block.summed:
+            return "norms of sums"
     return None
 
 

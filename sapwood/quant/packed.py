@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sapwood.arch.parts import Embedding, Leaf, Linear, Place, Positions, StoredTensor
+from sapwood.arch.parts import Embedding, Leaf, Linear, Place, StoredTensor
+from sapwood.arch.positions import Positions
 from sapwood.arch.shard import Piece
 from sapwood.kernels import Kernels
 from sapwood.kernels.cpu.library import Handle, Machine, address

@@ -91,6 +91,7 @@ class Batcher:
             starts_R=starts_R,
             counts_R=rows.counts_R,
             heads_R=rows.heads_R if frame.drafted else None,
+            seconds_S=table.seconds_S,
             offsets_R1=offsets_R1,
             tables_GSP=self._tables,
             cells_GT=tokens[2:].unbind(0),

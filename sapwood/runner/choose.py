@@ -18,6 +18,7 @@ from sapwood.base.ragged import firsts, rows_of
 from sapwood.device import Mark
 from sapwood.runner.assemble import Rank
 from sapwood.runner.frame import REJECTED, Kind
+from sapwood.runner.pool import Pooled, Pooler
 from sapwood.runner.step import Pass, Step
 from sapwood.runner.table import Table
 from sapwood.runner.transfer import download, upload
@@ -70,6 +71,7 @@ class Work:
     tokens_N: Tensor | None = None
     logprobs: Logprobs | None = None
     scored: list[Scored] = field(default_factory=list)
+    pooled: Sequence[Pooled] = ()
     done: Mark | None = None
 
 
@@ -80,6 +82,7 @@ class Chooser:
         self._rank, self._table, self._step, self._vocab_size = rank, table, step, vocab_size
         self._special: tuple[int, Yields | None] | None = None  # of plain steps, by the version of their rows
         self._masks_MW: Tensor | None = None
+        self._pooler = Pooler(rank, table)
 
     def allocate_masks(self, num_rows: int, width: int | None = None) -> Bits:
         """Pinned memory for the masks of so many heads, new each time: the last may still be on its way to the device."""
@@ -96,6 +99,7 @@ class Chooser:
             "masks for the heads that are masked, and for these alone"
         )
         work.scored = self._score(work)
+        work.pooled = self._pooler.pool(plan, left.hidden_TD)
         if not plan.num_heads:
             return
         assert left.drawn_N is not None
@@ -195,7 +199,9 @@ def read(work: Work) -> Outcome:
     for part in work.scored:
         found = as_rows(part.tokens.tolist(), part.found, [part.wanted] * len(part.tokens))
         prompt_logprobs.setdefault(part.row, []).extend(found)
-    return Outcome(tokens, yielded, _logprobs(work, drawn), prompt_logprobs, errors)
+    vectors = {row: vector for part in work.pooled for row, vector in part.read().items()}
+    errors |= {row: _NOT_FINITE for row, vector in vectors.items() if not np.isfinite(vector).all()}
+    return Outcome(tokens, yielded, _logprobs(work, drawn), prompt_logprobs, errors, vectors)
 
 
 def _logprobs(work: Work, drawn: Ints) -> dict[int, list[TokenLogprobs]]:

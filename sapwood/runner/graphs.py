@@ -187,7 +187,8 @@ class Graphs(Generic[T]):
 
     def _fit(self, plan: Plan) -> Size | None:
         num_tokens = plan.num_tokens
-        if num_tokens > self._max_tokens or self._table.scored_S[plan.slots_R[plan.num_steady :]].any():
+        spans, table = plan.slots_R[plan.num_steady :], self._table
+        if num_tokens > self._max_tokens or table.scored_S[spans].any() or table.pooled_S[spans].any():
             return None
         drafted = plan.drafted
         if drafted and not self._drafts:

@@ -6,20 +6,22 @@ import numpy as np
 
 from sapwood.base.plan import Admissions, Admit, Plan
 from sapwood.base.sampling import SamplingParams
+from sapwood.base.task import GENERATE, Embed, Task
 
 _EVERYTHING = SamplingParams(
     top_k=64, top_p=0.9, min_p=0.01, repetition_penalty=1.1, presence_penalty=0.1, logprobs=8, prompt_logprobs=8
 )
 
 
-def heaviest_plan(max_rows: int, max_tokens: int, max_len: int) -> Plan:
-    """As many rows and tokens as a step may have, each row sampled with everything. All pages are page 0."""
+def heaviest_plan(max_rows: int, max_tokens: int, max_len: int, *, generates: bool = True) -> Plan:
+    """As many rows and tokens as a step may have, each row sampled with everything, or pooled. All pages are page 0."""
     num_rows = min(max_rows, max_tokens)
     counts = np.ones(num_rows, dtype=np.int32)
     for row in range(num_rows):
         counts[row] += min(max_tokens - int(counts.sum()), max_len - 2)
     slots = np.arange(num_rows, dtype=np.int32)
-    admits = tuple(_admit(slot, count, max_len) for slot, count in enumerate(counts.tolist()))
+    what = (_EVERYTHING, GENERATE) if generates else (SamplingParams(temperature=0), Embed("mean"))
+    admits = tuple(_admit(slot, count, max_len, *what) for slot, count in enumerate(counts.tolist()))
     return Plan(
         num_steady=0,
         version=0,
@@ -33,7 +35,7 @@ def heaviest_plan(max_rows: int, max_tokens: int, max_len: int) -> Plan:
     )
 
 
-def _admit(slot: int, length: int, max_len: int) -> Admit:
+def _admit(slot: int, length: int, max_len: int, params: SamplingParams, task: Task) -> Admit:
     return Admit(
         slot=slot,
         tokens=np.zeros(length, dtype=np.int32),
@@ -43,5 +45,6 @@ def _admit(slot: int, length: int, max_len: int) -> Admit:
         min_len=length,
         seed=0,
         stop_ids=(),
-        params=_EVERYTHING,
+        params=params,
+        task=task,
     )

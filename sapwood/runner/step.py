@@ -29,7 +29,7 @@ from sapwood.sampling.fast import draw
 class Pass:
     """What a step's forward leaves on the device. `logits_NV` and `drawn_N` (int32) are None where there are no heads.
 
-    `drawn_N` are -1 at heads without finite logits, REJECTED behind drafts that were wrong, and mean nothing in rows of
+    `logits_NV` is None of a model without a head too. `drawn_N` are -1 at heads without finite logits, REJECTED behind drafts that were wrong, and mean nothing in rows of
     Kind.SPECIAL. `hidden_TD` is None where nobody will ask for it. All may be overwritten by the next step's.
     """
 
@@ -74,6 +74,7 @@ class Step:
         self.graphs_alone: Graphs[Pass] | None = None  # of steps that the follower leaves out
         self._rank, self._table, self._follower = rank, table, follower
         self._logits_NV: Tensor | None = None
+        self.headless = not rank.model.decoder.writes
         if max_heads is not None:
             self._logits_NV = torch.empty(max_heads, vocab_size, dtype=rank.dtype, device=rank.device.place)
 
@@ -129,6 +130,10 @@ class Step:
             follower.follow(batch, hidden_TD, taken)
         if not frame.num_heads:
             return Pass(frame, heads, hidden_TD, None, None)
+        if self.headless:
+            drawn_N = torch.zeros_like(heads.draws_N)  # means nothing; whoever asked for a vector ends with it
+            self.batcher.settle(frame, heads, drawn_N, Kind.DRAWN)
+            return Pass(frame, heads, hidden_TD, None, drawn_N)
         logits_NV = model.logits(hidden_TD.index_select(0, heads.last_N), raw=True)
         drawn_N = torch.empty_like(heads.draws_N)
         draw(logits_NV, self._table.settings_SK, heads.draws_N, heads.ends_N, drawn_N)

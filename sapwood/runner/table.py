@@ -14,6 +14,7 @@ import torch
 
 from sapwood.base.kv import KVGroup
 from sapwood.base.plan import Admit, Drafts, Ints, Known, Stretch
+from sapwood.base.task import Generate
 from sapwood.runner.transfer import upload
 from sapwood.sampling.fast import FAST
 from sapwood.sampling.settings import RECORD_WORDS, needs, records
@@ -26,10 +27,11 @@ class Table:
 
     Device: `tokens_SL` (int32) every known token; `fed_S` (int32) how many of them are in the KV cache once the steps
     given so far are done; `tables_GSP` (int32) pages, 0 where there is none; `settings_SK` packed sampling settings.
-    Tokens and fed are written by steps too, settings by admits only. On the device there is one slot more, `nobody`,
+    `seconds_S` (int32) where a second text begins, 0 without one. Tokens and fed are written by steps too, the others by admits only. On the device there is one slot more, `nobody`,
     which padding may read and write.
     Host: which sampling steps a slot's request needs (`needs_S`), whether some of them are not among those that are
-    drawn at once (`special_S`), whether its prompt is to be scored (`scored_S`), and the rest of its admission (`admit`).
+    drawn at once (`special_S`), whether its prompt is to be scored (`scored_S`), whether it wants a vector (`pooled_S`), and the
+    rest of its admission (`admit`).
     """
 
     def __init__(self, *, num_slots: int, max_len: int, groups: Sequence[KVGroup], device: torch.device) -> None:
@@ -41,9 +43,11 @@ class Table:
         self.fed_S = torch.zeros(num_slots + 1, dtype=torch.int32, device=device)
         self.tables_GSP = torch.zeros(len(groups), num_slots + 1, num_pages, dtype=torch.int32, device=device)
         self.settings_SK = torch.zeros(num_slots + 1, RECORD_WORDS, dtype=torch.int32, device=device)
+        self.seconds_S = torch.zeros(num_slots + 1, dtype=torch.int32, device=device)
         self.needs_S = np.zeros(num_slots, dtype=np.int32)
         self.special_S = np.zeros(num_slots, dtype=np.bool_)
         self.scored_S = np.zeros(num_slots, dtype=np.bool_)
+        self.pooled_S = np.zeros(num_slots, dtype=np.bool_)
         self._admits: list[Admit | None] = [None] * num_slots
 
     def shadow(self) -> Table:
@@ -52,6 +56,7 @@ class Table:
         made = copy(self)
         made.fed_S = torch.zeros_like(self.fed_S)
         made.special_S, made.scored_S = np.zeros_like(self.special_S), np.zeros_like(self.scored_S)
+        made.pooled_S = np.zeros_like(self.pooled_S)
         return made
 
     def admit(self, slot: int) -> Admit:
@@ -68,13 +73,15 @@ class Table:
             self.needs_S[admit.slot] = wanted
             self.special_S[admit.slot] = bool(wanted & ~FAST)
             self.scored_S[admit.slot] = admit.params.prompt_logprobs is not None
+            self.pooled_S[admit.slot] = not isinstance(admit.task, Generate)
         settings = records([(admit.params, admit.seed, admit.min_len, admit.prompt_len) for admit in admits])
         lengths = [len(admit.tokens) for admit in admits]
         slots = np.array([admit.slot for admit in admits], dtype=np.int32)
-        slots_A, fed_A, settings_AK, rows_N, columns_N, tokens_N = upload(
+        slots_A, fed_A, seconds_A, settings_AK, rows_N, columns_N, tokens_N = upload(
             [
                 slots,
                 np.array([admit.fed for admit in admits], dtype=np.int32),
+                np.array([admit.task.second for admit in admits], dtype=np.int32),
                 settings.view(np.int32).reshape(len(admits), RECORD_WORDS),
                 np.repeat(slots, lengths),
                 np.concatenate([np.arange(length, dtype=np.int32) for length in lengths]),
@@ -82,7 +89,7 @@ class Table:
             ],
             self.device,
         )
-        self.fed_S[slots_A] = fed_A
+        self.fed_S[slots_A], self.seconds_S[slots_A] = fed_A, seconds_A
         self.settings_SK[slots_A] = settings_AK
         self.tokens_SL[rows_N, columns_N] = tokens_N
 

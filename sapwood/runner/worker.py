@@ -140,7 +140,8 @@ class Worker:
         return max(0, int(total * self.config.cache.memory_fraction) - others - peak)
 
     def _heaviest(self) -> None:
-        work = self.forward(heaviest_plan(self._max_rows, self._max_tokens, self._max_len))
+        generates = not self._step.headless
+        work = self.forward(heaviest_plan(self._max_rows, self._max_tokens, self._max_len, generates=generates))
         self.sample(work)
         self.result(work)
 
@@ -159,8 +160,8 @@ class Worker:
 
     def _make_graphs(self) -> list[Graphs[Any]]:
         """Those of steps, of the model that drafts if there is one, and of steps that it leaves out; none of them is captured yet."""
-        if self._graph_tokens is None:
-            return []
+        if self._graph_tokens is None or self._step.headless:
+            return []  # whoever generates nothing has steps of whole texts, of all sizes
         step = partial(
             self._step.make_graphs,
             max_rows=self._max_rows,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from sapwood.base.news import FinishReason, Landing, News
-from sapwood.base.plan import Bools, Ints, Longs, Outcome, Plan, Stretch, TokenLogprobs
+from sapwood.base.plan import Bools, Ints, Longs, Outcome, Plan, Stretch
 from sapwood.base.ragged import firsts, spread
 from sapwood.base.request import Request
 from sapwood.base.stake import Landed, Ruling
@@ -137,14 +137,14 @@ class Commit:
                 self._slots.known[request.slot] -= len(tokens) - ruling.taken
                 tokens, finish = tokens[: ruling.taken], None
             if ruling is not None and ruling.later and finish is None:
-                news = self._news(request, tokens, None, None, outcome.logprobs.get(row))
+                news = self._news(request, tokens, None, None, outcome, row)
                 self._roster.set_aside(request)
                 return news
             stop = tokens[-1] if finish == "stop" else None
             if ruling is not None and finish != "stop":
                 forced, finish = self._force(request, ruling)
                 tokens = tokens + forced
-            news = self._news(request, tokens, finish, stop, outcome.logprobs.get(row))
+            news = self._news(request, tokens, finish, stop, outcome, row)
         if news.finish is not None:
             self._roster.end(request)
         return news
@@ -155,7 +155,8 @@ class Commit:
         tokens: list[int],
         finish: FinishReason | None,
         stop: int | None,
-        logprobs: list[TokenLogprobs] | None,
+        outcome: Outcome,
+        row: int,
     ) -> News:
         first = self._slots.known[request.slot] == request.prompt_len + len(tokens)
         wants_logprobs = request.params.logprobs is not None
@@ -170,10 +171,11 @@ class Commit:
             finish=finish,
             cached_tokens=request.cached_tokens if first else -1,
             stop=stop,
-            logprobs=(logprobs or [])[: len(tokens)] if wants_logprobs else None,
+            logprobs=outcome.logprobs.get(row, [])[: len(tokens)] if wants_logprobs else None,
             prompt_logprobs=prompt_logprobs,
             drafted={name: tally.told() for name, tally in request.drafted.items()} if finish else {},
             waited=request.waited if first else -1.0,
+            vector=outcome.vectors.get(row),
         )
 
     def _force(self, request: Request, ruling: Ruling) -> tuple[list[int], FinishReason | None]:

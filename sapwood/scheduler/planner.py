@@ -312,4 +312,5 @@ def _admit(request: Request, cached: int) -> Admit:
         seed=request.seed,
         stop_ids=request.stop_ids,
         params=request.params,
+        task=request.task,
     )

@@ -26,7 +26,7 @@ from sapwood.hub.about import About
 from sapwood.observe.exchange import Exchange
 from sapwood.observe.metrics import Metrics
 from sapwood.observe.observer import Observer, Traces
-from sapwood.server import admin, anthropic, live, ollama, openapi, vllm
+from sapwood.server import admin, anthropic, live, ollama, openapi, texts, vllm
 from sapwood.server.errors import ClientGone, named, problem
 from sapwood.server.explained import ASKED as EXPLAIN
 from sapwood.server.front import Front
@@ -45,6 +45,7 @@ ROOMS: Sequence[Room] = (
     Room(files.routes),
     Room(batches.routes),
     Room(apply.routes),
+    texts.ROOM,
     Room(models.routes),
     anthropic.ROOM,
     ollama.ROOM,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import msgspec
 from msgspec import Meta
@@ -26,6 +26,24 @@ def salt_of(cache_salt: str | None, extra_key: str | None) -> str:
     """What keeps a request's cached prefixes to those who send the same two; no pair can stand for another."""
     salt, key = ((given or "").replace("\0", "\0\0") for given in (cache_salt, extra_key))
     return f"{salt}\0:{key}" if key else salt
+
+
+def texts_or_ids(given: str | Sequence[str | int | list[int]] | None, param: str) -> tuple[list[str], list[list[int]]]:
+    """What a field has that takes a text, token ids, or several of either: texts, or lists of ids. Raises RequestError."""
+    match given:
+        case None:
+            raise RequestError(f"{param} is missing.", param=param)
+        case str() as text:
+            return [text], []
+        case [int(), *_] as ids if all(isinstance(id, int) for id in ids):
+            return [], [cast(list[int], ids)]
+        case [str(), *_] as several if all(isinstance(one, str) for one in several):
+            return cast(list[str], several), []
+        case [list(), *_] as several if all(isinstance(one, list) for one in several):
+            return [], cast(list[list[int]], several)
+        case []:
+            raise RequestError(f"{param} is empty.", param=param)
+    raise RequestError(f"{param} must not mix strings, token ids and lists of token ids.", param=param)
 
 
 class ContentPart(msgspec.Struct):

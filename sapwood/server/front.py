@@ -18,11 +18,12 @@ from starlette.types import Receive
 from sapwood import __version__
 from sapwood.base.errors import ConfigError, GrammarError, RequestError
 from sapwood.base.sampling import MAX_FORBIDDEN, SamplingParams
+from sapwood.base.task import Generate
 from sapwood.base.tokens import check_ids
 from sapwood.base.wire import Facts
 from sapwood.config import Config
 from sapwood.config.option import names_in
-from sapwood.engine.client import EngineClient
+from sapwood.engine.client import EngineClient, check_task
 from sapwood.grammar import Checker
 from sapwood.grammar.end_check import EndCheck
 from sapwood.grammar.schema import Finding
@@ -43,6 +44,7 @@ from sapwood.server.store import Store
 from sapwood.server.turns import Turns
 from sapwood.text import TextModel
 from sapwood.text.model import Thoughts
+from sapwood.text.reading import Reader
 
 T = TypeVar("T")
 
@@ -120,7 +122,7 @@ class Front:
         self.started = int(time.time())
         self.defaults = _numbers(defaults)
         try:
-            self.check(SamplingParams(**self.defaults), {})
+            SamplingParams(**self.defaults).check(vocab_size=self.facts.vocab_size, max_n=MAX_N)
         except RequestError as error:
             raise ConfigError(f"generation_config.json: {error} Correct the value, or remove it.") from error
         self.drain = Drain()
@@ -182,7 +184,8 @@ class Front:
             )
 
     def check(self, params: SamplingParams, names: Mapping[str, str]) -> SamplingParams:
-        """Checked parameters. `names` maps SamplingParams' names to the caller's, for the messages."""
+        """Checked parameters of a generation. `names` maps SamplingParams' names to the caller's, for the messages."""
+        check_task(Generate, self.facts)
         try:
             return params.check(vocab_size=self.facts.vocab_size, max_n=MAX_N)
         except RequestError as error:
@@ -294,6 +297,13 @@ class Front:
             return [self.text.encode(text, add_special=add_special) for text in texts]
 
         return await self._off_loop(encoded, sum(map(len, texts)), param)
+
+    async def read(self, work: Callable[[Reader], T], texts: Sequence[str], *, param: str, most: int | None) -> T:
+        """What a reader makes of some texts, which are cut off at `most` tokens."""
+        for text in texts if most is None else ():
+            self._check_length(len(text), param)
+        reader = Reader(self.text, self.facts)
+        return await self._off_loop(lambda: work(reader), sum(map(len, texts)), param)
 
     async def decode(self, tokens: list[int], *, skip_special: bool) -> str:
         (text,) = await self.decode_all([tokens], skip_special=skip_special)

@@ -16,6 +16,7 @@ from sapwood.base.drafts import Drafted
 from sapwood.base.errors import RequestError, SapwoodError
 from sapwood.base.plan import TokenLogprobs
 from sapwood.base.sampling import SamplingParams
+from sapwood.base.task import GENERATE, Task
 from sapwood.base.wire import Delta
 from sapwood.engine.client import Stream, copies
 from sapwood.server.errors import respelled, with_param
@@ -33,7 +34,7 @@ class Prompt:
 
     `param` and `limit_param` are what the caller calls the prompt and the most tokens to generate. `scoring` asks for the prompt's logprobs only: one token is generated, as the engine needs, and dropped.
     `shown` are the special tokens that are part of an output's text all the same, since they structure it. `names` are what it
-    may be aborted by.
+    may be aborted by. A `task` that is no generation is scoring too.
     """
 
     tokens: list[int]
@@ -44,6 +45,7 @@ class Prompt:
     scoring: bool = False
     shown: frozenset[int] = frozenset()
     names: tuple[str, ...] = ()
+    task: Task = GENERATE
 
 
 @dataclass(slots=True, eq=False)
@@ -59,7 +61,7 @@ class News:
 
 @dataclass(slots=True, eq=False)
 class Choice:
-    """One output. `num_predicted` tokens of it were foreseen by its prediction, and `drafted` tells how drafts fared if the engine has
+    """One output, or the `vector` of a task that wants one. `num_predicted` tokens of it were foreseen by its prediction, and `drafted` tells how drafts fared if the engine has
     ended it. `finish` is None while it grows, then 'stop', 'length' or 'abort'; `stop` what stopped it."""
 
     index: int
@@ -74,6 +76,7 @@ class Choice:
     num_thought_tokens: int | None = None
     drafted: dict[str, Drafted] = field(default_factory=dict)
     num_predicted: int = 0
+    vector: bytes = b""
     finish: str | None = None
     stop: int | str | None = None
 
@@ -94,6 +97,7 @@ class Choice:
             return None
         first, self.begun = not self.begun, True
         if self.prompt.scoring:
+            self.vector = delta.vector
             self.finish = "abort" if delta.finish == "abort" else "length"
             return News(self, "", [], [], first)
         self.finish, self.stop = assembler.finish, assembler.stop
@@ -113,12 +117,12 @@ HandOn = Callable[[list[News]], asyncio.Task[None] | None]
 """Passes news on at once, or returns the task that does as soon as the client can take them."""
 
 
-def choices_of(prompts: Sequence[tuple[Prompt, SamplingParams]]) -> list[Choice]:
-    """The outputs that prompts ask for, n for each, numbered through. Raises RequestError if they are too many."""
+def choices_of(prompts: Sequence[tuple[Prompt, SamplingParams]], *, most: int = MAX_CHOICES) -> list[Choice]:
+    """The outputs that prompts ask for, n for each, numbered through. Raises RequestError if they are more than `most`."""
     total = sum(params.n for _, params in prompts)
-    if total > MAX_CHOICES:
+    if total > most:
         param = "n" if len(prompts) == 1 else prompts[0][0].param
-        raise RequestError(f"{total} outputs in one request are too many; at most {MAX_CHOICES}.", param=param)
+        raise RequestError(f"{total} outputs in one request are too many; at most {most}.", param=param)
     pairs = [(prompt, one) for prompt, params in prompts for one in copies(params)]
     return [Choice(index, prompt, params) for index, (prompt, params) in enumerate(pairs)]
 
@@ -248,6 +252,7 @@ class _Feed:
                 tenant=tenant.name,
                 weight=tenant.weight,
                 checked=True,
+                task=prompt.task,
             )
             self._front.flights.add(run.stream, prompt.names)
         except RequestError as error:

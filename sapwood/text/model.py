@@ -12,6 +12,7 @@ from sapwood.base.sampling import SamplingParams
 from sapwood.config.options import ModelConfig
 from sapwood.hub.cache import Cache
 from sapwood.hub.files import ModelFiles
+from sapwood.hub.sentence import Sentence, sentence_of
 from sapwood.text.assembler import Assembler
 from sapwood.text.detokenizer import Detokenizer, Places
 from sapwood.text.ends import bos_id, eos_ids
@@ -34,6 +35,7 @@ class TextModel:
         bos_id: The token that begins a text, or None.
         special_ids: The tokens that `skip_special` leaves out.
         dialect: How it writes calls of tools and thoughts.
+        sentence: How vectors are made of texts.
     """
 
     def __init__(
@@ -44,7 +46,9 @@ class TextModel:
         bos_id: int | None,
         template: ChatTemplate | None,
         dialect: Dialect,
+        sentence: Sentence = Sentence(),  # noqa: B008 (immutable)
     ) -> None:
+        self.sentence = sentence
         self._tokenizer = vocabulary.tokenizer
         self._template = template
         self._pieces = Pieces(self._tokenizer)
@@ -105,6 +109,7 @@ class TextModel:
             bos_id=bos_id(files, vocabulary),
             template=template,
             dialect=_dialect(template, tool_parser, reasoning_parser, formats),
+            sentence=sentence_of(files),
         )
 
     @property
@@ -138,6 +143,24 @@ class TextModel:
         even if it already begins so.
         """
         return self._encode(text, add_special, "prompt")
+
+    def encode_pair(self, text: str, second: str | None = None, *, most: int | None = None) -> tuple[list[int], int]:
+        """Tokens of a text that is to be read, or of two as one, framed as the model was trained, and where the second one's begin,
+        0 where the model is not told. With `most` the end of the longer one is cut off. Raises RequestError as `encode` does."""
+        texts = [text] if second is None else [text, second]
+        for given in texts:
+            _check_unicode(given, "prompt")
+        one, *others = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        other = others[0] if others else None
+        if most is not None:
+            frame = self._tokenizer.num_special_tokens_to_add(other is not None) + len(self._prepend)
+            first_most, second_most = _cut(len(one.ids), 0 if other is None else len(other.ids), max(most - frame, 0))
+            one.truncate(first_most)
+            if other is not None:
+                other.truncate(second_most)
+        whole = self._tokenizer.post_process(one, other, add_special_tokens=True)
+        begins = whole.type_ids.index(1) + len(self._prepend) if 1 in whole.type_ids else 0
+        return self._prepend + whole.ids, begins
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """The text of tokens that are a whole text: the space that encoding put in front of it goes again.
@@ -263,13 +286,7 @@ class TextModel:
         return count + len(pieces) - begun if open else count
 
     def _encode(self, text: str, add_special: bool, param: str) -> list[int]:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise RequestError(
-                f"{param} is not valid Unicode: a lone surrogate {text[error.start]!r} at character {error.start}.",
-                param=param,
-            ) from error
+        _check_unicode(text, param)
         # The batch call leaves out offsets, which nobody asks for, and lets other threads run meanwhile.
         (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special)
         return self._prepend + encoding.ids if add_special else encoding.ids
@@ -277,6 +294,27 @@ class TextModel:
     def _forgets_bos(self, vocabulary: Vocabulary, bos_id: int) -> bool:
         """Whether tokenizer_config.json wants a bos token that tokenizer.json does not add."""
         return vocabulary.config.get("add_bos_token") is True and bos_id not in self._tokenizer.encode("").ids
+
+
+def _check_unicode(text: str, param: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(
+            f"{param} is not valid Unicode: a lone surrogate {text[error.start]!r} at character {error.start}.",
+            param=param,
+        ) from error
+
+
+def _cut(first: int, second: int, most: int) -> tuple[int, int]:
+    """How many tokens of two texts are left of so many together, when the longer one gives way."""
+    if first + second <= most:
+        return first, second
+    if first > second:
+        other, one = _cut(second, first, most)
+        return one, other
+    first = min(first, most // 2)
+    return first, most - first
 
 
 def _dialect(template: ChatTemplate | None, tools: str, reasoning: str, formats: Formats) -> Dialect:

@@ -37,6 +37,7 @@ class Pieces(dict[int, bytes]):
         self._token = tokenizer.id_to_token
         self._byte_level = self._byte_fallback = False
         self._replace: list[tuple[str, str]] = []
+        self._within = ""  # begins the pieces that go on with a word, where all others begin one
         self.strip = 0
         for step in _steps(tokenizer.decoder):
             match step:
@@ -51,6 +52,8 @@ class Pieces(dict[int, bytes]):
                     self.strip = int(scheme != "never")
                 case {"type": "Strip", "content": " ", "start": start, "stop": 0}:
                     self.strip = start
+                case {"type": "WordPiece", "prefix": prefix}:
+                    self._within, self.strip = prefix, 1
                 case {"type": "Fuse"}:
                     pass
                 case _:
@@ -74,6 +77,8 @@ class Pieces(dict[int, bytes]):
                 return bytes([int(token[3:5], 16)])
             except ValueError:
                 pass
+        if self._within:
+            token = token.removeprefix(self._within) if token.startswith(self._within) else f" {token}"
         for old, new in self._replace:
             token = token.replace(old, new)
         return token.encode()

@@ -15,6 +15,7 @@ from sapwood.hub.cache import Cache
 from sapwood.hub.files import ModelFiles, read_json
 from sapwood.text import special
 from sapwood.text.template import find_templates
+from sapwood.text.wordpiece import from_vocabulary
 
 FORMAT = 2  # of converted tokenizers in the cache; raise it when `convert` makes something else of the same file
 
@@ -75,6 +76,10 @@ def own_templates(files: ModelFiles) -> dict[str, str]:
 
 def _from_directory(directory: Path, name: str) -> Vocabulary:
     path = directory / name
+    if not path.exists() and (directory / "vocab.txt").exists():
+        own = directory / "tokenizer_config.json"
+        tokenizer = from_vocabulary(directory / "vocab.txt", read_json(own) if own.exists() else {})
+        return Vocabulary(tokenizer, special.read_config(directory, tokenizer), directory)
     if not path.exists():
         raise ModelError(
             f"{directory} has no {name}. If it has the files of a slow tokenizer, transformers makes one: "

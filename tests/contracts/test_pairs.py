@@ -17,6 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 
 from sapwood import LLM, ConfigError, Grammar, SamplingParams
@@ -24,11 +25,13 @@ from sapwood.base.plan import Ints
 from sapwood.base.request import Request
 from sapwood.base.slots import Slots
 from sapwood.base.stake import Stake
+from sapwood.base.task import POOLINGS, Embed
 from sapwood.base.wire import Deltas
 from sapwood.draft import Drafter, DraftStake
 from sapwood.engine import launch
 from sapwood.engine.loop import Engine
 from sapwood.llm import Generation, Output
+from sapwood.text.reading import PARAMS
 from tests import heads
 from tests.contracts.test_guests import Pause
 
@@ -182,6 +185,36 @@ def _forget(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Engine, "step", stepped)
 
 
+class Unheard:
+    """Follows what will be asked for when all is over."""
+
+    def wake(self) -> None: ...
+
+
+def _read_beside(patch: pytest.MonkeyPatch) -> None:
+    """Texts are embedded while all else is generated: their vectors are those that they have alone afterwards."""
+    generate, texts = LLM.generate, [STEM, f"{STEM}Question 3: what?", "Something else."]
+
+    def generated(llm: LLM, prompts: Any, params: Any = None) -> list[Generation]:
+        tokens = [llm.text.encode(text) for text in texts for _ in POOLINGS]
+        tasks = [Embed(pooling) for _ in texts for pooling in POOLINGS]
+        streams = [
+            llm.engine.submit(*pair, Unheard(), task=task)
+            for *pair, task in zip(tokens, [PARAMS] * len(tasks), tasks, strict=True)
+        ]
+        found = generate(llm, prompts, params)
+        for stream, ids, task in zip(streams, tokens, tasks, strict=True):
+            delta = stream.take()
+            assert delta is not None and delta.finish == "length"
+            (alone,) = llm.embed(ids, pooling=task.pooling, normalise=True)
+            vector = np.frombuffer(delta.vector, np.float32)
+            assert vector @ alone.vector / np.linalg.norm(vector) > 0.98, task
+            stream.close()
+        return found
+
+    patch.setattr(LLM, "generate", generated)
+
+
 ITSELF, HEAD = "the model itself", "a head for it"
 """What stands for a path."""
 
@@ -199,6 +232,7 @@ ENGINES: Mapping[str, dict[str, Any]] = MappingProxyType(
         "longest prefix first": {"policy": "lpm"},
         "keys in turns": {"policy": "fair"},
         "two at a time": {"max_num_seqs": 2},
+        "texts read beside": {"between": _read_beside},
         "no jump-forward": {"jump_forward": False},
         "drafts": {"stakes": _drafts},
         "speculation": {"speculation": "auto", "num_speculative_tokens": 3},

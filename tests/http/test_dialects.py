@@ -129,9 +129,8 @@ def test_ollama_streamed_and_whole(real: Server) -> None:
         return f"rain in {city}"
 
     assert client.chat("smol", ASK, tools=[weather], options={"num_predict": 8}).done
-    with pytest.raises(ollama.ResponseError, match="not served yet") as refused:
-        client.embed("smol", "x")
-    assert refused.value.status_code == 501
+    vectors = client.embed("smol", ["x", "y"]).embeddings
+    assert [len(vector) for vector in vectors] == [576, 576] and vectors[0] != vectors[1]
 
 
 def test_ollama_knows_the_model(real: Server) -> None:

@@ -11,7 +11,8 @@ import gguf
 import pytest
 
 from sapwood.arch.families import FAMILIES, declare
-from sapwood.arch.parts import Decoder, Positions
+from sapwood.arch.parts import Decoder
+from sapwood.arch.positions import Positions
 from sapwood.base.errors import ConfigError
 from sapwood.hub import draft
 from sapwood.hub.draft import find_draft, tokens_of

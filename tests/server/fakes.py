@@ -16,6 +16,7 @@ from sapwood.base.drafts import Drafted
 from sapwood.base.errors import EngineDead, Overloaded
 from sapwood.base.plan import TokenLogprobs
 from sapwood.base.sampling import SamplingParams
+from sapwood.base.task import GENERATE, Task
 from sapwood.base.wire import Delta, Stats
 from sapwood.engine.client import Follower, Stream, check_request
 from sapwood.hub.files import ModelFiles
@@ -117,8 +118,9 @@ class FakeEngine:
         tenant: str = "",
         weight: float = 1.0,
         checked: bool = False,
+        task: Task = GENERATE,
     ) -> Stream:
-        check_request(tokens, params, self.facts, checked=checked)
+        check_request(tokens, params, self.facts, checked=checked, task=task)
         if self.dead is not None:
             raise EngineDead(self.dead, retry_after=self.retry_after)
         self.asked.append(Asked(tokens, params, salt, priority))

@@ -146,7 +146,7 @@ async def test_files_that_are_no_batch(
 async def test_requests_that_are_refused(http: httpx.AsyncClient, client: AsyncOpenAI) -> None:
     file = await upload(client, lines_of(1))
     good = {"input_file_id": file, "endpoint": CHAT, "completion_window": "24h"}
-    for wrong in ({"endpoint": "/v1/embeddings"}, {"completion_window": "soon"}, {"metadata": {"a": 1}}):
+    for wrong in ({"endpoint": "/v1/images"}, {"completion_window": "soon"}, {"metadata": {"a": 1}}):
         reply = await http.post("/v1/batches", json=good | wrong)
         assert reply.status_code == 400 and reply.json()["error"]["param"].startswith(next(iter(wrong))), reply.text
     assert (await http.post("/v1/batches", json=good | {"input_file_id": "file-x"})).status_code == 404

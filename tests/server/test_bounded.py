@@ -30,7 +30,9 @@ BOUNDED_BY_THE_BODY = (
 """Texts and collections: no larger than the body, whose bytes are bounded. What they cost beyond is bounded where they are used:
 outputs of a request (MAX_CHOICES), stops, masked and biased tokens, the prompt's length (Front and SamplingParams.check), names and
 arguments of tools by the grammar's budget."""
-IDS = {"logit_bias{}", "prompt[]", "prompt[][]", "input_ids[]", "input_ids[][]"}
+IDS = {"logit_bias{}", "query[]"} | {
+    f"{name}{of}" for name in ("prompt", "input_ids", "input", "inputs", "items") for of in ("[]", "[][]")
+}
 """Ids of tokens: there may be many, so that they are not compared as they are read, but all at once with the vocabulary."""
 HARMLESS = (
     inspect.BoolType, inspect.NoneType, inspect.FloatType, inspect.LiteralType, inspect.EnumType,

@@ -9,6 +9,7 @@ from typing import Any
 
 from sapwood.arch.families import (
     bamba,
+    bert,
     cohere,
     deepseek,
     exaone,
@@ -30,8 +31,10 @@ from sapwood.arch.families import (
     mamba1,
     mamba2,
     mixtral,
+    modernbert,
     nemotron,
     nemotron_h,
+    nomic,
     olmo,
     phi3,
     qwen,
@@ -43,6 +46,7 @@ from sapwood.arch.families import (
     stablelm,
     within,
 )
+from sapwood.arch.families.readers import reader
 from sapwood.arch.family import Family
 from sapwood.arch.hf import HfConfig
 from sapwood.arch.parts import Decoder
@@ -50,6 +54,7 @@ from sapwood.base.errors import ModelError
 
 FAMILIES: tuple[Family, ...] = (
     *bamba.FAMILIES,
+    *bert.FAMILIES,
     *cohere.FAMILIES,
     *deepseek.FAMILIES,
     *exaone.FAMILIES,
@@ -71,8 +76,10 @@ FAMILIES: tuple[Family, ...] = (
     *mamba1.FAMILIES,
     *mamba2.FAMILIES,
     *mixtral.FAMILIES,
+    *modernbert.FAMILIES,
     *nemotron.FAMILIES,
     *nemotron_h.FAMILIES,
+    *nomic.FAMILIES,
     *olmo.FAMILIES,
     *phi3.FAMILIES,
     *qwen.FAMILIES,
@@ -96,7 +103,8 @@ def declare(
     c = HfConfig(config)
     names = c.strings("architectures")
     family = next((one for one in families if [one.architecture] == list(names)), None)
-    if family is None:
+    read = family.declare if family else reader(names[0], families) if len(names) == 1 else None
+    if read is None:
         known = ", ".join(sorted(one.architecture for one in families))
         raise ModelError(f"config.json: architectures = {list(names)} is not supported; these are: {known}.")
     quantization = config.get("quantization_config") or None
@@ -107,6 +115,6 @@ def declare(
             because=f"only {known} can be loaded; fetch the plain weights, or have them quantised anew",
         )
     c.ignore("quantization_config")
-    decoder = family.declare(c)
+    decoder = read(c)
     c.refuse_unread()
     return replace(decoder, quantization=quantization)

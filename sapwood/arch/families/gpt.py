@@ -7,7 +7,8 @@ from dataclasses import replace
 from sapwood.arch.families.common import Layout, block, decoder, gqa, plain_mlp
 from sapwood.arch.family import Family
 from sapwood.arch.hf import HfConfig
-from sapwood.arch.parts import STILL, Decoder, Positions, Rope
+from sapwood.arch.parts import STILL, Decoder, Rope
+from sapwood.arch.positions import Positions
 from sapwood.arch.rope import read_rope
 
 GPT2 = Layout(

@@ -23,7 +23,6 @@ SPOKEN = "0.12.11"
 
 _FOR_EVER = "9999-12-31T23:59:59Z"
 _UNITS = (("B", 1e9), ("M", 1e6), ("K", 1e3))
-_EMBEDDINGS = "Embeddings are not served yet."
 _MANAGED = "The model was chosen when this server was started, and is not changed over HTTP: use `sapwood pull` and `sapwood serve`."
 
 
@@ -113,7 +112,6 @@ def routes(front: Front) -> list[Described]:
         plain("/api/ps", ps, gives=RunningModels),
         post(front, "/api/show", ShowBody, show, gives=Shown),
         plain("/api/version", version, gives=SpokenVersion),
-        *(_refusing(name, _EMBEDDINGS) for name in ("embed", "embeddings")),
         *(_refusing(name, _MANAGED) for name in ("pull", "push", "create", "copy")),
         _refusing("delete", _MANAGED, method="DELETE"),
     ]
@@ -138,7 +136,13 @@ def _details(about: About) -> Details:
 
 def _shown(front: Front, about: About) -> Shown:
     dialect = front.text.dialect
-    can = {"completion": True, "tools": dialect.tools is not None, "thinking": dialect.reasoning is not None}
+    writes = "generate" in front.facts.tasks
+    can = {
+        "completion": writes,
+        "tools": writes and dialect.tools is not None,
+        "thinking": writes and dialect.reasoning is not None,
+    }
+    can |= {"embedding": not writes}
     names = {"repetition_penalty": "repeat_penalty"}
     facts = {"context_length": front.facts.max_model_len, "vocab_size": front.facts.vocab_size, **about.sizes}
     general = {"general.architecture": about.architecture, "general.parameter_count": about.num_parameters}

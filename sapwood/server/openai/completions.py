@@ -16,6 +16,7 @@ from sapwood.base.sampling import SamplingParams
 from sapwood.grammar.end_check import EndCheck
 from sapwood.grammar.schema import Finding
 from sapwood.server.body import json_response
+from sapwood.server.fields import texts_or_ids
 from sapwood.server.front import MAX_CHOICES, Front
 from sapwood.server.generation import Choice, News, Prompt, choices_of, complete, params_for
 from sapwood.server.logprobs import alternatives, finite
@@ -113,23 +114,7 @@ async def _params(front: Front, body: CompletionRequest) -> SamplingParams:
 
 async def _prompts(front: Front, body: CompletionRequest) -> list[Prompt]:
     """Token ids of each prompt. Nothing is tokenised before the number of prompts is known to be allowed."""
-    texts: list[str] = []
-    given: list[list[int]] = []
-    match body.prompt:
-        case None:
-            raise RequestError("prompt is missing.", param="prompt")
-        case str() as text:
-            texts = [text]
-        case [int(), *_] as ids if all(isinstance(id, int) for id in ids):
-            given = [cast(list[int], ids)]
-        case [str(), *_] as several if all(isinstance(one, str) for one in several):
-            texts = cast(list[str], several)
-        case [list(), *_] as several if all(isinstance(one, list) for one in several):
-            given = cast(list[list[int]], several)
-        case []:
-            raise RequestError("prompt is empty.", param="prompt")
-        case _:
-            raise RequestError("prompt must not mix strings, token ids and lists of token ids.", param="prompt")
+    texts, given = texts_or_ids(body.prompt, "prompt")
     if len(texts or given) * (body.n or 1) > MAX_CHOICES:
         raise RequestError(f"At most {MAX_CHOICES} outputs (prompts times n) in one request.", param="prompt")
     if texts:

@@ -10,7 +10,7 @@ import msgspec
 
 MOST_LINES = 50_000
 
-ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
+ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings")
 
 
 class Line(msgspec.Struct, kw_only=True):

@@ -27,6 +27,7 @@ from sapwood.server.openai.metadata import Metadata
 from sapwood.server.passage import caller
 from sapwood.server.routes import Described, plain, post, query_of
 from sapwood.server.store import Books
+from sapwood.server.texts import embeddings
 
 _WINDOW = re.compile(r"([1-9][0-9]{0,4})([smhd])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -54,7 +55,7 @@ class BatchesQuery(msgspec.Struct, kw_only=True):
 
 def answering(front: Front) -> Sequence[Route]:
     """The routes that lines of a batch may ask."""
-    return [*completions.routes(front), *chat.routes(front), *responses.routes(front)]
+    return [*completions.routes(front), *chat.routes(front), *responses.routes(front), *embeddings.routes(front)]
 
 
 def routes(front: Front) -> list[Described]:
