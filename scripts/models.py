@@ -42,7 +42,7 @@ are there, six tokens show whether each sees others by attention alone. Plain sa
 GGUF, no `--quantization`, no EAGLE heads. On GPUs steps are recorded as graphs as for other models, which has not been run yet: modules that cannot
 be recorded want `--disable-cuda-graph`.
 
-What no family has is refused with the list of those that there are. Known and not there yet: gpt-oss,
+What no family has is refused with the list of those that there are. Known and not there yet:
 latent attention in MiniCPM 3, RWKV, experts of Nemotron-H, what models see and hear, Qwen2.5's dual
 chunk attention for a million tokens, post-norm variants of OPT-350m and BLOOM, `clip_qkv` of OLMo 1 and MPT.
 """

@@ -171,6 +171,14 @@ BREADTH: Mapping[str, tuple[str, str, Fields]] = MappingProxyType({
     "helium": ("HeliumConfig", "HeliumForCausalLM", {"head_dim": 16}),
     "hunyuan": ("HunYuanDenseV1Config", "HunYuanDenseV1ForCausalLM", {"head_dim": 24, "rope_parameters": _HUNYUAN}),
     "cwm": ("CwmConfig", "CwmForCausalLM", {"num_hidden_layers": 5, "sliding_window": 8, "head_dim": 16}),
+    "gpt-oss": (
+        "GptOssConfig",
+        "GptOssForCausalLM",
+        {"num_local_experts": 6, "num_experts_per_tok": 3, "intermediate_size": 96, "head_dim": 32, "sliding_window": 8,
+         "num_hidden_layers": 3,
+         "rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64,
+                             "truncate": False}},
+    ),
     "olmoe": ("OlmoeConfig", "OlmoeForCausalLM", {"num_experts": 8, "num_experts_per_tok": 3, "intermediate_size": 32}),
     "glm4-moe": (
         "Glm4MoeConfig",

@@ -16,5 +16,7 @@ def group(
     cap: float | None = None,
     slopes: tuple[float, ...] | None = None,
     chunked: bool = False,
+    sinks: bool = False,
 ) -> KVGroup:
-    return KVGroup(Heads(num_heads, num_kv_heads, head_dim, window, cap, slopes, chunked), num_layers, page_size)
+    heads = Heads(num_heads, num_kv_heads, head_dim, window, cap, slopes, chunked, sinks)
+    return KVGroup(heads, num_layers, page_size)

@@ -47,6 +47,9 @@ _GEMMA_ROPE = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
 }
 
+_STDS = {"sinks": 1.0, "gate_up_proj_bias": 4.0}
+"""Of weights that would change little else: the biases let some gates be cut off."""
+
 _EXPERTS = {"num_experts": 12, "num_experts_per_tok": 4, "moe_intermediate_size": 32}
 
 _LATENT = {
@@ -160,7 +163,7 @@ def build(config_name: str, model_name: str, fields: Mapping[str, Any], *, seed:
             if "norm" in name.lower() or name.split(".")[-2].startswith("ln_"):
                 weight.add_(torch.randn_like(weight) * 0.2)
             else:
-                weight.normal_(std=0.1)
+                weight.normal_(std=_STDS.get(name.split(".")[-1], 0.1))
         for name, offsets in model.named_buffers():
             if name.endswith("e_score_correction_bias"):
                 offsets.normal_(std=0.1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from sapwood.arch.beside import Factor
@@ -27,8 +28,7 @@ class Stack(Leaf):
     """`count` Linears of one shape, one for each expert; ranks share the experts.
 
     A part's name with a {} is that of the tensor of each expert, by its number; else it is that of all, one behind the other
-    along a first axis. A `bare` name is the tensor's own, and that of a bias ends in `_bias`. Some checkpoints have it as
-    `other`.
+    along a first axis. A `bare` name is the weight's own, and others follow behind a `_`. Some checkpoints have it as `other`.
     """
 
     count: int
@@ -41,19 +41,29 @@ class Stack(Leaf):
         return (self,) if self.other is None else (self, self.other)
 
     def tensors(self) -> tuple[StoredTensor, ...]:
+        return self.of_all(self.linear.tensors())
+
+    def of_all(self, tensors: Sequence[StoredTensor]) -> tuple[StoredTensor, ...]:
+        """What experts have where a Linear has these."""
         found: list[StoredTensor] = []
-        for tensor in self.linear.tensors():
+        for tensor in tensors:
             name = self._bare(tensor.name) if self.bare else tensor.name
             if "{}" in name:
                 experts = ((expert, self.count) for expert in range(self.count))
                 found += [replace(tensor, name=name.format(at[0]), expert=at) for at in experts]
             else:
-                found.append(replace(tensor, name=name, axes=(Axis(self.count, 1), *(tensor.axes or ()))))
+                axes = None if tensor.axes is None else (Axis(self.count, 1), *tensor.axes)
+                found.append(replace(tensor, name=name, axes=axes))
         return tuple(found)
+
+    def of_one(self, expert: int) -> Linear:
+        """The Linear of one expert, by its own names."""
+        parts = tuple(replace(part, name=part.name.format(expert)) for part in self.linear.parts)
+        return replace(self.linear, parts=parts)
 
     @staticmethod
     def _bare(name: str) -> str:
-        return name.removesuffix(".weight") if name.endswith(".weight") else name.removesuffix(".bias") + "_bias"
+        return name.removesuffix(".weight") if name.endswith(".weight") else "_".join(name.rsplit(".", 1))
 
 
 @dataclass(frozen=True)

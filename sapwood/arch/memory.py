@@ -10,4 +10,5 @@ from sapwood.arch.shard import weight_map
 
 def num_parameters(decoder: Network) -> int:
     """Elements of all weights of a plain checkpoint, shared ones once."""
-    return sum(math.prod(s.stop - s.start for s in piece.source) for piece in weight_map(decoder))
+    sizes = (math.prod(len(range(s.start, s.stop, s.step or 1)) for s in piece.source) for piece in weight_map(decoder))
+    return sum(sizes)

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from sapwood.arch.positions import Positions, Segments
     from sapwood.arch.texts import Classifier
 
-Activation = Literal["silu", "gelu_tanh", "gelu", "relu", "relu2"]
-"""What there is of it: `gelu` is exact, `gelu_tanh` its approximation, `relu2` the square of relu."""
+Activation = Literal["silu", "gelu_tanh", "gelu", "relu", "relu2", "swiglu_clamped"]
+"""`gelu` is exact, `gelu_tanh` its approximation, `relu2` the square of relu, `swiglu_clamped` of gates only (`Kernels.gated`)."""
 
 
 @dataclass(frozen=True)
@@ -223,10 +223,10 @@ def kinds_of(mixer: Mixer) -> tuple[KVKind, ...]:
 class Attention:
     """Grouped-query attention, causal or among the tokens of a whole text. `qkv` yields query, key and value heads in this order.
 
-    `window`, `chunked`, `cap` and `slopes` are those of `Heads`, or of `Whole` if it is not `causal`. The norms act on each head, or, if they are as
-    wide as all of them, on all together; before `rope`, or if `late` after it. `v_norm` is of each value head. Without values of its own, `qkv` yields queries and keys, which are the values too; without
-    keys either, both are those of another layer (`Block.shares`).
-    Of one that is `gated`, `qkv` yields a gate behind them, as wide as the queries, whose sigmoid multiplies what `out` is given.
+    `window`, `chunked`, `cap`, `slopes` and `sinks` are those of `Heads`, or of `Whole` if it is not `causal`. The norms act on each head, or, if
+    they are as wide as all of them, on all together; before `rope`, or if `late` after it. `v_norm` is of each value head. Without values of its
+    own, `qkv` yields queries and keys, which are the values too; without keys either, both are those of another layer (`Block.shares`). Of one that
+    is `gated`, `qkv` yields a gate behind them, as wide as the queries, whose sigmoid multiplies what `out` is given.
     """
 
     num_heads: int
@@ -246,6 +246,7 @@ class Attention:
     slopes: tuple[float, ...] | None = None
     chunked: bool = False
     causal: bool = True
+    sinks: Leaf | None = None
 
     @property
     def kv(self) -> Heads | Whole:
@@ -253,7 +254,7 @@ class Attention:
         if not self.causal:
             return Whole(*sizes, self.window)
         chunked = self.chunked and self.window is not None
-        return Heads(*sizes, self.window, self.cap, self.slopes, chunked)
+        return Heads(*sizes, self.window, self.cap, self.slopes, chunked, self.sinks is not None)
 
     @property
     def norms_heads(self) -> bool:
@@ -284,9 +285,8 @@ class Block:
     """x += scale * after(mixer(norm(x))), then the same with `ffn`, which sees each token alone; every norm is optional.
 
     If `parallel`, both see the same x, and x += scale * (mixer(norm(x)) + ffn(norm(x))), without norms after; the ffn
-    without a norm of its own shares the mixer's. Behind both comes what is `beside` them (`arch/beside.py`), then x is
-    multiplied by `factor`. A
-    mixer that `shares` what an earlier layer keeps leaves nothing of its own. In one that is `summed`, the norms after are of the
+    without a norm of its own shares the mixer's. Behind both comes what is `beside` them (`arch/beside.py`), then x is multiplied by
+    `factor`. A mixer that `shares` what an earlier layer keeps leaves nothing of its own. In one that is `summed`, the norms after are of the
     sums: x = after(x + mixer(x)), then the same with `ffn`, without norms before, and nothing else.
     """
 

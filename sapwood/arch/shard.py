@@ -69,14 +69,14 @@ def _pieces(place: Place, tensors: Sequence[StoredTensor], rank: int, size: int)
         if tensor.alone and rank:
             continue
         name = place.prefix + tensor.name
-        if tensor.axes is None:
-            yield Piece(place.path, tensor.param, name, None, (), (), optional=tensor.optional)
-            continue
         number, count = tensor.expert or (0, 1)
         experts = share(count, 1, rank, size, name=name) if tensor.expert else slice(0, 1)
         if not experts.start <= number < experts.stop:
             continue
         entry = (slice(number - experts.start, number - experts.start + 1),) if tensor.expert else ()
+        if tensor.axes is None:
+            yield Piece(place.path, tensor.param, name, None, (), entry, optional=tensor.optional)
+            continue
         runs = [_run(axis, rank, size, name) for axis in tensor.axes]
         begins = [ends[tensor.param, number] if axis.joined else 0 for axis in tensor.axes]
         cuts = [_cuts(axis, run, begin) for axis, run, begin in zip(tensor.axes, runs, begins, strict=True)]
@@ -105,7 +105,10 @@ def _turn(axes: tuple[T, ...], turned: bool) -> tuple[T, ...]:
 
 
 def _cuts(axis: Axis, run: slice, begin: int) -> list[tuple[slice, slice]]:
-    """The rank's entries as slices of the tensor, and of the param from `begin` on: one, or one of each turn."""
+    """The rank's entries as slices of the tensor, and of the param from `begin` on: one, or one of each turn of several."""
+    if axis.turn == 1:
+        first, size = axis.first + run.start * axis.every, run.stop - run.start
+        return [(slice(first, first + (size - 1) * axis.every + 1, axis.every), slice(begin, begin + size))]
     cuts, at = [], run.start
     while at < run.stop:
         turn, within = divmod(at, axis.turn or axis.size)

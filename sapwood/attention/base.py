@@ -150,12 +150,13 @@ class Backend(Protocol):
 class HeadsBackend(Backend, Protocol):
     """A backend of groups that keep `Heads`: their keys and values, and attention over them."""
 
-    def run(self, layer: int, heads_TXD: Tensor, rope: NormRope, scale: float) -> Tensor:
+    def run(self, layer: int, heads_TXD: Tensor, rope: NormRope, scale: float, sinks_H: Tensor | None = None) -> Tensor:
         """Rotate queries and keys, write keys and values of the group's `layer`-th layer, attend causally.
 
         `heads_TXD` is [queries | keys | values] and may be overwritten; its last two axes are contiguous. Returns
         out_THD in its dtype. Position p sees the positions of its own slot from `oldest(p)` to p, by scores that are
-        capped and fall with distance as the group's `Heads` say. Tokens of no row come out as anything.
+        capped and fall with distance as the group's `Heads` say, beside the float32 `sinks_H` if they say so. Tokens of no
+        row come out as anything.
         """
         ...
 
@@ -186,6 +187,14 @@ def bend(scores: Tensor, cap: float | None, slopes: Tensor | None, distance_NL: 
         scores.div_(cap).tanh_().mul_(cap)
     if slopes is not None:
         scores.sub_(slopes * distance_NL)
+
+
+def weights_of(scores: Tensor, sinks: Tensor | None) -> Tensor:
+    """The softmax of scores [..., N, L], of which sinks [..., 1, 1], that join it, have a share."""
+    if sinks is None:
+        return scores.softmax(dim=-1)
+    joined = torch.cat((scores, sinks.expand(*scores.shape[:-1], 1)), dim=-1)
+    return joined.softmax(dim=-1)[..., :-1]
 
 
 def rotated(heads_TXD: Tensor, rope: NormRope, heads: Heads) -> tuple[Tensor, Tensor, Tensor]:

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sapwood.attention.base import Batch, bend, heads_of, rotated, slopes_of
+from sapwood.attention.base import Batch, bend, heads_of, rotated, slopes_of, weights_of
 from sapwood.base.kv import KVGroup
 from sapwood.base.plan import Longs
 from sapwood.base.ragged import spread
@@ -220,7 +220,7 @@ class Cpu:
 
     # ---- once per layer
 
-    def run(self, layer: int, heads_TXD: Tensor, rope: NormRope, scale: float) -> Tensor:
+    def run(self, layer: int, heads_TXD: Tensor, rope: NormRope, scale: float, sinks_H: Tensor | None = None) -> Tensor:
         q_THD, k_TKD, v_TKD = rotated(heads_TXD, rope, self._kind)
         keys_CD, values_CD = self._keys[layer], self._values[layer]
         for cells_CD, x_TKD in ((keys_CD, k_TKD), (values_CD, v_TKD)):
@@ -229,9 +229,11 @@ class Cpu:
         out_THD = q_THD.new_empty(q_THD.shape)
         for bucket in self._buckets:
             q_XHD = q_THD[bucket.tokens]
-            attend = self._few if bucket.num_queries <= FEW or self._kind.bent else self._many
             k_XLD, v_XLD = self._gather(keys_CD, bucket), self._gather(values_CD, bucket)
-            out_XHD = attend(bucket, q_XHD, k_XLD, v_XLD, scale)
+            if bucket.num_queries <= FEW or self._kind.bent:
+                out_XHD = self._few(bucket, q_XHD, k_XLD, v_XLD, scale, sinks_H)
+            else:
+                out_XHD = self._many(bucket, q_XHD, k_XLD, v_XLD, scale)
             out_THD[bucket.targets] = (out_XHD if bucket.kept is None else out_XHD[bucket.kept]).to(q_THD.dtype)
         return out_THD
 
@@ -247,7 +249,9 @@ class Cpu:
         shape = (bucket.num_rows, bucket.num_queries, self._kind.num_kv_heads, self._repeat, q_XHD.shape[-1])
         return q_XHD.reshape(shape).permute(2, 0, 3, 1, 4)
 
-    def _few(self, bucket: _Bucket, q_XHD: Tensor, k_XLD: Tensor, v_XLD: Tensor, scale: float) -> Tensor:
+    def _few(
+        self, bucket: _Bucket, q_XHD: Tensor, k_XLD: Tensor, v_XLD: Tensor, scale: float, sinks_H: Tensor | None
+    ) -> Tensor:
         """Products in float32; the query heads of a KV head are more rows of its product."""
         q_KRGND = self._heads(bucket, q_XHD.float() * scale)
         q_XND = q_KRGND.reshape(k_XLD.shape[0], -1, q_XHD.shape[-1])
@@ -260,7 +264,9 @@ class Cpu:
             bend(scores_KRGNL, self._kind.cap, self._slopes_K1G11, distance_NL)
         if bucket.mask is not None:
             scores_KRGNL.add_(bucket.mask)
-        out_XND = torch.bmm(scores_XNL.softmax(dim=-1), v_XLD.float())
+        sinks_K1G11 = None if sinks_H is None else sinks_H.view(self._kind.num_kv_heads, 1, self._repeat, 1, 1)
+        weights_XNL = weights_of(scores_KRGNL, sinks_K1G11).reshape(scores_XNL.shape)
+        out_XND = torch.bmm(weights_XNL, v_XLD.float())
         return out_XND.view(q_KRGND.shape).permute(1, 3, 0, 2, 4).reshape(q_XHD.shape)
 
     def _many(self, bucket: _Bucket, q_XHD: Tensor, k_XLD: Tensor, v_XLD: Tensor, scale: float) -> Tensor:

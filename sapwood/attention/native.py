@@ -85,7 +85,7 @@ class Native(InLibrary):
     def plan(self, batch: Batch) -> None:
         self._batch, self._step = batch, None
 
-    def run(self, layer: int, heads_TXD: Tensor, rope: NormRope, scale: float) -> Tensor:
+    def run(self, layer: int, heads_TXD: Tensor, rope: NormRope, scale: float, sinks_H: Tensor | None = None) -> Tensor:
         heads = self._kind
         if self._step is None:  # not needed by those who compute whole decoders
             self._step, self._held = step_of(self._batch, [self.index])
@@ -101,6 +101,7 @@ class Native(InLibrary):
             interleaved=rope.interleaved,
             late=rope.late,
             layer=layer,
+            sinks=None if sinks_H is None else address(sinks_H),
             scale=scale,
         )
         out_THD = torch.empty(len(heads_TXD), heads.num_heads, heads.head_dim)

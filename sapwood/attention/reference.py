@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sapwood.attention.base import Batch, bend, heads_of, rotated, slopes_of
+from sapwood.attention.base import Batch, bend, heads_of, rotated, slopes_of, weights_of
 from sapwood.attention.rows import RowsOf
 from sapwood.attention.scaled import rounded
 from sapwood.base.kv import KVGroup
@@ -49,7 +49,7 @@ class Reference:
     def plan(self, batch: Batch) -> None:
         self._rows.plan(batch)
 
-    def run(self, layer: int, heads_TXD: Tensor, rope: NormRope, scale: float) -> Tensor:
+    def run(self, layer: int, heads_TXD: Tensor, rope: NormRope, scale: float, sinks_H: Tensor | None = None) -> Tensor:
         q_THD, k_TKD, v_TKD = rotated(heads_TXD, rope, self._kind)
         self._write(layer, 0, k_TKD)
         self._write(layer, 1, v_TKD)
@@ -60,7 +60,8 @@ class Reference:
             v_LHD = self._read(layer, 1, row.cells_L).repeat_interleave(repeat, dim=1)
             scores_HNL = torch.einsum("nhd,lhd->hnl", q_THD[row.first : row.last].float(), k_LHD) * scale
             bend(scores_HNL, self._kind.cap, self._slopes_H11, row.distance_NL)
-            weights_HNL = scores_HNL.masked_fill(~row.seen_NL, float("-inf")).softmax(dim=-1)
+            scores_HNL.masked_fill_(~row.seen_NL, float("-inf"))
+            weights_HNL = weights_of(scores_HNL, None if sinks_H is None else sinks_H[:, None, None])
             out_THD[row.first : row.last] = torch.einsum("hnl,lhd->nhd", weights_HNL, v_LHD).to(q_THD.dtype)
         return out_THD
 

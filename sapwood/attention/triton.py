@@ -130,7 +130,7 @@ class Triton:
 
     # ---- once per layer
 
-    def run(self, layer: int, heads_TXD: Tensor, rope: NormRope, scale: float) -> Tensor:
+    def run(self, layer: int, heads_TXD: Tensor, rope: NormRope, scale: float, sinks_H: Tensor | None = None) -> Tensor:
         heads, deals = self._kind, self.deals
         # Float8 in cells and not in the tokens' own keys: what a query sees would depend on where chunks end.
         dense = deals.shapes.dense and self._dtype == heads_TXD.dtype
@@ -145,14 +145,14 @@ class Triton:
         if deals.runs is not None:
             self._attend_runs(layer, heads_TXD, scale, deals.runs)
         if deals.rows is not None:
-            self._attend_rows(layer, heads_TXD, out_THD, scale, deals.rows)
+            self._attend_rows(layer, heads_TXD, out_THD, scale, sinks_H, deals.rows)
         if self._by_cudnn:
             assert self._cudnn is not None
             self._by_cudnn = self._cudnn.run(heads_TXD, self._keys[layer], self._values[layer], out_THD, scale)
             if not self._by_cudnn:
                 self._spans = deals.spans()
         if self._spans is not None:
-            self._attend_spans(layer, heads_TXD, out_THD, scale, self._spans, dense=dense)
+            self._attend_spans(layer, heads_TXD, out_THD, scale, sinks_H, self._spans, dense=dense)
         return out_THD
 
     def _attend_runs(self, layer: int, heads_TXD: Tensor, scale: float, dealt: Dealt) -> None:
@@ -169,7 +169,9 @@ class Triton:
             num_warps=shape.warps, num_stages=shape.stages, launch_pdl=self._pdl,
         )  # fmt: skip
 
-    def _attend_rows(self, layer: int, heads_TXD: Tensor, out_THD: Tensor, scale: float, dealt: Dealt) -> None:
+    def _attend_rows(
+        self, layer: int, heads_TXD: Tensor, out_THD: Tensor, scale: float, sinks_H: Tensor | None, dealt: Dealt
+    ) -> None:
         heads, shape, table_SP = self._kind, self.deals.rows_shape, self.deals.table_SP
         runs, shared = self.deals.runs, self.deals.shared
         run_parts, run_lse, places_M2, members_QL, members = None, None, None, None, 1
@@ -180,7 +182,7 @@ class Triton:
             heads_TXD, heads_TXD.stride(0), self._keys[layer], self._values[layer],
             *(self._scales(layer) or (None, None)), out_THD,
             dealt.parts_JKMD, dealt.lse_JKM, dealt.arrived_JK, run_parts, run_lse, members_QL, places_M2,
-            dealt.items_JW, table_SP, table_SP.stride(0), scale * _LOG2E, self._slopes_H,
+            dealt.items_JW, table_SP, table_SP.stride(0), scale * _LOG2E, self._slopes_H, sinks_H,
             K=heads.num_kv_heads, G=self._repeat, D=heads.head_dim, PAGE=self._group.page_size,
             WINDOW=window_told(heads), CAP=self._cap, MEMBERS=members, LEVELS=0 if runs is None else RUN_LEVELS,
             TILE=dealt.tile, M=shape.rows, N=shape.block, **self.deals.joining(dealt.tile * self._repeat),
@@ -190,7 +192,15 @@ class Triton:
         )  # fmt: skip
 
     def _attend_spans(
-        self, layer: int, heads_TXD: Tensor, out_THD: Tensor, scale: float, dealt: Dealt, *, dense: bool
+        self,
+        layer: int,
+        heads_TXD: Tensor,
+        out_THD: Tensor,
+        scale: float,
+        sinks_H: Tensor | None,
+        dealt: Dealt,
+        *,
+        dense: bool,
     ) -> None:
         heads, shape, table_SP = self._kind, self.deals.shapes.spans, self.deals.table_SP
         tma, kv_TX = dense and self.deals.shapes.tma and self.deals.tma and self._head_pad == heads.head_dim, None
@@ -200,7 +210,7 @@ class Triton:
             heads_TXD, heads_TXD.stride(0), kv_TX, self._keys[layer], self._values[layer],
             *(self._scales(layer) or (None, None)), out_THD,
             dealt.parts_JKMD, dealt.lse_JKM, dealt.arrived_JK, dealt.items_JW, table_SP, table_SP.stride(0),
-            scale * _LOG2E, self._slopes_H,
+            scale * _LOG2E, self._slopes_H, sinks_H,
             K=heads.num_kv_heads, G=self._repeat, D=heads.head_dim, PAGE=self._group.page_size,
             WINDOW=window_told(heads), CAP=self._cap, DENSE=dense, TMA=tma, TILE=dealt.tile, M=shape.rows, N=shape.block,
             **self.deals.joining(dealt.tile * self._repeat), D_PAD=self._head_pad, PDL=self._pdl,

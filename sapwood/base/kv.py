@@ -56,7 +56,8 @@ class Heads:
     `window` is None, or how many positions a query sees, itself included; if `chunked`, positions are cut into chunks of so many,
     and a query sees those of its own up to itself. Scores are what backends need to know of them before
     they lay anything out: with a `cap` they become cap * tanh(score / cap), and with `slopes`, one of each query head, they fall
-    by so much with each position of distance (ALiBi).
+    by so much with each position of distance (ALiBi). With `sinks` each query head has a score more, of no position, which
+    takes its share of the weights and adds nothing.
     """
 
     num_heads: int
@@ -66,11 +67,12 @@ class Heads:
     cap: float | None = None
     slopes: tuple[float, ...] | None = None
     chunked: bool = False
+    sinks: bool = False
 
     @property
     def bent(self) -> bool:
-        """Whether scores are more than scaled products."""
-        return self.cap is not None or self.slopes is not None
+        """Whether there is more to scores than scaled products."""
+        return self.cap is not None or self.slopes is not None or self.sinks
 
     @property
     def divisible(self) -> bool:

@@ -20,7 +20,7 @@ from sapwood.kernels import experts, plain
 from sapwood.kernels.experts import Routed as Routed
 from sapwood.kernels.planes import Planes
 
-Activation = Literal["silu", "gelu_tanh", "gelu", "relu", "relu2"]
+Activation = Literal["silu", "gelu_tanh", "gelu", "relu", "relu2", "swiglu_clamped"]
 
 
 class RmsNorm(NamedTuple):
@@ -109,7 +109,8 @@ class Kernels:
     plus the bias; without a residual the sum is x."""
 
     gated: Callable[[Tensor, Activation], Tensor]
-    """gated(x_T2M, activation) -> out_TM: activation(x[:, :M]) * x[:, M:]; gelu_tanh is GELU's tanh approximation."""
+    """gated(x_T2M, activation) -> out_TM: activation(x[:, :M]) * x[:, M:]; gelu_tanh is GELU's tanh approximation. With
+    swiglu_clamped g * sigmoid(1.702 * g) * (u + 1) of both halves, cut off beyond 7."""
 
     activated: Callable[[Tensor, Activation], Tensor]
     """activated(x_TM, activation) -> out_TM: the activation alone."""

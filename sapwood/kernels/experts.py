@@ -5,7 +5,7 @@ Suffix legend: T tokens, X experts, K experts of a token, I inputs and O outputs
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,17 +14,30 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sapwood.base.selection import Selection
+from sapwood.kernels.planes import StackedPlanes
+
+
+@dataclass(frozen=True, eq=False)
+class Several:
+    """Experts' weights of any kind: `products` are those of each, with their biases; `shape` is that of all, [X, O, I]."""
+
+    shape: tuple[int, int, int]
+    products: Sequence[Callable[[Tensor], Tensor]]
+
+
+Stacked = Tensor | StackedPlanes | Several
+"""Experts' weights: plain ones, one behind the other; quantised ones likewise; or each by itself, where a host may choose."""
 
 
 @dataclass(frozen=True, eq=False)
 class Routed:
-    """Experts: their weights one behind the other, and how they are chosen; biases are in the weights' dtype, offsets of
-    scores float32. With `weighs_input` an expert's weight is of what it takes, and not of what it yields."""
+    """Experts: their weights, and how they are chosen; biases are in the dtype of plain weights, offsets of scores float32. With
+    `weighs_input` an expert's weight is of what it takes, and not of what it yields."""
 
     selection: Selection
     activation: str
-    gate_up_XOI: Tensor
-    down_XOI: Tensor
+    gate_up_XOI: Stacked
+    down_XOI: Stacked
     gate_up_bias_XO: Tensor | None = None
     down_bias_XO: Tensor | None = None
     offsets_X: Tensor | None = None
@@ -77,11 +90,15 @@ def compute(x_TE: Tensor, logits_TX: Tensor, how: Routed, gated: Callable[[Tenso
         rows, weight = x_TE[t], weights_TK[t, k, None]
         if how.weighs_input:
             rows = (rows * weight).to(x_TE.dtype)
-        inner = gated(F.linear(rows, how.gate_up_XOI[expert], _of(how.gate_up_bias_XO, expert)), how.activation)
-        part = F.linear(inner, how.down_XOI[expert], _of(how.down_bias_XO, expert)).float()
+        inner = gated(_product(rows, how.gate_up_XOI, how.gate_up_bias_XO, expert), how.activation)
+        part = _product(inner, how.down_XOI, how.down_bias_XO, expert).float()
         parts_TKE[t, k] = part if how.weighs_input else part * weight
     return parts_TKE.sum(1).to(x_TE.dtype)
 
 
-def _of(bias_XO: Tensor | None, expert: int) -> Tensor | None:
-    return None if bias_XO is None else bias_XO[expert]
+def _product(x_TI: Tensor, weights: Stacked, bias_XO: Tensor | None, expert: int) -> Tensor:
+    """y_TO of one expert."""
+    if isinstance(weights, Several):
+        return weights.products[expert](x_TI)
+    assert isinstance(weights, Tensor), "planes are read on devices"
+    return F.linear(x_TI, weights[expert], None if bias_XO is None else bias_XO[expert])

@@ -14,6 +14,9 @@ from torch import Tensor
 if TYPE_CHECKING:
     from sapwood.kernels import Activation, LayerNorm, NormRope
 
+MOST_GATED, GATE_SLOPE = 7.0, 1.702
+"""Of `swiglu_clamped`: what is larger is cut off before it is multiplied, and how steep the gate's sigmoid is."""
+
 
 def embed(ids_T: Tensor, weight_VE: Tensor, scale: float) -> Tensor:
     x_TE = F.embedding(ids_T, weight_VE)
@@ -73,6 +76,9 @@ def placed(x_TND: Tensor, how: NormRope) -> Tensor:
 
 def gated(x_T2M: Tensor, activation: Activation) -> Tensor:
     gate_TM, up_TM = x_T2M.chunk(2, dim=-1)
+    if activation == "swiglu_clamped":
+        gate_TM, up_TM = gate_TM.clamp(max=MOST_GATED), up_TM.clamp(-MOST_GATED, MOST_GATED)
+        return gate_TM * (GATE_SLOPE * gate_TM).sigmoid() * (up_TM + 1)
     return activated(gate_TM, activation) * up_TM
 
 
@@ -86,3 +92,5 @@ def activated(x_TM: Tensor, activation: Activation) -> Tensor:
             return F.relu(x_TM)
         case "relu2":
             return F.relu(x_TM).square()
+        case "swiglu_clamped":
+            raise AssertionError("a gate's, beside which there is something")

@@ -5,8 +5,12 @@ Suffix legend: O outputs, I inputs, B bytes of a row of codes, H = I / 2, G grou
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -77,6 +81,44 @@ class Planes(NamedTuple):
     def slice(self) -> int:
         """Columns that are neighbours and share a scale, a power of 2 of which a row has a whole number."""
         return math.gcd(self.codes_OB.shape[1], self.pair or _MOST_APART, self.group or _MOST_APART)
+
+
+@dataclass(frozen=True, eq=False)
+class StackedPlanes:
+    """The planes of experts' weights, one behind the other: every tensor of `planes` has a first axis of experts."""
+
+    planes: Planes
+    shape: tuple[int, int, int]  # experts, outputs, inputs
+    run: int  # columns that are neighbours and share a scale, as `Planes.slice`
+
+    @staticmethod
+    def of(several: Sequence[Planes]) -> StackedPlanes:
+        """Of weights that differ at most in the dtypes of their scales, and in whether there are offsets. Activations of experts
+        stay as they are."""
+        first = several[0]._replace(**_UNROUNDED)
+        found: dict[str, Any] = {}
+        for name in set().union(*(one._replace(**_UNROUNDED).tensors for one in several)):
+            ours = [getattr(one, name) for one in several]
+            some = next(one for one in ours if one is not None)
+            dtype = functools.reduce(torch.promote_types, {one.dtype for one in ours if one is not None})
+            found[name] = torch.stack([torch.zeros_like(some) if one is None else one for one in ours]).to(dtype)
+        shape = (len(several), first.num_outputs, first.num_inputs)
+        return StackedPlanes(first._replace(**found), shape, first.slice)
+
+    @staticmethod
+    def blank(one: Planes, count: int) -> StackedPlanes:
+        """Room for so many experts' weights such as these, which hold anything."""
+        planes = one._replace(**_UNROUNDED)
+        room: dict[str, Any] = {
+            name: tensor.new_empty((count, *tensor.shape)) for name, tensor in planes.tensors.items()
+        }
+        return StackedPlanes(planes._replace(**room), (count, one.num_outputs, one.num_inputs), one.slice)
+
+
+_UNROUNDED: Mapping[str, Any] = MappingProxyType(
+    dict.fromkeys(("rounding", "input_scale", "rounded_O", "scale_SG", "arrived"))
+)
+"""Fields of planes that are of no use where activations stay as they are, and products are not cut along their inputs."""
 
 
 def of_scaled(

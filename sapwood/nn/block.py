@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sapwood.arch import parts
 from sapwood.attention.base import HeadsBackend
 from sapwood.kernels import LayerNorm, NormRope, RmsNorm
-from sapwood.nn.layers import Angles, Norm
+from sapwood.nn.layers import Angles, Norm, Sinks
 from sapwood.nn.make import Derived, Site, make
 
 Before = RmsNorm | LayerNorm | None
@@ -36,6 +36,7 @@ class Attention(nn.Module, Derived):
         self.norm_ND: Tensor | None = None
         self._eps, self._center = 0.0, False
         self.v_norm: Norm | None = site.make("v_norm", part.v_norm)
+        self.sinks: Sinks | None = site.make("sinks", part.sinks)
         self._source: tuple[
             Attention, ...
         ] = ()  # whose keys and values are this one's; in a tuple, or it were a part of it
@@ -80,7 +81,8 @@ class Attention(nn.Module, Derived):
         if sharp_T is not None:
             heads_TXD[:, : part.num_heads] *= sharp_T[:, None, None].to(heads_TXD.dtype)
         rope = NormRope(cos_TF, sin_TF, self.norm_ND, self._eps, turns, self._center, part.late)
-        out_THD = self._backend.run(self._layer, heads_TXD, rope, part.scale)
+        sinks_H = None if self.sinks is None else self.sinks.weight
+        out_THD = self._backend.run(self._layer, heads_TXD, rope, part.scale, sinks_H)
         out_TX = out_THD.flatten(1)
         return self.out(out_TX if gate_TX is None else out_TX * gate_TX.sigmoid()), residual_TE
 

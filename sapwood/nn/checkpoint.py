@@ -64,9 +64,8 @@ class Safetensors:
         data = self._ahead.take() if staged else read(self._span(name, region))
         tensor = data.view(self._dtype(name)).view([one.stop - one.start for one in first])
         exact = [slice(*cut.indices(size)) for cut, size in zip(where, self._tensors[name].shape, strict=False)]
-        return tensor[
-            tuple(slice(cut.start - one.start, cut.stop - one.start) for cut, one in zip(exact, first, strict=False))
-        ]
+        cuts = zip(exact, first, strict=False)
+        return tensor[tuple(slice(cut.start - one.start, cut.stop - one.start, cut.step) for cut, one in cuts)]
 
     def stored(self, name: str, rows: slice) -> Stored | None:
         return None  # rows here are in no blocks
@@ -91,7 +90,8 @@ class Safetensors:
         region: list[slice] = []
         for axis, size in enumerate(self._tensors[name].shape):
             single = all(one.stop - one.start == 1 for one in region)
-            region.append(slice(*(where[axis] if single and axis < len(where) else slice(None)).indices(size)))
+            start, stop, _ = (where[axis] if single and axis < len(where) else slice(None)).indices(size)
+            region.append(slice(start, stop))
         return tuple(region)
 
     def _span(self, name: str, region: tuple[slice, ...]) -> Span:

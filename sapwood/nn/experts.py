@@ -9,10 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from sapwood.arch import experts as parts
+from sapwood.arch.parts import Place
 from sapwood.arch.shard import Piece
 from sapwood.kernels import LayerNorm, RmsNorm, Routed
+from sapwood.kernels.experts import Several, Stacked
+from sapwood.kernels.planes import StackedPlanes
 from sapwood.nn.make import Site, make
+from sapwood.quant import stacked
 from sapwood.quant.base import Leaf
+from sapwood.quant.formats.base import Quantised
+from sapwood.quant.kinds.base import Kind
 from sapwood.quant.source import Source, plain
 
 
@@ -29,6 +35,71 @@ class Stack(Leaf):
 
     def load(self, piece: Piece, source: Source) -> None:
         self.get_parameter(piece.param)[piece.target].copy_(plain(piece, source))
+
+
+class CodedStack(stacked.Stacked[Kind]):
+    """Quantised weights. Where a device chooses the experts, they are laid out for its kernels together, or, if those cannot
+    read them, widened; elsewhere only the weights of those that are chosen are ever widened."""
+
+    def __init__(self, part: parts.Stack, site: Site, method: Quantised) -> None:
+        how, one = site.how, Place(site.path, site.prefix, part.linear)
+        super().__init__([method.create(one, how.device, how.dtype, how.kernels) for _ in range(part.count)])
+        self._shape = (part.count, part.linear.out, part.linear.inp)
+        self._dtype, self._on_device = how.dtype, how.kernels.routed is not None
+        self._together: Tensor | StackedPlanes | None = None
+        self._bias: Tensor | None = None
+
+    def load(self, piece: Piece, source: Source) -> None:
+        self._together = None  # made up until now
+        super().load(piece, source)
+
+    def finish(self) -> None:
+        super().finish()
+        if not self._on_device:
+            return
+        planes = [kind.planes for kind in self.experts if kind.planes is not None]
+        if len(planes) == len(self.experts):
+            self._together = StackedPlanes.of(planes)
+        else:
+            self._together = torch.stack([kind.dequantised().to(self._dtype) for kind in self.experts])
+        biases = [kind.bias for kind in self.experts]
+        some = next((bias for bias in biases if bias is not None), None)
+        if some is not None:
+            self._bias = torch.stack([torch.zeros_like(some) if bias is None else bias for bias in biases])
+        for kind in self.experts:
+            kind.empty()
+
+    @property
+    def weight(self) -> Stacked:
+        """All of them, as products take them."""
+        if self._on_device and self._together is None:
+            self._make_up()
+        return self._together if self._together is not None else Several(self._shape, self.experts)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """That of all, where they are together."""
+        return self._bias
+
+    def _make_up(self) -> None:
+        """Room such as weights will have, before they are there."""
+        first = self.experts[0]
+        first.randomize(torch.Generator(first.device))
+        first.finish()
+        planes = first.planes
+        self._together = (
+            torch.zeros(self._shape, device=first.device, dtype=self._dtype)
+            if planes is None
+            else StackedPlanes.blank(planes, len(self.experts))
+        )
+        if first.bias is not None:
+            self._bias = first.bias.expand(len(self.experts), -1).contiguous()
+        first.empty()
+
+
+def _stack(part: parts.Stack, site: Site) -> Stack | CodedStack:
+    method = site.how.method(Place(site.path, site.prefix, part))
+    return CodedStack(part, site, method) if isinstance(method, Quantised) else Stack(part, site)
 
 
 class Offsets(Leaf):
@@ -70,16 +141,20 @@ class Experts(nn.Module):
         self.offsets = site.make("offsets", part.offsets)
         self.shared = site.make("shared", part.shared)
         self.shared_gate = site.make("shared_gate", part.shared_gate)
-        self._kernels = site.how.kernels
-        self._routed = Routed(
-            selection=part.selection,
-            activation=part.activation,
+        self._part, self._kernels = part, site.how.kernels
+
+    @property
+    def _routed(self) -> Routed:
+        """What is there now: weights are laid out when they are loaded."""
+        return Routed(
+            selection=self._part.selection,
+            activation=self._part.activation,
             gate_up_XOI=self.gate_up.weight,
             down_XOI=self.down.weight,
             gate_up_bias_XO=self.gate_up.bias,
             down_bias_XO=self.down.bias,
             offsets_X=None if self.offsets is None else self.offsets.weight,
-            weighs_input=part.weighs_input,
+            weighs_input=self._part.weighs_input,
         )
 
     def forward(
@@ -95,7 +170,7 @@ class Experts(nn.Module):
         return y_TE, sum_TE
 
 
-make.register(parts.Stack, Stack)
+make.register(parts.Stack, _stack)
 make.register(parts.Offsets, Offsets)
 make.register(parts.Gauged, Gauged)
 make.register(parts.Experts, Experts)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sapwood.arch import parts, positions
+from sapwood.arch import parts, positions, sinks
 from sapwood.arch.rope import frequencies
 from sapwood.arch.shard import Piece
 from sapwood.attention.base import Batch
@@ -116,6 +116,17 @@ class Segments(Leaf):
         return self.weight[((second_T > 0) & (batch.positions_T >= second_T)).long()]
 
 
+class Sinks(Leaf):
+    """The float32 weight_H: a score of each query head."""
+
+    def __init__(self, part: sinks.Sinks, site: Site) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(part.count, device=site.how.device), requires_grad=False)
+
+    def load(self, piece: Piece, source: Source) -> None:
+        self.weight[piece.target].copy_(plain(piece, source))
+
+
 def _linear(part: parts.Linear, site: Site) -> Weights:
     how, place = site.how, parts.Place(site.path, site.prefix, part)
     return how.method(place).create(place, how.device, how.dtype, how.kernels)
@@ -146,6 +157,7 @@ make.register(parts.Norm, Norm)
 make.register(parts.Embedding, Embedding)
 make.register(positions.Positions, Positions)
 make.register(positions.Segments, Segments)
+make.register(sinks.Sinks, Sinks)
 
 
 class Angles(NamedTuple):

@@ -10,24 +10,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from ctypes import byref
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from sapwood.arch import experts, parts, recurrent
+from sapwood.arch import experts, parts, recurrent, sinks
 from sapwood.arch.parts import Decoder, Place, Tied, ropes, walk
 from sapwood.attention.base import Batch
 from sapwood.attention.native import InLibrary, step_of
 from sapwood.kernels.cpu.library import Machine, address
 from sapwood.nn import stack_latent, stack_states  # noqa: F401 (they bring operations)
 from sapwood.nn.experts import Offsets
-from sapwood.nn.layers import Norm, Rotary
+from sapwood.nn.layers import Norm, Rotary, Sinks
 from sapwood.nn.make import Build, Site, make
 from sapwood.nn.model import finished
 from sapwood.nn.recurrent import Conv, PerHead
 from sapwood.nn.stack import Stack, Weights, listing
 from sapwood.quant.base import Choice, Leaf
-from sapwood.quant.packed import Packed, PackedLeaf
+from sapwood.quant.packed import PackedLeaf
 from sapwood.quant.packed_stack import PackedStack
 
 _CPU = torch.device("cpu")
@@ -56,7 +57,7 @@ class NativeModel:
         self._norms = {path: leaf for path, leaf in leaves.items() if isinstance(leaf, Norm)}
         self._packed = {path: leaf for path, leaf in leaves.items() if isinstance(leaf, PackedLeaf)}
         self._stacks = {path: leaf for path, leaf in leaves.items() if isinstance(leaf, PackedStack)}
-        self._vectors = {path: leaf for path, leaf in leaves.items() if isinstance(leaf, Offsets | PerHead)}
+        self._vectors = {path: leaf for path, leaf in leaves.items() if isinstance(leaf, Offsets | PerHead | Sinks)}
         self._convs = {path: leaf for path, leaf in leaves.items() if isinstance(leaf, Conv)}
         kinds = (self._norms, self._packed, self._stacks, self._vectors, self._convs)
         assert {path for kind in kinds for path in kind} == leaves.keys(), "weights that the kernels cannot read"
@@ -131,8 +132,11 @@ def _leaf(place: Place, how: Build) -> Leaf:
         return Conv(place.leaf, Site(how, place.path))
     if isinstance(place.leaf, recurrent.PerHead):
         return PerHead(place.leaf, Site(how, place.path))
+    if isinstance(place.leaf, sinks.Sinks):
+        return Sinks(place.leaf, Site(how, place.path))
     method = how.method(place)
     if isinstance(place.leaf, experts.Stack):
-        assert isinstance(method, Packed), "quantised experts are refused before"
-        return PackedStack(place.leaf, method.machine, method.rounded, how.kernels)
+        one = replace(place, leaf=place.leaf.linear)
+        several = (method.create(one, how.device, how.dtype, how.kernels) for _ in range(place.leaf.count))
+        return PackedStack([leaf for leaf in several if isinstance(leaf, PackedLeaf)])
     return method.create(place, how.device, how.dtype, how.kernels)

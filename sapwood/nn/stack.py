@@ -28,7 +28,7 @@ STREAM, FRESH, HEADS, SHARED, SHARED_GATE, ROOM = range(6)
 yields, what a shared expert yields before it is weighed, its gate, and from there on whatever a mixer or a feed-forward has
 room for."""
 
-_ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "gelu": 2, "relu": 3, "relu2": 4}
+_ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "gelu": 2, "relu": 3, "relu2": 4, "swiglu_clamped": 5}
 _SCORES = {"softmax": 0, "sigmoid": 1, "sparsemix": 2}
 
 
@@ -190,6 +190,7 @@ def _attention(part: parts.Attention, spot: Spot) -> Iterator[Operation]:
         late=part.late,
         group=spot.place.group,
         layer=spot.place.layer,
+        sinks=None if part.sinks is None else address(spot.weights.vectors[f"{spot.path}.sinks"]),
         scale=part.scale,
     )
     gate = -1

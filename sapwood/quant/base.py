@@ -6,11 +6,13 @@ Suffix legend: T tokens, I inputs, O outputs.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from sapwood.arch.experts import Stack
 from sapwood.arch.parts import Linear, Place, StoredTensor
 from sapwood.arch.shard import Piece
 from sapwood.kernels import FUSED, Activation, Kernels, LayerNorm, RmsNorm
@@ -97,7 +99,7 @@ class Method(Protocol):
 
 
 Choice = Callable[[Place], Method]
-"""The method of each Linear of a model."""
+"""The method of each Linear of a model, and of each stack of experts: of all its Linears alike."""
 
 
 def everywhere(method: Method) -> Choice:
@@ -108,12 +110,17 @@ def tensors_by(choice: Choice) -> Callable[[Place], Sequence[StoredTensor]]:
     """What each leaf of a model is made of."""
 
     def tensors(place: Place) -> Sequence[StoredTensor]:
-        return choice(place).tensors(place) if isinstance(place.leaf, Linear) else place.leaf.tensors()
+        leaf = place.leaf
+        if isinstance(leaf, Stack):
+            return leaf.of_all(choice(place).tensors(replace(place, leaf=leaf.linear)))
+        return choice(place).tensors(place) if isinstance(leaf, Linear) else leaf.tensors()
 
     return tensors
 
 
 def linear_at(place: Place) -> Linear:
-    """The part there, for methods."""
+    """The Linear there; of experts, that of the first."""
+    if isinstance(place.leaf, Stack):
+        return place.leaf.of_one(0)
     assert isinstance(place.leaf, Linear), "methods store Linears"
     return place.leaf

@@ -11,6 +11,7 @@ from sapwood.arch.parts import Decoder, Linear, Network, walk
 from sapwood.base.errors import ConfigError, ModelError
 from sapwood.quant import methods
 from sapwood.quant.base import Choice, everywhere
+from sapwood.quant.formats.base import Quantised
 from sapwood.quant.methods import METHODS, ReadSection
 from sapwood.quant.plain import Plain
 from sapwood.quant.rounding import rounding
@@ -37,20 +38,25 @@ def choice_of(
 
 
 def _check_experts(decoder: Network, choice: Choice) -> None:
-    """Raises ModelError where the section means experts too."""
+    """Raises ModelError where the section means some experts of a layer and not others, or in ways that are for Linears only."""
     for place in walk(decoder):
         if isinstance(place.leaf, Stack):
-            linear = place.leaf.linear
-            parts = tuple(replace(part, name=part.name.format(0)) for part in linear.parts)
-            method = choice(replace(place, leaf=replace(linear, parts=parts)))
-            if not isinstance(method, Plain):
-                raise ModelError(
-                    f"config.json: quantization_config means {place.prefix}{parts[0].name}, and quantised experts cannot be read: "
-                    f"take a checkpoint that excepts them, or a plain one with --quantization, which leaves experts as they are."
-                )
+            stack, first = place.leaf, choice(place)
+            together = isinstance(first, Plain | Quantised)
+            for expert in range(stack.count):
+                linear = stack.of_one(expert)
+                if not together or choice(replace(place, leaf=replace(stack, linear=linear))) != first:
+                    names = ", ".join(place.prefix + part.name for part in linear.parts)
+                    raise ModelError(
+                        f"config.json: quantization_config stores {names} otherwise than the experts beside, which is not "
+                        "supported: quantise all experts of a layer alike, or except all of them."
+                    )
 
 
 def told(decoder: Decoder, choice: Choice) -> list[tuple[int, str]]:
-    """What is multiplied in how many of a model's Linears, most first."""
-    places = (place for place in walk(decoder) if isinstance(place.leaf, Linear))
-    return [(count, shown) for shown, count in Counter(choice(place).shown for place in places).most_common()]
+    """What is multiplied in how many of a model's Linears, those of experts too, most first."""
+    found: Counter[str] = Counter()
+    for place in walk(decoder):
+        if isinstance(place.leaf, Linear | Stack):
+            found[choice(place).shown] += place.leaf.count if isinstance(place.leaf, Stack) else 1
+    return [(count, shown) for shown, count in found.most_common()]

@@ -36,6 +36,7 @@ METHODS: Mapping[str, ReadSection] = MappingProxyType({
     "fp8": Format("fp8"),
     "gptq": Format("gptq"),
     "modelopt": Format("modelopt"),
+    "mxfp4": Format("mxfp4"),
     "torchao": Format("torchao"),
 })  # fmt: skip
 """By `quant_method`. A checkpoint of another name is refused when it is declared."""

@@ -6,6 +6,7 @@ Suffix legend: T tokens, I inputs, O outputs.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,7 @@ class PlainWeights(Weights):
         return self._kernels.linear(x_TI, self.weight, self.bias, norm, residual_TI, activation)
 
 
+@dataclass(frozen=True)
 class Plain:
     """The Method that stores weights as they are multiplied."""
 

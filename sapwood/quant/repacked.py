@@ -15,7 +15,8 @@ from functools import singledispatch
 import torch
 from torch import Tensor
 
-from sapwood.arch.parts import Decoder, Linear, Place, StoredTensor, walk
+from sapwood.arch.experts import Stack
+from sapwood.arch.parts import Decoder, Leaf, Linear, Place, StoredTensor, walk
 from sapwood.arch.shard import Piece
 from sapwood.base.errors import ModelError
 from sapwood.kernels import Kernels
@@ -25,7 +26,7 @@ from sapwood.quant.formats.base import Quantised
 from sapwood.quant.kinds.base import Kind
 from sapwood.quant.kinds.beside import Apart, Beside
 from sapwood.quant.kinds.coded import Coded, read_scale
-from sapwood.quant.kinds.grouped import Grouped
+from sapwood.quant.kinds.grouped import Grouped, GroupedForm
 from sapwood.quant.kinds.scaled import BLOCK, Scaled, by_row
 from sapwood.quant.packed import PACKINGS, Codes, Matrix, Packed, PackedLeaf, PackedWeights
 from sapwood.quant.plain import Plain
@@ -40,17 +41,22 @@ def repacked(choice: Choice, plain: Packed) -> Choice:
             return RepackedApart(tuple(map(on_kernels, method.methods)))
         return Repacked(method, plain.machine) if isinstance(method, Quantised) else plain
 
-    return lambda place: on_kernels(choice(place)) if isinstance(place.leaf, Linear) else plain
+    return lambda place: on_kernels(choice(place)) if isinstance(place.leaf, Linear | Stack) else plain
 
 
 def unpackable(choice: Choice, decoder: Decoder) -> str | None:
     """The first weights that the kernels have no form for, in a few words."""
 
-    def known(method: Method) -> bool:
-        return all(map(known, method.methods)) if isinstance(method, Apart) else isinstance(method, Plain | Quantised)
+    def known(method: Method, leaf: Leaf) -> bool:
+        if isinstance(method, Apart):
+            return all(known(one, leaf) for one in method.methods)
+        if isinstance(leaf, Stack) and isinstance(method, Quantised) and isinstance(method.form, GroupedForm):
+            return not method.form.ordered  # the rows of all experts are gathered as they are
+        return isinstance(method, Plain | Quantised)
 
-    chosen = (choice(place) for place in walk(decoder) if isinstance(place.leaf, Linear))
-    return next((method.shown for method in chosen if not known(method)), None)
+    places = (place for place in walk(decoder) if isinstance(place.leaf, Linear | Stack))
+    chosen = ((choice(place), place.leaf) for place in places)
+    return next((method.shown for method, leaf in chosen if not known(method, leaf)), None)
 
 
 @dataclass(frozen=True)

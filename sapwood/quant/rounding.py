@@ -13,6 +13,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from sapwood.arch.experts import Stack
 from sapwood.arch.parts import Linear, Place, StoredTensor
 from sapwood.quant.base import Choice, Method, linear_at
 from sapwood.quant.formats.base import PLAIN, Quantised, e2m1
@@ -49,12 +50,12 @@ class Rounding(Quantised):
 
 
 def rounding(scheme: str, otherwise: Choice) -> Choice:
-    """Linears within the blocks are rounded, where their inputs fill groups. Heads are as `otherwise` has them, and so is what
-    every rank has whole: routers, which choose, and are small."""
+    """Linears within the blocks and experts are rounded, where their inputs fill groups. Heads are as `otherwise` has them,
+    and so is what every rank has whole: routers, which choose, and are small."""
 
     def choice(place: Place) -> Method:
         linear = linear_at(place)
-        if place.path == "head" or linear.split is None:
+        if place.path == "head" or (linear.split is None and not isinstance(place.leaf, Stack)):
             return otherwise(place)
         return _SCHEMES[scheme](linear) or PLAIN
 

@@ -32,10 +32,10 @@ SIZES = {  # parameters in millions
     "zai-org/GLM-4.7-Flash": 29943, "state-spaces/mamba-130m-hf": 129, "tiiuae/falcon-mamba-7b-instruct": 7273, "Qwen/Qwen2.5-VL-7B-Instruct": 7616,
     "mistralai/Mistral-Small-3.1-24B-Instruct-2503": 23572,
     "deepseek-ai/DeepSeek-V2-Lite": 15706, "deepseek-ai/DeepSeek-V3": 671026,
+    "openai/gpt-oss-20b": 20915,
 }  # fmt: skip
 
 REFUSED = {
-    "openai/gpt-oss-20b": ({"architectures": ["GptOssForCausalLM"]}, "architectures"),
     "BlinkDL/rwkv7-g1": ({"architectures": ["RWKV7ForCausalLM"]}, "architectures"),
     "Qwen/Qwen2.5-7B-Instruct-1M": (
         PUBLISHED["Qwen/Qwen2.5-7B-Instruct"]

@@ -56,7 +56,7 @@ def test_two_ranks_tile_what_is_cut(family: str) -> None:
             count[piece.source] += 1
             target = (*piece.target[:-2], *piece.target[-2:][::-1]) if piece.transposed else piece.target
             assert count[piece.source].shape == tuple(s.stop - s.start for s in target[-count.ndim :])
-            axis = max(-count.ndim, -2)  # of a stack, that of each expert's rows
+            axis = -1 if piece.param == "bias" else max(-count.ndim, -2)  # of a stack, that of each expert's rows
             key = (piece.path, piece.param, *(one.start for one in piece.target[:axis]))
             first = piece.target[axis]
             assert first.start == filled.get(key, 0)

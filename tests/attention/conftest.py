@@ -223,7 +223,8 @@ class World:
         """One layer's attention for a step's queries, keys and values, which no rope turns."""
         half = self.group.kind.head_dim // 2
         ones, zeros = (torch.full((len(flat[0]), half), angle, device=self.device) for angle in (1.0, 0.0))
-        out_THD = backend.run(layer, torch.cat(flat, dim=1), NormRope(ones, zeros), self.scale)
+        sinks_H = self.sinks_H.to(self.device) if self.group.kind.sinks else None
+        out_THD = backend.run(layer, torch.cat(flat, dim=1), NormRope(ones, zeros), self.scale, sinks_H)
         assert out_THD.shape == flat[0].shape
         return out_THD
 
@@ -255,8 +256,14 @@ class World:
             scores_LL = self._bent(q_LHD[:, head] @ k_LKD[:, kv_head].T * self.scale, head)
             seen_LL = torch.ones_like(scores_LL).tril().bool() & (positions_L >= firsts_L[:, None])
             weights_LL = torch.where(seen_LL, scores_LL.exp(), 0.0)
-            out_LHD[:, head] = weights_LL @ v_LKD[:, kv_head] / weights_LL.sum(dim=-1, keepdim=True)
+            sink = float(self.sinks_H[head].exp()) if self.group.kind.sinks else 0.0
+            out_LHD[:, head] = weights_LL @ v_LKD[:, kv_head] / (weights_LL.sum(dim=-1, keepdim=True) + sink)
         return out_LHD.float()
+
+    @property
+    def sinks_H(self) -> Tensor:
+        """From next to nothing to more than all positions of a short row."""
+        return torch.linspace(-2, 4, self.group.kind.num_heads)
 
     def _bent(self, scores_LL: Tensor, head: int) -> Tensor:
         if (cap := self.group.kind.cap) is not None:

@@ -78,9 +78,17 @@ SLOPES = (0.5, 0.25, 0.1, 0.3, 0.05, 0.02)
 
 
 @pytest.mark.parametrize(
-    "bent", [{"cap": 0.7}, {"slopes": SLOPES}, {"cap": 0.7, "slopes": SLOPES, "window": 11}], ids="-".join
+    "bent",
+    [
+        {"cap": 0.7},
+        {"slopes": SLOPES},
+        {"cap": 0.7, "slopes": SLOPES, "window": 11},
+        {"sinks": True},
+        {"sinks": True, "window": 11},
+    ],
+    ids="-".join,
 )
-def test_scores_are_capped_and_fall_with_distance(start: Start, bent: dict[str, Any]) -> None:
+def test_scores_are_capped_and_fall_with_distance_beside_sinks(start: Start, bent: dict[str, Any]) -> None:
     world, backend = start(group(**bent), (40, 21, 9), scale=0.6)
     world.step(backend, [(0, 30), (1, 7)])
     world.step(backend, [(2, 8), (0, 1), (1, 12)])

@@ -47,10 +47,11 @@ def test_runs_are_read_once_for_all_their_members(make: Any, world: Any, run: An
     made.check()
 
 
-def test_bent_scores_of_runs(make: Any, world: Any, run: Any) -> None:
+@pytest.mark.parametrize("sinks", [False, True])
+def test_bent_scores_of_runs(make: Any, world: Any, run: Any, sinks: bool) -> None:
     runs = [run(0, 4 * PAGE, tuple(range(9)))]
     slopes = (0.5, 0.25, 0.1, 0.3, 0.05, 0.02)
-    made = world(group(cap=0.7, slopes=slopes), tuple(90 + slot % 37 for slot in range(9)), scale=0.6)
+    made = world(group(cap=0.7, slopes=slopes, sinks=sinks), tuple(90 + slot % 37 for slot in range(9)), scale=0.6)
     for one in runs:
         made.share(one)
     backend = made.start(make)
@@ -59,9 +60,9 @@ def test_bent_scores_of_runs(make: Any, world: Any, run: Any) -> None:
     made.check()
 
 
-@pytest.mark.parametrize("window", [None, 900])
-def test_a_long_row_is_split_among_threads(make: Any, world: Any, window: int | None) -> None:
-    made = world(group(num_heads=3, num_kv_heads=1, window=window), (1500,))
+@pytest.mark.parametrize(("window", "sinks"), [(None, False), (None, True), (900, False)])
+def test_a_long_row_is_split_among_threads(make: Any, world: Any, window: int | None, sinks: bool) -> None:
+    made = world(group(num_heads=3, num_kv_heads=1, window=window, sinks=sinks), (1500,))
     backend = made.start(make)
     made.step(backend, [(0, 1490)])
     for _ in range(10):

@@ -56,10 +56,11 @@ def test_members(start: Start, run: Any, num_members: int) -> None:
     world.check()
 
 
-def test_bent_scores(start: Start, run: Any) -> None:
-    """Capped, and falling with the distance of each member."""
+@pytest.mark.parametrize("bent", [{"cap": 0.5, "slopes": (0.2, 0.01)}, {"sinks": True}], ids="-".join)
+def test_bent_scores(start: Start, run: Any, bent: dict[str, Any]) -> None:
+    """Capped, and falling with the distance of each member; beside a sink, which each query has once."""
     runs = [run(0, 3 * PAGE, tuple(range(17)))]
-    world, backend = start(tuple(27 + slot % 9 for slot in range(17)), runs, cap=0.5, slopes=(0.2, 0.01))
+    world, backend = start(tuple(27 + slot % 9 for slot in range(17)), runs, **bent)
     world.step(backend, [(slot, 1) for slot in range(17)], runs=runs)
     world.check()
 

@@ -43,7 +43,7 @@ STEPS: list[list[steps.Row]] = [
 MODULES = {"gemma3n", "gemma4", "gemma4-dense", "gemma4-moe", "gemma4-whole", "llama4", "llama4-whole", "ministral3"}
 """Which the CPU's own stack does not compute."""
 
-FUSED = ["gemma2", "cohere", "gpt2", "bloom", "hunyuan"]
+FUSED = ["gemma2", "cohere", "gpt2", "bloom", "hunyuan", "gpt-oss"]
 """Which together have all parts that kernels of Triton know."""
 
 

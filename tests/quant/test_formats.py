@@ -14,7 +14,6 @@ from torch import Tensor
 from sapwood.arch import declare
 from sapwood.hub.files import open_files
 from sapwood.kernels import PLAIN, Kernels
-from sapwood.nn.build import Build, build
 from sapwood.nn.load import load_weights
 from sapwood.quant import methods
 from sapwood.quant.base import everywhere
@@ -38,10 +37,8 @@ LESS_AS_TOOL = {"w8a8": 0.05}  # it rounds inputs to 255 steps where ours are 25
 def load(path: Path, dtype: torch.dtype = torch.float32, kernels: Kernels = PLAIN, *, weights: bool = True) -> Any:
     files = open_files(path, name=path.name)
     decoder = declare(files.config, methods=METHODS)
-    backends = [block.mixer._backend for block in forward.empty(decoder).blocks[:1]]
     method = methods.of(decoder.quantization, everywhere(Plain()))
-    how = Build(device=forward.CPU, dtype=dtype, backends=backends, method=method, kernels=kernels)
-    model = build(decoder, how)
+    model = forward.empty(decoder, dtype=dtype, kernels=kernels, method=method)
     if weights:
         load_weights(model, files)
     return model

@@ -12,7 +12,6 @@ import torch
 from sapwood.arch import declare
 from sapwood.hub.files import open_files
 from sapwood.kernels.planes import E2M1
-from sapwood.nn.build import Build, build
 from sapwood.nn.load import dummy_weights, load_weights
 from sapwood.quant.base import Weights, everywhere
 from sapwood.quant.kinds.base import Kind
@@ -26,12 +25,7 @@ FAR = {"fp8": 0.2, "int8": 0.05, "int4": 0.4, "nvfp4": 0.5}
 
 
 def empty(config: dict[str, Any], scheme: Any) -> Any:
-    decoder = declare(config)
-    backends = [block.mixer._backend for block in forward.empty(decoder).blocks[:1]]
-    how = Build(
-        device=forward.CPU, dtype=torch.float32, backends=backends, method=rounding(scheme, everywhere(Plain()))
-    )
-    return build(decoder, how)
+    return forward.empty(declare(config), method=rounding(scheme, everywhere(Plain())))
 
 
 @pytest.mark.parametrize("scheme", FAR)

@@ -150,8 +150,11 @@ inline void join(float* state, const float* other, int width) {
     state[width + 1] = state[width + 1] * by.mine + other[width + 1] * by.other;
 }
 
-inline void finish(const float* state, int width, int dim, float* out) {
-    float inverse = 1 / state[width + 1];
+// A `sink`, if there is one, is a score more.
+inline void finish(const float* state, int width, int dim, float* out, const float* sink = nullptr) {
+    float total = state[width + 1];
+    if (sink) total += std::exp(*sink - state[width]);
+    float inverse = 1 / total;
     for (int d = 0; d < dim; d++) out[d] = state[d] * inverse;
 }
 
@@ -200,11 +203,12 @@ struct Asking {
         }
     }
 
-    // What has been found, to out[token][head][dim], unless it is in parts.
-    void yield(float* out) const {
+    // What has been found, to out[token][head][dim], unless it is in parts; `sinks` are those of all heads, or null.
+    void yield(float* out, const float* sinks = nullptr) const {
         if (item.part >= 0) return;
         for (int n = 0; n < queries; n++)
-            finish(wholes + n * kv.state(), kv.width, kv.dim, out + (size_t(token(n)) * kv.heads + head(n)) * kv.dim);
+            finish(wholes + n * kv.state(), kv.width, kv.dim, out + (size_t(token(n)) * kv.heads + head(n)) * kv.dim,
+                   sinks ? sinks + head(n) : nullptr);
     }
 
 private:
@@ -326,7 +330,7 @@ INLINE Weigh soften(float* scores, int filled, float* state, int width) {
 // One head's share of an item: `heads` is [token][query heads | key heads | value heads][dim], the queries turned.
 template <Store STORE>
 void attend(const Cells& kv, int layer, int head, const Item& item, const Attend& plan, const int32_t* table, const int64_t* positions,
-            const float* heads, float scale, float* out, float* partial, AttendRoom& room) {
+            const float* heads, float scale, const float* sinks, float* out, float* partial, AttendRoom& room) {
     const int repeat = kv.repeat(), width = kv.width, all = kv.heads + 2 * kv.kv_heads, state = kv.state();
     const bool bent = kv.cap > 0 || !kv.slopes.empty();
     // Members of a shared run may be more than one piece of queries.
@@ -377,21 +381,23 @@ void attend(const Cells& kv, int layer, int head, const Item& item, const Attend
                                          asking.stretches + n * state);
             });
         });
-        asking.yield(out);
+        asking.yield(out, sinks);
     }
 }
 
 inline void attend_any(const Cells& kv, int layer, int head, const Item& item, const Attend& plan, const int32_t* table,
-                       const int64_t* positions, const float* heads, float scale, float* out, float* partial, AttendRoom& room) {
+                       const int64_t* positions, const float* heads, float scale, const float* sinks, float* out, float* partial,
+                       AttendRoom& room) {
     switch (kv.store) {
-        case KEEP_F32: return attend<KEEP_F32>(kv, layer, head, item, plan, table, positions, heads, scale, out, partial, room);
-        case KEEP_F16: return attend<KEEP_F16>(kv, layer, head, item, plan, table, positions, heads, scale, out, partial, room);
-        case KEEP_I8: return attend<KEEP_I8>(kv, layer, head, item, plan, table, positions, heads, scale, out, partial, room);
+        case KEEP_F32: return attend<KEEP_F32>(kv, layer, head, item, plan, table, positions, heads, scale, sinks, out, partial, room);
+        case KEEP_F16: return attend<KEEP_F16>(kv, layer, head, item, plan, table, positions, heads, scale, sinks, out, partial, room);
+        case KEEP_I8: return attend<KEEP_I8>(kv, layer, head, item, plan, table, positions, heads, scale, sinks, out, partial, room);
     }
 }
 
 // What one of a token's heads gets, from its parts.
-inline void merge_head(const Seen& kv, const Attend& plan, int token, int head, const float* partial, AttendRoom& room, float* out) {
+inline void merge_head(const Seen& kv, const Attend& plan, int token, int head, const float* partial, AttendRoom& room, float* out,
+                       const float* sink = nullptr) {
     const Part* parts = plan.merges.data() + plan.part_of[token];
     float *stretch = room.stretches.data(), *whole = room.wholes.data();
     clear(stretch, kv.width), clear(whole, kv.width);
@@ -400,10 +406,12 @@ inline void merge_head(const Seen& kv, const Attend& plan, int token, int head, 
         join(stretch, partial + (size_t(parts[i].index) * kv.heads + head) * kv.state(), kv.width);
     }
     join(whole, stretch, kv.width);
-    finish(whole, kv.width, kv.dim, out);
+    finish(whole, kv.width, kv.dim, out, sink);
 }
 
 // All of them: `out` is [heads][dim].
-inline void merge(const Seen& kv, const Attend& plan, int token, const float* partial, AttendRoom& room, float* out) {
-    for (int head = 0; head < kv.heads; head++) merge_head(kv, plan, token, head, partial, room, out + head * kv.dim);
+inline void merge(const Seen& kv, const Attend& plan, int token, const float* partial, AttendRoom& room, float* out,
+                  const float* sinks = nullptr) {
+    for (int head = 0; head < kv.heads; head++)
+        merge_head(kv, plan, token, head, partial, room, out + head * kv.dim, sinks ? sinks + head : nullptr);
 }

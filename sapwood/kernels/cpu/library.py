@@ -29,6 +29,7 @@ class Heads(Structure):
         ("late", c_int),
         ("group", c_int),
         ("layer", c_int),
+        ("sinks", c_void_p),
         ("scale", c_float),
     ]
 

@@ -3,7 +3,7 @@
 
 #include "simd.h"
 
-enum Activation : int { SILU, GELU_TANH, GELU, RELU, RELU2 };
+enum Activation : int { SILU, GELU_TANH, GELU, RELU, RELU2, SWIGLU_CLAMPED };
 
 struct Norm {
     const float *weight, *bias;  // no weight: no norm; no bias: none
@@ -83,4 +83,12 @@ INLINE void gate_by(float* x, const float* gate, int size) {
         v *= SILU_TOO ? vsilu(g) : 1.0f / (vexp(-g) + 1.0f);
         std::memcpy(x + i, &v, some * 4);
     }
+}
+
+// What a gate makes of what it multiplies.
+INLINE vf through_gate(vf gate, vf up, int activation) {
+    if (activation != SWIGLU_CLAMPED) return activate(gate, activation) * up;
+    gate = vmin(gate, splat(7.0f));
+    up = vmin(vmax(up, splat(-7.0f)), splat(7.0f));
+    return gate / (vexp(gate * -1.702f) + 1.0f) * (up + 1.0f);
 }

@@ -74,7 +74,7 @@ API const char* sapwood_layouts() {
     static const std::string lines =
         LAYOUT(&Norm::weight, &Norm::bias, &Norm::eps, &Norm::center) +
         LAYOUT(&Heads::norm, &Heads::cos, &Heads::sin, &Heads::half, &Heads::by_token, &Heads::interleaved, &Heads::late, &Heads::group,
-               &Heads::layer, &Heads::scale) +
+               &Heads::layer, &Heads::sinks, &Heads::scale) +
         LAYOUT(&Selection::offsets, &Selection::top, &Selection::score, &Selection::renormalised, &Selection::groups,
                &Selection::top_groups, &Selection::group_best, &Selection::scale, &Selection::slack) +
         LAYOUT(&Step::num_tokens, &Step::num_rows, &Step::ids, &Step::positions, &Step::slots, &Step::starts, &Step::counts,
@@ -237,7 +237,8 @@ API int cells_attend(Machine* machine, Cells* cells, const Heads* how, const Ste
             machine->attend(id, *cells, plan, *how, *step, heads, out);
             machine->pool.share(step->num_tokens, [&](int t) {
                 if (plan.parts_of[t])
-                    merge(*cells, plan, t, plan.partial.data(), machine->rooms[id], out + size_t(t) * cells->heads * cells->dim);
+                    merge(*cells, plan, t, plan.partial.data(), machine->rooms[id], out + size_t(t) * cells->heads * cells->dim,
+                          how->sinks);
             });
         });
     });

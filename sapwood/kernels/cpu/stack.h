@@ -44,6 +44,7 @@ struct Heads {
     int half, by_token;
     int interleaved, late;   // 2i turns with 2i + 1, not i with i + half; the norm comes after
     int group, layer;        // which cells, which of their layers
+    const float* sinks;      // [query heads]: scores that join the softmax and weigh nothing, or none
     float scale;
 };
 
@@ -214,8 +215,7 @@ struct Machine {
                 if (up && gate_up.biases[1]) add_to(u, gate_up.biases[1] + begin, width);
                 int padded = (width + W - 1) / W * W;
                 for (int i = 0; i < padded; i += W) {
-                    vf v = activate(load(g + i), activation);
-                    store(g + i, up ? v * load(u + i) : v);
+                    store(g + i, up ? through_gate(load(g + i), load(u + i), activation) : activate(load(g + i), activation));
                 }
                 if (want.bytes) quantise(inner, r, want.ins, begin / 32, g);
                 if (want.floats) std::memcpy(inner.floats + size_t(r) * want.ins + begin, g, width * 4);
@@ -250,8 +250,8 @@ struct Machine {
         pool.share(int(plan.items.size()) * kv.kv_heads, [&](int unit) {
             const Item& item = plan.items[unit / kv.kv_heads];
             const int32_t* table = step.tables[how.group] + item.slot * step.strides[how.group];
-            attend_any(kv, how.layer, unit % kv.kv_heads, item, plan, table, step.positions, heads, how.scale, attended, partial,
-                       rooms[id]);
+            attend_any(kv, how.layer, unit % kv.kv_heads, item, plan, table, step.positions, heads, how.scale, how.sinks, attended,
+                       partial, rooms[id]);
         });
         pool.barrier();
     }
@@ -471,7 +471,7 @@ struct AttendHeads : Op {
         float* attended = m.attended.data;
         m.attend(pass.id, kv, plan, how, pass.step, pass.buffers[from], attended);
         pass.x = m.rows_for(pass.id, wanted, pass.step.num_tokens, m.wide, false, [&](int t, float* out) {
-            if (plan.parts_of[t]) merge(kv, plan, t, plan.partial.data(), m.rooms[pass.id], out);
+            if (plan.parts_of[t]) merge(kv, plan, t, plan.partial.data(), m.rooms[pass.id], out, how.sinks);
             else std::memcpy(out, attended + size_t(t) * wanted.ins, wanted.ins * 4);
             if (gate >= 0) gate_by<false>(out, pass.buffers[gate] + size_t(t) * wanted.ins, wanted.ins);
         });

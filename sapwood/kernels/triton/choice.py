@@ -140,6 +140,17 @@ def _deal(experts_P, order_P, starts_X1, P, PDL: tl.constexpr, BLOCK: tl.constex
         start += tl.sum(mine, axis=0)
 
 
+@jit
+def tile_of(starts_X1, tile, P, X: tl.constexpr, X_PAD: tl.constexpr, TILE: tl.constexpr):
+    """(the expert of a tile of TILE pairs, the number of tiles before its own); the expert is X where there is no such tile."""
+    x_X = tl.arange(0, X_PAD)
+    start_X = tl.load(starts_X1 + x_X, mask=x_X < X, other=P)
+    end_X = tl.load(starts_X1 + x_X + 1, mask=x_X < X, other=P)
+    tiles_X = tl.cumsum((end_X - start_X + TILE - 1) // TILE, axis=0)
+    expert = tl.sum((tiles_X <= tile).to(tl.int32), axis=0)
+    return expert, tl.max(tl.where(tiles_X <= tile, tiles_X, 0), axis=0)
+
+
 def choose(logits_TX: Tensor, how: Routed) -> tuple[Tensor, Tensor]:
     """(experts_TK, weights_TK), int32 and float32: as `sapwood.kernels.experts.select`."""
     (num_tokens, count), by, device = logits_TX.shape, how.selection, logits_TX.device

@@ -17,10 +17,11 @@ import triton.language as tl
 from torch import Tensor
 
 from sapwood.kernels import RmsNorm, Routed
-from sapwood.kernels.triton import pdl
-from sapwood.kernels.triton.choice import choose, deal
+from sapwood.kernels.planes import StackedPlanes
+from sapwood.kernels.triton import experts_coded, pdl
+from sapwood.kernels.triton.choice import choose, deal, tile_of
 from sapwood.kernels.triton.experts_cut import FEW, Cut, cut_for
-from sapwood.kernels.triton.gate import activate
+from sapwood.kernels.triton.gate import through_gate
 from sapwood.kernels.triton.jit import jit
 
 
@@ -82,7 +83,7 @@ def _up_of_one(
     if bias_XO is not None:
         gate_O += tl.load(bias_XO + expert * 2 * M + row_O).to(tl.float32)
         up_O += tl.load(bias_XO + expert * 2 * M + M + row_O).to(tl.float32)
-    out = activate(gate_O, KIND) * up_O
+    out = through_gate(gate_O, up_O, KIND)
     tl.store(inner_PM + pair * M + o_O, out.to(inner_PM.dtype.element_ty), mask=o_O < M)
 
 
@@ -168,15 +169,10 @@ def _grouped(
     program = tl.program_id(0)
     if PDL:
         pdl.join()
-    x_X = tl.arange(0, X_PAD)
-    start_X = tl.load(starts_X1 + x_X, mask=x_X < X, other=P)
-    end_X = tl.load(starts_X1 + x_X + 1, mask=x_X < X, other=P)
-    tiles_X = tl.cumsum((end_X - start_X + TILE - 1) // TILE, axis=0)
     tile = program // BLOCKS
-    expert = tl.sum((tiles_X <= tile).to(tl.int32), axis=0)
+    expert, before = tile_of(starts_X1, tile, P, X, X_PAD, TILE)
     if expert >= X:
         return
-    before = tl.max(tl.where(tiles_X <= tile, tiles_X, 0), axis=0)
     first = tl.load(starts_X1 + expert) + (tile - before) * TILE
     end = tl.load(starts_X1 + expert + 1)
 
@@ -216,7 +212,7 @@ def _grouped(
         if GATED:
             other += _spread(tl.load(bias_O + OUT).to(tl.float32), TURNED)
     if GATED:
-        acc = activate(acc, KIND) * other
+        acc = through_gate(acc, other, KIND)
     to_T = (at_T if GATED else pair_T).to(tl.int64) * OUT
     if TURNED:
         to = out + to_T[None, :] + o_O[:, None]
@@ -294,16 +290,27 @@ def of_few(
     out_TE = torch.empty((num_tokens, size), dtype=x_TE.dtype, device=x_TE.device)
     gain_E, eps = (None, 0.0) if norm is None else norm
     early = pdl.supported(x_TE.device)
-    _up_of_one[(triton.cdiv(inner, up.rows), num_tokens * top)](
-        x_TE, x_TE.stride(0), gain_E, eps, experts_TK, weights_TK, how.gate_up_XOI, how.gate_up_bias_XO, inner_PM,
-        E=size, M=inner, K=top, KIND=how.activation, WEIGHED=how.weighs_input, PDL=early,
-        ROWS=up.rows, DEPTH=up.depth, STAGES=up.stages, num_warps=up.warps, launch_pdl=early,
-    )  # fmt: skip
-    _down_of_one[(triton.cdiv(size, down.rows), num_tokens)](
-        inner_PM, experts_TK, weights_TK, how.down_XOI, how.down_bias_XO, out_TE,
-        E=size, M=inner, K=top, WEIGHED=not how.weighs_input, PDL=early,
-        ROWS=down.rows, DEPTH=down.depth, STAGES=down.stages, num_warps=down.warps, launch_pdl=early,
-    )  # fmt: skip
+    if isinstance(how.gate_up_XOI, StackedPlanes):
+        experts_coded.up_of_few(
+            x_TE, norm, experts_TK, weights_TK, how.gate_up_XOI, how.gate_up_bias_XO, inner_PM,
+            activation=how.activation, weighed=how.weighs_input, cut=up,
+        )  # fmt: skip
+    else:
+        _up_of_one[(triton.cdiv(inner, up.rows), num_tokens * top)](
+            x_TE, x_TE.stride(0), gain_E, eps, experts_TK, weights_TK, how.gate_up_XOI, how.gate_up_bias_XO, inner_PM,
+            E=size, M=inner, K=top, KIND=how.activation, WEIGHED=how.weighs_input, PDL=early,
+            ROWS=up.rows, DEPTH=up.depth, STAGES=up.stages, num_warps=up.warps, launch_pdl=early,
+        )  # fmt: skip
+    if isinstance(how.down_XOI, StackedPlanes):
+        experts_coded.down_of_few(
+            inner_PM, experts_TK, weights_TK, how.down_XOI, how.down_bias_XO, out_TE, weighed=not how.weighs_input, cut=down
+        )  # fmt: skip
+    else:
+        _down_of_one[(triton.cdiv(size, down.rows), num_tokens)](
+            inner_PM, experts_TK, weights_TK, how.down_XOI, how.down_bias_XO, out_TE,
+            E=size, M=inner, K=top, WEIGHED=not how.weighs_input, PDL=early,
+            ROWS=down.rows, DEPTH=down.depth, STAGES=down.stages, num_warps=down.warps, launch_pdl=early,
+        )  # fmt: skip
     return out_TE
 
 
@@ -329,6 +336,13 @@ def of_many(
         cut = cut or cut_for(weight_XOI.shape, num_tokens, top)
         first = out is inner_PM
         outputs = out.shape[1]
+        if isinstance(weight_XOI, StackedPlanes):
+            experts_coded.grouped(
+                x, order_P, starts_X1, weights_TK, weight_XOI, bias_XO, out,
+                activation=how.activation if first else None, weighed=first and how.weighs_input, cut=cut,
+            )  # fmt: skip
+            continue
+        assert isinstance(weight_XOI, Tensor), "each by itself is for hosts"
         _grouped[(cut.tiles(count, num_tokens * top) * triton.cdiv(outputs, cut.rows),)](
             x, x.stride(0), order_P, starts_X1, weights_TK, weight_XOI, bias_XO, out, num_tokens * top,
             X=count, IN=weight_XOI.shape[2], OUT=outputs, K=top, KIND=how.activation if first else None,

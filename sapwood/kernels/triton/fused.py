@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sapwood.kernels import Activation, Kernels, LayerNorm
 from sapwood.kernels.triton import experts, experts_cut, few, pdl
-from sapwood.kernels.triton.gate import activate
+from sapwood.kernels.triton.gate import activate, through_gate
 from sapwood.kernels.triton.jit import jit
 from sapwood.kernels.triton.quantised import QUANTISED
 
@@ -88,9 +88,11 @@ def _gate(
     token = tl.program_id(0).to(tl.int64)
     m = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = m < M
-    out = activate(tl.load(x_TX + token * x_stride + m, mask=inside, other=0.0).to(tl.float32), KIND)
+    gate = tl.load(x_TX + token * x_stride + m, mask=inside, other=0.0).to(tl.float32)
     if GATED:
-        out *= tl.load(x_TX + token * x_stride + M + m, mask=inside, other=0.0).to(tl.float32)
+        out = through_gate(gate, tl.load(x_TX + token * x_stride + M + m, mask=inside, other=0.0).to(tl.float32), KIND)
+    else:
+        out = activate(gate, KIND)
     tl.store(out_TM + token * M + m, out.to(out_TM.dtype.element_ty), mask=inside)
 
 

@@ -22,3 +22,14 @@ def activate(x, KIND: tl.constexpr):
         slope = x if KIND == "silu" else 1.5957691216057308 * (x + 0.044715 * x * x * x)
         x = x / (1.0 + tl.exp(-slope))
     return x
+
+
+@jit
+def through_gate(gate, up, KIND: tl.constexpr):
+    """A gate's product and the one beside it, as `Kernels.gated` has them."""
+    if KIND == "swiglu_clamped":
+        gate = tl.minimum(gate, 7.0)
+        up = tl.minimum(tl.maximum(up, -7.0), 7.0)
+        return gate / (1.0 + tl.exp(-1.702 * gate)) * (up + 1.0)
+    else:
+        return activate(gate, KIND) * up

@@ -28,7 +28,7 @@ import triton.language as tl
 from sapwood.kernels.triton import pdl
 from sapwood.kernels.triton.blocks import absorb, absorb_dense, absorb_pairs, oldest
 from sapwood.kernels.triton.jit import jit
-from sapwood.kernels.triton.parts import arrive, join, join_runs, leave, mean, nothing, runs_of, write
+from sapwood.kernels.triton.parts import arrive, beside_sinks, join, join_runs, leave, mean, nothing, runs_of, write
 
 FEW = tl.constexpr(2)
 """Parts of runs that a tile joins to its own while that is in registers."""
@@ -66,6 +66,7 @@ def attend_rows(
     table_stride,
     scale,
     slopes_H,
+    sinks_H,
     K: tl.constexpr,
     G: tl.constexpr,
     D: tl.constexpr,
@@ -160,6 +161,7 @@ def attend_rows(
                 apart = 0
         mean_MD = mean(total_M, acc_MD)
         if apart == 0:
+            mean_MD = beside_sinks(mean_MD, best_M, total_M, sinks_H, head_M)
             write(out_THD, token_M * (K * G) + head_M, valid_M, mean_MD, D, D_PAD)
         else:
             place_M = (item.to(tl.int64) * K + kv_head) * (TILE * G) + m_M
@@ -188,7 +190,8 @@ def attend_rows(
                         kv_head, K, G, D, MEMBERS, LEVELS, TILE == 1, S, D_PAD,
                     )  # fmt: skip
                 place_R = token_R * (K * G) + kv_head * G + head_R
-                write(out_THD, place_R, valid_R, mean(total_R, acc_RD), D, D_PAD)
+                mean_RD = beside_sinks(mean(total_R, acc_RD), best_R, total_R, sinks_H, kv_head * G + head_R)
+                write(out_THD, place_R, valid_R, mean_RD, D, D_PAD)
     elif PDL and LEVELS > 0:
         pdl.catch_up()
 
@@ -211,6 +214,7 @@ def attend_spans(
     table_stride,
     scale,
     slopes_H,
+    sinks_H,
     K: tl.constexpr,
     G: tl.constexpr,
     D: tl.constexpr,
@@ -297,6 +301,7 @@ def attend_spans(
         mean_MD = mean(total_M, acc_MD)
         apart = tl.load(record + 6)
         if apart == 0:
+            mean_MD = beside_sinks(mean_MD, best_M, total_M, sinks_H, head_M)
             write(out_THD, token_M * (K * G) + head_M, valid_M, mean_MD, D, D_PAD)
         elif parts_JKMD is not None:
             place_M = (item.to(tl.int64) * K + kv_head) * (TILE * G) + m_M
@@ -311,7 +316,9 @@ def attend_spans(
                     K * TILE * G, parts, parts, D, S, D_PAD,
                 )  # fmt: skip
                 place_R = (first + r_R // G).to(tl.int64) * (K * G) + kv_head * G + r_R % G
-                write(out_THD, place_R, valid_R, mean(total_R, acc_RD), D, D_PAD)
+                head_R = kv_head * G + r_R % G
+                mean_RD = beside_sinks(mean(total_R, acc_RD), best_R, total_R, sinks_H, head_R)
+                write(out_THD, place_R, valid_R, mean_RD, D, D_PAD)
 
 
 @jit(do_not_specialize_on_alignment=["tokens_of", "used_1"])

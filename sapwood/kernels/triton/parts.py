@@ -122,6 +122,16 @@ def mean(total_M, acc_MD):
 
 
 @jit
+def beside_sinks(mean_MD, best_M, total_M, sinks_H, head_M):
+    """A whole row's mean less what the sink of its head takes, a score in base e, if there are sinks."""
+    if sinks_H is None:
+        return mean_MD
+    else:
+        sink_M = tl.load(sinks_H + head_M) * 1.4426950408889634
+        return mean_MD * (total_M / (total_M + tl.exp2(sink_M - best_M)))[:, None]
+
+
+@jit
 def write(out_THD, place_M, valid_M, mean_MD, D: tl.constexpr, D_PAD: tl.constexpr):
     """Rows of results; `place_M` counts token and query head."""
     d_D = tl.arange(0, D_PAD)

@@ -38,13 +38,13 @@ class Setting(NamedTuple):
 
 
 @jit
-def _low(byte, PAIR: tl.constexpr, J: tl.constexpr):
+def column_of(byte, PAIR: tl.constexpr, J: tl.constexpr):
     """The column whose code is in a byte, or in the low half of it. That it is a multiple of J the compiler does not see."""
     return tl.multiple_of(byte // PAIR * (2 * PAIR) + byte % PAIR, J) if PAIR else byte
 
 
 @jit
-def _of_group(plane_GS, row_O, column, IN: tl.constexpr, WIDE: tl.constexpr, GROUP: tl.constexpr, TALL: tl.constexpr):
+def of_group(plane_GS, row_O, column, IN: tl.constexpr, WIDE: tl.constexpr, GROUP: tl.constexpr, TALL: tl.constexpr):
     """A scale or an offset of each row [O], as it is kept; 0 beyond the last column."""
     if plane_GS is None:
         return 0.0
@@ -54,18 +54,18 @@ def _of_group(plane_GS, row_O, column, IN: tl.constexpr, WIDE: tl.constexpr, GRO
 
 
 @jit
-def _both(
+def both(
     plane_GS, row_O, low,
     IN: tl.constexpr, WIDE: tl.constexpr, GROUP: tl.constexpr, TALL: tl.constexpr, PAIR: tl.constexpr,
 ):  # fmt: skip
     """Those of either half."""
-    first = _of_group(plane_GS, row_O, low, IN, WIDE, GROUP, TALL)
-    second = _of_group(plane_GS, row_O, low + PAIR, IN, WIDE, GROUP, TALL) if PAIR else first
+    first = of_group(plane_GS, row_O, low, IN, WIDE, GROUP, TALL)
+    second = of_group(plane_GS, row_O, low + PAIR, IN, WIDE, GROUP, TALL) if PAIR else first
     return first, second
 
 
 @jit
-def _half(
+def half_of(
     acc, codes, x, table, scale_O, offset_O,
     SCALED: tl.constexpr, OFFSET: tl.constexpr, FORM: tl.constexpr, HIGH: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
@@ -124,25 +124,25 @@ def _product(
     acc = tl.zeros([ROWS, TOKENS], tl.float32)
     RUN: tl.constexpr = (BYTES // J + PARTS - 1) // PARTS * J
     first = tl.program_id(2) * RUN
-    low = _low(first, PAIR, J)
-    scale, scale_b = _both(scale_GS, row_O, low, IN, WIDE, GROUP, TALL, PAIR)
-    offset, offset_b = _both(offset_GS, row_O, low, IN, WIDE, GROUP, TALL, PAIR)
+    low = column_of(first, PAIR, J)
+    scale, scale_b = both(scale_GS, row_O, low, IN, WIDE, GROUP, TALL, PAIR)
+    offset, offset_b = both(offset_GS, row_O, low, IN, WIDE, GROUP, TALL, PAIR)
     for start in tl.range(first, tl.minimum(first + RUN, BYTES), J, num_stages=STAGES):
         codes = tl.load(codes_OJ + start)
-        low = _low(start, PAIR, J)
+        low = column_of(start, PAIR, J)
         for half in tl.static_range(2 if PAIR else 1):
             i_J = low + half * PAIR + j_J
             if order_I is not None:
                 i_J = tl.load(order_I + i_J)
             x = tl.load(x_TJ + i_J[None, :])
             if half == 0:
-                acc = _half(acc, codes, x, table, scale, offset, SCALED, OFFSET, FORM, False, ASM)
+                acc = half_of(acc, codes, x, table, scale, offset, SCALED, OFFSET, FORM, False, ASM)
             else:
-                acc = _half(acc, codes, x, table, scale_b, offset_b, SCALED, OFFSET, FORM, True, ASM)
+                acc = half_of(acc, codes, x, table, scale_b, offset_b, SCALED, OFFSET, FORM, True, ASM)
         # A turn ahead of their use, so that nothing waits for them.
-        low = _low(start + J, PAIR, J)
-        scale, scale_b = _both(scale_GS, row_O, low, IN, WIDE, GROUP, TALL, PAIR)
-        offset, offset_b = _both(offset_GS, row_O, low, IN, WIDE, GROUP, TALL, PAIR)
+        low = column_of(start + J, PAIR, J)
+        scale, scale_b = both(scale_GS, row_O, low, IN, WIDE, GROUP, TALL, PAIR)
+        offset, offset_b = both(offset_GS, row_O, low, IN, WIDE, GROUP, TALL, PAIR)
     acc, last = joined(acc, parts, arrived, PARTS)
     if last:
         write(out_TO, acc, row_scale_O, 1.0, bias_O, row_O, o_O, t_T, T, OUT)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -36,7 +36,9 @@ class Cut:
     def axis(self, axis: Axis) -> Axis:
         first, whole = axis.first, axis.size if axis.whole is None else axis.whole
         if axis.turn is not None:
-            raise ModelError("Parts that take turns in a fused tensor can be read plain only, and these are quantised.")
+            if self.by > 1:
+                raise ModelError("Parts that take turns in a fused tensor have their scales or codes together there.")
+            return replace(axis, joined=False)
         if first % self.by:
             raise ModelError(f"A fused tensor has a part from row {first} on, which is within a group of {self.by}.")
         unit = None if axis.unit is None else max(axis.unit // self.by, 1)
@@ -53,7 +55,7 @@ class Raw:
     """A tensor of a part: `name` behind the part's and a dot. Without `axes` it is read whole, whatever its shape."""
 
     name: str
-    axes: tuple[Cut, ...] | None = None
+    axes: tuple[Cut | Axis, ...] | None = None
     optional: bool = False
 
 
@@ -72,10 +74,12 @@ class Quantised:
     def tensors(self, place: Place) -> Sequence[StoredTensor]:
         linear = linear_at(place)
         found = [tensor for tensor in linear.tensors() if tensor.param == "bias"]
-        for index, part in enumerate(linear.parts):
-            axes = {"out": linear.rows(index), "in": linear.columns}
-            for raw in self.raws:
-                cuts = None if raw.axes is None else tuple(cut.axis(axes[cut.of]) for cut in raw.axes)
+        for raw in self.raws:  # what parts have of one tensor is read at once
+            for index, part in enumerate(linear.parts):
+                axes = {"out": linear.rows(index), "in": linear.columns}
+                cuts = None
+                if raw.axes is not None:
+                    cuts = tuple(cut.axis(axes[cut.of]) if isinstance(cut, Cut) else cut for cut in raw.axes)
                 name = f"{part.name}.{raw.name}"
                 if raw.name != "bias" or not linear.bias:
                     found.append(StoredTensor(f"{index}.{raw.name}", name, cuts, optional=raw.optional))
@@ -104,14 +108,16 @@ def matches(name: str, pattern: str) -> bool:
     return f".{pattern}." in f".{name}."
 
 
-def excepting(method: Method, excepted: Sequence[str], *, heads: bool = False) -> Choice:
-    """The method everywhere but where the section excepts modules; and in heads, where a format leaves them as they are."""
+def excepting(method: Method, excepted: Sequence[str], *, heads: bool = False, routers: bool = True) -> Choice:
+    """The method everywhere but where the section excepts modules; and in heads and routers, where a format leaves those as
+    they are without a word."""
 
     def method_of(name: str) -> Method:
         plain = any(matches(name, pattern) for pattern in excepted) or (name == "lm_head" and not heads)
         return PLAIN if plain else method
 
-    return by_module(method_of)
+    among = by_module(method_of)
+    return lambda place: PLAIN if place.path.endswith((".router", ".shared_gate")) and not routers else among(place)
 
 
 class Section:

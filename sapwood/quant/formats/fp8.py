@@ -32,11 +32,11 @@ def read(section: Mapping[str, Any]) -> Choice:
         inputs = "tensor" if scheme == "static" else "token"
         raws = tuple(Raw(name, optional=True) for name in _SCALES)
         form = ScaledForm(FP8, "tensor", inputs)  # type: ignore[arg-type]
-        return excepting(Quantised(form, (Raw("weight", (OUT, IN)), *raws), _turn), excepted)
+        return excepting(Quantised(form, (Raw("weight", (OUT, IN)), *raws), _turn), excepted, routers=False)
     if list(size) != [BLOCK, BLOCK] or scheme == "static":
         raise s.wrong("weight_block_size", f"blocks have to be of {BLOCK} by {BLOCK}, with a dynamic activation_scheme")
     raws = (Raw("weight", (OUT, IN)), Raw("weight_scale_inv", _BLOCKS))
-    return excepting(Quantised(ScaledForm(FP8, "block", "block"), raws, _turn), excepted)
+    return excepting(Quantised(ScaledForm(FP8, "block", "block"), raws, _turn), excepted, routers=False)
 
 
 def read_fbgemm(section: Mapping[str, Any]) -> Choice:

@@ -41,7 +41,8 @@ def read(section: Mapping[str, Any]) -> Choice:
         ordered=bool(s.get("desc_act", default=False)),
         offset=1 if layout == "gptq" else 0,
     )
-    return excepting(found, s.names("modules_to_not_convert"), heads=bool(s.get("lm_head", default=False)))
+    heads = bool(s.get("lm_head", default=False))
+    return excepting(found, s.names("modules_to_not_convert"), heads=heads, routers=False)
 
 
 @cache  # equal ones are one, so that a Linear's parts are seen to have the same

@@ -104,6 +104,12 @@ class Kind(Weights):
             self.arrange()
         return self.planes
 
+    def empty(self) -> None:
+        """Give its weights back, which somebody else has now."""
+        self.planes = None
+        for name in self._canonical:
+            delattr(self, name)
+
     def rounded(self, x_TI: Tensor) -> Tensor:
         """The inputs as they enter the product: a kind that rounds them does it here."""
         return x_TI
