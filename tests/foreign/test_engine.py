@@ -15,6 +15,7 @@ from sapwood.cli import main
 from sapwood.hub.files import open_files
 from sapwood.nn.load import open_checkpoint
 from tests import models
+from tests.contracts.test_pairs import _stand_still
 from tests.engine.test_drafts import drafted, same, say
 from tests.engine.whole import greedy, prompts_that_share
 from tests.http.conftest import Server
@@ -41,14 +42,16 @@ def test_every_way_says_the_same(tmp_path: Path) -> None:
     same(say(model, MINE, model_impl="transformers", stakes=drafted(wanted, truth=0.7))[0], wanted)
 
 
-def test_requests_give_way_to_each_other(tmp_path: Path) -> None:
-    """Short prompts start together, and there is no memory for the answers of all."""
-    model = models.save("gemma2", tmp_path)
-    mine = [(prompt[:10], SamplingParams(max_tokens=60, temperature=0)) for prompt in prompts_that_share(6)]
-    wanted, _ = say(model, mine, prefix_caching=False)
-    found, counted = say(model, mine, model_impl="transformers", max_total_tokens=208, page_size=4)
-    same(found, wanted)
-    assert counted["preemptions"]
+def test_who_has_to_give_way_says_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages are evicted where memory is short, and all requests give up their slots again and again."""
+    model, prompts = models.save("gemma2", tmp_path), prompts_that_share(8)
+    roomy, _ = greedy(model, prompts)
+    _stand_still(monkeypatch)
+    tight, engine = greedy(
+        model, prompts, model_impl="transformers", max_total_tokens=208, page_size=4, max_num_batched_tokens=32
+    )
+    assert tight == roomy
+    assert engine.stats().counters["evicted_pages"] > 0
 
 
 @pytest.mark.gpu
