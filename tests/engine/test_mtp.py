@@ -119,7 +119,7 @@ def test_every_request_says_what_it_says_without(
     mine = [(prompt, KINDS[i % len(KINDS)]) for i, prompt in enumerate(prompts_that_share(6))]
     shape = {name: options[name] for name in ("page_size", "kv_cache_memory", "cpu_kernels") if name in options}
     wanted, _ = say(model, mine, device=device, **shape)
-    found, counters = say(model, mine, device=device, **{"speculation": "mtp", **options})
+    found, counters = say(model, mine, device=device, **{"speculation": "mtp", "num_speculative_tokens": 3, **options})
     same(found, wanted)
     assert counters["drafts_mtp"] > 0
 
