@@ -121,6 +121,22 @@ MODELS: Mapping[str, tuple[str, str, dict[str, Any]]] = MappingProxyType(
             {**_LATENT, "q_lora_rank": None, "topk_method": "group_limited_greedy", "rope_parameters": _YARN_SHARP},
         ),
         "deepseek-v3": ("DeepseekV3Config", "DeepseekV3ForCausalLM", {**_LATENT, "q_lora_rank": 24}),
+        "minicpm3": (
+            "MiniCPM3Config",
+            "MiniCPM3ForCausalLM",
+            {
+                "num_hidden_layers": 3,
+                "num_key_value_heads": 4,
+                "kv_lora_rank": 32,
+                "q_lora_rank": 24,
+                "qk_nope_head_dim": 16,
+                "qk_rope_head_dim": 8,
+                "scale_emb": 3.0,
+                "scale_depth": 0.9,
+                "dim_model_base": 32,
+                "tie_word_embeddings": True,
+            },
+        ),
         "glm4-moe-lite": (
             "Glm4MoeLiteConfig",
             "Glm4MoeLiteForCausalLM",

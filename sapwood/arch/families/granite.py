@@ -11,7 +11,7 @@ from sapwood.arch.families.common import LLAMA, block, decoder, gqa, mlp
 from sapwood.arch.family import Family, Gguf
 from sapwood.arch.gguf import GgufKeys, rope_fields
 from sapwood.arch.hf import HfConfig
-from sapwood.arch.parts import Block, Decoder, Mlp
+from sapwood.arch.parts import Block, Decoder, Mixer, Mlp
 
 
 def granite(c: HfConfig) -> Decoder:
@@ -31,9 +31,14 @@ def hyperclovax(c: HfConfig) -> Decoder:
 
 
 def minicpm(c: HfConfig) -> Decoder:
+    return by_depth(c, gqa(c))
+
+
+def by_depth(c: HfConfig, mixer: Mixer) -> Decoder:
+    """What blocks add is less the more there are of them."""
     c.ignore("mup_denominator")  # of its drafters
     num_layers, hidden = c.integer("num_hidden_layers"), c.integer("hidden_size")
-    layer = replace(block(c, gqa(c), mlp(c)), scale=c.number("scale_depth", 1.0) / num_layers**0.5)
+    layer = replace(block(c, mixer, mlp(c)), scale=c.number("scale_depth", 1.0) / num_layers**0.5)
     found = decoder(c, [layer] * num_layers, embed_scale=c.number("scale_emb", 1.0), tied=True)
     return replace(found, logit_scale=c.integer("dim_model_base", hidden) / hidden)
 
