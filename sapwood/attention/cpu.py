@@ -84,8 +84,6 @@ class Cpu:
     def refuse(group: KVGroup, device: torch.device, dtype: torch.dtype) -> str | None:
         if dtype.itemsize == 1:
             return f"it stores keys and values in the dtypes that are computed in, not {dtype}"
-        if heads_of(group).chunked:
-            return "its masks are of windows, and these layers see chunks"
         return None
 
     def __init__(self, group: KVGroup, index: int, device: torch.device, dtype: torch.dtype) -> None:
@@ -118,19 +116,36 @@ class Cpu:
         self._buckets = [self._bucket(blocks[chosen], table_SP) for chosen in self._sort(blocks)]
 
     def _cut(self, batch: Batch) -> _Blocks:
-        counts_R = batch.counts_R.numpy().astype(np.int64)
-        pieces_R = -(-counts_R // BLOCK)
-        rows_B, pieces_B = spread(pieces_R)
-        skipped_B = BLOCK * pieces_B
-        positions_B = batch.starts_R.numpy()[rows_B] + skipped_B
-        window = self._kind.window
+        rows = self._rows(batch)
+        rows_B, pieces_B = spread(-(-rows.counts_B // BLOCK))
+        skipped_B, of_rows = BLOCK * pieces_B, rows[rows_B]
+        positions_B, window = of_rows.positions_B + skipped_B, self._kind.window
+        if window is None:
+            histories_B = positions_B
+        else:
+            histories_B = positions_B % window if self._kind.chunked else np.minimum(positions_B, window - 1)
         return _Blocks(
-            tokens_B=batch.offsets_R1.numpy()[rows_B] + skipped_B,
+            tokens_B=of_rows.tokens_B + skipped_B,
             positions_B=positions_B,
-            counts_B=np.minimum(BLOCK, counts_R[rows_B] - skipped_B),
-            slots_B=batch.slots_R.numpy()[rows_B].astype(np.int64),
-            histories_B=positions_B if window is None else np.minimum(positions_B, window - 1),
+            counts_B=np.minimum(BLOCK, of_rows.counts_B - skipped_B),
+            slots_B=of_rows.slots_B,
+            histories_B=histories_B,
         )
+
+    def _rows(self, batch: Batch) -> _Blocks:
+        """Whole rows, or their parts in each chunk, where no query sees what is before."""
+        positions_R, counts_R = (column.numpy().astype(np.int64) for column in (batch.starts_R, batch.counts_R))
+        tokens_R, slots_R = batch.offsets_R1.numpy()[:-1].astype(np.int64), batch.slots_R.numpy().astype(np.int64)
+        rows = _Blocks(tokens_R, positions_R, counts_R, slots_R, np.zeros_like(positions_R))
+        if not self._kind.chunked or self._kind.window is None:
+            return rows
+        size, ends_R = self._kind.window, positions_R + counts_R
+        rows_C, numbers_C = spread(np.where(counts_R > 0, -(-ends_R // size) - positions_R // size, 0))
+        of_rows, chunks_C = rows[rows_C], positions_R[rows_C] // size + numbers_C
+        begins_C = np.maximum(of_rows.positions_B, chunks_C * size)
+        counts_C = np.minimum(ends_R[rows_C], (chunks_C + 1) * size) - begins_C
+        tokens_C = of_rows.tokens_B + begins_C - of_rows.positions_B
+        return _Blocks(tokens_C, begins_C, counts_C, of_rows.slots_B, of_rows.histories_B)
 
     def _sort(self, blocks: _Blocks) -> Iterator[Longs]:
         """Blocks that share a bucket: of similar shape, within the memory bound, long ones first.
