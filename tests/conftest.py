@@ -1,4 +1,4 @@
-"""What all tests share: where they run, and the one real model."""
+"""What all tests share: where they run, and the real models."""
 
 from __future__ import annotations
 
@@ -61,15 +61,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """The GGUF file of SmolLM2-135M-Instruct, in the model cache after the first use."""
+    return _real("smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The directory of all-MiniLM-L6-v2, likewise."""
+    return _real("minilm")
+
+
+def _real(name: str) -> Path:
     if importlib.util.find_spec("sapwood.hub") is None:
         pytest.skip("this build has no model hub")
     from sapwood.base.errors import SapwoodError
     from sapwood.hub.files import find
 
     try:
-        return find("smollm2-135m").path
+        return find(name).path
     except (SapwoodError, OSError) as error:
-        pytest.skip(f"smollm2-135m cannot be had: {error}")
+        pytest.skip(f"{name} cannot be had: {error}")
 
 
 @pytest.fixture(scope="session")

@@ -36,3 +36,13 @@ def test_pairs_and_labels_by_a_classifier(tmp_path: Path) -> None:
     assert [*told.scores] == ["bad", "good", "so so"] and told.label == [*told.scores][int(likely.argmax())]
     with pytest.raises(RequestError, match="generates"):
         llm.generate("the cat")
+
+
+def test_a_real_model_knows_what_sentences_have_in_common(minilm: Path) -> None:
+    """The cosines are those that its authors' library prints for these."""
+    sentences = ["The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium."]
+    vectors = np.stack([one.vector for one in LLM(str(minilm), threads=1).embed(sentences)])
+    assert vectors.shape == (3, 384)
+    np.testing.assert_allclose(
+        vectors @ vectors.T, [[1, 0.6660, 0.1046], [0.6660, 1, 0.1411], [0.1046, 0.1411, 1]], atol=2e-4
+    )

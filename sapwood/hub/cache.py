@@ -51,12 +51,16 @@ class Cache:
         return self.root / "tokenizers"
 
     def path_of(self, model: Packaged) -> Path:
-        """Where the catalog's model is, or would be."""
+        """Where the catalog's model is, or would be: a file, or a directory."""
+        return self.file_of(model).parent if model.beside else self.file_of(model)
+
+    def file_of(self, model: Packaged) -> Path:
+        """Its weights; they come last of what it has."""
         return self.root / "models" / model.name / model.file
 
     def has(self, model: Packaged) -> bool:
         """Whether it is there. Its hash was verified before it took its place, so the size is enough."""
-        path = self.path_of(model)
+        path = self.file_of(model)
         return path.is_file() and path.stat().st_size == model.size
 
     def models(self) -> list[Cached]:

