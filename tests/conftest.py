@@ -46,10 +46,12 @@ LONGEST = """
 """Files that take the longest. They come first, so that at the end no worker is busy with one while others have nothing to do."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     tests = Path(__file__).parent
     turns = {tests / f"{name}.py": turn for turn, name in enumerate(LONGEST)}
     items.sort(key=lambda item: turns.get(item.path, len(turns)))
+    if "slow" not in config.option.markexpr:
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
     if has_cuda():
         return
     skip = pytest.mark.skip(reason="needs a CUDA device")

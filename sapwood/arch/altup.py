@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from sapwood.arch.beside import Factor
 from sapwood.arch.parts import Activation, Block, Linear, Norm
@@ -52,3 +53,5 @@ class SparseMlp:
     down: Linear
     activation: Activation
     deviations: float
+
+    indivisible: ClassVar[bool] = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from sapwood.arch.beside import Factor
 from sapwood.arch.experts import Experts
@@ -19,3 +20,5 @@ class Branches:
     experts_norm: Norm
     after_experts: Norm
     factors: Factor
+
+    indivisible: ClassVar[bool] = True  # each branch is normed before both are added up

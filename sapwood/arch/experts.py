@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 from sapwood.arch.beside import Factor
 from sapwood.arch.parts import Activation, Axis, Leaf, Linear, Mlp, Norm, StoredTensor
+from sapwood.arch.share import Share
 from sapwood.base.selection import Selection
 
 
@@ -25,7 +27,7 @@ class Offsets(Leaf):
 
 @dataclass(frozen=True)
 class Stack(Leaf):
-    """`count` Linears of one shape, one for each expert; ranks share the experts.
+    """`count` Linears of one shape, one for each expert; ranks share each of them, as its `linear` says.
 
     A part's name with a {} is that of the tensor of each expert, by its number; else it is that of all, one behind the other
     along a first axis. A `bare` name is the weight's own, and others follow behind a `_`. Some checkpoints have it as `other`.
@@ -49,10 +51,10 @@ class Stack(Leaf):
         for tensor in tensors:
             name = self._bare(tensor.name) if self.bare else tensor.name
             if "{}" in name:
-                experts = ((expert, self.count) for expert in range(self.count))
-                found += [replace(tensor, name=name.format(at[0]), expert=at) for at in experts]
+                entries = ((expert, Axis(self.count)) for expert in range(self.count))
+                found += [replace(tensor, name=name.format(at[0]), entry=at) for at in entries]
             else:
-                axes = None if tensor.axes is None else (Axis(self.count, 1), *tensor.axes)
+                axes = None if tensor.axes is None else (Axis(self.count), *tensor.axes)
                 found.append(replace(tensor, name=name, axes=axes))
         return tuple(found)
 
@@ -60,6 +62,10 @@ class Stack(Leaf):
         """The Linear of one expert, by its own names."""
         parts = tuple(replace(part, name=part.name.format(expert)) for part in self.linear.parts)
         return replace(self.linear, parts=parts)
+
+    def shared(self, share: Share) -> Self:
+        other = None if self.other is None else self.other.shared(share)
+        return replace(self, linear=self.linear.shared(share), other=other)
 
     @staticmethod
     def _bare(name: str) -> str:

@@ -70,6 +70,7 @@ class Foreign:
     writes: ClassVar[bool] = True
     classifier: ClassVar[None] = None
     quantization: ClassVar[Mapping[str, Any] | None] = None
+    portion: ClassVar[None] = None
 
     def owns(self, tensor: str) -> bool:
         return tensor not in self.aside

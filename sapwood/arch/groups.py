@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from sapwood.arch.parts import Network, kinds_of
+from sapwood.arch.network import Network
+from sapwood.arch.parts import kinds_of
 from sapwood.base.kv import KVGroup, KVKind
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from sapwood.arch.parts import Linear, Norm, Rope
 from sapwood.base.kv import Latent
@@ -27,6 +28,8 @@ class LatentAttention:
     out: Linear
     rope: Rope
     scale: float
+
+    counted: ClassVar[tuple[str, ...]] = ("num_heads",)
 
     @property
     def kv(self) -> Latent:

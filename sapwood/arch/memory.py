@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from sapwood.arch.parts import Network
+from sapwood.arch.network import Network
 from sapwood.arch.shard import weight_map
 
 

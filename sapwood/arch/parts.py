@@ -16,13 +16,16 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
 from sapwood.arch.scaling import LinearScaling, Scaling, Sharpening
+from sapwood.arch.share import Share
 from sapwood.base.kv import Heads, KVKind, Whole
 
 if TYPE_CHECKING:
     from sapwood.arch.draft_head import DraftHead
+    from sapwood.arch.multiplied import Multiplied
+    from sapwood.arch.network import Network
     from sapwood.arch.positions import Positions, Segments
     from sapwood.arch.texts import Classifier
 
@@ -34,8 +37,9 @@ Activation = Literal["silu", "gelu_tanh", "gelu", "relu", "relu2", "swiglu_clamp
 class Axis:
     """An axis of a checkpoint's tensor: the leaf wants `size` entries from `first` on, of `whole`, by default all.
 
-    Ranks share them between `unit`s of so many entries; None gives every rank all. Along a `joined` axis the tensors of one
-    param of a leaf lie one behind the other. With a `turn` they are no run: `turn` entries are the leaf's of each `every`.
+    Ranks share them between `unit`s of so many entries; None gives every rank all. Of what counts `once` no two ranks may have
+    the same. Along a `joined` axis the tensors of one param of a leaf lie one behind the other. With a `turn` they are no run:
+    `turn` entries are the leaf's of each `every`.
     """
 
     size: int
@@ -45,14 +49,20 @@ class Axis:
     joined: bool = False
     turn: int | None = None
     every: int = 0
+    once: bool = False
+
+    def of(self, share: Share) -> slice:
+        """What a rank has of the leaf's entries."""
+        return slice(0, self.size) if self.unit is None else share.run(self.size, self.unit)
 
 
 @dataclass(frozen=True)
 class StoredTensor:
     """What a leaf's `param` has of the checkpoint tensor `name`, which holds the last two axes in reverse order if
     `transposed`, and whose rows are to be divided by their lengths if `unit_rows`; without `axes` all of it, whatever its
-    shape. Where ranks add their outputs up, one `alone` has it. A checkpoint may lack one that is `optional`. An `expert`,
-    its number and that of all, is the entry of the param's first axis that the tensor is; ranks share them."""
+    shape. Where ranks add their outputs up, one `alone` has it. A checkpoint may lack one that is `optional`. An `entry`, its
+    number and the axis that such entries are on, is that of the param's first axis that the tensor is. What is the `same`
+    for all entries every rank has; what else has no `axes` cannot be cut."""
 
     param: str
     name: str
@@ -61,7 +71,8 @@ class StoredTensor:
     transposed: bool = False
     unit_rows: bool = False
     optional: bool = False
-    expert: tuple[int, int] | None = None
+    entry: tuple[int, Axis] | None = None
+    same: bool = False
 
     @property
     def shape(self) -> tuple[int, ...] | None:
@@ -83,6 +94,10 @@ class Leaf(ABC):
     def spellings(self) -> tuple[Leaf, ...]:
         """The same as checkpoints may have it, the usual way first."""
         return (self,)
+
+    def shared(self, share: Share) -> Self:
+        """What a rank has of it; all, unless it says otherwise."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -135,7 +150,7 @@ class Linear(Leaf):
     @property
     def columns(self) -> Axis:
         """The inputs, likewise."""
-        return Axis(self.inp, self.unit if self.split == "in" else None)
+        return Axis(self.inp, self.unit if self.split == "in" else None, once=True)
 
     def tensors(self) -> tuple[StoredTensor, ...]:
         found = []
@@ -147,13 +162,11 @@ class Linear(Leaf):
                 found.append(StoredTensor("bias", f"{part.name}.bias", (rows,), alone=self.split == "in"))
         return tuple(found)
 
-
-@dataclass(frozen=True)
-class Multiplied:
-    """The products of a Linear, those of each of its parts times a factor."""
-
-    linear: Linear
-    factors: tuple[float, ...]
+    def shared(self, share: Share) -> Self:
+        inp = len(range(self.inp)[self.columns.of(share)])
+        sizes = [len(range(part.size)[self.rows(index).of(share)]) for index, part in enumerate(self.parts)]
+        parts = tuple(replace(part, size=size) for part, size in zip(self.parts, sizes, strict=True))
+        return replace(self, inp=inp, parts=parts, bias=self.bias and (share.first or self.split != "in"))
 
 
 @dataclass(frozen=True)
@@ -161,7 +174,8 @@ class Norm(Leaf):
     """RMS norm: x / sqrt(mean(x²) + eps) * (weight + offset); with `center` layer norm, of x less its mean, (+ bias).
 
     Without `name` it has no weights. Of a norm of heads, `rows` says that each of so many heads has weights of its own, in
-    one tensor or, where the name has a {} for its number, in one each. A norm of all heads together is cut between `unit`s.
+    one tensor or, where the name has a {} for its number, in one each. Of a norm of all heads together each of `groups`
+    is normed by itself, and ranks share these.
     """
 
     name: str
@@ -171,19 +185,26 @@ class Norm(Leaf):
     center: bool = False
     bias: bool = False
     rows: int | None = None
-    unit: int | None = None
+    groups: int | None = None
 
     def tensors(self) -> tuple[StoredTensor, ...]:
         if not self.name:
             return ()
         if "{}" in self.name:
             names = [f"{self.name.format(row)}.weight" for row in range(self.rows or 0)]
-            return tuple(StoredTensor("weight", name, (Axis(self.size, joined=True),)) for name in names)
-        axes: tuple[Axis, ...] = (Axis(self.size, self.unit),)
-        if self.rows is not None:
-            axes = (Axis(self.rows, 1), Axis(self.size))
+            rows, own = Axis(len(names), 1), (Axis(self.size),)
+            return tuple(StoredTensor("weight", name, own, entry=(i, rows)) for i, name in enumerate(names))
+        axes = (self._columns,) if self.rows is None else (Axis(self.rows, 1), Axis(self.size))
         params = ("weight", "bias") if self.bias else ("weight",)
         return tuple(StoredTensor(param, f"{self.name}.{param}", axes) for param in params)
+
+    @property
+    def _columns(self) -> Axis:
+        return Axis(self.size, None if self.groups is None else self.size // self.groups, once=True)
+
+    def shared(self, share: Share) -> Self:
+        rows, groups = (None if count is None else share.count(count) for count in (self.rows, self.groups))
+        return replace(self, size=len(range(self.size)[self._columns.of(share)]), rows=rows, groups=groups)
 
 
 @dataclass(frozen=True)
@@ -203,7 +224,8 @@ STILL = Rope(2, 1.0, LinearScaling(math.inf))
 
 
 class Mixer(Protocol):
-    """What lets tokens see each other: a dataclass of parts."""
+    """What lets tokens see each other: a dataclass of parts. One whose fields count what ranks share, or have an entry for each,
+    names them in `counted`; one that computes something of all that ranks would share is `indivisible`, as feed-forwards may be."""
 
     @property
     def kv(self) -> KVKind | tuple[KVKind, ...] | None:
@@ -248,6 +270,8 @@ class Attention:
     causal: bool = True
     sinks: Leaf | None = None
 
+    counted: ClassVar[tuple[str, ...]] = ("num_heads", "num_kv_heads", "slopes")
+
     @property
     def kv(self) -> Heads | Whole:
         sizes = self.num_heads, self.num_kv_heads, self.head_dim
@@ -287,7 +311,8 @@ class Block:
     If `parallel`, both see the same x, and x += scale * (mixer(norm(x)) + ffn(norm(x))), without norms after; the ffn
     without a norm of its own shares the mixer's. Behind both comes what is `beside` them (`arch/beside.py`), then x is multiplied by
     `factor`. A mixer that `shares` what an earlier layer keeps leaves nothing of its own. In one that is `summed`, the norms after are of the
-    sums: x = after(x + mixer(x)), then the same with `ffn`, without norms before, and nothing else.
+    sums: x = after(x + mixer(x)), then the same with `ffn`, without norms before, and nothing else. Of the halves that are `parted` each rank
+    computes a summand.
     """
 
     mixer_norm: Norm | None
@@ -302,19 +327,26 @@ class Block:
     factor: Leaf | None = None
     shares: int | None = None
     summed: bool = False
+    parted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Embedding(Leaf):
-    """Token embeddings, ranks sharing the vocabulary, times `scale` rounded to the model's dtype."""
+    """Token embeddings from token `first` on, times `scale` rounded to the model's dtype. Ranks share the vocabulary."""
 
     name: str
     vocab_size: int
     hidden_size: int
     scale: float = 1.0
+    first: int = 0
 
     def tensors(self) -> tuple[StoredTensor, ...]:
-        return (StoredTensor("weight", f"{self.name}.weight", (Axis(self.vocab_size, 1), Axis(self.hidden_size))),)
+        rows = Axis(self.vocab_size, 1, once=True)
+        return (StoredTensor("weight", f"{self.name}.weight", (rows, Axis(self.hidden_size))),)
+
+    def shared(self, share: Share) -> Self:
+        mine = share.run(self.vocab_size, 1)
+        return replace(self, vocab_size=mine.stop - mine.start, first=mine.start)
 
 
 @dataclass(frozen=True)
@@ -331,7 +363,8 @@ class Decoder:
     begin with one of `aside` are not of its own. `mtp` is the head of the checkpoint (`arch/draft_head.py`) that predicts
     more tokens than one. Tokens' vectors are normed by `embed_norm`. Logits are the head's products
     times `logit_scale`, then with a `logit_cap` cap * tanh(logit / cap). Without a `head` there are none, and texts are what it is for;
-    some that have a `classifier` have scores."""
+    some that have a `classifier` have scores. `parted` are those of `embed` and `head` of which each rank
+    has a part of the vocabulary. A rank's `portion` is the whole that it is of, and how each of its parts is shared."""
 
     architecture: str
     max_positions: int
@@ -353,13 +386,15 @@ class Decoder:
     aside: tuple[str, ...] = ()
     mtp: DraftHead | None = None
     quantization: Mapping[str, Any] | None = dataclasses.field(default=None, hash=False)
+    parted: tuple[str, ...] = ()
+    portion: tuple[Decoder, Mapping[str, Share]] | None = dataclasses.field(default=None, compare=False, repr=False)
 
     before: ClassVar[tuple[str, ...]] = ("embed", "positions", "segments", "embed_norm", "vectors", "streams")
     behind: ClassVar[tuple[str, ...]] = ("norm", "head", "classifier")
 
     @property
     def vocab_size(self) -> int:
-        return self.embed.vocab_size
+        return (self if self.portion is None else self.portion[0]).embed.vocab_size
 
     @property
     def hidden_size(self) -> int:
@@ -371,44 +406,6 @@ class Decoder:
 
     def owns(self, tensor: str) -> bool:
         return not tensor.startswith(self.aside)
-
-
-class Network(Protocol):
-    """What functions on trees have to know of one: its blocks, and its fields `before` them and `behind`."""
-
-    before: ClassVar[tuple[str, ...]]
-    behind: ClassVar[tuple[str, ...]]
-
-    @property
-    def blocks(self) -> tuple[Block, ...]: ...
-
-    @property
-    def block_prefix(self) -> str: ...
-
-    @property
-    def root(self) -> str: ...
-
-    @property
-    def head(self) -> Linear | Tied | None: ...
-
-    @property
-    def max_positions(self) -> int: ...
-
-    @property
-    def dtype(self) -> str | None: ...
-
-    @property
-    def vocab_size(self) -> int: ...
-
-    @property
-    def hidden_size(self) -> int: ...
-
-    @property
-    def quantization(self) -> Mapping[str, Any] | None: ...
-
-    def owns(self, tensor: str) -> bool:
-        """Whether a tensor of the checkpoint is one of its own; others are passed by."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -423,28 +420,29 @@ class Place:
 def walk(decoder: Network) -> Iterator[Place]:
     """Every leaf, in the order of the tree."""
     for name in decoder.before:
-        yield from _leaves(getattr(decoder, name), name, "")
+        yield from leaves(getattr(decoder, name), name, "")
     for index, block in enumerate(decoder.blocks):
-        yield from _leaves(block, f"blocks.{index}", decoder.block_prefix.format(index))
+        yield from leaves(block, f"blocks.{index}", decoder.block_prefix.format(index))
     for name in decoder.behind:
-        yield from _leaves(getattr(decoder, name), name, "")
+        yield from leaves(getattr(decoder, name), name, "")
 
 
 def ropes(decoder: Network) -> tuple[Rope, ...]:
     """Every rope that is somewhere in the blocks, once."""
-    found = (part for block in dict.fromkeys(decoder.blocks) for _, part in _inside(block, ""))
+    found = (part for block in dict.fromkeys(decoder.blocks) for _, part in inside(block, ""))
     return tuple(dict.fromkeys(part for part in found if isinstance(part, Rope)))
 
 
-def _leaves(part: object, path: str, prefix: str) -> Iterator[Place]:
-    for place, found in _inside(part, path):
+def leaves(part: object, path: str, prefix: str) -> Iterator[Place]:
+    """Those in the part at `path`, whose names in the checkpoint begin with `prefix`."""
+    for place, found in inside(part, path):
         if isinstance(found, Leaf):
             yield Place(place, prefix, found)
 
 
-def _inside(part: object, path: str) -> Iterator[tuple[str, object]]:
+def inside(part: object, path: str) -> Iterator[tuple[str, object]]:
     """The part and all parts within, down to the leaves, with their paths."""
     yield path, part
     if dataclasses.is_dataclass(part) and not isinstance(part, Leaf):
         for field in dataclasses.fields(part):
-            yield from _inside(getattr(part, field.name), f"{path}.{field.name}")
+            yield from inside(getattr(part, field.name), f"{path}.{field.name}")

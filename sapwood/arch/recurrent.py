@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
-from sapwood.arch.parts import Axis, Leaf, Linear, Mixer, Multiplied, Norm, Part, StoredTensor, kinds_of
+from sapwood.arch.multiplied import Multiplied
+from sapwood.arch.parts import Axis, Leaf, Linear, Mixer, Norm, Part, StoredTensor, kinds_of
+from sapwood.arch.share import Share
 from sapwood.base.kv import KVKind, State
 
 
@@ -39,6 +42,10 @@ class Conv(Leaf):
                 found.append(StoredTensor("bias", f"{self.name}.bias", (rows,)))
         return tuple(found)
 
+    def shared(self, share: Share) -> Self:
+        runs = (replace(run, size=len(range(run.size)[share.run(run.size, run.unit)])) for run in self.runs)
+        return replace(self, runs=tuple(runs))
+
 
 @dataclass(frozen=True)
 class PerHead(Leaf):
@@ -51,6 +58,9 @@ class PerHead(Leaf):
     def tensors(self) -> tuple[StoredTensor, ...]:
         axes = (Axis(self.count, 1),) if self.each is None else (Axis(self.count, 1), Axis(self.each))
         return (StoredTensor("weight", self.name, axes),)
+
+    def shared(self, share: Share) -> Self:
+        return replace(self, count=share.count(self.count))
 
 
 @dataclass(frozen=True)
@@ -86,6 +96,8 @@ class Mamba1:
     b_norm: Norm | None = None
     c_norm: Norm | None = None
 
+    indivisible: ClassVar[bool] = True  # what is selected is of all channels
+
     @property
     def kv(self) -> State:
         return State((self.conv.state, (self.channels, self.state_size, 1)))
@@ -114,6 +126,8 @@ class Mamba2:
     limits: tuple[float, float] = (0.0, float("inf"))
     gated_last: bool = False
 
+    counted: ClassVar[tuple[str, ...]] = ("num_heads", "num_groups")
+
     @property
     def kv(self) -> State:
         return State((self.conv.state, (self.num_heads, self.state_size, self.head_dim)))
@@ -139,6 +153,8 @@ class DeltaNet:
     a_log: PerHead
     norm: Norm
     out: Linear
+
+    counted: ClassVar[tuple[str, ...]] = ("num_heads", "num_groups")
 
     @property
     def kv(self) -> State:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 from sapwood.arch.parts import Axis, Leaf, StoredTensor
+from sapwood.arch.share import Share
 
 
 @dataclass(frozen=True)
@@ -16,3 +18,6 @@ class Sinks(Leaf):
 
     def tensors(self) -> tuple[StoredTensor, ...]:
         return (StoredTensor("weight", self.name, (Axis(self.count, 1),)),)
+
+    def shared(self, share: Share) -> Self:
+        return replace(self, count=share.count(self.count))

@@ -14,6 +14,8 @@
         ├── Overloaded                    too much is waiting already
         └── Stopping                      the server ends, and takes no more requests
 
+Lost is none of these: what computes is gone, and whoever drives it ends.
+
 Anything else that escapes is a bug and is reported with its traceback.
 """
 
@@ -88,3 +90,7 @@ class Overloaded(Unavailable):
 
 class Stopping(Unavailable):
     """The server ends; another one may be there soon."""
+
+
+class Lost(RuntimeError):
+    """Something that computes has ended or stands still: nothing that follows can succeed."""

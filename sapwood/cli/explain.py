@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
         files = find_configured(config.model, families=catalogue.families, weights=False, progress=progress)
         decoder = declared(config.model, files, catalogue)
         draft = draft_of(config, decoder, files, catalogue, weights=False, progress=progress)
-    model, device = shape_beside(decoder, files, draft), probe(config.device.device)
+    model, device = shape_beside(decoder, files, draft, config), probe(config.device.device)
     config, decisions = resolve(config, model, device)
     weights, how = weight_bytes(config, model)
     rows = [

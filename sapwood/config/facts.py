@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sapwood.base.abilities import Ability
 from sapwood.base.kv import KVGroup
@@ -31,6 +31,13 @@ class DeviceFacts:
     def rules(self) -> Rules:
         """How devices of its kind are run."""
         return RULES[self.kind]
+
+    def of_each(self, ranks: int) -> DeviceFacts:
+        """What each of several ranks has: a device of its own, or a share of the one that there is."""
+        if self.rules.own_memory:
+            return self
+        memory = {name: getattr(self, name) // ranks for name in ("total_memory", "free_memory")}
+        return replace(self, num_cores=max(1, self.num_cores // ranks), **memory)
 
     @property
     def option(self) -> str:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from sapwood.base.errors import ConfigError
 from sapwood.base.kv import SCALE_BYTES, KVGroup, most_rewound, page_size_problem
 from sapwood.base.layout import longest_sequence, pages_for, split_pages
-from sapwood.config import speculation, stores, texts
+from sapwood.config import parallel, speculation, stores, texts
 from sapwood.config.devices import RULES
 from sapwood.config.facts import DeviceFacts, ModelShape
 from sapwood.config.fairness import policy
@@ -62,6 +62,7 @@ def resolve(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[Con
     """
     config = speculation.spelled(config)
     _check_ranges(config)
+    device = device.of_each(config.parallel.tensor_parallel_size or 1)
     decisions = []
     for section, field, rule in _RULES:
         given = getattr(getattr(config, section), field)
@@ -221,11 +222,6 @@ def _max_model_len(config: Config, model: ModelShape, device: DeviceFacts) -> tu
     return fits // page * page, f"what the KV cache holds; the model could take {model.max_positions}"
 
 
-def _threads(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[int, str]:
-    most, reason = device.rules.threads
-    return min(device.num_cores, most or device.num_cores), reason
-
-
 def _cuda_graph_max_tokens(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[int, str]:
     # A launch costs a host about 20 microseconds and a step has hundreds: 10 ms, in which a GPU computes 4 TFLOP.
     busy = 4e12 / (2 * model.num_parameters)
@@ -240,6 +236,7 @@ def _depth(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[int,
 
 _RULES: tuple[tuple[str, str, _Rule], ...] = (
     ("device", "device", _device),
+    ("parallel", "tensor_parallel_size", parallel.size_rule),
     ("model", "served_model_name", _served_model_name),
     ("model", "model_impl", model_impl),
     ("model", "dtype", _dtype),
@@ -251,7 +248,7 @@ _RULES: tuple[tuple[str, str, _Rule], ...] = (
     ("scheduler", "chunked_prefill_size", _chunked_prefill_size),
     ("cache", "kv_cache_memory", _kv_cache_memory),
     ("model", "max_model_len", _max_model_len),
-    ("device", "threads", _threads),
+    ("device", "threads", parallel.threads_rule),
     ("scheduler", "depth", _depth),
     ("scheduler", "policy", policy),
     ("device", "cuda_graph_max_tokens", _cuda_graph_max_tokens),
@@ -360,6 +357,7 @@ _POSITIVE = (
     ("scheduler", "chunked_prefill_size"),
     ("scheduler", "max_waiting"),
     ("device", "threads"),
+    ("parallel", "tensor_parallel_size"),
     ("device", "cuda_graph_max_tokens"),
     ("server", "max_body_bytes"),
     ("server", "state_bytes"),

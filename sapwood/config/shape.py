@@ -5,7 +5,7 @@ from __future__ import annotations
 from sapwood.arch.foreign import Foreign
 from sapwood.arch.groups import kv_groups
 from sapwood.arch.memory import num_parameters
-from sapwood.arch.parts import Network
+from sapwood.arch.network import Network
 from sapwood.config.facts import ModelShape
 
 

@@ -28,14 +28,17 @@ from sapwood.engine.declared import declared
 from sapwood.engine.intake import Intake
 from sapwood.engine.loop import Engine
 from sapwood.engine.pause import Pause
+from sapwood.engine.spawn import RANK, spawn
 from sapwood.engine.speculation import draft_of, shape_beside, speculate
 from sapwood.engine.stores import stores_of
 from sapwood.executor.base import Executor, Measured
 from sapwood.executor.local import LocalExecutor
+from sapwood.executor.ranks import Ranks
 from sapwood.grammar import Compiler, Constraints, GrammarStake, Vocabulary
 from sapwood.grammar.vocabulary import spec_of
 from sapwood.hub.draft import DraftModel
 from sapwood.hub.files import ModelFiles, find_configured
+from sapwood.parallel.segment import Segment
 from sapwood.scheduler import Scheduler
 
 if TYPE_CHECKING:
@@ -72,11 +75,11 @@ def launch(
     at most. Without an `executor` this process computes; without a `catalogue` all that is installed may be chosen by name.
     """
     clock, catalogue = _Clock(), catalogue or joined()
-    executor = executor or LocalExecutor(catalogue)
     model = config.model
     files = _files(model, files, catalogue)
     decoder = declared(model, files, catalogue)
     config, decisions, draft = _resolved(spelled(config), decoder, files, catalogue)
+    executor = executor or _executor(config, catalogue)
     clock.lap("configure")
     measured = executor.start(config, decoder, files, max_drafts=_most_drafts(config, max_drafts), draft=draft)
     clock.took(measured.seconds)
@@ -118,7 +121,16 @@ def _resolved(
 ) -> tuple[Config, tuple[Decision, ...], DraftModel | None]:
     """With the model that drafts, if there is one."""
     draft = draft_of(config, decoder, files, catalogue)
-    return *resolve(config, shape_beside(decoder, files, draft), probe(config.device.device)), draft
+    return *resolve(config, shape_beside(decoder, files, draft, config), probe(config.device.device)), draft
+
+
+def _executor(config: Config, catalogue: Catalogue) -> Executor:
+    """This process, or several that compute together."""
+    ranks = _set(config.parallel.tensor_parallel_size)
+    if ranks == 1:
+        return LocalExecutor(catalogue)
+    segment = Segment.create(ranks)
+    return Ranks(LocalExecutor(catalogue, segment), segment, lambda: spawn(RANK))
 
 
 def _lasting(kv: KVCache, slots: Slots, constraints: Constraints) -> tuple[Stake, ...]:

@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from sapwood.base.errors import Lost
 from sapwood.base.news import Landing
 from sapwood.base.plan import Plan
 from sapwood.base.wire import Abort, Delta, Deltas, Stats, Submit, worded, worded_step
@@ -36,7 +37,7 @@ Gauges = Callable[[], tuple[Mapping[str, int], Mapping[str, float]]]
 
 
 class DeviceLost(RuntimeError):
-    """Step after step fails: this process cannot go on."""
+    """Step after step fails, or what computes them is gone: this process cannot go on."""
 
 
 class Engine:
@@ -109,7 +110,7 @@ class Engine:
             log.exception("a step failed; its requests end with an error")
             self.flying.clear()
             self._tell(Landing(news=self.scheduler.fail(f"the engine failed in this step: {error}")))
-            if self._failures >= MOST_FAILURES:
+            if self._failures >= MOST_FAILURES or isinstance(error, Lost):
                 raise DeviceLost(f"{self._failures} steps in a row have failed, the last with: {error}") from error
         news, self._outbox = self._outbox, []
         return news

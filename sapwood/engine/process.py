@@ -15,7 +15,6 @@ import logging
 import os
 import shutil
 import signal
-import sys
 import threading
 from collections.abc import Callable
 from time import monotonic
@@ -30,6 +29,7 @@ from sapwood.engine import lean
 from sapwood.engine.line import Post, Start
 from sapwood.engine.loop import Engine
 from sapwood.engine.pulse import Pulse
+from sapwood.engine.spawn import read_told
 from sapwood.observe.log import set_up_logging
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     lean.begin()
     launch = _launcher()
-    told = msgspec.msgpack.decode(_read_start(), type=Start)
+    told = msgspec.msgpack.decode(read_told(), type=Start)
     server = told.config.server
     set_up_logging(server.log_level, format=server.log_format, process="engine", whole=True)
     serving, orphaned = threading.Event(), threading.Event()
@@ -170,16 +170,6 @@ def _launcher() -> Callable[[Config], Launched]:
 
         return fail
     return launch
-
-
-def _read_start() -> bytes:
-    """Ends this process if the front has gone before it said anything."""
-    stdin = sys.stdin.buffer
-    size = stdin.read(4)
-    told = stdin.read(int.from_bytes(size, "big"))
-    if not told:
-        raise SystemExit(1)
-    return told
 
 
 def _watch_front(serving: threading.Event, orphaned: threading.Event, folder: str) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from sapwood.engine import interrupts
 
 COMMAND = (sys.executable, "-m", "sapwood.engine.process")
+RANK = (sys.executable, "-m", "sapwood.engine.rank")
 
 
 class Child:
@@ -35,6 +36,10 @@ class Child:
             self._process.stdin.write(len(start).to_bytes(4, "big") + start)
             self._process.stdin.flush()
 
+    def poll(self) -> int | None:
+        """Its exit code, as of `wait`, if it has ended."""
+        return self._process.poll()
+
     def wait(self) -> int:
         """Its exit code, minus the number of the signal that ended it. Waits; any thread may."""
         return self._process.wait()
@@ -58,6 +63,16 @@ class Child:
 
     def __exit__(self, *_: object) -> None:
         self.end()
+
+
+def read_told() -> bytes:
+    """What this process, as a child, is told first. Ends it if its parent has gone before."""
+    stdin = sys.stdin.buffer
+    size = stdin.read(4)
+    told = stdin.read(int.from_bytes(size, "big"))
+    if not told:
+        raise SystemExit(1)
+    return told
 
 
 def _close(process: subprocess.Popen[bytes]) -> None:

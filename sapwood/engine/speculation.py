@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from sapwood.arch.foreign import Foreign
-from sapwood.arch.parts import Decoder, Network
+from sapwood.arch.network import Network
+from sapwood.arch.parts import Decoder
+from sapwood.arch.shard import shard
 from sapwood.base.slots import Slots
 from sapwood.base.trial import Trial
 from sapwood.cache import KVCache, Paths
@@ -57,13 +59,19 @@ def draft_of(
     return find_draft(model, decoder, files, families=families, methods=methods, weights=weights, progress=progress)
 
 
-def shape_beside(decoder: Network, files: ModelFiles, draft: DraftModel | None) -> ModelShape:
-    """What `resolve` has to know of a model, and of the one that drafts for it; a head in the model's own files is counted with these."""
+def shape_beside(decoder: Network, files: ModelFiles, draft: DraftModel | None, config: Config) -> ModelShape:
+    """What `resolve` has to know of a model, and of the one that drafts for it; a head in the model's own files is counted with these.
+    Of several ranks it is what the first one has."""
+    ranks = config.parallel.tensor_parallel_size or 1
+
+    def of_rank(one: Network) -> Network:
+        return shard(one, rank=0, size=ranks) if isinstance(one, Decoder) else one
+
     beside = None
     if draft is not None:
-        stored = 0 if draft.files is files else draft.files.stored_bytes
-        beside = shape_of(draft.decoder, name=draft.files.name, stored_bytes=stored)
-    return shape_of(decoder, name=files.name, stored_bytes=files.stored_bytes, draft=beside)
+        stored = 0 if draft.files is files else draft.files.stored_bytes // ranks
+        beside = shape_of(of_rank(draft.decoder), name=draft.files.name, stored_bytes=stored)
+    return shape_of(of_rank(decoder), name=files.name, stored_bytes=files.stored_bytes // ranks, draft=beside)
 
 
 def speculate(config: Config, slots: Slots, kv: KVCache, executor: Executor) -> Speculation:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sapwood import __version__
-from sapwood.arch.parts import Network
+from sapwood.arch.network import Network
 from sapwood.base.errors import ConfigError
 from sapwood.base.stake import Stake
 from sapwood.cache import KVCache

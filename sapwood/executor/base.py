@@ -12,7 +12,7 @@ from sapwood.base.plan import Bits, Ints, LatePart, Outcome, Plan
 from sapwood.base.trial import Trial
 
 if TYPE_CHECKING:
-    from sapwood.arch.parts import Network
+    from sapwood.arch.network import Network
     from sapwood.config.options import Config
     from sapwood.hub.draft import DraftModel
     from sapwood.hub.files import ModelFiles

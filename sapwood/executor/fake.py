@@ -41,7 +41,7 @@ from sapwood.base.trial import Trial
 from sapwood.executor.base import Measured
 
 if TYPE_CHECKING:
-    from sapwood.arch.parts import Network
+    from sapwood.arch.network import Network
     from sapwood.config.options import Config
     from sapwood.hub.draft import DraftModel
     from sapwood.hub.files import ModelFiles

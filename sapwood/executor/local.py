@@ -6,15 +6,18 @@ from collections.abc import Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from sapwood.arch.parts import Network
+from sapwood.arch.network import Network
 from sapwood.attention.select import BACKENDS, NAMES, Offer
 from sapwood.base.plan import Bits, Ints, LatePart, Outcome, Plan
 from sapwood.base.trial import Trial
 from sapwood.config.options import Config
+from sapwood.device import find
 from sapwood.executor.base import Measured
 from sapwood.hub.draft import DraftModel
 from sapwood.hub.files import ModelFiles
 from sapwood.observe.loading import loading
+from sapwood.parallel.joined import joined
+from sapwood.parallel.segment import Segment
 from sapwood.runner.assemble import Choices
 from sapwood.runner.choose import Work
 from sapwood.runner.pace import time_steps
@@ -26,12 +29,13 @@ if TYPE_CHECKING:
 
 
 class LocalExecutor:
-    """An Executor that is a worker, without anything in between. `catalogue` has what it is put together from."""
+    """An Executor that is a worker, without anything in between. `catalogue` has what it is put together from; it is one of the ranks
+    that share `segment`, if there is one."""
 
     worker: Worker
 
-    def __init__(self, catalogue: Catalogue) -> None:
-        self._catalogue = catalogue
+    def __init__(self, catalogue: Catalogue, segment: Segment | None = None) -> None:
+        self._catalogue, self._segment = catalogue, segment
 
     def start(
         self,
@@ -45,7 +49,10 @@ class LocalExecutor:
         began = perf_counter()
         backends = self._catalogue.join("backends", BACKENDS, Offer, NAMES)
         choices = Choices(backends, self._catalogue.methods)
-        self.worker = worker = Worker(config, decoder, files, max_drafts=max_drafts, draft=draft, choices=choices)
+        mesh = joined(self._segment, find(config.device.device).place)
+        self.worker = worker = Worker(
+            config, decoder, files, max_drafts=max_drafts, draft=draft, choices=choices, mesh=mesh
+        )
         with loading() as progress:
             worker.load(progress)
         loaded = perf_counter()

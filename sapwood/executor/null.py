@@ -14,7 +14,7 @@ from sapwood.executor.base import Measured
 from sapwood.executor.fake import measured
 
 if TYPE_CHECKING:
-    from sapwood.arch.parts import Network
+    from sapwood.arch.network import Network
     from sapwood.config.options import Config
     from sapwood.hub.draft import DraftModel
     from sapwood.hub.files import ModelFiles

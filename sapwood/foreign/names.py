@@ -93,9 +93,9 @@ def _stored(name: str, tensor: Tensor, source: _Source) -> list[StoredTensor]:
         return [StoredTensor(name, source.runs[0][0], tuple(map(Axis, tensor.shape)))]
     count, rows, *rest = tensor.shape
     axes = (Axis(rows // len(source.runs), joined=True), *map(Axis, rest))
-    by_expert = zip(*source.runs, strict=True)
+    by_expert, experts = zip(*source.runs, strict=True), Axis(count)
     return [
-        StoredTensor(name, one, axes, expert=(number, count)) for number, some in enumerate(by_expert) for one in some
+        StoredTensor(name, one, axes, entry=(number, experts)) for number, some in enumerate(by_expert) for one in some
     ]
 
 

@@ -48,9 +48,9 @@ class Altered(Block):
         before_TE = streams_TSE[:, 0].contiguous()
         normed_TE = self.mixer_norm(before_TE)
         mixed_TE, _ = self.mixer(normed_TE, None, None, angles)
-        sum_TE = (before_TE + self.after_mixer(mixed_TE) + self.laurel(normed_TE)) * 2**-0.5
+        sum_TE = (before_TE + self.after_mixer(self._mixed.sum(mixed_TE)) + self.laurel(normed_TE)) * 2**-0.5
         fed_TE, _ = self.ffn(sum_TE, None, self.ffn_norm.how)
-        sum_TE = sum_TE + self.after_ffn(fed_TE)
+        sum_TE = sum_TE + self.after_ffn(self._fed.sum(fed_TE))
         far_TS = self.correct(self._modes(sum_TE)) + 1.0
         streams_TSE = streams_TSE + far_TS[..., None] * (sum_TE - before_TE)[:, None]
         first_TE = streams_TSE[:, 0].contiguous()

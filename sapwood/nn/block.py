@@ -19,6 +19,7 @@ from sapwood.attention.base import HeadsBackend
 from sapwood.kernels import LayerNorm, NormRope, RmsNorm
 from sapwood.nn.layers import Angles, Norm, Sinks
 from sapwood.nn.make import Derived, Site, make
+from sapwood.parallel import ALONE
 
 Before = RmsNorm | LayerNorm | None
 """A norm before a mixer or a feed-forward."""
@@ -149,6 +150,7 @@ class Block(nn.Module):
         self.after_ffn = site.make("after_ffn", part.after_ffn)
         self.beside, self.factor = site.make("beside", part.beside), site.make("factor", part.factor)
         self._scale, self._parallel, self._summed = part.scale, part.parallel, part.summed
+        self._mixed, self._fed = (site.how.mesh if half in part.parted else ALONE for half in ("mixer", "ffn"))
 
     def forward(
         self,
@@ -172,19 +174,22 @@ class Block(nn.Module):
     def _sums(self, x_TE: Tensor, residual_TE: Tensor | None, angles: Sequence[Angles]) -> Tensor:
         """Of which the norms are, instead of what is added."""
         mixed_TE, x_TE = self.mixer(x_TE, residual_TE, None, angles)
-        x_TE = self.after_mixer.join(mixed_TE, x_TE)[0]
+        x_TE = self.after_mixer.join(self._mixed.sum(mixed_TE), x_TE)[0]
         inner_TE, x_TE = self.ffn(x_TE, None, None)
-        normed_TE: Tensor = self.after_ffn.join(inner_TE, x_TE)[0]
+        normed_TE: Tensor = self.after_ffn.join(self._fed.sum(inner_TE), x_TE)[0]
         return normed_TE
 
     def _halves(self, x_TE: Tensor, residual_TE: Tensor | None, angles: Sequence[Angles]) -> tuple[Tensor, Tensor]:
         if self._parallel:
             mixed_TE, sum_TE = self.mixer(x_TE, residual_TE, _how(self.mixer_norm), angles)
             x_TE, _ = self.ffn(sum_TE, None, _how(self.ffn_norm or self.mixer_norm))
-            return self._scaled(x_TE + mixed_TE), sum_TE
+            if self._fed is self._mixed:
+                return self._scaled(self._fed.sum(x_TE + mixed_TE)), sum_TE
+            return self._scaled(self._fed.sum(x_TE) + self._mixed.sum(mixed_TE)), sum_TE
         x_TE, residual_TE = self.mixer(x_TE, residual_TE, _how(self.mixer_norm), angles)
-        x_TE, residual_TE = self.ffn(self._after(x_TE, self.after_mixer), residual_TE, _how(self.ffn_norm))
-        return self._after(x_TE, self.after_ffn), residual_TE
+        x_TE = self._after(self._mixed.sum(x_TE), self.after_mixer)
+        x_TE, residual_TE = self.ffn(x_TE, residual_TE, _how(self.ffn_norm))
+        return self._after(self._fed.sum(x_TE), self.after_ffn), residual_TE
 
     def _after(self, x_TE: Tensor, norm: Norm | None) -> Tensor:
         return self._scaled(x_TE if norm is None else norm(x_TE))

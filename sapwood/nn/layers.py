@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sapwood.arch import parts, positions, sinks
+from sapwood.arch import multiplied, parts, positions, sinks
 from sapwood.arch.rope import frequencies
 from sapwood.arch.shard import Piece
 from sapwood.attention.base import Batch
 from sapwood.kernels import Activation, LayerNorm, RmsNorm
 from sapwood.nn.make import Site, make
+from sapwood.parallel import ALONE
 from sapwood.quant.base import Leaf, Weights
 from sapwood.quant.source import Source, plain
 
@@ -62,7 +63,7 @@ class Norm(Leaf):
 
 
 class Embedding(Leaf):
-    """Rows of weight_VE, scaled."""
+    """Rows of weight_VE, scaled; of a rank's part of the vocabulary, with zeros for the tokens of others, until all are summed."""
 
     def __init__(self, part: parts.Embedding, site: Site) -> None:
         super().__init__()
@@ -70,12 +71,18 @@ class Embedding(Leaf):
         weight_VE = torch.empty((part.vocab_size, part.hidden_size), device=how.device, dtype=how.dtype)
         self.weight = nn.Parameter(weight_VE, requires_grad=False)
         self._scale, self._kernels = torch.tensor(part.scale, dtype=how.dtype).item(), how.kernels
+        self._first, self._count, self._mesh = part.first, part.vocab_size, how.mesh if site.parted else ALONE
 
     def load(self, piece: Piece, source: Source) -> None:
         self.weight[piece.target].copy_(plain(piece, source))
 
     def forward(self, ids_T: Tensor) -> Tensor:
-        return self._kernels.embed(ids_T, self.weight, self._scale)
+        if self._mesh.size == 1:
+            return self._kernels.embed(ids_T, self.weight, self._scale)
+        own_T = ids_T - self._first
+        others_T1 = ((own_T < 0) | (own_T >= self._count))[:, None]
+        rows_TE = self._kernels.embed(own_T.clamp(0, self._count - 1), self.weight, self._scale)
+        return self._mesh.sum(rows_TE.masked_fill_(others_T1, 0))
 
     def project(self, x_TE: Tensor) -> Tensor:
         """The logits [T, V] of a head that is tied to the embedding."""
@@ -135,7 +142,7 @@ def _linear(part: parts.Linear, site: Site) -> Weights:
 class Multiplied(nn.Module):
     """In the place of a Linear that others are computed behind."""
 
-    def __init__(self, part: parts.Multiplied, site: Site) -> None:
+    def __init__(self, part: multiplied.Multiplied, site: Site) -> None:
         super().__init__()
         self.linear: Weights = site.make("linear", part.linear)
         sizes = torch.tensor([one.size for one in part.linear.parts])
@@ -152,7 +159,7 @@ class Multiplied(nn.Module):
 
 
 make.register(parts.Linear, _linear)
-make.register(parts.Multiplied, Multiplied)
+make.register(multiplied.Multiplied, Multiplied)
 make.register(parts.Norm, Norm)
 make.register(parts.Embedding, Embedding)
 make.register(positions.Positions, Positions)

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from sapwood.arch.parts import Network, Place, StoredTensor, Tied, walk
+from sapwood.arch.network import Network
+from sapwood.arch.parts import Place, StoredTensor, Tied, walk
 from sapwood.arch.shard import Piece, weight_map
 from sapwood.base.abilities import Ability
 from sapwood.base.errors import ModelError
@@ -87,12 +88,15 @@ def _gguf(files: ModelFiles, stack: ExitStack) -> GgufSource:
 def load_from(model: Loadable, source: Checkpoint, *, name: str, progress: Progress = silent) -> None:
     """Fill every weight of the model; `name` is the model's, for messages."""
     shapes = source.shapes()
-    pieces = weight_map(model.decoder, tensors=_spelt(tensors_by(model.method), shapes))
+    tensors, portion = _spelt(tensors_by(model.method), shapes), model.decoder.portion
+    pieces = weight_map(model.decoder, tensors=tensors)
+    known = set() if portion is None else {piece.name for piece in weight_map(portion[0], tensors=tensors)}
     root = model.decoder.root
     if root and not any(tensor.startswith(root) for tensor in shapes):
         pieces = tuple(replace(piece, name=piece.name.removeprefix(root)) for piece in pieces)
+        known = {tensor.removeprefix(root) for tensor in known}
     head = model.decoder.head
-    unused = {tensor for tensor in shapes if not model.decoder.owns(tensor)}
+    unused = known | {tensor for tensor in shapes if not model.decoder.owns(tensor)}  # some are other ranks'
     _check(name, pieces, shapes, unused=unused | ({f"{head.name}.weight"} if isinstance(head, Tied) else set()))
     pinned = Ability.PINNED in abilities_of(model.device)
     done, total = 0, source.expect([piece for piece in pieces if piece.name in shapes], pinned=pinned)

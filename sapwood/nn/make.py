@@ -14,6 +14,7 @@ from sapwood.arch import parts
 from sapwood.attention.base import Backend
 from sapwood.base.kv import KVKind
 from sapwood.kernels import PLAIN, Kernels
+from sapwood.parallel import ALONE, Mesh
 from sapwood.quant.base import Choice, everywhere
 from sapwood.quant.plain import Plain
 
@@ -22,7 +23,8 @@ from sapwood.quant.plain import Plain
 class Build:
     """What modules are made with. `backends` has one entry per KV group of the decoder, in the order of `kv_groups`.
 
-    `max_positions` is how far the tables of rotary angles reach; None means as far as the model does.
+    `max_positions` is how far the tables of rotary angles reach; None means as far as the model does. The ranks of `mesh` have a
+    part of the model each.
     """
 
     device: torch.device
@@ -31,6 +33,7 @@ class Build:
     kernels: Kernels = PLAIN
     method: Choice = field(default_factory=lambda: everywhere(Plain()))
     max_positions: int | None = None
+    mesh: Mesh = ALONE
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +41,7 @@ class Site:
     """Where in the tree a module stands: `path` and `prefix` are its part's, as in `arch.parts.Place`.
 
     What a mixer keeps there is kept by layer `number` of `backend`, which are those of its kind among the block's `places`. `ropes`
-    are all of the model's, in the order of the angles that modules are given.
+    are all of the model's, in the order of the angles that modules are given. Of what stands at a `parted` one each rank has a part.
     """
 
     how: Build
@@ -48,6 +51,7 @@ class Site:
     places: Mapping[KVKind, tuple[Any, int]] = field(default_factory=dict)
     backend: Any = None
     number: int = 0
+    parted: bool = False
 
     def make(self, name: str, part: object) -> Any:
         """The module of the part in field `name` of the part that stands here; None for a part that there is not."""

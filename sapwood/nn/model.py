@@ -18,7 +18,9 @@ import sapwood.nn.experts
 import sapwood.nn.latent
 import sapwood.nn.recurrent  # noqa: F401  they register the makers of the parts inside a block
 from sapwood.arch.groups import kv_places
-from sapwood.arch.parts import Decoder, Linear, Network, ropes
+from sapwood.arch.network import Network
+from sapwood.arch.parts import Decoder, Linear, ropes
+from sapwood.arch.shard import widths
 from sapwood.attention.base import Batch
 from sapwood.nn.block import Attention
 from sapwood.nn.layers import Embedding, Norm, Rotary
@@ -34,7 +36,7 @@ class Model(nn.Module):
         self.decoder, self.method, self.device = decoder, how.method, how.device
         num_positions = min(how.max_positions or decoder.max_positions, decoder.max_positions)
         self.rotaries = nn.ModuleList(Rotary(rope, num_positions, how.device) for rope in ropes(decoder))
-        self.embed: Embedding = make(decoder.embed, Site(how, "embed"))
+        self.embed: Embedding = make(decoder.embed, Site(how, "embed", parted="embed" in decoder.parted))
         self.positions = None if decoder.positions is None else make(decoder.positions, Site(how, "positions"))
         self.segments = None if decoder.segments is None else make(decoder.segments, Site(how, "segments"))
         self.embed_norm = None if decoder.embed_norm is None else make(decoder.embed_norm, Site(how, "embed_norm"))
@@ -49,6 +51,7 @@ class Model(nn.Module):
         self.norm: Norm | None = None if decoder.norm is None else make(decoder.norm, Site(how, "norm"))
         self.head = make(decoder.head, Site(how, "head")) if isinstance(decoder.head, Linear) else None
         self.classifier = None if decoder.classifier is None else make(decoder.classifier, Site(how, "classifier"))
+        self._mesh, self._widths = how.mesh, widths(decoder)
 
     def leaf(self, path: str) -> Leaf:
         """The module of a part with weights."""
@@ -98,6 +101,8 @@ class Model(nn.Module):
     def logits(self, hidden_ND: Tensor, *, raw: bool = False) -> Tensor:
         """Logits_NV of some of the hidden states, in float32 or, if `raw`, in the dtype of the product."""
         logits_NV: Tensor = self.embed.project(hidden_ND) if self.head is None else self.head(hidden_ND)
+        if self._widths is not None:
+            logits_NV = self._mesh.gather(logits_NV, self._widths)
         return finished(self.decoder, logits_NV, raw=raw)
 
 

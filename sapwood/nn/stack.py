@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sapwood.arch import experts, parts
+from sapwood.arch import experts, multiplied, parts
 from sapwood.arch.groups import KVPlace, kv_places
 from sapwood.arch.parts import Decoder, ropes
 from sapwood.arch.recurrent import Skip
@@ -127,7 +127,7 @@ def missing(part: object) -> str | None:
 
 @missing.register
 def _(part: parts.Mlp) -> str | None:
-    return "Multiplied" if isinstance(part.gate_up, parts.Multiplied) else None
+    return "Multiplied" if isinstance(part.gate_up, multiplied.Multiplied) else None
 
 
 @missing.register

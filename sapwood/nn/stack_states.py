@@ -8,7 +8,8 @@ from math import inf
 import torch
 import torch.nn.functional as F
 
-from sapwood.arch.parts import Linear, Multiplied
+from sapwood.arch.multiplied import Multiplied
+from sapwood.arch.parts import Linear
 from sapwood.arch.recurrent import Conv, DeltaNet, Mamba2, ShortConv
 from sapwood.kernels.cpu import library as cpu
 from sapwood.nn.stack import HEADS, ROOM, Operation, Spot, missing, operations

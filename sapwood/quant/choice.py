@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from sapwood.arch.experts import Stack
-from sapwood.arch.parts import Decoder, Linear, Network, walk
+from sapwood.arch.network import Network
+from sapwood.arch.parts import Linear, walk
 from sapwood.base.errors import ConfigError, ModelError
 from sapwood.quant import methods
 from sapwood.quant.base import Choice, everywhere
@@ -37,6 +38,14 @@ def choice_of(
     return choice
 
 
+def of_whole(choice: Choice, decoder: Network) -> Choice:
+    """Of a rank's portion: its Linears are stored as those of the whole are, whatever would suit their own sizes."""
+    if decoder.portion is None:
+        return choice
+    places = {place.path: place for place in walk(decoder.portion[0]) if isinstance(place.leaf, Linear | Stack)}
+    return lambda place: choice(places.get(place.path, place))
+
+
 def _check_experts(decoder: Network, choice: Choice) -> None:
     """Raises ModelError where the section means some experts of a layer and not others, or in ways that are for Linears only."""
     for place in walk(decoder):
@@ -53,7 +62,7 @@ def _check_experts(decoder: Network, choice: Choice) -> None:
                     )
 
 
-def told(decoder: Decoder, choice: Choice) -> list[tuple[int, str]]:
+def told(decoder: Network, choice: Choice) -> list[tuple[int, str]]:
     """What is multiplied in how many of a model's Linears, those of experts too, most first."""
     found: Counter[str] = Counter()
     for place in walk(decoder):

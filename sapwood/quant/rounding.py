@@ -5,6 +5,7 @@ Suffix legend: I inputs, O outputs, G groups of inputs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -38,11 +39,13 @@ class Rounding(Quantised):
         return f"{self.form.shown}; rounded from plain ones"
 
     def tensors(self, place: Place) -> Sequence[StoredTensor]:
-        """The plain ones, the weight of each part by itself."""
+        """The plain ones, the weight of each part by itself, cut between groups."""
         found, index = [], 0
         for tensor in linear_at(place).tensors():
             if tensor.param == "weight":
                 rows, columns = tensor.axes or ()
+                if columns.unit is not None and (group := getattr(self.form, "group", None)):
+                    columns = replace(columns, unit=math.lcm(columns.unit, group))
                 tensor = replace(tensor, param=f"{index}.weight", axes=(replace(rows, joined=False), columns))
                 index += 1
             found.append(tensor)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, get_args
+from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast, get_args
 
 import torch
 
@@ -12,7 +12,9 @@ from sapwood import kernels
 from sapwood.arch import draft_head
 from sapwood.arch.foreign import Foreign
 from sapwood.arch.groups import joint_groups, kv_groups
-from sapwood.arch.parts import Decoder, Network
+from sapwood.arch.network import Network
+from sapwood.arch.parts import Decoder
+from sapwood.arch.shard import shard
 from sapwood.attention.base import Backend
 from sapwood.attention.native import InLibrary
 from sapwood.attention.select import BACKENDS, Offer, choose, scaled, stored
@@ -32,9 +34,10 @@ from sapwood.nn.load import Loadable, dummy_weights, forms, load_weights
 from sapwood.nn.model import Model
 from sapwood.nn.native import NativeModel
 from sapwood.nn.stack import unlisted
-from sapwood.quant.base import Choice, everywhere
+from sapwood.parallel import ALONE, Mesh
+from sapwood.quant.base import Choice, everywhere, tensors_by
 from sapwood.quant.blocks import Blocks
-from sapwood.quant.choice import choice_of
+from sapwood.quant.choice import choice_of, of_whole
 from sapwood.quant.methods import METHODS, ReadSection
 from sapwood.quant.packed import Packed, Rounded
 from sapwood.quant.plain import Plain
@@ -59,6 +62,7 @@ class Rank:
     backends: Sequence[Backend]
     model: Model | NativeModel | ForeignModel
     aside: str | None = None
+    mesh: Mesh = ALONE
 
     @property
     def computed_by(self) -> tuple[str, str] | None:
@@ -84,6 +88,20 @@ class Choices(NamedTuple):
     methods: Mapping[str, ReadSection] = METHODS
 
 
+D = TypeVar("D", bound=Network)
+
+
+def portion(config: Config, decoder: D, choices: Choices, files: ModelFiles | None, mesh: Mesh) -> D:
+    """What this rank computes of a model whose weights are those of `files`; of heads that go on from another's states, all."""
+    if mesh.size == 1 or isinstance(decoder, draft_head.DraftHead):
+        return decoder
+    if not isinstance(decoder, Decoder):
+        raise ConfigError("another library's modules (--model-impl) are not cut: leave out --tensor-parallel-size.")
+    otherwise = _otherwise(files, kernels.choose(find(config.device.device).place))
+    choice = choice_of(decoder, config.model.quantization, choices.methods, otherwise)
+    return cast(D, shard(decoder, rank=mesh.rank, size=mesh.size, tensors=tensors_by(choice)))
+
+
 @torch.inference_mode()
 def assemble(
     config: Config,
@@ -93,26 +111,28 @@ def assemble(
     others: Sequence[Decoder | draft_head.DraftHead] = (),
     *,
     max_drafts: int = 0,
+    mesh: Mesh = ALONE,
 ) -> Rank:
-    """Build the model, without its weights, which will be those of `files`, or random ones. The `others` will run beside it."""
+    """Build the model, without its weights, which will be those of `files`, or random ones. The `others` will run beside it. On a
+    `mesh` all are this rank's portions."""
     page_size, depth = config.cache.page_size, config.scheduler.depth
     assert page_size is not None and depth is not None, "a resolved configuration"
     device, dtype = find(config.device.device), getattr(torch, config.model.dtype)
     if config.device.threads is not None:
         torch.set_num_threads(config.device.threads)
     device.use()
-    machine = _machine(config, device, dtype)
+    machine = _machine(config, device, dtype) if mesh.size == 1 else "they do not sum over ranks within their one call"
     groups = joint_groups((decoder, *others), page_size, most_rewound(max_drafts, depth))
     mine = enumerate(groups[: len(kv_groups(decoder, page_size))])
     backends = _backends(config, mine, device.place, dtype, machine, choices.backends)
     if isinstance(decoder, Foreign):
-        plainly = _how(config, everywhere(Plain()), device.place, dtype, backends)
+        plainly = _how(config, everywhere(Plain()), device.place, dtype, backends, mesh)
         return Rank(device, dtype, groups, machine, backends, _foreign(decoder, plainly), "they are transformers' own")
     assert isinstance(decoder, Decoder)
     tapped = any(isinstance(other, draft_head.DraftHead) and other.taps for other in others)
     stack = "a head goes on from hidden states within the model" if tapped else machine
-    model, aside = _model(config, decoder, device.place, dtype, backends, stack, choices.methods, files)
-    return Rank(device, dtype, groups, machine, backends, model, aside)
+    model, aside = _model(config, decoder, device.place, dtype, backends, stack, choices.methods, files, mesh)
+    return Rank(device, dtype, groups, machine, backends, model, aside, mesh)
 
 
 @torch.inference_mode()
@@ -128,10 +148,10 @@ def beside(
     mine = list(enumerate(rank.groups))[len(rank.backends) :]
     backends = _backends(config, mine, device, dtype, machine, choices.backends)
     if isinstance(decoder, draft_head.DraftHead):
-        how = _how(config, choice_of(decoder, None, choices.methods), device, dtype, backends)
+        how = _how(config, choice_of(decoder, None, choices.methods), device, dtype, backends, rank.mesh)
         assert isinstance(rank.model, Model | NativeModel), "who looks into a model was refused beside others"
         return Beside(backends, DraftHead(decoder, how, rank.model))
-    model, _ = _model(config, decoder, device, dtype, backends, machine, choices.methods, files)
+    model, _ = _model(config, decoder, device, dtype, backends, machine, choices.methods, files, rank.mesh)
     return Beside(backends, model)
 
 
@@ -198,12 +218,13 @@ def _model(
     machine: Machine | str,
     known: Mapping[str, ReadSection],
     files: ModelFiles | None,
+    mesh: Mesh,
 ) -> tuple[Model | NativeModel, str | None]:
     """The whole decoder by the CPU's own kernels where they can, else modules of PyTorch's, and why."""
     assert config.model.max_model_len is not None, "a resolved configuration"
     native = [backend for backend in backends if isinstance(backend, InLibrary)]
     rounded = config.model.quantization
-    choice = choice_of(decoder, rounded, known, _otherwise(files, kernels.choose(device)))
+    choice = of_whole(choice_of(decoder, rounded, known, _otherwise(files, kernels.choose(device))), decoder)
     aside = machine if isinstance(machine, str) else _without_operations(decoder, choice, backends)
     if not isinstance(machine, str) and aside is None:
         # PyTorch's own threads would still be waiting for work, busily, when the kernels' are to begin.
@@ -211,7 +232,7 @@ def _model(
         own: Rounded | None = rounded if rounded in get_args(Rounded) else None  # type: ignore[assignment]
         method = repacked(choice if own is None else everywhere(Plain()), Packed(machine, own))
         return NativeModel(decoder, native, machine, method, max_positions=config.model.max_model_len), None
-    return build(decoder, _how(config, choice, device, dtype, backends)), aside
+    return build(decoder, _how(config, choice, device, dtype, backends, mesh)), aside
 
 
 def _foreign(decoder: Foreign, how: Build) -> ForeignModel:
@@ -222,7 +243,7 @@ def _foreign(decoder: Foreign, how: Build) -> ForeignModel:
 
 
 def _how(
-    config: Config, choice: Choice, device: torch.device, dtype: torch.dtype, backends: Sequence[Backend]
+    config: Config, choice: Choice, device: torch.device, dtype: torch.dtype, backends: Sequence[Backend], mesh: Mesh
 ) -> Build:
     return Build(
         device=device,
@@ -231,6 +252,7 @@ def _how(
         kernels=kernels.choose(device),
         method=choice,
         max_positions=config.model.max_model_len,
+        mesh=mesh,
     )
 
 

@@ -51,7 +51,7 @@ def _run(worker: Worker, trial: Trial, parts: tuple[Part, ...] = ()) -> float:
     work = worker.forward(_plan(trial, (*parts, *_ahead(trial))))
     worker.sample(work)
     worker.result(work)
-    return perf_counter() - began
+    return worker.agreed(perf_counter() - began)
 
 
 def _plan(trial: Trial, parts: tuple[Part, ...]) -> Plan:

@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from sapwood.arch.parts import Network
+from sapwood.arch.network import Network
 from sapwood.base.abilities import Ability
 from sapwood.base.plan import Bits, Ints, LatePart, Outcome, Plan
 from sapwood.config.options import Config
 from sapwood.hub.draft import DraftModel
 from sapwood.hub.files import ModelFiles
 from sapwood.hub.pull import Progress, silent
-from sapwood.runner.assemble import Beside, Choices, assemble, beside, give_weights
+from sapwood.parallel import ALONE, Mesh
+from sapwood.runner.assemble import Beside, Choices, assemble, beside, give_weights, portion
 from sapwood.runner.choose import Chooser, Told, Work, read
 from sapwood.runner.companion import Companion
 from sapwood.runner.graphs import Graphs
@@ -36,7 +37,7 @@ class Worker:
 
     Order of calls, all from one thread: `load`, `kv_budget`, `allocate`, `capture`, then steps. Neither `forward` nor `sample`
     waits for the device. `config` must be resolved. Without `files` the weights are random. A row feeds `max_drafts` drafts
-    at most, which a `draft` model may propose; `choices` are what it is put together from.
+    at most, which a `draft` model may propose; `choices` are what it is put together from. All ranks of a `mesh` run the same plans.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Worker:
         max_drafts: int = 0,
         draft: DraftModel | None = None,
         choices: Choices = Choices(),  # noqa: B008 (immutable)
+        mesh: Mesh = ALONE,
     ) -> None:
         assert config.model.max_model_len is not None
         assert config.scheduler.max_num_seqs is not None
@@ -57,7 +59,7 @@ class Worker:
         self._max_len = config.model.max_model_len
         self._max_rows = config.scheduler.max_num_seqs
         self._max_tokens = config.scheduler.max_num_batched_tokens
-        self._max_drafts, self._draft, self._choices = max_drafts, draft, choices
+        self._max_drafts, self._draft, self._choices, self._mesh = max_drafts, draft, choices, mesh
 
     @property
     def _draft_files(self) -> ModelFiles | None:
@@ -65,9 +67,11 @@ class Worker:
 
     def load(self, progress: Progress = silent) -> None:
         """Build the model and give it its weights. Raises ModelError if they do not fit."""
-        others = () if self._draft is None else (self._draft.decoder,)
-        drafts = self._max_drafts
-        self.rank = rank = assemble(self.config, self.decoder, self._choices, self._files, others, max_drafts=drafts)
+        drafts, mesh, config, choices = self._max_drafts, self._mesh, self.config, self._choices
+        part = portion(config, self.decoder, choices, self._files, mesh)
+        beside_it = () if self._draft is None else (self._draft.decoder,)
+        others = [portion(config, other, choices, self._draft_files, mesh) for other in beside_it]
+        self.rank = rank = assemble(config, part, choices, self._files, others, max_drafts=drafts, mesh=mesh)
         mine = [beside(rank, self.config, other, self._choices, self._draft_files) for other in others]
         self.backends = [*rank.backends, *(backend for one in mine for backend in one.backends)]
         self.groups, self.device, self.model = rank.groups, rank.device, rank.model
@@ -94,7 +98,7 @@ class Worker:
 
     def _compile(self) -> Callable[[], None]:
         """Begin to compile what steps will launch; what is returned waits for it."""
-        if not self.device.can(Ability.TRITON):
+        if not self.device.can(Ability.TRITON) or self._mesh.size > 1:  # a process beside this one would be no rank
             return lambda: None
         from sapwood.runner.ahead import compile_ahead
 
@@ -116,6 +120,13 @@ class Worker:
 
     def _warm(self) -> None:
         warm(self.decoder.vocab_size, self.rank.dtype, self.table.settings_SK)
+
+    def agreed(self, seconds: float) -> float:
+        """The mean of what all ranks have measured, so that all decide alike."""
+        if self._mesh.size == 1:
+            return seconds
+        mine = torch.tensor([[seconds]], dtype=torch.float64, device=self.device.place)
+        return float(self._mesh.sum(mine)) / self._mesh.size
 
     @property
     def _graph_tokens(self) -> int | None:

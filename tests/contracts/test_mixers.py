@@ -16,7 +16,7 @@ import sapwood
 from sapwood.arch import declare, parts
 from sapwood.arch.groups import KVPlace, kv_groups, kv_places
 from sapwood.arch.memory import num_parameters
-from sapwood.arch.shard import weight_map
+from sapwood.arch.shard import shard, weight_map
 from sapwood.attention.base import Batch
 from sapwood.attention.select import BACKENDS, Offer, choose
 from sapwood.base.abilities import Ability
@@ -161,7 +161,9 @@ def test_groups_are_made_by_kind() -> None:
 
 def test_weights_are_found_and_cut_without_knowing_the_part() -> None:
     decoder = mixed(models.config("llama") | {"vocab_size": 200})
-    names = {piece.name: piece for piece in weight_map(decoder, rank=1, size=2)}
+    local = shard(decoder, rank=1, size=2)
+    names = {piece.name: piece for piece in weight_map(local)}
+    assert (local.blocks[2].mixer.inp.out, local.blocks[2].mixer.out.inp) == (24, 24)
     assert names["model.layers.2.scan.in.weight"].source == (slice(24, 48), slice(0, 64))
     assert names["model.layers.2.scan.out.weight"].source == (slice(0, 64), slice(24, 48))
     assert names["model.layers.1.still.weight"].source == (slice(0, 64), slice(0, 64))

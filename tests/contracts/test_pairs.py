@@ -259,6 +259,7 @@ NUMBERS: Mapping[str, dict[str, Any]] = MappingProxyType(
         "bfloat16": {"dtype": "bfloat16"},
         "an EAGLE head": {"speculative_model": HEAD},
         "transformers' modules": {"model_impl": "transformers"},
+        "two ranks": {"tensor_parallel_size": 2},
     }
 )
 """What changes the numbers that tokens are drawn from."""
@@ -266,7 +267,14 @@ NUMBERS: Mapping[str, dict[str, Any]] = MappingProxyType(
 FEATURES = MappingProxyType({**ENGINES, **NUMBERS})
 OF_THE_KERNELS = ("KV in int8",)
 FOREIGN = "transformers' modules"
-WITHOUT_THEM = ("PyTorch on CPUs", "the CPU's attention", "reference attention", "bfloat16", "small pages")
+WITHOUT_THEM = (
+    "PyTorch on CPUs",
+    "the CPU's attention",
+    "reference attention",
+    "bfloat16",
+    "small pages",
+    "two ranks",
+)
 REFUSED: Mapping[frozenset[str], str] = MappingProxyType(
     {
         frozenset(pair): "CPU kernels|native: |in the dtypes that are computed in"
@@ -279,6 +287,8 @@ REFUSED: Mapping[frozenset[str], str] = MappingProxyType(
         if name.startswith("weights in")
     }
     | {frozenset((FOREIGN, "an EAGLE head")): "which keep them to themselves"}
+    | {frozenset((FOREIGN, "two ranks")): "modules .* are not cut"}
+    | {frozenset(("a store of KV", "two ranks")): "stores of KV do not go with"}
 )
 """Pairs that are refused at start, and what the refusal says. docs/architecture.md lists them."""
 

@@ -22,6 +22,7 @@ from sapwood.kernels import PLAIN, Kernels
 from sapwood.nn.build import Build, build
 from sapwood.nn.load import load_weights
 from sapwood.nn.model import Model
+from sapwood.parallel import ALONE, Mesh
 from sapwood.quant.base import Choice, everywhere
 from sapwood.quant.plain import Plain
 
@@ -37,13 +38,15 @@ def empty(
     dtype: torch.dtype = torch.float32,
     kernels: Kernels = PLAIN,
     method: Choice = everywhere(Plain()),  # noqa: B008 (immutable)
+    mesh: Mesh = ALONE,
 ) -> Model:
     """The model without its weights."""
     groups = kv_groups(decoder, PAGE_SIZE)
     backends = [KEEPS[type(group.kind)](group, i, CPU, dtype) for i, group in enumerate(groups)]
     for backend in backends:
         backend.allocate(MAX_TOKENS // PAGE_SIZE + 1)
-    return build(decoder, Build(device=CPU, dtype=dtype, backends=backends, kernels=kernels, method=method))
+    how = Build(device=CPU, dtype=dtype, backends=backends, kernels=kernels, method=method, mesh=mesh)
+    return build(decoder, how)
 
 
 def load(files: ModelFiles | Path, *, dtype: torch.dtype = torch.float32, kernels: Kernels = PLAIN) -> Model:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sapwood.arch import declare
 from sapwood.arch.parts import Place, StoredTensor
-from sapwood.arch.shard import Piece, weight_map
+from sapwood.arch.shard import Piece, shard, weight_map
 from sapwood.base.errors import ModelError
 from sapwood.hub.files import open_files
 from sapwood.kernels import Kernels
@@ -155,7 +155,8 @@ def test_what_is_missing_is_named_and_what_a_plain_module_finds_is_refused(tmp_p
 def test_ranks_cut_its_tensors_as_they_cut_the_linear() -> None:
     decoder = declare(models.config("llama") | {"vocab_size": 200})
     choice = everywhere(RowsOfInt8())
-    pieces = {piece.name: piece for piece in weight_map(decoder, rank=1, size=2, tensors=tensors_by(choice))}
+    local = shard(decoder, rank=1, size=2, tensors=tensors_by(choice))
+    pieces = {piece.name: piece for piece in weight_map(local, tensors=tensors_by(choice))}
     assert pieces["model.layers.0.mlp.up_proj.weight_scale"].source == (slice(48, 96),)
     assert pieces["model.layers.0.mlp.up_proj.weight_scale"].target == (slice(48, 96),)
     assert pieces["model.layers.0.mlp.down_proj.weight_scale"].source == (slice(0, 64),)

@@ -189,7 +189,7 @@ def _qk_norms(
         replace(
             layout.normed(c, name, dim * (count if kind == "all" else 1)),
             rows=count if kind == "each" else None,
-            unit=dim if kind == "all" else None,
+            groups=1 if kind == "all" else None,
         )
         for name, count in zip(layout.qk_norm, counts, strict=True)
     ]

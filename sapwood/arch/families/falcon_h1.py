@@ -8,7 +8,8 @@ from sapwood.arch.families.common import Layout, block, decoder, gqa, mlp
 from sapwood.arch.families.mamba2 import Fields, mixer
 from sapwood.arch.family import Family
 from sapwood.arch.hf import HfConfig
-from sapwood.arch.parts import Attention, Decoder, Linear, Mlp, Multiplied
+from sapwood.arch.multiplied import Multiplied
+from sapwood.arch.parts import Attention, Decoder, Linear, Mlp
 from sapwood.arch.recurrent import Mamba2, Together
 
 _LAYOUT = Layout(

@@ -56,7 +56,7 @@ def mixer(c: HfConfig, fields: Fields, eps: float) -> Mamba2:
         dt_bias=PerHead(f"{at}dt_bias", heads),
         a_log=PerHead(f"{at}A_log", heads),
         d=PerHead(f"{at}D", heads),
-        norm=Norm(f"{at}norm", inner, eps, unit=dim),
+        norm=Norm(f"{at}norm", inner, eps, groups=groups),
         out=Linear(inner, (Part(f"{at}out_proj", hidden),), "in", unit=dim, bias=bias),
         limits=c.bounds("time_step_limit", (0.0, math.inf)),
     )

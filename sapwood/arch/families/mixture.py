@@ -79,8 +79,8 @@ def _stacks(names: Names, count: int, hidden: int, inner: int) -> tuple[Stack, S
     gate_up = tuple(Part(f"{names.at}.{name}", inner) for name in (names.gate, names.up))
     down = (Part(f"{names.at}.{names.down}", hidden),)
     return (
-        Stack(count, Linear(hidden, gate_up, None, transposed=names.transposed), names.bare),
-        Stack(count, Linear(inner, down, None, transposed=names.transposed), names.bare),
+        Stack(count, Linear(hidden, gate_up, "out", transposed=names.transposed), names.bare),
+        Stack(count, Linear(inner, down, "in", transposed=names.transposed), names.bare),
     )
 
 

@@ -41,8 +41,10 @@ class Cut:
             return replace(axis, joined=False)
         if first % self.by:
             raise ModelError(f"A fused tensor has a part from row {first} on, which is within a group of {self.by}.")
-        unit = None if axis.unit is None else max(axis.unit // self.by, 1)
-        return Axis(-(-axis.size // self.by), unit, first // self.by, -(-whole // self.by))
+        size, unit = -(-axis.size // self.by), None
+        if axis.unit is not None and self.by <= axis.size:  # else one entry is for all, and every rank has it
+            unit = size if axis.size % self.by else max(axis.unit // self.by, 1)
+        return Axis(size, unit, first // self.by, -(-whole // self.by), once=axis.once)
 
 
 OUT, IN = Cut("out"), Cut("in")
@@ -52,11 +54,13 @@ ONE = Cut("in", 1 << 30)
 
 @dataclass(frozen=True)
 class Raw:
-    """A tensor of a part: `name` behind the part's and a dot. Without `axes` it is read whole, whatever its shape."""
+    """A tensor of a part: `name` behind the part's and a dot. Without `axes` it is read whole, whatever its shape; then ranks do not
+    cut the Linear, unless it is the `same` for all of it."""
 
     name: str
     axes: tuple[Cut | Axis, ...] | None = None
     optional: bool = False
+    same: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ class Quantised:
                     cuts = tuple(cut.axis(axes[cut.of]) if isinstance(cut, Cut) else cut for cut in raw.axes)
                 name = f"{part.name}.{raw.name}"
                 if raw.name != "bias" or not linear.bias:
-                    found.append(StoredTensor(f"{index}.{raw.name}", name, cuts, optional=raw.optional))
+                    found.append(StoredTensor(f"{index}.{raw.name}", name, cuts, optional=raw.optional, same=raw.same))
         return found
 
     def create(self, place: Place, device: torch.device, dtype: torch.dtype, kernels: Kernels) -> Kind:

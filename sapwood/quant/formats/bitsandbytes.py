@@ -36,7 +36,7 @@ def read(section: Mapping[str, Any]) -> Choice:
 
 def _int8() -> Method:
     """Inputs stay as they are, where the tool rounds them, but for outliers."""
-    raws = (Raw("weight", (OUT, IN)), Raw("SCB", (OUT,)), Raw("weight_format", optional=True))
+    raws = (Raw("weight", (OUT, IN)), Raw("SCB", (OUT,)), Raw("weight_format", optional=True, same=True))
     return Quantised(ScaledForm(torch.int8, "row"), raws, _turn_int8)
 
 

@@ -116,11 +116,11 @@ def _scaled(scheme: Scheme, values: torch.dtype) -> Method:
     inputs = _inputs(scheme.inputs, values)
     raws = [
         Raw("weight", (OUT, IN)),
-        Raw("weight_scale", _SCALES[scales]),
+        Raw("weight_scale", _SCALES[scales], same=scales == "tensor"),
     ]
-    raws.append(Raw("weight_zero_point", optional=True))
+    raws.append(Raw("weight_zero_point", optional=True, same=True))
     if inputs == "tensor":
-        raws.append(Raw("input_scale"))
+        raws.append(Raw("input_scale", same=True))
     return Quantised(ScaledForm(values, scales, inputs), tuple(raws), partial(turn_scaled, values))
 
 
@@ -165,14 +165,20 @@ def _grouped(weights: Section, *, packed: bool) -> Method:
     ordered = weights.get("actorder") in ("group", "dynamic", True)
     form = GroupedForm(bits, group, zeros=not symmetric, ordered=ordered)
     codes = Raw("weight_packed", (OUT, Cut("in", 32 // bits))) if packed else Raw("weight", (OUT, IN))
+    shared, by = (OUT, ONE if group is None else Cut("in", group)), 32 // bits if packed else 1
     raws = [
         codes,
-        Raw("weight_scale"),
-        Raw("weight_zero_point", optional=bool(symmetric)),
-        Raw("weight_shape", optional=True),
+        Raw("weight_scale", None if strategy == "tensor" else shared),
+        Raw(
+            "weight_zero_point",
+            None if symmetric else (Cut("out", by), shared[1]),
+            optional=bool(symmetric),
+            same=bool(symmetric),
+        ),
+        Raw("weight_shape", optional=True, same=True),
     ]
     if ordered:
-        raws.append(Raw("weight_g_idx", (IN,)))
+        raws.append(Raw("weight_g_idx"))
     return Quantised(form, tuple(raws), partial(_turn_grouped, form))
 
 
@@ -213,7 +219,7 @@ def _coded(weights: Section) -> Method:
     group = int(weights.get("group_size"))
     raws: list[Raw] = [Raw("weight_packed", (OUT, Cut("in", 2))), Raw("weight_scale", (OUT, Cut("in", group)))]
     if strategy == "tensor_group":
-        raws += [Raw("weight_global_scale"), Raw("input_global_scale", optional=True)]
+        raws += [Raw("weight_global_scale", same=True), Raw("input_global_scale", optional=True, same=True)]
         return Quantised(CodedForm("NVFP4", group, "e4m3"), tuple(raws), _turn_nvfp4)
     weights.get("group_size", 32)
     return Quantised(CodedForm("MXFP4", 32, "e8m0"), tuple(raws), _turn_mxfp4)

@@ -30,7 +30,7 @@ def read(section: Mapping[str, Any]) -> Choice:
     excepted = s.names("modules_to_not_convert", "ignored_layers")
     if (size := s.get("weight_block_size")) is None:
         inputs = "tensor" if scheme == "static" else "token"
-        raws = tuple(Raw(name, optional=True) for name in _SCALES)
+        raws = tuple(Raw(name, optional=True, same=True) for name in _SCALES)
         form = ScaledForm(FP8, "tensor", inputs)  # type: ignore[arg-type]
         return excepting(Quantised(form, (Raw("weight", (OUT, IN)), *raws), _turn), excepted, routers=False)
     if list(size) != [BLOCK, BLOCK] or scheme == "static":
@@ -42,7 +42,7 @@ def read(section: Mapping[str, Any]) -> Choice:
 def read_fbgemm(section: Mapping[str, Any]) -> Choice:
     """`fbgemm_fp8`: a scale for each output. Its bound of inputs, beyond which they would be cut off, is not applied."""
     s = Section(section)
-    raws = (Raw("weight", (OUT, IN)), Raw("weight_scale", (OUT, ONE)), Raw("input_scale_ub", optional=True))
+    raws = (Raw("weight", (OUT, IN)), Raw("weight_scale", (OUT, ONE)), Raw("input_scale_ub", optional=True, same=True))
     method = Quantised(ScaledForm(FP8, "row", "token"), raws, _turn)
     return excepting(method, s.names("modules_to_not_convert"))
 

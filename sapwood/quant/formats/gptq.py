@@ -54,7 +54,7 @@ def method(bits: Bits, group: int, *, symmetric: bool, ordered: bool, offset: in
         Raw("qweight", (Cut("in", each), OUT)),
         Raw("scales", (groups, OUT)),
         Raw("qzeros", (groups, Cut("out", each)), optional=symmetric),
-        Raw("g_idx", (IN,), optional=not ordered),
+        Raw("g_idx", None if ordered else (IN,), optional=not ordered),
         Raw("bias", (OUT,), optional=True),
     )
     return Quantised(form, raws, partial(_turn, form, offset))

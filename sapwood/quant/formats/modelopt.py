@@ -36,7 +36,9 @@ def method_of(s: Section) -> Method:
     weight = Raw("weight", (OUT, IN))
     if algorithm == "FP8":
         return Quantised(
-            ScaledForm(FP8, "tensor", "tensor"), (weight, Raw("weight_scale"), Raw("input_scale")), _turn_fp8
+            ScaledForm(FP8, "tensor", "tensor"),
+            (weight, Raw("weight_scale", same=True), Raw("input_scale", same=True)),
+            _turn_fp8,
         )
     if algorithm == "FP8_PER_CHANNEL_PER_TOKEN":
         return Quantised(ScaledForm(FP8, "row", "token"), (weight, Raw("weight_scale", (OUT,))), _turn_fp8)
@@ -44,8 +46,8 @@ def method_of(s: Section) -> Method:
     raws = (
         Raw("weight", (OUT, Cut("in", 2))),
         Raw("weight_scale", (OUT, Cut("in", group))),
-        Raw("weight_scale_2"),
-        Raw("input_scale", optional=True),
+        Raw("weight_scale_2", same=True),
+        Raw("input_scale", optional=True, same=True),
     )
     return Quantised(CodedForm("NVFP4", group, "e4m3"), raws, _turn_nvfp4)
 
