@@ -155,8 +155,8 @@ class HeadsBackend(Backend, Protocol):
 
         `heads_TXD` is [queries | keys | values] and may be overwritten; its last two axes are contiguous. Returns
         out_THD in its dtype. Position p sees the positions of its own slot from `oldest(p)` to p, by scores that are
-        capped and fall with distance as the group's `Heads` say, beside the float32 `sinks_H` if they say so. Tokens of no
-        row come out as anything.
+        capped and fall with distance as the group's `Heads` say, beside the float32 `sinks_H`, which come if they say so.
+        Tokens of no row come out as anything.
         """
         ...
 

@@ -65,7 +65,7 @@ class WholeTexts:
         tokens_RN = torch.tensor(firsts, device=self._device)[:, None] + places_N
         return _Texts(len(firsts), length, tokens_RN.flatten(), seen_NN)
 
-    def run(self, layer: int, heads_TXD: Tensor, rope: NormRope, scale: float, sinks_H: Tensor | None = None) -> Tensor:
+    def run(self, layer: int, heads_TXD: Tensor, rope: NormRope, scale: float) -> Tensor:
         """As `HeadsBackend.run`, but that every token sees all of its text, or of its window."""
         kind = self._kind
         num_qk = kind.num_heads + kind.num_kv_heads

@@ -82,8 +82,8 @@ class Attention(nn.Module, Derived):
         if sharp_T is not None:
             heads_TXD[:, : part.num_heads] *= sharp_T[:, None, None].to(heads_TXD.dtype)
         rope = NormRope(cos_TF, sin_TF, self.norm_ND, self._eps, turns, self._center, part.late)
-        sinks_H = None if self.sinks is None else self.sinks.weight
-        out_THD = self._backend.run(self._layer, heads_TXD, rope, part.scale, sinks_H)
+        sinks = () if self.sinks is None else (self.sinks.weight,)
+        out_THD = self._backend.run(self._layer, heads_TXD, rope, part.scale, *sinks)
         out_TX = out_THD.flatten(1)
         return self.out(out_TX if gate_TX is None else out_TX * gate_TX.sigmoid()), residual_TE
 
