@@ -98,6 +98,16 @@ def test_a_layer_that_knows_the_language_is_always_right(family: str, depth: int
     assert counters["cached_tokens"] > 0
 
 
+def test_a_layer_in_float8_as_its_model(tmp_path: Path) -> None:
+    """With experts and latents; what joins its two inputs is stored as it is."""
+    model = mtp.quantise(mtp.toy("deepseek-v3", tmp_path))
+    mine = [([heads.FIRST + i, 30], SamplingParams(max_tokens=20, temperature=0, ignore_eos=True)) for i in range(2)]
+    found, counters = say(model, mine, speculation="mtp", num_speculative_tokens=3)
+    for tokens, *_ in found:
+        assert all(heads.NEXT[one] == other for one, other in itertools.pairwise(tokens))
+    assert counters["accepted_drafts_mtp"] == counters["drafts_mtp"] > 10
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(
     ("family", "options"),

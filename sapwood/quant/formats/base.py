@@ -112,6 +112,10 @@ def matches(name: str, pattern: str) -> bool:
     return f".{pattern}." in f".{name}."
 
 
+_APART = (".router", ".shared_gate", "join")
+"""How paths end of Linears that some formats leave as they are without a word: routers, and what joins the two inputs of a head that drafts."""
+
+
 def excepting(method: Method, excepted: Sequence[str], *, heads: bool = False, routers: bool = True) -> Choice:
     """The method everywhere but where the section excepts modules; and in heads and routers, where a format leaves those as
     they are without a word."""
@@ -121,7 +125,7 @@ def excepting(method: Method, excepted: Sequence[str], *, heads: bool = False, r
         return PLAIN if plain else method
 
     among = by_module(method_of)
-    return lambda place: PLAIN if place.path.endswith((".router", ".shared_gate")) and not routers else among(place)
+    return lambda place: PLAIN if place.path.endswith(_APART) and not routers else among(place)
 
 
 class Section:
