@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from sapwood.arch.network import Network
 from sapwood.attention.select import BACKENDS, NAMES, Offer
+from sapwood.base.pages import Pager
 from sapwood.base.plan import Bits, Ints, LatePart, Outcome, Plan
 from sapwood.base.trial import Trial
 from sapwood.config.options import Config
@@ -21,7 +22,6 @@ from sapwood.parallel.segment import Segment
 from sapwood.runner.assemble import Choices
 from sapwood.runner.choose import Work
 from sapwood.runner.pace import time_steps
-from sapwood.runner.pager import DevicePager
 from sapwood.runner.worker import Worker
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class LocalExecutor:
     def time_steps(self, trials: Sequence[Trial], *, budget: float) -> list[float]:
         return time_steps(self.worker, trials, budget=budget)
 
-    def pager(self, num_blocks: Sequence[int]) -> DevicePager:
+    def pager(self, num_blocks: Sequence[int]) -> Pager:
         return self.worker.pager(num_blocks)
 
     def forward(self, plan: Plan) -> Work:

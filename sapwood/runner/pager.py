@@ -1,13 +1,13 @@
 """Pages of a device's pools, to host memory and back.
 
-A block holds what all pools of a group have of one page, pool after pool. On a device with a memory of its own both ways are
-ordered with the steps where they touch the pools, and beside them where they cross the bus: pages are gathered first, and sent
-by a stream of their own.
+A block holds what all pools of a group have of one page, pool after pool. Where the pools are in the host's memory a page is copied at once.
+On a device with a memory of its own both ways are ordered with the steps where they touch the pools, and beside them where they
+cross the bus: pages are gathered first, and sent by a stream of their own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -15,14 +15,51 @@ from torch import Tensor
 
 from sapwood.attention.base import Backend
 from sapwood.base.abilities import Ability
-from sapwood.base.pages import Bytes, Moves
+from sapwood.base.pages import Bytes, Moves, Pager
 from sapwood.device import Device
 from sapwood.device.base import Mark
 from sapwood.runner.transfer import upload
 
 
+def pager(backends: Sequence[Backend], device: Device, num_blocks: Sequence[int]) -> Pager:
+    """For what `backends` lie in, with so many blocks for each of them."""
+    if device.can(Ability.HOST):
+        return HostPager(backends, num_blocks)
+    return DevicePager(backends, device, num_blocks)
+
+
+class HostPager:
+    """Keeps the protocol `Pager` with pools in the host's memory."""
+
+    def __init__(self, backends: Sequence[Backend], num_blocks: Sequence[int]) -> None:
+        self._pools = [[pool.flatten(2).view(torch.uint8).numpy() for pool in backend.pools()] for backend in backends]
+        sizes = [sum(pool[:, 0].size for pool in pools) for pools in self._pools]
+        self.blocks: list[Bytes] = [np.empty(shape, np.uint8) for shape in zip(num_blocks, sizes, strict=True)]
+
+    def save(self, moves: Sequence[Moves]) -> None:
+        for kept, block in self._both(moves):
+            block[:] = kept
+
+    def load(self, moves: Sequence[Moves]) -> None:
+        for kept, block in self._both(moves):
+            kept[:] = block
+
+    def done(self, handle: None) -> bool:
+        return True
+
+    def _both(self, moves: Sequence[Moves]) -> Iterator[tuple[Bytes, Bytes]]:
+        """What a pool has of each page, and its part of the block, both [rows, bytes]."""
+        for blocks, pools, some in zip(self.blocks, self._pools, moves, strict=True):
+            for page, number in zip(some.pages_M.tolist(), some.blocks_M.tolist(), strict=True):
+                first = 0
+                for pool in pools:
+                    kept = pool[:, page]
+                    yield kept, blocks[number, first : first + kept.size].reshape(kept.shape)
+                    first += kept.size
+
+
 class DevicePager:
-    """Keeps the protocol `Pager` with what `backends` lie in, and so many blocks for each of them."""
+    """Keeps the protocol `Pager` with pools in a device's own memory."""
 
     def __init__(self, backends: Sequence[Backend], device: Device, num_blocks: Sequence[int]) -> None:
         self._device, self._place = device, device.place

@@ -11,6 +11,7 @@ import torch
 
 from sapwood.arch.network import Network
 from sapwood.base.abilities import Ability
+from sapwood.base.pages import Pager
 from sapwood.base.plan import Bits, Ints, LatePart, Outcome, Plan
 from sapwood.config.options import Config
 from sapwood.hub.draft import DraftModel
@@ -21,7 +22,7 @@ from sapwood.runner.assemble import Beside, Choices, assemble, beside, give_weig
 from sapwood.runner.choose import Chooser, Told, Work, read
 from sapwood.runner.companion import Companion
 from sapwood.runner.graphs import Graphs
-from sapwood.runner.pager import DevicePager
+from sapwood.runner.pager import pager
 from sapwood.runner.parts import Memory, after, before
 from sapwood.runner.profile import heaviest_plan
 from sapwood.runner.seers import seer
@@ -214,9 +215,9 @@ class Worker:
         """Do a piece of work that steps will be glad of, while there are none; False if there is none to do."""
         return any(graphs.capture_next() for graphs in reversed(self._graphs))
 
-    def pager(self, num_blocks: Sequence[int]) -> DevicePager:
+    def pager(self, num_blocks: Sequence[int]) -> Pager:
         """What moves pages of each group through so many blocks of the host's memory."""
-        return DevicePager(self.backends, self.device, num_blocks)
+        return pager(self.backends, self.device, num_blocks)
 
     # -- steps ----------------------------------------------------------------------------------------------------
 

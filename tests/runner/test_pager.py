@@ -16,7 +16,7 @@ from sapwood.attention.states import States
 from sapwood.base.kv import KVGroup, Latent, State
 from sapwood.base.pages import Moves
 from sapwood.device import find
-from sapwood.runner.pager import DevicePager
+from sapwood.runner.pager import DevicePager, HostPager
 from tests import kv
 
 PAGES, BLOCKS = 7, 5
@@ -53,11 +53,13 @@ def moves(count: int, pages: list[int], blocks: list[int]) -> list[Moves]:
     return [Moves(np.array(pages, np.int32), np.array(blocks, np.int32))] * count
 
 
-@pytest.mark.parametrize("where", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("where", ["host", "cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_there_and_back(where: str) -> None:
-    device: Any = find(where)
+    """Of the host in its own way, and in that of devices."""
+    device: Any = find("cpu" if where == "host" else where)
     mine = backends(device.place)
-    pager = DevicePager(mine, device, [BLOCKS] * len(mine))
+    counts = [BLOCKS] * len(mine)
+    pager = HostPager(mine, counts) if where == "host" else DevicePager(mine, device, counts)
     before = [[raw(backend, page) for page in range(PAGES)] for backend in mine]
     saved = pager.save(moves(len(mine), [2, 6, 3], [4, 0, 1]))
     for backend in mine:
