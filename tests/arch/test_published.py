@@ -16,6 +16,13 @@ PUBLISHED: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "publ
 """Written down, not fetched; the sizes below of models that see are those of their text. Lists of factors of long ropes are of the
 right length, with other numbers; sections about quantisation are left out, and so is most of what models see with."""
 
+COMPARED = {
+    "Qwen/Qwen3-8B", "microsoft/phi-2", "tiiuae/Falcon-H1-0.5B-Base", "google/gemma-3-4b-it", "google/gemma-3-27b-it",
+    "google/gemma-3n-E4B-it", "meta-llama/Llama-4-Scout-17B-16E", "meta-llama/Llama-4-Maverick-17B-128E-Instruct",
+    "ai21labs/Jamba-v0.1", "Qwen/Qwen3.5-27B",
+}  # fmt: skip
+"""Whose fields and sizes have been compared with copies, some of them of a part, in other public repositories."""
+
 SIZES = {  # parameters in millions
     "openai-community/gpt2": 124, "Qwen/Qwen2.5-7B-Instruct": 7616, "Qwen/Qwen3-8B": 8191,
     "meta-llama/Llama-3.1-8B-Instruct": 8030, "meta-llama/Llama-3.2-1B-Instruct": 1236,
@@ -27,7 +34,7 @@ SIZES = {  # parameters in millions
     "internlm/internlm2_5-7b-chat": 7738, "bigcode/starcoder2-3b": 3030, "mosaicml/mpt-7b": 6649,
     "ByteDance-Seed/Seed-OSS-36B-Instruct": 36151, "Qwen/Qwen3-30B-A3B": 30532,
     "tiiuae/Falcon-H1-0.5B-Base": 521, "Qwen/Qwen3.5-27B": 26896, "Qwen/Qwen3.5-35B-A3B": 34661,
-    "google/gemma-3-4b-it": 3880, "google/gemma-3-27b-it": 27009, "meta-llama/Llama-4-Scout-17B-16E-Instruct": 107770,
+    "google/gemma-3-4b-it": 3880, "google/gemma-3-27b-it": 27009, "meta-llama/Llama-4-Scout-17B-16E": 107770,
     "meta-llama/Llama-4-Maverick-17B-128E-Instruct": 400712, "ai21labs/Jamba-v0.1": 51570,
     "zai-org/GLM-4.7-Flash": 29943, "state-spaces/mamba-130m-hf": 129, "tiiuae/falcon-mamba-7b-instruct": 7273, "Qwen/Qwen2.5-VL-7B-Instruct": 7616,
     "mistralai/Mistral-Small-3.1-24B-Instruct-2503": 23572,
@@ -67,3 +74,7 @@ def test_what_is_not_there_yet_is_refused_by_name(model: str) -> None:
 def test_none_of_something_is_a_number_too(field: str) -> None:
     """As the config of a model without it may say."""
     declare(PUBLISHED["deepseek-ai/DeepSeek-V2-Lite"] | {field: 0})
+
+
+def test_what_is_compared_is_there() -> None:
+    assert PUBLISHED.keys() >= COMPARED
