@@ -256,7 +256,7 @@ class World:
             scores_LL = self._bent(q_LHD[:, head] @ k_LKD[:, kv_head].T * self.scale, head)
             seen_LL = torch.ones_like(scores_LL).tril().bool() & (positions_L >= firsts_L[:, None])
             weights_LL = torch.where(seen_LL, scores_LL.exp(), 0.0)
-            sink = float(self.sinks_H[head].exp()) if self.group.kind.sinks else 0.0
+            sink = self._sink(head)
             out_LHD[:, head] = weights_LL @ v_LKD[:, kv_head] / (weights_LL.sum(dim=-1, keepdim=True) + sink)
         return out_LHD.float()
 
@@ -264,6 +264,9 @@ class World:
     def sinks_H(self) -> Tensor:
         """From next to nothing to more than all positions of a short row."""
         return torch.linspace(-2, 4, self.group.kind.num_heads)
+
+    def _sink(self, head: int) -> float:
+        return float(self.sinks_H[head].exp()) if self.group.kind.sinks else 0.0
 
     def _bent(self, scores_LL: Tensor, head: int) -> Tensor:
         if (cap := self.group.kind.cap) is not None:

@@ -44,6 +44,9 @@ class LatentWorld(World):
         assert out_THR.shape == (len(flat[0]), kind.num_heads, kind.rank)
         return out_THR
 
+    def _sink(self, head: int) -> float:
+        return 0.0
+
     def _bent(self, scores_LL: Tensor, head: int) -> Tensor:
         return scores_LL
 
