@@ -36,8 +36,8 @@ def _experts(c: HfConfig) -> Experts:
     c.must("swiglu_alpha", 1.702)
     hidden, inner, count = c.integer("hidden_size"), c.integer("intermediate_size"), num_experts(c)
     one = Part("mlp.experts.gate_up_proj", inner, turn=1)
-    gate_up = Linear(hidden, (one, one), None, bias=True, transposed=True)
-    down = Linear(inner, (Part("mlp.experts.down_proj", hidden),), None, bias=True, transposed=True)
+    gate_up = Linear(hidden, (one, one), "out", bias=True, transposed=True)
+    down = Linear(inner, (Part("mlp.experts.down_proj", hidden),), "in", bias=True, transposed=True)
     return Experts(
         router=Linear(hidden, (Part("mlp.router", count),), None, bias=True),
         selection=Selection(c.integer("num_experts_per_tok"), renormalised=True),
