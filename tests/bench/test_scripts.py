@@ -135,3 +135,14 @@ def test_perplexity(script: Any, tiny_model: Path) -> None:
     value, tokens = script("quality").perplexity(str(tiny_model), "some words, and some more", {"device": "cpu"})
     assert value > 1
     assert tokens > 3
+
+
+def test_embeddings_are_measured(script: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tests import models
+    from tests.readers import write_words
+
+    write_words(models.save("bert", tmp_path))
+    asked = [str(tmp_path), "--texts", "3", "--shortest", "4", "--longest", "9", "--rounds", "1", "--threads", "1"]
+    assert script("embeddings").main(asked) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("sapwood ") and "texts/s" in line
