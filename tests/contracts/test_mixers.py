@@ -23,7 +23,6 @@ from sapwood.base.abilities import Ability
 from sapwood.base.errors import ConfigError
 from sapwood.base.kv import Heads, KVGroup
 from sapwood.base.layout import longest_sequence, split_pages
-from sapwood.engine import launch
 from sapwood.executor import local
 from sapwood.kernels import RmsNorm
 from sapwood.nn.make import Site, make
@@ -218,7 +217,7 @@ Requests = Sequence[tuple[list[int], sapwood.SamplingParams]]
 
 def test_a_model_of_them_says_the_same_alone_and_in_a_crowd(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In pieces, behind prefixes that others have computed, and after preemption, as at once and alone."""
-    monkeypatch.setattr(launch, "declare", mixed)
+    monkeypatch.setattr("sapwood.engine.declared.declare", mixed)
     monkeypatch.setattr(local, "BACKENDS", TABLE)
     options = {"load_format": "dummy", "cpu_kernels": "off", "kv_cache_dtype": "float32", "page_size": 8}
     params = sapwood.SamplingParams(max_tokens=16, temperature=0)
