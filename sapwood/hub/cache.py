@@ -3,6 +3,7 @@
 ROOT/models/NAME/FILE.gguf          models of the catalog, whole and verified
 ROOT/hub/models--ORG--NAME/...      models of the hub, in the layout of huggingface_hub
 ROOT/tokenizers/KEY/...             tokenizers converted from GGUF files
+ROOT/digests/KEY                    of large weight files, which are read once
 ROOT/partial/...                    downloads under way; what a killed one left is swept after a day
 """
 
@@ -49,6 +50,10 @@ class Cache:
     @property
     def tokenizers(self) -> Path:
         return self.root / "tokenizers"
+
+    @property
+    def digests(self) -> Path:
+        return self.root / "digests"
 
     def path_of(self, model: Packaged) -> Path:
         """Where the catalog's model is, or would be: a file, or a directory."""

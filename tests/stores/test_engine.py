@@ -16,6 +16,7 @@ from sapwood.base.wire import Submit
 from sapwood.config.flags import from_options
 from sapwood.engine.launch import launch
 from sapwood.engine.loop import Engine
+from sapwood.hub.cache import Cache
 from sapwood.hub.files import open_files
 from sapwood.hub.fingerprint import fingerprint
 from sapwood.stores import StoreStake
@@ -136,6 +137,25 @@ def test_fingerprints_are_of_contents(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "copy" / "config.json").read_text())
     (tmp_path / "copy" / "config.json").write_text(json.dumps(config | {"rope_theta": 20000.0}))
     assert fingerprint(open_files(tmp_path / "copy", name="copy")) != fingerprint(one)
+
+
+def test_large_files_are_read_once_and_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sapwood.hub.fingerprint._SMALL", 0)
+    monkeypatch.setattr("sapwood.hub.fingerprint._STRETCH", 1000)
+    path, cache = models.save("llama", tmp_path / "model"), Cache(tmp_path / "cache")
+    files = open_files(path, name="m")
+    first = fingerprint(files, cache=cache)
+    (kept,) = cache.digests.iterdir()
+    assert fingerprint(files, cache=cache) == first
+    weights = path / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    for place in (0, len(data) // 2, len(data) - 1):  # any byte of it
+        data[place] ^= 1
+        weights.write_bytes(data)
+        assert fingerprint(open_files(path, name="m", weights=False), cache=cache) != first
+        data[place] ^= 1
+    weights.write_bytes(data)
+    assert fingerprint(files, cache=Cache(kept)) == first  # nowhere to write to
 
 
 def test_selective_keeps_what_was_found_again(tmp_path: Path) -> None:
