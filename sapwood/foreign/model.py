@@ -42,6 +42,7 @@ class ForeignModel:
                     f"{decoder.architecture} has {name}, which no checkpoint holds and which is not computed."
                 )
         _fill_in(module, how.device)
+        self._longest = min(how.max_positions or decoder.max_positions, decoder.max_positions)
         self._weights = _Filled(weights(module))
         self._halves, self._vocab_size = Halves(module), decoder.vocab_size
         self._attends = _Attends(decoder, how)
@@ -54,14 +55,16 @@ class ForeignModel:
     def finish(self) -> None:
         """All weights are there. Raises ModelError if tokens see each other otherwise than by attention."""
         ids_T = torch.arange(1, _NUM_TRIED + 1, device=self.device) % self._vocab_size
-        positions_T, some = torch.arange(_NUM_TRIED, device=self.device), slice(1, None, 2)
+        positions_T, some = torch.arange(_NUM_TRIED, device=self.device), slice(1, -1, 2)
+        positions_T[-1] = self._longest - 1  # a long text in the same step must not turn the heads of short ones
         with failing(f"{self.decoder.architecture} cannot be run"):
             together_TE = self._halves.states(ids_T, positions_T, _alone)[some].float()
             alone_TE = self._halves.states(ids_T[some], positions_T[some], _alone).float()
         if (together_TE - alone_TE).norm() > _TOLERANCE * alone_TE.norm():
             raise ModelError(
                 f"{self.decoder.architecture} cannot be run in transformers' modules: what they make of a token depends on others "
-                "by more than attention, or on where it stands among them."
+                "by more than attention, or on where it stands among them. If it is that long texts turn heads otherwise than short "
+                "ones (longrope), --max-model-len up to original_max_position_embeddings helps."
             )
 
     # ---- steps

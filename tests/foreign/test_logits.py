@@ -34,12 +34,13 @@ def declare(path: Path, impl: str = "transformers") -> Foreign:
 
 
 def empty(
-    decoder: Foreign, kind: type[Cpu] | type[Reference] = Reference
+    decoder: Foreign, kind: type[Cpu] | type[Reference] = Reference, max_positions: int | None = None
 ) -> tuple[ForeignModel, list[Cpu | Reference]]:
     backends = [kind(group, i, CPU, torch.float32) for i, group in enumerate(kv_groups(decoder, steps.PAGE_SIZE))]
     for backend in backends:
         backend.allocate(steps.NUM_PAGES)
-    return ForeignModel(decoder, Build(device=CPU, dtype=torch.float32, backends=backends)), backends
+    how = Build(device=CPU, dtype=torch.float32, backends=backends, max_positions=max_positions)
+    return ForeignModel(decoder, how), backends
 
 
 @pytest.mark.parametrize("family", [*WELL_KNOWN, *UNKNOWN])

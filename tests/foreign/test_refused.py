@@ -95,10 +95,21 @@ def test_tokens_that_see_each_other_otherwise_are_noticed(monkeypatch: pytest.Mo
         dummy_weights(empty(decoder)[0], 0)
 
 
-def declare_config(family: str) -> Any:
+def test_long_texts_that_turn_the_heads_of_short_ones_are_noticed() -> None:
+    """Frequencies that follow from the longest of a step's texts would be the same for all, and for what is kept already."""
+    short, number = 16, declare_config("llama").calls[0].kv.head_dim // 2
+    factors = {"short_factor": [1.0] * number, "long_factor": [3.0] * number}
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": short, **factors}
+    decoder = declare_config("llama", rope_parameters=rope, max_position_embeddings=8 * short)
+    with pytest.raises(ModelError, match=r"longrope.*--max-model-len up to"):
+        dummy_weights(empty(decoder)[0], 0)
+    dummy_weights(empty(decoder, max_positions=short)[0], 0)
+
+
+def declare_config(family: str, **fields: Any) -> Any:
     from sapwood.foreign.facts import read
 
-    return read(models.config(family))
+    return read(models.config(family) | fields)
 
 
 def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
