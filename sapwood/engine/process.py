@@ -72,7 +72,7 @@ class Service:
             if monotonic() - self._beat > HEARTBEAT_SECONDS:
                 self._heartbeat()
         elif taken:
-            self._told = False
+            self._tidy = self._told = False
         else:
             self._use_idle_time()
 

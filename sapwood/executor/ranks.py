@@ -98,7 +98,9 @@ class Ranks:
             mine = of_rank(config, 0)
             measured = self._here.start(mine, decoder, files, max_drafts=max_drafts, draft=draft)
             own = _report(mine, measured)
-            found = [msgspec.msgpack.decode(self._segment.told(rank), type=_Report) for rank in self._others]
+            told = [self._segment.told(rank) for rank in self._others]
+            self._segment.check()  # one that is lost has said why in place of its report
+            found = [msgspec.msgpack.decode(one, type=_Report) for one in told]
         except BaseException:
             self._end()
             raise

@@ -159,7 +159,8 @@ class Arrivals:
             groups = [g for g, first in enumerate(firsts) if index >= first and not cached[g][index]]
             if groups or index >= len(path):
                 due.append(Page(index, tuple(groups)))
-        if not due or not self._pays(names, due, (depth - have) * kv.page_size):
+        # A last page of which nobody needs anything is behind a border: what comes there sees nothing of what was before.
+        if not due or not due[-1].groups or not self._pays(names, due, (depth - have) * kv.page_size):
             return None
         counts = [sum(g in page.groups for page in due) for g in range(len(there))]
         share = max(count / pool.capacity for count, pool in zip(counts, kv.pools, strict=True))

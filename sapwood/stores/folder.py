@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,34 +32,37 @@ class Content:
 
 
 def contents(folder: Path) -> list[Content]:
-    """Raises ConfigError if there is no such directory."""
-    names = models(folder)
+    """Raises ConfigError if there is no such directory, or it is another's."""
     found: dict[str, Content] = {}
-    for segment, records in _records(folder):
-        segment.close()
-        for record in records:
-            one = found.setdefault(
-                record.origin.hex(), Content(record.origin.hex(), names.get(record.origin.hex(), "?"))
-            )
-            one.num_pages += 1
-            one.num_bytes += record.size
+    with _readable(folder):
+        names = models(folder)
+        for segment, records in _records(folder):
+            segment.close()
+            for record in records:
+                one = found.setdefault(
+                    record.origin.hex(), Content(record.origin.hex(), names.get(record.origin.hex(), "?"))
+                )
+                one.num_pages += 1
+                one.num_bytes += record.size
     return list(found.values())
 
 
 def clear(folder: Path) -> int:
     """Delete all pages; their bytes. Raises ConfigError if an engine has the directory, or there is none."""
     _check(folder)
-    held, freed = hold(folder), 0
-    for path in folder.glob(PATTERN):
-        freed += path.stat().st_size
-        path.unlink()
-    os.close(held)
+    with _readable(folder):
+        held, freed = hold(folder), 0
+        for path in folder.glob(PATTERN):
+            freed += path.stat().st_size
+            path.unlink()
+        os.close(held)
     return freed
 
 
 def pack(folder: Path, target: Path, origin: str = "") -> int:
     """Write the pages of all models whose fingerprint begins with `origin` to one file; how many there were. What is damaged
-    is left out. Raises ConfigError."""
+    is left out. Raises ConfigError, for no pages too."""
+    _check(folder)
     names = {name: about for name, about in models(folder).items() if name.startswith(origin)}
     beside = target.with_name(f"{target.name}.new")
     beside.unlink(missing_ok=True)
@@ -71,6 +74,11 @@ def pack(folder: Path, target: Path, origin: str = "") -> int:
                     mine = [one for one in records if one.origin.hex().startswith(origin) and one.key not in seen]
                     seen |= {one.key for one, page in _whole(segment, mine) if packed.append(one.key, one.origin, page)}
             packed.append(_MODELS_KEY, _NOBODY, np.frombuffer(json.dumps(names).encode(), np.uint8))
+        if not seen:
+            beside.unlink()
+            raise ConfigError(
+                f"{folder} has no pages{f' of a model {origin}' if origin else ''}; `sapwood cache ls` lists them."
+            )
         beside.replace(target)
     except OSError as error:
         beside.unlink(missing_ok=True)
@@ -79,26 +87,25 @@ def pack(folder: Path, target: Path, origin: str = "") -> int:
 
 
 def unpack(source: Path, folder: Path) -> int:
-    """Add the pages of a packed file to a directory, which may be new; how many there were. Raises ConfigError."""
+    """Add the pages of a packed file that a directory, which may be new, does not have; how many these are. Raises ConfigError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        held = hold(folder)
-        with (
-            closing(Segment(source, writable=False)) as packed,
-            closing(Segment(path_of(folder), writable=True)) as here,
-        ):
-            pages = list(packed.records)
-            for one, page in _whole(packed, pages):
+        with ExitStack() as stack:
+            stack.callback(os.close, hold(folder))
+            packed = stack.enter_context(closing(Segment(source, writable=False)))
+            if not packed.records:
+                raise ConfigError(f"{source} has no pages: name a file that `sapwood cache export` wrote.")
+            there = _kept(folder)
+            here = stack.enter_context(closing(Segment(path_of(folder), writable=True)))
+            for one, page in _whole(packed, list(packed.records)):
                 if one.key == _MODELS_KEY:
                     for origin, about in _names(page).items():
                         note_model(folder, bytes.fromhex(origin), about)
-                else:
+                elif (one.key, one.origin) not in there:
                     here.append(one.key, one.origin, page)
-            count = len(here.records)
-        os.close(held)
+            return len(here.records)
     except OSError as error:
         raise ConfigError(f"{source} cannot be brought to {folder}: {error.strerror or error}.") from error
-    return count
 
 
 def _records(folder: Path) -> Iterator[tuple[Segment, list[Record]]]:
@@ -106,6 +113,23 @@ def _records(folder: Path) -> Iterator[tuple[Segment, list[Record]]]:
     for path in sorted(folder.glob(PATTERN)):
         segment = Segment(path, writable=False)
         yield segment, segment.records
+
+
+def _kept(folder: Path) -> set[tuple[Key, bytes]]:
+    """What there is already, by key and fingerprint."""
+    found: set[tuple[Key, bytes]] = set()
+    for segment, records in _records(folder):
+        segment.close()
+        found.update((one.key, one.origin) for one in records)
+    return found
+
+
+@contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{error.filename or folder}: {error.strerror or error}.") from error
 
 
 def _check(folder: Path) -> None:

@@ -267,6 +267,18 @@ def test_a_request_goes_before_idle_work_and_the_audit_waits_for_rest() -> None:
     assert isinstance(post.sent[-1], Stats), "what is told last is how things are"
 
 
+def test_what_an_operator_did_is_tidied_up_behind() -> None:
+    """A cache that was flushed is told of, say, though nobody asks for a token."""
+    loop, post = FakeLoop(), FakePost()
+    service = service_of(loop, post)
+    for _ in range(4):
+        service.iterate()
+    post.arrived.append(Control(1, "flush_cache", {}))
+    for _ in range(4):
+        service.iterate()
+    assert loop.done == ["tidy", "tidy"]
+
+
 def test_an_engine_that_stands_still_says_that_it_lives_while_somebody_waits_for_it() -> None:
     loop, post = FakeLoop(), FakePost()
     loop.still, service = True, service_of(loop, post)
