@@ -38,7 +38,8 @@ attend (`_supports_attention_backend`): with Sapwood's pages, attention, weights
 and all of sampling, and slower than a family of its own. Only code that transformers itself holds is run, never what comes with a checkpoint (`auto_map`).
 What its attention asks for is found before anything is loaded, by a try on tensors without memory: grouped heads, windows of each layer, capped scores and values
 shorter than keys are done; sinks, tensors as scales, other masks, layers that mix tokens otherwise, and code that decides by values are refused by name. When the weights
-are there, six tokens show whether each sees others by attention alone. Plain safetensors only (experts of a checkpoint one by one are stacked as transformers has it); no
+are there, six tokens, the last at the end of the longest text, show whether each sees others by attention alone; where long texts turn heads otherwise than short
+ones (`longrope`), `--max-model-len` must not be above `original_max_position_embeddings`. Plain safetensors only (experts of a checkpoint one by one are stacked as transformers has it); no
 GGUF, no `--quantization`, no EAGLE heads. On GPUs steps are recorded as graphs as for other models, which has not been run yet: modules that cannot
 be recorded want `--disable-cuda-graph`.
 

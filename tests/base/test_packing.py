@@ -22,8 +22,9 @@ from sapwood.base.packing import (
     unpack_outcome,
     unpack_plan,
 )
-from sapwood.base.plan import Bits, LatePart, Masks, Outcome, Plan
+from sapwood.base.plan import Bits, Ints, LatePart, Masks, Outcome, Plan
 from sapwood.executor.fake import FakeExecutor
+from sapwood.scheduler.roster import NO_SLOTS
 from tests.runner.plans import admit, make_plan
 from tests.sim.test_drafts import drafted
 from tests.sim.test_scheduler import workload
@@ -58,6 +59,9 @@ class Remote:
 
     def allocate_masks(self, num_rows: int, width: int | None = None) -> Bits:
         return np.empty((num_rows, width or -(-VOCAB // 32)), np.int32)
+
+    def proposed(self, work: Plan) -> Ints:
+        return NO_SLOTS
 
     def sample(self, work: Plan, late: tuple[LatePart, ...] = ()) -> None:
         self._pipe.send_bytes(pack_late(late))

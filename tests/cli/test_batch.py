@@ -53,7 +53,7 @@ def test_answers(tmp_path: Path) -> None:
     [
         (line() | {"custom_id": 3}, "invalid_line"),
         (line() | {"method": "GET"}, "invalid_method"),
-        (line("/v1/embeddings"), "mismatched_endpoint"),
+        (line("/v1/audio/speech"), "mismatched_endpoint"),
         (line(**HELLO, stream=True), "invalid_line"),
     ],
 )

@@ -93,6 +93,7 @@ def test_twice_does_not_double_lines() -> None:
 
 
 def test_other_loggers_are_left_alone() -> None:
+    set_up_logging("debug", stream=io.StringIO())
     before = (logging.getLogger().handlers[:], logging.getLogger().level)
     set_up_logging("debug", stream=io.StringIO())
     assert (logging.getLogger().handlers, logging.getLogger().level) == before
@@ -100,6 +101,7 @@ def test_other_loggers_are_left_alone() -> None:
 
 def test_a_whole_process() -> None:
     stream = io.StringIO()
+    set_up_logging("error", stream=io.StringIO())  # the last call counts
     set_up_logging("info", process="engine", whole=True, stream=stream)
     logging.getLogger("someone.else").warning("hot")
     logging.getLogger("sapwood.engine").info("ready")

@@ -121,6 +121,10 @@ def test_published_and_again(tmp_path: Path) -> None:
         socket.connect(where)
     asked = msgspec.json.encode({"endpoint": pub, "replay_endpoint": again}).decode()
     engine = started(models.save("llama", tmp_path / "model"), kv_events_config=asked, served_model_name=["tiny"])
+    for number in range(600):  # what is published before the subscription has arrived is lost
+        say(engine, [[1 + number % 32, *PROMPTS[0][1:20]]])
+        if sub.poll(100):
+            break
     say(engine, PROMPTS)
 
     dealer.send_multipart((b"", (0).to_bytes(8, "big")))
