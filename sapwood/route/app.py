@@ -23,6 +23,7 @@ from sapwood.route.paths import CARRIED
 from sapwood.route.policies import policies
 from sapwood.route.prefixes import Prefixes
 from sapwood.route.proxy import Proxy, worded
+from sapwood.route.semantic.standing import Standing
 from sapwood.route.table import Table
 from sapwood.route.upstream import Upstream
 from sapwood.route.watch import Watch
@@ -65,7 +66,8 @@ class Router:
         await self._watch.read_again()
 
     def _application(self, carrier: Upstream) -> web.Application:
-        proxy = Proxy(self.fleet, policies(self.prefixes), self.prefixes, self.metrics, carrier, self.guard)
+        guests = (Standing(self.fleet),)
+        proxy = Proxy(self.fleet, policies(self.prefixes), self.prefixes, self.metrics, carrier, self.guard, guests)
         app = web.Application(client_max_size=self._options.max_body_bytes, middlewares=[_told])
         app.add_routes([web.post(path, proxy.handle) for path in CARRIED])
         app.add_routes(

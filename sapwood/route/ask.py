@@ -60,6 +60,10 @@ class Ask:
             return self.body
         return msgspec.json.encode(self._fields | {"model": msgspec.Raw(msgspec.json.encode(model))})
 
+    def changed(self, body: bytes) -> Ask:
+        """The same request with another body, which is JSON."""
+        return Ask(self.path, body, self._headers, session_header=self._session_header)
+
     def _text(self, name: str) -> str | None:
         if (raw := self._fields.get(name)) is None:
             return None

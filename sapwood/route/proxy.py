@@ -16,6 +16,7 @@ from sapwood.base.errors import Overloaded, RequestError
 from sapwood.route import upstream
 from sapwood.route.ask import Ask
 from sapwood.route.fleet import Fleet, Replica
+from sapwood.route.guests import Answered, Guests, Passing
 from sapwood.route.metrics import Metrics
 from sapwood.route.paths import envelope_of, last_words
 from sapwood.route.policies import Policy
@@ -35,18 +36,23 @@ class _Way:
     """A request on its way.
 
     Attributes:
+        passing: What guests know of it.
         tried: Servers that it was sent to.
         refusal: What the last of these said.
         told: How the last was chosen.
     """
 
     request: web.Request
-    ask: Ask
+    passing: Passing
     used: Used
     began: float
     tried: list[str] = field(default_factory=list)
     refusal: Said | None = None
     told: str = ""
+
+    @property
+    def ask(self) -> Ask:
+        return self.passing.ask
 
 
 class Proxy:
@@ -60,9 +66,11 @@ class Proxy:
         metrics: Metrics,
         carrier: Upstream,
         guard: Guard,
+        guests: Guests = (),
     ) -> None:
         self._fleet, self._policies, self._prefixes = fleet, policies, prefixes
         self._metrics, self._upstream, self._guard = metrics, carrier, guard
+        self._guests = guests
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """The handler of all paths that are carried."""
@@ -72,8 +80,12 @@ class Proxy:
             body = await request.read()
             began = perf_counter()
             ask = Ask(request.path, body, request.headers, session_header=self._fleet.table.session_header)
+            passing = Passing(ask, request.headers, account.tenant.name)
             with account.generating(0) as used:
-                return await self._carry(_Way(request, ask, used, began))
+                for guest in self._guests:
+                    if (answer := await guest.arrives(passing)) is not None:
+                        return answer
+                return await self._carry(_Way(request, passing, used, began))
         except (RequestError, Overloaded) as error:
             return worded(request.path, problem(error))
 
@@ -81,7 +93,7 @@ class Proxy:
         return self._guard.admit(Headers(raw=list(request.raw_headers)), request.path, trusted=False)
 
     async def _carry(self, way: _Way) -> web.StreamResponse:
-        for model in self._models(way.ask):
+        for model in self._models(way):
             for replica in self._choices(way, model):
                 with replica.at_work():
                     answer = await self._attempt(way, replica, model)
@@ -91,12 +103,15 @@ class Proxy:
             return web.Response(status=way.refusal.status, headers=way.refusal.headers, body=way.refusal.body)
         raise self._nobody(way)
 
-    def _models(self, ask: Ask) -> Sequence[str | None]:
-        return [None] if ask.model is None else self._fleet.names(ask.model)
+    def _models(self, way: _Way) -> Sequence[str | None]:
+        if way.passing.models is not None:
+            return [model for name in way.passing.models for model in self._fleet.names(name)]
+        return [None] if way.ask.model is None else self._fleet.names(way.ask.model)
 
     def _choices(self, way: _Way, model: str | None) -> Iterator[Replica]:
         """Servers to try, one after another."""
-        alias = self._fleet.table.model.get(way.ask.model or "")
+        asked = way.passing.models[0] if way.passing.models else way.ask.model
+        alias = self._fleet.table.model.get(asked or "")
         name = (alias and alias.policy) or self._fleet.table.policy
         for _ in range(self._fleet.table.retries + 1):
             there = self._fleet.anybody() if model is None else self._fleet.for_model(model)
@@ -118,14 +133,16 @@ class Proxy:
         try:
             response = await self._upstream.send(replica, request.method, request.path_qs, request.headers, body)
             async with response:
-                return await self._answer(way, replica, response)
+                return await self._answer(way, replica, response, model)
         except Silent as error:
             log.warning("%s did not answer %s: %s", replica.name, request.path, error)
             self._metrics.failed(replica.name, "silent")
             replica.failed()
             return None
 
-    async def _answer(self, way: _Way, replica: Replica, response: aiohttp.ClientResponse) -> web.StreamResponse | None:
+    async def _answer(
+        self, way: _Way, replica: Replica, response: aiohttp.ClientResponse, model: str | None
+    ) -> web.StreamResponse | None:
         if response.status in upstream.BUSY or response.status in upstream.BROKEN:
             way.refusal = await upstream.refusal(response)
             if response.status in upstream.BUSY:
@@ -135,9 +152,12 @@ class Proxy:
                 replica.failed()
                 self._metrics.failed(replica.name, "broken")
             return None
-        told = {"x-sapwood-server": replica.name, "x-sapwood-route": way.told}
+        told = {"x-sapwood-server": replica.name, "x-sapwood-route": way.told, **way.passing.told}
+        first_piece = perf_counter() - way.began
+        body: bytes | None = None
         if not response.content_type.startswith(upstream.STREAMS):
             said = await upstream.whole(response)
+            body = said.body
             way.used.tokens = upstream.tokens_in([said.body])
             answer: web.StreamResponse = web.Response(
                 status=said.status, headers={**said.headers, **told}, body=said.body
@@ -151,6 +171,9 @@ class Proxy:
             await self._stream(way, replica, response, answer, first)
         replica.succeeded()
         self._metrics.answered(replica.name, answer.status)
+        how = Answered(model, answer.status, response.content_type, first_piece, perf_counter() - way.began, body)
+        for guest in self._guests:
+            guest.answered(way.passing, how)
         return answer
 
     async def _stream(
@@ -177,7 +200,7 @@ class Proxy:
 
     def _nobody(self, way: _Way) -> Exception:
         """Why no server answered."""
-        model, fleet = way.ask.model, self._fleet
+        model, fleet = way.ask.model if way.passing.models is None else way.passing.models[0], self._fleet
         if way.tried:
             return Overloaded("None of the servers that were asked has answered; try again.", retry_after=1.0)
         known = {name for one in fleet.replicas.values() for name in one.models or ()}

@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from sapwood.base.errors import ConfigError
+from sapwood.route.semantic.table import ApplyBy, check_standing
 
 POLICIES = ("cache_aware", "least_load", "power_of_two", "session", "round_robin")
 
@@ -63,6 +64,8 @@ class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         retries: Other servers that are tried before anything was answered.
         session_header: A header that tells which requests belong together.
         api_keys_file: Who may ask, and how much, as `sapwood serve --api-keys-file` has it.
+        paths: Which model answers a path where the request names none.
+        apply: Which model applies edits, by the size of the file.
     """
 
     server: Annotated[tuple[Server, ...], Meta(min_length=1)]
@@ -71,6 +74,8 @@ class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     retries: Annotated[int, Meta(ge=0, le=16)] = 2
     session_header: str = "x-session-id"
     api_keys_file: str | None = None
+    paths: dict[str, str] = {}
+    apply: tuple[ApplyBy, ...] = ()
 
 
 def read(path: Path) -> Table:
@@ -96,6 +101,7 @@ def checked(raw: Mapping[str, object], where: str) -> Table:
     for policy in (table.policy, *(alias.policy for alias in table.model.values() if alias.policy is not None)):
         if policy not in POLICIES:
             raise ConfigError(f"{where}: there is no policy {policy!r}; take one of {', '.join(POLICIES)}.")
+    check_standing(table.paths, table.apply, where)
     servers = tuple(_checked(server, where) for server in table.server)
     names = [server.shown for server in servers]
     if doubled := {name for name in names if names.count(name) > 1}:

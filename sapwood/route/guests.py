@@ -1,0 +1,72 @@
+"""Who has a say in a request before a server is chosen for it, and hears how it was answered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+from aiohttp import web
+
+from sapwood.base.errors import RequestError
+from sapwood.route.ask import Ask
+
+
+@dataclass
+class Passing:
+    """A request on its way through the router.
+
+    Attributes:
+        ask: What is sent on; a guest may put another in its place.
+        headers: What came with it.
+        tenant: Whose it is: the name of its key.
+        models: Names that are tried in this order in place of the one that the request has, where a guest says so.
+        told: Headers that the client gets beside those of the answer.
+        notes: What a guest wants to remember until the answer, by the guest's name.
+    """
+
+    ask: Ask
+    headers: Mapping[str, str]
+    tenant: str
+    models: tuple[str, ...] | None = None
+    told: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+class Answered(NamedTuple):
+    """How a server answered.
+
+    Attributes:
+        model: Whom it was asked for, if anybody.
+        first: Seconds until it began to answer, `seconds` until it had ended.
+        body: All of an answer that came whole; None of a stream.
+    """
+
+    model: str | None
+    status: int
+    content_type: str
+    first: float
+    seconds: float
+    body: bytes | None
+
+
+class Guest(Protocol):
+    """Raises RequestError for a request that is to be refused."""
+
+    async def arrives(self, passing: Passing) -> web.Response | None:
+        """The answer, if no server has to be asked."""
+
+    def answered(self, passing: Passing, how: Answered) -> None:
+        """A server has answered."""
+
+
+Guests = Sequence[Guest]
+
+
+def document(ask: Ask) -> dict[str, Any]:
+    """The whole body of a request. Raises RequestError (400) where it is no JSON object."""
+    try:
+        return msgspec.json.decode(ask.body, type=dict[str, Any])
+    except msgspec.DecodeError as error:
+        raise RequestError(f"The body is no JSON object: {error}.", code="invalid_json") from error
