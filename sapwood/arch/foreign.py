@@ -69,6 +69,7 @@ class Foreign:
     head: ClassVar[Linear | Tied | None] = None
     writes: ClassVar[bool] = True
     classifier: ClassVar[None] = None
+    encoder: ClassVar[None] = None
     quantization: ClassVar[Mapping[str, Any] | None] = None
     portion: ClassVar[None] = None
 

@@ -24,6 +24,7 @@ from sapwood.base.kv import Heads, KVKind, Whole
 
 if TYPE_CHECKING:
     from sapwood.arch.draft_head import DraftHead
+    from sapwood.arch.encoder import Encoder
     from sapwood.arch.multiplied import Multiplied
     from sapwood.arch.network import Network
     from sapwood.arch.positions import Positions, Segments
@@ -363,8 +364,8 @@ class Decoder:
     begin with one of `aside` are not of its own. `mtp` is the head of the checkpoint (`arch/draft_head.py`) that predicts
     more tokens than one. Tokens' vectors are normed by `embed_norm`. Logits are the head's products
     times `logit_scale`, then with a `logit_cap` cap * tanh(logit / cap). Without a `head` there are none, and texts are what it is for;
-    some that have a `classifier` have scores. `parted` are those of `embed` and `head` of which each rank
-    has a part of the vocabulary. A rank's `portion` is the whole that it is of, and how each of its parts is shared."""
+    some that have a `classifier` have scores. An `encoder` makes of media what blocks see besides tokens. `parted` are those of `embed`
+    and `head` of which each rank has a part of the vocabulary. A rank's `portion` is the whole that it is of, and how each of its parts is shared."""
 
     architecture: str
     max_positions: int
@@ -382,6 +383,7 @@ class Decoder:
     vectors: object | None = None
     streams: object | None = None
     classifier: Classifier | None = None
+    encoder: Encoder | None = None
     root: str = ""
     aside: tuple[str, ...] = ()
     mtp: DraftHead | None = None
@@ -390,7 +392,7 @@ class Decoder:
     portion: tuple[Decoder, Mapping[str, Share]] | None = dataclasses.field(default=None, compare=False, repr=False)
 
     before: ClassVar[tuple[str, ...]] = ("embed", "positions", "segments", "embed_norm", "vectors", "streams")
-    behind: ClassVar[tuple[str, ...]] = ("norm", "head", "classifier")
+    behind: ClassVar[tuple[str, ...]] = ("norm", "head", "classifier", "encoder")
 
     @property
     def vocab_size(self) -> int:

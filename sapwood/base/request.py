@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sapwood.base.drafts import Tally
+from sapwood.base.media import Media, Span, keyed, seen_by_all
 from sapwood.base.plan import Ints, TokenLogprobs
 from sapwood.base.sampling import SamplingParams
 from sapwood.base.task import GENERATE, Task
@@ -25,13 +27,14 @@ class Request:
 
     Attributes:
         id: The front's number for it.
-        tokens: int32, all known tokens while it waits; while it runs the scheduler's history holds them.
+        tokens: int32, all known tokens while it waits; while it runs the scheduler's history holds them. Where media stand, they
+            are the tree's keys, negative: see `spelled`.
         prompt_len: How many of them are the prompt.
         limit: Length at which it ends: prompt plus most new tokens, within the context.
         min_len: Length before which it cannot end by a stop token.
         stop_ids: Tokens that end it (end-of-sequence tokens included unless ignored).
         seed: 64-bit seed of its random choices.
-        namespace: Requests share cached prefixes only within one (adapter and salt).
+        namespace: Requests share cached prefixes only within one (adapter and salt, and media that all tokens see).
         arrival: Running number, lower came first.
         arrived: When it came, in seconds of the host's monotonic clock; nothing is decided by it.
         waited: Seconds from then to the first plan that it is in, -1 before; whoever has a clock sets it.
@@ -44,11 +47,13 @@ class Request:
         constraint: Where it is in its grammar, None without one; the grammar room's business alone. It stays with the
             request when that is preempted.
         drafted: How its drafts fare, by drafter.
+        media: What it brings for an encoder. `spans` say where in the prompt that stands, in order.
         task: What it wants. One that is no generation ends with its first token.
         stakes: Those that it concerns, in the scheduler's order.
     """
 
     __slots__ = (
+        "_prompt",
         "arrival",
         "arrived",
         "cached_tokens",
@@ -58,6 +63,7 @@ class Request:
         "hold",
         "id",
         "limit",
+        "media",
         "min_len",
         "namespace",
         "params",
@@ -68,6 +74,7 @@ class Request:
         "scored",
         "seed",
         "slot",
+        "spans",
         "stakes",
         "stop_ids",
         "task",
@@ -93,16 +100,21 @@ class Request:
         arrival: int = 0,
         arrived: float = 0.0,
         task: Task = GENERATE,
+        media: Sequence[Media] = (),
+        spans: Sequence[Span] = (),
     ) -> None:
         self.id = id
-        self.tokens = np.ascontiguousarray(tokens, dtype=np.int32)
+        self.tokens = self._prompt = np.ascontiguousarray(tokens, dtype=np.int32)
+        self.media, self.spans = tuple(media), tuple(spans)
+        if spans:
+            self.tokens = keyed(self.tokens, media, spans)
         self.params = params
         self.prompt_len = len(self.tokens)
         self.limit = limit
         self.min_len = min(self.prompt_len + params.min_tokens, limit)
         self.stop_ids = stop_ids
         self.seed = seed
-        self.namespace = namespace
+        self.namespace = seen_by_all(media, spans) + namespace if media else namespace
         self.priority = priority
         self.tenant = tenant
         self.weight = weight
@@ -121,6 +133,15 @@ class Request:
         self.constraint: Any = None
         self.drafted: dict[str, Tally] = {}
         self.stakes: tuple[Stake, ...] = ()
+
+    @property
+    def spelled(self) -> Ints:
+        """Its known tokens, while it waits, with those of the prompt where media stand."""
+        if not self.spans:
+            return self.tokens
+        spelled = self.tokens.copy()
+        spelled[: self.prompt_len] = self._prompt
+        return spelled
 
     @property
     def running(self) -> bool:

@@ -17,7 +17,8 @@ class Slots:
     Attributes:
         fed: Positions whose KV earlier plans compute, at most: of drafts in flight all are counted in.
         slack: How many of these may turn out to be rejected drafts.
-        known: Tokens whose values the host knows; they stand in `history`, and behind them what was last drafted.
+        known: Tokens whose values the host knows; they stand in `history`, and behind them what was last drafted. Where media
+            stand in a prompt, these are the tree's keys, negative (`sapwood.base.media`).
         flying: Most tokens that steps in flight may still yield.
         limit: Length at which the request ends. The last token is never fed, so `fed` stays below.
         until: The request's horizon: beyond it the stakes must be asked again.

@@ -12,6 +12,7 @@ import msgspec
 
 from sapwood.base.drafts import Drafted
 from sapwood.base.histogram import Histogram
+from sapwood.base.media import Kind, Media, Span
 from sapwood.base.news import FinishReason, Landing, News
 from sapwood.base.plan import TokenLogprobs
 from sapwood.base.sampling import SamplingParams
@@ -25,7 +26,8 @@ class Submit(msgspec.Struct, frozen=True, tag="submit", array_like=True):
 
     `stop_ids` are all tokens that end it, end-of-sequence tokens included. `salt` and `adapter` separate the prefix
     cache; higher `priority` runs first under the priority policy; tenants take turns under the fair one, each as its `weight` says.
-    A `task` that is no generation ends with one token, which means nothing.
+    A `task` that is no generation ends with one token, which means nothing. `media` are what its encoder is fed with, `spans` where in
+    the prompt they stand; what has no span is seen by every token.
     """
 
     id: int
@@ -38,23 +40,27 @@ class Submit(msgspec.Struct, frozen=True, tag="submit", array_like=True):
     tenant: str = ""
     weight: float = 1.0
     task: Task = GENERATE
+    media: list[Media] = []
+    spans: list[Span] = []
 
 
 class Lists(msgspec.Struct, frozen=True, tag="lists", array_like=True):
-    """What may be large in the parameters of the `Sharing` messages that follow, until the next of these: one body may ask for a
-    thousand outputs that have it in common."""
+    """What may be large in the `Sharing` messages that follow, until the next of these: one body may ask for a thousand outputs that
+    have it in common. All but the media are of the parameters."""
 
     logit_bias: dict[int, float]
     allowed_token_ids: tuple[int, ...] | None
     forbidden: tuple[tuple[int, ...], ...]
     prediction: tuple[int, ...]
+    media: list[Media] = []
 
     @staticmethod
-    def of(params: SamplingParams) -> Lists | None:
-        """Those of some parameters, None where they are short."""
-        found = Lists(params.logit_bias.copy(), params.allowed_token_ids, params.forbidden, params.prediction)
+    def of(message: Submit) -> Lists | None:
+        """Those of a generation, None where they are short."""
+        params, media = message.params, message.media
+        found = Lists(params.logit_bias.copy(), params.allowed_token_ids, params.forbidden, params.prediction, media)
         size = len(found.logit_bias) + len(found.allowed_token_ids or ()) + len(found.forbidden) + len(found.prediction)
-        return found if size > _SHORT else None
+        return found if media or size > _SHORT else None
 
 
 class Sharing(msgspec.Struct, frozen=True, tag="sharing", array_like=True):
@@ -67,11 +73,14 @@ class Sharing(msgspec.Struct, frozen=True, tag="sharing", array_like=True):
         params = msgspec.structs.replace(
             message.params, logit_bias={}, allowed_token_ids=None, forbidden=(), prediction=()
         )
-        return Sharing(msgspec.structs.replace(message, params=params))
+        return Sharing(msgspec.structs.replace(message, params=params, media=[]))
 
     def whole(self, lists: Lists) -> Submit:
-        params = msgspec.structs.replace(self.submit.params, **msgspec.structs.asdict(lists))
-        return msgspec.structs.replace(self.submit, params=params)
+        large = msgspec.structs.asdict(lists)
+        media = large.pop("media")
+        return msgspec.structs.replace(
+            self.submit, params=msgspec.structs.replace(self.submit.params, **large), media=media
+        )
 
 
 class Abort(msgspec.Struct, frozen=True, tag="abort", array_like=True):
@@ -143,7 +152,7 @@ def worded_step(landing: Landing) -> Deltas:
 class Facts(msgspec.Struct, frozen=True):
     """What a front has to know of the running engine. `eos_ids` come from the tokenizer, which the front has. `tasks` are the tags
     of those that the model can do, `classifier` what its classifier wants, if it has one, `pooling` what a vector is made by of a model that does not say.
-    A vector has `vector_size` numbers."""
+    A vector has `vector_size` numbers. `media` are the kinds that the model has an encoder for."""
 
     max_model_len: int
     vocab_size: int
@@ -160,6 +169,7 @@ class Facts(msgspec.Struct, frozen=True):
     classifier: Pooling | None = None
     pooling: Pooling = "last"
     vector_size: int = 0
+    media: tuple[Kind, ...] = ()
     eos_ids: list[int] = []
 
 

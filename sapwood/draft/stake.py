@@ -130,7 +130,7 @@ class DraftStake(Stake):
             if number == self._on_device:
                 return
             count = min(reach[number] + behind, room)
-            tokens = np.array(drafter.propose(request, s.history[slot, :known], count)[:count], np.int32)
+            tokens = _spoken(np.array(drafter.propose(request, s.history[slot, :known], count)[:count], np.int32))
             if len(tokens):
                 s.history[slot, known : known + len(tokens)] = tokens
                 self._drafter[slot], self._reach[slot] = number, known + len(tokens)
@@ -187,3 +187,9 @@ class DraftStake(Stake):
             counts[f"drafts_{drafter.name}"] = told.num_fed
             counts[f"accepted_drafts_{drafter.name}"] = told.num_accepted
         return counts, {}
+
+
+def _spoken(tokens: Ints) -> Ints:
+    """Up to where media stand in the text that was read from: those are keys there, and no tokens."""
+    placed = tokens < 0
+    return tokens[: int(placed.argmax())] if placed.any() else tokens

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from time import monotonic
 from typing import Any, Protocol
 
 import msgspec
 
 from sapwood.base.errors import EngineDead, GenerationFailed, Overloaded, RequestError
+from sapwood.base.media import Media, Span, check_kinds
 from sapwood.base.sampling import SEED_LIMIT, SamplingParams
 from sapwood.base.task import GENERATE, Generate, Task, tag_of
 from sapwood.base.tokens import check_ids
@@ -154,10 +155,12 @@ class EngineClient(Protocol):
         weight: float = 1.0,
         checked: bool = False,
         task: Task = GENERATE,
+        media: Sequence[Media] = (),
+        spans: Sequence[Span] = (),
     ) -> Stream:
         """Begin a generation; `follower` is woken when there is something to take, and closes the stream in the end. `checked`:
         the parameters have been (`SamplingParams.check`), once for all generations that share them. What is no generation ends
-        with one delta, which has its `vector`.
+        with one delta, which has its `vector`. `media` go to the model's encoder, and stand where `spans` say.
 
         Raises RequestError for what cannot be served, Overloaded when too much is waiting, EngineDead when the engine
         is gone.
@@ -283,10 +286,13 @@ class AsyncEngine:
         weight: float = 1.0,
         checked: bool = False,
         task: Task = GENERATE,
+        media: Sequence[Media] = (),
+        spans: Sequence[Span] = (),
     ) -> Stream:
         """See `EngineClient.submit`."""
         assert params.n == 1, "copies() makes n requests of one"
         check_request(tokens, params, self.facts, checked=checked, task=task)
+        check_kinds(media, self.facts.media)
         self._check_alive()
         if len(self._streams) >= self._max_live:
             raise Overloaded(
@@ -294,7 +300,20 @@ class AsyncEngine:
                 retry_after=self._pace.seconds(len(self._streams) + 1 - self.facts.max_num_seqs),
             )
         stop_ids = list(params.stop_token_ids) + ([] if params.ignore_eos else self.facts.eos_ids)
-        message = Submit(next(self._numbers), tokens, params, stop_ids, salt, adapter, priority, tenant, weight, task)
+        message = Submit(
+            next(self._numbers),
+            tokens,
+            params,
+            stop_ids,
+            salt,
+            adapter,
+            priority,
+            tenant,
+            weight,
+            task,
+            list(media),
+            list(spans),
+        )
         self._send(message)
         stream = self._streams[message.id] = Stream(message.id, follower, self._leave)
         self.vitals.ask()

@@ -9,6 +9,7 @@ from time import monotonic
 import numpy as np
 
 from sapwood.base.errors import RequestError
+from sapwood.base.media import Kind, check_kinds, check_spans
 from sapwood.base.request import Request, namespace_of
 from sapwood.base.task import Embed, Generate, Task, tag_of
 from sapwood.base.tokens import check_ids
@@ -19,7 +20,8 @@ SEED_MASK = 2**63 - 1
 
 class Intake:
     """Numbers arrivals, draws seeds, sets limits. `longest` is the most tokens that one sequence may have; without
-    `grammars` requests that are restricted are refused, and those of other than the `tasks` in any case."""
+    `grammars` requests that are restricted are refused, and those of other than the `tasks`, or with media of other than the kinds of
+    `media`, in any case."""
 
     def __init__(
         self,
@@ -29,8 +31,9 @@ class Intake:
         seed: int,
         grammars: bool = False,
         tasks: Sequence[type[Task]] = (Generate, Embed),
+        media: Sequence[Kind] = (),
     ) -> None:
-        self.longest, self.tasks = longest, tuple(tasks)
+        self.longest, self.tasks, self.media = longest, tuple(tasks), tuple(media)
         self.grammars = grammars
         self.vocab_size = vocab_size
         self._random = random.Random(seed)
@@ -48,7 +51,9 @@ class Intake:
             return _refused(message, f"a prompt must have 1 to {most} tokens, this one has {len(tokens)}")
         try:
             check_ids((int(tokens.min()), int(tokens.max())), vocab_size=self.vocab_size, param="prompt")
-        except RequestError as error:
+            check_kinds(message.media, self.media)
+            check_spans(message.media, message.spans, prompt_len=len(tokens))
+        except (RequestError, ValueError) as error:
             return _refused(message, str(error))
         params = message.params
         if params.restricted and not self.grammars:
@@ -73,6 +78,8 @@ class Intake:
             arrival=self._arrivals,
             arrived=monotonic(),
             task=task,
+            media=message.media,
+            spans=message.spans,
         )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from sapwood.arch.encoder import media_of
 from sapwood.arch.foreign import Foreign
 from sapwood.arch.parts import Decoder
 from sapwood.arch.texts import tasks_of
@@ -155,6 +156,7 @@ def _intake(config: Config, decoder: Decoder | Foreign, longest: int) -> Intake:
         seed=config.device.seed,
         grammars=True,
         tasks=tasks_of(decoder),
+        media=media_of(decoder),
     )
 
 
@@ -184,6 +186,7 @@ def _facts(
         classifier=None if decoder.classifier is None else decoder.classifier.pooling,
         pooling="last" if all(group.lasts for group in measured.groups) else "mean",
         vector_size=decoder.hidden_size,
+        media=media_of(decoder),
     )
 
 

@@ -51,7 +51,7 @@ class Line:
     def send(self, message: ToEngine) -> None:
         """Raises EngineDead when nobody is there to take it; why, and what follows, is known a moment later."""
         try:
-            if not isinstance(message, Submit) or (lists := Lists.of(message.params)) is None:
+            if not isinstance(message, Submit) or (lists := Lists.of(message)) is None:
                 self._down.send(self._encoder.encode(message), zmq.DONTWAIT)
                 return
             if lists != self._lists:

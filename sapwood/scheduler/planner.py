@@ -304,7 +304,7 @@ def _enter(request: Request, number: int) -> bool:
 def _admit(request: Request, cached: int) -> Admit:
     return Admit(
         slot=request.slot,
-        tokens=request.tokens,
+        tokens=request.spelled,
         fed=cached,
         prompt_len=request.prompt_len,
         limit=request.limit,

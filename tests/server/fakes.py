@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from sapwood.base.drafts import Drafted
 from sapwood.base.errors import EngineDead, Overloaded
+from sapwood.base.media import Media, Span, check_kinds
 from sapwood.base.plan import TokenLogprobs
 from sapwood.base.sampling import SamplingParams
 from sapwood.base.task import GENERATE, Task
@@ -87,6 +88,7 @@ class FakeEngine:
         self.cached = 0
         self.drafted: dict[str, Drafted] = {}
         self.asked: list[Asked] = []
+        self.given: list[tuple[tuple[Media, ...], tuple[Span, ...]]] = []  # with each of these
         self.controls: list[str] = []
         self.replies: dict[str, dict[str, Any]] = {  # to what it is told or asked
             "live": {"lanes": [], "running": 0, "waiting": 0, "counters": {}, "seconds": {}, "pages": [[32, 20, 4]]},
@@ -119,8 +121,12 @@ class FakeEngine:
         weight: float = 1.0,
         checked: bool = False,
         task: Task = GENERATE,
+        media: Sequence[Media] = (),
+        spans: Sequence[Span] = (),
     ) -> Stream:
         check_request(tokens, params, self.facts, checked=checked, task=task)
+        check_kinds(media, self.facts.media)
+        self.given.append((tuple(media), tuple(spans)))
         if self.dead is not None:
             raise EngineDead(self.dead, retry_after=self.retry_after)
         self.asked.append(Asked(tokens, params, salt, priority))
