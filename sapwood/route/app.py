@@ -12,17 +12,19 @@ from typing import Any
 
 import aiohttp
 from aiohttp import web
-from starlette.datastructures import Headers
 
 from sapwood import __version__
 from sapwood.base.errors import RequestError
 from sapwood.config.options import ServerConfig
+from sapwood.route.admission import admitted
+from sapwood.route.discovery import by_dns
 from sapwood.route.fleet import Fleet, State
+from sapwood.route.line import Line
 from sapwood.route.metrics import Metrics
 from sapwood.route.paths import CARRIED
 from sapwood.route.policies import policies
 from sapwood.route.prefixes import Prefixes
-from sapwood.route.proxy import Proxy, worded
+from sapwood.route.proxy import Proxy, Turn, worded
 from sapwood.route.semantic.standing import Standing
 from sapwood.route.table import Table
 from sapwood.route.upstream import Upstream
@@ -45,6 +47,7 @@ class Router:
         self.fleet, self.prefixes = Fleet(table), Prefixes()
         self.fleet.set_table(table)
         self.metrics, self.guard = Metrics(self.fleet), Guard(options)
+        self._line: Line[Turn] = Line(self.metrics)
         self._options, self._path, self._every = options, path, every
 
     @contextlib.asynccontextmanager
@@ -53,7 +56,15 @@ class Router:
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30.0)
         session = aiohttp.ClientSession(connector=connector, timeout=_TIMEOUT, auto_decompress=False)
         async with session:
-            self._watch = Watch(self.fleet, self.prefixes, session, self._path, every=self._every)
+            self._watch = Watch(
+                self.fleet,
+                self.prefixes,
+                session,
+                self._path,
+                finders={"dns": by_dns},
+                changed=self._line.pump,
+                every=self._every,
+            )
             await self._watch.first_look()
             watching = asyncio.get_running_loop().create_task(self._watch.run())
             try:
@@ -67,7 +78,8 @@ class Router:
 
     def _application(self, carrier: Upstream) -> web.Application:
         guests = (Standing(self.fleet),)
-        proxy = Proxy(self.fleet, policies(self.prefixes), self.prefixes, self.metrics, carrier, self.guard, guests)
+        chosen = policies(self.prefixes)
+        proxy = Proxy(self.fleet, chosen, self.prefixes, self.metrics, carrier, self.guard, self._line, guests)
         app = web.Application(client_max_size=self._options.max_body_bytes, middlewares=[_told])
         app.add_routes([web.post(path, proxy.handle) for path in CARRIED])
         app.add_routes(
@@ -88,7 +100,7 @@ class Router:
 
     def _open(self, handler: Handler) -> Handler:
         async def guarded(request: web.Request) -> web.StreamResponse:
-            self.guard.admit(_headers(request), request.path, trusted=False)
+            admitted(self.guard, request)
             answer: web.StreamResponse = await handler(request)
             return answer
 
@@ -96,8 +108,7 @@ class Router:
 
     def _for_operators(self, handler: Handler) -> Handler:
         async def guarded(request: web.Request) -> web.StreamResponse:
-            account = self.guard.admit(_headers(request), request.path, trusted=False)
-            self.guard.check_operator(account.tenant, request.path)
+            admitted(self.guard, request, operator=True)
             answer: web.StreamResponse = await handler(request)
             return answer
 
@@ -143,6 +154,7 @@ class Router:
             names = ", ".join(self.fleet.replicas)
             raise RequestError(f"There is no server {name!r}; there are: {names}.", param="server", status=404)
         replica.draining = request.path.endswith("/drain")
+        self._line.pump()
         return web.json_response({"server": name, "state": replica.state.value, "running": replica.running})
 
 
@@ -161,10 +173,6 @@ async def _told(request: web.Request, handler: Handler) -> web.StreamResponse:
         return worded(request.path, problem(error))
 
 
-def _headers(request: web.Request) -> Headers:
-    return Headers(raw=[(name.lower(), value) for name, value in request.raw_headers])
-
-
 async def serve(router: Router, door: Door, options: ServerConfig, *, on_ready: Callable[[str], None]) -> None:
     """Until SIGTERM or SIGINT; then running requests may end for as long as `drain_seconds` says. SIGHUP reads the table again."""
     loop, over = asyncio.get_running_loop(), asyncio.Event()
@@ -172,7 +180,13 @@ async def serve(router: Router, door: Door, options: ServerConfig, *, on_ready: 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, over.set)
     async with router.serving() as app:
-        loop.add_signal_handler(signal.SIGHUP, lambda: reading.add(loop.create_task(router.read_again())))
+
+        def read_again() -> None:
+            task = loop.create_task(router.read_again())
+            reading.add(task)
+            task.add_done_callback(reading.discard)
+
+        loop.add_signal_handler(signal.SIGHUP, read_again)
         runner = web.AppRunner(
             app,
             handler_cancellation=True,

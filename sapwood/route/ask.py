@@ -1,19 +1,32 @@
-"""What the router reads of a request: the model it wants, whom it belongs to, and how its prompt begins."""
+"""What the router reads of a request: the model it wants, whom it belongs to, how its prompt begins, and how much it is."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import cached_property
 
 import msgspec
 
 from sapwood.base.errors import RequestError
+from sapwood.route.forms import place_of
 
 _BLOCK = 256  # bytes of a prompt that are told apart; about 64 tokens
 _LONGEST = 512  # blocks that are looked at
 _OPENING = ("tools", "system", "instructions")  # what templates put before everything else, in this order
 _PROMPT = ("messages", "prompt", "input", "text", "contents")
 _SESSION = ("prompt_cache_key", "conversation", "previous_response_id", "user")
+_SPAN = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+_USUAL_SPAN = 256  # tokens of an answer of which nothing is said
+_TOKEN = 4  # bytes, about
+_ENCODED = re.compile(
+    rb"[A-Za-z0-9+/=_-]{512,}"
+)  # an image or a recording, which is not as many tokens as it has letters
+_USAGE_PATHS = ("/v1/chat/completions", "/v1/completions")  # where streams tell their usage if they are asked to
+
+_Fields = dict[str, msgspec.Raw]
+_fields = msgspec.json.Decoder(_Fields)
+_text = msgspec.json.Decoder(str)
 
 
 class Ask:
@@ -23,18 +36,19 @@ class Ask:
         """Raises RequestError (400) for a JSON body that is no object."""
         self.path, self.body = path, body
         self._headers, self._session_header = headers, session_header
-        self._fields: dict[str, msgspec.Raw] = {}
-        if body and "json" in headers.get("content-type", "application/json"):
+        self._fields: _Fields = {}
+        self._form: slice | None = None
+        self.model: str | None = None
+        kind = headers.get("content-type", "application/json")
+        if body and "json" in kind:
             try:
-                self._fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+                self._fields = _fields.decode(body)
             except msgspec.DecodeError as error:
                 raise RequestError(f"The body is no JSON object: {error}.", code="invalid_json") from error
-        self.model = self._text("model")
-
-    @property
-    def streams(self) -> bool:
-        """Whether it says that its answer is to come in pieces."""
-        return bytes(self._fields.get("stream", b"")) == b"true"
+            self.model = self._text("model")
+        elif kind[:10].lower() == "multipart/" and (place := place_of(kind, body, "model")):
+            self._form = place
+            self.model = body[place].decode("utf-8", "replace")
 
     @cached_property
     def session(self) -> str | None:
@@ -46,19 +60,56 @@ class Ask:
     @cached_property
     def blocks(self) -> list[int]:
         """A number for each block of the prompt, of it and of all before it: equal beginnings have equal ones."""
-        fields, model = self._fields, (self.model or "").encode()
-        prompt = b"".join(bytes(fields[name]) for name in (*_OPENING, *_PROMPT) if name in fields)
-        numbers, number = [], hash(model)
+        prompt = self._prompt
+        numbers, number = [], hash((self.model or "").encode())
         for start in range(0, min(len(prompt) - _BLOCK + 1, _LONGEST * _BLOCK), _BLOCK):
             number = hash((number, prompt[start : start + _BLOCK]))
             numbers.append(number)
         return numbers
 
-    def named(self, model: str) -> bytes:
-        """The body, asking for a model of that name."""
-        if model == self.model or "model" not in self._fields:
-            return self.body
-        return msgspec.json.encode(self._fields | {"model": msgspec.Raw(msgspec.json.encode(model))})
+    @cached_property
+    def prompt_tokens(self) -> int:
+        """How many tokens its prompt has, about, by its bytes; what is encoded in letters counts as nothing."""
+        return len(_ENCODED.sub(b"", self._prompt)) // _TOKEN
+
+    @cached_property
+    def weight(self) -> int:
+        """Tokens of its prompt and of the longest answer that it allows, about: what is set against others' requests."""
+        spans = (self._number(name) for name in _SPAN)
+        return self.prompt_tokens + next((span for span in spans if span is not None), _USUAL_SPAN)
+
+    @property
+    def may_be_asked_for_usage(self) -> bool:
+        """Whether its answer is a stream that says how many tokens it has used only if it is asked to, and it is not."""
+        if self.path not in _USAGE_PATHS or bytes(self._fields.get("stream", b"")) != b"true":
+            return False
+        try:
+            options = msgspec.json.decode(self._fields.get("stream_options", msgspec.Raw(b"null")))
+        except msgspec.DecodeError:
+            return False
+        return options is None or (isinstance(options, dict) and not options.get("include_usage"))
+
+    def named(self, model: str | None, *, usage: bool = False) -> bytes:
+        """The body, asking for a model of that name (None: for none), and with `usage` for what its stream has used."""
+        changed: _Fields = {}
+        if model is not None and model != self.model:
+            if self._form is not None:
+                return self.body[: self._form.start] + model.encode() + self.body[self._form.stop :]
+            if "model" in self._fields:
+                changed["model"] = msgspec.Raw(msgspec.json.encode(model))
+        if usage:
+            given = msgspec.json.decode(self._fields.get("stream_options", msgspec.Raw(b"null"))) or {}
+            changed["stream_options"] = msgspec.Raw(msgspec.json.encode(given | {"include_usage": True}))
+        return msgspec.json.encode(self._fields | changed) if changed else self.body
+
+    def raw(self, name: str) -> msgspec.Raw | None:
+        """An outermost field as it was written."""
+        return self._fields.get(name)
+
+    @cached_property
+    def _prompt(self) -> bytes:
+        fields = self._fields
+        return b"".join(bytes(fields[name]) for name in (*_OPENING, *_PROMPT) if name in fields)
 
     def changed(self, body: bytes) -> Ask:
         """The same request with another body, which is JSON."""
@@ -68,6 +119,14 @@ class Ask:
         if (raw := self._fields.get(name)) is None:
             return None
         try:
-            return msgspec.json.decode(raw, type=str)
+            return _text.decode(raw)
+        except msgspec.ValidationError:
+            return None
+
+    def _number(self, name: str) -> int | None:
+        if (raw := self._fields.get(name)) is None:
+            return None
+        try:
+            return max(msgspec.json.decode(raw, type=int), 0)
         except msgspec.ValidationError:
             return None

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from time import monotonic
 
-from sapwood.route.table import Server, Table
+from sapwood.route.table import Alias, Server, Table
 
 _PATIENCE = 3  # failures in a row
 _SHORTEST_REST, _LONGEST_REST = 1.0, 30.0  # seconds
@@ -29,9 +28,11 @@ class Replica:
     """One server at one address.
 
     Attributes:
+        host: What requests call it, where `url` has an address in place of its name.
         running: Requests that were sent to it and are not answered to the end.
         models: What it serves; None until it has said so.
         alive: Whether it answered when it was last looked at.
+        missed: Looks in a row that have found nobody.
         busy_until: When it wants to be asked again, where it said that it has too much to do.
     """
 
@@ -39,9 +40,11 @@ class Replica:
     url: str
     name: str
     clock: Clock = monotonic
+    host: str = ""
     running: int = 0
     models: frozenset[str] | None = None
     alive: bool = True
+    missed: int = 0
     draining: bool = False
     busy_until: float = 0.0
     _failures: int = 0
@@ -67,16 +70,22 @@ class Replica:
         state = self.state
         return state is State.READY or (state is State.TRIED and not self.running)
 
+    @property
+    def has_room(self) -> bool:
+        """Whether fewer requests run there than may."""
+        most = self.server.max_running
+        return most is None or self.running < most
+
     def serves(self, model: str) -> bool:
         return self.models is not None and model in self.models
 
-    @contextmanager
-    def at_work(self) -> Iterator[None]:
+    def enters(self) -> None:
+        """A request is sent to it."""
         self.running += 1
-        try:
-            yield
-        finally:
-            self.running -= 1
+
+    def leaves(self) -> None:
+        """A request that was is answered to the end, or has failed."""
+        self.running -= 1
 
     def succeeded(self) -> None:
         self._failures = 0
@@ -107,35 +116,43 @@ class Fleet:
     def set_table(self, table: Table) -> list[str]:
         """Another table: what has stayed the same keeps all that is known of it. Returns who has gone."""
         self.table = table
-        for server in table.server:
-            if not server.by_dns:
-                self._keep(server, server.shown, server.url)
+        gone = [server.shown for server in table.server if not server.looked_up and self._keep(server, server.shown)]
         servers = {server.shown: server for server in table.server}
         for replica in self.replicas.values():
-            if (now := servers.get(replica.server.shown)) is not None and now.by_dns == replica.server.by_dns:
-                replica.server = now
-        return self._drop(lambda one: servers.get(one.server.shown) is not one.server)
+            now = servers.get(replica.server.shown)
+            if now is not None and now.looked_up and now.url == replica.server.url:
+                self._tell(replica, now)
+        return gone + self._drop(lambda one: servers.get(one.server.shown) is not one.server)
 
-    def set_addresses(self, server: Server, urls: Sequence[str]) -> list[str]:
-        """What the name of a server stands for now. Returns who has gone."""
+    def set_addresses(self, server: Server, urls: Sequence[str], host: str = "") -> list[str]:
+        """Where a server is to be found now, one that is looked up; `host` is what it is called there. Returns who has gone."""
+        if not any(one is server for one in self.table.server):
+            return []  # there is another table by now
         named = {f"{server.shown}/{url.partition('://')[2]}": url for url in urls}
-        for name, url in named.items():
-            self._keep(server, name, url)
-        return self._drop(lambda one: one.server is server and one.name not in named)
+        gone = [name for name, url in named.items() if self._keep(server, name, url, host)]
+        return gone + self._drop(lambda one: one.server is server and one.name not in named)
 
-    def for_model(self, model: str) -> list[Replica]:
-        """Who serves a model and may be sent a request now; those that are too busy only if there is nobody else."""
-        there = [one for one in self.replicas.values() if one.serves(model) and one.can_take()]
-        return [one for one in there if not one.busy] or there
+    def able(self, model: str | None, but: Sequence[str] = ()) -> list[Replica]:
+        """Who serves a model, or for None anything, and answers, except those named."""
+        return [
+            one
+            for one in self.replicas.values()
+            if (model is None or one.serves(model)) and one.can_take() and one.name not in but
+        ]
 
-    def anybody(self) -> list[Replica]:
-        """Who may be sent a request that names no model."""
-        return [one for one in self.replicas.values() if one.can_take()]
+    def alias(self, model: str) -> Alias | None:
+        """What the table has under a name."""
+        return next((made for name in _spellings(model) if (made := self.table.model.get(name)) is not None), None)
 
     def names(self, model: str) -> Sequence[str]:
-        """The models that a name stands for, in the order in which they are tried."""
-        alias = self.table.model.get(model)
-        return alias.to if alias is not None else (model,)
+        """The models that a name stands for, in the order in which they are tried. NAME:latest is NAME, as Ollama has it, and the other
+        way round."""
+        for name in _spellings(model):
+            if (alias := self.table.model.get(name)) is not None:
+                return alias.to
+            if any(one.serves(name) for one in self.replicas.values()):
+                return (name,)
+        return (model,)
 
     def models(self) -> list[str]:
         """All names that can be asked for now."""
@@ -143,16 +160,30 @@ class Fleet:
         aliases = (name for name, alias in self.table.model.items() if served & set(alias.to))
         return sorted(served.union(aliases))
 
-    def _keep(self, server: Server, name: str, url: str) -> None:
-        known = self.replicas.get(name)
-        if known is None or known.url != url:
-            known = self.replicas[name] = Replica(server, url, name, self.clock)
-        known.server = server
+    def _keep(self, server: Server, name: str, url: str = "", host: str = "") -> bool:
+        """Have a replica of that name there. Whether there was another one, somewhere else."""
+        url, known = url or server.url, self.replicas.get(name)
+        moved = known is not None and known.url != url
+        if known is None or moved:
+            known = self.replicas[name] = Replica(server, url, name, self.clock, host)
+        self._tell(known, server)
+        return moved
+
+    @staticmethod
+    def _tell(replica: Replica, server: Server) -> None:
         if server.models is not None:
-            known.models = frozenset(server.models)
+            replica.models = frozenset(server.models)
+        elif replica.server.models is not None:
+            replica.models = None  # it is asked again
+        replica.server = server
 
     def _drop(self, gone: Callable[[Replica], bool]) -> list[str]:
         names = [name for name, replica in self.replicas.items() if gone(replica)]
         for name in names:
             del self.replicas[name]
         return names
+
+
+def _spellings(model: str) -> tuple[str, str]:
+    short = model.removesuffix(":latest")
+    return model, short if short != model else f"{model}:latest"

@@ -3,32 +3,42 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
+from typing import NamedTuple
 
 import aiohttp
 from aiohttp import web
-from starlette.datastructures import Headers
+from multidict import CIMultiDict
 
 from sapwood.base.errors import Overloaded, RequestError
 from sapwood.route import upstream
+from sapwood.route.admission import admitted
 from sapwood.route.ask import Ask
 from sapwood.route.fleet import Fleet, Replica
 from sapwood.route.guests import Answered, Guests, Passing
+from sapwood.route.line import Line, Waiter
+from sapwood.route.meter import Meter
 from sapwood.route.metrics import Metrics
 from sapwood.route.paths import envelope_of, last_words
 from sapwood.route.policies import Policy
 from sapwood.route.prefixes import Prefixes
 from sapwood.route.upstream import Said, Silent, Upstream
+from sapwood.route.usage import Unasked
 from sapwood.server.auth import Guard
 from sapwood.server.errors import Problem, problem
-from sapwood.server.limits import Account, Used
+from sapwood.server.keys import Tenant
 
 log = logging.getLogger(__name__)
 
-_TAIL = 4  # last pieces of a stream, in which its usage stands
+
+class Turn(NamedTuple):
+    """Where a request goes now: a server, and the model that it is asked for there. No server: nobody is left to ask."""
+
+    replica: Replica | None
+    model: str | None = None
 
 
 @dataclass
@@ -37,22 +47,34 @@ class _Way:
 
     Attributes:
         passing: What guests know of it.
+        models: Those that it may be answered by, in the order in which they are tried.
+        usage: Its stream is asked for what it has used, which the client is not to see.
         tried: Servers that it was sent to.
+        attempts: How many of these were asked for each of the models.
         refusal: What the last of these said.
         told: How the last was chosen.
     """
 
     request: web.Request
     passing: Passing
-    used: Used
+    tenant: Tenant
+    meter: Meter
     began: float
+    models: Sequence[str | None]
+    usage: bool
     tried: list[str] = field(default_factory=list)
+    attempts: Counter[str | None] = field(default_factory=Counter)
     refusal: Said | None = None
     told: str = ""
 
     @property
     def ask(self) -> Ask:
         return self.passing.ask
+
+    @property
+    def asked(self) -> str | None:
+        """The name that it is asked for by, or that a guest has put in its place."""
+        return self.passing.models[0] if self.passing.models else self.ask.model
 
 
 class Proxy:
@@ -66,17 +88,19 @@ class Proxy:
         metrics: Metrics,
         carrier: Upstream,
         guard: Guard,
+        line: Line[Turn],
         guests: Guests = (),
     ) -> None:
         self._fleet, self._policies, self._prefixes = fleet, policies, prefixes
         self._metrics, self._upstream, self._guard = metrics, carrier, guard
-        self._guests = guests
+        self._line, self._guests = line, guests
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """The handler of all paths that are carried."""
         try:
-            account = self._admit(request)
+            account = admitted(self._guard, request)
             account.count()
+            upstream.check_encoding(request.headers)
             body = await request.read()
             began = perf_counter()
             ask = Ask(request.path, body, request.headers, session_header=self._fleet.table.session_header)
@@ -85,51 +109,104 @@ class Proxy:
                 for guest in self._guests:
                     if (answer := await guest.arrives(passing)) is not None:
                         return answer
-                return await self._carry(_Way(request, passing, used, began))
+                way = self._way(request, passing, account.tenant, began)
+                try:
+                    return await self._carry(way)
+                finally:
+                    used.tokens = way.meter.tokens
+                    self._metrics.used(used.tokens)
         except (RequestError, Overloaded) as error:
             return worded(request.path, problem(error))
 
-    def _admit(self, request: web.Request) -> Account:
-        return self._guard.admit(Headers(raw=list(request.raw_headers)), request.path, trusted=False)
+    def _way(self, request: web.Request, passing: Passing, tenant: Tenant, began: float) -> _Way:
+        ask, names = passing.ask, passing.models
+        if names is None:
+            names = () if ask.model is None else (ask.model,)
+        models = [model for name in names for model in self._fleet.names(name)]
+        usage = tenant.tokens_per_minute is not None and ask.may_be_asked_for_usage
+        return _Way(request, passing, tenant, Meter(ask), began, models or (None,), usage)
+
+    # -- who is asked -------------------------------------------------------------------------------------------------
 
     async def _carry(self, way: _Way) -> web.StreamResponse:
-        for model in self._models(way):
-            for replica in self._choices(way, model):
-                with replica.at_work():
-                    answer = await self._attempt(way, replica, model)
-                if answer is not None:
-                    return answer
-        if way.refusal is not None:
-            return web.Response(status=way.refusal.status, headers=way.refusal.headers, body=way.refusal.body)
-        raise self._nobody(way)
+        while True:
+            replica, model = await self._turn(way)
+            if replica is None:
+                break
+            try:
+                answer = await self._attempt(way, replica, model)
+            finally:
+                self._give_back(Turn(replica))
+            if answer is not None:
+                return answer
+        if way.refusal is None:
+            raise self._nobody(way)
+        self._metrics.answered(way.tried[-1], way.refusal.status)
+        headers = self._told(way, way.refusal.headers)
+        return web.Response(status=way.refusal.status, headers=headers, body=way.refusal.body)
 
-    def _models(self, way: _Way) -> Sequence[str | None]:
-        if way.passing.models is not None:
-            return [model for name in way.passing.models for model in self._fleet.names(name)]
-        return [None] if way.ask.model is None else self._fleet.names(way.ask.model)
+    async def _turn(self, way: _Way) -> Turn:
+        """The next server to ask, which counts it from now on; waits for one with room. Raises LimitReached if that takes too long."""
+        if not len(self._line) and (there := self._there(way)) is not None:
+            return self._taken(way, there)
 
-    def _choices(self, way: _Way, model: str | None) -> Iterator[Replica]:
-        """Servers to try, one after another."""
-        asked = way.passing.models[0] if way.passing.models else way.ask.model
-        alias = self._fleet.table.model.get(asked or "")
-        name = (alias and alias.policy) or self._fleet.table.policy
-        for _ in range(self._fleet.table.retries + 1):
-            there = self._fleet.anybody() if model is None else self._fleet.for_model(model)
-            there = [one for one in there if one.name not in way.tried]
-            if not there:
-                return
-            chosen = self._policies[name].choose(way.ask, there)
-            way.tried.append(chosen.replica.name)
-            self._prefixes.note(way.ask.blocks if name == "cache_aware" else (), chosen.replica.name)
-            self._metrics.chosen(chosen.replica.name, name, chosen.reason)
-            way.told = f"{name}; {chosen.reason}; attempt {len(way.tried)}"
-            yield chosen.replica
+        def take() -> Turn:
+            return self._taken(way, self._there(way) or [])
+
+        kind = tuple(way.models), tuple(way.tried)
+        waiter = Waiter(kind, float(way.ask.weight), lambda: self._there(way) is not None, take)
+        table, tenant = self._fleet.table, way.tenant
+        return await self._line.wait(
+            tenant.name,
+            tenant.weight,
+            waiter,
+            most=table.queue,
+            seconds=table.queue_seconds,
+            undo=self._give_back,
+        )
+
+    def _there(self, way: _Way) -> list[tuple[str | None, Replica]] | None:
+        """Whom to choose from, and the model that they are asked for: those that are not too busy, if there are any. None while there would
+        be somebody if fewer requests were running."""
+        full, most = False, self._fleet.table.retries + 1
+        for model in way.models:
+            if way.attempts[model] >= most:
+                continue
+            able = self._fleet.able(model, way.tried)
+            if room := [one for one in able if one.has_room]:
+                return [(model, one) for one in room if not one.busy] or [(model, one) for one in room]
+            full = full or bool(able)
+        return None if full else []
+
+    def _taken(self, way: _Way, there: list[tuple[str | None, Replica]]) -> Turn:
+        if not there:
+            return Turn(None)
+        alias = None if way.asked is None else self._fleet.alias(way.asked)
+        name, model = (alias and alias.policy) or self._fleet.table.policy, there[0][0]
+        replica, reason = self._policies[name].choose(way.ask, [one for _, one in there])
+        way.tried.append(replica.name)
+        way.attempts[model] += 1
+        if name == "cache_aware":
+            self._prefixes.note(way.ask.blocks, replica.name)
+        self._metrics.chosen(replica.name, name, reason)
+        way.told = f"{name}; {reason}; attempt {len(way.tried)}"
+        replica.enters()
+        return Turn(replica, model)
+
+    def _give_back(self, turn: Turn) -> None:
+        """A server has room again."""
+        if turn.replica is not None:
+            turn.replica.leaves()
+            self._line.pump()
+
+    # -- what it answers ----------------------------------------------------------------------------------------------
 
     async def _attempt(self, way: _Way, replica: Replica, model: str | None) -> web.StreamResponse | None:
         """The answer, or None if another server is to be asked."""
-        body = way.ask.body if model is None else way.ask.named(model)
+        body = way.ask.named(model, usage=way.usage)
         self._metrics.overhead(perf_counter() - way.began)
         request = way.request
+        way.meter.sent()
         try:
             response = await self._upstream.send(replica, request.method, request.path_qs, request.headers, body)
             async with response:
@@ -138,6 +215,7 @@ class Proxy:
             log.warning("%s did not answer %s: %s", replica.name, request.path, error)
             self._metrics.failed(replica.name, "silent")
             replica.failed()
+            way.meter.refused()
             return None
 
     async def _answer(
@@ -145,6 +223,7 @@ class Proxy:
     ) -> web.StreamResponse | None:
         if response.status in upstream.BUSY or response.status in upstream.BROKEN:
             way.refusal = await upstream.refusal(response)
+            way.meter.refused()
             if response.status in upstream.BUSY:
                 replica.said_busy(upstream.retry_after(response.headers))
                 self._metrics.failed(replica.name, "busy")
@@ -152,21 +231,22 @@ class Proxy:
                 replica.failed()
                 self._metrics.failed(replica.name, "broken")
             return None
-        told = {"x-sapwood-server": replica.name, "x-sapwood-route": way.told, **way.passing.told}
+        streams = response.content_type.startswith(upstream.STREAMS)
         first_piece = perf_counter() - way.began
         body: bytes | None = None
-        if not response.content_type.startswith(upstream.STREAMS):
+        way.meter.begins(response.status, response.headers.get("content-encoding", ""), streams=streams)
+        if not streams:
             said = await upstream.whole(response)
             body = said.body
-            way.used.tokens = upstream.tokens_in([said.body])
+            way.meter.sees(body)
+            way.meter.ends()
             answer: web.StreamResponse = web.Response(
-                status=said.status, headers={**said.headers, **told}, body=said.body
+                status=said.status, headers=self._told(way, said.headers), body=body
             )
         else:
             first = await upstream.next_piece(response)  # until there is one, another server may answer
-            answer = web.StreamResponse(
-                status=response.status, headers={**upstream.passed_on(response.headers), **told}
-            )
+            headers = self._told(way, upstream.passed_on(response.headers))
+            answer = web.StreamResponse(status=response.status, headers=headers)
             await answer.prepare(way.request)
             await self._stream(way, replica, response, answer, first)
         replica.succeeded()
@@ -180,12 +260,18 @@ class Proxy:
         self, way: _Way, replica: Replica, response: aiohttp.ClientResponse, answer: web.StreamResponse, piece: bytes
     ) -> None:
         """Piece by piece as it comes. A server that is cut off in the middle ends it with an error."""
-        tail: deque[bytes] = deque(maxlen=_TAIL)
+        hidden = Unasked() if way.usage and not response.headers.get("content-encoding") else None
         try:
             while piece:
-                tail.append(piece)
-                await answer.write(piece)
+                way.meter.sees(piece)
+                if hidden is not None:
+                    piece = hidden.passes(piece)
+                if piece:
+                    await answer.write(piece)
                 piece = await upstream.next_piece(response)
+            way.meter.ends()
+            if hidden is not None and (piece := hidden.rest()):
+                await answer.write(piece)
         except Silent as error:
             log.warning("%s was cut off in the middle of an answer: %s", replica.name, error)
             self._metrics.failed(replica.name, "cut")
@@ -195,16 +281,22 @@ class Proxy:
             )
             said = envelope_of(way.request.path)(told, "")
             await answer.write(last_words(way.request.path, response.content_type, said))
-        way.used.tokens = upstream.tokens_in(tail)
         await answer.write_eof()
+
+    @staticmethod
+    def _told(way: _Way, headers: CIMultiDict[str]) -> CIMultiDict[str]:
+        """An answer's headers, and who gave it."""
+        headers["x-sapwood-server"], headers["x-sapwood-route"] = way.tried[-1], way.told
+        headers.update(way.passing.told)
+        return headers
 
     def _nobody(self, way: _Way) -> Exception:
         """Why no server answered."""
-        model, fleet = way.ask.model if way.passing.models is None else way.passing.models[0], self._fleet
+        model, fleet = way.asked, self._fleet
         if way.tried:
             return Overloaded("None of the servers that were asked has answered; try again.", retry_after=1.0)
         known = {name for one in fleet.replicas.values() for name in one.models or ()}
-        if model is not None and not known.intersection(fleet.names(model)) and model not in fleet.table.model:
+        if model is not None and not known.intersection(fleet.names(model)) and fleet.alias(model) is None:
             names = ", ".join(fleet.models()) or "none"
             return RequestError(
                 f"No server has the model {model!r}; there are: {names}.",

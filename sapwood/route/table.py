@@ -29,6 +29,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         key: What it is asked with, in place of the client's own key; `key_file` has it, where it is to stand in no table.
         models: What it serves; by default what it says at /v1/models.
         weight: Its share beside others.
+        max_running: Requests that are sent to it at once; others wait.
     """
 
     url: str
@@ -37,14 +38,16 @@ class Server(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     key_file: str | None = None
     models: tuple[str, ...] | None = None
     weight: Annotated[float, Meta(gt=0, le=1000)] = 1.0
+    max_running: Annotated[int, Meta(ge=1)] | None = None
 
     @property
     def shown(self) -> str:
         return self.name or urlsplit(self.url).netloc
 
     @property
-    def by_dns(self) -> bool:
-        return self.url.startswith("dns+")
+    def looked_up(self) -> bool:
+        """Whether `url` says where its addresses are found, and not the address itself."""
+        return "+" in self.url.partition("://")[0]
 
 
 class Alias(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -62,6 +65,7 @@ class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         model: Names beside those that servers have.
         policy: How a server is chosen, where a model says nothing else.
         retries: Other servers that are tried before anything was answered.
+        queue: Requests that may wait for a server with room; each as long as `queue_seconds`.
         session_header: A header that tells which requests belong together.
         api_keys_file: Who may ask, and how much, as `sapwood serve --api-keys-file` has it.
         paths: Which model answers a path where the request names none.
@@ -72,6 +76,8 @@ class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     model: dict[str, Alias] = {}
     policy: str = "cache_aware"
     retries: Annotated[int, Meta(ge=0, le=16)] = 2
+    queue: Annotated[int, Meta(ge=0, le=1_000_000)] = 1024
+    queue_seconds: Annotated[float, Meta(gt=0, le=3600)] = 30.0
     session_header: str = "x-session-id"
     api_keys_file: str | None = None
     paths: dict[str, str] = {}

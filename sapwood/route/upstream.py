@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 import aiohttp
 from multidict import CIMultiDict
 
+from sapwood.base.errors import RequestError
 from sapwood.route.fleet import Replica
 
 STREAMS = ("text/event-stream", "application/x-ndjson")
@@ -20,10 +21,19 @@ _HOPS = frozenset(
     "connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer transfer-encoding upgrade "
     "host content-length expect".split()
 )
+_OURS = frozenset(
+    ("accept-encoding", "content-encoding")
+)  # bodies come unpacked, and answers are asked for as they are
+_UNPACKED = (
+    "",
+    "identity",
+    "gzip",
+    "deflate",
+    "br",
+    "zstd",
+)  # the last two where their libraries are; else nothing comes here
 _KEYS = frozenset(("authorization", "x-api-key"))
 _MOST_SAID = 64 << 10  # bytes of a refusal that are kept
-_TOTAL = re.compile(rb'"total_tokens"\s*:\s*(\d+)')
-_PARTS = re.compile(rb'"(?:input_tokens|output_tokens|prompt_eval_count|eval_count)"\s*:\s*(\d+)')
 
 
 @dataclass(frozen=True)
@@ -43,7 +53,10 @@ class Upstream:
     """Sends requests on. With `own_keys` those of clients are the router's own, and no server sees them."""
 
     def __init__(self, session: aiohttp.ClientSession, *, own_keys: bool) -> None:
-        self._session, self._own_keys = session, own_keys
+        self._session = session
+        self._dropped = _HOPS | _OURS
+        self._dropped_keys = self._dropped | _KEYS
+        self._own_keys = own_keys
 
     async def send(
         self, replica: Replica, method: str, path: str, headers: Mapping[str, str], body: bytes
@@ -52,22 +65,50 @@ class Upstream:
         try:
             return await self._session.request(
                 method,
-                replica.url.removeprefix("dns+") + path,
+                replica.url + path,
                 data=body,
                 headers=self._headers(replica, headers),
                 allow_redirects=False,
+                server_hostname=sni(replica),
             )
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise Silent(f"{type(error).__name__}: {error}") from error
 
     def _headers(self, replica: Replica, headers: Mapping[str, str]) -> CIMultiDict[str]:
-        secret = replica.server.key
-        dropped = _HOPS | _KEYS if secret is not None or self._own_keys else _HOPS
-        kept = CIMultiDict((name, value) for name, value in headers.items() if name.lower() not in dropped)
-        if secret is not None:
-            kept["authorization"] = f"Bearer {secret}"
-            kept["x-api-key"] = secret
+        own = self._own_keys or replica.server.key is not None
+        dropped = self._dropped_keys if own else self._dropped
+        if (named := headers.get("connection", "").lower()) not in ("", "keep-alive", "close"):
+            dropped = dropped | {name.strip() for name in named.split(",")}
+        kept = CIMultiDict([pair for pair in headers.items() if pair[0].lower() not in dropped])
+        kept["accept-encoding"] = "identity"
+        kept.update(said_to(replica))
         return kept
+
+
+def said_to(replica: Replica) -> dict[str, str]:
+    """Headers that a server is sent whatever it is asked: its own key, and the name that it goes by."""
+    key, told = replica.server.key, {}
+    if key is not None:
+        told = {"authorization": f"Bearer {key}", "x-api-key": key}
+    if replica.host:
+        told["host"] = replica.host
+    return told
+
+
+def sni(replica: Replica) -> str | None:
+    """The name that a server's certificate has to have, where that is not in its URL."""
+    return urlsplit(f"//{replica.host}").hostname if replica.host else None
+
+
+def check_encoding(headers: Mapping[str, str]) -> None:
+    """Raise RequestError (415) unless a request's body comes as it is, or packed in a way that is unpacked here."""
+    given = headers.get("content-encoding", "")
+    if given.strip().lower() not in _UNPACKED:
+        raise RequestError(
+            f"content-encoding {given!r} is not read here: send gzip, deflate, or the body as it is.",
+            param="content-encoding",
+            status=415,
+        )
 
 
 async def whole(response: aiohttp.ClientResponse) -> Said:
@@ -81,10 +122,12 @@ async def whole(response: aiohttp.ClientResponse) -> Said:
 async def refusal(response: aiohttp.ClientResponse) -> Said:
     """What a server says that will not answer, the beginning of it. Raises Silent."""
     try:
-        said = await response.content.read(_MOST_SAID)
+        said = bytearray()
+        while len(said) < _MOST_SAID and (piece := await response.content.read(_MOST_SAID - len(said))):
+            said += piece
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         raise Silent(f"{type(error).__name__}: {error}") from error
-    return Said(response.status, passed_on(response.headers), said)
+    return Said(response.status, passed_on(response.headers), bytes(said))
 
 
 async def next_piece(response: aiohttp.ClientResponse) -> bytes:
@@ -104,11 +147,3 @@ def retry_after(headers: Mapping[str, str]) -> float:
     """Seconds, 1 if it does not say."""
     given = headers.get("retry-after", "")
     return float(given) if given.isdigit() else 1.0
-
-
-def tokens_in(pieces: Iterable[bytes]) -> int:
-    """Tokens that the end of an answer says it has used, 0 if it does not."""
-    tail = b"".join(pieces)
-    if totals := _TOTAL.findall(tail):
-        return int(totals[-1])
-    return sum(int(part) for part in _PARTS.findall(tail)[-2:])

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
 import aiohttp
 import msgspec
 
 from sapwood.base.errors import ConfigError
+from sapwood.route.discovery import Finder, way_of
 from sapwood.route.fleet import Fleet, Replica
 from sapwood.route.prefixes import Prefixes
 from sapwood.route.table import Server, read
+from sapwood.route.upstream import said_to, sni
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,8 @@ class _Models(msgspec.Struct):
 
 
 class Watch:
-    """Keeps a fleet true; `path` is where its table was read from, if it was."""
+    """Keeps a fleet true; `path` is where its table was read from, if it was, `finders` how servers are looked up, and `changed` is called
+    whenever somebody may have become able to answer, or have gone."""
 
     def __init__(
         self,
@@ -44,12 +45,14 @@ class Watch:
         session: aiohttp.ClientSession,
         path: Path | None,
         *,
+        finders: Mapping[str, Finder],
+        changed: Callable[[], None],
         every: float = _EVERY,
     ) -> None:
         self._fleet, self._prefixes, self._session = fleet, prefixes, session
         self._path, self._every = path, every
-        self._missed: dict[str, int] = {}
-        self._read_at = self._changed_at()
+        self._finders, self._changed = finders, changed
+        self._read_at = self._written_at()
 
     async def first_look(self) -> None:
         """Before anybody is served."""
@@ -64,7 +67,7 @@ class Watch:
             tasks.create_task(self._often(_TABLE_EVERY, self._look_at_table))
 
     @staticmethod
-    async def _often(seconds: float, look) -> None:  # type: ignore[no-untyped-def]
+    async def _often(seconds: float, look: Callable[[], Awaitable[None]]) -> None:
         while True:
             await asyncio.sleep(seconds)
             try:
@@ -76,17 +79,19 @@ class Watch:
 
     async def _look_at_all(self) -> None:
         await asyncio.gather(*(self._look_at(replica) for replica in list(self._fleet.replicas.values())))
+        self._changed()
 
     async def _look_at(self, replica: Replica) -> None:
         models = await self._asked(replica)
         if models is None:
-            missed = self._missed[replica.name] = self._missed.get(replica.name, 0) + 1
-            if replica.alive and (missed >= _PATIENCE or replica.models is None):
+            replica.missed += 1
+            if replica.alive and (replica.missed >= _PATIENCE or replica.models is None):
                 log.warning("%s does not answer", replica.name)
                 replica.alive = False
-                self._prefixes.forget(replica.name)  # whoever comes back has an empty cache
+                if self._fleet.replicas.get(replica.name) is replica:
+                    self._prefixes.forget(replica.name)  # whoever comes back has an empty cache
             return
-        self._missed[replica.name] = 0
+        replica.missed = 0
         if replica.server.models is None:
             replica.models = models
         if not replica.alive:
@@ -95,37 +100,48 @@ class Watch:
             replica.succeeded()
 
     async def _asked(self, replica: Replica) -> frozenset[str] | None:
-        """What it serves; None if it does not answer."""
-        key = replica.server.key
-        headers = {} if key is None else {"authorization": f"Bearer {key}", "x-api-key": key}
-        url = replica.url.removeprefix("dns+") + "/v1/models"
+        """What it serves: what is known of that, where it answers but does not say so now. None if it does not answer."""
         try:
-            async with self._session.get(url, headers=headers, timeout=_TIMEOUT) as response:
+            async with self._session.get(
+                replica.url + "/v1/models",
+                headers=said_to(replica) | {"accept-encoding": "identity"},
+                timeout=_TIMEOUT,
+                server_hostname=sni(replica),
+            ) as response:
                 body = await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError):
             return None
         if response.status >= 500:
             return None
         try:
-            return frozenset(one.id for one in msgspec.json.decode(body, type=_Models).data)
+            if response.status == 200:
+                return frozenset(one.id for one in msgspec.json.decode(body, type=_Models).data)
         except msgspec.DecodeError:
-            return frozenset()
+            pass
+        if replica.models is None and replica.server.models is None:
+            log.warning(
+                "%s says %d at /v1/models, and not which models it has: give it a key, or models, in the table",
+                replica.name,
+                response.status,
+            )
+        return replica.models or frozenset()
 
     # -- names and the table --------------------------------------------------------------------------------------
 
     async def _resolve(self) -> None:
-        for server in self._fleet.table.server:
-            if server.by_dns:
-                try:
-                    urls = await _addresses(server)
-                except OSError as error:
-                    log.warning("%s cannot be resolved: %s", server.shown, error)
-                    continue
-                self._forget(self._fleet.set_addresses(server, urls))
+        await asyncio.gather(*(self._look_up(server) for server in self._fleet.table.server if server.looked_up))
+
+    async def _look_up(self, server: Server) -> None:
+        try:
+            found = await self._finders[way_of(server)[0]](server)
+        except OSError as error:
+            log.warning("%s cannot be looked up: %s", server.shown, error)
+            return
+        self._forget(self._fleet.set_addresses(server, found.urls, found.host))
 
     async def _look_at_table(self) -> None:
-        if (changed := self._changed_at()) != self._read_at:
-            self._read_at = changed
+        if (written := self._written_at()) != self._read_at:
+            self._read_at = written
             await self.read_again()
 
     async def read_again(self) -> None:
@@ -145,7 +161,7 @@ class Watch:
         for name in names:
             self._prefixes.forget(name)
 
-    def _changed_at(self) -> tuple[int, int] | None:
+    def _written_at(self) -> tuple[int, int] | None:
         if self._path is None:
             return None
         try:
@@ -153,13 +169,3 @@ class Watch:
         except OSError:
             return None
         return found.st_mtime_ns, found.st_size
-
-
-async def _addresses(server: Server) -> list[str]:
-    """The addresses that a server's name stands for, each as a URL of its own. Raises OSError."""
-    parts = urlsplit(server.url.removeprefix("dns+"))
-    port = parts.port or (443 if parts.scheme == "https" else 80)
-    found = await asyncio.get_running_loop().getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
-    hosts = sorted({str(address[0]) for *_, address in found})
-    shown = [f"[{host}]" if ":" in host else host for host in hosts]
-    return [urlunsplit((parts.scheme, f"{host}:{port}", parts.path, "", "")) for host in shown]

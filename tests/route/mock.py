@@ -20,11 +20,14 @@ SECONDS = 30.0  # that anything is waited for at most
 
 
 class Mock:
-    """A server. `way`: "answers", "busy" (503), "broken" (502), "silent" (hangs up), or "cut" (hangs up in the middle of a stream)."""
+    """A server. `way`: "answers", "busy" (503), "broken" (502), "silent" (hangs up), "cut" (hangs up in the middle of a stream), "waits" (for
+    `go_on`, before it answers). Its streams tell their usage if they are asked to."""
 
     def __init__(self, name: str, models: tuple[str, ...] = ("m",)) -> None:
         self.name, self.models, self.way = name, models, "answers"
         self.bodies: list[dict[str, Any]] = []
+        self.raw: list[bytes] = []
+        self.said_of_models: int | None = None  # the status of /v1/models, where that is all it says
         self.headers: list[dict[str, str]] = []
         self.go_on = asyncio.Event()  # streams wait for it behind their first piece
         self.go_on.set()
@@ -47,25 +50,46 @@ class Mock:
             self._runner = None
 
     async def _models(self, request: web.Request) -> web.Response:
+        if self.said_of_models is not None:
+            return web.Response(status=self.said_of_models, text="not now")
         return web.json_response({"data": [{"id": name} for name in self.models]})
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
-        body = json.loads(await request.read())
+        raw = await request.read()
+        self.raw.append(raw)
+        body = json.loads(raw) if request.content_type == "application/json" else {}
         self.bodies.append(body)
         self.headers.append({name.lower(): value for name, value in request.headers.items()})
         if self.way == "busy":
-            return web.json_response({"error": {"message": "full"}}, status=503, headers={"retry-after": "7"})
+            return await self._refuse(request)
         if self.way == "broken":
             return web.Response(status=502)
         if self.way == "silent":
             assert request.transport is not None
             request.transport.close()
             return web.Response()
+        if self.way == "waits":
+            await self.go_on.wait()
         if not body.get("stream"):
-            return web.json_response({"model": body.get("model"), "by": self.name, "usage": {"total_tokens": 12}})
-        return await self._stream(request)
+            answer = web.json_response({"model": body.get("model"), "by": self.name, "usage": {"total_tokens": 12}})
+            if "gzip" in request.headers.get("accept-encoding", ""):
+                answer.enable_compression()
+            answer.headers.add("set-cookie", "a=1")
+            answer.headers.add("set-cookie", "b=2")
+            return answer
+        return await self._stream(request, usage=bool((body.get("stream_options") or {}).get("include_usage")))
 
-    async def _stream(self, request: web.Request) -> web.StreamResponse:
+    async def _refuse(self, request: web.Request) -> web.StreamResponse:
+        """In two pieces."""
+        answer = web.StreamResponse(status=503, headers={"retry-after": "7", "content-type": "application/json"})
+        await answer.prepare(request)
+        await answer.write(b'{"error": {"mess')
+        await asyncio.sleep(0.05)
+        await answer.write(b'age": "full"}}')
+        await answer.write_eof()
+        return answer
+
+    async def _stream(self, request: web.Request, *, usage: bool) -> web.StreamResponse:
         answer = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await answer.prepare(request)
         try:
@@ -76,7 +100,8 @@ class Mock:
                     assert request.transport is not None
                     request.transport.abort()
                     return answer
-            await answer.write(b'data: {"usage": {"total_tokens": 30}}\n\ndata: [DONE]\n\n')
+            told = b'data: {"choices": [], "usage": {"total_tokens": 30}}\n\n' if usage else b""
+            await answer.write(told + b"data: [DONE]\n\n")
         except (ConnectionResetError, asyncio.CancelledError):
             self.left.set()
             raise

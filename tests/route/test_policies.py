@@ -11,10 +11,10 @@ import pytest
 
 from sapwood.base.errors import RequestError
 from sapwood.route.ask import Ask
-from sapwood.route.fleet import Fleet, Replica, State
+from sapwood.route.fleet import Replica, State
 from sapwood.route.policies import policies
 from sapwood.route.prefixes import Prefixes
-from sapwood.route.table import Server, checked
+from sapwood.route.table import Server
 
 
 def ask(headers: dict[str, str] | None = None, **body: Any) -> Ask:
@@ -110,21 +110,12 @@ def test_one_that_fails_rests_longer_each_time_and_is_tried_by_one_request() -> 
     assert replica.state is State.RESTING and not replica.can_take()
     now = 1.1
     assert replica.state is State.TRIED and replica.can_take()
-    with replica.at_work():
-        assert not replica.can_take()
+    replica.enters()
+    assert not replica.can_take()
+    replica.leaves()
     replica.failed()
     now = 2.5
     assert replica.state is State.RESTING
     now = 3.2
     replica.succeeded()
     assert replica.state is State.READY
-
-
-def test_busy_ones_are_asked_only_if_there_is_nobody_else() -> None:
-    fleet = Fleet(checked({"server": [{"url": "http://a", "models": ["m"]}, {"url": "http://b", "models": ["m"]}]}, ""))
-    fleet.set_table(fleet.table)
-    a, b = fleet.replicas.values()
-    a.said_busy(5)
-    assert fleet.for_model("m") == [b]
-    b.said_busy(5)
-    assert fleet.for_model("m") == [a, b] and fleet.for_model("other") == []

@@ -37,7 +37,7 @@ def test_a_table_is_read(tmp_path: Path) -> None:
     table = read(path)
     first, pool = table.server
     assert (first.url, first.shown, first.weight) == ("http://127.0.0.1:8001", "127.0.0.1:8001", 2)
-    assert (pool.shown, pool.by_dns, pool.key, pool.models) == ("pool", True, "sk-1", ("a", "b"))
+    assert (pool.shown, pool.looked_up, pool.key, pool.models) == ("pool", True, "sk-1", ("a", "b"))
     assert table.model["fast"].to == ("a", "c") and table.retries == 1
 
 
