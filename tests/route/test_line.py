@@ -103,7 +103,7 @@ def test_too_many_and_too_long_are_refused_and_say_when_to_try_again() -> None:
         rooms = Rooms(m=0, free=1)
         first = rooms.wait("t", "m", most=1)
         await settled()
-        with pytest.raises(LimitReached, match="1 requests are waiting .* Try again in") as full:
+        with pytest.raises(LimitReached, match=r"1 requests are waiting .* Try again in") as full:
             await rooms.wait("u", "m", most=1)
         assert full.value.status == 429 and full.value.retry_after == 1.0
         assert await rooms.wait("u", "free", most=1) == "free"  # whoever need not wait is not too many
