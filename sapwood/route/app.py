@@ -25,7 +25,7 @@ from sapwood.route.paths import CARRIED
 from sapwood.route.policies import policies
 from sapwood.route.prefixes import Prefixes
 from sapwood.route.proxy import Proxy, Turn, worded
-from sapwood.route.semantic.standing import Standing
+from sapwood.route.seats import Seats
 from sapwood.route.table import Table
 from sapwood.route.upstream import Upstream
 from sapwood.route.watch import Watch
@@ -66,22 +66,25 @@ class Router:
                 every=self._every,
             )
             await self._watch.first_look()
-            watching = asyncio.get_running_loop().create_task(self._watch.run())
+            seats = Seats(self.fleet, session, self.metrics.registry, self._line.pump)
+            loop = asyncio.get_running_loop()
+            beside = [loop.create_task(self._watch.run()), loop.create_task(seats.run())]
             try:
-                yield self._application(Upstream(session, own_keys=self.guard.keyed))
+                yield self._application(Upstream(session, own_keys=self.guard.keyed), seats)
             finally:
-                watching.cancel()
+                for task in beside:
+                    task.cancel()
 
     async def read_again(self) -> None:
         """The table, from its file."""
         await self._watch.read_again()
 
-    def _application(self, carrier: Upstream) -> web.Application:
-        guests = (Standing(self.fleet),)
+    def _application(self, carrier: Upstream, seats: Seats) -> web.Application:
         chosen = policies(self.prefixes)
-        proxy = Proxy(self.fleet, chosen, self.prefixes, self.metrics, carrier, self.guard, self._line, guests)
+        proxy = Proxy(self.fleet, chosen, self.prefixes, self.metrics, carrier, self.guard, self._line, seats.guests)
         app = web.Application(client_max_size=self._options.max_body_bytes, middlewares=[_told])
         app.add_routes([web.post(path, proxy.handle) for path in CARRIED])
+        app.add_routes([web.post(path, self._open(handler)) for path, handler in seats.posts.items()])
         app.add_routes(
             [
                 web.get("/v1/models", self._open(self._models)),

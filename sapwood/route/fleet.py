@@ -158,7 +158,7 @@ class Fleet:
         """All names that can be asked for now."""
         served = {model for one in self.replicas.values() if one.state is not State.GONE for model in one.models or ()}
         aliases = (name for name, alias in self.table.model.items() if served & set(alias.to))
-        return sorted(served.union(aliases))
+        return sorted(served.union(aliases, self.table.auto))
 
     def _keep(self, server: Server, name: str, url: str = "", host: str = "") -> bool:
         """Have a replica of that name there. Whether there was another one, somewhere else."""

@@ -15,10 +15,10 @@ _OVERHEAD = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.25, 1.0)
 
 
 class Metrics:
-    """Names begin with `sapwood_route_`; docs/routing.md lists them."""
+    """Names begin with `sapwood_route_`; docs/routing.md lists them. Guests count in the same `registry`."""
 
     def __init__(self, fleet: Fleet) -> None:
-        registry = self._registry = CollectorRegistry()
+        registry = self.registry = CollectorRegistry()
         self._chosen = Counter(
             "sapwood_route_chosen",
             "Requests that were sent to a server, by how it was chosen",
@@ -82,7 +82,7 @@ class Metrics:
         self._tokens.inc(tokens)
 
     def text(self) -> bytes:
-        return generate_latest(self._registry)
+        return generate_latest(self.registry)
 
 
 class _Servers(Collector):

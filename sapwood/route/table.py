@@ -12,7 +12,16 @@ import msgspec
 from msgspec import Meta
 
 from sapwood.base.errors import ConfigError
-from sapwood.route.semantic.table import ApplyBy, check_standing
+from sapwood.route.semantic.table import (
+    About,
+    Answers,
+    ApplyBy,
+    Auto,
+    Meaning,
+    Signal,
+    check_rules,
+    check_standing,
+)
 
 POLICIES = ("cache_aware", "least_load", "power_of_two", "session", "round_robin")
 
@@ -70,6 +79,8 @@ class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         api_keys_file: Who may ask, and how much, as `sapwood serve --api-keys-file` has it.
         paths: Which model answers a path where the request names none.
         apply: Which model applies edits, by the size of the file.
+        auto: Names that rules resolve, `signal` what rules look for, `about` what models cost, `meaning` who makes vectors.
+        answers: The cache of answers by meaning; none by default.
     """
 
     server: Annotated[tuple[Server, ...], Meta(min_length=1)]
@@ -82,6 +93,11 @@ class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     api_keys_file: str | None = None
     paths: dict[str, str] = {}
     apply: tuple[ApplyBy, ...] = ()
+    auto: dict[str, Auto] = {}
+    signal: dict[str, Signal] = {}
+    about: dict[str, About] = {}
+    meaning: Meaning | None = None
+    answers: Answers | None = None
 
 
 def read(path: Path) -> Table:
@@ -108,6 +124,7 @@ def checked(raw: Mapping[str, object], where: str) -> Table:
         if policy not in POLICIES:
             raise ConfigError(f"{where}: there is no policy {policy!r}; take one of {', '.join(POLICIES)}.")
     check_standing(table.paths, table.apply, where)
+    check_rules(table.auto, table.signal, table.meaning, table.answers, table.model, where)
     servers = tuple(_checked(server, where) for server in table.server)
     names = [server.shown for server in servers]
     if doubled := {name for name in names if names.count(name) > 1}:

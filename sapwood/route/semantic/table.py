@@ -14,6 +14,8 @@ from sapwood.route.paths import CARRIED
 
 APPLY = "/v1/apply"
 
+_NAME = re.compile(r"[A-Za-z0-9.:/_-][A-Za-z0-9 .:/_-]{0,63}")
+
 Share = Annotated[float, Meta(ge=0, le=1)]
 Positive = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=0)]
@@ -231,6 +233,11 @@ def check_rules(
     where: str,
 ) -> None:
     """Raises ConfigError for rules that cannot be followed, naming them."""
+    called = [*signals, *auto, *(rule.name for one in auto.values() for rule in one.rule)]
+    if odd := next((name for name in called if not _NAME.fullmatch(name)), None):
+        raise ConfigError(
+            f"{where}: {odd!r} is no name for a header: letters, digits, spaces and .:/_- may be in it, 64 at most."
+        )
     for name, signal in signals.items():
         if isinstance(signal, Pattern):
             _check_patterns(name, signal, where)

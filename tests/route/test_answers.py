@@ -1,0 +1,111 @@
+"""Answers that are given again to questions that mean the same, and to no others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.route.mock import Mock, routed
+from tests.route.test_proxy import CHAT, run
+from tests.route.test_semantic import Reader
+
+TABLE: dict[str, Any] = {
+    "meaning": {"model": "vectors", "timeout": 20},
+    "answers": {"models": ["m"], "at_least": 0.95, "most": 3},
+}
+
+
+def ask(text: str, **more: Any) -> dict[str, Any]:
+    return {"model": "m", "temperature": 0, "messages": [{"role": "user", "content": text}], **more}
+
+
+async def found(client: Any, body: dict[str, Any], path: str = CHAT, key: str = "") -> str:
+    """How the answer was found; "" if a server gave it."""
+    async with client.post(path, json=body, headers={"x-api-key": key} if key else {}) as answer:
+        assert answer.status == 200 and (await answer.read())
+        return str(answer.headers.get("x-sapwood-cache", ""))
+
+
+def test_the_same_and_the_like_are_answered_again() -> None:
+    async def case() -> None:
+        m = Mock("m")
+        async with routed(m, Reader("reader", ("vectors",)), table=TABLE) as (client, router):
+            assert await found(client, ask("a cat")) == ""
+            assert await found(client, ask("a cat")) == "exact; 1.0000"
+            assert (await found(client, ask("my cat"))).startswith("near; 1.0")
+            assert await found(client, ask("a tax")) == ""
+            assert len(m.bodies) == 2
+            told = router.metrics.text().decode()
+            for how, count in (("exact", 1.0), ("near", 1.0), ("none", 2.0)):
+                assert f'sapwood_route_answers_total{{found="{how}"}} {count}' in told
+
+    run(case())
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        ask("a cat", temperature=1),
+        ask("a cat", tools=[{"type": "function"}]),
+        ask("a cat", stream=True),
+        ask("a cat", max_tokens=3),
+        ask("a cat", n=2),
+        ask("a cat", user="somebody"),
+        {**ask("a cat"), "messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "a cat"}]},
+        {**ask("a cat"), "messages": [{"role": "user", "content": "a cat"}, {"role": "assistant", "content": "a cat"}]},
+        {**ask("a cat"), "model": "vectors"},
+    ],
+)
+def test_what_differs_in_anything_else_is_asked(other: dict[str, Any]) -> None:
+    async def case() -> None:
+        async with routed(Mock("m"), Reader("reader", ("vectors",)), table=TABLE) as (client, _):
+            assert await found(client, ask("a cat")) == ""
+            assert await found(client, other) == ""
+
+    run(case())
+
+
+def test_tenants_have_answers_of_their_own(tmp_path: Path) -> None:
+    async def case() -> None:
+        keys = tmp_path / "keys.toml"
+        keys.write_text('[[keys]]\nname = "s"\nkey = "k1"\n[[keys]]\nname = "t"\nkey = "k2"\n')
+        mocks = Mock("m"), Reader("reader", ("vectors",))
+        async with routed(*mocks, table=TABLE, api_keys_file=str(keys)) as (client, _):
+            ways = [await found(client, ask("a cat"), key=key) for key in ("k1", "k2", "k1", "k2")]
+            assert ways == ["", "", "exact; 1.0000", "exact; 1.0000"]
+
+    run(case())
+
+
+def test_they_are_bounded_and_grow_old_and_are_off_by_default() -> None:
+    async def case() -> None:
+        async with routed(Mock("m"), Reader("reader", ("vectors",)), table=TABLE) as (client, _):
+            for number in range(5):
+                await found(client, ask("a cat", seed=number))
+            assert await found(client, ask("a cat", seed=4)) == "exact; 1.0000"
+            assert await found(client, ask("a cat", seed=0)) == ""
+        short = TABLE | {"answers": {"models": ["m"], "at_least": 1.0, "seconds": 0.05}}
+        m = Mock("m")
+        async with routed(m, table=short) as (client, _):
+            await found(client, ask("a cat"))
+            while await found(client, ask("a cat")):  # until it is too old
+                pass
+            assert len(m.bodies) == 2
+        async with routed(Mock("m")) as (client, _):
+            assert [await found(client, ask("a cat")) for _ in range(2)] == ["", ""]
+
+    run(case())
+
+
+def test_without_vectors_only_the_same_words_are_found() -> None:
+    async def case() -> None:
+        reader = Reader("reader", ("vectors",))
+        async with routed(Mock("m"), reader, table=TABLE) as (client, router):
+            reader.way = "broken"
+            ways = [await found(client, ask(text)) for text in ("a cat", "a cat", "my cat")]
+            assert ways == ["", "exact; 1.0000", ""]
+            assert 'sapwood_route_answers_total{found="unknown"} 2.0' in router.metrics.text().decode()
+
+    run(case())
