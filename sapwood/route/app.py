@@ -18,7 +18,9 @@ from sapwood.base.errors import RequestError
 from sapwood.config.options import ServerConfig
 from sapwood.route.admission import admitted
 from sapwood.route.discovery import by_dns
+from sapwood.route.ears import Ears
 from sapwood.route.fleet import Fleet, State
+from sapwood.route.kv import KVIndex
 from sapwood.route.line import Line
 from sapwood.route.metrics import Metrics
 from sapwood.route.paths import CARRIED
@@ -27,6 +29,7 @@ from sapwood.route.prefixes import Prefixes
 from sapwood.route.proxy import Proxy, Turn, worded
 from sapwood.route.seats import Seats
 from sapwood.route.table import Table
+from sapwood.route.tokens import Tokens
 from sapwood.route.upstream import Upstream
 from sapwood.route.watch import Watch
 from sapwood.server.auth import Guard
@@ -47,6 +50,7 @@ class Router:
         self.fleet, self.prefixes = Fleet(table), Prefixes()
         self.fleet.set_table(table)
         self.metrics, self.guard = Metrics(self.fleet), Guard(options)
+        self._index = KVIndex()
         self._line: Line[Turn] = Line(self.metrics)
         self._options, self._path, self._every = options, path, every
 
@@ -56,13 +60,19 @@ class Router:
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30.0)
         session = aiohttp.ClientSession(connector=connector, timeout=_TIMEOUT, auto_decompress=False)
         async with session:
+            ears = Ears(self.fleet, self._index, self.metrics)
+
+            def changed() -> None:
+                self._line.pump()
+                ears.tend()
+
             self._watch = Watch(
                 self.fleet,
                 self.prefixes,
                 session,
                 self._path,
                 finders={"dns": by_dns},
-                changed=self._line.pump,
+                changed=changed,
                 every=self._every,
             )
             await self._watch.first_look()
@@ -74,14 +84,15 @@ class Router:
             finally:
                 for task in beside:
                     task.cancel()
+                await ears.close()
 
     async def read_again(self) -> None:
         """The table, from its file."""
         await self._watch.read_again()
 
     def _application(self, carrier: Upstream, seats: Seats) -> web.Application:
-        chosen = policies(self.prefixes)
-        proxy = Proxy(self.fleet, chosen, self.prefixes, self.metrics, carrier, self.guard, self._line, seats.guests)
+        chosen = policies(self.prefixes, self._index, Tokens(carrier, self.metrics))
+        proxy = Proxy(self.fleet, chosen, self.metrics, carrier, self.guard, self._line, seats.guests)
         app = web.Application(client_max_size=self._options.max_body_bytes, middlewares=[_told])
         app.add_routes([web.post(path, proxy.handle) for path in CARRIED])
         app.add_routes([web.post(path, self._open(handler)) for path, handler in seats.posts.items()])

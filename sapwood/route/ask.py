@@ -30,12 +30,18 @@ _text = msgspec.json.Decoder(str)
 
 
 class Ask:
-    """The body of a request, read only as far as its outermost fields."""
+    """The body of a request, read only as far as its outermost fields.
+
+    Attributes:
+        tokens: The token ids of its prompt (`kv.packed`), where somebody has asked for them.
+    """
+
+    tokens: bytes | None = None
 
     def __init__(self, path: str, body: bytes, headers: Mapping[str, str], *, session_header: str = "") -> None:
         """Raises RequestError (400) for a JSON body that is no object."""
         self.path, self.body = path, body
-        self._headers, self._session_header = headers, session_header
+        self.headers, self._session_header = headers, session_header
         self._fields: _Fields = {}
         self._form: slice | None = None
         self.model: str | None = None
@@ -53,7 +59,7 @@ class Ask:
     @cached_property
     def session(self) -> str | None:
         """What tells that requests belong together, if anything does: a header, or a field of the body."""
-        if found := self._headers.get(self._session_header):
+        if found := self.headers.get(self._session_header):
             return found
         return next((text for name in _SESSION if (text := self._text(name))), None)
 
@@ -113,7 +119,7 @@ class Ask:
 
     def changed(self, body: bytes) -> Ask:
         """The same request with another body, which is JSON."""
-        return Ask(self.path, body, self._headers, session_header=self._session_header)
+        return Ask(self.path, body, self.headers, session_header=self._session_header)
 
     def _text(self, name: str) -> str | None:
         if (raw := self._fields.get(name)) is None:

@@ -53,8 +53,27 @@ class Metrics:
             ("why",),
             registry=registry,
         )
+        self._set_up_kv(registry)
         self._tokens = Counter("sapwood_route_tokens", "Tokens that answers have used", registry=registry)
-        registry.register(_Servers(fleet))
+        self._servers = _Servers(fleet)
+        registry.register(self._servers)
+
+    def _set_up_kv(self, registry: CollectorRegistry) -> None:
+        self._events = Counter(
+            "sapwood_route_kv_events", "Events of servers' caches that were heard", ("server",), registry=registry
+        )
+        self._gaps = Counter(
+            "sapwood_route_kv_gaps",
+            "Events that were missed: replayed (asked for again) or lost",
+            ("server", "how"),
+            registry=registry,
+        )
+        self._tokenized = Counter(
+            "sapwood_route_tokenized",
+            "Prompts that a server was asked to make tokens of: told, or not (failed)",
+            ("how",),
+            registry=registry,
+        )
 
     def chosen(self, server: str, policy: str, reason: str) -> None:
         self._chosen.labels(server, policy, reason).inc()
@@ -78,6 +97,19 @@ class Metrics:
     def turned_away(self, why: str) -> None:
         self._turned_away.labels(why).inc()
 
+    def watch_kv(self, blocks: Callable[[], dict[str, int]]) -> None:
+        """Where to read how many blocks are known of each server."""
+        self._servers.kv_blocks = blocks
+
+    def kv_events(self, server: str, count: int) -> None:
+        self._events.labels(server).inc(count)
+
+    def kv_gap(self, server: str, how: str) -> None:
+        self._gaps.labels(server, how).inc()
+
+    def tokenized(self, how: str) -> None:
+        self._tokenized.labels(how).inc()
+
     def used(self, tokens: int) -> None:
         self._tokens.inc(tokens)
 
@@ -90,6 +122,7 @@ class _Servers(Collector):
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
+        self.kv_blocks: Callable[[], dict[str, int]] = dict
 
     def collect(self) -> Iterator[Metric]:
         running = GaugeMetricFamily("sapwood_route_running", "Requests at a server", labels=["server"])
@@ -98,4 +131,7 @@ class _Servers(Collector):
             running.add_metric([replica.name], replica.running)
             for one in State:
                 state.add_metric([replica.name, one.value], float(replica.state is one))
-        yield from (running, state)
+        blocks = GaugeMetricFamily("sapwood_route_kv_blocks", "Blocks that a server tells it has", labels=["server"])
+        for name, count in self.kv_blocks().items():
+            blocks.add_metric([name], count)
+        yield from (running, state, blocks)

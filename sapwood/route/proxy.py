@@ -24,7 +24,6 @@ from sapwood.route.meter import Meter
 from sapwood.route.metrics import Metrics
 from sapwood.route.paths import envelope_of, last_words
 from sapwood.route.policies import Policy
-from sapwood.route.prefixes import Prefixes
 from sapwood.route.upstream import Said, Silent, Upstream
 from sapwood.route.usage import Unasked
 from sapwood.server.auth import Guard
@@ -48,6 +47,7 @@ class _Way:
     Attributes:
         passing: What guests know of it.
         models: Those that it may be answered by, in the order in which they are tried.
+        policy: How a server is chosen.
         usage: Its stream is asked for what it has used, which the client is not to see.
         tried: Servers that it was sent to.
         attempts: How many of these were asked for each of the models.
@@ -61,6 +61,7 @@ class _Way:
     meter: Meter
     began: float
     models: Sequence[str | None]
+    policy: str
     usage: bool
     tried: list[str] = field(default_factory=list)
     attempts: Counter[str | None] = field(default_factory=Counter)
@@ -84,14 +85,13 @@ class Proxy:
         self,
         fleet: Fleet,
         policies: Mapping[str, Policy],
-        prefixes: Prefixes,
         metrics: Metrics,
         carrier: Upstream,
         guard: Guard,
         line: Line[Turn],
         guests: Guests = (),
     ) -> None:
-        self._fleet, self._policies, self._prefixes = fleet, policies, prefixes
+        self._fleet, self._policies = fleet, policies
         self._metrics, self._upstream, self._guard = metrics, carrier, guard
         self._line, self._guests = line, guests
 
@@ -123,12 +123,15 @@ class Proxy:
         if names is None:
             names = () if ask.model is None else (ask.model,)
         models = [model for name in names for model in self._fleet.names(name)]
+        alias = self._fleet.alias(names[0]) if names else None
+        policy = (alias and alias.policy) or self._fleet.table.policy
         usage = tenant.tokens_per_minute is not None and ask.may_be_asked_for_usage
-        return _Way(request, passing, tenant, Meter(ask), began, models or (None,), usage)
+        return _Way(request, passing, tenant, Meter(ask), began, models or (None,), policy, usage)
 
     # -- who is asked -------------------------------------------------------------------------------------------------
 
     async def _carry(self, way: _Way) -> web.StreamResponse:
+        await self._policies[way.policy].prepare(way.ask, self._fleet.able(way.models[0]))
         while True:
             replica, model = await self._turn(way)
             if replica is None:
@@ -181,15 +184,13 @@ class Proxy:
     def _taken(self, way: _Way, there: list[tuple[str | None, Replica]]) -> Turn:
         if not there:
             return Turn(None)
-        alias = None if way.asked is None else self._fleet.alias(way.asked)
-        name, model = (alias and alias.policy) or self._fleet.table.policy, there[0][0]
-        replica, reason = self._policies[name].choose(way.ask, [one for _, one in there])
+        policy, model = self._policies[way.policy], there[0][0]
+        replica, reason = policy.choose(way.ask, [one for _, one in there])
+        policy.sent(way.ask, replica)
         way.tried.append(replica.name)
         way.attempts[model] += 1
-        if name == "cache_aware":
-            self._prefixes.note(way.ask.blocks, replica.name)
-        self._metrics.chosen(replica.name, name, reason)
-        way.told = f"{name}; {reason}; attempt {len(way.tried)}"
+        self._metrics.chosen(replica.name, way.policy, reason)
+        way.told = f"{way.policy}; {reason}; attempt {len(way.tried)}"
         replica.enters()
         return Turn(replica, model)
 

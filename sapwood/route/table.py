@@ -39,6 +39,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         models: What it serves; by default what it says at /v1/models.
         weight: Its share beside others.
         max_running: Requests that are sent to it at once; others wait.
+        events: Where it tells what is in its cache (ZeroMQ); a * is its own host. `events_replay` tells again what was missed.
     """
 
     url: str
@@ -48,6 +49,8 @@ class Server(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     models: tuple[str, ...] | None = None
     weight: Annotated[float, Meta(gt=0, le=1000)] = 1.0
     max_running: Annotated[int, Meta(ge=1)] | None = None
+    events: str | None = None
+    events_replay: str | None = None
 
     @property
     def shown(self) -> str:
@@ -132,6 +135,19 @@ def checked(raw: Mapping[str, object], where: str) -> Table:
     return msgspec.structs.replace(table, server=servers)
 
 
+def _check_events(server: Server, where: str) -> None:
+    for name in ("events", "events_replay"):
+        address = getattr(server, name)
+        if address is not None and not address.startswith(("tcp://", "ipc://")):
+            raise ConfigError(f"{where}: {name} of {server.shown} is an address like tcp://HOST:5557, not {address!r}.")
+        if address is not None and server.looked_up and "*" not in address:
+            raise ConfigError(
+                f"{where}: {server.shown} stands for several addresses, so {name} needs * for the host: tcp://*:5557."
+            )
+    if server.events_replay is not None and server.events is None:
+        raise ConfigError(f"{where}: events_replay of {server.shown} is nothing without events.")
+
+
 def _checked(server: Server, where: str) -> Server:
     url = server.url if "://" in server.url else f"http://{server.url}"
     parts = urlsplit(url)
@@ -141,6 +157,7 @@ def _checked(server: Server, where: str) -> Server:
         good = False
     if not good or parts.query or parts.fragment:
         raise ConfigError(f"{where}: {server.url!r} is no address of a server, such as http://127.0.0.1:8000.")
+    _check_events(server, where)
     if server.key is not None and server.key_file is not None:
         raise ConfigError(f"{where}: give {server.shown} either key or key_file.")
     key = server.key

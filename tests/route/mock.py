@@ -27,6 +27,7 @@ class Mock:
         self.name, self.models, self.way = name, models, "answers"
         self.bodies: list[dict[str, Any]] = []
         self.raw: list[bytes] = []
+        self.tokenizes = True
         self.said_of_models: int | None = None  # the status of /v1/models, where that is all it says
         self.headers: list[dict[str, str]] = []
         self.go_on = asyncio.Event()  # streams wait for it behind their first piece
@@ -59,6 +60,8 @@ class Mock:
         self.raw.append(raw)
         body = json.loads(raw) if request.content_type == "application/json" else {}
         self.bodies.append(body)
+        if request.path == "/tokenize":
+            return self._tokenize(body)
         self.headers.append({name.lower(): value for name, value in request.headers.items()})
         if self.way == "busy":
             return await self._refuse(request)
@@ -78,6 +81,12 @@ class Mock:
             answer.headers.add("set-cookie", "b=2")
             return answer
         return await self._stream(request, usage=bool((body.get("stream_options") or {}).get("include_usage")))
+
+    def _tokenize(self, body: dict[str, Any]) -> web.Response:
+        if not self.tokenizes:
+            return web.Response(status=404)
+        text = body["prompt"] if "prompt" in body else "".join(one["content"] for one in body["messages"])
+        return web.json_response({"count": len(text), "max_model_len": 10_000, "tokens": tokens_of(text)})
 
     async def _refuse(self, request: web.Request) -> web.StreamResponse:
         """In two pieces."""
@@ -106,6 +115,11 @@ class Mock:
             self.left.set()
             raise
         return answer
+
+
+def tokens_of(text: str) -> list[int]:
+    """A token for each four letters, as a mock has them."""
+    return [int.from_bytes(text[at : at + 4].encode(), "big") % 50_000 for at in range(0, len(text), 4)]
 
 
 @contextlib.asynccontextmanager

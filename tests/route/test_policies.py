@@ -27,7 +27,7 @@ def replicas(*weights: float) -> list[Replica]:
 
 
 def chosen(name: str, prefixes: Prefixes | None = None) -> Any:
-    return policies(Prefixes() if prefixes is None else prefixes, random.Random(0))[name]
+    return policies(Prefixes() if prefixes is None else prefixes, rng=random.Random(0))[name]
 
 
 def test_turns_go_by_weight_and_nobody_who_comes_back_has_to_catch_up() -> None:
