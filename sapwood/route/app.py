@@ -27,7 +27,7 @@ from sapwood.route.paths import CARRIED
 from sapwood.route.policies import policies
 from sapwood.route.prefixes import Prefixes
 from sapwood.route.proxy import Proxy, Turn, worded
-from sapwood.route.seats import Seats
+from sapwood.route.seats import Post, Seats
 from sapwood.route.table import Table
 from sapwood.route.tokens import Tokens
 from sapwood.route.upstream import Upstream
@@ -95,7 +95,7 @@ class Router:
         proxy = Proxy(self.fleet, chosen, self.metrics, carrier, self.guard, self._line, seats.guests)
         app = web.Application(client_max_size=self._options.max_body_bytes, middlewares=[_told])
         app.add_routes([web.post(path, proxy.handle) for path in CARRIED])
-        app.add_routes([web.post(path, self._open(handler)) for path, handler in seats.posts.items()])
+        app.add_routes([web.post(path, self._counted(handler)) for path, handler in seats.posts.items()])
         app.add_routes(
             [
                 web.get("/v1/models", self._open(self._models)),
@@ -117,6 +117,17 @@ class Router:
             admitted(self.guard, request)
             answer: web.StreamResponse = await handler(request)
             return answer
+
+        return guarded
+
+    def _counted(self, handler: Post) -> Handler:
+        """For work that counts as a request of whoever asks."""
+
+        async def guarded(request: web.Request) -> web.StreamResponse:
+            account = admitted(self.guard, request)
+            account.count()
+            with account.generating(0):
+                return await handler(request, account.tenant.name)
 
         return guarded
 

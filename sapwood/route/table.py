@@ -12,6 +12,8 @@ import msgspec
 from msgspec import Meta
 
 from sapwood.base.errors import ConfigError
+from sapwood.route.context.table import Context
+from sapwood.route.context.table import check as check_context
 from sapwood.route.semantic.table import (
     About,
     Answers,
@@ -84,6 +86,7 @@ class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         apply: Which model applies edits, by the size of the file.
         auto: Names that rules resolve, `signal` what rules look for, `about` what models cost, `meaning` who makes vectors.
         answers: The cache of answers by meaning; none by default.
+        context: How long histories may be, by model.
     """
 
     server: Annotated[tuple[Server, ...], Meta(min_length=1)]
@@ -101,6 +104,7 @@ class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     about: dict[str, About] = {}
     meaning: Meaning | None = None
     answers: Answers | None = None
+    context: dict[str, Context] = {}
 
 
 def read(path: Path) -> Table:
@@ -127,6 +131,7 @@ def checked(raw: Mapping[str, object], where: str) -> Table:
         if policy not in POLICIES:
             raise ConfigError(f"{where}: there is no policy {policy!r}; take one of {', '.join(POLICIES)}.")
     check_standing(table.paths, table.apply, where)
+    check_context(table.context, where)
     check_rules(table.auto, table.signal, table.meaning, table.answers, table.model, where)
     servers = tuple(_checked(server, where) for server in table.server)
     names = [server.shown for server in servers]

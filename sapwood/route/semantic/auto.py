@@ -119,7 +119,7 @@ class Rules:
         if how.status == 200 and how.model is not None and self._fleet.table.auto:
             self.measures.note(how.model, how.first, how.seconds)
 
-    async def explain(self, request: web.Request) -> web.Response:
+    async def explain(self, request: web.Request, tenant: str) -> web.Response:
         """All signals of a request and what would become of it, without asking any model to answer."""
         body = document(Ask(request.path, await request.read(), request.headers))
         name = str(body.get("model") or "auto")
