@@ -7,6 +7,7 @@ SAPWOOD_ADMIN_API_KEY  the same of --admin-api-key
 SAPWOOD_DEBUG     1: tracebacks for user errors too
 HF_TOKEN          passed to the hub for gated models (read by huggingface_hub itself)
 HF_HUB_OFFLINE    1: never ask the hub
+KUBERNETES_SERVICE_HOST, KUBERNETES_SERVICE_PORT  where a cluster's API is, as it tells its containers
 NO_COLOR          any value: plain output
 """
 
@@ -47,6 +48,14 @@ def debug(env: Mapping[str, str] = os.environ) -> bool:
 
 def offline(env: Mapping[str, str] = os.environ) -> bool:
     return _true(env.get("HF_HUB_OFFLINE"))
+
+
+def kubernetes(env: Mapping[str, str] = os.environ) -> str | None:
+    """The address of the API of the cluster that this runs in, None outside of one."""
+    host, port = env.get("KUBERNETES_SERVICE_HOST"), env.get("KUBERNETES_SERVICE_PORT") or "443"
+    if not host:
+        return None
+    return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
 
 
 def plain(env: Mapping[str, str] = os.environ) -> bool:

@@ -15,11 +15,13 @@ from aiohttp import web
 
 from sapwood import __version__
 from sapwood.base.errors import RequestError
+from sapwood.config import env
 from sapwood.config.options import ServerConfig
 from sapwood.route.admission import admitted
 from sapwood.route.discovery import by_dns
 from sapwood.route.ears import Ears
 from sapwood.route.fleet import Fleet, State
+from sapwood.route.kubernetes import Kubernetes
 from sapwood.route.kv import KVIndex
 from sapwood.route.line import Line
 from sapwood.route.metrics import Metrics
@@ -71,7 +73,7 @@ class Router:
                 self.prefixes,
                 session,
                 self._path,
-                finders={"dns": by_dns},
+                finders={"dns": by_dns, "k8s": Kubernetes(session, env.kubernetes())},
                 changed=changed,
                 every=self._every,
             )

@@ -1,4 +1,4 @@
-"""Where servers are that a table names by how they are found: `dns+http://NAME:PORT` is all addresses of the name."""
+"""Where servers are that a table names by how they are found: `dns+http://NAME:PORT` is all addresses of the name; `kubernetes` is another way."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Found(NamedTuple):
 
 
 Finder = Callable[[Server], Awaitable[Found]]
-"""Looks a server up. Raises OSError if that cannot be done now."""
+"""Looks a server up. Raises OSError if that cannot be done now, ConfigError if it never can."""
 
 
 def way_of(server: Server) -> tuple[str, SplitResult]:

@@ -27,12 +27,12 @@ from sapwood.route.semantic.table import (
 
 POLICIES = ("cache_aware", "least_load", "power_of_two", "session", "round_robin")
 
-_SCHEMES = ("http", "https", "dns+http", "dns+https")
+_SCHEMES = ("http", "https", "dns+http", "dns+https", "k8s+http", "k8s+https")
 _API = "/v1"  # many give it as a part of the address
 
 
 class Server(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One server, or with `dns+http://` all that the name stands for.
+    """One server, or with `dns+http://` all that the name stands for, with `k8s+http://SERVICE.NAMESPACE` all of a service of Kubernetes.
 
     Attributes:
         url: Its address, without /v1.

@@ -55,7 +55,7 @@ class Watch:
         self._read_at = self._written_at()
 
     async def first_look(self) -> None:
-        """Before anybody is served."""
+        """Before anybody is served. Raises ConfigError for servers that cannot be looked up here."""
         await self._resolve()
         await self._look_at_all()
 
@@ -155,7 +155,10 @@ class Watch:
             return
         self._forget(self._fleet.set_table(table))
         log.info("%s was read again: %d servers", self._path, len(table.server))
-        await self.first_look()
+        try:
+            await self.first_look()
+        except ConfigError as error:
+            log.error("%s", error)
 
     def _forget(self, names: Iterable[str]) -> None:
         for name in names:
