@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequenc
 from contextlib import AsyncExitStack, aclosing, contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from sapwood.base.errors import GenerationFailed, GrammarError, RequestError, SapwoodError
 from sapwood.base.grammar import Grammar
@@ -26,6 +26,8 @@ from sapwood.reading import Classification, Embedding, Texts
 from sapwood.text import Assembler, Piece, TextModel
 from sapwood.text.parsers import Said
 
+if TYPE_CHECKING:
+    from sapwood.engine.replicas import Replicas
 log = logging.getLogger(__name__)
 
 Prompt = str | list[int]
@@ -285,12 +287,12 @@ class AsyncLLM:
     def __init__(self, model: str = "smollm2-135m", **options: Any) -> None:
         self.config = from_options({"model": model, **options})
         self._stack = AsyncExitStack()
-        self.engine: AsyncEngine
+        self.engine: AsyncEngine | Replicas
         self.text: TextModel
         self._grammars: Checker
 
     async def __aenter__(self) -> Self:
-        from sapwood.engine.keeper import start
+        from sapwood.engine.replicas import start
 
         catalogue = joined()
         files = find_configured(self.config.model, families=catalogue.families)

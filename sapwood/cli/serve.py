@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 from time import perf_counter
@@ -13,11 +14,13 @@ from sapwood.config.flags import add_flags, from_args
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Sequence
 
     from sapwood.base.wire import Facts
     from sapwood.catalogue import Catalogue
     from sapwood.config import Config
     from sapwood.engine.client import AsyncEngine
+    from sapwood.engine.replicas import Replicas
     from sapwood.engine.spawn import Child
     from sapwood.hub.about import About
     from sapwood.hub.files import ModelFiles
@@ -43,7 +46,9 @@ def run(args: argparse.Namespace) -> int:
     began = perf_counter()
     config = from_args(args)
     lean.begin()
-    with interrupts.by_sigterm(), spawn() as child:  # it imports beside us, and takes longer
+    with interrupts.by_sigterm(), contextlib.ExitStack() as stack:
+        # They import beside us, and take longer.
+        children = [stack.enter_context(spawn()) for _ in range(_num_engines(config))]
         from sapwood.catalogue import joined
         from sapwood.observe.log import set_up_logging
         from sapwood.server import bind
@@ -59,8 +64,14 @@ def run(args: argparse.Namespace) -> int:
             for plugin, why in catalogue.unknown:
                 log.warning("%s is not used: %s", plugin.point.value, why)
             files = _find(config, catalogue)
-            run_loop(_serve(door, config, files, catalogue, child, began))
+            run_loop(_serve(door, config, files, catalogue, children, began))
     return 0
+
+
+def _num_engines(config: Config) -> int:
+    """How many processes there will be; what is wrong with the number is told by one of them."""
+    options = config.parallel
+    return max(options.data_parallel_size, 1) if options.data_parallel_rank is None else 1
 
 
 def _find(config: Config, catalogue: Catalogue) -> ModelFiles:
@@ -72,7 +83,7 @@ def _find(config: Config, catalogue: Catalogue) -> ModelFiles:
 
 
 async def _serve(
-    door: Door, config: Config, files: ModelFiles, catalogue: Catalogue, child: Child, began: float
+    door: Door, config: Config, files: ModelFiles, catalogue: Catalogue, children: Sequence[Child], began: float
 ) -> None:
     """Raises EngineDead if the engine ends on its own, and what is wrong with the text side as soon as it is known."""
     import asyncio
@@ -80,7 +91,7 @@ async def _serve(
     from sapwood.engine.tasks import end
 
     loading = asyncio.create_task(asyncio.to_thread(_load, config, files, catalogue))
-    serving = asyncio.create_task(_with_engine(door, config, files, loading, child, began))
+    serving = asyncio.create_task(_with_engine(door, config, files, loading, children, began))
     try:
         await asyncio.wait([loading, serving], return_when=asyncio.FIRST_COMPLETED)
         if not serving.done():
@@ -95,14 +106,14 @@ async def _with_engine(
     config: Config,
     files: ModelFiles,
     loading: asyncio.Task[tuple[TextModel, About]],
-    child: Child,
+    children: Sequence[Child],
     began: float,
 ) -> None:
     import asyncio
     from contextlib import AsyncExitStack
 
     from sapwood.engine import lean
-    from sapwood.engine.keeper import start
+    from sapwood.engine.replicas import start
     from sapwood.observe.observer import traces_to
     from sapwood.server import create_app, serve
     from sapwood.server.starting import starting
@@ -111,7 +122,7 @@ async def _with_engine(
     traces = traces_to(config.server.otlp_traces_endpoint, model=names[0])
     async with AsyncExitStack() as until_ready, AsyncExitStack() as stack:
         await until_ready.enter_async_context(starting(door))
-        engine = await stack.enter_async_context(start(config, child))
+        engine = await stack.enter_async_context(start(config, children))
         text, about = await loading
         engine.end_at(text.eos_ids)
         app = create_app(engine, text, config, names, defaults=files.generation_config, traces=traces, about=about)
@@ -166,7 +177,7 @@ def _for_curl(url: str) -> str:
     return f"--unix-socket {path} http://localhost" if kind == "unix" else url
 
 
-async def _until_over(serving: asyncio.Task[None], engine: AsyncEngine) -> None:
+async def _until_over(serving: asyncio.Task[None], engine: AsyncEngine | Replicas) -> None:
     """Wait until the server was told to stop, or for a while after its engine has died for good."""
     import asyncio
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sapwood.base.errors import ConfigError
 from sapwood.config.facts import DeviceFacts
 from sapwood.config.option import option
+from sapwood.config.stores import Directory, StoreConfig, events, places
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
-    """Several ranks, which are devices or, on a CPU, processes."""
+    """Several ranks, which are devices or, on a CPU, processes, and several engines of as many each."""
 
     tensor_parallel_size: int | None = option(
         None,
@@ -21,6 +23,54 @@ class ParallelConfig:
         "-tp",
         metavar="N",
     )
+    data_parallel_size: int = option(
+        1,
+        "engines that hold the model each, behind one front that places requests by what their caches hold",
+        "--data-parallel-size",
+        "--dp-size",
+        "--dp",
+        "-dp",
+        metavar="N",
+    )
+    data_parallel_rank: int | None = option(
+        None,
+        "begin only this one of the engines, from 0, with its share of devices or cores, behind a front of its own",
+        "--data-parallel-rank",
+        metavar="N",
+        derived=False,
+    )
+
+    @property
+    def replica(self) -> int:
+        """Which of the engines this configuration is of."""
+        return self.data_parallel_rank or 0
+
+
+def check(options: ParallelConfig, kept: StoreConfig) -> None:
+    """Raise ConfigError for an engine that there is not, and for what several cannot have together."""
+    rank, size = options.data_parallel_rank, options.data_parallel_size
+    if size > 1 and rank is None:
+        raise ConfigError(
+            "--data-parallel-size: `sapwood serve` and AsyncLLM have several engines, and this is one; leave it out, or say which "
+            "one by --data-parallel-rank."
+        )
+    if size > 1 and any(isinstance(place, Directory) for place in places(kept)):
+        raise ConfigError(
+            "--kv-store: a directory is written by one engine, and --data-parallel-size asks for several. Take host memory, "
+            "which each has for itself, or a server, which all share."
+        )
+    told = events(kept)
+    if told is not None and told.replay_endpoint is not None and size > 1:
+        ports = [one.rpartition(":")[2] for one in (told.endpoint, told.replay_endpoint)]
+        if all(port.isdecimal() for port in ports) and abs(int(ports[0]) - int(ports[1])) < size:
+            raise ConfigError(
+                f"--kv-events-config: each of {size} engines tells on a port of its own behind the first, so endpoint and "
+                f"replay_endpoint must be {size} ports apart."
+            )
+    if rank is not None and not 0 <= rank < size:
+        raise ConfigError(
+            f"--data-parallel-rank must be in [0, {size - 1}], as --data-parallel-size is {size}, got {rank}."
+        )
 
 
 def size_rule(*_: object) -> tuple[int, str]:

@@ -62,7 +62,7 @@ def resolve(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[Con
     """
     config = speculation.spelled(config)
     _check_ranges(config)
-    device = device.of_each(config.parallel.tensor_parallel_size or 1)
+    device = device.of_each((config.parallel.tensor_parallel_size or 1) * config.parallel.data_parallel_size)
     decisions = []
     for section, field, rule in _RULES:
         given = getattr(getattr(config, section), field)
@@ -342,6 +342,7 @@ def _check_ranges(config: Config) -> None:
             raise ConfigError(f"{flag_of(field)} must be more than 0, got {value}.")
     if config.cache.page_size is not None and (problem := page_size_problem(config.cache.page_size)):
         raise ConfigError(f"{flag_of('page_size')} {problem}.")
+    parallel.check(config.parallel, config.stores)
     wanted = stores.wanted(config.stores)
     if wanted is not None and not config.cache.prefix_caching:
         raise ConfigError(f"{wanted} is of prefixes, so it wants {flag_of('prefix_caching')}.")
@@ -358,6 +359,7 @@ _POSITIVE = (
     ("scheduler", "max_waiting"),
     ("device", "threads"),
     ("parallel", "tensor_parallel_size"),
+    ("parallel", "data_parallel_size"),
     ("device", "cuda_graph_max_tokens"),
     ("server", "max_body_bytes"),
     ("server", "state_bytes"),

@@ -17,6 +17,7 @@ from sapwood.base.sampling import SEED_LIMIT, SamplingParams
 from sapwood.base.task import GENERATE, Generate, Task, tag_of
 from sapwood.base.tokens import check_ids
 from sapwood.base.wire import Abort, Control, Delta, Deltas, Facts, FromEngine, Reply, Stats, Submit, ToEngine
+from sapwood.engine.following import generated
 from sapwood.engine.pace import Pace
 from sapwood.engine.vitals import Vitals
 
@@ -138,6 +139,11 @@ class EngineClient(Protocol):
         """How often it has been started again."""
         ...
 
+    @property
+    def replicas(self) -> Sequence[EngineClient]:
+        """The engines that there are behind this face: itself, or several that hold the same model."""
+        ...
+
     async def trouble(self) -> str | None:
         """Why it cannot be counted on now: it is gone, or does not answer; None if it is well. Takes a few seconds at most."""
         ...
@@ -231,20 +237,6 @@ def _check_room(tokens: list[int], params: SamplingParams, facts: Facts) -> None
         )
 
 
-class Bell:
-    """A follower that can be waited for."""
-
-    def __init__(self) -> None:
-        self._rung = asyncio.Event()
-
-    def wake(self) -> None:
-        self._rung.set()
-
-    async def wait(self) -> None:
-        await self._rung.wait()
-        self._rung.clear()
-
-
 class AsyncEngine:
     """An engine behind a pair of message queues: `send` takes messages to it, `receive` is fed with what it says.
 
@@ -259,6 +251,7 @@ class AsyncEngine:
         self.lost = asyncio.Event()  # it is dead, and no other will come
         self.restarts = 0
         self.vitals = Vitals()
+        self.changed: Callable[[], None] = lambda: None  # called when it has died, and when there is another
         self._back = 0.0  # when another should be there
         self._probe: asyncio.Task[None] | None = None
         self._probed = 0.0
@@ -294,7 +287,7 @@ class AsyncEngine:
         check_request(tokens, params, self.facts, checked=checked, task=task)
         check_kinds(media, self.facts.media)
         self._check_alive()
-        if len(self._streams) >= self._max_live:
+        if self.full:
             raise Overloaded(
                 f"{len(self._streams)} requests are running or waiting already; try again later.",
                 retry_after=self._pace.seconds(len(self._streams) + 1 - self.facts.max_num_seqs),
@@ -319,25 +312,24 @@ class AsyncEngine:
         self.vitals.ask()
         return stream
 
-    async def generate(
-        self, tokens: list[int], params: SamplingParams, *, salt: str = "", adapter: str = "", priority: int = 0
-    ) -> AsyncGenerator[Delta]:
-        """Yield the generation's news until the one with `finish`; closing the generator aborts the request.
+    def generate(self, tokens: list[int], params: SamplingParams, **how: Any) -> AsyncGenerator[Delta]:
+        """See `generated`."""
+        return generated(self, tokens, params, **how)
 
-        Raises what `submit` and `Stream.take` raise.
-        """
-        bell = Bell()
-        stream = self.submit(tokens, params, bell, salt=salt, adapter=adapter, priority=priority)
-        try:
-            finish = None
-            while finish is None:
-                await bell.wait()
-                delta = stream.take()
-                if delta is not None:
-                    finish = delta.finish
-                    yield delta
-        finally:
-            stream.close()
+    @property
+    def replicas(self) -> Sequence[EngineClient]:
+        """See `EngineClient.replicas`."""
+        return (self,)
+
+    @property
+    def live(self) -> int:
+        """Requests that run or wait."""
+        return len(self._streams)
+
+    @property
+    def full(self) -> bool:
+        """Whether `submit` would raise Overloaded."""
+        return len(self._streams) >= self._max_live
 
     def _leave(self, stream: Stream) -> None:
         del self._streams[stream.id]
@@ -424,6 +416,7 @@ class AsyncEngine:
         self._send, self.stats, self.dead = send, None, None
         self.restarts += 1
         self.vitals.begin()
+        self.changed()
 
     def die(self, why: str, back_in: float | None = None) -> None:
         """End everything that is waiting for the engine. `back_in`: seconds until there should be another, if there will be."""
@@ -438,3 +431,4 @@ class AsyncEngine:
         for answer in self._asked.values():
             if not answer.done():
                 answer.set_exception(self._death())
+        self.changed()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -121,8 +122,16 @@ def _resolved(
     config: Config, decoder: Decoder | Foreign, files: ModelFiles, catalogue: Catalogue
 ) -> tuple[Config, tuple[Decision, ...], DraftModel | None]:
     """With the model that drafts, if there is one."""
-    draft = draft_of(config, decoder, files, catalogue)
+    config, draft = _placed(config), draft_of(config, decoder, files, catalogue)
     return *resolve(config, shape_beside(decoder, files, draft, config), probe(config.device.device)), draft
+
+
+def _placed(config: Config) -> Config:
+    """With the device of the first rank of this one of several engines, where devices have numbers."""
+    if not config.parallel.replica or not (first := probe(config.device.device)).rules.numbered:
+        return config
+    index = first.index + config.parallel.replica * (config.parallel.tensor_parallel_size or 1)
+    return replace(config, device=replace(config.device, device=f"{first.kind}:{index}"))
 
 
 def _executor(config: Config, catalogue: Catalogue) -> Executor:

@@ -132,7 +132,7 @@ def main() -> None:
     launch = _launcher()
     told = msgspec.msgpack.decode(read_told(), type=Start)
     server = told.config.server
-    set_up_logging(server.log_level, format=server.log_format, process="engine", whole=True)
+    set_up_logging(server.log_level, format=server.log_format, process=_name(told.config), whole=True)
     serving, orphaned = threading.Event(), threading.Event()
     threading.Thread(target=_watch_front, args=(serving, orphaned, told.folder), daemon=True).start()
     post = Post(told.folder, end=_STDIN)
@@ -153,6 +153,11 @@ def main() -> None:
         raise
     finally:
         post.close()
+
+
+def _name(config: Config) -> str:
+    """What logs call this process."""
+    return "engine" if config.parallel.data_parallel_size == 1 else f"engine {config.parallel.replica}"
 
 
 def _launcher() -> Callable[[Config], Launched]:

@@ -70,14 +70,23 @@ def _events(config: Config, told: EventsConfig, kv: KVCache, names: Names) -> Ev
 
     models = config.model.served_model_name
     topic = f"kv@{config.server.host}:{config.server.port}@{models[0] if models else config.model.model}"
+    replica = config.parallel.replica
     publisher = ZmqPublisher(
-        told.endpoint,
-        told.replay_endpoint,
+        endpoint_of(told.endpoint, replica),
+        None if told.replay_endpoint is None else endpoint_of(told.replay_endpoint, replica),
         topic=topic if told.topic is None else told.topic,
         kept=told.buffer_steps,
         most=told.hwm,
     )
-    return Events(kv, publisher, names, positional=told.form == "array")
+    return Events(kv, publisher, names, positional=told.form == "array", replica=replica)
+
+
+def endpoint_of(endpoint: str, replica: int) -> str:
+    """Where one of several engines tells: behind the ports of those before it, or at a path of its own."""
+    head, colon, port = endpoint.rpartition(":")
+    if not replica:
+        return endpoint
+    return f"{head}:{int(port) + replica}" if colon and port.isdecimal() else f"{endpoint}_dp{replica}"
 
 
 def _open(place: Place, origin: bytes, about: str) -> Shelf:

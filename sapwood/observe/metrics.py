@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from time import perf_counter, time
 from typing import Protocol
@@ -38,6 +38,9 @@ class Watched(Protocol):
 
     @property
     def restarts(self) -> int: ...
+
+    @property
+    def replicas(self) -> Sequence[Watched]: ...
 
 
 class Metrics:
@@ -215,6 +218,7 @@ class EngineCollector(Collector):
         restarts = ENGINE["sapwood_engine_restarts"]
         yield CounterMetricFamily(restarts.name, restarts.help, self._engine.restarts)
         yield from _told(self._engine.facts)
+        yield from _each(self._engine.replicas)
         stats = self._engine.stats
         if stats is None:
             return
@@ -224,6 +228,30 @@ class EngineCollector(Collector):
         for name, by_kind in stats.histograms.items():
             yield _spread(_named(f"sapwood_engine_{name}", "histogram"), by_kind)
         yield _pages(stats.pages)
+
+
+_OF_EACH = ("steps", "prompt_tokens", "cached_tokens", "output_tokens", "finished")
+
+
+def _each(replicas: Sequence[Watched]) -> Iterator[Metric]:
+    """What there is to tell of each of several engines, or of the only one."""
+    up, running, waiting = (
+        GaugeMetricFamily(named.name, named.help, labels=named.labels)
+        for named in (ENGINE[f"sapwood_replica_{name}"] for name in ("up", "running", "waiting"))
+    )
+    named = ENGINE["sapwood_replica_restarts"]
+    restarts = CounterMetricFamily(named.name, named.help, labels=named.labels)
+    named = ENGINE["sapwood_replica_events"]
+    events = CounterMetricFamily(named.name, named.help, labels=named.labels)
+    for number, one in enumerate(replicas):
+        up.add_metric([str(number)], one.dead is None)
+        restarts.add_metric([str(number)], one.restarts)
+        if (stats := one.stats) is not None and one.dead is None:
+            running.add_metric([str(number)], stats.running)
+            waiting.add_metric([str(number)], stats.waiting)
+            for name in _OF_EACH:
+                events.add_metric([str(number), name], stats.counters.get(name, 0))
+    yield from (up, running, waiting, restarts, events)
 
 
 def _told(facts: Facts) -> Iterator[Metric]:
@@ -247,7 +275,7 @@ def _counted(counts: Mapping[str, float]) -> Iterator[Metric]:
     families = {
         named.name: CounterMetricFamily(named.name, named.help, labels=named.labels)
         for named in ENGINE.values()
-        if named.kind == "counter" and named.labels
+        if named.kind == "counter" and named.labels and named.name.startswith("sapwood_engine_")
     }
     for name, count in counts.items():
         whole = f"sapwood_engine_{name}"

@@ -112,6 +112,22 @@ ENGINE = {
         Named(
             "sapwood_engine_restarts", "counter", "How often an engine that had died or hung was followed by another."
         ),
+        Named("sapwood_replica_up", "gauge", "1 while one of several engines lives.", ("replica",)),
+        Named("sapwood_replica_running", "gauge", "Requests that hold a slot of one of several engines.", ("replica",)),
+        Named("sapwood_replica_waiting", "gauge", "Requests that wait for one of several engines.", ("replica",)),
+        Named("sapwood_replica_restarts", "counter", "How often one of several engines was begun again.", ("replica",)),
+        Named(
+            "sapwood_replica_events",
+            "counter",
+            "What one of several engines has counted since it was begun: steps, tokens, requests that have ended.",
+            ("replica", "kind"),
+        ),
+        Named(
+            "sapwood_engine_placed",
+            "counter",
+            "Requests by why they went to which of several engines: cached, balanced, new, together.",
+            ("reason",),
+        ),
         Named("sapwood_engine_steps", "counter", "Steps that were planned."),
         Named("sapwood_engine_prompt_tokens", "counter", "Prompt tokens that were computed."),
         Named("sapwood_engine_output_tokens", "counter", "Tokens that were drawn, or forced by a grammar."),

@@ -13,10 +13,12 @@ from starlette.routing import Route
 
 from sapwood import __version__
 from sapwood.base.errors import RequestError
+from sapwood.engine.client import EngineClient
 from sapwood.server.body import json_response
 from sapwood.server.fields import Int, Messages
 from sapwood.server.front import Front
 from sapwood.server.health import Health, health_of
+from sapwood.server.load import load_of
 from sapwood.server.routes import Described, Media, plain, post
 
 
@@ -50,9 +52,19 @@ class Text(msgspec.Struct):
     prompt: str
 
 
+class ReplicaHealth(msgspec.Struct, omit_defaults=True):
+    """One of several engines; `reason` says why it is gone."""
+
+    running: int
+    waiting: int
+    restarts: int
+    reason: str | None = None
+
+
 class HealthReply(msgspec.Struct, omit_defaults=True):
     """`running` and `waiting` are of the engine's last report, `restarts` how often it was started again, `reason` why not all is well,
-    `paused` that nothing is computed until somebody says so."""
+    `paused` that nothing is computed until somebody says so, `replicas` how each of several engines is: the server is well while one of
+    them is."""
 
     status: str
     model: str
@@ -61,6 +73,7 @@ class HealthReply(msgspec.Struct, omit_defaults=True):
     restarts: int
     reason: str | None = None
     paused: bool = False
+    replicas: list[ReplicaHealth] = []
 
 
 class Version(msgspec.Struct):
@@ -115,10 +128,16 @@ def _told(health: Health, front: Front, *, ok: bool) -> Response:
     stats, engine = front.engine.stats, front.engine
     running, waiting = (stats.running, stats.waiting) if stats is not None else (0, 0)
     paused = stats is not None and stats.paused
-    body = HealthReply(health.status, front.model_name, running, waiting, engine.restarts, health.reason, paused)
+    each = [_replica(one) for one in engine.replicas] if len(engine.replicas) > 1 else []
+    body = HealthReply(health.status, front.model_name, running, waiting, engine.restarts, health.reason, paused, each)
     reply = json_response(body, 200 if ok else 503)
     reply.headers.update({} if ok else health.headers)
     return reply
+
+
+def _replica(engine: EngineClient) -> ReplicaHealth:
+    load = load_of(engine)
+    return ReplicaHealth(load.running, load.waiting, engine.restarts, engine.dead)
 
 
 async def _tokens_of(body: TokenizeRequest, front: Front) -> list[int]:

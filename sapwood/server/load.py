@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from sapwood.base.wire import Stats
-from sapwood.server.front import Front
+from sapwood.engine.client import EngineClient
 
 _NOTHING = Stats(0, 0, {}, {}, [])
 
@@ -24,10 +24,9 @@ class Load(NamedTuple):
         return self.used_tokens / self.most_tokens if self.most_tokens else 0.0
 
 
-def load_of(front: Front) -> Load:
-    stats, size = front.engine.stats or _NOTHING, front.facts.page_size
+def load_of(engine: EngineClient) -> Load:
+    stats, facts = engine.stats or _NOTHING, engine.facts
+    size = facts.page_size
     pools = [(total - free - evictable, total) for total, free, evictable in stats.pages]
-    used, total = max(
-        pools, key=lambda pool: pool[0] / max(pool[1], 1), default=(0, max(front.facts.num_pages, default=0))
-    )
+    used, total = max(pools, key=lambda pool: pool[0] / max(pool[1], 1), default=(0, max(facts.num_pages, default=0)))
     return Load(stats.running, stats.waiting, used * size, total * size, stats.paused)

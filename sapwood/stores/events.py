@@ -53,10 +53,10 @@ class Publisher(Protocol):
     def close(self) -> None: ...
 
 
-def payload(events: list[Event], *, positional: bool, clock: Callable[[], float] = time) -> bytes:
-    """[time, events, rank] in msgpack. Events are maps, or in the older form arrays with the type first."""
+def payload(events: list[Event], *, positional: bool, replica: int = 0, clock: Callable[[], float] = time) -> bytes:
+    """[time, events, replica] in msgpack. Events are maps, or in the older form arrays with the type first."""
     told = [_positional(event) if positional else _map(event) for event in events]
-    return msgspec.msgpack.encode([clock(), told, 0])
+    return msgspec.msgpack.encode([clock(), told, replica])
 
 
 def _map(event: Event) -> dict[str, Any]:
@@ -84,11 +84,14 @@ def _positional(event: Event) -> list[Any]:
 
 class Events(Stake):
     """Tells a publisher of full pages when they are computed and when they are given up. Of pages under a salt nothing is told: who
-    routes by tokens would take them for everybody's. A block's hash is the beginning of its page's name."""
+    routes by tokens would take them for everybody's. A block's hash is the beginning of its page's name. `replica` is which of
+    several engines this is."""
 
-    def __init__(self, kv: KVCache, publisher: Publisher, names: Names, *, positional: bool = False) -> None:
+    def __init__(
+        self, kv: KVCache, publisher: Publisher, names: Names, *, positional: bool = False, replica: int = 0
+    ) -> None:
         self._page_bytes, self._page_size = kv.tree.page_bytes, kv.page_size
-        self._publisher, self._names, self._as_arrays = publisher, names, positional
+        self._publisher, self._names, self._as_arrays, self._replica = publisher, names, positional, replica
         self._noted: deque[Node] = deque()
         self._told: set[int] = set()
         self._removed: list[int] = []
@@ -154,7 +157,7 @@ class Events(Stake):
         return None if parent is None or parent.parent is None else _number(self._names.of(parent))
 
     def _publish(self, events: list[Event]) -> None:
-        self._publisher.publish(payload(events, positional=self._as_arrays))
+        self._publisher.publish(payload(events, positional=self._as_arrays, replica=self._replica))
 
 
 def _number(name: bytes) -> int:

@@ -19,6 +19,10 @@ class Watched:
     dead: str | None = None
     restarts: int = 0
 
+    @property
+    def replicas(self) -> tuple[Watched, ...]:
+        return (self,)
+
 
 def measure(watched: Watched | None = None) -> tuple[Metrics, CollectorRegistry]:
     registry = CollectorRegistry()

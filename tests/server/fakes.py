@@ -101,6 +101,10 @@ class FakeEngine:
         self._changed = asyncio.Event()
         self._speaking: dict[Stream, asyncio.Task[None]] = {}
 
+    @property
+    def replicas(self) -> Sequence[FakeEngine]:
+        return (self,)
+
     async def until_running(self, count: int) -> None:
         """Wait until so many generations run."""
         async with asyncio.timeout(SECONDS):

@@ -16,6 +16,7 @@ from sapwood import __version__
 from sapwood.base.errors import Overloaded
 from sapwood.base.sampling import SamplingParams
 from sapwood.base.wire import Facts
+from sapwood.engine.client import EngineClient
 from sapwood.server.body import json_response
 from sapwood.server.front import Front
 from sapwood.server.generation import Prompt, choices_of, complete
@@ -102,25 +103,26 @@ def routes(front: Front) -> list[Described]:
 
     async def server_info(request: Request) -> Response:
         """The options, what was decided, and what the engine says of itself at this moment."""
-        return json_response(_info(front, await front.engine.control("status")))
+        return json_response(_info(front, await _states(front)))
 
     async def loads(request: Request) -> Response:
         """How much is going on, by the engine's last report."""
-        now = load_of(front)
-        rank = LoadOfRank(
-            now.running, now.waiting, now.used_tokens, now.most_tokens, front.facts.max_num_seqs, now.usage, now.paused
-        )
+        ranks = [_load(number, one) for number, one in enumerate(front.engine.replicas)]
+        now = load_of(front.engine)
         total = Aggregate(now.running, now.waiting, now.running + now.waiting, now.usage)
-        return json_response(Loads(datetime.now(UTC).isoformat(), __version__, [rank], total))
+        return json_response(Loads(datetime.now(UTC).isoformat(), __version__, ranks, total, len(ranks)))
 
     async def get_load(request: Request) -> Response:
         """The same in few words."""
-        now = load_of(front)
-        return json_response([OldLoad(now.running + now.waiting, now.waiting, now.used_tokens)])
+        found = [load_of(one) for one in front.engine.replicas]
+        loads = [
+            OldLoad(now.running + now.waiting, now.waiting, now.used_tokens, number) for number, now in enumerate(found)
+        ]
+        return json_response(loads)
 
     async def internal_state(request: Request) -> Response:
         """What the engine counts."""
-        return json_response([await front.engine.control("status")])
+        return json_response(await _states(front))
 
     return [
         plain("/health_generate", health_generate, gives=None),
@@ -147,17 +149,28 @@ async def _try(front: Front) -> None:
         raise Overloaded(f"No token has come in {_TOKEN_SECONDS:g} s.") from None
 
 
-def _info(front: Front, state: dict[str, Any]) -> ServerInfo:
+def _load(number: int, engine: EngineClient) -> LoadOfRank:
+    now, most = load_of(engine), engine.facts.max_num_seqs
+    return LoadOfRank(now.running, now.waiting, now.used_tokens, now.most_tokens, most, now.usage, now.paused, number)
+
+
+async def _states(front: Front) -> list[dict[str, Any]]:
+    """Of all engines that live. Raises EngineDead if none does."""
+    live = [one for one in front.engine.replicas if one.dead is None] or [front.engine]
+    return [await one.control("status") for one in live]
+
+
+def _info(front: Front, states: list[dict[str, Any]]) -> ServerInfo:
     facts, sections = front.facts, asdict(front.config)
     del sections["server"]
     return ServerInfo(
         version=__version__,
         model_path=front.config.model.model,
         served_model_name=front.model_name,
-        max_total_num_tokens=load_of(front).most_tokens,
+        max_total_num_tokens=load_of(front.engine).most_tokens,
         max_running_requests=facts.max_num_seqs,
         max_req_input_len=facts.max_model_len - 1,
         facts=facts,
         config=sections,
-        internal_states=[state],
+        internal_states=states,
     )
