@@ -19,6 +19,20 @@ SEED_LIMIT = 2**63
 _ONE_TOKEN = 1e-9  # the likeliest of fewer tokens than a thousand million has at least this probability
 
 
+class Timestamps(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How marks of time stand in a transcript, as Whisper was trained to write it (`ApplyTimestampRules` of openai-whisper).
+
+    Attributes:
+        first: The mark of 0.00 s; all tokens from here on are marks, each later than the one before.
+        text_end: The end of sequence; tokens below it are text.
+        most_begin: The transcript begins with one of so many marks, the earliest.
+    """
+
+    first: int
+    text_end: int
+    most_begin: int = 51
+
+
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """One generation's settings.
 
@@ -54,6 +68,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         logprob_token_ids: Tokens that are reported too, wherever one of these two reports.
         grammar: What the text has to match; None leaves it free.
         thinking: How long the model may think; None as long as it likes.
+        timestamps: Marks of time stand in the output by these rules.
         prediction: Tokens that the output will probably be like. Where the engine follows predictions, those that come true cost
             no step of their own; nothing else depends on them.
     """
@@ -83,12 +98,13 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     logprob_token_ids: tuple[int, ...] = ()
     grammar: Grammar | None = None
     thinking: Thinking | None = None
+    timestamps: Timestamps | None = None
     prediction: tuple[int, ...] = ()
 
     @property
     def restricted(self) -> bool:
         """Whether what may be drawn depends on what has been."""
-        return self.grammar is not None or self.thinking is not None or self.selective
+        return any(one is not None for one in (self.grammar, self.thinking, self.timestamps)) or self.selective
 
     @property
     def selective(self) -> bool:
@@ -133,6 +149,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         check_ids(self.stop_token_ids, vocab_size=vocab_size, param="stop_token_ids")
         self._check_selection(vocab_size)
         self._check_thinking(vocab_size)
+        self._check_timestamps(vocab_size)
         check_ids(self.prediction, vocab_size=vocab_size, param="prediction")
         check_ids(self.logprob_token_ids, vocab_size=vocab_size, param="logprob_token_ids")
         if len(self.logprob_token_ids) > MAX_LOGPROBS:
@@ -170,6 +187,17 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         check_ids(self.thinking.leave, vocab_size=vocab_size, param="thinking.leave")
         if not (self.thinking.begin and self.thinking.end and self.thinking.leave):
             raise RequestError("thinking needs begin, end and leave, none of them empty.", param="thinking")
+
+    def _check_timestamps(self, vocab_size: int) -> None:
+        if self.timestamps is None:
+            return
+        check_ids((self.timestamps.first, self.timestamps.text_end), vocab_size=vocab_size, param="timestamps")
+        _within("timestamps.text_end", self.timestamps.text_end, 1, self.timestamps.first - 1)
+        _within("timestamps.most_begin", self.timestamps.most_begin, 1, vocab_size)
+        if self.grammar is not None or self.thinking is not None:
+            raise RequestError(
+                "timestamps cannot be used beside grammar or thinking: each says what may follow.", param="timestamps"
+            )
 
 
 def _within(name: str, value: Any, low: float, high: float) -> None:

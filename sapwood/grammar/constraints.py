@@ -19,6 +19,7 @@ from sapwood.base.stake import Landed, Ruling
 from sapwood.grammar.budget import BudgetConstraint
 from sapwood.grammar.compiler import Compiled, Compiler
 from sapwood.grammar.constraint import ALL, Constraint, Follows, allows
+from sapwood.grammar.marks import Marks
 from sapwood.grammar.vocabulary import Vocabulary
 from sapwood.grammar.words import Words
 
@@ -282,8 +283,10 @@ def _begin(request: Request, compiling: Future[Compiled] | Future[Vocabulary], *
     inner: Follows | None = None
     if isinstance(ready, Compiled):
         inner = Constraint(ready, position=start, min_len=request.min_len, stop_ids=ends, alone=alone)
+    size = vocabulary.tokenizer.vocab_size
+    if params.timestamps is not None:
+        inner = Marks(params.timestamps, vocab_size=size, position=start)
     if params.selective:
-        size = vocabulary.tokenizer.vocab_size
         inner = Words(params, inner, vocab_size=size, position=start, min_len=request.min_len, stop_ids=ends)
     # Outermost, since what ends thoughts is not the request's to forbid.
     request.constraint = (

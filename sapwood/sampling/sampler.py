@@ -109,6 +109,11 @@ def _edit(logits_NV: Tensor, recipe: Recipe, positions_N: Tensor, tokens_SL: Ten
     if recipe.stops is not None:
         early_B = (positions_N < settings["min_len"]).index_select(0, recipe.stops.rows_B)
         steps.forbid(logits_NV, recipe.stops.rows_B, recipe.stops.ids_B, early_B)
+    if Need.MARKS in rows:
+        some = rows[Need.MARKS]
+        marked = _pick(logits_NV, some)
+        steps.prefer_marks(marked, settings.pick(some)["first_mark"])
+        _put(logits_NV, some, marked)
 
 
 def _decide(logits_NV: Tensor, recipe: Recipe, positions_N: Tensor) -> Tensor:

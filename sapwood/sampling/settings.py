@@ -29,6 +29,7 @@ RECORD = np.dtype(
         ("repetition", np.float32),
         ("presence", np.float32),
         ("frequency", np.float32),
+        ("first_mark", np.int32),
     ],
     align=True,
 )
@@ -52,6 +53,7 @@ class Need(IntFlag):
     MIN_P = 64
     LOGPROBS = 128
     MASK = 256
+    MARKS = 512
 
 
 def needs(params: SamplingParams, *, stop_ids: tuple[int, ...], min_len: int, prompt_len: int) -> int:
@@ -68,6 +70,7 @@ def needs(params: SamplingParams, *, stop_ids: tuple[int, ...], min_len: int, pr
         (Need.MIN_P, random and params.min_p > 0.0),
         (Need.LOGPROBS, params.logprobs is not None),
         (Need.MASK, params.restricted),
+        (Need.MARKS, params.timestamps is not None),
     )
     return sum(need for need, is_wanted in wanted if is_wanted)
 
@@ -88,6 +91,7 @@ def records(settings: Sequence[tuple[SamplingParams, int, int, int]]) -> NDArray
                 params.repetition_penalty,
                 params.presence_penalty,
                 params.frequency_penalty,
+                0 if params.timestamps is None else params.timestamps.first,
             )
             for params, seed, min_len, prompt_len in settings
         ],

@@ -51,6 +51,16 @@ def forbid(logits_NV: Tensor, rows_B: Tensor, ids_B: Tensor, active_B: Tensor) -
     logits_NV[rows_B, ids_B] = logits_NV[rows_B, ids_B].masked_fill(active_B, -torch.inf)
 
 
+def prefer_marks(logits_NV: Tensor, first_N: Tensor) -> None:
+    """Make all other tokens impossible where the marks of time, the tokens from `first` (int32) on, are together likelier than
+    any single one of them: that a mark follows is then more certain than which."""
+    for logits, first in _bounded(logits_NV, first_N):
+        marks = torch.arange(logits.shape[1], device=logits.device) >= first[:, None]
+        together = logits.masked_fill(~marks, -torch.inf).logsumexp(-1)
+        best = logits.masked_fill(marks, -torch.inf).amax(-1)
+        logits.masked_fill_((together > best)[:, None] & ~marks, -torch.inf)
+
+
 def _bounded(*tensors_N: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Views of all of them, as many rows at a time as a step with much to remember may have."""
     num_rows = max(1, _ELEMENTS // max(x_N[:1].numel() for x_N in tensors_N))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from sapwood.base.sampling import SamplingParams
+from sapwood.base.sampling import SamplingParams, Timestamps
 from sapwood.sampling.settings import RECORD, RECORD_WORDS, WORDS, Settings, reader, records
 
 PARAMS = SamplingParams(
@@ -16,10 +16,11 @@ PARAMS = SamplingParams(
     repetition_penalty=1.5,
     presence_penalty=-0.75,
     frequency_penalty=0.375,
+    timestamps=Timestamps(first=70, text_end=50),
 )
 WANTED = {
     "seed": -5, "prompt_len": 11, "min_len": 13, "top_k": 7, "temperature": 0.5, "top_p": 0.25, "min_p": 0.125,
-    "repetition": 1.5, "presence": -0.75, "frequency": 0.375,
+    "repetition": 1.5, "presence": -0.75, "frequency": 0.375, "first_mark": 70,
 }  # fmt: skip
 
 
