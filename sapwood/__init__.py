@@ -14,9 +14,9 @@ __version__ = "0.1.0"
 _HOME = {
     "LLM": "sapwood.llm",
     "AsyncLLM": "sapwood.llm",
-    "Chunk": "sapwood.llm",
-    "Generation": "sapwood.llm",
-    "Output": "sapwood.llm",
+    "Chunk": "sapwood.outputs",
+    "Generation": "sapwood.outputs",
+    "Output": "sapwood.outputs",
     "SamplingParams": "sapwood.base.sampling",
     "Grammar": "sapwood.base.grammar",
     "Config": "sapwood.config",
@@ -64,7 +64,8 @@ if TYPE_CHECKING:
     from sapwood.base.grammar import Grammar
     from sapwood.base.sampling import SamplingParams
     from sapwood.config import Config
-    from sapwood.llm import LLM, AsyncLLM, Chunk, Generation, Output
+    from sapwood.llm import LLM, AsyncLLM
+    from sapwood.outputs import Chunk, Generation, Output
 
 
 def __getattr__(name: str) -> Any:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, contextmanager
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from sapwood.base.errors import GenerationFailed, GrammarError, RequestError, SapwoodError
+from sapwood.base.errors import GrammarError, RequestError, SapwoodError
 from sapwood.base.grammar import Grammar
-from sapwood.base.plan import TokenLogprobs
 from sapwood.base.sampling import SamplingParams
 from sapwood.base.task import Pooling
 from sapwood.catalogue import joined
@@ -21,8 +19,12 @@ from sapwood.grammar import Checker
 from sapwood.grammar.end_check import EndCheck
 from sapwood.grammar.schema import Finding
 from sapwood.grammar.vocabulary import spec_of
+from sapwood.hearing import Recording, Recordings
 from sapwood.hub.files import find_configured
+from sapwood.outputs import Chunk, Generation, Output
 from sapwood.reading import Classification, Embedding, Texts
+from sapwood.speech.transcript import Options, Transcript
+from sapwood.speech.transcription import Tell
 from sapwood.text import Assembler, Piece, TextModel
 from sapwood.text.parsers import Said
 
@@ -32,78 +34,6 @@ log = logging.getLogger(__name__)
 
 Prompt = str | list[int]
 Message = dict[str, Any]
-
-
-@dataclass(eq=False)
-class Output:
-    """One generated text.
-
-    `finish_reason` is 'stop', 'length', or 'error'; `stop` is the stop string or token that ended it. An output that
-    failed has an `error`, which says why, and neither text nor tokens. `said` is what a chat's text says, taken apart:
-    text, thoughts and calls of tools. `schema_check` is what was found of the complete text where its grammar leaves keywords
-    of a schema out, None where nothing was left out.
-    """
-
-    text: str = ""
-    token_ids: list[int] = field(default_factory=list)
-    finish_reason: str | None = None
-    stop: str | int | None = None
-    logprobs: list[TokenLogprobs] = field(default_factory=list)
-    said: Said | None = None
-    error: str | None = None
-    schema_check: Finding | None = None
-
-
-@dataclass(eq=False)
-class Generation:
-    """What came of one prompt: `params.n` outputs. `text`, `token_ids` and `finish_reason` are the first one's."""
-
-    prompt_token_ids: list[int]
-    outputs: list[Output]
-    cached_tokens: int = 0
-    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
-
-    @property
-    def text(self) -> str:
-        return self.outputs[0].text
-
-    @property
-    def token_ids(self) -> list[int]:
-        return self.outputs[0].token_ids
-
-    @property
-    def finish_reason(self) -> str | None:
-        return self.outputs[0].finish_reason
-
-    @property
-    def prompt_tokens(self) -> int:
-        return len(self.prompt_token_ids)
-
-    @property
-    def error(self) -> str | None:
-        """Why the first of its outputs that failed did, None if none has."""
-        return next((output.error for output in self.outputs if output.error is not None), None)
-
-    def raise_for_error(self) -> Self:
-        """Itself, if no output has failed; else raises GenerationFailed."""
-        if self.error is not None:
-            raise GenerationFailed(self.error)
-        return self
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Chunk:
-    """A piece of a streamed output. `cached_tokens` counts from the first chunk on; the last one has the `stop`, and may have
-    a `schema_check`."""
-
-    text: str
-    token_ids: list[int]
-    finish_reason: str | None
-    prompt_tokens: int
-    cached_tokens: int
-    logprobs: list[TokenLogprobs] | None = None
-    stop: str | int | None = None
-    schema_check: Finding | None = None
 
 
 class LLM:
@@ -193,6 +123,22 @@ class LLM:
     def classify(self, texts: str | Sequence[str], *, truncate: bool = False) -> list[Classification]:
         """The labels of each text, by a model that has a classifier."""
         return Texts(self.engine, self.text).classify([texts] if isinstance(texts, str) else texts, truncate=truncate)
+
+    def transcribe(
+        self,
+        recordings: Recording | Sequence[Recording],
+        options: Options | None = None,
+        *,
+        tell: Tell | None = None,
+    ) -> list[Transcript]:
+        """What is said in each recording: a file, the bytes of one, or samples at 16 kHz. By a model of the Whisper family.
+
+        `tell` gets segments as soon as they are known. Raises RequestError for what is no recording.
+        """
+        many = (
+            recordings if isinstance(recordings, Sequence) and not isinstance(recordings, str | bytes) else [recordings]
+        )
+        return Recordings(self.engine, self.text).transcribe(many, options or Options(), tell)
 
     def _run(
         self, asked: Sequence[_Asked], params: SamplingParams | Sequence[SamplingParams] | None

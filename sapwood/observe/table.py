@@ -91,6 +91,9 @@ FRONT = {
             "Complete outputs that were checked by keywords which no grammar follows, by what was found.",
             ("result",),
         ),
+        Named("sapwood_audio_seconds", "counter", "Seconds of recordings that were transcribed, by task.", ("task",)),
+        Named("sapwood_audio_windows", "counter", "Windows of recordings that were listened to."),
+        Named("sapwood_audio_tries", "counter", "Transcripts of windows, of which one each is believed."),
     )
 }
 """What the front counts of what it sees."""

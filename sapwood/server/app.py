@@ -30,7 +30,7 @@ from sapwood.server import admin, anthropic, live, ollama, openapi, texts, vllm
 from sapwood.server.errors import ClientGone, named, problem
 from sapwood.server.explained import ASKED as EXPLAIN
 from sapwood.server.front import Front
-from sapwood.server.openai import apply, batches, chat, completions, files, models, responses, stored
+from sapwood.server.openai import apply, audio, batches, chat, completions, files, models, responses, stored
 from sapwood.server.page import is_page, opened
 from sapwood.server.passage import passage
 from sapwood.server.rooms import Room
@@ -45,6 +45,7 @@ ROOMS: Sequence[Room] = (
     Room(files.routes),
     Room(batches.routes),
     Room(apply.routes),
+    Room(audio.routes),
     texts.ROOM,
     Room(models.routes),
     anthropic.ROOM,

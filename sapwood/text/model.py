@@ -13,6 +13,7 @@ from sapwood.config.options import ModelConfig
 from sapwood.hub.cache import Cache
 from sapwood.hub.files import ModelFiles
 from sapwood.hub.sentence import Sentence, sentence_of
+from sapwood.hub.speech import Speech, speech_of
 from sapwood.text.assembler import Assembler
 from sapwood.text.detokenizer import Detokenizer, Places
 from sapwood.text.ends import bos_id, eos_ids
@@ -36,6 +37,7 @@ class TextModel:
         special_ids: The tokens that `skip_special` leaves out.
         dialect: How it writes calls of tools and thoughts.
         sentence: How vectors are made of texts.
+        speech: How it hears, if it transcribes.
     """
 
     def __init__(
@@ -47,8 +49,9 @@ class TextModel:
         template: ChatTemplate | None,
         dialect: Dialect,
         sentence: Sentence = Sentence(),  # noqa: B008 (immutable)
+        speech: Speech | None = None,
     ) -> None:
-        self.sentence = sentence
+        self.sentence, self.speech = sentence, speech
         self._tokenizer = vocabulary.tokenizer
         self._template = template
         self._pieces = Pieces(self._tokenizer)
@@ -110,6 +113,7 @@ class TextModel:
             template=template,
             dialect=_dialect(template, tool_parser, reasoning_parser, formats),
             sentence=sentence_of(files),
+            speech=speech_of(files.config, files.generation_config),
         )
 
     @property

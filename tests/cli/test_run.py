@@ -18,7 +18,7 @@ from sapwood.base.grammar import Grammar
 from sapwood.base.sampling import SamplingParams
 from sapwood.cli.run import Line, _answer, _answers, _output, _read_stdin, answered, read_lines, read_request
 from sapwood.cli.sampling import add_sampling, params_of, sampling_fields
-from sapwood.llm import Chunk
+from sapwood.outputs import Chunk
 
 
 def test_lines(tmp_path: Path) -> None:

@@ -23,15 +23,15 @@ import pytest
 from sapwood import LLM, ConfigError, Grammar, SamplingParams
 from sapwood.base.plan import Ints
 from sapwood.base.request import Request
-from sapwood.base.slots import Slots
 from sapwood.base.sampling import Timestamps
+from sapwood.base.slots import Slots
 from sapwood.base.stake import Stake
 from sapwood.base.task import POOLINGS, Embed
 from sapwood.base.wire import Deltas
 from sapwood.draft import Drafter, DraftStake
 from sapwood.engine import launch
 from sapwood.engine.loop import Engine
-from sapwood.llm import Generation, Output
+from sapwood.outputs import Generation, Output
 from sapwood.text.reading import PARAMS
 from tests import heads
 from tests.contracts.test_guests import Pause

@@ -26,7 +26,7 @@ FLAGS = """
     --constrained-json-disable-any-whitespace --context-length --cpu-activations --cpu-kernels --cuda-graph-max-tokens --cuda-graphs --device --drain-timeout --dtype --enable-log-requests
     --enable-prefix-caching --gpu-memory-utilization --host --kv-cache-dtype --kv-cache-memory --kv-cache-memory-bytes
     --grammar-compile-seconds --jump-forward --speculation --speculative-algorithm --speculative-config
-    --speculative-model --speculative-draft-model-path --num-speculative-tokens --speculative-num-draft-tokens --prompt-lookup-min --load-format --log-format --log-level --log-requests --max-body-bytes --max-cudagraph-capture-size --max-model-len
+    --speculative-model --speculative-draft-model-path --num-speculative-tokens --speculative-num-draft-tokens --prompt-lookup-min --load-format --log-format --log-level --log-requests --max-audio-seconds --max-body-bytes --max-cudagraph-capture-size --max-model-len
     --max-num-batched-tokens --max-num-seqs --max-prefill-tokens --max-queued-requests --max-running-requests
     --max-total-tokens --mem-fraction-static --metrics-compat --model --model-impl --model-path --otlp-traces-endpoint --overlap-depth --page-size --port --quantization --random-seed
     --reasoning-parser --revision --state-bytes --state-dir --schedule-policy --scheduling-policy --seed --served-model-name --tensor-parallel-size --tp --tp-size -tp --data-parallel-size --dp --dp-size -dp --data-parallel-rank --thinking-budget --threads --tokenizer --tokenizer-path
@@ -54,6 +54,7 @@ def test_commands() -> None:
         "serve",
         "chat",
         "run",
+        "transcribe",
         "bench",
         "pull",
         "explain",

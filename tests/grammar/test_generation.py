@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from sapwood import LLM, Grammar, RequestError, SamplingParams
-from sapwood.llm import Generation
+from sapwood.outputs import Generation
 from tests.grammar.schemas import SCHEMAS
 
 jsonschema = pytest.importorskip("jsonschema")

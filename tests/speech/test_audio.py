@@ -1,0 +1,134 @@
+"""Recordings in all formats, and files that are none or want too much."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import math
+import resource
+from collections.abc import Callable
+
+import av
+import numpy as np
+import pytest
+import soundfile
+
+from sapwood.base.errors import RequestError
+from sapwood.speech.audio import AudioLimits, decoded, decoded_beside
+from tests.speech.voices import noise, wav
+
+RATE = 44100
+
+
+def tone(rate: int = RATE, seconds: float = 1.5) -> np.ndarray:
+    return (0.3 * np.sin(2 * np.pi * 440 * np.arange(int(rate * seconds)) / rate)).astype(np.float32)
+
+
+def by_sndfile(format: str, subtype: str | None = None, *, rate: int = RATE, channels: int = 1) -> bytes:
+    out = io.BytesIO()
+    soundfile.write(out, np.stack([tone(rate)] * channels, 1), rate, format=format, subtype=subtype)
+    return out.getvalue()
+
+
+def by_ffmpeg(format: str, codec: str, rate: int = 48000) -> bytes:
+    out = io.BytesIO()
+    with av.open(out, "w", format=format) as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.layout = "mono"
+        for at in range(0, len(tone(rate)), 960):
+            frame = av.AudioFrame.from_ndarray(tone(rate)[None, at : at + 960], format="fltp", layout="mono")
+            frame.sample_rate, frame.pts = rate, at
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return out.getvalue()
+
+
+FORMATS: dict[str, Callable[[], bytes]] = {
+    "wav": lambda: by_sndfile("WAV"),
+    "stereo wav of floats": lambda: by_sndfile("WAV", "FLOAT", channels=2),
+    "flac": lambda: by_sndfile("FLAC", rate=8000),
+    "ogg": lambda: by_sndfile("OGG"),
+    "mp3": lambda: by_sndfile("MP3"),
+    "m4a": lambda: by_ffmpeg("mp4", "aac"),
+    "webm": lambda: by_ffmpeg("webm", "libopus"),
+}
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_formats(format: str) -> None:
+    found = decoded(FORMATS[format]())
+    assert found.samples.dtype == np.int16 and abs(found.seconds - 1.5) < 0.1
+    middle = found.samples[8000:16000] / 32768
+    assert abs(np.sqrt(np.mean(middle**2)) - 0.3 / math.sqrt(2)) < 0.01
+    assert abs(np.abs(np.fft.rfft(middle)).argmax() * 2 - 440) <= 2
+
+
+def test_what_needs_no_turning_stays_as_it_is() -> None:
+    samples = noise(1.0).samples
+    np.testing.assert_array_equal(decoded(wav(noise(1.0))).samples, samples)
+
+
+HOSTILE: dict[str, Callable[[], bytes]] = {
+    "is empty": lambda: b"",
+    "no audio that is known": lambda: b"#EXTM3U\nhttp://127.0.0.1/other\n",
+    "cannot be decoded": lambda: by_sndfile("FLAC")[:3000],
+    "cannot be decode": lambda: by_ffmpeg("mp4", "aac")[:400],
+    "cannot be decod": lambda: b"OggS" + bytes(range(256)) * 40,
+    "holds no sound": lambda: by_sndfile("WAV")[:44],
+    "samples a second": lambda: by_sndfile("WAV", rate=100),
+    "longer than 20 s": lambda: wav(noise(21.0)),
+    "longer than 20": lambda: _lying(),
+}
+
+
+def _lying() -> bytes:
+    """A header that says nothing of its length, before an hour of silence in little room."""
+    out = io.BytesIO()
+    with av.open(out, "w", format="matroska", options={"live": "1"}) as container:
+        stream = container.add_stream("flac", rate=8000)
+        stream.layout = "mono"
+        silence = np.zeros((1, 8000 * 60), np.int16)
+        for at in range(60):
+            frame = av.AudioFrame.from_ndarray(silence, format="s16", layout="mono")
+            frame.sample_rate, frame.pts = 8000, at * silence.shape[1]
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("why", HOSTILE)
+def test_hostile_files_are_refused(why: str) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    data = HOSTILE[why]()
+    with pytest.raises(RequestError, match=why) as told:
+        decoded(data, AudioLimits(seconds=20.0))
+    assert told.value.status == 400 and told.value.param == "file" and "<_io" not in str(told.value)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 64 << 10, "kilobytes of this process"
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 512 << 10
+
+
+def test_bounds_that_the_system_holds() -> None:
+    data = wav(noise(60.0))
+    with pytest.raises(RequestError, match=r"within 0 MiB of memory"):
+        decoded(data, AudioLimits(memory=1 << 16))
+    with pytest.raises(RequestError, match="more than 0 s to decode"):
+        decoded(data, AudioLimits(cpu_seconds=0))
+
+
+@pytest.mark.anyio
+async def test_beside_a_loop() -> None:
+    one, other = await asyncio.gather(*(decoded_beside(wav(noise(count)), AudioLimits()) for count in (1.0, 2.0)))
+    assert (one.seconds, other.seconds) == (1.0, 2.0)
+    with pytest.raises(RequestError, match="no audio that is known"):
+        await decoded_beside(b"GIF89a", AudioLimits())
+    task = asyncio.ensure_future(decoded_beside(wav(noise(2.0)), AudioLimits()))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
