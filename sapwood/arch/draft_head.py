@@ -59,6 +59,7 @@ class DraftHead:
     quantization: Mapping[str, Any] | None = field(default=None, hash=False)
 
     portion: ClassVar[None] = None
+    encoder: ClassVar[None] = None
 
     before: ClassVar[tuple[str, ...]] = ("embed", "join", "feature", "token_norm", "feature_norm")
     behind: ClassVar[tuple[str, ...]] = ("after", "norm", "head", "words")

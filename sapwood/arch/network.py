@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol
 
+from sapwood.arch.encoder import Encoder
 from sapwood.arch.parts import Block, Decoder, Linear, Tied
 from sapwood.arch.share import Share
 
@@ -41,6 +42,9 @@ class Network(Protocol):
 
     @property
     def quantization(self) -> Mapping[str, Any] | None: ...
+
+    @property
+    def encoder(self) -> Encoder | None: ...
 
     @property
     def portion(self) -> tuple[Decoder, Mapping[str, Share]] | None: ...

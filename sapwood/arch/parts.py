@@ -12,14 +12,14 @@ blocks are equal values. `walk` gives the full names.
 from __future__ import annotations
 
 import dataclasses
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
-from sapwood.arch.scaling import LinearScaling, Scaling, Sharpening
 from sapwood.arch.share import Share
+from sapwood.arch.turns import STILL as STILL
+from sapwood.arch.turns import Rope as Rope
 from sapwood.base.kv import Heads, KVKind, Whole
 
 if TYPE_CHECKING:
@@ -206,22 +206,6 @@ class Norm(Leaf):
     def shared(self, share: Share) -> Self:
         rows, groups = (None if count is None else share.count(count) for count in (self.rows, self.groups))
         return replace(self, size=len(range(self.size)[self._columns.of(share)]), rows=rows, groups=groups)
-
-
-@dataclass(frozen=True)
-class Rope:
-    """Rotary positions on the first `dim` dimensions of each head, dimension i paired with i + dim / 2, or if
-    `interleaved` each even one with the next."""
-
-    dim: int
-    theta: float
-    scaling: Scaling | None = None
-    interleaved: bool = False
-    sharpening: Sharpening | None = None
-
-
-STILL = Rope(2, 1.0, LinearScaling(math.inf))
-"""Turns nothing, for layers without rotary positions."""
 
 
 class Mixer(Protocol):

@@ -39,7 +39,8 @@ def parse_rope(c: HfConfig, r: HfConfig, *, head_dim: int, theta: float, partial
     dim = _rotated(head_dim, r.number("partial_rotary_factor", partial))
     kind = r.string("rope_type", r.string("type", "default"))
     scaling: Scaling | None
-    r.ignore("mrope_section", "mrope_interleaved")  # of a text all positions of a token are one
+    sections = r.integers("mrope_section") if r.has("mrope_section") else None
+    woven = r.boolean("mrope_interleaved", False)
     match kind:
         case "default" | "mrope":
             r.ignore("factor", "original_max_position_embeddings")  # written by some, used by none
@@ -73,7 +74,20 @@ def parse_rope(c: HfConfig, r: HfConfig, *, head_dim: int, theta: float, partial
             )
     sharpening = _sharpening(c, r)
     r.refuse_unread()
-    return Rope(dim, theta, scaling, sharpening=sharpening)
+    if sections is not None and (len(sections) != 3 or (sum(sections) != dim // 2 and not woven)):
+        sections = None  # of a text all positions of a token are one; a family with a tower asks for sections
+    return Rope(dim, theta, scaling, sharpening=sharpening, sections=sections, woven=woven)
+
+
+def axes(rope: Rope) -> tuple[int, ...]:
+    """Of a rope with sections which of a token's three positions turns each pair: time, row or column."""
+    assert rope.sections is not None, "asked only of those"
+    if not rope.woven:
+        return tuple(axis for axis, size in enumerate(rope.sections) for _ in range(size))
+    found = [0] * (rope.dim // 2)
+    for axis in (1, 2):
+        found[axis : 3 * rope.sections[axis] : 3] = [axis] * len(found[axis : 3 * rope.sections[axis] : 3])
+    return tuple(found)
 
 
 def _rotated(head_dim: int, partial: float) -> int:

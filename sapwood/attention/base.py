@@ -86,6 +86,20 @@ def _(kind: Latent) -> int:
 
 
 @dataclass(frozen=True, eq=False)
+class Seen:
+    """What stands among a step's tokens: the row of vectors_MD in place of each token's own vector, rows_T (int64), 0 for none; and
+    turns_3T (int64), its three rotary positions, None where they are all its position."""
+
+    rows_T: Tensor
+    vectors_MD: Tensor
+    turns_3T: Tensor | None
+
+    def among(self, x_TD: Tensor) -> Tensor:
+        """The tokens' vectors, with those that stand in their places."""
+        return torch.where((self.rows_T > 0)[:, None], self.vectors_MD.index_select(0, self.rows_T), x_TD)
+
+
+@dataclass(frozen=True, eq=False)
 class Batch:
     """Everything that one forward reads. Tokens are flat: row r's are [offsets_R1[r], offsets_R1[r + 1]).
 
@@ -97,7 +111,7 @@ class Batch:
     beyond the step's belong to no row and have id, position and cell 0. `limits` are then those of the padded batch.
     `shared` are runs that a group with a window does not heed. `spans` is None where the host may not know them: inside a
     graph. `heads_R` (int32) is how many of a row's last tokens yield another, None where no row has several. `seconds_S` (int32)
-    is where a second text begins in a slot, 0 where there is none; None where nobody asks.
+    is where a second text begins in a slot, 0 where there is none; None where nobody asks. `seen` is None where no media stand.
     """
 
     ids_T: Tensor
@@ -113,6 +127,7 @@ class Batch:
     spans: Spans | None = None
     heads_R: Tensor | None = None
     seconds_S: Tensor | None = None
+    seen: Seen | None = None
 
 
 class Backend(Protocol):

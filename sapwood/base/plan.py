@@ -30,6 +30,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from sapwood.base.media import Media
 from sapwood.base.sampling import SamplingParams
 from sapwood.base.task import GENERATE, Task
 
@@ -175,7 +176,35 @@ class Masks:
     bits_MW: Bits
 
 
-Part = Admissions | Known | Drafts | Propose | Pages | Copies | Runs | Masked
+@dataclass(frozen=True, slots=True, eq=False)
+class Encode:
+    """Media that the device's encoder sees before the step's forward. What it makes of each goes to rows of the memory that there is for
+    results, numbered from 1, one for each of its positions."""
+
+    media: tuple[Media, ...]
+    rows: tuple[Ints, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Seat:
+    """Of a slot that a request takes: media may stand in its first `length` positions, none where that is 0. `turns_3P` is by how much
+    each of these positions' three rotary ones is more, and `behind` the same of all that follow; None where they are the same."""
+
+    slot: int
+    length: int
+    turns_3P: Ints | None
+    behind: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Embed:
+    """Where results stand in place of tokens: the `tokens` of these stretches are rows of that memory. Seats come first."""
+
+    seats: tuple[Seat, ...]
+    stretches: tuple[Stretch, ...]
+
+
+Part = Admissions | Known | Drafts | Propose | Pages | Copies | Runs | Masked | Encode | Embed
 LatePart = Masks | Drafts
 P = TypeVar("P")
 

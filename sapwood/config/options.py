@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from sapwood.config.option import option
 from sapwood.config.parallel import ParallelConfig
+from sapwood.config.sight import SightConfig
 from sapwood.config.stores import StoreConfig
 
 
@@ -427,5 +428,6 @@ class Config:
     device: DeviceConfig = field(default_factory=DeviceConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     speculation: SpeculationConfig = field(default_factory=SpeculationConfig)
+    sight: SightConfig = field(default_factory=SightConfig)
     grammar: GrammarConfig = field(default_factory=GrammarConfig)
     server: ServerConfig = field(default_factory=ServerConfig)

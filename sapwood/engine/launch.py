@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from sapwood.arch.encoder import media_of
 from sapwood.arch.foreign import Foreign
 from sapwood.arch.parts import Decoder
+from sapwood.arch.sight import Tower
 from sapwood.arch.texts import tasks_of
 from sapwood.base.errors import ConfigError, GrammarError, ModelError
 from sapwood.base.kv import KVGroup
@@ -23,8 +24,11 @@ from sapwood.catalogue import Catalogue, joined
 from sapwood.config import Config, ModelConfig
 from sapwood.config.devices import rules_of
 from sapwood.config.resolve import Decision, page_bytes, resolve
+from sapwood.config.sight import encoder_rows
 from sapwood.config.speculation import drafters, spelled
+from sapwood.config.weights import ITEMSIZE
 from sapwood.device import probe
+from sapwood.encode import EncodeStake, Room
 from sapwood.engine import lean
 from sapwood.engine.declared import declared
 from sapwood.engine.intake import Intake
@@ -96,13 +100,14 @@ def launch(
     speculation, pause = speculate(config, slots, kv, executor), Pause()
     clock.lap("graphs")
     stored = stores_of(config, decoder, files, draft, measured=measured, kv=kv, executor=executor)
-    mine = (*_lasting(kv, slots, constraints), *speculation.stakes, *stored.stakes, pause, *stakes(slots))
+    encoding = _encoding(config, decoder, slots)
+    mine = (*_lasting(kv, slots, constraints), *encoding, *speculation.stakes, *stored.stakes, pause, *stakes(slots))
     engine = Engine(
         _scheduler(config, slots, mine, kv),
         executor,
         _intake(config, decoder, longest),
         depth=_set(config.scheduler.depth),
-        gauges=(kv.gauges, constraints.gauges, *speculation.gauges, *stored.gauges),
+        gauges=(kv.gauges, constraints.gauges, *(one.gauges for one in encoding), *speculation.gauges, *stored.gauges),
         pages=kv.pages,
         commands={**_commands(kv, slots), **pause.commands},
         status=pause.status,
@@ -146,6 +151,15 @@ def _executor(config: Config, catalogue: Catalogue) -> Executor:
 def _lasting(kv: KVCache, slots: Slots, constraints: Constraints) -> tuple[Stake, ...]:
     """The stakes of every engine."""
     return KVStake(kv, slots), Borders(kv, slots), Texts(kv, slots), GrammarStake(constraints, slots)
+
+
+def _encoding(config: Config, decoder: Decoder | Foreign, slots: Slots) -> tuple[EncodeStake, ...]:
+    """Of a model that sees."""
+    if decoder.encoder is None or not isinstance(decoder.encoder, Tower):
+        return ()
+    most, itemsize = decoder.encoder.largest[1], ITEMSIZE[config.model.dtype]
+    rows = encoder_rows(config, most_positions=most, hidden_size=decoder.hidden_size, itemsize=itemsize)
+    return (EncodeStake(slots, Room(rows), budget=_set(config.scheduler.max_num_batched_tokens)),)
 
 
 def _cache(config: Config, measured: Measured, num_pages: Sequence[int]) -> KVCache:

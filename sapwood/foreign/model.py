@@ -34,6 +34,7 @@ class ForeignModel:
 
     def __init__(self, decoder: Foreign, how: Build) -> None:
         self.decoder, self.method, self.device = decoder, how.method, how.device
+        self.encoder = None
         with failing(f"{decoder.architecture} cannot be made"):
             module = build(decoder.config, attention.SERVING, how.dtype, Shells())
         for name, buffer in module.named_buffers():

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sapwood.arch import multiplied, parts, positions, sinks
-from sapwood.arch.rope import frequencies
+from sapwood.arch.rope import axes, frequencies
 from sapwood.arch.shard import Piece
 from sapwood.attention.base import Batch
 from sapwood.kernels import Activation, LayerNorm, RmsNorm
@@ -190,6 +190,14 @@ class Rotary(nn.Module):
             turns_P = torch.arange(num_positions, device=device).add_(sharpening.ahead) // sharpening.every
             self.sharp_P = 1 + sharpening.slope * torch.log1p(turns_P.float())
 
-    def forward(self, positions_T: Tensor) -> Angles:
-        cos_TF, sin_TF = self.both_2PF.index_select(1, positions_T)
+        self._axis_F = None if rope.sections is None else torch.tensor(axes(rope), device=device)
+
+    def forward(self, positions_T: Tensor, turns_3T: Tensor | None = None) -> Angles:
+        """By the position of each token, or, if the rope has sections and turns are given, each pair by one of the token's three."""
+        if turns_3T is None or self._axis_F is None:
+            cos_TF, sin_TF = self.both_2PF.index_select(1, positions_T)
+        else:
+            all_23TF = self.both_2PF.index_select(1, turns_3T.reshape(-1)).unflatten(1, turns_3T.shape)
+            axes_1TF = self._axis_F.expand(1, turns_3T.shape[1], -1)
+            cos_TF, sin_TF = (one_3TF.gather(0, axes_1TF)[0] for one_3TF in all_23TF)
         return Angles(cos_TF, sin_TF, None if self.sharp_P is None else self.sharp_P[positions_T])

@@ -16,7 +16,8 @@ import sapwood.nn.branches
 import sapwood.nn.classifier
 import sapwood.nn.experts
 import sapwood.nn.latent
-import sapwood.nn.recurrent  # noqa: F401  they register the makers of the parts inside a block
+import sapwood.nn.recurrent
+import sapwood.nn.sight  # noqa: F401  they register the makers of the parts inside a block
 from sapwood.arch.groups import kv_places
 from sapwood.arch.network import Network
 from sapwood.arch.parts import Decoder, Linear, ropes
@@ -51,6 +52,7 @@ class Model(nn.Module):
         self.norm: Norm | None = None if decoder.norm is None else make(decoder.norm, Site(how, "norm"))
         self.head = make(decoder.head, Site(how, "head")) if isinstance(decoder.head, Linear) else None
         self.classifier = None if decoder.classifier is None else make(decoder.classifier, Site(how, "classifier"))
+        self.encoder = None if decoder.encoder is None else make(decoder.encoder, Site(how, "encoder"))
         self._mesh, self._widths = how.mesh, widths(decoder)
 
     def leaf(self, path: str) -> Leaf:
@@ -68,8 +70,12 @@ class Model(nn.Module):
     def states(self, batch: Batch, taps: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
         """The same, and those before the layers of `taps`."""
         taken: dict[int, Tensor] = {}
-        angles = [rotary(batch.positions_T) for rotary in self.rotaries]
+        seen = None if self.encoder is None else batch.seen
+        turns_3T = None if seen is None else seen.turns_3T
+        angles = [rotary(batch.positions_T, turns_3T) for rotary in self.rotaries]
         x_TD, residual_TD = self.embed(batch.ids_T), None
+        if seen is not None:
+            x_TD = seen.among(x_TD)
         if self.positions is not None:
             x_TD = x_TD + self.positions(batch.positions_T)
         if self.segments is not None:

@@ -48,6 +48,7 @@ class NativeModel:
     ) -> None:
         self.decoder, self.method, self.device = decoder, method, _CPU
         self._backends, self._machine = backends, machine
+        self.encoder = None
         num_positions = min(max_positions or decoder.max_positions, decoder.max_positions)
         self._rotaries = {rope: Rotary(rope, num_positions, _CPU) for rope in ropes(decoder)}
         how = Build(device=_CPU, dtype=torch.float32, backends=(), method=method)

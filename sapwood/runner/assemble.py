@@ -265,6 +265,8 @@ def _otherwise(files: ModelFiles | None, kernels: Kernels) -> Choice:
 
 def _without_operations(decoder: Decoder, choice: Choice, backends: Sequence[Backend]) -> str | None:
     """Why the CPU's own kernels cannot compute the whole decoder."""
+    if decoder.encoder is not None:
+        return "vectors of images stand among those of tokens"
     if other := next((backend.name for backend in backends if not isinstance(backend, InLibrary)), None):
         return f"attention is {other}'s"
     if found := unpackable(choice, decoder):

@@ -18,6 +18,7 @@ from sapwood.base.plan import Plan
 from sapwood.device import abilities_of
 from sapwood.runner import batch_cpu
 from sapwood.runner.frame import Frame, Kind
+from sapwood.runner.sight import Sight
 from sapwood.runner.table import Table
 
 
@@ -49,8 +50,8 @@ class Batcher:
     Nothing is read on the host, and sizes follow from the frame's alone, so that all of it may be part of a graph.
     """
 
-    def __init__(self, table: Table, groups: Sequence[KVGroup]) -> None:
-        self._table = table
+    def __init__(self, table: Table, groups: Sequence[KVGroup], sight: Sight | None = None) -> None:
+        self._table, self._sight = table, sight
         self._tables = table.tables_GSP.unbind(0)
         self._page_sizes_G = torch.tensor([group.page_size for group in groups], dtype=torch.int32, device=table.device)
         if Ability.TRITON in abilities_of(table.device):
@@ -98,6 +99,7 @@ class Batcher:
             limits=limits,
             shared=shared,
             spans=spans,
+            seen=None if self._sight is None else self._sight.of(rows.slots_R, offsets_R1, tokens[1]),
         )
         return batch, heads
 

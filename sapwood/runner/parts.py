@@ -15,17 +15,19 @@ import torch
 from torch import Tensor
 
 from sapwood.attention.base import Backend
-from sapwood.base.plan import Admissions, Copies, Drafts, Known
+from sapwood.base.plan import Admissions, Copies, Drafts, Embed, Encode, Known
+from sapwood.runner.sight import Sight
 from sapwood.runner.table import Table
 from sapwood.runner.transfer import upload
 
 
 @dataclass(frozen=True, eq=False)
 class Memory:
-    """What a device keeps from step to step: a table of slots, and keys and values per KV group."""
+    """What a device keeps from step to step: a table of slots, keys and values per KV group, and what is known of media."""
 
     table: Table
     backends: Sequence[Backend]
+    sight: Sight | None = None
 
 
 @singledispatch
@@ -60,6 +62,18 @@ def _(part: Copies, memory: Memory) -> None:
         if len(pages.sources_C):
             both = [pages.sources_C.astype(np.int64), pages.targets_C.astype(np.int64)]
             copy_pages(backend, *upload(both, memory.table.device))
+
+
+@before.register
+def _(part: Encode, memory: Memory) -> None:
+    assert memory.sight is not None, "asked only of models with an encoder"
+    memory.sight.encode(part)
+
+
+@before.register
+def _(part: Embed, memory: Memory) -> None:
+    assert memory.sight is not None, "asked only of models with an encoder"
+    memory.sight.embed(part)
 
 
 def copy_pages(backend: Backend, sources_C: Tensor, targets_C: Tensor) -> None:

@@ -20,6 +20,7 @@ from sapwood.runner.assemble import Rank
 from sapwood.runner.batch import Batcher, Heads, spans_of
 from sapwood.runner.frame import Frame, Kind
 from sapwood.runner.graphs import Graphs
+from sapwood.runner.sight import Sight
 from sapwood.runner.table import Table
 from sapwood.runner.transfer import upload
 from sapwood.sampling.fast import draw
@@ -67,8 +68,9 @@ class Step:
         vocab_size: int,
         max_heads: int | None = None,
         follower: Follower | None = None,
+        sight: Sight | None = None,
     ) -> None:
-        self.batcher = Batcher(table, rank.groups)
+        self.batcher = Batcher(table, rank.groups, sight)
         self.tile = tile_members(rank.groups)
         self.graphs: Graphs[Pass] | None = None
         self.graphs_alone: Graphs[Pass] | None = None  # of steps that the follower leaves out

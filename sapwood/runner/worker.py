@@ -26,6 +26,7 @@ from sapwood.runner.pager import pager
 from sapwood.runner.parts import Memory, after, before
 from sapwood.runner.profile import heaviest_plan
 from sapwood.runner.seers import seer
+from sapwood.runner.sight import Sight, sight_of
 from sapwood.runner.step import Step
 from sapwood.runner.table import Table
 from sapwood.sampling.warm import warm
@@ -80,18 +81,25 @@ class Worker:
             self.table = Table(
                 num_slots=self._max_rows, max_len=self._max_len, groups=rank.groups, device=rank.device.place
             )
-            self._memory = Memory(self.table, self.backends)
+            sight = self._sight()
+            self._memory = Memory(self.table, self.backends, sight)
             self.companion = self._companion(mine[0]) if mine else None
             vocab_size, heads = self.decoder.vocab_size, None
             if self._graph_tokens:
                 heads = self._graph_tokens if self._max_drafts else self._max_rows
-            self._step = Step(rank, self.table, vocab_size=vocab_size, max_heads=heads, follower=self.companion)
+            self._step = Step(
+                rank, self.table, vocab_size=vocab_size, max_heads=heads, follower=self.companion, sight=sight
+            )
             self._chooser = Chooser(rank, self.table, self._step, vocab_size=vocab_size)
             compiled = self._compile()
         give_weights(rank.model, self._files, seed=self.config.device.seed, progress=progress)
         for one in mine:
             give_weights(one.model, self._draft_files, seed=self.config.device.seed, progress=progress)
         compiled()
+
+    def _sight(self) -> Sight | None:
+        sizes = {"num_slots": self._max_rows, "max_len": self._max_len}
+        return sight_of(self.decoder, self.config, self.model.encoder, **sizes, device=self.device)
 
     def _companion(self, mine: Beside) -> Companion:
         made = seer(mine.model, nobody=self.table.nobody, most=self._max_drafts + 1, dtype=self.rank.dtype)

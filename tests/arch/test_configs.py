@@ -143,7 +143,7 @@ def test_parameters_are_counted_as_transformers_does(family: str) -> None:
     ("fields", "named"),
     [
         ({"architectures": ["RwkvForCausalLM"]}, "architectures"),
-        ({"architectures": ["LlavaForConditionalGeneration"]}, "architectures"),
+        ({"architectures": ["MllamaForConditionalGeneration"]}, "architectures"),
         ({"architectures": None}, "architectures"),
         ({"architectures": "LlamaForCausalLM"}, "architectures"),
         ({"hidden_size": None}, "hidden_size is missing"),

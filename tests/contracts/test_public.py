@@ -33,6 +33,7 @@ FLAGS = """
     --tool-call-parser --tool-parser
     --kv-store --kv-store-write --hicache-write-policy --kv-offloading-size --hicache-size --enable-hierarchical-cache
     --kv-transfer-config --preload-cache --kv-events-config
+    --allowed-local-media-path --allowed-media-domains --encoder-cache-memory --max-image-pixels
 """.split()
 
 OFF_FLAGS = """

@@ -1,4 +1,4 @@
-"""The text of models that see or hear: Gemma 3, 3n and 4, Llama 4, Mistral Small 3 and Ministral 3, Qwen2-VL, Qwen2.5-VL, Qwen3-VL (dense and with experts), Qwen3.5."""
+"""The text of models that see or hear: Gemma 3, 3n and 4, Llama 4, Mistral Small 3 and Ministral 3, Qwen3-VL (dense and with experts), Qwen3.5."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sapwood.arch.families.gemma3n import gemma3n
 from sapwood.arch.families.gemma4 import gemma4
 from sapwood.arch.families.llama import mistral
 from sapwood.arch.families.llama4 import llama4
-from sapwood.arch.families.qwen import qwen2, qwen3
+from sapwood.arch.families.qwen import qwen3
 from sapwood.arch.families.qwen3_next import qwen3_5, qwen3_5_moe
 from sapwood.arch.families.qwen_moe import qwen3_vl_moe
 from sapwood.arch.family import Family
@@ -99,8 +99,6 @@ FAMILIES = (
         declare=text_of(llama4, _APART, ("vision_model.", "multi_modal_projector.")),
     ),
     Family(architecture="Mistral3ForConditionalGeneration", declare=text_of(mistral, _APART, _TOWER)),
-    Family(architecture="Qwen2VLForConditionalGeneration", declare=text_of(qwen2, {}, ("visual.",))),
-    Family(architecture="Qwen2_5_VLForConditionalGeneration", declare=text_of(qwen2, {}, ("visual.",))),
     Family(architecture="Qwen3VLForConditionalGeneration", declare=text_of(qwen3, _MOVED, _SIGHT)),
     Family(architecture="Qwen3VLMoeForConditionalGeneration", declare=text_of(qwen3_vl_moe, _MOVED, _SIGHT)),
     Family(architecture="Qwen3_5ForConditionalGeneration", declare=text_of(qwen3_5, _MOVED, _SIGHT)),

@@ -1,0 +1,62 @@
+"""The options of models that see."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sapwood.base.errors import ConfigError
+from sapwood.config.option import option
+
+if TYPE_CHECKING:
+    from sapwood.config.options import Config
+
+MIN_ROWS = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class SightConfig:
+    """What images may be, where they may come from, and the memory for what is made of them."""
+
+    encoder_cache_memory: int | None = option(
+        None,
+        "bytes of device memory for encoded images, which are kept by their content (default: twice the largest image)",
+        "--encoder-cache-memory",
+        metavar="BYTES",
+        derived=False,
+    )
+    max_image_pixels: int = option(
+        64_000_000,
+        "most pixels of an image; more are refused before anything is decoded",
+        "--max-image-pixels",
+        metavar="N",
+    )
+    allowed_media_domains: tuple[str, ...] | None = option(
+        None,
+        "hosts from which images may be fetched, separated by commas (default: none)",
+        "--allowed-media-domains",
+        metavar="HOST",
+        derived=False,
+        several=True,
+    )
+    allowed_local_media_path: str | None = option(
+        None,
+        "directory below which file:// images may lie (default: none)",
+        "--allowed-local-media-path",
+        derived=False,
+    )
+
+
+def encoder_rows(config: Config, *, most_positions: int, hidden_size: int, itemsize: int) -> int:
+    """Positions of results that there is room for: as many as the option's bytes hold, or twice those of the largest image that fits
+    a sequence. Raises ConfigError where that is none."""
+    assert config.model.max_model_len is not None, "a resolved configuration"
+    asked = config.sight.encoder_cache_memory
+    if asked is None:
+        return max(2 * min(most_positions, config.model.max_model_len), MIN_ROWS)
+    rows = asked // (hidden_size * itemsize)
+    if rows < 1:
+        raise ConfigError(
+            f"--encoder-cache-memory ({asked}) does not hold one position of {hidden_size * itemsize} bytes. Raise it."
+        )
+    return rows

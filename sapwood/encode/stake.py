@@ -1,0 +1,147 @@
+"""Media that stand in prompts as a stake: what has to be encoded before a chunk, where its result lies, and where tokens find it.
+
+A chunk that reaches into a span needs the whole of that medium's result, since encoders see all of it. So a chunk ends before a span
+whose medium can not be encoded in this step, because the budget or the room has been used up; the first of a step always can. Results
+stay, by content, until others need their rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from sapwood.base.media import Media, Span
+from sapwood.base.plan import Embed, Encode, Ints, Part, Rows, Seat, Stretch
+from sapwood.base.request import Request
+from sapwood.base.slots import Slots
+from sapwood.base.stake import NOW, Ready, Refusal, Stake
+from sapwood.encode.room import Room
+
+
+class EncodeStake(Stake):
+    """Encodes up to `budget` positions in a step, or one medium, into `room`."""
+
+    def __init__(self, slots: Slots, room: Room, *, budget: int) -> None:
+        self._slots, self._room, self._budget = slots, room, budget
+        self._making = 1  # the plan being made, as the room is told
+        self._spent = 0  # positions of what it encodes
+        self._encodes: list[tuple[Media, Ints]] = []
+        self._seats: list[Seat] = []
+        self._stretches: list[Stretch] = []
+        self._counts = {"encoded_media": 0, "encoded_positions": 0, "encoder_cache_hits": 0}
+
+    # -- starts ---------------------------------------------------------------------------------------------------
+
+    def ready(self, request: Request) -> Ready:
+        longest = max((request.media[span.index].length for span in request.spans), default=0)
+        if longest > self._room.size:
+            return Refusal(
+                f"an image takes {longest} positions, and there is room for {self._room.size}: send a smaller one, or "
+                "raise --encoder-cache-memory"
+            )
+        return NOW
+
+    def seat(self, request: Request, number: int) -> int:
+        turns, behind = columns(request)
+        length = request.prompt_len if request.spans else 0
+        self._seats.append(Seat(request.slot, length, turns, behind))
+        return super().seat(request, number)
+
+    # -- chunks ---------------------------------------------------------------------------------------------------
+
+    def clamp(self, request: Request, start: int, count: int) -> int:
+        taken, rows, new, met = self._room.taken(self._making), 0, 0, set[bytes]()
+        for span in _within(request.spans, start, start + count):
+            medium = request.media[span.index]
+            entry = self._room.get(medium.digest)
+            if medium.digest in met or (entry is not None and entry.used == self._making):
+                continue
+            met.add(medium.digest)
+            rows += medium.length
+            new += medium.length if entry is None else 0
+            # One medium may cost more than the budget, if nothing else is encoded.
+            dear = entry is None and self._budget < self._spent + new != medium.length
+            if dear or taken + rows > self._room.size:
+                return max(span.start - start, 0)
+        return count
+
+    def take(self, request: Request, start: int, end: int, number: int) -> int:
+        known = list(_within(request.spans, start, end))
+        # What is there is kept before anything has to make way.
+        for span in known:
+            if self._room.get(request.media[span.index].digest) is not None:
+                self._room.use(request.media[span.index].digest, self._making)
+        for span in known:
+            self._place(request, span, start, end)
+        return super().take(request, start, end, number)
+
+    def _place(self, request: Request, span: Span, start: int, end: int) -> None:
+        medium = request.media[span.index]
+        if self._room.get(medium.digest) is None:
+            rows = self._room.add(medium.digest, medium.length, self._making)
+            self._encodes.append((medium, rows))
+            self._spent += medium.length
+            self._counts["encoded_media"] += 1
+            self._counts["encoded_positions"] += medium.length
+        else:
+            rows = self._room.use(medium.digest, self._making)
+            self._counts["encoder_cache_hits"] += start <= span.start
+        first, last = max(start, span.start), min(end, span.end)
+        offset = span.offset - span.start
+        self._stretches.append(Stretch(request.slot, first, rows[first + offset : last + offset]))
+
+    # -- plans ----------------------------------------------------------------------------------------------------
+
+    def parts(self, rows: Rows) -> Sequence[Part]:
+        found: list[Part] = []
+        if self._encodes:
+            found.append(Encode(tuple(medium for medium, _ in self._encodes), tuple(rows for _, rows in self._encodes)))
+        if self._seats or self._stretches:
+            found.append(Embed(tuple(self._seats), tuple(self._stretches)))
+        self._next()
+        return found
+
+    def _next(self) -> None:
+        self._making += 1
+        self._spent = 0
+        self._encodes, self._seats, self._stretches = [], [], []
+
+    def reset(self) -> None:
+        self._next()
+        self._room.clear()
+
+    def gauges(self) -> tuple[Mapping[str, int], Mapping[str, float]]:
+        """Counters: media and positions that were encoded, and spans for which that was not needed. Gauges: rows in use."""
+        used = self._room.size - self._room.num_free
+        return {**self._counts, "encoder_evictions": self._room.num_evicted, "encoder_rows_used": used}, {}
+
+
+def _within(spans: Sequence[Span], start: int, end: int) -> Iterator[Span]:
+    """Those of which something lies in [start, end)."""
+    return (span for span in spans if span.start < end and span.end > start)
+
+
+def columns(request: Request) -> tuple[Ints | None, int]:
+    """turns_3P, by how much each of a prompt's three rotary positions is more than its place, and the same of what comes behind it; None
+    and 0 where media have no `turns` of their own.
+
+    The tokens of a text go on by one; a medium's positions are its turns from where it begins, and what follows goes on behind the
+    greatest (multimodal rotary positions, Wang et al., 2024).
+    """
+    if not any("turns" in request.media[span.index].arrays for span in request.spans):
+        return None, 0
+    places_3P = np.empty((3, request.prompt_len), np.int32)
+    done = at = 0
+    for span in request.spans:
+        places_3P[:, done : span.start] = np.arange(at, at + span.start - done)
+        at += span.start - done
+        turns = request.media[span.index].arrays["turns"].numpy().astype(np.int32)
+        mine = turns[:, span.offset : span.offset + span.length]
+        places_3P[:, span.start : span.end] = at + mine
+        at += int(mine.max()) + 1
+        done = span.end
+    rest = request.prompt_len - done
+    places_3P[:, done:] = np.arange(at, at + rest)
+    more_3P: Ints = (places_3P - np.arange(request.prompt_len)).astype(np.int32)
+    return more_3P, at + rest - request.prompt_len

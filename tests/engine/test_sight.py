@@ -1,0 +1,186 @@
+"""Engines that see: what they say to prompts with images is what transformers says, however the prompt is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sapwood.base.plan import TokenLogprobs
+from sapwood.base.sampling import SamplingParams
+from sapwood.base.wire import Facts, Submit
+from sapwood.config.flags import from_options
+from sapwood.engine.launch import launch
+from sapwood.engine.loop import Engine
+from tests import seeing
+from tests.seeing import SEEING, picture
+
+Parts = Sequence[int | Image.Image]
+NUM_TOKENS = 4
+CLOSE = 1e-4
+
+
+def engine_of(model: Path, **options: Any) -> tuple[Engine, Facts]:
+    base = {"model": str(model), "dtype": "float32", "max_model_len": 400, "max_total_tokens": 4096, "max_num_seqs": 4}
+    engine, facts, _ = launch(from_options(base | options))
+    return engine, facts
+
+
+class Said:
+    """What an engine has said to prompts that arrived together."""
+
+    def __init__(self, engine: Engine, made: Any, prompts: Sequence[Parts], **params: Any) -> None:
+        self.tokens: dict[int, list[int]] = {}
+        self.logprobs: dict[int, list[TokenLogprobs]] = {}
+        self.cached: dict[int, int] = {}
+        self.prompts: list[list[int]] = []
+        sampling = SamplingParams(
+            **{"temperature": 0, "max_tokens": NUM_TOKENS, "logprobs": 20, "ignore_eos": True} | params
+        )
+        for id, parts in enumerate(prompts):
+            tokens, media, spans = seeing.prompt_of(made, parts)
+            self.prompts.append(tokens)
+            refused = engine.submit(Submit(id, tokens, sampling, media=media, spans=spans))
+            assert refused is None, refused
+            self.tokens[id], self.logprobs[id] = [], []
+        while not engine.idle:
+            for news in engine.step():
+                for id, token in zip(news.ids, news.tokens, strict=True):
+                    self.tokens[id].append(token)
+                for delta in news.deltas:
+                    assert delta.error is None, delta.error
+                    self.tokens[delta.id] += delta.tokens
+                    self.logprobs[delta.id] += delta.logprobs or []
+                    if delta.cached_tokens >= 0:
+                        self.cached[delta.id] = delta.cached_tokens
+        assert engine.audit() == 0
+
+
+def check(family: str, said: Said, prompts: Sequence[Parts]) -> None:
+    """Greedy tokens, and the likeliest of each place, are those of transformers."""
+    for id, parts in enumerate(prompts):
+        images = [part for part in parts if not isinstance(part, int)]
+        theirs = seeing.logprobs(family, said.prompts[id] + said.tokens[id], images)
+        for place, (token, told) in enumerate(zip(said.tokens[id], said.logprobs[id], strict=True)):
+            wanted = theirs[len(said.prompts[id]) - 1 + place]
+            assert token == int(wanted.argmax())
+            ours = torch.tensor(told.top_logprobs)
+            assert (ours - wanted[told.top_ids]).abs().max() < CLOSE
+        assert len(said.logprobs[id]) == len(said.tokens[id]) == NUM_TOKENS
+
+
+def some_prompts() -> list[list[int | Image.Image]]:
+    """An image within text, two of different sizes, and no image."""
+    return [
+        [5, 6, 7, picture(60, 45), 8, 9, 10, 11],
+        [12, picture(90, 30, 1), 13, 14, picture(33, 100, 2), 15],
+        [20, 21, 22, 23, 24],
+        [5, 6, 7, picture(60, 45, 3), 8],
+    ]
+
+
+def counted(engine: Engine, name: str) -> int:
+    return int(engine.stats().counters[name])
+
+
+FAMILIES = [
+    one if one in ("llava", "smolvlm", "qwen2.5-vl") else pytest.param(one, marks=pytest.mark.slow) for one in SEEING
+]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_answers_are_those_of_transformers(family: str, tmp_path: Path) -> None:
+    """Together, again from the cache, and in chunks that end within images."""
+    made, prompts = seeing.preparer(family, seeing.save(family, tmp_path)), some_prompts()
+    engine, facts = engine_of(tmp_path)
+    assert facts.media == ("image",)
+    first = Said(engine, made, prompts)
+    check(family, first, prompts)
+    encoded = counted(engine, "encoded_media")
+    assert encoded == 4
+    again = Said(engine, made, prompts)
+    check(family, again, prompts)
+    assert counted(engine, "encoded_media") == encoded, "what is in the cache has been seen"
+    for id, prompt in enumerate(again.prompts):
+        assert again.cached[id] >= (len(prompt) - 1) // facts.page_size * facts.page_size
+    engine.executor.shutdown()
+
+    engine, _ = engine_of(tmp_path, max_num_batched_tokens=7, prefix_caching=False)
+    check(family, Said(engine, made, prompts), prompts)
+    engine.executor.shutdown()
+
+
+def test_an_image_elsewhere_is_not_encoded_again(tmp_path: Path) -> None:
+    made = seeing.preparer("qwen2.5-vl", seeing.save("qwen2.5-vl", tmp_path))
+    engine, _ = engine_of(tmp_path)
+    one = picture(60, 45)
+    prompts: list[list[int | Image.Image]] = [[5, one, 6], [7, 8, 9, one, 11, one, 10]]
+    for prompt in prompts:
+        check("qwen2.5-vl", Said(engine, made, [prompt]), [prompt])
+    assert counted(engine, "encoded_media") == 1 and counted(engine, "encoder_cache_hits") == 2
+    engine.executor.shutdown()
+
+
+def test_images_make_way_and_are_encoded_again(tmp_path: Path) -> None:
+    """Room for one image alone, and a budget for less: chunks end where the next image begins."""
+    made = seeing.preparer("llava", seeing.save("llava", tmp_path))
+    rows = 20
+    engine, _ = engine_of(tmp_path, encoder_cache_memory=rows * 64 * 4, max_num_batched_tokens=8, prefix_caching=False)
+    prompts: list[list[int | Image.Image]] = [
+        [5, picture(30, 30), 6, picture(40, 30, 1), 7, picture(30, 30), 8],
+        [9, picture(30, 30, 2), 10],
+    ]
+    check("llava", Said(engine, made, prompts), prompts)
+    assert counted(engine, "encoder_evictions") >= 3
+    assert counted(engine, "encoder_rows_used") <= rows
+    engine.executor.shutdown()
+
+
+def test_one_that_fits_nowhere_is_refused(tmp_path: Path) -> None:
+    made = seeing.preparer("llava", seeing.save("llava", tmp_path))
+    engine, _ = engine_of(tmp_path, encoder_cache_memory=8 * 64 * 4)
+    tokens, media, spans = seeing.prompt_of(made, [5, picture(30, 30), 6])
+    assert engine.submit(Submit(1, tokens, SamplingParams(), media=media, spans=spans)) is None
+    errors = [delta.error for news in engine.step() for delta in news.deltas]
+    assert len(errors) == 1 and errors[0] is not None and "--encoder-cache-memory" in errors[0]
+    engine.executor.shutdown()
+
+
+@pytest.mark.slow
+def test_preempted_and_resumed(tmp_path: Path) -> None:
+    made = seeing.preparer("qwen2-vl", seeing.save("qwen2-vl", tmp_path))
+    prompts: list[list[int | Image.Image]] = [[5, id, picture(60, 45, id), 6] for id in range(3)]
+    roomy, _ = engine_of(tmp_path)
+    wanted = Said(roomy, made, prompts, max_tokens=100, logprobs=None).tokens
+    roomy.executor.shutdown()
+    engine, _ = engine_of(tmp_path, max_total_tokens=240, max_model_len=120, page_size=16)
+    said = Said(engine, made, prompts, max_tokens=100, logprobs=None)
+    assert counted(engine, "preemptions") > 0
+    assert said.tokens == wanted
+    engine.executor.shutdown()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_images_are_prepared_as_transformers_does(family: str, tmp_path: Path) -> None:
+    made = seeing.preparer(family, seeing.save(family, tmp_path))
+    for size in ((60, 45), (45, 90), (28, 28), (200, 31), (29, 300)):
+        image = picture(*size)
+        media, theirs = made.prepare(image), seeing.processed(family, [image])["pixel_values"].numpy()
+        pixels, normal = (media.arrays[name].numpy() for name in ("pixels", "normal"))
+        factor, mean, deviation = normal[0], normal[1:4, None, None], normal[4:7, None, None]
+        ours = (pixels * factor - mean) / deviation
+        if "qwen" in family:
+            theirs = unfolded(theirs, *(side // 14 for side in pixels.shape[2:]))
+        np.testing.assert_allclose(ours, theirs.reshape(ours.shape), atol=1e-5)
+
+
+def unfolded(patches: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """Qwen's patches as one image again."""
+    squares = patches.reshape(rows // 2, columns // 2, 2, 2, 3, 2, 14, 14)
+    assert (squares[..., 0, :, :] == squares[..., 1, :, :]).all(), "two frames alike"
+    return squares[..., 0, :, :].transpose(4, 0, 2, 5, 1, 3, 6).reshape(1, 3, rows * 14, columns * 14)
