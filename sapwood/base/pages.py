@@ -13,6 +13,9 @@ from sapwood.base.plan import Ints
 
 Bytes = NDArray[np.uint8]
 
+STAGING = 256 << 20
+"""Bytes of host memory that pages pass through, in about."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Moves:

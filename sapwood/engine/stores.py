@@ -11,6 +11,7 @@ from typing import NamedTuple
 from sapwood import __version__
 from sapwood.arch.network import Network
 from sapwood.base.errors import ConfigError
+from sapwood.base.pages import STAGING
 from sapwood.base.stake import Stake
 from sapwood.cache import KVCache
 from sapwood.config import Config
@@ -27,7 +28,6 @@ from sapwood.stores.names import digest
 from sapwood.stores.remote import RedisShelf
 
 _FORMAT = b"1"  # of pages in stores, whatever else they depend on
-_STAGING = 256 << 20  # bytes of host memory that pages pass through, in about
 _LEAST_BLOCKS = 8
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of an object that is shown by where it lies, which says nothing
 
@@ -127,6 +127,6 @@ def _blocks(config: Config, measured: Measured, kv: KVCache) -> Sequence[int]:
     """Blocks of each group: what two steps may leave and as much for the way back, within reason."""
     step = config.scheduler.max_num_batched_tokens
     assert step is not None, "a resolved configuration"
-    fit = _STAGING // sum(page_bytes(config, group) for group in measured.groups)
+    fit = STAGING // sum(page_bytes(config, group) for group in measured.groups)
     useful = 4 * -(-step // kv.page_size)
     return [max(_LEAST_BLOCKS, min(fit, useful))] * len(measured.groups)

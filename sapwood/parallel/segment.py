@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from sapwood.base.errors import Lost, UserError
@@ -31,6 +32,7 @@ _ARRIVED, _READ, _BEATS, _ASLEEP, _TOLD = range(5)
 _SPINS = 200  # looks at a counter before others may have the core
 _REST_SPINS, _REST_SECONDS = 20_000, 50e-6
 _IDLE_SPINS, _IDLE_SECONDS = 2_000, 0.5
+_OPEN_FILES = Path("/proc/self/fd")
 _LENGTH = struct.Struct("<Q")
 
 
@@ -45,20 +47,29 @@ class Segment:
         self._words = self.memory[: _LINE * 8 * (1 + size)].cast("q")
         self._ring = self.memory[_ring_at(size) : _ring_at(size) + _RING_BYTES]
         self._fence = threading.Lock()
+        self._let_go: Callable[[], None] | None = None  # of its name
         self._others = [other for other in range(size) if other != rank]
 
     @classmethod
     def create(cls, size: int) -> Segment:
-        """A new one, as its first rank sees it."""
-        shm = Path("/dev/shm")
-        number, name = tempfile.mkstemp(prefix="sapwood-", dir=shm if os.access(shm, os.W_OK) else None)
+        """A new one, as its first rank sees it. Where there are files without a name it is one: it is gone with who has it, however
+        these end, and is found by others through this process until `forget`."""
+        if hasattr(os, "memfd_create") and _OPEN_FILES.exists():
+            number = os.memfd_create("sapwood-ranks")
+            path, let_go = Path(f"/proc/{os.getpid()}/fd/{number}"), partial(os.close, number)
+        else:
+            number, name = tempfile.mkstemp(prefix="sapwood-")
+            path, let_go = Path(name), partial(_remove, number, name)
         os.truncate(number, _num_bytes(size))
-        os.close(number)
-        return cls(Path(name), 0, size)
+        made = cls(path, 0, size)
+        made._let_go = let_go
+        return made
 
     def forget(self) -> None:
         """All ranks have it, so that nobody needs its name any more: it is gone with the last of them."""
-        self.path.unlink(missing_ok=True)
+        let_go, self._let_go = self._let_go, None
+        if let_go is not None:
+            let_go()
 
     def slot(self, rank: int, turn: int) -> memoryview:
         """Room of `SLOT_BYTES` that `rank` alone writes."""
@@ -175,6 +186,11 @@ class Segment:
             if spins > _SPINS:
                 self.check()
                 time.sleep(0 if spins < _REST_SPINS else _REST_SECONDS)
+
+
+def _remove(number: int, name: str) -> None:
+    os.close(number)
+    Path(name).unlink(missing_ok=True)
 
 
 def _reports_at(size: int) -> int:

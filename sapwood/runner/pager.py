@@ -15,7 +15,9 @@ from torch import Tensor
 
 from sapwood.attention.base import Backend
 from sapwood.base.abilities import Ability
-from sapwood.base.pages import Bytes, Moves, Pager
+from sapwood.base.pages import STAGING, Bytes, Moves, Pager
+from sapwood.config.options import Config
+from sapwood.config.stores import places
 from sapwood.device import Device
 from sapwood.device.base import Mark
 from sapwood.runner.transfer import upload
@@ -26,6 +28,12 @@ def pager(backends: Sequence[Backend], device: Device, num_blocks: Sequence[int]
     if device.can(Ability.HOST):
         return HostPager(backends, num_blocks)
     return DevicePager(backends, device, num_blocks)
+
+
+def aside(config: Config, device: Device) -> int:
+    """Bytes of the device that pages take on their way to stores and back: all that blocks hold, gathered, and once more while they are
+    joined or taken apart."""
+    return 2 * STAGING if places(config.stores) and not device.can(Ability.HOST) else 0
 
 
 class HostPager:

@@ -22,7 +22,7 @@ from sapwood.runner.assemble import Beside, Choices, assemble, beside, give_weig
 from sapwood.runner.choose import Chooser, Told, Work, read
 from sapwood.runner.companion import Companion
 from sapwood.runner.graphs import Graphs
-from sapwood.runner.pager import pager
+from sapwood.runner.pager import aside, pager
 from sapwood.runner.parts import Memory, after, before
 from sapwood.runner.profile import heaviest_plan
 from sapwood.runner.seers import seer
@@ -156,7 +156,7 @@ class Worker:
         self.allocate([2] * len(self.groups))
         peak = self.device.peak(self._heaviest)
         self.device.release()
-        peak += self._graph_memory()
+        peak += self._graph_memory() + aside(self.config, self.device)
         return max(0, int(total * self.config.cache.memory_fraction) - others - peak)
 
     def _heaviest(self) -> None:

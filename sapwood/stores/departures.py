@@ -16,7 +16,7 @@ from sapwood.stores.names import Names, key
 
 class Departures:
     """Saves the tree's pages with their `hits`th hit, or with 0 all: once they are computed, while they are there, as fast as blocks
-    become free.
+    become free. Those that are found on the device count as wanted in the stores, which would give up what is always there first.
 
     Nothing is leased: a page is copied between two plans, and what the tree has then is what the last of them leaves.
     """
@@ -28,6 +28,7 @@ class Departures:
         self._hits = hits
         self._noted: deque[Node] = deque()
         self._tree.watchers.append(self)
+        self._found: dict[Node, None] = {}  # in their order
         self._due: deque[Node] = deque()
         self._moving: deque[tuple[Any, list[Item]]] = deque()  # with the pager's handle
         self._storing: dict[int, list[Item]] = {}  # by ticket
@@ -44,6 +45,8 @@ class Departures:
     def found(self, node: Node) -> None:
         if node.hits == self._hits:
             self._noted.append(node)
+        elif node.hits > self._hits:
+            self._found[node] = None
 
     def cut(self, node: Node) -> None:
         pass  # `_whole` sees it
@@ -54,6 +57,8 @@ class Departures:
             self._due.append(self._noted.popleft())
         if self._due or self._moving:
             self.go_on()
+        if self._found:
+            self._touch()
 
     def go_on(self) -> None:
         """Do what can be done now."""
@@ -80,7 +85,13 @@ class Departures:
     def reset(self) -> None:
         """What was computed is lost; what is moving was computed before."""
         self._noted.clear()
+        self._found.clear()
         self._due.clear()
+
+    def _touch(self) -> None:
+        found = [(node, self._names.of(node)) for node in reversed(self._found) if self._whole(node)]
+        self._found.clear()
+        self._store.touch([key(name, g) for node, name in found for g, page in enumerate(node.pages) if page != ABSENT])
 
     def _wanted(self) -> list[tuple[Key, int, int]]:
         """Pages that are due, as far as there are blocks: the key of each, its group and where it is."""

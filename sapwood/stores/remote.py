@@ -35,11 +35,20 @@ class RedisShelf:
         self._paused = 0.0
         try:
             import redis
+            from redis.backoff import NoBackoff
+            from redis.retry import Retry
         except ImportError:
             raise ConfigError("--kv-store redis: needs a client: pip install 'sapwood[redis]'.") from None
         self._errors = redis.RedisError, OSError
         try:
-            self._client: Any = redis.Redis.from_url(url, socket_timeout=_SECONDS, socket_connect_timeout=_SECONDS)
+            self._client: Any = redis.Redis.from_url(
+                url,
+                socket_timeout=_SECONDS,
+                socket_connect_timeout=_SECONDS,
+                retry=Retry(
+                    NoBackoff(), 0
+                ),  # by itself it would try again for seconds, for which the engine would stand still
+            )
             self._client.ping()
         except (ValueError, *self._errors) as error:
             raise ConfigError(f"--kv-store {shown} does not answer: {error}.") from error

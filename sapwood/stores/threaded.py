@@ -6,9 +6,9 @@ import itertools
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
-from time import monotonic
 
 from sapwood.base.pages import Bytes
 from sapwood.stores.base import Done, Key
@@ -75,10 +75,8 @@ class ThreadedStore:
         return counts, seconds
 
     def close(self, seconds: float) -> None:
-        until = monotonic() + seconds
         last = self._pool.submit(lambda: None)
-        while not last.done() and monotonic() < until:
-            self._news.wait(0.01)
+        futures.wait([last], timeout=seconds)
         self._loads.clear()
         self._stores.clear()
         self._pool.shutdown(wait=last.done(), cancel_futures=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -65,6 +67,28 @@ def test_messages_of_any_length_reach_all() -> None:
         for message in messages:
             first.send(message, lambda rank: woken[rank - 1].set())
         assert [one.result() for one in heard] == [messages, messages]
+
+
+def test_nothing_is_left_of_ranks_that_are_killed_before_they_have_met() -> None:
+    code = "from sapwood.parallel.segment import Segment; s = Segment.create(2); print(s.path, flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as one:
+        assert one.stdout is not None
+        path = Path(one.stdout.readline().strip())
+        other = Segment(path, 1, 2)
+        other.report(1, b"here")
+        one.kill()
+        one.wait()
+    assert not path.exists() and other.told(1) == b"here"
+
+
+def test_a_segment_is_forgotten_once() -> None:
+    segment = Segment.create(2)
+    segment.forget()
+    with Path("/dev/null").open():  # which may have its number
+        segment.forget()
+    assert not segment.path.exists() or segment.path.resolve() == Path("/dev/null")
 
 
 def test_the_first_reason_is_told_to_whoever_waits() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,11 @@ from sapwood.attention.latent import LatentReference
 from sapwood.attention.reference import Reference
 from sapwood.attention.states import States
 from sapwood.base.kv import KVGroup, Latent, State
-from sapwood.base.pages import Moves
+from sapwood.base.pages import STAGING, Moves
+from sapwood.config.options import Config, ModelConfig
+from sapwood.config.stores import StoreConfig
 from sapwood.device import find
-from sapwood.runner.pager import DevicePager, HostPager
+from sapwood.runner.pager import DevicePager, HostPager, aside
 from tests import kv
 
 PAGES, BLOCKS = 7, 5
@@ -77,3 +80,11 @@ def test_there_and_back(where: str) -> None:
     while not pager.done(loaded):
         pass
     assert pager.done(pager.save([Moves(np.zeros(0, np.int32), np.zeros(0, np.int32))] * len(mine))) or where == "cuda"
+
+
+def test_what_pages_take_on_their_way_is_set_aside() -> None:
+    """On devices with a memory of their own, where there are stores."""
+    far: Any = SimpleNamespace(can=lambda ability: False)
+    model = ModelConfig(model="m")
+    kept = Config(model=model, stores=StoreConfig(kv_store="host:1G"))
+    assert aside(kept, far) >= STAGING and aside(kept, find("cpu")) == 0 == aside(Config(model=model), far)

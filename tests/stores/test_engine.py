@@ -19,7 +19,7 @@ from sapwood.engine.loop import Engine
 from sapwood.hub.cache import Cache
 from sapwood.hub.files import open_files
 from sapwood.hub.fingerprint import fingerprint
-from sapwood.stores import StoreStake
+from sapwood.stores import HostShelf, StoreStake
 from sapwood.stores import folder as folders
 from tests import models
 from tests.engine.whole import prompts_that_share
@@ -58,6 +58,20 @@ def forget(engine: Engine) -> None:
     engine.control("flush_cache")
     pages, free, _ = engine.stats().pages[0]
     assert pages == free
+
+
+def test_what_the_device_has_is_wanted_in_stores_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a store would give up first what is always found on the device."""
+    touched: list[bytes] = []
+    monkeypatch.setattr(HostShelf, "touch", lambda shelf, keys: touched.extend(keys))
+    stored: list[bytes] = []
+    put = HostShelf.put
+    monkeypatch.setattr(HostShelf, "put", lambda shelf, key, page: stored.append(key) or put(shelf, key, page))
+    engine = started(models.save("llama", tmp_path), kv_store="host:64M")
+    _, (first, second) = say(engine, [PROMPTS[0], PROMPTS[0]])
+    engine.shutdown()
+    assert first == 0 < second and touched and set(touched) <= set(stored)
+    assert touched[::-1] == stored[: len(touched)] and len(touched) >= second // 16
 
 
 CACHES = [

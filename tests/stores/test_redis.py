@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import socketserver
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -91,3 +94,36 @@ def test_engines_share_what_one_has_computed(server: Any, tmp_path: Path) -> Non
     assert all(gone) and cached[0] == 0
     for engine in (one, other):
         engine.shutdown()
+
+
+class Mute(socketserver.ThreadingTCPServer):
+    """A server that says OK to everything, until it says nothing any more; `asked` are the commands that came since then."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Mute)
+        self.mute, self.asked = False, 0
+        Thread(target=self.serve_forever, daemon=True).start()
+
+
+class _Mute(socketserver.BaseRequestHandler):
+    def handle(self) -> None:
+        assert isinstance(self.server, Mute)
+        while data := self.request.recv(1 << 16):
+            count = len(re.findall(rb"\*\d+\r\n", data))
+            if self.server.mute:
+                self.server.asked += count
+            else:
+                self.request.sendall(b"+OK\r\n" * count)
+
+
+def test_one_that_says_nothing_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine waits for its answer."""
+    monkeypatch.setattr(remote, "_SECONDS", 0.05)
+    with Mute() as server:
+        shelf = RedisShelf(f"redis://127.0.0.1:{server.server_address[1]}?protocol=2", "here")
+        server.mute = True
+        assert shelf.has([name(0)]) == [False] and server.asked == 1
+        shelf.close()
+        server.shutdown()

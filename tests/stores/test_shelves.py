@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from sapwood.stores import DiskShelf, HostShelf, Key, PackedShelf, Shelf, Thread
 from sapwood.stores import disk as disk_module
 from sapwood.stores import folder as folders
 from sapwood.stores.segment import Segment
+from tests.waiting import SECONDS, eventually
 
 SIZE = 1000
 ORIGIN = b"o" * 16
@@ -241,3 +243,20 @@ def test_records_of_another_version_are_not_read(tmp_path: Path) -> None:
         file.seek(4)
         file.write(b"\xff")
     assert not Segment(tmp_path / "one", writable=False).records
+
+
+def test_one_that_ends_rests_until_its_last_job_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not look again and again, though there is news that nobody has asked for."""
+    looks, go_on = [], Event()
+    store = ThreadedStore(Tiers([HostShelf(1 << 20)]))
+    store.submit_store([name(0)], [page(0)])
+    eventually(store._news.is_set)
+    store._pool.submit(go_on.wait)
+    wait = store._news.wait
+    monkeypatch.setattr(store._news, "wait", lambda seconds: looks.append(seconds) or wait(seconds))
+    ending = Thread(target=store.close, args=(SECONDS,))
+    ending.start()
+    ending.join(0.05)
+    go_on.set()
+    ending.join()
+    assert len(looks) < 10
