@@ -60,6 +60,8 @@ class Stack(Leaf):
 
     def of_one(self, expert: int) -> Linear:
         """The Linear of one expert, by its own names."""
+        if not any("{}" in part.name for part in self.linear.parts):
+            return self.linear  # they have one name together
         parts = tuple(replace(part, name=part.name.format(expert)) for part in self.linear.parts)
         return replace(self.linear, parts=parts)
 

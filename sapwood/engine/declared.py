@@ -30,8 +30,11 @@ def _foreign(model: ModelConfig, files: ModelFiles) -> Foreign:
     if files.kind == "gguf":
         raise ModelError(f"--model-impl {LIBRARY}: GGUF files run in Sapwood's own modules only. Leave it out.")
     if model.quantization is not None:
+        why = (
+            "" if model.model_impl == LIBRARY else f"no family here has this model, which runs in {LIBRARY}' modules; "
+        )
         raise ConfigError(
-            f"--quantization {model.quantization}: {LIBRARY}' modules take plain weights only. Leave it out."
+            f"--quantization {model.quantization}: {why}{LIBRARY}' modules take plain weights only. Leave it out."
         )
     try:
         from sapwood.foreign.facts import read

@@ -47,7 +47,9 @@ def read(config: Mapping[str, Any], names: Collection[str] = ()) -> Foreign:
     text = model.config.get_text_config()
     with _named(architecture):
         calls = [_call(asked, getattr(text, "sliding_window", None)) for asked in trial.calls]
-        _check(len(calls) >= text.num_hidden_layers, f"{len(calls)} of its {text.num_hidden_layers} layers attend")
+        if not isinstance(layers := getattr(text, "num_hidden_layers", None), int):
+            raise ModelError("its config has no num_hidden_layers")
+        _check(len(calls) >= layers, f"{len(calls)} of its {layers} layers attend")
         if not isinstance(most := getattr(text, "max_position_embeddings", None), int):
             raise ModelError("its config has no max_position_embeddings")
     return Foreign(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from sapwood.base.errors import ConfigError, ModelError
 from sapwood.catalogue import Catalogue
 from sapwood.config import ModelConfig
 from sapwood.engine.declared import declared
+from sapwood.foreign import facts
+from sapwood.foreign.modules import build
 from sapwood.hub.files import ModelFiles, open_files
 from sapwood.nn.load import dummy_weights
 from tests import models
@@ -68,10 +71,34 @@ def test_masks_of_another_kind_are_noticed(monkeypatch: pytest.MonkeyPatch) -> N
     assert "its attention sees neither all that came before nor a window of it" in told
 
 
+def test_a_config_that_does_not_say_how_many_layers_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Silent:
+        def __init__(self, config: Any) -> None:
+            self.config = config
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.config, name)
+
+        def get_text_config(self, **_: Any) -> Any:
+            return SimpleNamespace(max_position_embeddings=64)
+
+    def silent(*args: Any) -> Any:
+        model = build(*args)
+        model.config = Silent(model.config)
+        return model
+
+    monkeypatch.setattr(facts, "build", silent)
+    assert "its config has no num_hidden_layers" in refuse(models.config("llama"))
+
+
 def test_plain_weights_only() -> None:
     llama = models.config("llama")
     assert "which take plain weights only" in refuse(llama | {"quantization_config": {"quant_method": "fp8"}})
     assert "--quantization int8" in refuse(llama, quantization="int8")
+    assert "no family here" not in refuse(llama, quantization="int8")
+    unknown = {"architectures": ["ApertusForCausalLM"], "model_type": "apertus"}
+    told = refuse(unknown, impl="auto", quantization="int8")
+    assert "no family here has this model, which runs in transformers' modules" in told
     files = ModelFiles("it", Path("it.gguf"), "gguf", llama, {})
     with pytest.raises(ModelError, match="GGUF files run in Sapwood's own modules only"):
         declared(ModelConfig(model_impl="transformers"), files, Catalogue())

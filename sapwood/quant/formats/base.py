@@ -112,6 +112,24 @@ def matches(name: str, pattern: str) -> bool:
     return f".{pattern}." in f".{name}."
 
 
+class Patterns:
+    """Many of a section's patterns at once, for models that have a great many modules."""
+
+    def __init__(self, patterns: Sequence[str]) -> None:
+        self._names = frozenset(one for one in patterns if not one.startswith("re:") and "*" not in one)
+        self._lengths = sorted({one.count(".") + 1 for one in self._names})
+        self._others = [one for one in patterns if one not in self._names]
+
+    def match(self, name: str) -> bool:
+        """Whether one of them means a module, as `matches` has it."""
+        steps = name.split(".")
+        for length in self._lengths:
+            for first in range(len(steps) - length + 1):
+                if ".".join(steps[first : first + length]) in self._names:
+                    return True
+        return any(matches(name, pattern) for pattern in self._others)
+
+
 _APART = (".router", ".shared_gate", "join")
 """How paths end of Linears that some formats leave as they are without a word: routers, and what joins the two inputs of a head that drafts."""
 
@@ -120,8 +138,10 @@ def excepting(method: Method, excepted: Sequence[str], *, heads: bool = False, r
     """The method everywhere but where the section excepts modules; and in heads and routers, where a format leaves those as
     they are without a word."""
 
+    patterns = Patterns(excepted)
+
     def method_of(name: str) -> Method:
-        plain = any(matches(name, pattern) for pattern in excepted) or (name == "lm_head" and not heads)
+        plain = patterns.match(name) or (name == "lm_head" and not heads)
         return PLAIN if plain else method
 
     among = by_module(method_of)

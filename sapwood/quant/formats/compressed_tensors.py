@@ -21,6 +21,7 @@ from sapwood.quant.formats.base import (
     OUT,
     PLAIN,
     Cut,
+    Patterns,
     Quantised,
     Raw,
     Section,
@@ -61,12 +62,12 @@ def read(section: Mapping[str, Any]) -> Choice:
     for name, group in s.fields.get("config_groups", {}).items():
         method = method_of(_scheme(group, name, s.fields.get("format")))
         methods += [(str(target), method) for target in group.get("targets") or ()]
-    return by_module(partial(_method_at, methods, s.names("ignore")))
+    return by_module(partial(_method_at, methods, Patterns(s.names("ignore"))))
 
 
-def _method_at(methods: list[tuple[str, Method]], ignored: list[str], name: str) -> Method:
+def _method_at(methods: list[tuple[str, Method]], ignored: Patterns, name: str) -> Method:
     """Names come before patterns, and both before the class that all Linears are of."""
-    if any(matches(name, pattern) for pattern in ignored):
+    if ignored.match(name):
         return PLAIN
     for means in (lambda t: t == name, lambda t: t.startswith("re:") and matches(name, t), lambda t: t == "Linear"):
         for target, method in methods:
