@@ -34,13 +34,14 @@ class _Commands(Mapping[str, Any]):
         "apply",
         "quantize",
         "route",
+        "route-eval",
         "cache",
     )
 
     def __getitem__(self, name: str) -> Any:
         if name not in self._names:
             raise KeyError(name)
-        return importlib.import_module(f"sapwood.cli.{name}")
+        return importlib.import_module(f"sapwood.cli.{name.replace('-', '_')}")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

@@ -64,6 +64,7 @@ def test_commands() -> None:
         "apply",
         "quantize",
         "route",
+        "route-eval",
         "cache",
     ]
 

@@ -56,7 +56,7 @@ class Meant:
                         meanings.examples(texts)
 
 
-class _Look:
+class Look:
     """Signals of one question, each looked for once."""
 
     def __init__(self, table: Table, question: Question, meanings: Meanings | None, inner: Inner) -> None:
@@ -78,7 +78,7 @@ class _Look:
         return self.found[name]
 
 
-class _Known:
+class Known:
     """What is known of models, for one question."""
 
     def __init__(self, fleet: Fleet, question: Question, measures: Measures) -> None:
@@ -132,11 +132,11 @@ class Rules:
         decision = await decide(auto, look.see, known, bounds(request.headers), look.slow)
         return web.json_response(await self._told(name, auto, decision, look, known, question))
 
-    def _looks(self, question: Question) -> tuple[_Look, _Known]:
+    def _looks(self, question: Question) -> tuple[Look, Known]:
         table = self._fleet.table
-        return _Look(table, question, self._meant.now(), self._inner), _Known(self._fleet, question, self.measures)
+        return Look(table, question, self._meant.now(), self._inner), Known(self._fleet, question, self.measures)
 
-    def _count(self, name: str, decision: Decision, look: _Look) -> None:
+    def _count(self, name: str, decision: Decision, look: Look) -> None:
         model = "none" if decision.refuse is not None else decision.models[0]
         self._metrics.ruled.labels(name, decision.rule, model).inc()
         for signal, found in look.found.items():
@@ -144,7 +144,7 @@ class Rules:
                 self._metrics.unknown.labels(signal).inc()
 
     async def _told(
-        self, name: str, auto: Auto, decision: Decision, look: _Look, known: _Known, question: Question
+        self, name: str, auto: Auto, decision: Decision, look: Look, known: Known, question: Question
     ) -> dict[str, Any]:
         looked = dict(look.found)
         for signal in self._fleet.table.signal:
