@@ -20,7 +20,7 @@ of its config.json, a GGUF file by its `general.architecture`. Every family's lo
 the CPU's own kernels, but for Baichuan of 13 billion, of which there is no reference; kernels of Triton know all their parts too, with
 heads of at most 256; Gemma 3n and 4, Llama 4 and Ministral 3 are computed by modules everywhere, and so are Mamba 1, Jamba,
 Falcon-H1 and models that [see](vision.md). Models that keep states of recurrences run on
-CPUs. Of models that [only read](embeddings.md), which modules compute, it is vectors and scores that are compared. Fields of a config that are not understood are refused by name.
+CPUs. Of models that [only read](embeddings.md), which modules compute, it is vectors and scores that are compared. [Encoder-decoders](encoders.md) are computed by modules too. Fields of a config that are not understood are refused by name.
 
 | models | architectures | in GGUF files |
 | --- | --- | --- |
@@ -44,7 +44,7 @@ GGUF, no `--quantization`, no EAGLE heads. On GPUs steps are recorded as graphs 
 be recorded want `--disable-cuda-graph`.
 
 What no family has is refused with the list of those that there are. Known and not there yet:
-RWKV, experts of Nemotron-H, what models see and hear, Qwen2.5's dual
+RWKV, experts of Nemotron-H, what models see, Qwen2.5's dual
 chunk attention for a million tokens, post-norm variants of OPT-350m and BLOOM, `clip_qkv` of OLMo 1 and MPT.
 """
 

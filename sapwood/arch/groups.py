@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from sapwood.arch.network import Network
 from sapwood.arch.parts import kinds_of
-from sapwood.base.kv import KVGroup, KVKind
+from sapwood.base.kv import Fixed, KVGroup, KVKind
 
 
 class KVPlace(NamedTuple):
@@ -41,5 +41,15 @@ def kv_places(decoder: Network) -> tuple[Mapping[KVKind, KVPlace], ...]:
 
 
 def _kept(decoder: Network) -> list[tuple[KVKind, ...]]:
-    """What each layer keeps of its own."""
-    return [() if block.shares is not None else kinds_of(block.mixer) for block in decoder.blocks]
+    """What each layer keeps in pages of its own."""
+    kinds = [() if block.shares is not None else kinds_of(block.mixer) for block in decoder.blocks]
+    return [tuple(kind for kind in one if not isinstance(kind, Fixed)) for one in kinds]
+
+
+def fixed_of(decoder: Network) -> tuple[Fixed, int] | None:
+    """What layers keep of an encoder's input, and how many do; None if none does."""
+    kinds = [kind for block in decoder.blocks for kind in kinds_of(block.mixer) if isinstance(kind, Fixed)]
+    if not kinds:
+        return None
+    assert len(set(kinds)) == 1, "layers look at an input alike"
+    return kinds[0], len(kinds)

@@ -12,11 +12,13 @@ blocks are equal values. `walk` gives the full names.
 from __future__ import annotations
 
 import dataclasses
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
+from sapwood.arch.leaf import Axis as Axis
+from sapwood.arch.leaf import Leaf as Leaf
+from sapwood.arch.leaf import StoredTensor as StoredTensor
 from sapwood.arch.share import Share
 from sapwood.arch.turns import STILL as STILL
 from sapwood.arch.turns import Rope as Rope
@@ -27,78 +29,12 @@ if TYPE_CHECKING:
     from sapwood.arch.encoder import Encoder
     from sapwood.arch.multiplied import Multiplied
     from sapwood.arch.network import Network
-    from sapwood.arch.positions import Positions, Segments
+    from sapwood.arch.positions import Positions, Segments, Sinusoids
+    from sapwood.arch.reader import Offsets, Relative
     from sapwood.arch.texts import Classifier
 
 Activation = Literal["silu", "gelu_tanh", "gelu", "relu", "relu2", "swiglu_clamped"]
 """`gelu` is exact, `gelu_tanh` its approximation, `relu2` the square of relu, `swiglu_clamped` of gates only (`Kernels.gated`)."""
-
-
-@dataclass(frozen=True)
-class Axis:
-    """An axis of a checkpoint's tensor: the leaf wants `size` entries from `first` on, of `whole`, by default all.
-
-    Ranks share them between `unit`s of so many entries; None gives every rank all. Of what counts `once` no two ranks may have
-    the same. Along a `joined` axis the tensors of one param of a leaf lie one behind the other. With a `turn` they are no run:
-    `turn` entries are the leaf's of each `every`.
-    """
-
-    size: int
-    unit: int | None = None
-    first: int = 0
-    whole: int | None = None
-    joined: bool = False
-    turn: int | None = None
-    every: int = 0
-    once: bool = False
-
-    def of(self, share: Share) -> slice:
-        """What a rank has of the leaf's entries."""
-        return slice(0, self.size) if self.unit is None else share.run(self.size, self.unit)
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """What a leaf's `param` has of the checkpoint tensor `name`, which holds the last two axes in reverse order if
-    `transposed`, and whose rows are to be divided by their lengths if `unit_rows`; without `axes` all of it, whatever its
-    shape. Where ranks add their outputs up, one `alone` has it. A checkpoint may lack one that is `optional`. An `entry`, its
-    number and the axis that such entries are on, is that of the param's first axis that the tensor is. What is the `same`
-    for all entries every rank has; what else has no `axes` cannot be cut."""
-
-    param: str
-    name: str
-    axes: tuple[Axis, ...] | None
-    alone: bool = False
-    transposed: bool = False
-    unit_rows: bool = False
-    optional: bool = False
-    entry: tuple[int, Axis] | None = None
-    same: bool = False
-
-    @property
-    def shape(self) -> tuple[int, ...] | None:
-        """Of the whole checkpoint tensor; None: whatever it is."""
-        if self.axes is None:
-            return None
-        shape = tuple(axis.size if axis.whole is None else axis.whole for axis in self.axes)
-        return (*shape[:-2], *reversed(shape[-2:])) if self.transposed else shape
-
-
-class Leaf(ABC):
-    """A part that has weights."""
-
-    @abstractmethod
-    def tensors(self) -> tuple[StoredTensor, ...]:
-        """What it is made of in a checkpoint that stores weights as they are."""
-
-    @property
-    def spellings(self) -> tuple[Leaf, ...]:
-        """The same as checkpoints may have it, the usual way first."""
-        return (self,)
-
-    def shared(self, share: Share) -> Self:
-        """What a rank has of it; all, unless it says otherwise."""
-        return self
 
 
 @dataclass(frozen=True)
@@ -230,7 +166,7 @@ def kinds_of(mixer: Mixer) -> tuple[KVKind, ...]:
 class Attention:
     """Grouped-query attention, causal or among the tokens of a whole text. `qkv` yields query, key and value heads in this order.
 
-    `window`, `chunked`, `cap`, `slopes` and `sinks` are those of `Heads`, or of `Whole` if it is not `causal`. The norms act on each head, or, if
+    `window`, `chunked`, `cap`, `slopes`, `sinks` and `relative` are those of `Heads`, or of `Whole` if it is not `causal`. The norms act on each head, or, if
     they are as wide as all of them, on all together; before `rope`, or if `late` after it. `v_norm` is of each value head. Without values of its
     own, `qkv` yields queries and keys, which are the values too; without keys either, both are those of another layer (`Block.shares`). Of one that
     is `gated`, `qkv` yields a gate behind them, as wide as the queries, whose sigmoid multiplies what `out` is given.
@@ -254,6 +190,7 @@ class Attention:
     chunked: bool = False
     causal: bool = True
     sinks: Leaf | None = None
+    relative: bool = False
 
     counted: ClassVar[tuple[str, ...]] = ("num_heads", "num_kv_heads", "slopes")
 
@@ -261,9 +198,9 @@ class Attention:
     def kv(self) -> Heads | Whole:
         sizes = self.num_heads, self.num_kv_heads, self.head_dim
         if not self.causal:
-            return Whole(*sizes, self.window)
+            return Whole(*sizes, self.window, self.relative)
         chunked = self.chunked and self.window is not None
-        return Heads(*sizes, self.window, self.cap, self.slopes, chunked, self.sinks is not None)
+        return Heads(*sizes, self.window, self.cap, self.slopes, chunked, self.sinks is not None, self.relative)
 
     @property
     def norms_heads(self) -> bool:
@@ -359,11 +296,13 @@ class Decoder:
     block_prefix: str
     norm: Norm | None
     head: Linear | Tied | None
-    positions: Positions | None = None
+    positions: Positions | Sinusoids | None = None
     segments: Segments | None = None
     embed_norm: Norm | None = None
     logit_scale: float = 1.0
     logit_cap: float | None = None
+    logit_offsets: Offsets | None = None
+    relative: Relative | None = None
     vectors: object | None = None
     streams: object | None = None
     classifier: Classifier | None = None
@@ -375,8 +314,16 @@ class Decoder:
     parted: tuple[str, ...] = ()
     portion: tuple[Decoder, Mapping[str, Share]] | None = dataclasses.field(default=None, compare=False, repr=False)
 
-    before: ClassVar[tuple[str, ...]] = ("embed", "positions", "segments", "embed_norm", "vectors", "streams")
-    behind: ClassVar[tuple[str, ...]] = ("norm", "head", "classifier", "encoder")
+    before: ClassVar[tuple[str, ...]] = (
+        "embed",
+        "positions",
+        "segments",
+        "embed_norm",
+        "relative",
+        "vectors",
+        "streams",
+    )
+    behind: ClassVar[tuple[str, ...]] = ("norm", "head", "classifier", "logit_offsets", "encoder")
 
     @property
     def vocab_size(self) -> int:
@@ -403,6 +350,13 @@ class Place:
     leaf: Leaf
 
 
+@runtime_checkable
+class Nested(Protocol):
+    """A part that has blocks of its own."""
+
+    def places(self, path: str) -> Iterator[Place]: ...
+
+
 def walk(decoder: Network) -> Iterator[Place]:
     """Every leaf, in the order of the tree."""
     for name in decoder.before:
@@ -420,7 +374,10 @@ def ropes(decoder: Network) -> tuple[Rope, ...]:
 
 
 def leaves(part: object, path: str, prefix: str) -> Iterator[Place]:
-    """Those in the part at `path`, whose names in the checkpoint begin with `prefix`."""
+    """Those in the part at `path`, whose names in the checkpoint begin with `prefix`; a network within says which are its own."""
+    if isinstance(part, Nested):
+        yield from part.places(path)
+        return
     for place, found in inside(part, path):
         if isinstance(found, Leaf):
             yield Place(place, prefix, found)

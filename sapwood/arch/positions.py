@@ -1,4 +1,4 @@
-"""What is added to tokens' vectors: learned ones of their positions, and of the text that they belong to."""
+"""What is added to tokens' vectors: learned ones of their positions, or computed ones, and of the text that they belong to."""
 
 from __future__ import annotations
 
@@ -19,6 +19,17 @@ class Positions(Leaf):
     def tensors(self) -> tuple[StoredTensor, ...]:
         rows = Axis(self.count, first=self.offset, whole=self.count + self.offset)
         return (StoredTensor("weight", f"{self.name}.weight", (rows, Axis(self.hidden_size))),)
+
+
+@dataclass(frozen=True)
+class Sinusoids:
+    """A vector for each of `count` positions, added to the token's: sines of ever slower waves, and behind them their cosines, of the
+    position plus `offset`. The slowest wave is 10000 times as long as the first, or, unless `whole`, one step short of that."""
+
+    count: int
+    hidden_size: int
+    offset: int = 0
+    whole: bool = True
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from sapwood.arch.parts import Decoder, Linear, Norm
+from sapwood.arch.reader import Reader
 from sapwood.base.task import Embed, Generate, Pooling, Score, Task
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ class Classifier:
 
 
 def tasks_of(decoder: Decoder | Foreign) -> tuple[type[Task], ...]:
-    """What a model can do. All have states, so that all embed."""
+    """What a model can do. All have states, so that all embed, but for those that write of what an encoder has read."""
+    if isinstance(decoder.encoder, Reader):
+        return (Generate,)
     generates = (Generate,) if decoder.writes else ()
     return (*generates, Embed, *(() if decoder.classifier is None else (Score,)))

@@ -196,12 +196,18 @@ def slopes_of(heads: Heads, device: torch.device, *shape: int) -> Tensor | None:
     return torch.tensor(heads.slopes, dtype=torch.float32, device=device).view(*(shape or (-1,)))
 
 
-def bend(scores: Tensor, cap: float | None, slopes: Tensor | None, distance_NL: Tensor) -> None:
-    """Scores [..., N, L] capped in place, and less by slopes [..., 1, 1] times the distance between query and key."""
+def bend(
+    scores: Tensor, cap: float | None, slopes: Tensor | None, distance_NL: Tensor, relative: Tensor | None = None
+) -> None:
+    """Scores [..., N, L] capped in place, and less by slopes [..., 1, 1] times the distance between query and key, or more by what
+    `relative` [..., P] has for it: for P - 1 and all beyond, then for ever smaller ones down to 0."""
     if cap is not None:
         scores.div_(cap).tanh_().mul_(cap)
     if slopes is not None:
         scores.sub_(slopes * distance_NL)
+    if relative is not None:
+        farthest = relative.shape[-1] - 1
+        scores.add_(relative[..., farthest - distance_NL.clamp(0, farthest)])
 
 
 def weights_of(scores: Tensor, sinks: Tensor | None) -> Tensor:

@@ -91,6 +91,7 @@ class Cpu:
         self._kind = heads = heads_of(group)
         self._repeat = heads.num_heads // heads.num_kv_heads
         self._slopes_K1G11 = slopes_of(heads, device, heads.num_kv_heads, 1, self._repeat, 1, 1)
+        self.relative_HP: Tensor | None = None  # what scores have more, by distance, the farthest first
         self._most_history = 0
         self._causal_NL = self._relative_mask(0)
         self._buckets: list[_Bucket] = []
@@ -276,7 +277,10 @@ class Cpu:
             # Query n is the column behind n others and the history, for every row.
             columns_L = torch.arange(k_XLD.shape[1])
             distance_NL = columns_L[-bucket.num_queries :, None] - columns_L
-            bend(scores_KRGNL, self._kind.cap, self._slopes_K1G11, distance_NL)
+            relative = self.relative_HP
+            if relative is not None:
+                relative = relative.view(self._kind.num_kv_heads, 1, self._repeat, -1)
+            bend(scores_KRGNL, self._kind.cap, self._slopes_K1G11, distance_NL, relative)
         if bucket.mask is not None:
             scores_KRGNL.add_(bucket.mask)
         sinks_K1G11 = None if sinks_H is None else sinks_H.view(self._kind.num_kv_heads, 1, self._repeat, 1, 1)

@@ -47,6 +47,8 @@ class Native(InLibrary):
         if group.page_size % _TILE:
             return f"its pages hold multiples of {_TILE} tokens, and --page-size is {group.page_size}"
         heads = heads_of(group)
+        if heads.relative:
+            return "its scores have no learned numbers for distances"
         if heads.chunked:
             return "its masks are of windows, and these layers see chunks"
         if heads.num_heads > _MOST_SHARING * heads.num_kv_heads:

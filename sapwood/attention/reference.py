@@ -38,6 +38,7 @@ class Reference:
         self._kind = heads_of(group)
         self._slopes_H11 = slopes_of(self._kind, device, -1, 1, 1)
         self._rows = RowsOf(group, index, device)
+        self.relative_HP: Tensor | None = None  # what scores have more, by distance, the farthest first
 
     def allocate(self, num_pages: int) -> None:
         group, heads = self._group, self._kind
@@ -59,7 +60,7 @@ class Reference:
             k_LHD = self._read(layer, 0, row.cells_L).repeat_interleave(repeat, dim=1)
             v_LHD = self._read(layer, 1, row.cells_L).repeat_interleave(repeat, dim=1)
             scores_HNL = torch.einsum("nhd,lhd->hnl", q_THD[row.first : row.last].float(), k_LHD) * scale
-            bend(scores_HNL, self._kind.cap, self._slopes_H11, row.distance_NL)
+            bend(scores_HNL, self._kind.cap, self._slopes_H11, row.distance_NL, self.relative_HP)
             scores_HNL.masked_fill_(~row.seen_NL, float("-inf"))
             weights_HNL = weights_of(scores_HNL, None if sinks_H is None else sinks_H[:, None, None])
             out_THD[row.first : row.last] = torch.einsum("hnl,lhd->nhd", weights_HNL, v_LHD).to(q_THD.dtype)

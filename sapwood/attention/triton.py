@@ -78,6 +78,8 @@ class Triton:
         if dtype == torch.float8_e4m3fn and Ability.FP8 not in abilities_of(device):
             return f"{device} does not convert float8_e4m3fn"
         heads = heads_of(group)
+        if heads.relative:
+            return "its scores have no learned numbers for distances"
         if heads.head_dim > 256:
             return f"its tiles hold heads of at most 256, and the model's have {heads.head_dim}"
         problem = page_size_problem(group.page_size)

@@ -19,12 +19,13 @@ from sapwood.kernels import NormRope, plain
 
 @dataclass(frozen=True, eq=False)
 class _Texts:
-    """Their tokens in the step, a run of them if it is one text; `seen_NN` where a window hides some."""
+    """Their tokens in the step, a run of them if it is one text; `mask`, where there is one, hides those outside of a window, or is
+    added to scores."""
 
     number: int
     length: int
     tokens: Tensor | slice
-    seen_NN: Tensor | None
+    mask: Tensor | None
 
 
 class WholeTexts:
@@ -38,8 +39,11 @@ class WholeTexts:
 
     def __init__(self, group: KVGroup, index: int, device: torch.device, dtype: torch.dtype) -> None:
         assert isinstance(group.kind, Whole), "chosen by kind"
-        self._kind, self._device = group.kind, device
+        self._kind, self._device, self._dtype = group.kind, device, dtype
         self._texts: list[_Texts] = []
+        self.relative_HP: Tensor | None = (
+            None  # what scores have more of keys P // 2 positions before a query to as many behind it
+        )
 
     def allocate(self, num_pages: int) -> None:
         """Pages are counted and not held."""
@@ -60,6 +64,11 @@ class WholeTexts:
         window, seen_NN = self._kind.window, None
         if window is not None and length > window + 1:
             seen_NN = (places_N[:, None] - places_N).abs() <= window
+        if self.relative_HP is not None:
+            assert window is None, "relative scores come without windows"
+            longest = self.relative_HP.shape[1] // 2
+            seen_NN = self.relative_HP[:, (places_N - places_N[:, None]).clamp(-longest, longest) + longest]
+            seen_NN = seen_NN.to(self._dtype)
         if len(firsts) == 1:
             return _Texts(1, length, slice(firsts[0], firsts[0] + length), seen_NN)
         tokens_RN = torch.tensor(firsts, device=self._device)[:, None] + places_N
@@ -76,6 +85,6 @@ class WholeTexts:
             shape = (texts.number, texts.length)
             q, k, v = (x[texts.tokens].unflatten(0, shape).transpose(1, 2) for x in (q_THD, k_TKD, v_TKD))
             grouped = kind.num_heads != kind.num_kv_heads
-            out_RHND = F.scaled_dot_product_attention(q, k, v, attn_mask=texts.seen_NN, scale=scale, enable_gqa=grouped)
+            out_RHND = F.scaled_dot_product_attention(q, k, v, attn_mask=texts.mask, scale=scale, enable_gqa=grouped)
             out_THD[texts.tokens] = out_RHND.transpose(1, 2).flatten(0, 1)
         return out_THD

@@ -56,7 +56,7 @@ class Heads:
     `window` is None, or how many positions a query sees, itself included; if `chunked`, positions are cut into chunks of so many,
     and a query sees those of its own up to itself. Scores are what backends need to know of them before
     they lay anything out: with a `cap` they become cap * tanh(score / cap), and with `slopes`, one of each query head, they fall
-    by so much with each position of distance (ALiBi). With `sinks` each query head has a score more, of no position, which
+    by so much with each position of distance (ALiBi), and if they are `relative` have a learned number for it (T5). With `sinks` each query head has a score more, of no position, which
     takes its share of the weights and adds nothing.
     """
 
@@ -68,11 +68,12 @@ class Heads:
     slopes: tuple[float, ...] | None = None
     chunked: bool = False
     sinks: bool = False
+    relative: bool = False
 
     @property
     def bent(self) -> bool:
         """Whether there is more to scores than scaled products."""
-        return self.cap is not None or self.slopes is not None or self.sinks
+        return self.cap is not None or self.slopes is not None or self.sinks or self.relative
 
     @property
     def divisible(self) -> bool:
@@ -96,13 +97,15 @@ class Whole:
     """Keys and values of texts whose tokens see each other, those behind too: of use while a text is computed, in one step, and to
     nobody after that.
 
-    With a `window` a query sees so many positions before its own, and as many behind it.
+    With a `window` a query sees so many positions before its own, and as many behind it. Scores that are `relative` have a learned
+    number for each distance (T5).
     """
 
     num_heads: int
     num_kv_heads: int
     head_dim: int
     window: int | None = None
+    relative: bool = False
 
     @property
     def divisible(self) -> bool:
@@ -117,6 +120,30 @@ class Whole:
 
     def bytes_per_page(self, cells: int, itemsize: int, scale_bytes: int) -> int:
         return 2 * cells * self.num_kv_heads * (self.head_dim * itemsize + scale_bytes)
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """Keys and values of what an encoder has made of an input: written once, seen by every token of all requests that have the
+    same input. They lie in a pool of their own, an entry for each input, and in no pages."""
+
+    num_heads: int
+    head_dim: int
+
+    @property
+    def divisible(self) -> bool:
+        return True
+
+    @property
+    def reach(self) -> int | None:
+        return None
+
+    def oldest(self, position: int) -> int:
+        return 0
+
+    def bytes_per_page(self, cells: int, itemsize: int, scale_bytes: int) -> int:
+        """Of an entry of so many positions."""
+        return 2 * cells * self.num_heads * self.head_dim * itemsize
 
 
 @dataclass(frozen=True)

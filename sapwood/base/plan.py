@@ -141,6 +141,17 @@ class Copies:
     copies: tuple[PageCopy, ...]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Inputs:
+    """Before the step's forward: `media` that an encoder reads, each into its entry of the pool of what it leaves (`kv.Fixed`), and
+    slots that look at an entry from now on."""
+
+    media: tuple[Media, ...]
+    entries_E: Ints
+    slots_A: Ints
+    entries_A: Ints
+
+
 RUN_LEVELS = 4
 """Most runs of shared pages that one slot is a member of."""
 
@@ -204,7 +215,7 @@ class Embed:
     stretches: tuple[Stretch, ...]
 
 
-Part = Admissions | Known | Drafts | Propose | Pages | Copies | Runs | Masked | Encode | Embed
+Part = Admissions | Known | Drafts | Propose | Pages | Copies | Inputs | Runs | Masked | Encode | Embed
 LatePart = Masks | Drafts
 P = TypeVar("P")
 

@@ -149,10 +149,20 @@ def worded_step(landing: Landing) -> Deltas:
     return Deltas(landing.ids, landing.tokens, [worded(news) for news in landing.news])
 
 
+class Reading(msgspec.Struct, frozen=True):
+    """How a model's encoder is fed: inputs of a `kind` of at most `longest` positions. A prompt is such an input, if it reads tokens, and
+    `starts` are what the decoder begins with."""
+
+    kind: Kind
+    longest: int
+    starts: list[int] = []
+
+
 class Facts(msgspec.Struct, frozen=True):
     """What a front has to know of the running engine. `eos_ids` come from the tokenizer, which the front has. `tasks` are the tags
     of those that the model can do, `classifier` what its classifier wants, if it has one, `pooling` what a vector is made by of a model that does not say.
-    A vector has `vector_size` numbers. `media` are the kinds that the model has an encoder for."""
+    A vector has `vector_size` numbers. `media` are the kinds that the model has an encoder for, and
+    `reading` says how an encoder is fed whose model writes of what it has read."""
 
     max_model_len: int
     vocab_size: int
@@ -170,7 +180,12 @@ class Facts(msgspec.Struct, frozen=True):
     pooling: Pooling = "last"
     vector_size: int = 0
     media: tuple[Kind, ...] = ()
+    reading: Reading | None = None
     eos_ids: list[int] = []
+
+    def begun(self, num_tokens: int) -> int:
+        """How many positions of a sequence a prompt of so many tokens takes: none of its own where an encoder reads it."""
+        return len(self.reading.starts) if self.reading is not None and self.reading.kind == "tokens" else num_tokens
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready", array_like=True):

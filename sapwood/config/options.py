@@ -109,6 +109,16 @@ class CacheConfig:
     prefix_caching: bool = option(
         True, "reuse the KV of shared prefixes", "--enable-prefix-caching", off=("--disable-radix-cache",)
     )
+    max_encoder_inputs: int | None = option(
+        None,
+        "inputs of an encoder-decoder that are kept at once, of requests that run and of those that may come again",
+        "--max-encoder-inputs",
+        metavar="N",
+        derived=False,
+    )
+    max_encoder_len: int | None = option(
+        None, "most positions of such an input", "--max-encoder-len", metavar="TOKENS", derived=False
+    )
     kv_cache_dtype: str = option(
         "auto",
         "what keys and values are stored in; int8 and fp8_per_token_head with a scale for each position and head",

@@ -11,12 +11,14 @@ from typing import Any, Protocol
 
 import msgspec
 
-from sapwood.base.errors import EngineDead, GenerationFailed, Overloaded, RequestError
+from sapwood.base.errors import EngineDead, GenerationFailed, Overloaded
 from sapwood.base.media import Media, Span, check_kinds
 from sapwood.base.sampling import SEED_LIMIT, SamplingParams
-from sapwood.base.task import GENERATE, Generate, Task, tag_of
-from sapwood.base.tokens import check_ids
+from sapwood.base.task import GENERATE, Task
 from sapwood.base.wire import Abort, Control, Delta, Deltas, Facts, FromEngine, Reply, Stats, Submit, ToEngine
+from sapwood.engine.checks import check_request as check_request
+from sapwood.engine.checks import check_task as check_task
+from sapwood.engine.checks import fed
 from sapwood.engine.following import generated
 from sapwood.engine.pace import Pace
 from sapwood.engine.vitals import Vitals
@@ -185,58 +187,6 @@ def copies(params: SamplingParams) -> list[SamplingParams]:
     return [first, *(msgspec.structs.replace(first, seed=seed) for seed in seeds)]
 
 
-_ROUTES = {
-    "generate": "has no head that generates: it embeds texts (/v1/embeddings, `LLM.embed`)",
-    "embed": "does not embed texts",
-    "score": "has no classifier: ask it for an embedding, or give label_token_ids",
-}
-"""What is wrong with a model that does not do a task, and what to do."""
-
-
-def check_task(task: type[Task], facts: Facts) -> None:
-    """Raise RequestError where the model cannot do that."""
-    if (name := tag_of(task)) not in facts.tasks:
-        raise RequestError(f"this model {_ROUTES[name]}.", param="model", code="unsupported_task")
-
-
-def check_request(
-    tokens: list[int], params: SamplingParams, facts: Facts, *, checked: bool = False, task: Task = GENERATE
-) -> None:
-    """Raise RequestError, naming the field, for what the engine could not serve. `checked`: the parameters have been."""
-    check_task(type(task), facts)
-    if not checked:
-        params.check(vocab_size=facts.vocab_size)
-    if not tokens:
-        raise RequestError("the prompt is empty; it needs at least one token.", param="prompt")
-    if isinstance(task, Generate):
-        _check_room(tokens, params, facts)
-    elif len(tokens) > facts.max_model_len:
-        raise RequestError(
-            f"the text is too long: {len(tokens)} tokens > {facts.max_model_len} maximum; shorten it, or have it cut off by "
-            "truncate_prompt_tokens.",
-            param="prompt",
-            code="context_length_exceeded",
-        )
-    check_ids(tokens, vocab_size=facts.vocab_size, param="prompt")
-
-
-def _check_room(tokens: list[int], params: SamplingParams, facts: Facts) -> None:
-    """For what is to be generated."""
-    if len(tokens) >= facts.max_model_len:
-        raise RequestError(
-            f"the prompt is too long: {len(tokens)} tokens > {facts.max_model_len - 1} maximum, with one of output.",
-            param="prompt",
-            code="context_length_exceeded",
-        )
-    if params.max_tokens is not None and len(tokens) + params.max_tokens > facts.max_model_len:
-        raise RequestError(
-            f"the prompt has {len(tokens)} tokens, so max_tokens can be at most {facts.max_model_len - len(tokens)} "
-            f"(context {facts.max_model_len}), got {params.max_tokens}.",
-            param="max_tokens",
-            code="context_length_exceeded",
-        )
-
-
 class AsyncEngine:
     """An engine behind a pair of message queues: `send` takes messages to it, `receive` is fed with what it says.
 
@@ -284,8 +234,8 @@ class AsyncEngine:
     ) -> Stream:
         """See `EngineClient.submit`."""
         assert params.n == 1, "copies() makes n requests of one"
-        check_request(tokens, params, self.facts, checked=checked, task=task)
         check_kinds(media, self.facts.media)
+        tokens, media = fed(tokens, params, media, self.facts, checked=checked, task=task)
         self._check_alive()
         if self.full:
             raise Overloaded(

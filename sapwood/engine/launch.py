@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+
+import msgspec
 
 from sapwood.arch.encoder import media_of
 from sapwood.arch.foreign import Foreign
@@ -31,8 +33,9 @@ from sapwood.device import probe
 from sapwood.encode import EncodeStake, Room
 from sapwood.engine import lean
 from sapwood.engine.declared import declared
+from sapwood.engine.inputs import inputs_of
 from sapwood.engine.intake import Intake
-from sapwood.engine.loop import Engine
+from sapwood.engine.loop import Engine, Gauges
 from sapwood.engine.pause import Pause
 from sapwood.engine.spawn import RANK, spawn
 from sapwood.engine.speculation import draft_of, shape_beside, speculate
@@ -61,6 +64,23 @@ class Launched(NamedTuple):
     compiler: Compiler
 
 
+class Guest(Protocol):
+    """What takes part in an engine where the configuration or the model has it."""
+
+    @property
+    def stakes(self) -> Sequence[Stake]: ...
+
+    @property
+    def gauges(self) -> Sequence[Gauges]: ...
+
+
+class Alone(NamedTuple):
+    """A guest that is one stake and what that counts."""
+
+    stakes: tuple[Stake, ...]
+    gauges: tuple[Gauges, ...]
+
+
 def no_more(slots: Slots) -> Sequence[Stake]:
     return ()
 
@@ -80,8 +100,7 @@ def launch(
     `text`, where it is loaded already, is what grammars need. `stakes` join those of every engine; a row feeds `max_drafts` drafts
     at most. Without an `executor` this process computes; without a `catalogue` all that is installed may be chosen by name.
     """
-    clock, catalogue = _Clock(), catalogue or joined()
-    model = config.model
+    clock, catalogue, model = _Clock(), catalogue or joined(), config.model
     files = _files(model, files, catalogue)
     decoder = declared(model, files, catalogue)
     config, decisions, draft = _resolved(spelled(config), decoder, files, catalogue)
@@ -97,24 +116,25 @@ def launch(
     slots = Slots(_set(config.scheduler.max_num_seqs), longest)
     kv = _cache(config, measured, num_pages)
     constraints = Constraints(compiler, executor.allocate_masks, jump=config.grammar.jump_forward)
-    speculation, pause = speculate(config, slots, kv, executor), Pause()
+    speculation, pause, inputs = speculate(config, slots, kv, executor), Pause(), inputs_of(config, decoder, files)
     clock.lap("graphs")
     stored = stores_of(config, decoder, files, draft, measured=measured, kv=kv, executor=executor)
-    encoding = _encoding(config, decoder, slots)
-    mine = (*_lasting(kv, slots, constraints), *encoding, *speculation.stakes, *stored.stakes, pause, *stakes(slots))
+    guests: tuple[Guest, ...] = (*_encoding(config, decoder, slots), inputs, speculation, stored)
+    joining = (*(stake for guest in guests for stake in guest.stakes), pause, *stakes(slots))
     engine = Engine(
-        _scheduler(config, slots, mine, kv),
+        _scheduler(config, slots, (*_lasting(kv, slots, constraints), *joining), kv),
         executor,
         _intake(config, decoder, longest),
         depth=_set(config.scheduler.depth),
-        gauges=(kv.gauges, constraints.gauges, *(one.gauges for one in encoding), *speculation.gauges, *stored.gauges),
+        gauges=(kv.gauges, constraints.gauges, *(gauge for guest in guests for gauge in guest.gauges)),
         pages=kv.pages,
         commands={**_commands(kv, slots), **pause.commands},
         status=pause.status,
     )
-    decisions = (*_told(decisions, longest), _pool_decision(measured.groups, num_pages), *speculation.decisions)
+    decisions = (*_told(decisions, longest), _pool_decision(measured.groups, num_pages))
+    decisions = (*decisions, *speculation.decisions, *inputs.decisions)
     facts = _facts(config, decoder, measured, decisions, clock.laps, num_pages, longest=longest)
-    return Launched(engine, facts, compiler)
+    return Launched(engine, msgspec.structs.replace(facts, reading=inputs.reading), compiler)
 
 
 def _files(model: ModelConfig, given: ModelFiles | None, catalogue: Catalogue) -> ModelFiles:
@@ -153,13 +173,14 @@ def _lasting(kv: KVCache, slots: Slots, constraints: Constraints) -> tuple[Stake
     return KVStake(kv, slots), Borders(kv, slots), Texts(kv, slots), GrammarStake(constraints, slots)
 
 
-def _encoding(config: Config, decoder: Decoder | Foreign, slots: Slots) -> tuple[EncodeStake, ...]:
+def _encoding(config: Config, decoder: Decoder | Foreign, slots: Slots) -> tuple[Alone, ...]:
     """Of a model that sees."""
     if decoder.encoder is None or not isinstance(decoder.encoder, Tower):
         return ()
     most, itemsize = decoder.encoder.largest[1], ITEMSIZE[config.model.dtype]
     rows = encoder_rows(config, most_positions=most, hidden_size=decoder.hidden_size, itemsize=itemsize)
-    return (EncodeStake(slots, Room(rows), budget=_set(config.scheduler.max_num_batched_tokens)),)
+    stake = EncodeStake(slots, Room(rows), budget=_set(config.scheduler.max_num_batched_tokens))
+    return (Alone((stake,), (stake.gauges,)),)
 
 
 def _cache(config: Config, measured: Measured, num_pages: Sequence[int]) -> KVCache:

@@ -15,6 +15,7 @@ from sapwood.arch.families.common import LLAMA
 from sapwood.arch.family import Family, Gguf
 from sapwood.base.errors import ModelError
 from sapwood.hub.cache import Cache
+from sapwood.hub.ctranslate2 import config_of, generation_of, is_ctranslate2, tensors_of
 from sapwood.hub.pull import HUB_ID, Progress, pull, pulled, short_names
 
 if TYPE_CHECKING:
@@ -133,6 +134,8 @@ def weight_files(directory: Path) -> list[Path]:
         return [whole]
     if files := sorted(directory.glob("*.safetensors")):
         return files
+    if is_ctranslate2(directory / "model.bin"):
+        return [directory / "model.bin"]
     if old := [file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in directory.glob(pattern)]:
         raise ModelError(
             f"{directory} holds pickled weights only ({_few(sorted(old))}), which can run code when they are read. "
@@ -162,6 +165,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _open_directory(path: Path, name: str, weights: bool) -> ModelFiles:
+    if is_ctranslate2(path / "model.bin"):
+        return _open_ctranslate2(path, name, weights)
     config = read_json(path / "config.json")
     generation, beside = path / "generation_config.json", path / "hf_quant_config.json"
     if "quantization_config" not in config and beside.exists():  # as older versions of ModelOpt have it
@@ -172,6 +177,14 @@ def _open_directory(path: Path, name: str, weights: bool) -> ModelFiles:
         if head and embedding and config.get("tie_word_embeddings") is not False and _differ(head, embedding):
             config["tie_word_embeddings"] = False  # trained apart, whatever the field says
     return ModelFiles(name, path, "hf", config, read_json(generation) if generation.exists() else {})
+
+
+def _open_ctranslate2(path: Path, name: str, weights: bool) -> ModelFiles:
+    """A directory whose model.bin is CTranslate2's; what stands in its config.json is about generation."""
+    config, beside = config_of(path / "model.bin"), path / "config.json"
+    if weights:
+        tensors_of(path / "model.bin")
+    return ModelFiles(name, path, "hf", config, generation_of(config, read_json(beside) if beside.exists() else {}))
 
 
 def _open_gguf(path: Path, name: str, families: Sequence[Family]) -> ModelFiles:
@@ -196,10 +209,12 @@ class StoredTensor(NamedTuple):
 
 
 def tensors_in(path: Path) -> dict[str, StoredTensor]:
-    """Those of a safetensors file, by name. Raises ModelError.
+    """Those of a safetensors file, or of CTranslate2's model.bin, by name. Raises ModelError.
 
     The file's length is compared with what its header promises: an interrupted download shows here, not later.
     """
+    if path.suffix == ".bin":
+        return {name: StoredTensor(path, *variable) for name, variable in tensors_of(path).items()}
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)

@@ -12,6 +12,7 @@ from torch import nn
 
 from sapwood.arch import parts
 from sapwood.attention.base import Backend
+from sapwood.attention.fixed import FixedPool
 from sapwood.base.kv import KVKind
 from sapwood.kernels import PLAIN, Kernels
 from sapwood.parallel import ALONE, Mesh
@@ -24,7 +25,7 @@ class Build:
     """What modules are made with. `backends` has one entry per KV group of the decoder, in the order of `kv_groups`.
 
     `max_positions` is how far the tables of rotary angles reach; None means as far as the model does. The ranks of `mesh` have a
-    part of the model each.
+    part of the model each. `pool` is where what an encoder leaves for them lies.
     """
 
     device: torch.device
@@ -34,6 +35,7 @@ class Build:
     method: Choice = field(default_factory=lambda: everywhere(Plain()))
     max_positions: int | None = None
     mesh: Mesh = ALONE
+    pool: FixedPool | None = None
 
 
 @dataclass(frozen=True, eq=False)

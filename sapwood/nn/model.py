@@ -6,7 +6,7 @@ Suffix legend: T tokens, N rows that need logits, D hidden size, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -16,16 +16,20 @@ import sapwood.nn.branches
 import sapwood.nn.classifier
 import sapwood.nn.experts
 import sapwood.nn.latent
+import sapwood.nn.reader
 import sapwood.nn.recurrent
 import sapwood.nn.sight  # noqa: F401  they register the makers of the parts inside a block
-from sapwood.arch.groups import kv_places
+from sapwood.arch.groups import fixed_of, kv_places
 from sapwood.arch.network import Network
 from sapwood.arch.parts import Decoder, Linear, ropes
 from sapwood.arch.shard import widths
 from sapwood.attention.base import Batch
+from sapwood.base.kv import KVKind
+from sapwood.base.media import Media
 from sapwood.nn.block import Attention
 from sapwood.nn.layers import Embedding, Norm, Rotary
 from sapwood.nn.make import Build, Site, derive, make
+from sapwood.nn.reader import Twofold
 from sapwood.quant.base import Leaf
 
 
@@ -44,6 +48,8 @@ class Model(nn.Module):
         self.blocks = nn.ModuleList(
             make(block, site) for block, site in zip(decoder.blocks, sites(decoder, how), strict=True)
         )
+        self.relative = None if decoder.relative is None else make(decoder.relative, Site(how, "relative"))
+        self.encoder = None if decoder.encoder is None else make(decoder.encoder, Site(how, "encoder"))
         self.vectors = None if decoder.vectors is None else make(decoder.vectors, Site(how, "vectors"))
         self.streams = None if decoder.streams is None else make(decoder.streams, Site(how, "streams"))
         for block, part in zip(self.blocks, decoder.blocks, strict=True):
@@ -52,8 +58,9 @@ class Model(nn.Module):
         self.norm: Norm | None = None if decoder.norm is None else make(decoder.norm, Site(how, "norm"))
         self.head = make(decoder.head, Site(how, "head")) if isinstance(decoder.head, Linear) else None
         self.classifier = None if decoder.classifier is None else make(decoder.classifier, Site(how, "classifier"))
-        self.encoder = None if decoder.encoder is None else make(decoder.encoder, Site(how, "encoder"))
-        self._mesh, self._widths = how.mesh, widths(decoder)
+        offsets = decoder.logit_offsets
+        self.logit_offsets = None if offsets is None else make(offsets, Site(how, "logit_offsets"))
+        self._mesh, self._widths, self._pool = how.mesh, widths(decoder), how.pool
 
     def leaf(self, path: str) -> Leaf:
         """The module of a part with weights."""
@@ -66,6 +73,17 @@ class Model(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """The hidden states of every token after the last norm, hidden_TD."""
         return self.states(batch, ())[0]
+
+    def read(self, media: Sequence[Media], entries: Sequence[int]) -> Tensor:
+        """Let the encoder read inputs, and keep in the pool's entries what the blocks see of them. Returns its last states, one
+        input's behind the other's."""
+        assert self.encoder is not None and self._pool is not None, "asked only of those that have one"
+        states_TE, lengths = self.encoder(media, self.embed)
+        for block in self.blocks:
+            cast(Twofold, block.mixer).cross.keep(states_TE, entries, lengths)
+        for entry, length in zip(entries, lengths, strict=True):
+            self._pool.measure(entry, length)
+        return cast(Tensor, states_TE)
 
     def states(self, batch: Batch, taps: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
         """The same, and those before the layers of `taps`."""
@@ -109,6 +127,8 @@ class Model(nn.Module):
         logits_NV: Tensor = self.embed.project(hidden_ND) if self.head is None else self.head(hidden_ND)
         if self._widths is not None:
             logits_NV = self._mesh.gather(logits_NV, self._widths)
+        if self.logit_offsets is not None:
+            logits_NV = self.logit_offsets(logits_NV)
         return finished(self.decoder, logits_NV, raw=raw)
 
 
@@ -126,7 +146,11 @@ def finished(decoder: Decoder, products_NV: Tensor, *, raw: bool = False) -> Ten
 
 def sites(decoder: Network, how: Build) -> Iterator[Site]:
     """Of the blocks."""
-    found = ropes(decoder)
+    found, fixed = ropes(decoder), fixed_of(decoder)
     for index, kept in enumerate(kv_places(decoder)):
-        places = {kind: (how.backends[place.group], place.layer) for kind, place in kept.items()}
+        places: dict[KVKind, tuple[Any, int]] = {
+            kind: (how.backends[place.group], place.layer) for kind, place in kept.items()
+        }
+        if fixed is not None:
+            places[fixed[0]] = how.pool, index
         yield Site(how, f"blocks.{index}", decoder.block_prefix.format(index), found, places)

@@ -25,6 +25,8 @@ class PlainWeights(Weights):
         super().__init__(kernels)
         self.weight = _empty((part.out, part.inp), device, dtype)
         self.bias = _empty((part.out,), device, dtype) if part.bias else None
+        if self.bias is not None:
+            self.bias.zero_()  # of which a checkpoint may have only some
 
     def load(self, piece: Piece, source: Source) -> None:
         self.get_parameter(piece.param)[piece.target].copy_(plain(piece, source))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast, get_args
 
 import torch
@@ -11,16 +11,18 @@ import torch
 from sapwood import kernels
 from sapwood.arch import draft_head
 from sapwood.arch.foreign import Foreign
-from sapwood.arch.groups import joint_groups, kv_groups
+from sapwood.arch.groups import fixed_of, joint_groups, kv_groups
 from sapwood.arch.network import Network
 from sapwood.arch.parts import Decoder
 from sapwood.arch.shard import shard
 from sapwood.attention.base import Backend
+from sapwood.attention.fixed import FixedPool
 from sapwood.attention.native import InLibrary
 from sapwood.attention.select import BACKENDS, Offer, choose, scaled, stored
 from sapwood.base.abilities import Ability
 from sapwood.base.errors import ConfigError
 from sapwood.base.kv import KVGroup, most_rewound
+from sapwood.config.inputs import room_of
 from sapwood.config.options import Config
 from sapwood.device import Device, find
 from sapwood.hub.files import ModelFiles
@@ -52,7 +54,7 @@ class Rank:
     """What computes: a model on a device, and what keeps its keys and values, a backend for each of its KV groups.
 
     `groups` are those of all models that run side by side. `machine` is what the CPU's own kernels run on, or why they do not;
-    `aside` says why they do not compute the whole model.
+    `aside` says why they do not compute the whole model. In `pool` lies what an encoder leaves of inputs.
     """
 
     device: Device
@@ -63,6 +65,12 @@ class Rank:
     model: Model | NativeModel | ForeignModel
     aside: str | None = None
     mesh: Mesh = ALONE
+    pool: FixedPool | None = None
+
+    @property
+    def planned(self) -> Sequence[Backend | FixedPool]:
+        """What has to know each step's batch before the model runs."""
+        return self.backends if self.pool is None else (*self.backends, self.pool)
 
     @property
     def computed_by(self) -> tuple[str, str] | None:
@@ -131,8 +139,9 @@ def assemble(
     assert isinstance(decoder, Decoder)
     tapped = any(isinstance(other, draft_head.DraftHead) and other.taps for other in others)
     stack = "a head goes on from hidden states within the model" if tapped else machine
-    model, aside = _model(config, decoder, device.place, dtype, backends, stack, choices.methods, files, mesh)
-    return Rank(device, dtype, groups, machine, backends, model, aside, mesh)
+    pool = _pool(config, decoder, device.place, dtype)
+    model, aside = _model(config, decoder, device.place, dtype, backends, stack, choices.methods, files, mesh, pool)
+    return Rank(device, dtype, groups, machine, backends, model, aside, mesh, pool)
 
 
 @torch.inference_mode()
@@ -219,6 +228,7 @@ def _model(
     known: Mapping[str, ReadSection],
     files: ModelFiles | None,
     mesh: Mesh,
+    pool: FixedPool | None = None,
 ) -> tuple[Model | NativeModel, str | None]:
     """The whole decoder by the CPU's own kernels where they can, else modules of PyTorch's, and why."""
     assert config.model.max_model_len is not None, "a resolved configuration"
@@ -232,7 +242,24 @@ def _model(
         own: Rounded | None = rounded if rounded in get_args(Rounded) else None  # type: ignore[assignment]
         method = repacked(choice if own is None else everywhere(Plain()), Packed(machine, own))
         return NativeModel(decoder, native, machine, method, max_positions=config.model.max_model_len), None
-    return build(decoder, _how(config, choice, device, dtype, backends, mesh)), aside
+    return build(decoder, replace(_how(config, choice, device, dtype, backends, mesh), pool=pool)), aside
+
+
+def _pool(config: Config, decoder: Decoder, device: torch.device, dtype: torch.dtype) -> FixedPool | None:
+    """Its memory is taken at once, before what is left is measured."""
+    if (room := room_of(config, decoder)) is None:
+        return None
+    seqs = config.scheduler.max_num_seqs
+    assert seqs is not None, "a resolved configuration"
+    return FixedPool(
+        room.kind,
+        num_layers=room.layers,
+        entries=room.entries,
+        longest=room.longest,
+        num_slots=seqs,
+        device=device,
+        dtype=dtype,
+    )
 
 
 def _foreign(decoder: Foreign, how: Build) -> ForeignModel:
@@ -265,6 +292,8 @@ def _otherwise(files: ModelFiles | None, kernels: Kernels) -> Choice:
 
 def _without_operations(decoder: Decoder, choice: Choice, backends: Sequence[Backend]) -> str | None:
     """Why the CPU's own kernels cannot compute the whole decoder."""
+    if fixed_of(decoder) is not None:
+        return "its blocks look at what an encoder has read"
     if decoder.encoder is not None:
         return "vectors of images stand among those of tokens"
     if other := next((backend.name for backend in backends if not isinstance(backend, InLibrary)), None):

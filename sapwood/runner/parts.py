@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from sapwood.attention.base import Backend
-from sapwood.base.plan import Admissions, Copies, Drafts, Embed, Encode, Known
+from sapwood.base.plan import Admissions, Copies, Drafts, Embed, Encode, Inputs, Known
+from sapwood.runner.inputs import InputReader
 from sapwood.runner.sight import Sight
 from sapwood.runner.table import Table
 from sapwood.runner.transfer import upload
@@ -23,11 +24,13 @@ from sapwood.runner.transfer import upload
 
 @dataclass(frozen=True, eq=False)
 class Memory:
-    """What a device keeps from step to step: a table of slots, keys and values per KV group, and what is known of media."""
+    """What a device keeps from step to step: a table of slots, keys and values per KV group, what is known of media, and what reads
+    inputs, if it does."""
 
     table: Table
     backends: Sequence[Backend]
     sight: Sight | None = None
+    reader: InputReader | None = None
 
 
 @singledispatch
@@ -74,6 +77,12 @@ def _(part: Encode, memory: Memory) -> None:
 def _(part: Embed, memory: Memory) -> None:
     assert memory.sight is not None, "asked only of models with an encoder"
     memory.sight.embed(part)
+
+
+@before.register
+def _(part: Inputs, memory: Memory) -> None:
+    assert memory.reader is not None, "planned for models that read inputs"
+    memory.reader.take(part)
 
 
 def copy_pages(backend: Backend, sources_C: Tensor, targets_C: Tensor) -> None:

@@ -124,7 +124,7 @@ class Step:
     ) -> Pass:
         """The whole of a step that no host needs to know more about; may be captured."""
         batch, heads = self.batcher.make(frame, num_tokens, limits=limits, shared=runs, spans=spans)
-        for backend in self._rank.backends:
+        for backend in self._rank.planned:
             backend.plan(batch)
         model = self._rank.model
         hidden_TD, taken = model.states(batch, () if follower is None else follower.taps)

@@ -17,11 +17,13 @@ from sapwood.config.options import Config
 from sapwood.hub.draft import DraftModel
 from sapwood.hub.files import ModelFiles
 from sapwood.hub.pull import Progress, silent
+from sapwood.nn.model import Model
 from sapwood.parallel import ALONE, Mesh
 from sapwood.runner.assemble import Beside, Choices, assemble, beside, give_weights, portion
 from sapwood.runner.choose import Chooser, Told, Work, read
 from sapwood.runner.companion import Companion
 from sapwood.runner.graphs import Graphs
+from sapwood.runner.inputs import InputReader
 from sapwood.runner.pager import aside, pager
 from sapwood.runner.parts import Memory, after, before
 from sapwood.runner.profile import heaviest_plan
@@ -82,7 +84,7 @@ class Worker:
                 num_slots=self._max_rows, max_len=self._max_len, groups=rank.groups, device=rank.device.place
             )
             sight = self._sight()
-            self._memory = Memory(self.table, self.backends, sight)
+            self._memory = Memory(self.table, self.backends, sight, self._reader())
             self.companion = self._companion(mine[0]) if mine else None
             vocab_size, heads = self.decoder.vocab_size, None
             if self._graph_tokens:
@@ -100,6 +102,12 @@ class Worker:
     def _sight(self) -> Sight | None:
         sizes = {"num_slots": self._max_rows, "max_len": self._max_len}
         return sight_of(self.decoder, self.config, self.model.encoder, **sizes, device=self.device)
+
+    def _reader(self) -> InputReader | None:
+        if self.rank.pool is None:
+            return None
+        assert isinstance(self.model, Model), "no other has layers that look at inputs"
+        return InputReader(self.model, self.rank.pool, most=max(self._max_tokens, self.rank.pool.longest))
 
     def _companion(self, mine: Beside) -> Companion:
         made = seer(mine.model, nobody=self.table.nobody, most=self._max_drafts + 1, dtype=self.rank.dtype)

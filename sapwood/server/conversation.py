@@ -142,7 +142,7 @@ async def begin(front: Front, ask: Ask) -> Turn:
     await front.check_first(params, "tools" if ask.format is None else ask.format.param)
     params = bounded(front, ask.budget, params, rendered.thoughts)
     if ask.clipped:
-        params = clipped(params, front.facts.max_model_len - len(rendered.tokens))
+        params = clipped(params, front.facts.max_model_len - front.facts.begun(len(rendered.tokens)))
     params = msgspec.structs.replace(params, prediction=await predicted(front, ask.prediction))
     plain = front.text.dialect.reasoning is None and (toolbox is None or not toolbox.offers)
     prompt = Prompt(

@@ -375,6 +375,8 @@ class Front:
 
     def _check_length(self, num_chars: int, param: str) -> None:
         limit = self.facts.max_model_len
+        if self.facts.reading is not None:
+            limit = max(limit, self.facts.reading.longest)
         if num_chars > limit * _MAX_CHARS_PER_TOKEN:
             raise RequestError(
                 f"the prompt is too long: {param} has {num_chars} characters, which cannot fit the model's context of {limit} tokens.",

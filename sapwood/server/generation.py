@@ -18,7 +18,7 @@ from sapwood.base.media import Media
 from sapwood.base.plan import TokenLogprobs
 from sapwood.base.sampling import SamplingParams
 from sapwood.base.task import GENERATE, Task
-from sapwood.base.wire import Delta
+from sapwood.base.wire import Delta, Facts
 from sapwood.engine.client import Stream, copies
 from sapwood.server.errors import respelled, with_param
 from sapwood.server.explained import ANSWER, explained
@@ -129,11 +129,11 @@ def choices_of(prompts: Sequence[tuple[Prompt, SamplingParams]], *, most: int = 
     return [Choice(index, prompt, params) for index, (prompt, params) in enumerate(pairs)]
 
 
-def params_for(prompt: Prompt, params: SamplingParams, max_model_len: int, *, default: int) -> SamplingParams:
+def params_for(prompt: Prompt, params: SamplingParams, facts: Facts, *, default: int) -> SamplingParams:
     """`params`, with the API's default of most tokens where the caller gave none; less if the context ends sooner."""
     if params.max_tokens is not None:
         return params
-    room = max(max_model_len - len(prompt.tokens), 1)
+    room = max(facts.max_model_len - facts.begun(len(prompt.tokens)), 1)
     return msgspec.structs.replace(params, max_tokens=max(min(default, room), params.min_tokens))
 
 

@@ -47,6 +47,8 @@ from sapwood.arch.families import (
     smollm3,
     softmax_moe,
     stablelm,
+    t5,
+    translators,
     within,
 )
 from sapwood.arch.families.readers import reader
@@ -95,6 +97,8 @@ FAMILIES: tuple[Family, ...] = (
     *smollm3.FAMILIES,
     *softmax_moe.FAMILIES,
     *stablelm.FAMILIES,
+    *t5.FAMILIES,
+    *translators.FAMILIES,
     *within.FAMILIES,
 )
 

@@ -103,7 +103,7 @@ async def _raw(front: Front, body: GenerateBody, wording: Wording, begun: float)
     tokens = await front.encode(body.prompt or "", param="prompt")
     front.check_tokens(tokens, "prompt")
     prompt = Prompt(tokens, "prompt", limit_param="options.num_predict")
-    (choice,) = choices_of([(prompt, clipped(params, front.facts.max_model_len - len(tokens)))])
+    (choice,) = choices_of([(prompt, clipped(params, front.facts.max_model_len - front.facts.begun(len(tokens))))])
     speaker = Speaker(
         front,
         wording,

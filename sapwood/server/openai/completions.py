@@ -72,9 +72,8 @@ def routes(front: Front) -> list[Described]:
         params, end_check = await front.restrict(await _params(front, body), body.asked())
         prompts = await _prompts(front, body)
         echoes = await _echoes(front, body, prompts) if body.echo else {}
-        limit = front.facts.max_model_len
         choices = choices_of(
-            [(prompt, params_for(prompt, params, limit, default=_DEFAULT_MAX_TOKENS)) for prompt in prompts]
+            [(prompt, params_for(prompt, params, front.facts, default=_DEFAULT_MAX_TOKENS)) for prompt in prompts]
         )
         reply = new_reply(front, "text_completion", "cmpl")
         shape = _shaper(front, body, echoes, end_check)

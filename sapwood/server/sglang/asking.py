@@ -77,11 +77,10 @@ async def batch_of(front: Front, body: GenerateRequest) -> Batch:
         )
     ]
     wishes = _wishes(body, prompts)
-    limit = front.facts.max_model_len
     several = await _settled(front, samplings, wishes)
     predictions = await _predictions(front, body.prediction, len(prompts))
     pairs = [
-        (prompt, params_for(prompt, replace(params, prediction=guess), limit, default=_DEFAULT_MAX_TOKENS))
+        (prompt, params_for(prompt, replace(params, prediction=guess), front.facts, default=_DEFAULT_MAX_TOKENS))
         for prompt, params, guess in zip(prompts, several, predictions, strict=True)
     ]
     return Batch(pairs, dict(zip(prompts, wishes, strict=True)), single)

@@ -1,0 +1,108 @@
+"""What encoders leave for cross-attention: a pool with an entry for each input, and attention of a step's tokens to them.
+
+Nothing hides positions from anybody, so tokens that look at one entry are rows of one product, whichever requests they are of.
+
+Suffix legend: T tokens of the step, R rows, S slots, E entries, A changes, N tokens that look at one entry, L positions of an entry,
+H heads, D head size.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sapwood.attention.base import Batch
+from sapwood.base.abilities import Ability
+from sapwood.base.kv import Fixed
+from sapwood.base.plan import Ints
+from sapwood.base.ragged import spread
+from sapwood.device import abilities_of
+
+
+class FixedPool:
+    """Keys and values [layer, entry, head, position, D] of `entries` inputs of at most `longest` positions, and which entry each of
+    `num_slots` slots looks at. Entry 0 is nobody's: one position of zeros, which padding may look at."""
+
+    def __init__(
+        self,
+        kind: Fixed,
+        *,
+        num_layers: int,
+        entries: int,
+        longest: int,
+        num_slots: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        shape = (num_layers, entries + 1, kind.num_heads, longest, kind.head_dim)
+        self.keys, self.values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
+        self.lengths_E = torch.ones(entries + 1, dtype=torch.int32, device=device)
+        self.entries_S = torch.zeros(num_slots + 1, dtype=torch.int32, device=device)
+        self._lengths: Ints = np.ones(entries + 1, np.int32)
+        self._on_host = Ability.HOST in abilities_of(device)
+        self._looks: list[tuple[int, Tensor | slice]] = []
+        self._of_tokens: Tensor | None = None
+
+    @property
+    def longest(self) -> int:
+        """Most positions of an input."""
+        return self.keys.shape[3]
+
+    def turn(self, slots_A: Ints, entries_A: Ints) -> None:
+        """From the next step on these slots look at these entries."""
+        if len(slots_A):
+            places = torch.from_numpy(slots_A.astype(np.int64)).to(self.entries_S.device)
+            self.entries_S[places] = torch.from_numpy(entries_A.astype(np.int32)).to(self.entries_S.device)
+
+    def write(self, layer: int, entry: int, keys_LHD: Tensor, values_LHD: Tensor) -> None:
+        """What a layer makes of an input."""
+        length = len(keys_LHD)
+        self.keys[layer, entry, :, :length] = keys_LHD.transpose(0, 1)
+        self.values[layer, entry, :, :length] = values_LHD.transpose(0, 1)
+
+    def measure(self, entry: int, length: int) -> None:
+        """An entry has so many positions from now on."""
+        self._lengths[entry] = length
+        self.lengths_E[entry] = length
+
+    def plan(self, batch: Batch) -> None:
+        """Once a step: who looks where."""
+        if self._on_host:
+            self._looks = self._sort(batch)
+            return
+        # Tokens of the padding belong to no row; they are given the last one's entry, and what they yield is nobody's.
+        number = len(batch.positions_T)
+        places_T = torch.arange(number, device=batch.positions_T.device, dtype=torch.int32)
+        rows_T = torch.searchsorted(batch.offsets_R1[1:].contiguous(), places_T, right=True)
+        rows_T = rows_T.clamp_(max=len(batch.slots_R) - 1)
+        self._of_tokens = self.entries_S[batch.slots_R[rows_T].long()]
+
+    def _sort(self, batch: Batch) -> list[tuple[int, Tensor | slice]]:
+        """The step's tokens by their entries."""
+        counts = batch.counts_R.numpy()
+        entries = self.entries_S.numpy()[batch.slots_R.numpy()]
+        live = np.unique(entries[counts > 0])
+        if len(live) == 1:
+            return [(int(live[0]), slice(0, int(counts.sum())))]
+        rows_T, _ = spread(counts)
+        of_tokens = entries[rows_T]
+        return [(int(entry), torch.from_numpy(np.flatnonzero(of_tokens == entry))) for entry in live]
+
+    def run(self, layer: int, q_THD: Tensor, scale: float) -> Tensor:
+        """out_THD of the queries of a step's tokens, each of which sees all of its slot's entry."""
+        keys, values = self.keys[layer], self.values[layer]
+        if not self._on_host:
+            from sapwood.kernels.triton.cross import cross
+
+            assert self._of_tokens is not None, "planned before it runs"
+            return cross(q_THD, keys, values, self._of_tokens, self.lengths_E, scale)
+        out_THD = torch.zeros_like(q_THD)
+        for entry, tokens in self._looks:
+            length = int(self._lengths[entry])
+            q_1HND = q_THD[tokens].transpose(0, 1)[None]
+            k_1HLD, v_1HLD = (x[entry, :, :length][None] for x in (keys, values))
+            out_1HND = F.scaled_dot_product_attention(q_1HND, k_1HLD, v_1HLD, scale=scale)
+            out_THD[tokens] = out_1HND[0].transpose(0, 1)
+        return out_THD

@@ -1,0 +1,115 @@
+"""What is wrong with a request that an engine could not serve, and how a prompt becomes what an encoder reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+
+from sapwood.base.errors import RequestError
+from sapwood.base.media import Media
+from sapwood.base.sampling import SamplingParams
+from sapwood.base.task import GENERATE, Generate, Task, tag_of
+from sapwood.base.tokens import check_ids
+from sapwood.base.wire import Facts, Reading
+
+_ROUTES = {
+    "generate": "has no head that generates: it embeds texts (/v1/embeddings, `LLM.embed`)",
+    "embed": "does not embed texts",
+    "score": "has no classifier: ask it for an embedding, or give label_token_ids",
+}
+"""What is wrong with a model that does not do a task, and what to do."""
+
+
+def check_task(task: type[Task], facts: Facts) -> None:
+    """Raise RequestError where the model cannot do that."""
+    if (name := tag_of(task)) not in facts.tasks:
+        raise RequestError(f"this model {_ROUTES[name]}.", param="model", code="unsupported_task")
+
+
+def check_request(
+    tokens: list[int], params: SamplingParams, facts: Facts, *, checked: bool = False, task: Task = GENERATE
+) -> None:
+    """Raise RequestError, naming the field, for what the engine could not serve. `checked`: the parameters have been."""
+    check_task(type(task), facts)
+    if not checked:
+        params.check(vocab_size=facts.vocab_size)
+    if not tokens:
+        raise RequestError("the prompt is empty; it needs at least one token.", param="prompt")
+    if facts.reading is not None:
+        _check_read(tokens, params, facts, facts.reading)
+    if isinstance(task, Generate):
+        _check_room(tokens, params, facts)
+    elif len(tokens) > facts.max_model_len:
+        raise RequestError(
+            f"the text is too long: {len(tokens)} tokens > {facts.max_model_len} maximum; shorten it, or have it cut off by "
+            "truncate_prompt_tokens.",
+            param="prompt",
+            code="context_length_exceeded",
+        )
+    check_ids(tokens, vocab_size=facts.vocab_size, param="prompt")
+
+
+def _check_room(tokens: list[int], params: SamplingParams, facts: Facts) -> None:
+    """For what is to be generated."""
+    taken = facts.begun(len(tokens))
+    if taken >= facts.max_model_len:
+        raise RequestError(
+            f"the prompt is too long: {len(tokens)} tokens > {facts.max_model_len - 1} maximum, with one of output.",
+            param="prompt",
+            code="context_length_exceeded",
+        )
+    if params.max_tokens is not None and taken + params.max_tokens > facts.max_model_len:
+        raise RequestError(
+            f"the prompt has {len(tokens)} tokens, so max_tokens can be at most {facts.max_model_len - taken} "
+            f"(context {facts.max_model_len}), got {params.max_tokens}.",
+            param="max_tokens",
+            code="context_length_exceeded",
+        )
+
+
+def _check_read(tokens: list[int], params: SamplingParams, facts: Facts, reading: Reading) -> None:
+    """For a prompt that an encoder reads."""
+    if reading.kind != "tokens":
+        return
+    if len(tokens) > reading.longest:
+        raise RequestError(
+            f"the prompt is too long: {len(tokens)} tokens > {reading.longest} maximum of the encoder. Shorten it, or start with a "
+            "larger --max-encoder-len if the model allows it.",
+            param="prompt",
+            code="context_length_exceeded",
+        )
+    if params.prompt_logprobs is not None:
+        raise RequestError(
+            "prompt_logprobs: an encoder reads the prompt, which is not predicted. Leave it out.",
+            param="prompt_logprobs",
+        )
+
+
+def fed(
+    tokens: list[int],
+    params: SamplingParams,
+    media: Sequence[Media],
+    facts: Facts,
+    *,
+    checked: bool = False,
+    task: Task = GENERATE,
+) -> tuple[list[int], Sequence[Media]]:
+    """The tokens and media that an engine is given for a prompt, which is checked as `check_request` does. Of a model whose encoder
+    reads texts the prompt is the input, unless one is given: then `tokens` are what its decoder begins with."""
+    reading = facts.reading
+    if reading is None:
+        check_request(tokens, params, facts, checked=checked, task=task)
+        return tokens, media
+    if media:
+        check_request(tokens, params, msgspec.structs.replace(facts, reading=None), checked=checked, task=task)
+        return tokens, media
+    if reading.kind != "tokens":
+        raise RequestError(
+            f"this model writes of what it hears: a request needs {reading.kind}. See /v1/audio/transcriptions.",
+            param="model",
+            code="unsupported_task",
+        )
+    check_request(tokens, params, facts, checked=checked, task=task)
+    return reading.starts, [Media.of("tokens", {"ids": np.array(tokens, np.int32)}, len(tokens))]
