@@ -60,7 +60,12 @@ class Router:
     async def serving(self) -> AsyncIterator[web.Application]:
         """The application, and what goes on beside it."""
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30.0)
-        session = aiohttp.ClientSession(connector=connector, timeout=_TIMEOUT, auto_decompress=False)
+        session = aiohttp.ClientSession(
+            connector=connector,
+            timeout=_TIMEOUT,
+            auto_decompress=False,
+            cookie_jar=aiohttp.DummyCookieJar(),  # cookies are between clients and servers
+        )
         async with session:
             ears = Ears(self.fleet, self._index, self.metrics)
 

@@ -19,6 +19,7 @@ class Metrics:
 
     def __init__(self, fleet: Fleet) -> None:
         registry = self.registry = CollectorRegistry()
+        self._children: dict[tuple[Counter, tuple[str, ...]], Counter] = {}
         self._chosen = Counter(
             "sapwood_route_chosen",
             "Requests that were sent to a server, by how it was chosen",
@@ -76,10 +77,18 @@ class Metrics:
         )
 
     def chosen(self, server: str, policy: str, reason: str) -> None:
-        self._chosen.labels(server, policy, reason).inc()
+        self._counted(self._chosen, server, policy, reason).inc()
 
     def answered(self, server: str, status: int) -> None:
-        self._answered.labels(server, str(status)).inc()
+        self._counted(self._answered, server, str(status)).inc()
+
+    def _counted(self, counter: Counter, *labels: str) -> Counter:
+        """A counter's own for these labels, of which there are few."""
+        key = counter, labels
+        found = self._children.get(key)
+        if found is None:
+            found = self._children[key] = counter.labels(*labels)
+        return found
 
     def failed(self, server: str, why: str) -> None:
         self._failed.labels(server, why).inc()

@@ -139,7 +139,9 @@ async def routed(
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         await web.TCPSite(runner, "127.0.0.1", 0).start()
-        client = aiohttp.ClientSession(f"http://127.0.0.1:{runner.addresses[0][1]}")
+        client = aiohttp.ClientSession(
+            f"http://127.0.0.1:{runner.addresses[0][1]}", cookie_jar=aiohttp.DummyCookieJar()
+        )
         yield await stack.enter_async_context(client), made
 
 

@@ -229,6 +229,20 @@ def test_headers_that_come_twice_pass_twice_and_refusals_pass_whole() -> None:
     run(case())
 
 
+def test_cookies_of_one_client_are_not_another_ones() -> None:
+    async def case() -> None:
+        a = Mock("a")
+        await a.start()
+        url = a.url.replace("127.0.0.1", "localhost")  # cookies of addresses would be dropped anyway
+        async with routed(a, table={"server": [{"url": url, "name": "a"}]}) as (client, _):
+            for headers in ({}, {"cookie": "mine=3"}, {}):
+                async with client.post(CHAT, json=body(), headers=headers) as answer:
+                    assert answer.headers.getall("set-cookie") == ["a=1", "b=2"]
+            assert [one.get("cookie") for one in a.headers] == [None, "mine=3", None]
+
+    run(case())
+
+
 def test_latest_is_the_name_without_it_and_the_other_way_round() -> None:
     async def case() -> None:
         ours, ollama = Mock("ours", ("m",)), Mock("ollama", ("n:latest", "n:7b"))
