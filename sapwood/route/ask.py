@@ -44,6 +44,7 @@ class Ask:
         self.headers, self._session_header = headers, session_header
         self._fields: _Fields = {}
         self._form: slice | None = None
+        self.is_form = False
         self.model: str | None = None
         kind = headers.get("content-type", "application/json")
         if body and "json" in kind:
@@ -52,9 +53,11 @@ class Ask:
             except msgspec.DecodeError as error:
                 raise RequestError(f"The body is no JSON object: {error}.", code="invalid_json") from error
             self.model = self._text("model")
-        elif kind[:10].lower() == "multipart/" and (place := place_of(kind, body, "model")):
-            self._form = place
-            self.model = body[place].decode("utf-8", "replace")
+        elif kind[:10].lower() == "multipart/":
+            self.is_form = True
+            if place := place_of(kind, body, "model"):
+                self._form = place
+                self.model = body[place].decode("utf-8", "replace")
 
     @cached_property
     def session(self) -> str | None:

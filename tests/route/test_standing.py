@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import aiohttp
 import pytest
+from aiohttp import web
 
 from sapwood.base.errors import ConfigError
 from sapwood.route.sizes import estimated
@@ -13,7 +15,7 @@ from tests.route.mock import Mock, routed
 from tests.route.test_proxy import run
 
 TABLE = {
-    "paths": {"/v1/embeddings": "minilm", "/v1/rerank": "ranker"},
+    "paths": {"/v1/embeddings": "minilm", "/v1/rerank": "ranker", "/v1/audio/transcriptions": "ears"},
     "apply": [{"model": "quick", "up_to": 1000}, {"model": "big"}],
 }
 
@@ -36,6 +38,27 @@ def test_a_coding_agent_needs_no_names() -> None:
                     named = answer.headers.get("x-sapwood-rule", "")
                     assert named.startswith(f"{model}; ") is (body.get("model") in (None, "auto"))
         assert mocks[2].bodies[0] == {"code": "a = 1\n", "update": "a = 2\n", "model": "quick"}
+
+    run(case())
+
+
+class Ears(Mock):
+    """Says what model a form names."""
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        form = await request.post()
+        return web.json_response({"by": self.name, "model": form.get("model")})
+
+
+def test_forms_have_models_of_their_path_too() -> None:
+    async def case() -> None:
+        table = TABLE | {"auto": {"heard": {"to": ["ears"], "rule": [{"name": "r", "to": ["none"]}]}}}
+        async with routed(Ears("ears", ("ears",)), table=table) as (client, _):
+            for name, model in (("auto", "ears"), ("heard", "ears"), (None, None)):
+                form = aiohttp.FormData({} if name is None else {"model": name})
+                form.add_field("more", b"x", filename="x.wav")
+                async with client.post("/v1/audio/transcriptions", data=form) as answer:
+                    assert (await answer.json()) == {"by": "ears", "model": model}
 
     run(case())
 

@@ -21,6 +21,7 @@ from sapwood.route.semantic.measures import Expected, Measures, expected
 from sapwood.route.semantic.metrics import RuleMetrics
 from sapwood.route.semantic.question import Question
 from sapwood.route.semantic.signals import Found, asked, is_slow, seen, shown
+from sapwood.route.semantic.staying import Staying
 from sapwood.route.semantic.table import Auto, Examples, Signal
 from sapwood.route.table import Table
 
@@ -96,7 +97,7 @@ class Rules:
 
     def __init__(self, fleet: Fleet, inner: Inner, meant: Meant, metrics: RuleMetrics) -> None:
         self._fleet, self._inner, self._meant, self._metrics = fleet, inner, meant, metrics
-        self.measures = Measures()
+        self.measures, self._staying = Measures(), Staying()
 
     async def arrives(self, passing: Passing) -> web.Response | None:
         name = (passing.ask.model or "").removesuffix(":latest")  # as Ollama's clients have it
@@ -104,8 +105,10 @@ class Rules:
         if auto is None:
             return None
         began = perf_counter()
-        look, known = self._looks(Question(document(passing.ask)))
+        question = Question(document(passing.ask))
+        look, known = self._looks(question)
         decision = await decide(auto, look.see, known, bounds(passing.headers), look.slow)
+        decision = self._staying.settled(decision, name, auto, passing.ask, question, passing.tenant, known.at_hand)
         self._count(name, decision, look)
         self._metrics.seconds.observe(perf_counter() - began)
         told = f"{decision.rule}; {decision.score:.2f}; {decision.note or shown(look.found) or 'no signal'}"

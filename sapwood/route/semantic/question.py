@@ -44,6 +44,16 @@ class Question:
         """All texts, those of the system and of tools among them."""
         return "\n".join([*(text for _, text in _system(self._body)), *(text for _, text in self._messages if text)])
 
+    @property
+    def opening(self) -> list[str]:
+        """What the system says, and what the user says first."""
+        first = next((text for role, text in self._messages if role == "user" and text), "")
+        return [
+            *(text for _, text in _system(self._body)),
+            *(text for role, text in self._messages[:1] if role != "user"),
+            first,
+        ]
+
     def part(self, name: str) -> str:
         """One of the three by its name, its middle left out where it is long."""
         text: str = getattr(self, name)

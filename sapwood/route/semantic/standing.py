@@ -28,6 +28,8 @@ class Standing:
             return None
         if ask.model is not None and (ask.model != OPEN or OPEN in table.model):
             return None
+        if ask.is_form and ask.model is None:
+            return None  # there is no place in it for a name
         body = document(ask)
         if by_size:
             size = estimated(str(body.get("code", "")))
@@ -35,7 +37,10 @@ class Standing:
             why = f"a file of about {size} tokens"
         else:
             model, why = table.paths[ask.path], ask.path
-        passing.ask = ask.changed(msgspec.json.encode(body | {"model": model}))
+        if ask.is_form:
+            passing.models = (model,)
+        else:
+            passing.ask = ask.changed(msgspec.json.encode(body | {"model": model}))
         passing.told["x-sapwood-rule"] = f"{model}; {why}"
         return None
 

@@ -149,11 +149,13 @@ class Auto(_Strict, frozen=True):
     Attributes:
         to: Who is asked where no rule holds.
         pick: The first rule that holds, or the one with the best score.
+        keep_seconds: For how long a conversation stays with its model, unless a rule before its own holds; 0: not at all.
         rule: In order.
     """
 
     to: Annotated[tuple[str, ...], Meta(min_length=1)]
     pick: Literal["first", "best"] = "first"
+    keep_seconds: Annotated[float, Meta(ge=0)] = 0.0
     rule: tuple[Rule, ...] = ()
 
 
