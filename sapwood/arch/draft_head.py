@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from sapwood.arch.parts import Axis, Block, Decoder, Embedding, Leaf, Linear, Norm, Part, StoredTensor
+from sapwood.arch.share import WHOLE_MODEL, Stage
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class DraftHead:
 
     portion: ClassVar[None] = None
     encoder: ClassVar[None] = None
+    stage: ClassVar[Stage] = WHOLE_MODEL
 
     before: ClassVar[tuple[str, ...]] = ("embed", "join", "feature", "token_norm", "feature_norm")
     behind: ClassVar[tuple[str, ...]] = ("after", "norm", "head", "words")

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from sapwood.arch.families.readers import reader
 from sapwood.arch.family import Family
 from sapwood.arch.parts import Block, Leaf, Linear, StoredTensor, Tied
+from sapwood.arch.share import WHOLE_MODEL, Stage
 from sapwood.base.kv import Heads
 
 LIBRARY = "transformers"
@@ -72,6 +73,7 @@ class Foreign:
     encoder: ClassVar[None] = None
     quantization: ClassVar[Mapping[str, Any] | None] = None
     portion: ClassVar[None] = None
+    stage: ClassVar[Stage] = WHOLE_MODEL
 
     def owns(self, tensor: str) -> bool:
         return tensor not in self.aside

@@ -20,9 +20,22 @@ class KVPlace(NamedTuple):
 
 def kv_groups(decoder: Network, page_size: int, rewind: int = 0) -> tuple[KVGroup, ...]:
     """The groups, those that keep every position first, else in the order of the layers. `rewind` is as in `KVGroup`."""
+    if decoder.stage.groups:
+        return _of_stage(decoder, page_size, rewind)
     counts = Counter(kind for kinds in _kept(decoder) for kind in kinds)
     groups = [KVGroup(kind, count, page_size, rewind) for kind, count in counts.items()]
     return tuple(sorted(groups, key=lambda group: group.window is not None))
+
+
+def _of_stage(decoder: Network, page_size: int, rewind: int) -> tuple[KVGroup, ...]:
+    """In the order of the whole's, since all stages share page numbers."""
+    pairs = [
+        pair
+        for numbers, kinds in zip(decoder.stage.groups, _kept(decoder), strict=True)
+        for pair in zip(numbers, kinds, strict=True)
+    ]
+    counts = sorted(Counter(pairs).items(), key=lambda one: one[0][0])
+    return tuple(KVGroup(kind, count, page_size, rewind) for (_, kind), count in counts)
 
 
 def joint_groups(decoders: Sequence[Network], page_size: int, rewind: int = 0) -> tuple[KVGroup, ...]:

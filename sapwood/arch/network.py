@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Protocol
 
 from sapwood.arch.encoder import Encoder
 from sapwood.arch.parts import Block, Decoder, Linear, Tied
-from sapwood.arch.share import Share
+from sapwood.arch.share import Share, Stage
 
 
 class Network(Protocol):
@@ -21,6 +21,11 @@ class Network(Protocol):
 
     @property
     def block_prefix(self) -> str: ...
+
+    @property
+    def stage(self) -> Stage:
+        """Which of a whole's blocks these are."""
+        ...
 
     @property
     def root(self) -> str: ...

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, runtim
 from sapwood.arch.leaf import Axis as Axis
 from sapwood.arch.leaf import Leaf as Leaf
 from sapwood.arch.leaf import StoredTensor as StoredTensor
-from sapwood.arch.share import Share
+from sapwood.arch.share import WHOLE_MODEL, Share, Stage
 from sapwood.arch.turns import STILL as STILL
 from sapwood.arch.turns import Rope as Rope
 from sapwood.base.kv import Heads, KVKind, Whole
@@ -286,7 +286,8 @@ class Decoder:
     more tokens than one. Tokens' vectors are normed by `embed_norm`. Logits are the head's products
     times `logit_scale`, then with a `logit_cap` cap * tanh(logit / cap). Without a `head` there are none, and texts are what it is for;
     some that have a `classifier` have scores. An `encoder` makes of media what blocks see besides tokens. `parted` are those of `embed`
-    and `head` of which each rank has a part of the vocabulary. A rank's `portion` is the whole that it is of, and how each of its parts is shared."""
+    and `head` of which each rank has a part of the vocabulary. A rank's `portion` is the whole that it is of, and how each of its parts is shared;
+    of a `stage` the blocks are a run of the whole's (`arch/stages.py`)."""
 
     architecture: str
     max_positions: int
@@ -313,6 +314,7 @@ class Decoder:
     quantization: Mapping[str, Any] | None = dataclasses.field(default=None, hash=False)
     parted: tuple[str, ...] = ()
     portion: tuple[Decoder, Mapping[str, Share]] | None = dataclasses.field(default=None, compare=False, repr=False)
+    stage: Stage = WHOLE_MODEL
 
     before: ClassVar[tuple[str, ...]] = (
         "embed",
@@ -359,12 +361,15 @@ class Nested(Protocol):
 
 def walk(decoder: Network) -> Iterator[Place]:
     """Every leaf, in the order of the tree."""
+    stage = decoder.stage
     for name in decoder.before:
-        yield from leaves(getattr(decoder, name), name, "")
+        if stage.begins or (name == "embed" and stage.tied):
+            yield from leaves(getattr(decoder, name), name, "")
     for index, block in enumerate(decoder.blocks):
-        yield from leaves(block, f"blocks.{index}", decoder.block_prefix.format(index))
+        yield from leaves(block, f"blocks.{index}", decoder.block_prefix.format(stage.first + index))
     for name in decoder.behind:
-        yield from leaves(getattr(decoder, name), name, "")
+        if stage.ends:
+            yield from leaves(getattr(decoder, name), name, "")
 
 
 def ropes(decoder: Network) -> tuple[Rope, ...]:

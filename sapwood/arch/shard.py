@@ -66,7 +66,7 @@ def shard(decoder: Decoder, *, rank: int, size: int, tensors: Tensors = plain) -
 
     blocks = []
     for index, block in enumerate(decoder.blocks):
-        path, prefix = f"blocks.{index}", decoder.block_prefix.format(index)
+        path, prefix = f"blocks.{index}", decoder.block_prefix.format(decoder.stage.first + index)
         halves = {name: cut(getattr(block, name), f"{path}.{name}", prefix) for name in _HALVES}
         parted = tuple(name for name in _HALVES if f"{path}.{name}" in shares)
         blocks.append(replace(block, **halves, parted=parted))

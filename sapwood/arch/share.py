@@ -1,8 +1,9 @@
-"""How several ranks share what a part of a model is made of."""
+"""How several ranks share what a model, or a part of one, is made of."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -38,3 +39,28 @@ class Share:
 
 
 WHOLE = Share(0, 1, None)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One of `count` runs of the blocks of a `whole` (a Decoder); its own begin with block `first` of that. What is before all blocks is with
+    the first stage, what is behind them with the last, which has the embeddings too if they are the head (`tied`). `groups` are the
+    numbers of the whole's KV groups that each block keeps something in."""
+
+    number: int = 0
+    count: int = 1
+    first: int = 0
+    tied: bool = False
+    groups: tuple[tuple[int, ...], ...] = ()
+    whole: Any = field(default=None, compare=False, repr=False)
+
+    @property
+    def begins(self) -> bool:
+        return self.number == 0
+
+    @property
+    def ends(self) -> bool:
+        return self.number == self.count - 1
+
+
+WHOLE_MODEL = Stage()

@@ -23,6 +23,15 @@ class ParallelConfig:
         "-tp",
         metavar="N",
     )
+    pipeline_parallel_size: int = option(
+        1,
+        "stages, a run of the layers each, that hidden states pass through; each has as many ranks as compute a layer",
+        "--pipeline-parallel-size",
+        "--pp-size",
+        "--pp",
+        "-pp",
+        metavar="N",
+    )
     data_parallel_size: int = option(
         1,
         "engines that hold the model each, behind one front that places requests by what their caches hold",
@@ -41,6 +50,11 @@ class ParallelConfig:
     )
 
     @property
+    def ranks(self) -> int:
+        """Of one engine."""
+        return (self.tensor_parallel_size or 1) * self.pipeline_parallel_size
+
+    @property
     def replica(self) -> int:
         """Which of the engines this configuration is of."""
         return self.data_parallel_rank or 0
@@ -49,6 +63,9 @@ class ParallelConfig:
 def check(options: ParallelConfig, kept: StoreConfig) -> None:
     """Raise ConfigError for an engine that there is not, and for what several cannot have together."""
     rank, size = options.data_parallel_rank, options.data_parallel_size
+    for flag, number in (("--data-parallel-size", size), ("--pipeline-parallel-size", options.pipeline_parallel_size)):
+        if number < 1:
+            raise ConfigError(f"{flag} must be at least 1, got {number}.")
     if size > 1 and rank is None:
         raise ConfigError(
             "--data-parallel-size: `sapwood serve` and AsyncLLM have several engines, and this is one; leave it out, or say which "

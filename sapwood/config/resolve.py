@@ -62,7 +62,7 @@ def resolve(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[Con
     """
     config = speculation.spelled(config)
     _check_ranges(config)
-    device = device.of_each((config.parallel.tensor_parallel_size or 1) * config.parallel.data_parallel_size)
+    device = device.of_each(config.parallel.ranks * config.parallel.data_parallel_size)
     decisions = []
     for section, field, rule in _RULES:
         given = getattr(getattr(config, section), field)
@@ -359,7 +359,6 @@ _POSITIVE = (
     ("scheduler", "max_waiting"),
     ("device", "threads"),
     ("parallel", "tensor_parallel_size"),
-    ("parallel", "data_parallel_size"),
     ("device", "cuda_graph_max_tokens"),
     ("server", "max_body_bytes"),
     ("server", "state_bytes"),

@@ -41,8 +41,8 @@ from sapwood.engine.spawn import RANK, spawn
 from sapwood.engine.speculation import draft_of, shape_beside, speculate
 from sapwood.engine.stores import stores_of
 from sapwood.executor.base import Executor, Measured
-from sapwood.executor.local import LocalExecutor
 from sapwood.executor.ranks import Ranks
+from sapwood.executor.stages import executor_of
 from sapwood.grammar import Compiler, Constraints, GrammarStake, Vocabulary
 from sapwood.grammar.vocabulary import spec_of
 from sapwood.hub.draft import DraftModel
@@ -148,6 +148,11 @@ def _resolved(
 ) -> tuple[Config, tuple[Decision, ...], DraftModel | None]:
     """With the model that drafts, if there is one."""
     config, draft = _placed(config), draft_of(config, decoder, files, catalogue)
+    if draft is not None and config.parallel.pipeline_parallel_size > 1:
+        raise ConfigError(
+            "--pipeline-parallel-size: a model or head that drafts runs beside the whole of another, which no stage has. Leave out one "
+            "of the two, or draft by --speculation ngram."
+        )
     return *resolve(config, shape_beside(decoder, files, draft, config), probe(config.device.device)), draft
 
 
@@ -155,17 +160,17 @@ def _placed(config: Config) -> Config:
     """With the device of the first rank of this one of several engines, where devices have numbers."""
     if not config.parallel.replica or not (first := probe(config.device.device)).rules.numbered:
         return config
-    index = first.index + config.parallel.replica * (config.parallel.tensor_parallel_size or 1)
+    index = first.index + config.parallel.replica * config.parallel.ranks
     return replace(config, device=replace(config.device, device=f"{first.kind}:{index}"))
 
 
 def _executor(config: Config, catalogue: Catalogue) -> Executor:
     """This process, or several that compute together."""
-    ranks = _set(config.parallel.tensor_parallel_size)
+    ranks = config.parallel.ranks
     if ranks == 1:
-        return LocalExecutor(catalogue)
+        return executor_of(config, catalogue, None)
     segment = Segment.create(ranks)
-    return Ranks(LocalExecutor(catalogue, segment), segment, lambda: spawn(RANK))
+    return Ranks(executor_of(config, catalogue, segment), segment, lambda: spawn(RANK))
 
 
 def _lasting(kv: KVCache, slots: Slots, constraints: Constraints) -> tuple[Stake, ...]:

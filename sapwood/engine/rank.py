@@ -24,8 +24,8 @@ from sapwood.engine import lean
 from sapwood.engine.declared import declared
 from sapwood.engine.spawn import read_told
 from sapwood.engine.speculation import draft_of
-from sapwood.executor.local import LocalExecutor
 from sapwood.executor.ranks import Follower, RankStart, beat, segment_of
+from sapwood.executor.stages import executor_of
 from sapwood.hub.files import find_configured
 from sapwood.observe.log import set_up_logging
 from sapwood.parallel.segment import Segment
@@ -67,7 +67,7 @@ def _follower(start: RankStart, segment: Segment, woken: threading.Event) -> Fol
         lean.whole_torch()
     files = find_configured(config.model, families=catalogue.families)
     decoder = declared(config.model, files, catalogue)
-    follower = Follower(LocalExecutor(catalogue, segment), segment, woken)
+    follower = Follower(executor_of(config, catalogue, segment), segment, woken)
     follower.start(start, decoder, files, draft_of(config, decoder, files, catalogue))
     return follower
 

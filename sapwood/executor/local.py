@@ -49,9 +49,10 @@ class LocalExecutor:
         began = perf_counter()
         backends = self._catalogue.join("backends", BACKENDS, Offer, NAMES)
         choices = Choices(backends, self._catalogue.methods)
-        mesh = joined(self._segment, find(config.device.device).place)
+        width = config.parallel.tensor_parallel_size or 1
+        mesh, pipe = joined(self._segment, find(config.device.device).place, width)
         self.worker = worker = Worker(
-            config, decoder, files, max_drafts=max_drafts, draft=draft, choices=choices, mesh=mesh
+            config, decoder, files, max_drafts=max_drafts, draft=draft, choices=choices, mesh=mesh, pipe=pipe
         )
         with loading() as progress:
             worker.load(progress)

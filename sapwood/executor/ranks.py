@@ -123,7 +123,9 @@ class Ranks:
         return self._all(b"t", message, lambda: self._here.time_steps(trials, budget=budget))
 
     def pager(self, num_blocks: Sequence[int]) -> Pager:
-        raise ConfigError("stores of KV do not go with --tensor-parallel-size yet: leave out one of the two.")
+        raise ConfigError(
+            "stores of KV do not go with several ranks (--tensor-parallel-size, --pipeline-parallel-size) yet: leave out one of the two."
+        )
 
     def forward(self, plan: Plan) -> Any:
         return self._all(b"f", pack_plan(plan), lambda: self._here.forward(plan))

@@ -97,7 +97,9 @@ class DraftHead(nn.Module):
         (target,), block = self._target, cast(Block, self.blocks[0])
         angles = [rotary(batch.positions_T) for rotary in self.rotaries]
         follows_T1 = (batch.positions_T > 0)[:, None]
-        token_TE = (target.embed if self.embed is None else self.embed)(batch.ids_T)
+        embed = target.embed if self.embed is None else self.embed
+        assert embed is not None, "heads go on from whole models"
+        token_TE = embed(batch.ids_T)
         token_TE, feature_TE = token_TE * follows_T1, torch.where(follows_T1, feature_TE, 0)
         both_TX = torch.cat([_normed(token_TE, self.token_norm), _normed(feature_TE, self.feature_norm)], dim=-1)
         if self.join is not None:

@@ -90,7 +90,8 @@ def load_from(model: Loadable, source: Checkpoint, *, name: str, progress: Progr
     shapes = source.shapes()
     tensors, portion = _spelt(tensors_by(model.method), shapes), model.decoder.portion
     pieces = weight_map(model.decoder, tensors=tensors)
-    known = set() if portion is None else {piece.name for piece in weight_map(portion[0], tensors=tensors)}
+    whole = model.decoder.stage.whole or (None if portion is None else portion[0])
+    known = set() if whole is None else {piece.name for piece in weight_map(whole, tensors=tensors)}
     root = model.decoder.root
     if root and not any(tensor.startswith(root) for tensor in shapes):
         pieces = tuple(replace(piece, name=piece.name.removeprefix(root)) for piece in pieces)

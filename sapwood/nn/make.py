@@ -15,7 +15,7 @@ from sapwood.attention.base import Backend
 from sapwood.attention.fixed import FixedPool
 from sapwood.base.kv import KVKind
 from sapwood.kernels import PLAIN, Kernels
-from sapwood.parallel import ALONE, Mesh
+from sapwood.parallel import ALONE, NO_PIPE, Mesh, Pipe
 from sapwood.quant.base import Choice, everywhere
 from sapwood.quant.plain import Plain
 
@@ -25,7 +25,8 @@ class Build:
     """What modules are made with. `backends` has one entry per KV group of the decoder, in the order of `kv_groups`.
 
     `max_positions` is how far the tables of rotary angles reach; None means as far as the model does. The ranks of `mesh` have a
-    part of the model each. `pool` is where what an encoder leaves for them lies.
+    part of the model each, and hidden states pass through the `pipe` where that is one of several stages. `pool` is where what an encoder
+    leaves for them lies.
     """
 
     device: torch.device
@@ -36,6 +37,7 @@ class Build:
     max_positions: int | None = None
     mesh: Mesh = ALONE
     pool: FixedPool | None = None
+    pipe: Pipe = NO_PIPE
 
 
 @dataclass(frozen=True, eq=False)

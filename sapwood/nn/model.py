@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 import sapwood.nn.altup
@@ -21,7 +22,7 @@ import sapwood.nn.recurrent
 import sapwood.nn.sight  # noqa: F401  they register the makers of the parts inside a block
 from sapwood.arch.groups import fixed_of, kv_places
 from sapwood.arch.network import Network
-from sapwood.arch.parts import Decoder, Linear, ropes
+from sapwood.arch.parts import Decoder, Tied, ropes
 from sapwood.arch.shard import widths
 from sapwood.attention.base import Batch
 from sapwood.base.kv import KVKind
@@ -38,13 +39,15 @@ class Model(nn.Module):
 
     def __init__(self, decoder: Decoder, how: Build) -> None:
         super().__init__()
-        self.decoder, self.method, self.device = decoder, how.method, how.device
+        self.decoder, self.method, self.device, self._dtype = decoder, how.method, how.device, how.dtype
         num_positions = min(how.max_positions or decoder.max_positions, decoder.max_positions)
         self.rotaries = nn.ModuleList(Rotary(rope, num_positions, how.device) for rope in ropes(decoder))
-        self.embed: Embedding = make(decoder.embed, Site(how, "embed", parted="embed" in decoder.parted))
-        self.positions = None if decoder.positions is None else make(decoder.positions, Site(how, "positions"))
-        self.segments = None if decoder.segments is None else make(decoder.segments, Site(how, "segments"))
-        self.embed_norm = None if decoder.embed_norm is None else make(decoder.embed_norm, Site(how, "embed_norm"))
+        stage = decoder.stage
+        site = Site(how, "embed", parted="embed" in decoder.parted)
+        self.embed: Embedding | None = make(decoder.embed, site) if stage.begins or stage.tied else None
+        self.positions = self._end("positions", how)
+        self.segments = self._end("segments", how)
+        self.embed_norm: Norm | None = self._end("embed_norm", how)
         self.blocks = nn.ModuleList(
             make(block, site) for block, site in zip(decoder.blocks, sites(decoder, how), strict=True)
         )
@@ -55,12 +58,17 @@ class Model(nn.Module):
         for block, part in zip(self.blocks, decoder.blocks, strict=True):
             if part.shares is not None:
                 cast(Attention, block.mixer).share(cast(Attention, self.blocks[part.shares].mixer))
-        self.norm: Norm | None = None if decoder.norm is None else make(decoder.norm, Site(how, "norm"))
-        self.head = make(decoder.head, Site(how, "head")) if isinstance(decoder.head, Linear) else None
-        self.classifier = None if decoder.classifier is None else make(decoder.classifier, Site(how, "classifier"))
-        offsets = decoder.logit_offsets
-        self.logit_offsets = None if offsets is None else make(offsets, Site(how, "logit_offsets"))
-        self._mesh, self._widths, self._pool = how.mesh, widths(decoder), how.pool
+        self.norm: Norm | None = self._end("norm", how)
+        self.head = None if isinstance(decoder.head, Tied) else self._end("head", how)
+        self.classifier = self._end("classifier", how)
+        self.logit_offsets = self._end("logit_offsets", how)
+        self._mesh, self._widths, self._pool, self._pipe = how.mesh, widths(decoder), how.pool, how.pipe
+
+    def _end(self, name: str, how: Build) -> Any:
+        """What is before or behind the blocks, if it is there and with this stage."""
+        stage, part = self.decoder.stage, getattr(self.decoder, name)
+        here = stage.begins if name in self.decoder.before else stage.ends
+        return make(part, Site(how, name)) if here and part is not None else None
 
     def leaf(self, path: str) -> Leaf:
         """The module of a part with weights."""
@@ -91,15 +99,7 @@ class Model(nn.Module):
         seen = None if self.encoder is None else batch.seen
         turns_3T = None if seen is None else seen.turns_3T
         angles = [rotary(batch.positions_T, turns_3T) for rotary in self.rotaries]
-        x_TD, residual_TD = self.embed(batch.ids_T), None
-        if seen is not None:
-            x_TD = seen.among(x_TD)
-        if self.positions is not None:
-            x_TD = x_TD + self.positions(batch.positions_T)
-        if self.segments is not None:
-            x_TD = x_TD + self.segments(batch)
-        if self.embed_norm is not None:
-            x_TD = self.embed_norm(x_TD)
+        x_TD, residual_TD = self._begun(batch), None
         vectors_TLP = None if self.vectors is None else self.vectors(batch.ids_T, x_TD)
         if self.streams is not None:
             x_TD = self.streams.begin(x_TD)
@@ -114,7 +114,26 @@ class Model(nn.Module):
             x_TD = self.norm.join(x_TD, residual_TD)[0]
         elif residual_TD is not None:
             x_TD = x_TD + residual_TD
+        if not self.decoder.stage.ends:
+            self._pipe.give(x_TD)
         return x_TD, [taken[index] for index in taps]
+
+    def _begun(self, batch: Batch) -> Tensor:
+        """What the first block here begins with."""
+        if not self.decoder.stage.begins:
+            like_TD = torch.empty(
+                len(batch.ids_T), self.decoder.hidden_size, dtype=self._dtype, device=batch.ids_T.device
+            )
+            return self._pipe.take(like_TD)
+        assert self.embed is not None
+        x_TD: Tensor = self.embed(batch.ids_T)
+        if self.encoder is not None and batch.seen is not None:
+            x_TD = batch.seen.among(x_TD)
+        if self.positions is not None:
+            x_TD = x_TD + self.positions(batch.positions_T)
+        if self.segments is not None:
+            x_TD = x_TD + self.segments(batch)
+        return x_TD if self.embed_norm is None else self.embed_norm(x_TD)
 
     def classify(self, vectors_ND: Tensor) -> Tensor:
         """float32 scores of the labels."""
@@ -124,7 +143,11 @@ class Model(nn.Module):
 
     def logits(self, hidden_ND: Tensor, *, raw: bool = False) -> Tensor:
         """Logits_NV of some of the hidden states, in float32 or, if `raw`, in the dtype of the product."""
-        logits_NV: Tensor = self.embed.project(hidden_ND) if self.head is None else self.head(hidden_ND)
+        head = self.head
+        if head is None:
+            assert self.embed is not None, "a stage that ends has what is the head"
+            head = self.embed.project
+        logits_NV: Tensor = head(hidden_ND)
         if self._widths is not None:
             logits_NV = self._mesh.gather(logits_NV, self._widths)
         if self.logit_offsets is not None:

@@ -1,9 +1,10 @@
 """Memory that the ranks of one host share: counters, one-way messages from the first rank to all others, and room for tensors.
 
-    words      alarm, its kind, written | of each rank: arrived, read, beats, asleep, told      counters of 8 bytes, each rank's in a line of its own
+    words      alarm, its kind, written | of each rank: arrived, read, beats, asleep, told, and of each box sent, taken      counters of 8 bytes, each rank's in a line of its own
     reports    what each rank has to say once: a message of its start, or why it ends
     ring       messages of the first rank, read by all others
     slots      two for each rank, for `SharedMesh`
+    boxes      two for each rank, with bytes that one other sends to it: hidden states of the stage before, and what the last stage yields
 
 Counters are written by one rank each and only grow, so that nobody ever holds a lock; processors on which writes become visible in
 the order that they were made in (x86) need nothing more, for others `publish` passes a lock.
@@ -17,7 +18,7 @@ import struct
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -26,9 +27,11 @@ from sapwood.base.errors import Lost, UserError
 SLOT_BYTES = 1 << 20
 _REPORT_BYTES = 1 << 14
 _RING_BYTES = 1 << 20
-_LINE = 8  # words
+_BOX_BYTES = 1 << 20
+_BOX_PART = 1 << 18  # after which there is something to take
+_LINE = 16  # words
 _ALARM, _MENDABLE, _WRITTEN = range(3)
-_ARRIVED, _READ, _BEATS, _ASLEEP, _TOLD = range(5)
+_ARRIVED, _READ, _BEATS, _ASLEEP, _TOLD, _BOXES = range(6)
 _SPINS = 200  # looks at a counter before others may have the core
 _REST_SPINS, _REST_SECONDS = 20_000, 50e-6
 _IDLE_SPINS, _IDLE_SECONDS = 2_000, 0.5
@@ -78,11 +81,12 @@ class Segment:
 
     # -- counters
 
-    def arrive(self, count: int) -> None:
-        """This rank is done with exchange number `count`; return when all are. Raises Lost."""
+    def arrive(self, count: int, members: Sequence[int]) -> None:
+        """This rank is done with exchange number `count`; return when all members are. Raises Lost."""
         self._publish(self._at(self.rank, _ARRIVED), count)
-        for other in self._others:
-            self._wait(self._at(other, _ARRIVED), count)
+        for other in members:
+            if other != self.rank:
+                self._wait(self._at(other, _ARRIVED), count)
 
     def beat(self) -> None:
         self._words[self._at(self.rank, _BEATS)] += 1
@@ -143,6 +147,36 @@ class Segment:
         (length,) = _LENGTH.unpack(self._take(_LENGTH.size, woken))
         return self._take(length, woken)
 
+    # -- boxes
+
+    def put(self, rank: int, box: int, data: memoryview) -> None:
+        """Send bytes to the box of another rank, which nobody else sends to. Raises Lost."""
+        sent = self._at(rank, _BOXES) + 2 * box
+        memory, done, count = self._box(rank, box), 0, self._words[sent]
+        while done < len(data):
+            at = count % _BOX_BYTES
+            part = min(len(data) - done, _BOX_BYTES - at, _BOX_PART)
+            self._wait(sent + 1, count + part - _BOX_BYTES)
+            memory[at : at + part] = data[done : done + part]
+            done, count = done + part, count + part
+            self._publish(sent, count)
+
+    def fetch(self, box: int, into: memoryview) -> None:
+        """Fill `into` with the next bytes of a box of this rank; waits for them. Raises Lost."""
+        sent = self._at(self.rank, _BOXES) + 2 * box
+        memory, done, count = self._box(self.rank, box), 0, self._words[sent + 1]
+        while done < len(into):
+            self._wait(sent, count + 1)
+            at = count % _BOX_BYTES
+            part = min(len(into) - done, _BOX_BYTES - at, self._words[sent] - count)
+            into[done : done + part] = memory[at : at + part]
+            done, count = done + part, count + part
+            self._publish(sent + 1, count)
+
+    def _box(self, rank: int, box: int) -> memoryview:
+        at = _boxes_at(self.size) + (2 * rank + box) * _BOX_BYTES
+        return self.memory[at : at + _BOX_BYTES]
+
     def _take(self, length: int, woken: threading.Event) -> bytes:
         found, mine = bytearray(), self._at(self.rank, _READ)
         while len(found) < length:
@@ -202,4 +236,8 @@ def _ring_at(size: int) -> int:
 
 
 def _num_bytes(size: int) -> int:
+    return _boxes_at(size) + 2 * size * _BOX_BYTES
+
+
+def _boxes_at(size: int) -> int:
     return _ring_at(size) + _RING_BYTES + 2 * size * SLOT_BYTES

@@ -17,13 +17,14 @@ from sapwood.parallel.segment import SLOT_BYTES, Segment
 
 
 class SharedMesh:
-    """Keeps the protocol `Mesh`. Raises Lost where a rank is."""
+    """Keeps the protocol `Mesh`, of all ranks or those of `members` that this one is among. Raises Lost where a rank is."""
 
-    def __init__(self, segment: Segment) -> None:
-        self.rank, self.size = segment.rank, segment.size
+    def __init__(self, segment: Segment, members: Sequence[int] | None = None) -> None:
+        self._members = range(segment.size) if members is None else members
+        self.rank, self.size = self._members.index(segment.rank), len(self._members)
         self._segment, self._count = segment, 0
         self._slots = [
-            [torch.frombuffer(segment.slot(rank, turn), dtype=torch.uint8) for rank in range(self.size)]
+            [torch.frombuffer(segment.slot(rank, turn), dtype=torch.uint8) for rank in self._members]
             for turn in range(2)
         ]
 
@@ -58,5 +59,5 @@ class SharedMesh:
         self._count += 1
         kind, itemsize = mine.dtype, mine.itemsize
         slots[self.rank][: mine.numel() * itemsize].view(kind).copy_(mine)
-        self._segment.arrive(self._count)
+        self._segment.arrive(self._count, self._members)
         return [slot[: count * itemsize].view(kind) for slot, count in zip(slots, counts, strict=True)]

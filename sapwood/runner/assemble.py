@@ -15,6 +15,7 @@ from sapwood.arch.groups import fixed_of, joint_groups, kv_groups
 from sapwood.arch.network import Network
 from sapwood.arch.parts import Decoder
 from sapwood.arch.shard import shard
+from sapwood.arch.stages import stage
 from sapwood.attention.base import Backend
 from sapwood.attention.fixed import FixedPool
 from sapwood.attention.native import InLibrary
@@ -36,7 +37,7 @@ from sapwood.nn.load import Loadable, dummy_weights, forms, load_weights
 from sapwood.nn.model import Model
 from sapwood.nn.native import NativeModel
 from sapwood.nn.stack import unlisted
-from sapwood.parallel import ALONE, Mesh
+from sapwood.parallel import ALONE, NO_PIPE, Mesh, Pipe
 from sapwood.quant.base import Choice, everywhere, tensors_by
 from sapwood.quant.blocks import Blocks
 from sapwood.quant.choice import choice_of, of_whole
@@ -99,8 +100,11 @@ class Choices(NamedTuple):
 D = TypeVar("D", bound=Network)
 
 
-def portion(config: Config, decoder: D, choices: Choices, files: ModelFiles | None, mesh: Mesh) -> D:
+def portion(
+    config: Config, decoder: D, choices: Choices, files: ModelFiles | None, mesh: Mesh, pipe: Pipe = NO_PIPE
+) -> D:
     """What this rank computes of a model whose weights are those of `files`; of heads that go on from another's states, all."""
+    decoder = cast(D, stage(decoder, pipe.number, pipe.count))
     if mesh.size == 1 or isinstance(decoder, draft_head.DraftHead):
         return decoder
     if not isinstance(decoder, Decoder):
@@ -120,16 +124,17 @@ def assemble(
     *,
     max_drafts: int = 0,
     mesh: Mesh = ALONE,
+    pipe: Pipe = NO_PIPE,
 ) -> Rank:
     """Build the model, without its weights, which will be those of `files`, or random ones. The `others` will run beside it. On a
-    `mesh` all are this rank's portions."""
+    `mesh` and in a `pipe` all are this rank's portions."""
     page_size, depth = config.cache.page_size, config.scheduler.depth
     assert page_size is not None and depth is not None, "a resolved configuration"
     device, dtype = find(config.device.device), getattr(torch, config.model.dtype)
     if config.device.threads is not None:
         torch.set_num_threads(config.device.threads)
     device.use()
-    machine = _machine(config, device, dtype) if mesh.size == 1 else "they do not sum over ranks within their one call"
+    machine = _machine(config, device, dtype) if mesh.size == pipe.count == 1 else "one call of theirs computes all"
     groups = joint_groups((decoder, *others), page_size, most_rewound(max_drafts, depth))
     mine = enumerate(groups[: len(kv_groups(decoder, page_size))])
     backends = _backends(config, mine, device.place, dtype, machine, choices.backends)
@@ -140,7 +145,9 @@ def assemble(
     tapped = any(isinstance(other, draft_head.DraftHead) and other.taps for other in others)
     stack = "a head goes on from hidden states within the model" if tapped else machine
     pool = _pool(config, decoder, device.place, dtype)
-    model, aside = _model(config, decoder, device.place, dtype, backends, stack, choices.methods, files, mesh, pool)
+    model, aside = _model(
+        config, decoder, device.place, dtype, backends, stack, choices.methods, files, mesh, pool, pipe
+    )
     return Rank(device, dtype, groups, machine, backends, model, aside, mesh, pool)
 
 
@@ -229,6 +236,7 @@ def _model(
     files: ModelFiles | None,
     mesh: Mesh,
     pool: FixedPool | None = None,
+    pipe: Pipe = NO_PIPE,
 ) -> tuple[Model | NativeModel, str | None]:
     """The whole decoder by the CPU's own kernels where they can, else modules of PyTorch's, and why."""
     assert config.model.max_model_len is not None, "a resolved configuration"
@@ -242,7 +250,7 @@ def _model(
         own: Rounded | None = rounded if rounded in get_args(Rounded) else None  # type: ignore[assignment]
         method = repacked(choice if own is None else everywhere(Plain()), Packed(machine, own))
         return NativeModel(decoder, native, machine, method, max_positions=config.model.max_model_len), None
-    return build(decoder, replace(_how(config, choice, device, dtype, backends, mesh), pool=pool)), aside
+    return build(decoder, replace(_how(config, choice, device, dtype, backends, mesh, pipe), pool=pool)), aside
 
 
 def _pool(config: Config, decoder: Decoder, device: torch.device, dtype: torch.dtype) -> FixedPool | None:
@@ -270,7 +278,13 @@ def _foreign(decoder: Foreign, how: Build) -> ForeignModel:
 
 
 def _how(
-    config: Config, choice: Choice, device: torch.device, dtype: torch.dtype, backends: Sequence[Backend], mesh: Mesh
+    config: Config,
+    choice: Choice,
+    device: torch.device,
+    dtype: torch.dtype,
+    backends: Sequence[Backend],
+    mesh: Mesh,
+    pipe: Pipe = NO_PIPE,
 ) -> Build:
     return Build(
         device=device,
@@ -280,6 +294,7 @@ def _how(
         method=choice,
         max_positions=config.model.max_model_len,
         mesh=mesh,
+        pipe=pipe,
     )
 
 

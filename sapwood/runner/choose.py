@@ -181,6 +181,13 @@ class Chooser:
         return scored
 
 
+class Onlooker(Chooser):
+    """Of a stage behind which there is another: that one chooses."""
+
+    def choose(self, work: Work, late: Sequence[LatePart]) -> None:
+        pass
+
+
 def read(work: Work) -> Outcome:
     """What a step yielded, once it is done."""
     plan = work.plan

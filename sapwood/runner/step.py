@@ -130,7 +130,7 @@ class Step:
         hidden_TD, taken = model.states(batch, () if follower is None else follower.taps)
         if follower is not None:
             follower.follow(batch, hidden_TD, taken)
-        if not frame.num_heads:
+        if not (frame.num_heads and model.decoder.stage.ends):
             return Pass(frame, heads, hidden_TD, None, None)
         if self.headless:
             drawn_N = torch.zeros_like(heads.draws_N)  # means nothing; whoever asked for a vector ends with it
@@ -141,6 +141,11 @@ class Step:
         draw(logits_NV, self._table.settings_SK, heads.draws_N, heads.ends_N, drawn_N)
         self.batcher.settle(frame, heads, drawn_N, Kind.DRAWN)
         return Pass(frame, heads, hidden_TD, logits_NV, drawn_N)
+
+    def settle(self, left: Pass, drawn_N: Tensor) -> None:
+        """Write to the table what was drawn at a step's heads elsewhere."""
+        for kind in (Kind.DRAWN, Kind.SPECIAL):
+            self.batcher.settle(left.frame, left.heads, drawn_N, kind)
 
     def compute_for_graph(
         self, follower: Follower | None, frame: Frame, num_tokens: int, limits: RowLimits, runs: Shared | None

@@ -18,9 +18,9 @@ from sapwood.hub.draft import DraftModel
 from sapwood.hub.files import ModelFiles
 from sapwood.hub.pull import Progress, silent
 from sapwood.nn.model import Model
-from sapwood.parallel import ALONE, Mesh
+from sapwood.parallel import ALONE, NO_PIPE, Mesh, Pipe
 from sapwood.runner.assemble import Beside, Choices, assemble, beside, give_weights, portion
-from sapwood.runner.choose import Chooser, Told, Work, read
+from sapwood.runner.choose import Chooser, Onlooker, Told, Work, read
 from sapwood.runner.companion import Companion
 from sapwood.runner.graphs import Graphs
 from sapwood.runner.inputs import InputReader
@@ -41,7 +41,8 @@ class Worker:
 
     Order of calls, all from one thread: `load`, `kv_budget`, `allocate`, `capture`, then steps. Neither `forward` nor `sample`
     waits for the device. `config` must be resolved. Without `files` the weights are random. A row feeds `max_drafts` drafts
-    at most, which a `draft` model may propose; `choices` are what it is put together from. All ranks of a `mesh` run the same plans.
+    at most, which a `draft` model may propose; `choices` are what it is put together from. All ranks of a `mesh`, and
+    all stages of a `pipe`, run the same plans; those but the last are told what was drawn (`settle`).
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Worker:
         draft: DraftModel | None = None,
         choices: Choices = Choices(),  # noqa: B008 (immutable)
         mesh: Mesh = ALONE,
+        pipe: Pipe = NO_PIPE,
     ) -> None:
         assert config.model.max_model_len is not None
         assert config.scheduler.max_num_seqs is not None
@@ -64,6 +66,7 @@ class Worker:
         self._max_rows = config.scheduler.max_num_seqs
         self._max_tokens = config.scheduler.max_num_batched_tokens
         self._max_drafts, self._draft, self._choices, self._mesh = max_drafts, draft, choices, mesh
+        self._pipe = pipe
 
     @property
     def _draft_files(self) -> ModelFiles | None:
@@ -72,10 +75,12 @@ class Worker:
     def load(self, progress: Progress = silent) -> None:
         """Build the model and give it its weights. Raises ModelError if they do not fit."""
         drafts, mesh, config, choices = self._max_drafts, self._mesh, self.config, self._choices
-        part = portion(config, self.decoder, choices, self._files, mesh)
+        part = portion(config, self.decoder, choices, self._files, mesh, self._pipe)
         beside_it = () if self._draft is None else (self._draft.decoder,)
         others = [portion(config, other, choices, self._draft_files, mesh) for other in beside_it]
-        self.rank = rank = assemble(config, part, choices, self._files, others, max_drafts=drafts, mesh=mesh)
+        self.rank = rank = assemble(
+            config, part, choices, self._files, others, max_drafts=drafts, mesh=mesh, pipe=self._pipe
+        )
         mine = [beside(rank, self.config, other, self._choices, self._draft_files) for other in others]
         self.backends = [*rank.backends, *(backend for one in mine for backend in one.backends)]
         self.groups, self.device, self.model = rank.groups, rank.device, rank.model
@@ -92,7 +97,8 @@ class Worker:
             self._step = Step(
                 rank, self.table, vocab_size=vocab_size, max_heads=heads, follower=self.companion, sight=sight
             )
-            self._chooser = Chooser(rank, self.table, self._step, vocab_size=vocab_size)
+            made = Chooser if part.stage.ends else Onlooker
+            self._chooser = made(rank, self.table, self._step, vocab_size=vocab_size)
             compiled = self._compile()
         give_weights(rank.model, self._files, seed=self.config.device.seed, progress=progress)
         for one in mine:
@@ -115,7 +121,9 @@ class Worker:
 
     def _compile(self) -> Callable[[], None]:
         """Begin to compile what steps will launch; what is returned waits for it."""
-        if not self.device.can(Ability.TRITON) or self._mesh.size > 1:  # a process beside this one would be no rank
+        if (
+            not self.device.can(Ability.TRITON) or self._mesh.size * self._pipe.count > 1
+        ):  # a process beside this one would be no rank
             return lambda: None
         from sapwood.runner.ahead import compile_ahead
 
@@ -149,7 +157,7 @@ class Worker:
     def _graph_tokens(self) -> int | None:
         """Tokens of the largest step that is a graph; None where there are no graphs."""
         options = self.config.device
-        wanted = self.device.can(Ability.GRAPHS) and options.cuda_graphs
+        wanted = self.device.can(Ability.GRAPHS) and options.cuda_graphs and self._pipe.count == 1
         return options.cuda_graph_max_tokens if wanted else None
 
     # -- memory ---------------------------------------------------------------------------------------------------
@@ -261,6 +269,11 @@ class Worker:
         for part in late:
             after(part, self._memory)
         work.done = self.device.mark()
+
+    @torch.inference_mode()
+    def settle(self, work: Work, drawn: Ints) -> None:
+        """Write what another stage has drawn at the heads of a step, before what comes behind it is forwarded."""
+        self._step.settle(work.left, torch.from_numpy(drawn.copy()).to(self.device.place))
 
     def result(self, work: Work) -> Outcome:
         """Wait for a step and read what it yielded."""

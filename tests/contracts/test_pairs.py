@@ -267,6 +267,7 @@ NUMBERS: Mapping[str, dict[str, Any]] = MappingProxyType(
         "an EAGLE head": {"speculative_model": HEAD},
         "transformers' modules": {"model_impl": "transformers"},
         "two ranks": {"tensor_parallel_size": 2},
+        "two stages": {"pipeline_parallel_size": 2},
     }
 )
 """What changes the numbers that tokens are drawn from."""
@@ -281,6 +282,7 @@ WITHOUT_THEM = (
     "bfloat16",
     "small pages",
     "two ranks",
+    "two stages",
 )
 REFUSED: Mapping[frozenset[str], str] = MappingProxyType(
     {
@@ -295,7 +297,9 @@ REFUSED: Mapping[frozenset[str], str] = MappingProxyType(
     }
     | {frozenset((FOREIGN, "an EAGLE head")): "which keep them to themselves"}
     | {frozenset((FOREIGN, "two ranks")): "modules .* are not cut"}
-    | {frozenset(("a store of KV", "two ranks")): "stores of KV do not go with"}
+    | {frozenset(("a store of KV", several)): "stores of KV do not go with" for several in ("two ranks", "two stages")}
+    | {frozenset((FOREIGN, "two stages")): "modules .* are not taken apart"}
+    | {frozenset((drafts, "two stages")): "which no stage has" for drafts in ("a draft model", "an EAGLE head")}
 )
 """Pairs that are refused at start, and what the refusal says. docs/architecture.md lists them."""
 

@@ -22,7 +22,7 @@ from sapwood.kernels import PLAIN, Kernels
 from sapwood.nn.build import Build, build
 from sapwood.nn.load import load_weights
 from sapwood.nn.model import Model
-from sapwood.parallel import ALONE, Mesh
+from sapwood.parallel import ALONE, NO_PIPE, Mesh, Pipe
 from sapwood.quant.base import Choice, everywhere
 from sapwood.quant.plain import Plain
 
@@ -39,13 +39,14 @@ def empty(
     kernels: Kernels = PLAIN,
     method: Choice = everywhere(Plain()),  # noqa: B008 (immutable)
     mesh: Mesh = ALONE,
+    pipe: Pipe = NO_PIPE,
 ) -> Model:
     """The model without its weights."""
     groups = kv_groups(decoder, PAGE_SIZE)
     backends = [KEEPS[type(group.kind)](group, i, CPU, dtype) for i, group in enumerate(groups)]
     for backend in backends:
         backend.allocate(MAX_TOKENS // PAGE_SIZE + 1)
-    how = Build(device=CPU, dtype=dtype, backends=backends, kernels=kernels, method=method, mesh=mesh)
+    how = Build(device=CPU, dtype=dtype, backends=backends, kernels=kernels, method=method, mesh=mesh, pipe=pipe)
     return build(decoder, how)
 
 
@@ -60,7 +61,7 @@ def load(files: ModelFiles | Path, *, dtype: torch.dtype = torch.float32, kernel
 
 @torch.inference_mode()
 def logits(model: Model, tokens: list[int]) -> Tensor:
-    """Float32 logits [len(tokens), vocabulary] of one row from position 0."""
+    """Float32 logits [len(tokens), vocabulary] of one row from position 0; of a stage that does not end, its hidden states."""
     count = len(tokens)
     positions = torch.arange(count)
     keeping = [module for module in model.modules() if hasattr(module, "_backend")]
@@ -80,4 +81,4 @@ def logits(model: Model, tokens: list[int]) -> Tensor:
     )
     for backend in backends.values():
         backend.plan(batch)
-    return model.logits(model(batch))
+    return model.logits(model(batch)) if model.decoder.stage.ends else model(batch)

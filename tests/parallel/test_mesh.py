@@ -97,7 +97,7 @@ def test_the_first_reason_is_told_to_whoever_waits() -> None:
     segment.raise_alarm(1, "has ended (signal 9)")
     segment.raise_alarm(1, "is silent")
     with pytest.raises(Lost, match=r"rank 1 has ended \(signal 9\)"):
-        segment.arrive(1)
+        segment.arrive(1, range(2))
     with pytest.raises(Lost, match="rank 1 has ended"):
         segment.check()
 
