@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import ollama
+import pytest
 import uvicorn
 from aiohttp import web
 from anthropic import AsyncAnthropic
@@ -76,11 +77,9 @@ def test_clients_of_openai_anthropic_and_ollama(tmp_path: Path) -> None:
             assert told == said and said and chunks[-1].usage
             response = await openai.responses.create(model="fast", input="hello")
             assert response.output_text == said
-            try:
+            with pytest.raises(NotFoundError) as refused:
                 await openai.chat.completions.create(model="none", messages=HELLO)
-                raise AssertionError("there is no such model")
-            except NotFoundError as error:
-                assert error.code == "model_not_found"
+            assert refused.value.code == "model_not_found"
 
             anthropic = AsyncAnthropic(api_key="k", base_url=url, max_retries=0)
             message = await anthropic.messages.create(model="fast", messages=HELLO, max_tokens=300)
