@@ -24,6 +24,7 @@ class Passing:
         models: Names that are tried in this order in place of the one that the request has, where a guest says so.
         told: Headers that the client gets beside those of the answer.
         notes: What a guest wants to remember until the answer, by the guest's name.
+        copied: Bytes of a stream of which a guest wants a copy; a longer one is not copied.
     """
 
     ask: Ask
@@ -32,6 +33,7 @@ class Passing:
     models: tuple[str, ...] | None = None
     told: dict[str, str] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
+    copied: int = 0
 
 
 class Answered(NamedTuple):
@@ -40,7 +42,7 @@ class Answered(NamedTuple):
     Attributes:
         model: Whom it was asked for, if anybody.
         first: Seconds until it began to answer, `seconds` until it had ended.
-        body: All of an answer that came whole; None of a stream.
+        body: All of an answer that came whole, and of a stream of which a guest wanted a copy; else None.
     """
 
     model: str | None
@@ -49,6 +51,25 @@ class Answered(NamedTuple):
     first: float
     seconds: float
     body: bytes | None
+
+
+class Copy:
+    """The pieces of a stream, up to `most` bytes."""
+
+    def __init__(self, most: int) -> None:
+        self._left, self._pieces = most, list[bytes]()
+
+    def add(self, piece: bytes) -> None:
+        self._left -= len(piece)
+        if self._left >= 0:
+            self._pieces.append(piece)
+        else:
+            self._pieces.clear()
+
+    @property
+    def body(self) -> bytes | None:
+        """All of it; None of a stream that was too long, or empty."""
+        return b"".join(self._pieces) if self._left >= 0 and self._pieces else None
 
 
 class Guest(Protocol):

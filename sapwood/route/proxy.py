@@ -18,7 +18,7 @@ from sapwood.route import upstream
 from sapwood.route.admission import admitted
 from sapwood.route.ask import Ask
 from sapwood.route.fleet import Fleet, Replica
-from sapwood.route.guests import Answered, Guests, Passing
+from sapwood.route.guests import Answered, Copy, Guests, Passing
 from sapwood.route.line import Line, Waiter
 from sapwood.route.meter import Meter
 from sapwood.route.metrics import Metrics
@@ -249,7 +249,11 @@ class Proxy:
             headers = self._told(way, upstream.passed_on(response.headers))
             answer = web.StreamResponse(status=response.status, headers=headers)
             await answer.prepare(way.request)
-            await self._stream(way, replica, response, answer, first)
+            copy = Copy(way.passing.copied)
+            if not await self._stream(way, replica, response, answer, first, copy):
+                self._metrics.answered(replica.name, answer.status)
+                return answer
+            body = copy.body
         replica.succeeded()
         self._metrics.answered(replica.name, answer.status)
         how = Answered(model, answer.status, response.content_type, first_piece, perf_counter() - way.began, body)
@@ -258,9 +262,16 @@ class Proxy:
         return answer
 
     async def _stream(
-        self, way: _Way, replica: Replica, response: aiohttp.ClientResponse, answer: web.StreamResponse, piece: bytes
-    ) -> None:
-        """Piece by piece as it comes. A server that is cut off in the middle ends it with an error."""
+        self,
+        way: _Way,
+        replica: Replica,
+        response: aiohttp.ClientResponse,
+        answer: web.StreamResponse,
+        piece: bytes,
+        copy: Copy,
+    ) -> bool:
+        """Piece by piece as it comes; whether it came to its end. A server that is cut off in the middle ends it with an error."""
+        whole = True
         hidden = Unasked() if way.usage and not response.headers.get("content-encoding") else None
         try:
             while piece:
@@ -268,21 +279,25 @@ class Proxy:
                 if hidden is not None:
                     piece = hidden.passes(piece)
                 if piece:
+                    copy.add(piece)
                     await answer.write(piece)
                 piece = await upstream.next_piece(response)
             way.meter.ends()
             if hidden is not None and (piece := hidden.rest()):
+                copy.add(piece)
                 await answer.write(piece)
         except Silent as error:
             log.warning("%s was cut off in the middle of an answer: %s", replica.name, error)
             self._metrics.failed(replica.name, "cut")
             replica.failed()
+            whole = False
             told = Problem(
                 502, "server_error", "The server was cut off in the middle of the answer.", code="server_gone"
             )
             said = envelope_of(way.request.path)(told, "")
             await answer.write(last_words(way.request.path, response.content_type, said))
         await answer.write_eof()
+        return whole
 
     @staticmethod
     def _told(way: _Way, headers: CIMultiDict[str]) -> CIMultiDict[str]:

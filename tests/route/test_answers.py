@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from sapwood.route.fleet import State
 from tests.route.mock import Mock, routed
 from tests.route.test_proxy import CHAT, run
 from tests.route.test_semantic import Reader
@@ -49,7 +50,6 @@ def test_the_same_and_the_like_are_answered_again() -> None:
     [
         ask("a cat", temperature=1),
         ask("a cat", tools=[{"type": "function"}]),
-        ask("a cat", stream=True),
         ask("a cat", max_tokens=3),
         ask("a cat", n=2),
         ask("a cat", user="somebody"),
@@ -95,6 +95,37 @@ def test_they_are_bounded_and_grow_old_and_are_off_by_default() -> None:
             assert len(m.bodies) == 2
         async with routed(Mock("m")) as (client, _):
             assert [await found(client, ask("a cat")) for _ in range(2)] == ["", ""]
+
+    run(case())
+
+
+def test_streams_are_given_again_as_they_were_and_only_whole_ones() -> None:
+    async def case() -> None:
+        m = Mock("m")
+        async with routed(m, Reader("reader", ("vectors",)), table=TABLE) as (client, _):
+            bodies = []
+            for _ in range(2):
+                async with client.post(CHAT, json=ask("a cat", stream=True)) as answer:
+                    bodies.append((answer.content_type, await answer.read()))
+            assert bodies[0] == bodies[1] and bodies[0][1].endswith(b"[DONE]\n\n") and len(m.bodies) == 1
+            assert await found(client, ask("a cat")) == ""  # another way to ask
+            m.way = "cut"
+            for _ in range(2):
+                assert await found(client, ask("a tax", stream=True)) == ""
+            assert len(m.bodies) == 4
+
+    run(case())
+
+
+def test_a_server_that_is_cut_off_again_and_again_rests() -> None:
+    async def case() -> None:
+        m = Mock("m")
+        m.way = "cut"
+        async with routed(m) as (client, router):
+            for _ in range(3):
+                async with client.post(CHAT, json=ask("a cat", stream=True)) as answer:
+                    await answer.read()
+            assert router.fleet.replicas["m"].state in (State.RESTING, State.TRIED)
 
     run(case())
 

@@ -1,7 +1,8 @@
 """Answers that are given again to questions that mean the same.
 
 Only the last thing that the user says may differ, and only in its words: all else of the request, what was said before, the settings, the
-model, the path and whose request it is, has to be the same to the byte. Nothing that calls tools or comes in pieces is kept.
+model, the path and whose request it is, has to be the same to the byte. Nothing that calls tools is kept. A stream is kept as a stream, and
+comes at once when it is given again.
 """
 
 from __future__ import annotations
@@ -28,6 +29,12 @@ _PATHS = frozenset(("/v1/chat/completions", "/v1/messages", "/v1/completions", "
 _LONGEST = 256 << 10  # bytes of an answer that is kept
 _LONGEST_QUESTION = 1000  # characters: what vectors are made of
 _MINE = "answers"
+_END = 1024  # bytes in which the end of a stream is looked for
+_LAST_OF_STREAMS = {
+    "text/event-stream": (b"data: [DONE]", b'"type":"message_stop"', b'"type": "message_stop"'),
+    "application/x-ndjson": (b'"done":true', b'"done": true'),
+}
+"""What stands at the end of a stream that was not cut off, by its type."""
 
 
 class _Place(NamedTuple):
@@ -85,7 +92,7 @@ class KeptAnswers:
             how = "none"
         self._metrics.answers.labels(how).inc()
         if found is None:
-            passing.notes[_MINE] = (place, vector)
+            passing.notes[_MINE], passing.copied = (place, vector), _LONGEST
             return None
         told = {
             **passing.told,
@@ -99,10 +106,8 @@ class KeptAnswers:
         options, noted = self._options(), passing.notes.get(_MINE)
         if options is None or noted is None or how.status != 200 or how.body is None or len(how.body) > _LONGEST:
             return
-        try:
-            msgspec.json.decode(how.body, type=dict[str, msgspec.Raw])
-        except msgspec.DecodeError:
-            return  # compressed, or no answer at all
+        if not _is_whole(how.body, how.content_type):
+            return
         place, vector = noted
         self._drop(place)
         self._kept[place] = _Kept(how.body, how.content_type, vector, self._clock())
@@ -150,21 +155,25 @@ class KeptAnswers:
                 del self._by_key[place.key]
 
 
+def _is_whole(body: bytes, content_type: str) -> bool:
+    """Whether this is an answer as it should be, and to its end; what is compressed is none."""
+    if content_type in _LAST_OF_STREAMS:
+        ends = any(mark in body[-_END:] for mark in _LAST_OF_STREAMS[content_type])
+        return ends and b'data: {"error"' not in body and b"event: error" not in body and b'\n{"error"' not in body
+    try:
+        msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    except msgspec.DecodeError:
+        return False
+    return True
+
+
 def _place(body: dict[str, Any], passing: Passing, options: Answers) -> _Place | None:
     """Where an answer to this request would be kept; None if it is not."""
-    if (
-        body.get("stream")
-        or body.get("tools")
-        or body.get("functions")
-        or body.get("n") not in (None, 1)
-        or body.get("store")
-    ):
+    if body.get("tools") or body.get("functions") or body.get("n") not in (None, 1) or body.get("store"):
         return None
     settings = body.get("options") if isinstance(body.get("options"), dict) else body  # Ollama's
     if not options.any_temperature and settings.get("temperature") != 0:  # type: ignore[union-attr]
         return None
-    if passing.ask.path == "/api/chat" and body.get("stream") is not False:
-        return None  # streams, unless told not to
     parted = _parted(body)
     if parted is None:
         return None
