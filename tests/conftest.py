@@ -72,6 +72,12 @@ def minilm() -> Path:
     return _real("minilm")
 
 
+@pytest.fixture(scope="session")
+def whisper_tiny() -> Path:
+    """The directory of Whisper tiny.en, likewise."""
+    return _real("whisper-tiny.en")
+
+
 def _real(name: str) -> Path:
     if importlib.util.find_spec("sapwood.hub") is None:
         pytest.skip("this build has no model hub")

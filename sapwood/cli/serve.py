@@ -163,9 +163,13 @@ def _announce(url: str, name: str, facts: Facts, began: float, *, keyed: bool) -
         out.print(f"{facts.device}, {facts.dtype}, attention: {facts.attention_backend}")
     out.print(f"ready at {url} ({name}) in {perf_counter() - began:.1f} s", markup=False, soft_wrap=True)
     key = " -H 'Authorization: Bearer YOUR_KEY'" if keyed else ""
-    body = json.dumps({"model": name, "messages": [{"role": "user", "content": "Hello!"}]})
+    if "audio" in facts.media and "image" not in facts.media:
+        asked = "/v1/audio/transcriptions -F file=@recording.mp3"
+    else:
+        body = json.dumps({"model": name, "messages": [{"role": "user", "content": "Hello!"}]})
+        asked = f"/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'"
     out.print(
-        f"try: curl {_for_curl(url)}/v1/chat/completions -H 'Content-Type: application/json'{key} -d '{body}'",
+        f"try: curl {_for_curl(url)}{asked}{key}",
         style="dim",
         markup=False,
         soft_wrap=True,

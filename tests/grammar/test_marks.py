@@ -18,23 +18,23 @@ SIZE, FIRST, END, MOST = 90, 60, 50, 11
 RULES = Timestamps(first=FIRST, text_end=END, most_begin=MOST)
 
 
-def whispers(output: list[int]) -> set[int]:
+def whispers(output: list[int], *, size: int = SIZE, first: int = FIRST, end: int = END, most: int = MOST) -> set[int]:
     """The twin: rule by rule, in the original's order and names."""
-    logits = np.zeros(SIZE)
-    last_was_timestamp = len(output) >= 1 and output[-1] >= FIRST
-    penultimate_was_timestamp = len(output) < 2 or output[-2] >= FIRST
+    logits = np.zeros(size)
+    last_was_timestamp = len(output) >= 1 and output[-1] >= first
+    penultimate_was_timestamp = len(output) < 2 or output[-2] >= first
     if last_was_timestamp:
         if penultimate_was_timestamp:
-            logits[FIRST:] = -np.inf
+            logits[first:] = -np.inf
         else:
-            logits[:END] = -np.inf
-    timestamps = [token for token in output if token >= FIRST]
+            logits[:end] = -np.inf
+    timestamps = [token for token in output if token >= first]
     if timestamps:
         last = timestamps[-1] + (0 if last_was_timestamp and not penultimate_was_timestamp else 1)
-        logits[FIRST:last] = -np.inf
+        logits[first:last] = -np.inf
     if not output:
-        logits[:FIRST] = -np.inf
-        logits[FIRST + MOST :] = -np.inf
+        logits[:first] = -np.inf
+        logits[first + most :] = -np.inf
     return set(np.flatnonzero(logits == 0).tolist())
 
 
