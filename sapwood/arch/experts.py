@@ -30,13 +30,16 @@ class Stack(Leaf):
     """`count` Linears of one shape, one for each expert; ranks share each of them, as its `linear` says.
 
     A part's name with a {} is that of the tensor of each expert, by its number; else it is that of all, one behind the other
-    along a first axis. A `bare` name is the weight's own, and others follow behind a `_`. Some checkpoints have it as `other`.
+    along a first axis. A `bare` name is the weight's own, and others follow behind a `_`. Some checkpoints have it as `other`. If they are
+    `apart`, each is whole, and with one rank only (`arch/apart.py`); these are then those from expert `first` on.
     """
 
     count: int
     linear: Linear
     bare: bool = False
     other: Stack | None = None
+    apart: bool = False
+    first: int = 0
 
     @property
     def spellings(self) -> tuple[Leaf, ...]:
@@ -48,13 +51,14 @@ class Stack(Leaf):
     def of_all(self, tensors: Sequence[StoredTensor]) -> tuple[StoredTensor, ...]:
         """What experts have where a Linear has these."""
         found: list[StoredTensor] = []
-        for tensor in tensors:
+        mine = Axis(self.count, 1, once=True) if self.apart else Axis(self.count)
+        for tensor in map(_whole, tensors) if self.apart else tensors:
             name = self._bare(tensor.name) if self.bare else tensor.name
             if "{}" in name:
-                entries = ((expert, Axis(self.count)) for expert in range(self.count))
+                entries = ((expert, mine) for expert in range(self.count))
                 found += [replace(tensor, name=name.format(at[0]), entry=at) for at in entries]
             else:
-                axes = None if tensor.axes is None else (Axis(self.count), *tensor.axes)
+                axes = None if tensor.axes is None else (mine, *tensor.axes)
                 found.append(replace(tensor, name=name, axes=axes))
         return tuple(found)
 
@@ -67,11 +71,20 @@ class Stack(Leaf):
 
     def shared(self, share: Share) -> Self:
         other = None if self.other is None else self.other.shared(share)
+        if self.apart:
+            run = share.run(self.count, 1)
+            return replace(self, count=run.stop - run.start, first=run.start, other=other)
         return replace(self, linear=self.linear.shared(share), other=other)
 
     @staticmethod
     def _bare(name: str) -> str:
         return name.removesuffix(".weight") if name.endswith(".weight") else "_".join(name.rsplit(".", 1))
+
+
+def _whole(tensor: StoredTensor) -> StoredTensor:
+    """Of one expert that nobody shares."""
+    axes = None if tensor.axes is None else tuple(replace(axis, unit=None, once=False) for axis in tensor.axes)
+    return replace(tensor, axes=axes, alone=False, same=tensor.same or axes is None)
 
 
 @dataclass(frozen=True)

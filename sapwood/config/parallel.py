@@ -32,6 +32,17 @@ class ParallelConfig:
         "-pp",
         metavar="N",
     )
+    enable_expert_parallel: bool = option(
+        False, "each expert is whole on one rank, instead of a part of each on all", "--enable-expert-parallel"
+    )
+    expert_parallel_size: int = option(
+        1,
+        "ranks that experts are spread over: 1, or as many as --tensor-parallel-size, which means --enable-expert-parallel",
+        "--expert-parallel-size",
+        "--ep-size",
+        "--ep",
+        metavar="N",
+    )
     data_parallel_size: int = option(
         1,
         "engines that hold the model each, behind one front that places requests by what their caches hold",
@@ -55,6 +66,10 @@ class ParallelConfig:
         return (self.tensor_parallel_size or 1) * self.pipeline_parallel_size
 
     @property
+    def experts_apart(self) -> bool:
+        return self.enable_expert_parallel or self.expert_parallel_size > 1
+
+    @property
     def replica(self) -> int:
         """Which of the engines this configuration is of."""
         return self.data_parallel_rank or 0
@@ -66,6 +81,16 @@ def check(options: ParallelConfig, kept: StoreConfig) -> None:
     for flag, number in (("--data-parallel-size", size), ("--pipeline-parallel-size", options.pipeline_parallel_size)):
         if number < 1:
             raise ConfigError(f"{flag} must be at least 1, got {number}.")
+    together, spread = options.tensor_parallel_size or 1, options.expert_parallel_size
+    if spread not in (1, together):
+        raise ConfigError(
+            f"--expert-parallel-size must be 1 or as many as --tensor-parallel-size ({together}), got {spread}: experts are spread over the "
+            "ranks that compute a layer together."
+        )
+    if options.experts_apart and together == 1:
+        raise ConfigError(
+            "--enable-expert-parallel spreads experts over ranks, and there is one: set --tensor-parallel-size."
+        )
     if size > 1 and rank is None:
         raise ConfigError(
             "--data-parallel-size: `sapwood serve` and AsyncLLM have several engines, and this is one; leave it out, or say which "

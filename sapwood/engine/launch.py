@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
+from sapwood.arch.apart import check as check_experts
 from sapwood.arch.encoder import media_of
 from sapwood.arch.foreign import Foreign
 from sapwood.arch.parts import Decoder
@@ -148,6 +149,8 @@ def _resolved(
 ) -> tuple[Config, tuple[Decision, ...], DraftModel | None]:
     """With the model that drafts, if there is one."""
     config, draft = _placed(config), draft_of(config, decoder, files, catalogue)
+    if config.parallel.experts_apart:
+        check_experts(decoder)
     if draft is not None and config.parallel.pipeline_parallel_size > 1:
         raise ConfigError(
             "--pipeline-parallel-size: a model or head that drafts runs beside the whole of another, which no stage has. Leave out one "

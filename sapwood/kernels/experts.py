@@ -32,7 +32,8 @@ Stacked = Tensor | StackedPlanes | Several
 @dataclass(frozen=True, eq=False)
 class Routed:
     """Experts: their weights, and how they are chosen; biases are in the dtype of plain weights, offsets of scores float32. With
-    `weighs_input` an expert's weight is of what it takes, and not of what it yields."""
+    `weighs_input` an expert's weight is of what it takes, and not of what it yields. Weights may be of some of the experts only, those
+    from `first` on; others yield nothing here."""
 
     selection: Selection
     activation: str
@@ -42,6 +43,7 @@ class Routed:
     down_bias_XO: Tensor | None = None
     offsets_X: Tensor | None = None
     weighs_input: bool = False
+    first: int = 0
 
 
 def select(logits_TX: Tensor, how: Selection, offsets_X: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -84,9 +86,10 @@ def _sparsemix(logits_TX: Tensor, how: Selection) -> tuple[Tensor, Tensor]:
 def compute(x_TE: Tensor, logits_TX: Tensor, how: Routed, gated: Callable[[Tensor, Any], Tensor]) -> Tensor:
     """y_TE: the weighted sum of what each row's experts yield for it, added up in float32, best expert first."""
     experts_TK, weights_TK = select(logits_TX, how.selection, how.offsets_X)
-    parts_TKE = torch.empty((*experts_TK.shape, how.down_XOI.shape[1]), dtype=torch.float32, device=x_TE.device)
-    for expert in experts_TK.unique().tolist():
-        t, k = (experts_TK == expert).nonzero(as_tuple=True)
+    parts_TKE = torch.zeros((*experts_TK.shape, how.down_XOI.shape[1]), dtype=torch.float32, device=x_TE.device)
+    local_TK, count = experts_TK - how.first, how.down_XOI.shape[0]
+    for expert in local_TK[(local_TK >= 0) & (local_TK < count)].unique().tolist():
+        t, k = (local_TK == expert).nonzero(as_tuple=True)
         rows, weight = x_TE[t], weights_TK[t, k, None]
         if how.weighs_input:
             rows = (rows * weight).to(x_TE.dtype)

@@ -155,6 +155,7 @@ class Experts(nn.Module):
             down_bias_XO=self.down.bias,
             offsets_X=None if self.offsets is None else self.offsets.weight,
             weighs_input=self._part.weighs_input,
+            first=self._part.gate_up.first,
         )
 
     def forward(

@@ -10,6 +10,7 @@ import torch
 
 from sapwood import kernels
 from sapwood.arch import draft_head
+from sapwood.arch.apart import FLAG, apart
 from sapwood.arch.foreign import Foreign
 from sapwood.arch.groups import fixed_of, joint_groups, kv_groups
 from sapwood.arch.network import Network
@@ -109,9 +110,12 @@ def portion(
         return decoder
     if not isinstance(decoder, Decoder):
         raise ConfigError("another library's modules (--model-impl) are not cut: leave out --tensor-parallel-size.")
+    if config.parallel.experts_apart and not find(config.device.device).can(Ability.HOST):
+        raise ConfigError(f"{FLAG}: on GPUs every rank has a part of each expert yet; leave it out.")
+    whole = apart(decoder) if config.parallel.experts_apart else decoder
     otherwise = _otherwise(files, kernels.choose(find(config.device.device).place))
-    choice = choice_of(decoder, config.model.quantization, choices.methods, otherwise)
-    return cast(D, shard(decoder, rank=mesh.rank, size=mesh.size, tensors=tensors_by(choice)))
+    choice = choice_of(whole, config.model.quantization, choices.methods, otherwise)
+    return cast(D, shard(whole, rank=mesh.rank, size=mesh.size, tensors=tensors_by(choice)))
 
 
 @torch.inference_mode()

@@ -29,7 +29,7 @@ FLAGS = """
     --speculative-model --speculative-draft-model-path --num-speculative-tokens --speculative-num-draft-tokens --prompt-lookup-min --load-format --log-format --log-level --log-requests --max-audio-seconds --max-body-bytes --max-cudagraph-capture-size --max-model-len
     --max-num-batched-tokens --max-num-seqs --max-prefill-tokens --max-queued-requests --max-running-requests
     --max-total-tokens --mem-fraction-static --metrics-compat --model --model-impl --model-path --otlp-traces-endpoint --overlap-depth --page-size --port --quantization --random-seed
-    --reasoning-parser --revision --state-bytes --state-dir --schedule-policy --scheduling-policy --seed --served-model-name --tensor-parallel-size --tp --tp-size -tp --pipeline-parallel-size --pp --pp-size -pp --data-parallel-size --dp --dp-size -dp --data-parallel-rank --thinking-budget --threads --tokenizer --tokenizer-path
+    --reasoning-parser --revision --state-bytes --state-dir --schedule-policy --scheduling-policy --seed --served-model-name --tensor-parallel-size --tp --tp-size -tp --enable-expert-parallel --expert-parallel-size --ep --ep-size --pipeline-parallel-size --pp --pp-size -pp --data-parallel-size --dp --dp-size -dp --data-parallel-rank --thinking-budget --threads --tokenizer --tokenizer-path
     --tool-call-parser --tool-parser
     --kv-store --kv-store-write --hicache-write-policy --kv-offloading-size --hicache-size --enable-hierarchical-cache
     --max-encoder-inputs --max-encoder-len
@@ -42,7 +42,7 @@ OFF_FLAGS = """
     --disable-cuda-graph --disable-jump-forward --disable-radix-cache --enforce-eager
     --no-constrained-json-disable-any-whitespace --no-cuda-graphs --no-jump-forward --no-enable-log-requests
     --no-enable-hierarchical-cache --no-hierarchical-cache
-    --no-share-prefixes --no-enable-prefix-caching --no-log-requests --no-prefix-caching
+    --no-enable-expert-parallel --no-expert-parallel --no-share-prefixes --no-enable-prefix-caching --no-log-requests --no-prefix-caching
 """.split()
 
 

@@ -1,0 +1,57 @@
+"""Engines whose experts are on ranks of their own say what one rank says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sapwood.base.errors import ConfigError
+from sapwood.config.flags import from_options
+from sapwood.engine.launch import launch
+from tests import models
+from tests.engine.whole import greedy, prompts_that_share
+
+PROMPTS = prompts_that_share(6)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return models.save("qwen2-moe", tmp_path_factory.mktemp("experts"))
+
+
+@pytest.fixture(scope="module")
+def wanted(model: Path) -> list[list[int]]:
+    return greedy(model, PROMPTS, device="cpu", threads=1)[0]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"enable_expert_parallel": True, "max_total_tokens": 320, "speculation": "ngram"},
+        pytest.param({"ep_size": 2, "pipeline_parallel_size": 2}, marks=pytest.mark.slow),
+    ],
+    ids=["preemption and drafts", "two stages"],
+)
+def test_two_ranks_say_what_one_says(model: Path, wanted: list[list[int]], options: dict[str, Any]) -> None:
+    found, engine = greedy(model, PROMPTS, device="cpu", threads=1, tensor_parallel_size=2, **options)
+    assert found == wanted
+    assert engine.stats().counters["cached_tokens"] > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"enable_expert_parallel": True}, "set --tensor-parallel-size"),
+        ({"ep_size": 3, "tensor_parallel_size": 2}, "must be 1 or as many as"),
+    ],
+)
+def test_what_is_refused(model: Path, options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        launch(from_options({"model": str(model), "device": "cpu", **options}))
+
+
+def test_a_model_without_experts_is_refused(tiny_model: Path) -> None:
+    with pytest.raises(ConfigError, match="has no experts"):
+        launch(from_options({"model": str(tiny_model), "device": "cpu", "tp": 2, "enable_expert_parallel": True}))
