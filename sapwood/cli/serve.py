@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sapwood.engine.spawn import Child
     from sapwood.hub.about import About
     from sapwood.hub.files import ModelFiles
+    from sapwood.images.gallery import Gallery
     from sapwood.server.door import Door
     from sapwood.text import TextModel
 
@@ -105,7 +106,7 @@ async def _with_engine(
     door: Door,
     config: Config,
     files: ModelFiles,
-    loading: asyncio.Task[tuple[TextModel, About]],
+    loading: asyncio.Task[tuple[TextModel, About, Gallery | str]],
     children: Sequence[Child],
     began: float,
 ) -> None:
@@ -123,9 +124,18 @@ async def _with_engine(
     async with AsyncExitStack() as until_ready, AsyncExitStack() as stack:
         await until_ready.enter_async_context(starting(door))
         engine = await stack.enter_async_context(start(config, children))
-        text, about = await loading
+        text, about, gallery = await loading
         engine.end_at(text.eos_ids)
-        app = create_app(engine, text, config, names, defaults=files.generation_config, traces=traces, about=about)
+        app = create_app(
+            engine,
+            text,
+            config,
+            names,
+            defaults=files.generation_config,
+            traces=traces,
+            about=about,
+            gallery=gallery,
+        )
         lean.trim()
         await until_ready.aclose()
         serving = asyncio.create_task(
@@ -142,16 +152,19 @@ async def _with_engine(
             await app.state.front.close()
 
 
-def _load(config: Config, files: ModelFiles, catalogue: Catalogue) -> tuple[TextModel, About]:
+def _load(config: Config, files: ModelFiles, catalogue: Catalogue) -> tuple[TextModel, About, Gallery | str]:
     """What the front needs of the model."""
     from sapwood.arch.families import declare
     from sapwood.arch.foreign import is_foreign
     from sapwood.hub.about import about
+    from sapwood.images.gallery import gallery_of
     from sapwood.text import TextModel
 
     foreign = is_foreign(config.model.model_impl, files.config, catalogue.families)
     decoder = None if foreign else declare(files.config, catalogue.families, methods=catalogue.methods)
-    return TextModel.configured(files, config.model, catalogue.formats), about(files, decoder)
+    text = TextModel.configured(files, config.model, catalogue.formats)
+    tower = None if decoder is None else decoder.encoder
+    return text, about(files, decoder), gallery_of(files, tower, text, config.sight)
 
 
 def _announce(url: str, name: str, facts: Facts, began: float, *, keyed: bool) -> None:

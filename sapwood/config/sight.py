@@ -26,7 +26,7 @@ class SightConfig:
         derived=False,
     )
     max_image_pixels: int = option(
-        64_000_000,
+        36_000_000,
         "most pixels of an image; more are refused before anything is decoded",
         "--max-image-pixels",
         metavar="N",

@@ -27,14 +27,6 @@ class Room:
         self._free = list(range(size, 0, -1))
         self._entries: OrderedDict[bytes, Entry] = OrderedDict()  # least recently used first
 
-    @property
-    def num_free(self) -> int:
-        return len(self._free)
-
-    @property
-    def num_entries(self) -> int:
-        return len(self._entries)
-
     def get(self, digest: bytes) -> Entry | None:
         return self._entries.get(digest)
 

@@ -112,9 +112,8 @@ class EncodeStake(Stake):
         self._room.clear()
 
     def gauges(self) -> tuple[Mapping[str, int], Mapping[str, float]]:
-        """Counters: media and positions that were encoded, and spans for which that was not needed. Gauges: rows in use."""
-        used = self._room.size - self._room.num_free
-        return {**self._counts, "encoder_evictions": self._room.num_evicted, "encoder_rows_used": used}, {}
+        """Media and positions that were encoded, spans for which that was not needed, results that made way."""
+        return {**self._counts, "encoder_evictions": self._room.num_evicted}, {}
 
 
 def _within(spans: Sequence[Span], start: int, end: int) -> Iterator[Span]:

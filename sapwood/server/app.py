@@ -23,6 +23,7 @@ from sapwood.base.errors import SapwoodError
 from sapwood.config import Config
 from sapwood.engine.client import EngineClient
 from sapwood.hub.about import About
+from sapwood.images.gallery import TEXT_ONLY, Gallery
 from sapwood.observe.exchange import Exchange
 from sapwood.observe.metrics import Metrics
 from sapwood.observe.observer import Observer, Traces
@@ -74,18 +75,21 @@ def create_app(
     registry: CollectorRegistry | None = None,
     traces: Traces | None = None,
     about: About | None = None,
+    gallery: Gallery | str = TEXT_ONLY,
     rooms: Sequence[Room] = ROOMS,
 ) -> Starlette:
     """The HTTP server of one engine, whose model has one name or several.
 
     `defaults` is the model's generation_config: its temperature, top_k, top_p, min_p and repetition_penalty serve
     requests that bring none. `registry` takes the metrics; one of its own by default. `traces` are
-    told of every request, clients of what is said `about` the model. Raises ConfigError for defaults that cannot be used.
+    told of every request, clients of what is said `about` the model. The `gallery` prepares images, or says why there is none. Raises ConfigError for defaults that cannot be used.
     """
     names = [model_names] if isinstance(model_names, str) else model_names
     metrics = Metrics(registry or CollectorRegistry(), model=names[0], engine=engine, peer=config.server.metrics_compat)
     observer = Observer(metrics, log_requests=config.server.log_requests, traces=traces)
-    front = Front(engine, text, config, names, observer=observer, defaults=defaults or {}, about=about or About())
+    front = Front(
+        engine, text, config, names, observer=observer, defaults=defaults or {}, about=about or About(), gallery=gallery
+    )
     placed: list[tuple[Route, Room]] = [(route, room) for room in rooms for route in room.placed(front)]
     placed.append((admin.index(front, [route for route, _ in placed]), Room(admin.routes)))
     placed = openapi.routes(front, opened(placed) if config.server.page else placed)

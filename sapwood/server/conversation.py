@@ -153,6 +153,8 @@ async def begin(front: Front, ask: Ask) -> Turn:
         limit_param=ask.limit_param,
         scoring=ask.scoring,
         shown=frozenset() if plain else front.text.markers(calls=toolbox is not None),
+        media=rendered.media,
+        spans=rendered.spans,
     )
     return Turn(front, ask, prompt, params, plain=plain, thoughts=rendered.thoughts, end_checks=end_checks)
 

@@ -11,6 +11,7 @@ from msgspec import Meta
 from sapwood.base.errors import RequestError
 from sapwood.server.body import field_error
 from sapwood.server.front import Talk
+from sapwood.server.pictures import picture
 
 Int = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
@@ -46,9 +47,17 @@ def texts_or_ids(given: str | Sequence[str | int | list[int]] | None, param: str
     raise RequestError(f"{param} must not mix strings, token ids and lists of token ids.", param=param)
 
 
-class ContentPart(msgspec.Struct):
+class ImageUrl(msgspec.Struct):
+    """`detail` is not looked at: an image has the size that the model's processor gives it."""
+
+    url: str
+    detail: str | None = None
+
+
+class ContentPart(msgspec.Struct, omit_defaults=True):
     type: str
     text: str | None = None
+    image_url: ImageUrl | str | None = None
 
 
 class Message(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -64,16 +73,22 @@ class Message(msgspec.Struct, kw_only=True, omit_defaults=True):
         where = f"messages[{index}].content"
         if self.content is None and self.role != "assistant":
             raise RequestError(f"{where} is missing.", param=where)
-        for part in self.content if isinstance(self.content, list) else ():
-            if part.type != "text" or part.text is None:
-                raise RequestError(
-                    f"{where}: a part of type {part.type!r} without text is not supported; this model takes text.",
-                    param=where,
-                )
+        parts = [_part(part, where) for part in self.content] if isinstance(self.content, list) else None
         for number, call in enumerate(self.tool_calls or ()):
             _check_call(call, f"messages[{index}].tool_calls[{number}]")
         message: dict[str, Any] = msgspec.to_builtins(self)
-        return message
+        return message if parts is None else message | {"content": parts}
+
+
+def _part(part: ContentPart, where: str) -> dict[str, Any]:
+    """A text, or an image. Raises RequestError for all others."""
+    if part.type == "text" and part.text is not None:
+        return {"type": "text", "text": part.text}
+    if part.type == "image_url":
+        return picture(part.image_url.url if isinstance(part.image_url, ImageUrl) else part.image_url, where)
+    raise RequestError(
+        f"{where}: a part of type {part.type!r} without text is not supported; this model takes text.", param=where
+    )
 
 
 def said(message: dict[str, Any], index: int) -> dict[str, Any]:

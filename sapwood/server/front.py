@@ -17,6 +17,7 @@ from starlette.types import Receive
 
 from sapwood import __version__
 from sapwood.base.errors import ConfigError, GrammarError, RequestError
+from sapwood.base.media import Media, Span
 from sapwood.base.sampling import MAX_FORBIDDEN, SamplingParams
 from sapwood.base.task import Generate
 from sapwood.base.tokens import check_ids
@@ -31,6 +32,7 @@ from sapwood.grammar.spellings import Asked
 from sapwood.grammar.vocabulary import spec_of
 from sapwood.grammar.words import first_words
 from sapwood.hub.about import About
+from sapwood.images.gallery import TEXT_ONLY, Gallery
 from sapwood.observe.observer import Observer
 from sapwood.server.auth import Guard
 from sapwood.server.deadlines import Deadlines
@@ -39,6 +41,7 @@ from sapwood.server.errors import ClientGone, respelled, with_param
 from sapwood.server.flights import Flights
 from sapwood.server.limits import Account
 from sapwood.server.passage import Passage
+from sapwood.server.pictures import gallery_for, pictures_in, without_urls
 from sapwood.server.prefixes import Stable
 from sapwood.server.store import Store
 from sapwood.server.turns import Turns
@@ -79,10 +82,12 @@ class Talk:
 
 
 class Rendered(NamedTuple):
-    """A conversation as a prompt, and whether an answer to it begins with thoughts."""
+    """A conversation as a prompt, whether an answer to it begins with thoughts, and its images with their places."""
 
     tokens: list[int]
     thoughts: Thoughts
+    media: tuple[Media, ...] = ()
+    spans: tuple[Span, ...] = ()
 
 
 def _numbers(generation_config: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,9 +116,10 @@ class Front:
         observer: Observer,
         defaults: Mapping[str, Any],
         about: About,
+        gallery: Gallery | str = TEXT_ONLY,
     ) -> None:
         self.engine = engine
-        self.text = text
+        self.text, self._gallery = text, gallery
         self.config = config
         self.model_names = tuple(model_names)
         self.observer, self.metrics = observer, observer.metrics
@@ -317,7 +323,9 @@ class Front:
 
     async def render(self, talk: Talk, *, tools: list[dict[str, Any]] | None = None) -> Rendered:
         """A conversation by the model's template, with what its client changes often behind what it does not."""
-        talk = replace(talk, messages=self._stable(talk.messages))
+        pictures = pictures_in(talk.messages)
+        media = await gallery_for(self._gallery, pictures).media(pictures) if pictures else []
+        talk = replace(talk, messages=self._stable(without_urls(talk.messages) if pictures else talk.messages))
 
         def rendered() -> Rendered:
             # Of the rest a template may leave out what does not fit.
@@ -330,10 +338,11 @@ class Front:
                 continue_final=talk.continues,
                 template_kwargs=talk.template,
             )
-            return Rendered(
-                self.text.encode(text, add_special=talk.add_special),
-                self.text.thoughts(text, continues=talk.continues),
-            )
+            tokens, spans = self.text.encode(text, add_special=talk.add_special), list[Span]()
+            if pictures:
+                tokens, spans = gallery_for(self._gallery, pictures).placed(tokens, media, pictures[0][1])
+            thoughts = self.text.thoughts(text, continues=talk.continues)
+            return Rendered(tokens, thoughts, tuple(media), tuple(spans))
 
         size = _weight([talk.messages, tools, talk.template], enough=_SHORT + 1)
         return await self._off_loop(rendered, size, talk.param)

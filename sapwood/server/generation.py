@@ -14,7 +14,7 @@ import numpy as np
 from sapwood.base.cursor import came_true
 from sapwood.base.drafts import Drafted
 from sapwood.base.errors import RequestError, SapwoodError
-from sapwood.base.media import Media
+from sapwood.base.media import Media, Span
 from sapwood.base.plan import TokenLogprobs
 from sapwood.base.sampling import SamplingParams
 from sapwood.base.task import GENERATE, Task
@@ -35,7 +35,7 @@ class Prompt:
 
     `param` and `limit_param` are what the caller calls the prompt and the most tokens to generate. `scoring` asks for the prompt's logprobs only: one token is generated, as the engine needs, and dropped.
     `shown` are the special tokens that are part of an output's text all the same, since they structure it. `names` are what it
-    may be aborted by. A `task` that is no generation is scoring too. `media` are what its encoder is fed with.
+    may be aborted by. A `task` that is no generation is scoring too. `media` are what its encoder is fed with, and stand where `spans` say.
     """
 
     tokens: list[int]
@@ -48,6 +48,7 @@ class Prompt:
     names: tuple[str, ...] = ()
     task: Task = GENERATE
     media: tuple[Media, ...] = ()
+    spans: tuple[Span, ...] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -256,6 +257,7 @@ class _Feed:
                 checked=True,
                 task=prompt.task,
                 media=prompt.media,
+                spans=prompt.spans,
             )
             self._front.flights.add(run.stream, prompt.names)
         except RequestError as error:

@@ -38,9 +38,13 @@ def ordered(messages: list[Message]) -> list[Message]:
 
 
 def text_of(message: Message) -> str:
-    """The text of a message, or of its parts."""
+    """The text of a message, or of its parts that are text."""
     content = message.get("content")
-    return "\n".join(part["text"] for part in content) if isinstance(content, list) else content or ""
+    return (
+        "\n".join(part["text"] for part in content if part["type"] == "text")
+        if isinstance(content, list)
+        else content or ""
+    )
 
 
 def _with(message: Message, more: Message) -> Message:

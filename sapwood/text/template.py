@@ -205,12 +205,12 @@ def _read(path: Path) -> str:
 
 
 def _checked(message: Any, index: int) -> Message:
-    """A message that has a role, and content that is text or parts of text."""
+    """A message that has a role, and content that is text or parts, of text or for images."""
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise RequestError(f"messages[{index}] must be an object with a role.", param="messages")
     content = message.get("content")
     for part in content if isinstance(content, list) else ():
-        if not (isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)):
+        if not (isinstance(part, dict) and (part == _IMAGE or _is_text(part))):
             kind = part.get("type") if isinstance(part, dict) else type(part).__name__
             raise RequestError(
                 f"messages[{index}].content has a part of type {kind!r}; this model takes text only.", param="messages"
@@ -218,6 +218,14 @@ def _checked(message: Any, index: int) -> Message:
     if content is not None and not isinstance(content, str | list):
         raise RequestError(f"messages[{index}].content must be a string or a list of parts.", param="messages")
     return message
+
+
+_IMAGE: Message = {"type": "image"}
+"""A part that is a place for one."""
+
+
+def _is_text(part: Message) -> bool:
+    return part.get("type") == "text" and isinstance(part.get("text"), str)
 
 
 def _message(message: Message, takes_parts: Container[str]) -> Message:
@@ -228,6 +236,11 @@ def _message(message: Message, takes_parts: Container[str]) -> Message:
     if content is None:
         changed["content"] = ""
     elif isinstance(content, list) and message["role"] not in takes_parts:
+        if _IMAGE in content:
+            raise RequestError(
+                f"the model's chat template takes no images in messages of the role {message['role']!r}: send them as a user's.",
+                param="messages",
+            )
         changed["content"] = text_of(message)
     thoughts = next((said for name in _THOUGHTS if isinstance(said := message.get(name), str)), None)
     if thoughts is not None:
@@ -246,9 +259,11 @@ def _marked(messages: list[Message]) -> list[Message]:
         return messages
     *others, last = messages
     content = last.get("content")
-    if isinstance(content, list) and content:
+    if isinstance(content, list) and content and _is_text(content[-1]):
         final = {**content[-1], "text": content[-1]["text"] + _END}
         return [*others, {**last, "content": [*content[:-1], final]}]
+    if isinstance(content, list):
+        return [*others, {**last, "content": [*content, {"type": "text", "text": _END}]}]
     return [*others, {**last, "content": (content or "") + _END}]
 
 

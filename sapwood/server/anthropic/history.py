@@ -9,6 +9,7 @@ import msgspec
 
 from sapwood.base.errors import RequestError
 from sapwood.server.front import Talk
+from sapwood.server.pictures import inline, joined, picture
 
 
 class GivenBlock(msgspec.Struct, kw_only=True):
@@ -23,6 +24,7 @@ class GivenBlock(msgspec.Struct, kw_only=True):
     tool_use_id: str | None = None
     content: str | list[GivenBlock] | None = None
     is_error: bool | None = None
+    source: dict[str, Any] | None = None
 
 
 class GivenMessage(msgspec.Struct, kw_only=True):
@@ -74,7 +76,7 @@ class _History:
             self.told.append(part)
             return
         for field in ("content", "reasoning_content"):
-            if both := "\n".join(filter(None, (last.get(field), part.get(field)))):
+            if both := joined(last.get(field), part.get(field)):
                 last[field] = both
         if calls := [*last.get("tool_calls", ()), *part.get("tool_calls", ())]:
             last["tool_calls"] = calls
@@ -83,11 +85,21 @@ class _History:
         """What a user says, in order: results of tools, and text."""
         for index, block in enumerate(blocks):
             at = f"{where}[{index}]"
+            if block.type == "image":
+                yield {"role": "user", "content": [_picture(block, at)]}
+                continue
             if block.type != "tool_result":
                 yield {"role": "user", "content": _text_of(block, at)}
                 continue
-            text, call = _text(block.content or "", f"{at}.content"), _given(block, "tool_use_id", at)
-            told = {"role": "tool", "tool_call_id": call, "content": f"Error: {text}" if block.is_error else text}
+            shown = _result(block.content or "", f"{at}.content")
+            call = _given(block, "tool_use_id", at)
+            told = {
+                "role": "tool",
+                "tool_call_id": call,
+                "content": joined("Error:", shown) if block.is_error else shown,
+            }
+            if block.is_error and isinstance(shown, str):
+                told["content"] = f"Error: {shown}"
             yield told | ({"name": self._names[call]} if call in self._names else {})
 
     def _answered(self, blocks: Sequence[GivenBlock], where: str) -> dict[str, Any]:
@@ -113,6 +125,28 @@ class _History:
         if calls:
             message["tool_calls"] = calls
         return message
+
+
+def _picture(block: GivenBlock, at: str) -> dict[str, Any]:
+    source = block.source or {}
+    match source.get("type"):
+        case "base64":
+            return inline(source.get("data"), at, source.get("media_type", "image/png"))
+        case "url":
+            return picture(source.get("url"), at)
+    raise RequestError(f"{at}: a source of an image is of type base64 or url.", param=at)
+
+
+def _result(content: str | Sequence[GivenBlock], where: str) -> str | list[dict[str, Any]]:
+    """Of a tool: text, or parts where there are images."""
+    if isinstance(content, str) or not any(block.type == "image" for block in content):
+        return _text(content, where)
+    return [
+        _picture(block, f"{where}[{index}]")
+        if block.type == "image"
+        else {"type": "text", "text": _text_of(block, f"{where}[{index}]")}
+        for index, block in enumerate(content)
+    ]
 
 
 def _text(content: str | Sequence[GivenBlock], where: str) -> str:

@@ -60,7 +60,7 @@ def routes(front: Front) -> list[Described]:
 
 
 def _talk(body: GenerateBody) -> Talk:
-    messages = [GivenMessage(role="user", content=body.prompt)]
+    messages = [GivenMessage(role="user", content=body.prompt, images=body.images)]
     if body.system:
         messages.insert(0, GivenMessage(role="system", content=body.system))
     return talk_of(messages, body.template(), param="prompt")
@@ -94,7 +94,7 @@ async def _turn(front: Front, ask: Ask, wording: Wording, begun: float) -> tuple
 
 async def _raw(front: Front, body: GenerateBody, wording: Wording, begun: float) -> tuple[Output, Speaker]:
     """A prompt as it stands, and what follows as it is."""
-    for name in ("system", "think"):
+    for name in ("system", "think", "images"):
         if getattr(body, name):
             raise RequestError(f"{name}: a prompt without a template has no place for it; leave it out.", param=name)
     prediction = await predicted(front, predicted_text(body.prediction))

@@ -8,12 +8,16 @@ from typing import Any
 from sapwood.base.errors import RequestError
 from sapwood.server.front import Talk
 from sapwood.server.ollama.protocol import GivenMessage
+from sapwood.server.pictures import inline, joined
 
 
 def talk_of(messages: Sequence[GivenMessage], template: dict[str, Any], *, param: str = "messages") -> Talk:
     """The conversation. A last message of the assistant is continued. Raises RequestError naming the field."""
     history = _History()
-    told = [history.told(message, f"messages[{index}]") for index, message in enumerate(messages)]
+    told = [
+        history.told(message, f"messages[{index}]." if param == "messages" else "")
+        for index, message in enumerate(messages)
+    ]
     resumes = messages[-1].role == "assistant" and not messages[-1].tool_calls
     return Talk(messages=told, continues=resumes, answers=not resumes, template=template, param=param)
 
@@ -26,11 +30,12 @@ class _History:
         self._unanswered: list[tuple[str, str]] = []  # id and name
 
     def told(self, message: GivenMessage, at: str) -> dict[str, Any]:
-        if message.images:
-            raise RequestError(f"{at}.images: images are not supported; this model takes text.", param=f"{at}.images")
-        if message.content is None and message.role != "assistant":
-            raise RequestError(f"{at}.content is missing.", param=f"{at}.content")
+        if message.content is None and not message.images and message.role != "assistant":
+            raise RequestError(f"{at}content is missing.", param=f"{at}content")
         told: dict[str, Any] = {"role": message.role, "content": message.content or ""}
+        if message.images:
+            shown = [inline(data, f"{at}images") for data in message.images]
+            told["content"] = joined(shown, message.content)
         if message.thinking:
             told["reasoning_content"] = message.thinking
         if message.tool_calls:

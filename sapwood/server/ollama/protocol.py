@@ -20,11 +20,9 @@ from sapwood.server.refusals import Refused, Table, refuse
 from sapwood.server.thinking import Budget, template_fields
 
 _TEMPLATE = Refused("start the server with --chat-template")
-_IMAGES = Refused("this model takes text")
-CHAT: Table = {"template": _TEMPLATE, "images": _IMAGES}
+CHAT: Table = {"template": _TEMPLATE, "images": Refused("give them with a message")}
 GENERATE: Table = {
     "template": _TEMPLATE,
-    "images": _IMAGES,
     "suffix": Refused("put what surrounds the gap into the prompt, with raw: true"),
     "context": Refused("send the conversation as messages to /api/chat"),
     **dict.fromkeys(("width", "height", "steps"), Refused("this model makes text")),
@@ -152,6 +150,7 @@ class GenerateBody(Asking, kw_only=True):
 
     prompt: str | None = None
     system: str | None = None
+    images: list[Any] | None = None
     raw: bool | None = None
 
 

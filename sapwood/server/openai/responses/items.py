@@ -13,6 +13,7 @@ import msgspec
 
 from sapwood.base.errors import RequestError
 from sapwood.server.body import field_error
+from sapwood.server.pictures import picture
 
 Item = dict[str, Any]
 
@@ -28,6 +29,8 @@ class Part(msgspec.Struct, kw_only=True):
     type: str
     text: str | None = None
     refusal: str | None = None
+    image_url: str | None = None
+    file_id: str | None = None
 
 
 class Said(msgspec.Struct, kw_only=True):
@@ -187,6 +190,9 @@ def _content(content: str | list[Part], where: str) -> str | list[dict[str, Any]
         return content
     parts = []
     for index, part in enumerate(content):
+        if part.type == "input_image":
+            parts.append(picture(part.image_url, f"{where}[{index}]"))
+            continue
         text = part.refusal if part.type == "refusal" else part.text
         if part.type not in _TEXTS or text is None:
             raise RequestError(
@@ -194,11 +200,16 @@ def _content(content: str | list[Part], where: str) -> str | list[dict[str, Any]
                 param=f"{where}[{index}]",
             )
         parts.append({"type": "text", "text": text})
-    return parts[0]["text"] if len(parts) == 1 else parts
+    return parts[0]["text"] if len(parts) == 1 and parts[0]["type"] == "text" else parts
 
 
 def _flat(content: str | list[dict[str, Any]]) -> str:
-    return content if isinstance(content, str) else "\n".join(part["text"] for part in content)
+    """Of instructions, which are text."""
+    if isinstance(content, str):
+        return content
+    if (shown := next((part for part in content if part["type"] == "image"), None)) is not None:
+        raise RequestError(f"{shown['at']}: instructions have no images; send it as a user's.", param=shown["at"])
+    return "\n".join(part["text"] for part in content)
 
 
 def _unsealed(sealed: str, where: str) -> str:

@@ -1,0 +1,141 @@
+"""Room for results, what is encoded when, and where tokens stand among rotary positions: on the host alone."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+
+from sapwood.base.media import Media, Span
+from sapwood.base.packing import pack_plan, unpack_plan
+from sapwood.base.plan import Embed, Encode, Plan
+from sapwood.base.request import Request
+from sapwood.base.sampling import SamplingParams
+from sapwood.base.slots import Slots
+from sapwood.base.stake import Refusal
+from sapwood.draft import DraftStake
+from sapwood.encode import EncodeStake, Room
+from sapwood.encode.stake import columns
+from tests.sim.drafter import ToyDrafter
+from tests.sim.world import World, expected
+
+
+def image(seed: int, length: int, **arrays: np.ndarray) -> Media:
+    return Media.of("image", {"pixels": np.full(3, seed, np.float32), **arrays}, length)
+
+
+def request(prompt_len: int, media: list[Media], spans: list[Span]) -> Request:
+    tokens = np.full(prompt_len, 7, np.int32)
+    return Request(1, tokens, SamplingParams(), limit=99, media=media, spans=spans)
+
+
+def turned(rows: int, columns: int) -> Media:
+    turns = np.stack([np.zeros(rows * columns), np.repeat(np.arange(rows), columns), np.tile(np.arange(columns), rows)])
+    return image(0, rows * columns, turns=turns.astype(np.int32))
+
+
+def test_three_positions() -> None:
+    one = request(12, [turned(2, 3)], [Span(2, 6, 0)])
+    more_3P, behind = columns(one)
+    assert more_3P is not None
+    places = (more_3P + np.arange(12)).tolist()
+    assert places == [
+        [0, 1, 2, 2, 2, 2, 2, 2, 5, 6, 7, 8],
+        [0, 1, 2, 2, 2, 3, 3, 3, 5, 6, 7, 8],
+        [0, 1, 2, 3, 4, 2, 3, 4, 5, 6, 7, 8],
+    ]
+    assert behind == 9 - 12
+    assert columns(request(4, [image(0, 2)], [Span(1, 2, 0)])) == (None, 0)
+    assert columns(request(4, [], [])) == (None, 0)
+
+
+def test_room_gives_way_by_use() -> None:
+    room = Room(10)
+    first, second = room.add(b"a", 4, 1), room.add(b"b", 4, 1)
+    assert sorted([*first, *second]) == sorted(set(range(1, 11)) & {*first, *second}) and room.taken(1) == 8
+    room.use(b"a", 2)
+    third = room.add(b"c", 6, 3)
+    assert room.get(b"b") is None and room.get(b"a") is not None and not {*first} & {*third}
+    assert room.num_evicted == 1 and room.taken(3) == 6 and room.taken(2) == 4
+    room.clear()
+    assert len(room.add(b"d", 10, 4)) == 10
+
+
+class Watched(World):
+    """A world that sees, whose plans cross a border, and are checked."""
+
+    def __init__(self, room: int, budget: int, *, truth: float | None = None, **options: object) -> None:
+        self.rows: dict[int, bytes] = {}  # what lies in each row of the device
+        self.standing: dict[tuple[int, int], int] = {}
+        self.most_encoded = 0
+
+        def stakes(slots: Slots) -> tuple[EncodeStake | DraftStake, ...]:
+            self.encoding = EncodeStake(slots, Room(room), budget=budget)
+            drafter = ToyDrafter(lambda one: [7] * 50, truth=truth or 0.5, vocab_size=50)
+            return (self.encoding, *(() if truth is None else (DraftStake(slots, (drafter,), most=3),)))
+
+        super().__init__(stakes=stakes, **options)  # type: ignore[arg-type]
+
+    def check_plan(self, plan: Plan) -> None:
+        """Every position of a span that is computed finds its own result there."""
+        super().check_plan(plan)
+        plan = unpack_plan(pack_plan(plan))
+        if (encode := plan.part(Encode)) is not None:
+            self.most_encoded = max(self.most_encoded, sum(one.length for one in encode.media))
+            for medium, rows in zip(encode.media, encode.rows, strict=True):
+                assert len(set(rows.tolist())) == medium.length and rows.min() >= 1
+                self.rows |= {row: medium.digest + bytes((at,)) for at, row in enumerate(rows.tolist())}
+        if (embed := plan.part(Embed)) is not None:
+            for seat in embed.seats:
+                self.standing = {place: row for place, row in self.standing.items() if place[0] != seat.slot}
+            for stretch in embed.stretches:
+                for at, row in enumerate(stretch.tokens.tolist(), stretch.start):
+                    self.standing[stretch.slot, at] = row
+        for slot, start, count in zip(
+            plan.slots_R.tolist(), plan.starts_R.tolist(), plan.counts_R.tolist(), strict=True
+        ):
+            one = self.slots.of(slot)
+            for span in one.spans:
+                for at in range(max(span.start, start), min(span.end, start + count)):
+                    wanted = one.media[span.index].digest + bytes((span.offset + at - span.start,))
+                    assert self.rows[self.standing[slot, at]] == wanted
+
+
+def crowd(world: World, seed: int) -> list[tuple[int, int, int]]:
+    rng = random.Random(seed)
+    added = []
+    for _ in range(14):
+        prompt, media, spans = [rng.randrange(1, 50) for _ in range(rng.randint(1, 5))], list[Media](), list[Span]()
+        for _ in range(rng.randint(0, 3)):
+            kind = rng.randrange(5)
+            media.append(image(kind, 4 + 2 * kind))
+            half = media[-1].length // 2
+            for offset in (0, half):
+                spans.append(Span(len(prompt), half, len(media) - 1, offset))
+                prompt += [7] * half + [rng.randrange(1, 50) for _ in range(rng.randint(1, 4))]
+        length = rng.randint(1, 12)
+        added.append((world.add(prompt, length, media=media, spans=spans), len(prompt), length))
+        world.step()
+    world.run()
+    for id, prompt_len, length in added:
+        tokens = world.requests[id].spelled[:prompt_len].tolist()
+        assert world.output[id] == expected(tokens, prompt_len + length, (), 50)
+    return added
+
+
+def test_what_is_computed_finds_its_results() -> None:
+    """Little and much room, small and large budgets, steps and pages, with drafts and without."""
+    for seed, (room, budget, tokens, pages) in enumerate(
+        [(12, 4, 8, 64), (30, 100, 16, 64), (14, 12, 5, 40), (200, 20, 16, 40)]
+    ):
+        world = Watched(
+            room, budget, truth=(None, 0.7)[seed % 2], drafting=3, max_num_batched_tokens=tokens, num_pages=pages
+        )
+        crowd(world, seed)
+        assert world.most_encoded <= max(budget, 12)
+
+
+def test_more_than_there_is_room_for() -> None:
+    stake = EncodeStake(Slots(1, 20), Room(3), budget=100)
+    assert isinstance(stake.ready(request(5, [image(0, 4)], [Span(0, 4, 0)])), Refusal)
+    assert not isinstance(stake.ready(request(5, [image(0, 3)], [Span(0, 3, 0)])), Refusal)
