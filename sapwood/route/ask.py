@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import cached_property
+from typing import Any
 
 import msgspec
 
@@ -119,6 +120,16 @@ class Ask:
     def _prompt(self) -> bytes:
         fields = self._fields
         return b"".join(bytes(fields[name]) for name in (*_OPENING, *_PROMPT) if name in fields)
+
+    @cached_property
+    def document(self) -> Mapping[str, Any]:
+        """The whole body, {} of a form; not to be changed. Raises RequestError (400) where it is no JSON object."""
+        if self.is_form:
+            return {}
+        try:
+            return msgspec.json.decode(self.body, type=dict[str, Any])
+        except msgspec.DecodeError as error:
+            raise RequestError(f"The body is no JSON object: {error}.", code="invalid_json") from error
 
     def changed(self, body: bytes) -> Ask:
         """The same request with another body, which is JSON."""

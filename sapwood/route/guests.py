@@ -6,10 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
-import msgspec
 from aiohttp import web
 
-from sapwood.base.errors import RequestError
 from sapwood.route.ask import Ask
 
 
@@ -83,13 +81,3 @@ class Guest(Protocol):
 
 
 Guests = Sequence[Guest]
-
-
-def document(ask: Ask) -> dict[str, Any]:
-    """The whole body of a request, {} of a form. Raises RequestError (400) where it is no JSON object."""
-    if ask.is_form:
-        return {}
-    try:
-        return msgspec.json.decode(ask.body, type=dict[str, Any])
-    except msgspec.DecodeError as error:
-        raise RequestError(f"The body is no JSON object: {error}.", code="invalid_json") from error

@@ -390,3 +390,21 @@ def test_vectors_of_other_models_and_nonsense_are_no_vectors() -> None:
 def test_what_is_wrong_is_named(raw: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         checked({"server": [{"url": "http://a"}], **raw}, "t.toml")
+
+
+def test_what_a_name_stands_for_is_what_was_measured() -> None:
+    table = {
+        "model": {"quick": {"to": ["gone", "m"]}},
+        "auto": {"auto": {"to": ["quick"], "rule": []}},
+        "about": {"m": {"input": 2, "first": 5}},
+    }
+
+    async def case() -> None:
+        async with routed(Mock("m"), table=table) as (client, _):
+            before = (await posted(client, ask("x"), "/route/explain"))[1]["expected"]["quick"]
+            assert before["at_hand"] and before["seconds"] == 5 and before["cost"] > 0
+            await posted(client, ask("x"))
+            after = (await posted(client, ask("x"), "/route/explain"))[1]["expected"]["quick"]
+            assert 0 < after["seconds"] < 5
+
+    run(case())

@@ -19,7 +19,7 @@ from sapwood.route.context.shapes import Message
 from sapwood.route.context.summary import Summaries
 from sapwood.route.context.table import ANY, Context, Step
 from sapwood.route.fleet import Fleet
-from sapwood.route.guests import Answered, Passing, document
+from sapwood.route.guests import Answered, Passing
 from sapwood.route.inner import Inner
 
 _PATHS = frozenset(("/v1/chat/completions", "/v1/messages"))
@@ -72,13 +72,13 @@ class Histories:
         context = self._of(name)
         if context is None or len(passing.ask.body) * _MOST_BYTES_A_TOKEN <= context.budget:
             return None
-        body = document(passing.ask)
+        body = passing.ask.document
         messages = body.get("messages")
         if not isinstance(messages, list) or not all(isinstance(one, dict) for one in messages):
             return None  # the server will say what is wrong
         done = await self._done(messages, body, context, name, passing.tenant)
         if done.steps:
-            passing.ask = passing.ask.changed(msgspec.json.encode(body | {"messages": done.messages}))
+            passing.ask = passing.ask.changed(msgspec.json.encode({**body, "messages": done.messages}))
             passing.told["x-sapwood-context"] = done.shown()
         return None
 

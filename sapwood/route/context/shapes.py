@@ -33,7 +33,7 @@ def calls(message: Message) -> list[Call]:
     """The tools that a message calls."""
     found = []
     for call in _list(message.get("tool_calls")):
-        function = call.get("function") or call.get("custom") or {}
+        function = next((given for name in ("function", "custom") if isinstance(given := call.get(name), dict)), {})
         found.append(
             Call(str(call.get("id", "")), f"{function.get('name')} {function.get('arguments', function.get('input'))}")
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ import msgspec
 from aiohttp import web
 
 from sapwood.route.fleet import Fleet
-from sapwood.route.guests import Answered, Passing, document
+from sapwood.route.guests import Answered, Passing
 from sapwood.route.inner import Unanswered
 from sapwood.route.semantic.auto import Meant
 from sapwood.route.semantic.meanings import Floats, Meanings
@@ -75,7 +75,7 @@ class KeptAnswers:
         options = self._options()
         if options is None or passing.ask.model not in options.models or passing.ask.path not in _PATHS:
             return None
-        place = _place(document(passing.ask), passing, options)
+        place = _place(passing.ask.document, passing, options)
         if place is None:
             return None
         self._forget_old(options)
@@ -167,7 +167,7 @@ def _is_whole(body: bytes, content_type: str) -> bool:
     return True
 
 
-def _place(body: dict[str, Any], passing: Passing, options: Answers) -> _Place | None:
+def _place(body: Mapping[str, Any], passing: Passing, options: Answers) -> _Place | None:
     """Where an answer to this request would be kept; None if it is not."""
     if body.get("tools") or body.get("functions") or body.get("n") not in (None, 1) or body.get("store"):
         return None
@@ -182,10 +182,10 @@ def _place(body: dict[str, Any], passing: Passing, options: Answers) -> _Place |
     return _Place(hashlib.blake2b(msgspec.json.encode(same, order="deterministic"), digest_size=32).digest(), text)
 
 
-def _parted(body: dict[str, Any]) -> tuple[dict[str, Any], str] | None:
+def _parted(body: Mapping[str, Any]) -> tuple[dict[str, Any], str] | None:
     """A request without the last thing that the user says, and that."""
     if isinstance(prompt := body.get("prompt"), str):
-        return body | {"prompt": ""}, prompt
+        return {**body, "prompt": ""}, prompt
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages or not isinstance(messages[-1], dict):
         return None
@@ -202,4 +202,4 @@ def _parted(body: dict[str, Any]) -> tuple[dict[str, Any], str] | None:
         content = content[0].get("text")
     if not isinstance(content, str):
         return None
-    return body | {"messages": [*messages[:-1], {**last, "content": ""}]}, content
+    return {**body, "messages": [*messages[:-1], {**last, "content": ""}]}, content

@@ -13,7 +13,7 @@ from aiohttp import web
 from sapwood.base.errors import RequestError
 from sapwood.route.ask import Ask
 from sapwood.route.fleet import Fleet
-from sapwood.route.guests import Answered, Passing, document
+from sapwood.route.guests import Answered, Passing
 from sapwood.route.inner import Inner, Unanswered
 from sapwood.route.semantic.decide import Bounds, Decision, decide
 from sapwood.route.semantic.meanings import Meanings, Served
@@ -50,11 +50,14 @@ class Meant:
     def warm(self) -> None:
         """Have the vectors of all examples made that are not there, beside whatever else goes on."""
         meanings = self.now()
-        for signal in self._fleet.table.signal.values():
-            if meanings is not None and isinstance(signal, Examples):
-                for texts in filter(None, (signal.like, signal.unlike)):
-                    with contextlib.suppress(Unanswered):
-                        meanings.examples(texts)
+        if meanings is None:
+            return
+        signals = [signal for signal in self._fleet.table.signal.values() if isinstance(signal, Examples)]
+        wanted = {texts for signal in signals for texts in (signal.like, signal.unlike) if texts}
+        meanings.forget_all_but(wanted)
+        for texts in wanted:
+            with contextlib.suppress(Unanswered):
+                meanings.examples(texts)
 
 
 class Look:
@@ -89,7 +92,9 @@ class Known:
         return any(self._fleet.able(name) for name in self._fleet.names(model))
 
     def expected(self, model: str) -> Expected:
-        return expected(model, self._question, self._fleet.table.about, self._measures)
+        names = self._fleet.names(model)
+        first = next((name for name in names if self._fleet.able(name)), names[0])
+        return expected(model, self._question, self._fleet.table.about, self._measures, first)
 
 
 class Rules:
@@ -105,7 +110,7 @@ class Rules:
         if auto is None:
             return None
         began = perf_counter()
-        question = Question(document(passing.ask))
+        question = Question(passing.ask.document)
         look, known = self._looks(question)
         decision = await decide(auto, look.see, known, bounds(passing.headers), look.slow)
         decision = self._staying.settled(decision, name, auto, passing.ask, question, passing.tenant, known.at_hand)
@@ -124,7 +129,7 @@ class Rules:
 
     async def explain(self, request: web.Request, tenant: str) -> web.Response:
         """All signals of a request and what would become of it, without asking any model to answer."""
-        body = document(Ask(request.path, await request.read(), request.headers))
+        body = Ask(request.path, await request.read(), request.headers).document
         name = str(body.get("model") or "auto")
         auto = self._fleet.table.auto.get(name)
         if auto is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from time import monotonic
 from typing import Protocol
 
@@ -95,6 +95,10 @@ class Meanings:
             task = self._learning[texts] = asyncio.get_running_loop().create_task(self._learn(texts))
             task.add_done_callback(lambda _: self._learning.pop(texts, None))
         raise Unanswered("the examples' vectors are not there yet")
+
+    def forget_all_but(self, wanted: Collection[tuple[str, ...]]) -> None:
+        """Keep vectors of these examples only."""
+        self._examples = {texts: found for texts, found in self._examples.items() if texts in wanted}
 
     async def learnt(self, texts: tuple[str, ...]) -> bool:
         """Wait for the vectors of examples; whether they are there."""

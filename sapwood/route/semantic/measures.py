@@ -52,12 +52,15 @@ class Expected(NamedTuple):
     seconds: float | None
 
 
-def expected(model: str, question: Question, about: Mapping[str, About], measures: Measures) -> Expected:
-    """What a model would take for a question: what was measured, else what the table says."""
-    one = about.get(model, _UNKNOWN)
+def expected(
+    model: str, question: Question, about: Mapping[str, About], measures: Measures, stands_for: str | None = None
+) -> Expected:
+    """What a model would take for a question: what was measured, else what the table says, of it or of what its name stands for."""
+    stands_for = stands_for or model
+    one = about.get(model) or about.get(stands_for, _UNKNOWN)
     answer = question.answer(one.answer)
     cost = (question.tokens * one.input + answer * one.output) / _MILLION
-    if (seen := measures.of(model)) is not None:
+    if (seen := measures.of(stands_for)) is not None:
         return Expected(cost, seen.whole)
     if one.first is None and one.per_second is None:
         return Expected(cost, None)

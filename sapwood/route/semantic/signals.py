@@ -27,6 +27,7 @@ from sapwood.route.semantic.table import (
     Size,
     Words,
 )
+from sapwood.route.sizes import estimated
 
 _LONGEST_LABELLED = 4000  # characters that a classifier is given
 
@@ -95,7 +96,7 @@ def _size(signal: Size, question: Question) -> Found:
         case _, "all":
             size = question.tokens
         case _, part:
-            size = len(getattr(question, part).encode()) * 2 // 7
+            size = estimated(getattr(question, part))
     holds = size >= signal.at_least and (signal.at_most is None or size <= signal.at_most)
     return Found(holds, float(holds), f"{size} {signal.unit}")
 

@@ -7,7 +7,7 @@ import msgspec
 from aiohttp import web
 
 from sapwood.route.fleet import Fleet
-from sapwood.route.guests import Answered, Passing, document
+from sapwood.route.guests import Answered, Passing
 from sapwood.route.semantic.table import APPLY
 from sapwood.route.sizes import estimated
 
@@ -30,7 +30,7 @@ class Standing:
             return None
         if ask.is_form and ask.model is None:
             return None  # there is no place in it for a name
-        body = document(ask)
+        body = ask.document
         if by_size:
             size = estimated(str(body.get("code", "")))
             model = next(one.model for one in table.apply if one.up_to is None or size <= one.up_to)
@@ -40,7 +40,7 @@ class Standing:
         if ask.is_form:
             passing.models = (model,)
         else:
-            passing.ask = ask.changed(msgspec.json.encode(body | {"model": model}))
+            passing.ask = ask.changed(msgspec.json.encode({**body, "model": model}))
         passing.told["x-sapwood-rule"] = f"{model}; {why}"
         return None
 
