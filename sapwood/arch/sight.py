@@ -7,6 +7,7 @@ with the float32 `normal`, [factor, 3 means, 3 deviations]: a value is (pixel * 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
@@ -34,9 +35,9 @@ class Tower(Encoder, Leaf):
         """Names and shapes of the module's weights."""
         raise NotImplementedError
 
-    @property
-    def largest(self) -> tuple[Sizes, int]:
-        """The shape of the pixels of an image that costs most, and its positions."""
+    def largest(self, most: int) -> tuple[Sizes, int]:
+        """The shape of the pixels of an image that costs most, of those with at most so many positions if there are some, and how many it
+        has."""
         raise NotImplementedError
 
     @property
@@ -127,8 +128,7 @@ class LlavaTower(Tower):
         """Positions of an image."""
         return self.vit.side**2 + (self.full and self.vit.clip)
 
-    @property
-    def largest(self) -> tuple[Sizes, int]:
+    def largest(self, most: int) -> tuple[Sizes, int]:
         return (1, 3, self.vit.image, self.vit.image), self.length
 
 
@@ -149,9 +149,9 @@ class ShuffledTower(Tower):
         """Positions of a tile."""
         return self.vit.side**2 // self.factor**2
 
-    @property
-    def largest(self) -> tuple[Sizes, int]:
-        return (self.most_tiles, 3, self.vit.image, self.vit.image), self.most_tiles * self.length
+    def largest(self, most: int) -> tuple[Sizes, int]:
+        tiles = max(1, min(self.most_tiles, most // self.length))
+        return (tiles, 3, self.vit.image, self.vit.image), tiles * self.length
 
 
 @dataclass(frozen=True)
@@ -173,16 +173,16 @@ class QwenTower(Tower):
     window: int | None = None
     whole: tuple[int, ...] = ()
     theta: float = 10000.0
-    most_patches: int = 16384
+    most_positions: int = 16384  # of the published processors' largest image
 
     @property
     def turns(self) -> bool:
         return True
 
-    @property
-    def largest(self) -> tuple[Sizes, int]:
-        side = int(self.most_patches**0.5) // self.merge * self.merge
-        return (1, 3, side * self.patch, side * self.patch), (side // self.merge) ** 2
+    def largest(self, most: int) -> tuple[Sizes, int]:
+        side = max(1, math.isqrt(min(most, self.most_positions)))
+        pixels = side * self.merge * self.patch
+        return (1, 3, pixels, pixels), side**2
 
     def params(self) -> Iterator[tuple[str, Sizes]]:
         hidden, plain = self.hidden, self.window is None

@@ -47,13 +47,12 @@ class SightConfig:
     )
 
 
-def encoder_rows(config: Config, *, most_positions: int, hidden_size: int, itemsize: int) -> int:
-    """Positions of results that there is room for: as many as the option's bytes hold, or twice those of the largest image that fits
-    a sequence. Raises ConfigError where that is none."""
-    assert config.model.max_model_len is not None, "a resolved configuration"
+def encoder_rows(config: Config, *, largest: int, hidden_size: int, itemsize: int) -> int:
+    """Positions of results that there is room for: as many as the option's bytes hold, or twice those of the `largest` image. Raises
+    ConfigError where that is none."""
     asked = config.sight.encoder_cache_memory
     if asked is None:
-        return max(2 * min(most_positions, config.model.max_model_len), MIN_ROWS)
+        return max(2 * largest, MIN_ROWS)
     rows = asked // (hidden_size * itemsize)
     if rows < 1:
         raise ConfigError(

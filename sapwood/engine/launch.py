@@ -185,8 +185,9 @@ def _encoding(config: Config, decoder: Decoder | Foreign, slots: Slots) -> tuple
     """Of a model that sees."""
     if decoder.encoder is None or not isinstance(decoder.encoder, Tower):
         return ()
-    most, itemsize = decoder.encoder.largest[1], ITEMSIZE[config.model.dtype]
-    rows = encoder_rows(config, most_positions=most, hidden_size=decoder.hidden_size, itemsize=itemsize)
+    _, largest = decoder.encoder.largest(_set(config.model.max_model_len))
+    itemsize = ITEMSIZE[config.model.dtype]
+    rows = encoder_rows(config, largest=largest, hidden_size=decoder.hidden_size, itemsize=itemsize)
     stake = EncodeStake(slots, Room(rows), budget=_set(config.scheduler.max_num_batched_tokens))
     return (Alone((stake,), (stake.gauges,)),)
 

@@ -22,6 +22,7 @@ from sapwood.base.plan import Embed, Encode
 from sapwood.config.options import Config
 from sapwood.config.sight import encoder_rows
 from sapwood.device import Device
+from sapwood.nn.sight.tower import MOST_AT_ONCE
 from sapwood.runner.transfer import upload
 
 
@@ -43,9 +44,12 @@ class Sight:
         place, size = device.place, (num_slots + 1, max_len)
         dtype = getattr(torch, config.model.dtype)
         self._encoder, self._always = encoder, device.can(Ability.GRAPHS)
+        assert config.model.max_model_len is not None, "a resolved configuration"
+        shape, length = decoder.encoder.largest(config.model.max_model_len)
+        self._largest = shape, length
         rows = encoder_rows(
             config,
-            most_positions=decoder.encoder.largest[1],
+            largest=length,
             hidden_size=decoder.hidden_size,
             itemsize=dtype.itemsize,
         )
@@ -57,6 +61,13 @@ class Sight:
         if decoder.encoder.turns:
             self._turns_3SL = torch.zeros(3, *size, dtype=torch.int32, device=place)
         self._used = np.zeros(num_slots + 1, np.bool_)
+
+    def encode_largest(self) -> None:
+        """What needs the most memory: the largest image, alone, and as many of its shape as are encoded together if they are small."""
+        shape, length = self._largest
+        count = max(1, min(MOST_AT_ONCE, len(self.vectors_MD) // length))
+        one = Media.of("image", {"pixels": np.zeros(shape, np.uint8), "normal": np.ones(7, np.float32)}, length)
+        self._encoder.encode([one] * count)
 
     def encode(self, part: Encode) -> None:
         """Have media encoded, and keep the results."""

@@ -176,6 +176,8 @@ class Worker:
         return max(0, int(total * self.config.cache.memory_fraction) - others - peak)
 
     def _heaviest(self) -> None:
+        if self._memory.sight is not None:
+            self._memory.sight.encode_largest()
         generates = not self._step.headless
         work = self.forward(heaviest_plan(self._max_rows, self._max_tokens, self._max_len, generates=generates))
         self.sample(work)

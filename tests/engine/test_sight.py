@@ -150,6 +150,56 @@ def test_one_that_fits_nowhere_is_refused(tmp_path: Path) -> None:
     engine.executor.shutdown()
 
 
+def test_what_changes_how_an_answer_comes_about_changes_none(tmp_path: Path) -> None:
+    """Drafts from texts with images in them, steps in flight behind each other, another order, rounded keys and values apart."""
+    made = seeing.preparer("qwen2-vl", seeing.save("qwen2-vl", tmp_path))
+    one = picture(60, 45)
+    prompts: list[list[int | Image.Image]] = [
+        [5, 6, 7, 5, 6, one, 5, 6, 7, 5, 6],
+        [9, one, 9, picture(30, 30, 1), 9, 9, 9],
+        [5, 6, 7, 8, 5, 6, 7, 8, 5, 6],
+    ]
+    params: dict[str, Any] = {
+        "max_tokens": 12,
+        "logprobs": None,
+        "seed": 3,
+        "temperature": 0.8,
+        "repetition_penalty": 1.2,
+    }
+    plain, _ = engine_of(tmp_path)
+    wanted = Said(plain, made, prompts, **params).tokens
+    plain.executor.shutdown()
+    others: list[dict[str, Any]] = [
+        {"speculation": "ngram,tree", "num_speculative_tokens": 3, "depth": 1},
+        {"policy": "lpm", "depth": 2, "page_size": 32, "max_num_batched_tokens": 24},
+    ]
+    for options in others:
+        engine, _ = engine_of(tmp_path, **options)
+        for _ in range(2):
+            assert Said(engine, made, prompts, **params).tokens == wanted, options
+        engine.executor.shutdown()
+
+
+def test_prompts_are_scored(tmp_path: Path) -> None:
+    made = seeing.preparer("llava", seeing.save("llava", tmp_path))
+    engine, _ = engine_of(tmp_path, max_num_batched_tokens=10)
+    tokens, media, spans = seeing.prompt_of(made, [5, 6, picture(30, 30), 7, 8, 9])
+    params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
+    assert engine.submit(Submit(1, tokens, params, media=media, spans=spans)) is None
+    found = [
+        delta.prompt_logprobs
+        for _ in range(20)
+        for news in engine.step()
+        for delta in news.deltas
+        if delta.prompt_logprobs
+    ]
+    theirs = seeing.logprobs("llava", tokens, [picture(30, 30)])
+    ours = [one.logprob for one in found[0]]
+    wanted = theirs[torch.arange(len(tokens) - 1), torch.tensor(tokens[1:])]
+    assert len(ours) == len(tokens) - 1 and (torch.tensor(ours) - wanted).abs().max() < CLOSE
+    engine.executor.shutdown()
+
+
 @pytest.mark.slow
 def test_preempted_and_resumed(tmp_path: Path) -> None:
     made = seeing.preparer("qwen2-vl", seeing.save("qwen2-vl", tmp_path))
