@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,17 +33,12 @@ def reader(labels: Path) -> Iterator[Server]:
     assert server.stop() == 0, server.output
 
 
-@pytest.mark.slow
-def test_rules_by_vectors_and_labels_and_budgets_by_tokens(reader: Server, labels: Path) -> None:
-    llm = LLM(str(labels), threads=1)
-    like, other = (one.vector for one in llm.embed([LIKE, OTHER]))
-    near = float(like @ other / np.linalg.norm(like) / np.linalg.norm(other))
-    (told,) = llm.classify(OTHER)
-    table = {
+def rules(bound: float, label: str) -> dict[str, Any]:
+    return {
         "meaning": {"model": "labels", "timeout": 20},
         "signal": {
-            "like": {"kind": "examples", "like": [LIKE], "at_least": min(near + 0.001, 1.0)},
-            "label": {"kind": "label", "model": "labels", "any": [told.label], "timeout": 20},
+            "like": {"kind": "examples", "like": [LIKE], "at_least": bound},
+            "label": {"kind": "label", "model": "labels", "any": [label], "timeout": 20},
         },
         "auto": {
             "auto": {
@@ -54,6 +50,15 @@ def test_rules_by_vectors_and_labels_and_budgets_by_tokens(reader: Server, label
             }
         },
     }
+
+
+@pytest.mark.slow
+def test_rules_by_vectors_and_labels_and_budgets_by_tokens(reader: Server, labels: Path) -> None:
+    llm = LLM(str(labels), threads=1)
+    like, other = (one.vector for one in llm.embed([LIKE, OTHER]))
+    near = float(like @ other / np.linalg.norm(like) / np.linalg.norm(other))
+    (told,) = llm.classify(OTHER)
+    table = rules(min(near + 0.001, 1.0), told.label)
 
     async def case() -> None:
         m = Mock("m")
