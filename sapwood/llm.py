@@ -14,6 +14,7 @@ from sapwood.base.sampling import SamplingParams
 from sapwood.base.task import Pooling
 from sapwood.catalogue import joined
 from sapwood.config.flags import from_options
+from sapwood.engine.beams import BeamParams, Early
 from sapwood.engine.client import AsyncEngine, Stream, check_request, copies
 from sapwood.grammar import Checker
 from sapwood.grammar.end_check import EndCheck
@@ -23,6 +24,7 @@ from sapwood.hearing import Recording, Recordings
 from sapwood.hub.files import find_configured
 from sapwood.outputs import Chunk, Generation, Output
 from sapwood.reading import Classification, Embedding, Texts
+from sapwood.searching import searched
 from sapwood.speech.transcript import Options, Transcript
 from sapwood.speech.transcription import Tell
 from sapwood.text import Assembler, Piece, TextModel
@@ -98,6 +100,28 @@ class LLM:
                     _asked_chat(self.text, conversation, tools, continues=continue_final_message, extra=template_kwargs)
                 )
         return self._run(asked, params)
+
+    def beam_search(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        beam_width: int = 4,
+        max_tokens: int = 64,
+        length_penalty: float = 1.0,
+        early_stopping: Early = False,
+        ignore_eos: bool = False,
+    ) -> list[Generation]:
+        """The likeliest outputs of each prompt as wholes, the best first, by beams as `BeamParams` describes them: each output has its
+        `score`. Raises RequestError before anything runs if one cannot be served."""
+        params = BeamParams(
+            width=beam_width, max_tokens=max_tokens, length_penalty=length_penalty, early_stopping=early_stopping
+        ).check()
+        tokens = [_asked(self.text, prompt).tokens for prompt in _prompts(prompts)]
+        found = searched(self.engine, tokens, params, () if ignore_eos else self.facts.eos_ids)
+        return [
+            Generation(one, [Output.of_beam(beam, self.text.decode(beam.tokens)) for beam in beams])
+            for one, beams in zip(tokens, found, strict=True)
+        ]
 
     def embed(
         self,

@@ -7,6 +7,7 @@ from typing import Self
 
 from sapwood.base.errors import GenerationFailed
 from sapwood.base.plan import TokenLogprobs
+from sapwood.engine.beams import Beam
 from sapwood.grammar.schema import Finding
 from sapwood.text.parsers import Said
 
@@ -29,6 +30,14 @@ class Output:
     said: Said | None = None
     error: str | None = None
     schema_check: Finding | None = None
+    score: float | None = None
+
+    @staticmethod
+    def of_beam(beam: Beam, text: str) -> Output:
+        """A finished beam."""
+        return Output(
+            text, list(beam.tokens), beam.finish, beam.tokens[-1] if beam.finish == "stop" else None, score=beam.score
+        )
 
 
 @dataclass(eq=False)

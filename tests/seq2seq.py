@@ -35,6 +35,25 @@ SEQ2SEQ: Mapping[str, tuple[str, str, dict[str, Any]]] = MappingProxyType({
 })  # fmt: skip
 
 
+def write_speaking(path: Path) -> Path:
+    """A T5 over bytes, with a tokenizer; returns `path`."""
+    import torch
+    import transformers
+
+    from tests.tiny import write_bytes_model
+
+    write_bytes_model(path)
+    (path / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>"}')
+    torch.manual_seed(0)
+    fields = {**_T5, "vocab_size": 258, "eos_token_id": 257, "num_decoder_layers": 2}
+    model = transformers.T5ForConditionalGeneration(transformers.T5Config(**fields))
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.normal_(std=0.3)
+    model.save_pretrained(path)
+    return path
+
+
 @functools.cache
 def make(family: str) -> Any:
     """The transformers model of a family, float32, in evaluation mode; always the same weights."""

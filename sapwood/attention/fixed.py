@@ -43,7 +43,7 @@ class FixedPool:
         self._lengths: Ints = np.ones(entries + 1, np.int32)
         self._on_host = Ability.HOST in abilities_of(device)
         self._looks: list[tuple[int, Tensor | slice]] = []
-        self._of_tokens: Tensor | None = None
+        self.of_tokens: Tensor | None = None
 
     @property
     def longest(self) -> int:
@@ -71,13 +71,17 @@ class FixedPool:
         """Once a step: who looks where."""
         if self._on_host:
             self._looks = self._sort(batch)
-            return
+        else:
+            self.plan_on_device(batch)
+
+    def plan_on_device(self, batch: Batch) -> None:
+        """The same where the host does not know; may be captured."""
         # Tokens of the padding belong to no row; they are given the last one's entry, and what they yield is nobody's.
         number = len(batch.positions_T)
         places_T = torch.arange(number, device=batch.positions_T.device, dtype=torch.int32)
         rows_T = torch.searchsorted(batch.offsets_R1[1:].contiguous(), places_T, right=True)
         rows_T = rows_T.clamp_(max=len(batch.slots_R) - 1)
-        self._of_tokens = self.entries_S[batch.slots_R[rows_T].long()]
+        self.of_tokens = self.entries_S[batch.slots_R[rows_T].long()]
 
     def _sort(self, batch: Batch) -> list[tuple[int, Tensor | slice]]:
         """The step's tokens by their entries."""
@@ -96,8 +100,8 @@ class FixedPool:
         if not self._on_host:
             from sapwood.kernels.triton.cross import cross
 
-            assert self._of_tokens is not None, "planned before it runs"
-            return cross(q_THD, keys, values, self._of_tokens, self.lengths_E, scale)
+            assert self.of_tokens is not None, "planned before it runs"
+            return cross(q_THD, keys, values, self.of_tokens, self.lengths_E, scale)
         out_THD = torch.zeros_like(q_THD)
         for entry, tokens in self._looks:
             length = int(self._lengths[entry])

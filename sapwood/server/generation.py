@@ -153,7 +153,7 @@ async def generate(front: Front, choices: Sequence[Choice], hand_on: HandOn) -> 
     The parameters have been checked. Many choices begin a few at a time, so that others come in between; nothing is
     handed on before all have begun.
     """
-    with _charged(front, choices):
+    with charged(front, choices):
         if choices and (passage := front.passage) is not None and passage.explains:
             prompt = choices[0].prompt
             why = await explained(front, prompt.tokens, prompt.salt, passage.account.tenant)
@@ -177,7 +177,7 @@ async def _generate(front: Front, choices: Sequence[Choice], hand_on: HandOn) ->
 
 
 @contextmanager
-def _charged(front: Front, choices: Sequence[Choice]) -> Iterator[None]:
+def charged(front: Front, choices: Sequence[Choice]) -> Iterator[None]:
     """Around the choices of a request: what they use is on the account of its key. Raises LimitReached if it may not have so much."""
     account = front.account
     prompts = sum(len(prompt.tokens) for prompt in {choice.prompt: None for choice in choices})

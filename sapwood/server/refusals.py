@@ -50,9 +50,14 @@ _OPENAI: Table = {
     "return_logprob": Refused("give logprobs"),
 }  # fmt: skip
 
-CHAT: Table = {**_OPENAI, "echo": Refused("it is for /v1/completions")}
-COMPLETIONS: Table = {
+CHAT: Table = {
     **_OPENAI,
+    "use_beam_search": Refused("it is for /v1/completions"),
+    "echo": Refused("it is for /v1/completions"),
+}
+_BEAMS = ("use_beam_search", "early_stopping", "length_penalty", "beam_width")
+COMPLETIONS: Table = {
+    **{name: refused for name, refused in _OPENAI.items() if name not in _BEAMS},
     "tools": Refused(_CHAT),
     "tool_choice": Refused(_CHAT, (*_NOTHING, "none", "auto")),
     "thinking_budget": Refused(_CHAT, (None,)),

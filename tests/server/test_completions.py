@@ -251,3 +251,32 @@ async def test_long_prompts_are_tokenised_elsewhere(client: AsyncOpenAI, engine:
 
 def vars_of(facts: object) -> dict[str, object]:
     return {name: getattr(facts, name) for name in type(facts).__struct_fields__}  # type: ignore[attr-defined]
+
+
+async def test_beams(http: httpx.AsyncClient, engine: FakeEngine, text: TextModel) -> None:
+    body = {"prompt": ["the cat", "a"], "use_beam_search": True, "beam_width": 2, "n": 2, "max_tokens": 2}
+    reply = (await http.post("/v1/completions", json=body)).json()
+    wanted = [text.decode(ids) for ids in ([10, 10], [10, 11])]
+    assert [choice["text"] for choice in reply["choices"]] == wanted * 2
+    assert [choice["index"] for choice in reply["choices"]] == [0, 1, 2, 3]
+    assert {choice["finish_reason"] for choice in reply["choices"]} == {"length"}
+    assert reply["usage"]["completion_tokens"] == 8 and engine.running == 0
+    assert len(engine.asked) == 6, "one request for each prompt, then one for each beam"
+    assert all(one.params.max_tokens == 1 for one in engine.asked)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"beam_width": 4}, "beam_width"),
+        ({"use_beam_search": True, "n": 3, "beam_width": 2}, "n"),
+        ({"use_beam_search": True, "beam_width": 33}, "beam_width"),
+        ({"use_beam_search": True, "stream": True}, "stream"),
+        ({"use_beam_search": True, "stop": "x"}, "stop"),
+        ({"use_beam_search": True, "temperature": 0.5}, "temperature"),
+        ({"use_beam_search": True, "early_stopping": "soon"}, "early_stopping"),
+    ],
+)
+async def test_beams_that_are_refused(http: httpx.AsyncClient, fields: dict[str, object], param: str) -> None:
+    answer = await http.post("/v1/completions", json={"prompt": "x"} | fields)
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == param

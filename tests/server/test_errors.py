@@ -105,7 +105,7 @@ SAMPLING: list[tuple[dict[str, Any], str]] = [
     ({"structured_outputs": {"choice": ["a"], "regex": "a"}}, "structured_outputs.choice"),
     ({"audio": {"voice": "x"}}, "audio"),
     ({"modalities": ["text", "audio"]}, "modalities"),
-    ({"use_beam_search": True}, "use_beam_search"),
+    ({"use_beam_search": True, "regex": "a+"}, "use_beam_search"),
 ]
 
 

@@ -20,6 +20,7 @@ from sapwood.server.fields import texts_or_ids
 from sapwood.server.front import MAX_CHOICES, Front
 from sapwood.server.generation import Choice, News, Prompt, choices_of, complete, params_for
 from sapwood.server.logprobs import alternatives, finite
+from sapwood.server.openai.beams import beams_of, check_beams
 from sapwood.server.openai.protocol import CompletionRequest
 from sapwood.server.openai.replies import (
     RankedToken,
@@ -69,8 +70,17 @@ def routes(front: Front) -> list[Described]:
     async def completions(request: Request, body: CompletionRequest) -> Response:
         """Go on with one prompt or several, as text or token ids."""
         body.check(front)
+        check_beams(body)
         params, end_check = await front.restrict(await _params(front, body), body.asked())
         prompts = await _prompts(front, body)
+        if body.use_beam_search:
+            reply = new_reply(front, "text_completion", "cmpl")
+            found: list[Choice] = []
+            await front.attended(request.receive, beams_of(front, body, prompts, params, found))
+            shape = _shaper(front, body, {}, end_check)
+            reply.choices = [entry for choice in found for entry in shape(_whole(choice))]
+            reply.usage = usage_of(found, drafts=body.speculation_details)
+            return json_response(reply)
         echoes = await _echoes(front, body, prompts) if body.echo else {}
         choices = choices_of(
             [(prompt, params_for(prompt, params, front.facts, default=_DEFAULT_MAX_TOKENS)) for prompt in prompts]

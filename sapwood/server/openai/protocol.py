@@ -142,6 +142,10 @@ class CompletionRequest(Sampling, kw_only=True):
     prompt: str | list[str | int | list[int]] | None = None
     echo: bool | None = None
     logprobs: Int | None = None
+    use_beam_search: bool | None = None
+    beam_width: Int | None = None
+    length_penalty: float | None = None
+    early_stopping: bool | str | None = None
 
 
 class ChatRequest(Sampling, Messages, kw_only=True):
