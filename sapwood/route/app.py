@@ -18,9 +18,11 @@ from sapwood.base.errors import RequestError
 from sapwood.config import env
 from sapwood.config.options import ServerConfig
 from sapwood.route.admission import admitted
+from sapwood.route.ask import Ask
 from sapwood.route.discovery import by_dns
 from sapwood.route.ears import Ears
 from sapwood.route.fleet import Fleet, State
+from sapwood.route.guests import Passing
 from sapwood.route.kubernetes import Kubernetes
 from sapwood.route.kv import KVIndex
 from sapwood.route.line import Line
@@ -133,8 +135,13 @@ class Router:
         async def guarded(request: web.Request) -> web.StreamResponse:
             account = admitted(self.guard, request)
             account.count()
-            with account.generating(0):
-                return await handler(request, account.tenant.name)
+            with account.generating(0) as used:
+                ask = Ask(request.path, await request.read(), request.headers)
+                passing = Passing(ask, request.headers, account.tenant.name)
+                try:
+                    return await handler(request, passing)
+                finally:
+                    used.tokens = passing.spent
 
         return guarded
 

@@ -22,6 +22,7 @@ class Passing:
         models: Names that are tried in this order in place of the one that the request has, where a guest says so.
         told: Headers that the client gets beside those of the answer.
         notes: What a guest wants to remember until the answer, by the guest's name.
+        spent: Tokens that guests had models read and write for it, which count on the tenant's limits too.
         copied: Bytes of a stream of which a guest wants a copy; a longer one is not copied.
     """
 
@@ -32,6 +33,7 @@ class Passing:
     told: dict[str, str] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
     copied: int = 0
+    spent: int = 0
 
 
 class Answered(NamedTuple):

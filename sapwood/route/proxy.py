@@ -113,7 +113,7 @@ class Proxy:
                 try:
                     return await self._carry(way)
                 finally:
-                    used.tokens = way.meter.tokens
+                    used.tokens = way.meter.tokens + passing.spent
                     self._metrics.used(used.tokens)
         except (RequestError, Overloaded) as error:
             return worded(request.path, problem(error))

@@ -11,15 +11,15 @@ from prometheus_client import CollectorRegistry
 
 from sapwood.route.context.guest import Histories
 from sapwood.route.fleet import Fleet
-from sapwood.route.guests import Guests
+from sapwood.route.guests import Guests, Passing
 from sapwood.route.inner import Inner
 from sapwood.route.semantic.answers import KeptAnswers
 from sapwood.route.semantic.auto import Meant, Rules
 from sapwood.route.semantic.metrics import RuleMetrics
 from sapwood.route.semantic.standing import Standing
 
-Post = Callable[[web.Request, str], Awaitable[web.Response]]
-"""Answers a request of a tenant, who is named."""
+Post = Callable[[web.Request, Passing], Awaitable[web.Response]]
+"""Answers a request itself."""
 
 _EVERY = 2.0  # seconds between two looks for what is to be prepared
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -100,6 +101,22 @@ def test_anthropics_histories_are_shortened_too_and_keep_their_shape() -> None:
             sent = m.bodies[0]
             assert sent["system"] == "be good" and sent["messages"][0]["role"] == "user"
             assert sent["messages"][-4:] == messages[-4:] and len(sent["messages"]) < len(messages)
+
+    run(case())
+
+
+def test_summaries_count_on_the_limits_of_who_needed_them(tmp_path: Path) -> None:
+    async def case() -> None:
+        keys = tmp_path / "keys.toml"
+        keys.write_text('[[keys]]\nname = "t"\nkey = "k"\ntokens_per_minute = 1000\n')
+        writer = Counting("writer", ("writer",))
+        async with routed(Mock("m"), writer, table=TABLE, api_keys_file=str(keys)) as (client, _):
+            statuses = []
+            for path in (COMPACT, COMPACT, CHAT):
+                body = {"model": "m", "messages": agent(random.Random(3), 30)}
+                async with client.post(path, json=body, headers={"x-api-key": "k"}) as answer:
+                    statuses.append(answer.status)
+            assert statuses[0] == 200 and statuses[-1] == 429 and writer.summed == 1
 
     run(case())
 

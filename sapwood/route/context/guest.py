@@ -12,7 +12,6 @@ from prometheus_client import CollectorRegistry
 from prometheus_client import Counter as Total
 
 from sapwood.base.errors import RequestError
-from sapwood.route.ask import Ask
 from sapwood.route.context.compact import Compacted, compacted
 from sapwood.route.context.counts import Counter, Estimate, Tokenized
 from sapwood.route.context.shapes import Message
@@ -76,7 +75,7 @@ class Histories:
         messages = body.get("messages")
         if not isinstance(messages, list) or not all(isinstance(one, dict) for one in messages):
             return None  # the server will say what is wrong
-        done = await self._done(messages, body, context, name, passing.tenant)
+        done = await self._done(messages, body, context, name, passing)
         if done.steps:
             passing.ask = passing.ask.changed(msgspec.json.encode({**body, "messages": done.messages}))
             passing.told["x-sapwood-context"] = done.shown()
@@ -85,11 +84,10 @@ class Histories:
     def answered(self, passing: Passing, how: Answered) -> None:
         pass
 
-    async def compact(self, request: web.Request, tenant: str) -> web.Response:
+    async def compact(self, request: web.Request, passing: Passing) -> web.Response:
         """The shortened history, what was done, and the tokens before and after."""
-        ask = Ask(request.path, await request.read(), request.headers)
         try:
-            asked = msgspec.json.decode(ask.body, type=CompactRequest)
+            asked = msgspec.json.decode(passing.ask.body, type=CompactRequest)
         except msgspec.ValidationError as error:
             raise RequestError(f"{error}.", param=_field(str(error))) from error
         context = self._of(asked.model or "") or (Context(budget=asked.budget) if asked.budget else None)
@@ -107,7 +105,7 @@ class Histories:
         if context.count == "tokenize" and asked.model is None:
             raise RequestError("Name the model whose tokens are to be counted.", param="model")
         body = {"tools": asked.tools, "system": asked.system}
-        done = await self._done(asked.messages, body, context, asked.model or "", tenant)
+        done = await self._done(asked.messages, body, context, asked.model or "", passing)
         return web.json_response(_told(done, asked), dumps=lambda told: msgspec.json.encode(told).decode())
 
     def _of(self, name: str) -> Context | None:
@@ -116,12 +114,12 @@ class Histories:
         return next((table[one] for one in names if one in table), None)
 
     async def _done(
-        self, messages: Sequence[Message], body: Mapping[str, Any], context: Context, model: str, tenant: str
+        self, messages: Sequence[Message], body: Mapping[str, Any], context: Context, model: str, passing: Passing
     ) -> Compacted:
         beside = [body[name] for name in _BESIDE if body.get(name)]
         counter: Counter = self._tokenized.by(model) if context.count == "tokenize" else Estimate()
         done = await compacted(
-            messages, beside, context, counter, lambda plan: self._summaries.of(messages, plan, context, tenant)
+            messages, beside, context, counter, lambda plan: self._summaries.of(messages, plan, context, passing)
         )
         for step in done.steps:
             self._steps.labels(step.step).inc()

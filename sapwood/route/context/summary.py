@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -13,6 +14,7 @@ from sapwood.route.context import shapes
 from sapwood.route.context.plan import Plan
 from sapwood.route.context.shapes import Message
 from sapwood.route.context.table import Context
+from sapwood.route.guests import Passing
 from sapwood.route.inner import Inner, Unanswered
 from sapwood.route.sizes import estimated, middle_out
 
@@ -25,32 +27,41 @@ _TASK = (
 )
 
 
+class _Made(NamedTuple):
+    """A summary, and the tokens that it took to read and write."""
+
+    text: str
+    tokens: int
+
+
 class Summaries:
     """Asks the table's model, once for each beginning of a tenant's conversation."""
 
     def __init__(self, inner: Inner) -> None:
         self._inner = inner
         self._kept: OrderedDict[bytes, str] = OrderedDict()
-        self._running: dict[bytes, asyncio.Task[str]] = {}
+        self._running: dict[bytes, asyncio.Task[_Made]] = {}
 
-    async def of(self, messages: Sequence[Message], plan: Plan, context: Context, tenant: str) -> str:
-        """The messages between a plan's head and its cut. Raises Unanswered."""
-        keys = {cut: self._key(messages[:cut], plan.head, context, tenant) for cut in plan.cuts}
+    async def of(self, messages: Sequence[Message], plan: Plan, context: Context, passing: Passing) -> str:
+        """The messages between a plan's head and its cut; whoever is the first to want that pays for it. Raises Unanswered."""
+        keys = {cut: self._key(messages[:cut], plan.head, context, passing.tenant) for cut in plan.cuts}
         key = keys[plan.cut]
         if (found := self._kept.get(key)) is not None:
             self._kept.move_to_end(key)
             return found
-        task = self._running.get(key)
-        if task is None:
-            start, before = plan.head, ""
-            for cut in plan.cuts[:-1]:
-                start, before = (cut, self._kept[keys[cut]]) if keys[cut] in self._kept else (start, before)
-            making = self._made(messages[start : plan.cut], before, context)
-            task = self._running[key] = asyncio.get_running_loop().create_task(making)
-            task.add_done_callback(lambda done: self._keep(key, done))
-        return await asyncio.shield(task)
+        if (task := self._running.get(key)) is not None:
+            return (await asyncio.shield(task)).text
+        start, before = plan.head, ""
+        for cut in plan.cuts[:-1]:
+            start, before = (cut, self._kept[keys[cut]]) if keys[cut] in self._kept else (start, before)
+        making = self._made(messages[start : plan.cut], before, context)
+        task = self._running[key] = asyncio.get_running_loop().create_task(making)
+        task.add_done_callback(lambda done: self._keep(key, done))
+        made = await asyncio.shield(task)
+        passing.spent += made.tokens
+        return made.text
 
-    async def _made(self, messages: Sequence[Message], before: str, context: Context) -> str:
+    async def _made(self, messages: Sequence[Message], before: str, context: Context) -> _Made:
         assert context.summary_model is not None  # the table was checked
         said = "\n".join(shapes.rendered(one, lambda text: middle_out(text, _TOOL_TOKENS)) for one in messages)
         said = middle_out(said, context.summary_input - estimated(before))
@@ -69,12 +80,14 @@ class Summaries:
             raise Unanswered(f"{context.summary_model} answers with no chat: {error}") from error
         if not isinstance(found, str) or not found.strip():
             raise Unanswered(f"{context.summary_model} sums up in no words")
-        return found.strip()
+        usage = answer.get("usage")
+        tokens = usage.get("total_tokens") if isinstance(usage, dict) else None
+        return _Made(found.strip(), tokens if isinstance(tokens, int) else estimated(text) + estimated(found))
 
-    def _keep(self, key: bytes, done: asyncio.Task[str]) -> None:
+    def _keep(self, key: bytes, done: asyncio.Task[_Made]) -> None:
         self._running.pop(key, None)
         if not done.cancelled() and done.exception() is None:
-            self._kept[key] = done.result()
+            self._kept[key] = done.result().text
             while len(self._kept) > _MOST:
                 self._kept.popitem(last=False)
 

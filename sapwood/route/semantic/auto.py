@@ -11,7 +11,6 @@ from typing import Any
 from aiohttp import web
 
 from sapwood.base.errors import RequestError
-from sapwood.route.ask import Ask
 from sapwood.route.fleet import Fleet
 from sapwood.route.guests import Answered, Passing
 from sapwood.route.inner import Inner, Unanswered
@@ -127,9 +126,9 @@ class Rules:
         if how.status == 200 and how.model is not None and self._fleet.table.auto:
             self.measures.note(how.model, how.first, how.seconds)
 
-    async def explain(self, request: web.Request, tenant: str) -> web.Response:
+    async def explain(self, request: web.Request, passing: Passing) -> web.Response:
         """All signals of a request and what would become of it, without asking any model to answer."""
-        body = Ask(request.path, await request.read(), request.headers).document
+        body = passing.ask.document
         name = str(body.get("model") or "auto")
         auto = self._fleet.table.auto.get(name)
         if auto is None:
