@@ -308,6 +308,11 @@ def test_who_is_slow_is_not_waited_for_and_then_left_alone() -> None:
             await meanings.of("text")
         assert slow.asked == 2
         assert not await meanings.learnt(("one",))
+        now = 10.0
+        assert not any(await asyncio.gather(*(meanings.learnt((text,)) for text in ("one", "two", "three"))))
+        now = 14.1  # these failed together: the third rest is of four seconds
+        with pytest.raises(Unanswered, match="too slow"):
+            await meanings.of("text")
 
     run(case())
 

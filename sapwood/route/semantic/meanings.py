@@ -72,7 +72,7 @@ class Meanings:
         self._kept: OrderedDict[str, Floats] = OrderedDict()
         self._examples: dict[tuple[str, ...], Floats] = {}
         self._learning: dict[tuple[str, ...], asyncio.Task[None]] = {}
-        self._rests_until, self._failures = 0.0, 0
+        self._rests_until, self._failures, self._told = 0.0, 0, False
 
     async def of(self, text: str) -> Floats:
         """The vector (width,) of a text's beginning. Raises Unanswered."""
@@ -114,9 +114,11 @@ class Meanings:
         try:
             parts = [await self._ask(cut[at : at + _AT_ONCE], _PATIENT) for at in range(0, len(cut), _AT_ONCE)]
         except Unanswered as error:
-            log.warning("vectors of %d examples cannot be had: %s", len(texts), error)
+            if not self._told:
+                log.warning("vectors of examples cannot be had: %s", error)
+            self._told = True  # once, until there are some
             return
-        self._examples[texts] = np.concatenate(parts)
+        self._examples[texts], self._told = np.concatenate(parts), False
 
     async def _ask(self, texts: Sequence[str], timeout: float) -> Floats:
         if self._clock() < self._rests_until:
@@ -124,8 +126,9 @@ class Meanings:
         try:
             found = await self._vectors.of(texts, timeout)
         except Unanswered:
-            rest = min(_SHORTEST_REST * 2.0 ** min(self._failures, 10), _LONGEST_REST)
-            self._rests_until, self._failures = self._clock() + rest, self._failures + 1
+            if self._clock() >= self._rests_until:  # several that failed at the same time are one failure
+                rest = min(_SHORTEST_REST * 2.0 ** min(self._failures, 10), _LONGEST_REST)
+                self._rests_until, self._failures = self._clock() + rest, self._failures + 1
             raise
         self._failures = 0
         return found
