@@ -171,7 +171,8 @@ def test_a_conversation_stays_with_its_model_and_moves_up_the_table_only() -> No
         {"name": "hard", "any": ["thought"], "to": ["big"]},
         {"name": "code", "any": ["code"], "to": ["coder"]},
     ]
-    table = {"signal": SIGNALS, "auto": {"auto": {"to": ["small"], "keep_seconds": 600, "rule": rules}}}
+    auto = {"to": ["small"], "keep_seconds": 600, "rule": rules}
+    table = {"signal": SIGNALS, "auto": {"auto": auto}, "about": {"big": {"output": 1000}}}
 
     async def case() -> None:
         async with routed(*(Mock(name, (name,)) for name in ("small", "big", "coder")), table=table) as (
@@ -191,6 +192,11 @@ def test_a_conversation_stays_with_its_model_and_moves_up_the_table_only() -> No
             assert (await posted(client, ask("thanks")))[1]["by"] == "small"  # another conversation
             assert (await posted(client, ask("python", user="u")))[1]["by"] == "coder"
             assert (await posted(client, ask("other", user="u")))[1]["by"] == "coder"  # the same by its field
+            again = {"model": "auto", "messages": turns[:-1]}
+            assert (await posted(client, again, x_sapwood_max_cost="1e-6"))[1]["by"] == "small"
+            turns.append({"role": "user", "content": "prove it"})
+            assert (await posted(client, {"model": "auto", "messages": turns}))[1]["by"] == "big"
+            assert (await posted(client, again))[1]["by"] == "big"
             router.fleet.replicas["big"].alive = False
             assert (await posted(client, {"model": "auto", "messages": turns[:-1]}))[1]["by"] == "small"
 

@@ -14,13 +14,13 @@ from sapwood.base.errors import RequestError
 from sapwood.route.fleet import Fleet
 from sapwood.route.guests import Answered, Passing
 from sapwood.route.inner import Inner, Unanswered
-from sapwood.route.semantic.decide import Bounds, Decision, decide
+from sapwood.route.semantic.decide import Bounds, Decision, allowed, decide
 from sapwood.route.semantic.meanings import Meanings, Served
 from sapwood.route.semantic.measures import Expected, Measures, expected
 from sapwood.route.semantic.metrics import RuleMetrics
 from sapwood.route.semantic.question import Question
 from sapwood.route.semantic.signals import Found, asked, is_slow, seen, shown
-from sapwood.route.semantic.staying import Staying
+from sapwood.route.semantic.staying import Staying, conversation_of
 from sapwood.route.semantic.table import Auto, Examples, Signal
 from sapwood.route.table import Table
 
@@ -111,8 +111,11 @@ class Rules:
         began = perf_counter()
         question = Question(passing.ask.document)
         look, known = self._looks(question)
-        decision = await decide(auto, look.see, known, bounds(passing.headers), look.slow)
-        decision = self._staying.settled(decision, name, auto, passing.ask, question, passing.tenant, known.at_hand)
+        within = bounds(passing.headers)
+        decision = await decide(auto, look.see, known, within, look.slow)
+        if auto.keep_seconds:
+            conversation = conversation_of(name, passing.ask, question, passing.tenant)
+            decision = self._staying.settled(decision, auto, conversation, lambda rule: allowed(rule, within, known)[0])
         self._count(name, decision, look)
         self._metrics.seconds.observe(perf_counter() - began)
         told = f"{decision.rule}; {decision.score:.2f}; {decision.note or shown(look.found) or 'no signal'}"

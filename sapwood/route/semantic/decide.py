@@ -72,7 +72,7 @@ async def decide(auto: Auto, see: See, models: Models, bounds: Bounds, slow: Cal
         if score is None:
             passed[rule.name] = why
             continue
-        chosen, why = _within(rule.to, rule.prefer, _tighter(bounds, rule), models)
+        chosen, why = allowed(rule, bounds, models)
         if not chosen and rule.refuse is None:
             passed[rule.name] = why
             continue
@@ -85,6 +85,11 @@ async def decide(auto: Auto, see: See, models: Models, bounds: Bounds, slow: Cal
         return Decision(best.rule.name, best.score, best.models, best.rule.refuse, passed)
     within, why = _within(auto.to, "order", bounds, models)
     return Decision(OTHERWISE, 0.0, within or auto.to, None, passed, "" if within else why)
+
+
+def allowed(rule: Rule, bounds: Bounds, models: Models) -> tuple[tuple[str, ...], str]:
+    """The models of a rule that may be asked, and why none may."""
+    return _within(rule.to, rule.prefer, _tighter(bounds, rule), models)
 
 
 async def _score(rule: Rule, see: See, slow: Callable[[str], bool]) -> tuple[float | None, str]:

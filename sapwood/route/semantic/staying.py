@@ -13,14 +13,16 @@ import msgspec
 from sapwood.route.ask import Ask
 from sapwood.route.semantic.decide import Decision
 from sapwood.route.semantic.question import Question
-from sapwood.route.semantic.table import Auto
+from sapwood.route.semantic.table import Auto, Rule
 
 _MOST = 20_000
 
 
 class _Stays(NamedTuple):
-    place: int
-    decision: Decision
+    """The rule that a conversation was answered by, its score, and when."""
+
+    rule: str
+    score: float
     at: float
 
 
@@ -32,38 +34,25 @@ class Staying:
         self._stays: OrderedDict[bytes, _Stays] = OrderedDict()
 
     def settled(
-        self,
-        decision: Decision,
-        name: str,
-        auto: Auto,
-        ask: Ask,
-        question: Question,
-        tenant: str,
-        at_hand: Callable[[str], bool],
+        self, decision: Decision, auto: Auto, conversation: bytes, allowed: Callable[[Rule], tuple[str, ...]]
     ) -> Decision:
-        """What a conversation is answered by: what its last turn was, unless a rule before that one holds now, or refuses, or the model has
-        gone."""
-        if not auto.keep_seconds or decision.refuse is not None:
+        """What a conversation is answered by: the rule of its last turn, unless one before that holds now, or refuses, or that rule's models
+        are not `allowed`: have gone, or take more than they may."""
+        if decision.refuse is not None:
             return decision
-        now, key = self._clock(), _key(name, ask, question, tenant)
-        place = next((at for at, rule in enumerate(auto.rule) if rule.name == decision.rule), len(auto.rule))
-        before = self._stays.pop(key, None)
-        if (
-            before is not None
-            and now - before.at < auto.keep_seconds
-            and before.place < place
-            and any(map(at_hand, before.decision.models))
-        ):
-            place, decision = before.place, before.decision
-            self._stays[key] = _Stays(place, decision, now)
-            return Decision(decision.rule, decision.score, decision.models, None, decision.passed, "kept")
-        self._stays[key] = _Stays(place, decision, now)
+        now, before = self._clock(), self._stays.pop(conversation, None)
+        if before is not None and now - before.at < auto.keep_seconds:
+            places = {rule.name: place for place, rule in enumerate(auto.rule)}
+            place = places.get(before.rule, len(places))
+            if place < places.get(decision.rule, len(places)) and (models := allowed(auto.rule[place])):
+                decision = Decision(before.rule, before.score, models, None, decision.passed, "kept")
+        self._stays[conversation] = _Stays(decision.rule, decision.score, now)
         while len(self._stays) > _MOST:
             self._stays.popitem(last=False)
         return decision
 
 
-def _key(name: str, ask: Ask, question: Question, tenant: str) -> bytes:
+def conversation_of(name: str, ask: Ask, question: Question, tenant: str) -> bytes:
     """A conversation is what says so, or else how it begins."""
     told = [tenant, name, ask.session, "" if ask.session else question.opening]
     return hashlib.blake2b(msgspec.json.encode(told), digest_size=16).digest()
