@@ -34,7 +34,9 @@ def test_an_answer_whole_and_streamed(model: OpenAILike) -> None:
 
 
 def test_a_completion(url: str) -> None:
-    plain = OpenAILike(model="smol", api_base=f"{url}/v1", api_key="none", is_chat_model=False, max_tokens=8, timeout=300)
+    plain = OpenAILike(
+        model="smol", api_base=f"{url}/v1", api_key="none", is_chat_model=False, max_tokens=8, timeout=300
+    )
     assert plain.complete("Once upon a time").text
 
 
@@ -45,5 +47,7 @@ def test_a_structured_answer(model: OpenAILike) -> None:
 
 def test_a_tool(model: OpenAILike) -> None:
     tool = FunctionTool.from_defaults(weather)
-    result = model.predict_and_call([tool], "What is the weather in Rome?", tool_required=True, allow_parallel_tool_calls=False)
+    result = model.predict_and_call(
+        [tool], "What is the weather in Rome?", tool_required=True, allow_parallel_tool_calls=False
+    )
     assert "rain in" in str(result)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing, contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Self
 
+from sapwood.asked import Asked, Message, Prompt, of_chat, of_prompt
 from sapwood.base.errors import GrammarError, RequestError, SapwoodError
 from sapwood.base.grammar import Grammar
 from sapwood.base.sampling import SamplingParams
@@ -22,20 +24,19 @@ from sapwood.grammar.schema import Finding
 from sapwood.grammar.vocabulary import spec_of
 from sapwood.hearing import Recording, Recordings
 from sapwood.hub.files import find_configured
+from sapwood.loras import Lora, Loras
 from sapwood.outputs import Chunk, Generation, Output
 from sapwood.reading import Classification, Embedding, Texts
 from sapwood.searching import searched
 from sapwood.speech.transcript import Options, Transcript
 from sapwood.speech.transcription import Tell
 from sapwood.text import Assembler, Piece, TextModel
-from sapwood.text.parsers import Said
 
 if TYPE_CHECKING:
     from sapwood.engine.replicas import Replicas
 log = logging.getLogger(__name__)
 
-Prompt = str | list[int]
-Message = dict[str, Any]
+Params = SamplingParams | Sequence[SamplingParams] | None
 
 
 class LLM:
@@ -59,13 +60,14 @@ class LLM:
         self.engine = InProcess(self._engine, facts)
         self.engine.end_at(self.text.eos_ids)
         self.facts = self.engine.facts
+        self.adapters = Loras(self.config, self.facts)
 
     def generate(
-        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
+        self, prompts: Prompt | Sequence[Prompt], params: Params = None, *, lora: Lora = None
     ) -> list[Generation]:
         """Generate for each prompt, a text or a list of token ids; results in the order of the prompts.
 
-        `params` is one for all or one each. Raises RequestError before anything runs if one cannot be served. A request
+        `params` is one for all or one each; so is `lora`, an adapter's name or directory, or None. Raises RequestError before anything runs if one cannot be served. A request
         that fails while it runs costs no other one: its output says so in its place (`Output.error`, and a warning is
         logged); `Generation.raise_for_error` makes an exception of it.
         """
@@ -73,16 +75,17 @@ class LLM:
         asked = []
         for index, prompt in enumerate(many):
             with _numbered(index, len(many)):
-                asked.append(_asked(self.text, prompt))
-        return self._run(asked, params)
+                asked.append(of_prompt(self.text, prompt))
+        return self._run(asked, params, lora)
 
     def chat(
         self,
         messages: Sequence[Message] | Sequence[Sequence[Message]],
-        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        params: Params = None,
         *,
         tools: list[dict[str, Any]] | None = None,
         continue_final_message: bool = False,
+        lora: Lora = None,
         **template_kwargs: Any,
     ) -> list[Generation]:
         """Answer one conversation or several, through the model's chat template, which gets `tools` as well, and
@@ -97,9 +100,9 @@ class LLM:
         for index, conversation in enumerate(several):
             with _numbered(index, len(several)):
                 asked.append(
-                    _asked_chat(self.text, conversation, tools, continues=continue_final_message, extra=template_kwargs)
+                    of_chat(self.text, conversation, tools, continues=continue_final_message, extra=template_kwargs)
                 )
-        return self._run(asked, params)
+        return self._run(asked, params, lora)
 
     def beam_search(
         self,
@@ -116,7 +119,7 @@ class LLM:
         params = BeamParams(
             width=beam_width, max_tokens=max_tokens, length_penalty=length_penalty, early_stopping=early_stopping
         ).check()
-        tokens = [_asked(self.text, prompt).tokens for prompt in _prompts(prompts)]
+        tokens = [of_prompt(self.text, prompt).tokens for prompt in _prompts(prompts)]
         found = searched(self.engine, tokens, params, () if ignore_eos else self.facts.eos_ids)
         return [
             Generation(one, [Output.of_beam(beam, self.text.decode(beam.tokens)) for beam in beams])
@@ -164,9 +167,8 @@ class LLM:
         )
         return Recordings(self.engine, self.text).transcribe(many, options or Options(), tell)
 
-    def _run(
-        self, asked: Sequence[_Asked], params: SamplingParams | Sequence[SamplingParams] | None
-    ) -> list[Generation]:
+    def _run(self, asked: Sequence[Asked], params: Params, lora: Lora) -> list[Generation]:
+        adapters = self.adapters.each(lora, len(asked))
         if params is None or isinstance(params, SamplingParams):
             params = [params or SamplingParams()] * len(asked)
         if len(params) != len(asked):
@@ -179,10 +181,10 @@ class LLM:
         generations = [Generation(ask.tokens, []) for ask in asked]
         live: set[_Run] = set()
         try:
-            for generation, ask, one in zip(generations, asked, params, strict=True):
+            for generation, ask, one, adapter in zip(generations, asked, params, adapters, strict=True):
                 for single in copies(one):
                     run = _Run(generation, ask, self.text.assembler(single, shown=ask.shown), live)
-                    run.stream = self.engine.submit(ask.tokens, single, run)
+                    run.stream = self.engine.submit(ask.tokens, single, run, adapter=adapter)
                     live.add(run)
             while live:
                 self.engine.step()
@@ -211,7 +213,7 @@ class _Run:
 
     stream: Stream
 
-    def __init__(self, generation: Generation, ask: _Asked, assembler: Assembler, live: set[_Run]) -> None:
+    def __init__(self, generation: Generation, ask: Asked, assembler: Assembler, live: set[_Run]) -> None:
         self._generation = generation
         self._ask = ask
         self._assembler = assembler
@@ -259,6 +261,7 @@ class AsyncLLM:
         self._stack = AsyncExitStack()
         self.engine: AsyncEngine | Replicas
         self.text: TextModel
+        self.adapters: Loras
         self._grammars: Checker
 
     async def __aenter__(self) -> Self:
@@ -270,6 +273,7 @@ class AsyncLLM:
         async with AsyncExitStack() as stack:  # what fails here leaves no process behind
             self.engine = await stack.enter_async_context(start(self.config))
             self.engine.end_at(self.text.eos_ids)
+            self.adapters = Loras(self.config, self.engine.facts)
             self._grammars = Checker(
                 lambda: spec_of(self.text, self.engine.facts.vocab_size),
                 compact_json=self.config.grammar.compact_json,
@@ -285,14 +289,14 @@ class AsyncLLM:
         await self._stack.aclose()
 
     async def stream(
-        self, prompt: Prompt | Sequence[Message], params: SamplingParams | None = None
+        self, prompt: Prompt | Sequence[Message], params: SamplingParams | None = None, *, lora: str | None = None
     ) -> AsyncGenerator[Chunk]:
-        """Yield one output as it grows. `prompt` is a text, token ids, or the messages of a conversation.
+        """Yield one output as it grows. `prompt` is a text, token ids, or the messages of a conversation, `lora` an adapter's name or directory.
 
         Raises RequestError for what cannot be served; closing the generator stops the generation.
         """
         ask, params = self._asked(prompt), params or SamplingParams()
-        async with aclosing(self._follow(ask, params)) as pieces:
+        async with aclosing(self._follow(ask, params, lora)) as pieces:
             async for assembler, (text, tokens, logprobs), finding in pieces:
                 yield Chunk(
                     text,
@@ -305,11 +309,13 @@ class AsyncLLM:
                     finding,
                 )
 
-    async def generate(self, prompt: Prompt | Sequence[Message], params: SamplingParams | None = None) -> Generation:
+    async def generate(
+        self, prompt: Prompt | Sequence[Message], params: SamplingParams | None = None, *, lora: str | None = None
+    ) -> Generation:
         """One whole output. Raises RequestError for what cannot be served, GenerationFailed for what failed."""
         ask, output = self._asked(prompt), Output()
         generation = Generation(ask.tokens, [output])
-        async with aclosing(self._follow(ask, params or SamplingParams())) as pieces:
+        async with aclosing(self._follow(ask, params or SamplingParams(), lora)) as pieces:
             async for assembler, piece, finding in pieces:
                 _add(generation, output, assembler, piece)
                 output.schema_check = finding
@@ -318,15 +324,16 @@ class AsyncLLM:
         return generation
 
     async def _follow(
-        self, ask: _Asked, params: SamplingParams
+        self, ask: Asked, params: SamplingParams, lora: str | None
     ) -> AsyncGenerator[tuple[Assembler, Piece, Finding | None]]:
         """What is new in an output, the output's state, and in the end what was found of its schema."""
         if params.n != 1:
             raise RequestError("this follows one output; ask for n in separate calls.", param="n")
         end_check = await self._end_check(params.grammar)
+        (adapter,) = await asyncio.to_thread(self.adapters.each, lora, 1)
         assembler = self.text.assembler(params, shown=ask.shown)
         whole: list[str] = []
-        async with aclosing(self.engine.generate(ask.tokens, params)) as deltas:
+        async with aclosing(self.engine.generate(ask.tokens, params, adapter=adapter)) as deltas:
             async for delta in deltas:
                 piece = assembler.take(delta)
                 whole.append(piece.text)
@@ -345,45 +352,10 @@ class AsyncLLM:
         except GrammarError as error:
             raise RequestError(f"grammar: {error}.", param="grammar") from None
 
-    def _asked(self, prompt: Prompt | Sequence[Message]) -> _Asked:
+    def _asked(self, prompt: Prompt | Sequence[Message]) -> Asked:
         if not isinstance(prompt, str) and prompt and isinstance(prompt[0], dict):
-            return _asked_chat(self.text, prompt)  # type: ignore[arg-type]
-        return _asked(self.text, prompt)  # type: ignore[arg-type]
-
-
-class _Asked(NamedTuple):
-    """A prompt, special tokens that structure the answer and so are part of its text, and what reads that text."""
-
-    tokens: list[int]
-    shown: frozenset[int] = frozenset()
-    read: Callable[[str], Said] | None = None
-
-
-def _asked(text: TextModel, prompt: Prompt) -> _Asked:
-    return _Asked(text.encode(prompt) if isinstance(prompt, str) else list(prompt))
-
-
-def _asked_chat(
-    text: TextModel,
-    messages: Sequence[Message],
-    tools: list[dict[str, Any]] | None = None,
-    *,
-    continues: bool = False,
-    extra: Mapping[str, Any] | None = None,
-) -> _Asked:
-    prompt = text.render(
-        list(messages),
-        tools=tools,
-        add_generation_prompt=not continues,
-        continue_final=continues,
-        template_kwargs=extra,
-    )
-    open = text.thoughts(prompt, continues=continues) == "open"
-    return _Asked(
-        text.special_text(prompt, param="messages"),
-        text.markers(calls=bool(tools)),
-        lambda answer: text.read(answer, tools, open=open),
-    )
+            return of_chat(self.text, prompt)  # type: ignore[arg-type]
+        return of_prompt(self.text, prompt)  # type: ignore[arg-type]
 
 
 def _add(generation: Generation, output: Output, assembler: Assembler, piece: Piece) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import ClassVar, Self
 
 from sapwood.arch.beside import Factor
 from sapwood.arch.parts import Activation, Axis, Leaf, Linear, Mlp, Norm, StoredTensor
@@ -114,6 +114,8 @@ class Experts:
     shared: Mlp | None = None
     shared_gate: Linear | None = None
     weighs_input: bool = False
+
+    fixed: ClassVar[tuple[str, ...]] = ("router", "shared_gate")
 
     @property
     def count(self) -> int:

@@ -30,6 +30,7 @@ class LatentAttention:
     scale: float
 
     counted: ClassVar[tuple[str, ...]] = ("num_heads",)
+    fixed: ClassVar[tuple[str, ...]] = ("up",)
 
     @property
     def kv(self) -> Latent:

@@ -146,7 +146,7 @@ class Norm(Leaf):
 
 class Mixer(Protocol):
     """What lets tokens see each other: a dataclass of parts. One whose fields count what ranks share, or have an entry for each,
-    names them in `counted`; one that computes something of all that ranks would share is `indivisible`, as feed-forwards may be."""
+    names them in `counted`; one that computes of all that ranks would share is `indivisible`, as feed-forwards may be. Adapters leave `fixed` ones."""
 
     @property
     def kv(self) -> KVKind | tuple[KVKind, ...] | None:

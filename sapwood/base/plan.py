@@ -30,6 +30,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from sapwood.base.adapter import Adapter
 from sapwood.base.media import Media
 from sapwood.base.sampling import SamplingParams
 from sapwood.base.task import GENERATE, Task
@@ -215,7 +216,17 @@ class Embed:
     stretches: tuple[Stretch, ...]
 
 
-Part = Admissions | Known | Drafts | Propose | Pages | Copies | Inputs | Runs | Masked | Encode | Embed
+@dataclass(frozen=True, slots=True, eq=False)
+class Adapters:
+    """Adapters take slots of the device, which are told as they are `loads`: a slot, and what it holds from now on. Requests' slots
+    `slots_A` have those of `adapters_A` from now on, -1 where they have none."""
+
+    loads: tuple[tuple[int, Adapter], ...]
+    slots_A: Ints
+    adapters_A: Ints
+
+
+Part = Admissions | Known | Drafts | Propose | Pages | Copies | Inputs | Runs | Masked | Encode | Embed | Adapters
 LatePart = Masks | Drafts
 P = TypeVar("P")
 

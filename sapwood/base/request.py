@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sapwood.base.adapter import Adapter
 from sapwood.base.drafts import Tally
 from sapwood.base.media import Media, Span, keyed, seen_by_all
 from sapwood.base.plan import Ints, TokenLogprobs
@@ -35,6 +36,7 @@ class Request:
         stop_ids: Tokens that end it (end-of-sequence tokens included unless ignored).
         seed: 64-bit seed of its random choices.
         namespace: Requests share cached prefixes only within one (adapter and salt, and media that all tokens see).
+        adapter: What changes the model's weights for it, if anything does.
         arrival: Running number, lower came first.
         arrived: When it came, in seconds of the host's monotonic clock; nothing is decided by it.
         waited: Seconds from then to the first plan that it is in, -1 before; whoever has a clock sets it.
@@ -54,6 +56,7 @@ class Request:
 
     __slots__ = (
         "_prompt",
+        "adapter",
         "arrival",
         "arrived",
         "cached_tokens",
@@ -94,6 +97,7 @@ class Request:
         stop_ids: tuple[int, ...] = (),
         seed: int = 0,
         namespace: str = "",
+        adapter: Adapter | None = None,
         priority: int = 0,
         tenant: str = "",
         weight: float = 1.0,
@@ -112,9 +116,9 @@ class Request:
         self.prompt_len = len(self.tokens)
         self.limit = limit
         self.min_len = min(self.prompt_len + params.min_tokens, limit)
-        self.stop_ids = stop_ids
-        self.seed = seed
+        self.stop_ids, self.seed = stop_ids, seed
         self.namespace = seen_by_all(media, spans) + namespace if media else namespace
+        self.adapter = adapter
         self.priority = priority
         self.tenant = tenant
         self.weight = weight

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from sapwood.base.adapter import Adapter
 from sapwood.base.drafts import Drafted
 from sapwood.base.histogram import Histogram
 from sapwood.base.media import Kind, Media, Span
@@ -35,7 +36,7 @@ class Submit(msgspec.Struct, frozen=True, tag="submit", array_like=True):
     params: SamplingParams
     stop_ids: list[int] = []
     salt: str = ""
-    adapter: str = ""
+    adapter: Adapter | None = None
     priority: int = 0
     tenant: str = ""
     weight: float = 1.0
@@ -89,7 +90,7 @@ class Abort(msgspec.Struct, frozen=True, tag="abort", array_like=True):
 
 class Control(msgspec.Struct, frozen=True, tag="control", array_like=True):
     """A question or command outside the loop's business: 'status', 'flush_cache', 'check', 'live', 'tree', 'pause', 'hold',
-    'continue', 'retract', 'explain'; `about` are the arguments of those that take some."""
+    'continue', 'retract', 'explain', 'adapter', 'forget_adapter'; `about` are the arguments of those that take some."""
 
     id: int
     what: str
@@ -161,8 +162,8 @@ class Reading(msgspec.Struct, frozen=True):
 class Facts(msgspec.Struct, frozen=True):
     """What a front has to know of the running engine. `eos_ids` come from the tokenizer, which the front has. `tasks` are the tags
     of those that the model can do, `classifier` what its classifier wants, if it has one, `pooling` what a vector is made by of a model that does not say.
-    A vector has `vector_size` numbers. `media` are the kinds that the model has an encoder for, and
-    `reading` says how an encoder is fed whose model writes of what it has read."""
+    A vector has `vector_size` numbers. `media` are the kinds that the model has an encoder for, and `reading` says how an encoder is fed
+    whose model writes of what it has read. Requests may have adapters of up to `max_lora_rank` ranks; None: of none."""
 
     max_model_len: int
     vocab_size: int
@@ -182,6 +183,7 @@ class Facts(msgspec.Struct, frozen=True):
     media: tuple[Kind, ...] = ()
     reading: Reading | None = None
     eos_ids: list[int] = []
+    max_lora_rank: int | None = None
 
     def begun(self, num_tokens: int) -> int:
         """How many positions of a sequence a prompt of so many tokens takes: none of its own where an encoder reads it."""

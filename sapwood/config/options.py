@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from sapwood.config.adapters import AdapterOptions
 from sapwood.config.option import option
 from sapwood.config.parallel import ParallelConfig
 from sapwood.config.sight import SightConfig
@@ -440,4 +441,5 @@ class Config:
     speculation: SpeculationConfig = field(default_factory=SpeculationConfig)
     sight: SightConfig = field(default_factory=SightConfig)
     grammar: GrammarConfig = field(default_factory=GrammarConfig)
+    adapters: AdapterOptions = field(default_factory=AdapterOptions)
     server: ServerConfig = field(default_factory=ServerConfig)

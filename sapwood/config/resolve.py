@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from sapwood.base.errors import ConfigError
 from sapwood.base.kv import SCALE_BYTES, KVGroup, most_rewound, page_size_problem
 from sapwood.base.layout import longest_sequence, pages_for, split_pages
-from sapwood.config import parallel, speculation, stores, texts
+from sapwood.config import adapters, parallel, speculation, stores, texts
 from sapwood.config.devices import RULES
 from sapwood.config.facts import DeviceFacts, ModelShape
 from sapwood.config.fairness import policy
@@ -254,6 +254,7 @@ _RULES: tuple[tuple[str, str, _Rule], ...] = (
     ("device", "cuda_graph_max_tokens", _cuda_graph_max_tokens),
     ("speculation", "speculation", speculation.drafter_rule),
     ("speculation", "num_speculative_tokens", speculation.count_rule),
+    *adapters.RULES,
 )
 
 
@@ -343,9 +344,7 @@ def _check_ranges(config: Config) -> None:
     if config.cache.page_size is not None and (problem := page_size_problem(config.cache.page_size)):
         raise ConfigError(f"{flag_of('page_size')} {problem}.")
     parallel.check(config.parallel, config.stores)
-    wanted = stores.wanted(config.stores)
-    if wanted is not None and not config.cache.prefix_caching:
-        raise ConfigError(f"{wanted} is of prefixes, so it wants {flag_of('prefix_caching')}.")
+    stores.check(config.stores, prefix_caching=config.cache.prefix_caching)
 
 
 _POSITIVE = (
@@ -383,6 +382,7 @@ def _range(field: str, value: float | None, low: float, high: float | None, *, l
 
 
 def _check(config: Config, model: ModelShape, device: DeviceFacts) -> None:
+    adapters.check(config)
     _check_device(config, device)
     _check_steps(config)
     _check_memory(config, device)

@@ -227,3 +227,9 @@ _KINDS: Mapping[str, Callable[[str], Place]] = MappingProxyType(
         "valkeys": _redis("rediss"),
     }
 )
+
+
+def check(options: StoreConfig, *, prefix_caching: bool) -> None:
+    """Raise ConfigError for a store where prefixes are not kept."""
+    if (name := wanted(options)) is not None and not prefix_caching:
+        raise ConfigError(f"{name} is of prefixes, so it wants --enable-prefix-caching.")

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from sapwood.base.adapter import Adapter
 from sapwood.base.errors import EngineDead, GenerationFailed, Overloaded
 from sapwood.base.media import Media, Span, check_kinds
 from sapwood.base.sampling import SEED_LIMIT, SamplingParams
@@ -157,7 +158,7 @@ class EngineClient(Protocol):
         follower: Follower,
         *,
         salt: str = "",
-        adapter: str = "",
+        adapter: Adapter | None = None,
         priority: int = 0,
         tenant: str = "",
         weight: float = 1.0,
@@ -223,7 +224,7 @@ class AsyncEngine:
         follower: Follower,
         *,
         salt: str = "",
-        adapter: str = "",
+        adapter: Adapter | None = None,
         priority: int = 0,
         tenant: str = "",
         weight: float = 1.0,

@@ -20,8 +20,8 @@ SEED_MASK = 2**63 - 1
 
 class Intake:
     """Numbers arrivals, draws seeds, sets limits. `longest` is the most tokens that one sequence may have; without
-    `grammars` requests that are restricted are refused, and those of other than the `tasks`, or with media of other than the kinds of
-    `media`, in any case."""
+    `grammars` requests that are restricted are refused, without `adapters` those that have one, and those of other than the `tasks`,
+    or with media of other than the kinds of `media`, in any case."""
 
     def __init__(
         self,
@@ -30,11 +30,12 @@ class Intake:
         vocab_size: int,
         seed: int,
         grammars: bool = False,
+        adapters: bool = False,
         tasks: Sequence[type[Task]] = (Generate, Embed),
         media: Sequence[Kind] = (),
     ) -> None:
         self.longest, self.tasks, self.media = longest, tuple(tasks), tuple(media)
-        self.grammars = grammars
+        self.grammars, self.adapters = grammars, adapters
         self.vocab_size = vocab_size
         self._random = random.Random(seed)
         self._arrivals = 0
@@ -61,6 +62,8 @@ class Intake:
                 message,
                 "this engine masks no tokens: it has no grammars, thinking budgets, allowed_token_ids and bad_words",
             )
+        if message.adapter is not None and not self.adapters:
+            return _refused(message, "this engine has no adapters: start it with --enable-lora")
         self._arrivals += 1
         room = most + 1 - len(tokens)
         seed = self._random.getrandbits(63) if params.seed is None else params.seed & SEED_MASK
@@ -71,7 +74,8 @@ class Intake:
             limit=len(tokens) + (min(params.max_tokens or room, room) if isinstance(task, Generate) else 1),
             stop_ids=tuple(id for id in message.stop_ids if 0 <= id < self.vocab_size),
             seed=seed,
-            namespace=namespace_of(message.adapter, message.salt),
+            namespace=namespace_of("" if message.adapter is None else message.adapter.id, message.salt),
+            adapter=message.adapter,
             priority=message.priority,
             tenant=message.tenant,
             weight=message.weight,

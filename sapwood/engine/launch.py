@@ -25,6 +25,7 @@ from sapwood.base.wire import Facts
 from sapwood.cache import Borders, Explanation, KVCache, KVStake, Sketch, Texts
 from sapwood.catalogue import Catalogue, joined
 from sapwood.config import Config, ModelConfig
+from sapwood.config.adapters import enabled
 from sapwood.config.devices import rules_of
 from sapwood.config.resolve import Decision, page_bytes, resolve
 from sapwood.config.sight import encoder_rows
@@ -33,6 +34,7 @@ from sapwood.config.weights import ITEMSIZE
 from sapwood.device import probe
 from sapwood.encode import EncodeStake, Room
 from sapwood.engine import lean
+from sapwood.engine.adapters import adapters_of
 from sapwood.engine.declared import declared
 from sapwood.engine.inputs import inputs_of
 from sapwood.engine.intake import Intake
@@ -114,13 +116,13 @@ def launch(
     clock.lap("kv_cache")
     executor.capture()
     compiler = _compiler(config, files, text, catalogue, vocab_size=decoder.vocab_size)
-    slots = Slots(_set(config.scheduler.max_num_seqs), longest)
-    kv = _cache(config, measured, num_pages)
+    slots, kv = Slots(_set(config.scheduler.max_num_seqs), longest), _cache(config, measured, num_pages)
     constraints = Constraints(compiler, executor.allocate_masks, jump=config.grammar.jump_forward)
-    speculation, pause, inputs = speculate(config, slots, kv, executor), Pause(), inputs_of(config, decoder, files)
+    speculation, lent = speculate(config, slots, kv, executor), adapters_of(config, slots, executor)
+    pause, inputs = Pause(), inputs_of(config, decoder, files)
     clock.lap("graphs")
     stored = stores_of(config, decoder, files, draft, measured=measured, kv=kv, executor=executor)
-    guests: tuple[Guest, ...] = (*_encoding(config, decoder, slots), inputs, speculation, stored)
+    guests: tuple[Guest, ...] = (*_encoding(config, decoder, slots), lent, inputs, speculation, stored)
     joining = (*(stake for guest in guests for stake in guest.stakes), pause, *stakes(slots))
     engine = Engine(
         _scheduler(config, slots, (*_lasting(kv, slots, constraints), *joining), kv),
@@ -129,7 +131,7 @@ def launch(
         depth=_set(config.scheduler.depth),
         gauges=(kv.gauges, constraints.gauges, *(gauge for guest in guests for gauge in guest.gauges)),
         pages=kv.pages,
-        commands={**_commands(kv, slots), **pause.commands},
+        commands={**_commands(kv, slots), **lent.commands, **pause.commands},
         status=pause.status,
     )
     decisions = (*_told(decisions, longest), _pool_decision(measured.groups, num_pages))
@@ -208,6 +210,7 @@ def _intake(config: Config, decoder: Decoder | Foreign, longest: int) -> Intake:
         vocab_size=decoder.vocab_size,
         seed=config.device.seed,
         grammars=True,
+        adapters=enabled(config),
         tasks=tasks_of(decoder),
         media=media_of(decoder),
     )
@@ -240,6 +243,7 @@ def _facts(
         pooling="last" if all(group.lasts for group in measured.groups) else "mean",
         vector_size=decoder.hidden_size,
         media=media_of(decoder),
+        max_lora_rank=config.adapters.max_lora_rank if enabled(config) else None,
     )
 
 

@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection,
 from functools import partial
 from typing import Any
 
+from sapwood.base.adapter import Adapter
 from sapwood.base.errors import EngineDead
 from sapwood.base.sampling import SamplingParams
 from sapwood.base.wire import Delta, Facts, Stats
@@ -98,13 +99,13 @@ class Replicas:
         follower: Follower,
         *,
         salt: str = "",
-        adapter: str = "",
+        adapter: Adapter | None = None,
         **how: Any,
     ) -> Stream:
         """See `EngineClient.submit`."""
         able = self._able()
         while True:
-            chosen, reason = self._choose(able, tokens, follower, (salt, adapter))
+            chosen, reason = self._choose(able, tokens, follower, (salt, "" if adapter is None else adapter.id))
             try:
                 stream = chosen.submit(tokens, params, follower, salt=salt, adapter=adapter, **how)
             except EngineDead:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from sapwood.base.adapters import AdapterHost
 from sapwood.base.kv import KVGroup
 from sapwood.base.pages import Pager
 from sapwood.base.plan import Bits, Ints, LatePart, Outcome, Plan
@@ -74,6 +75,11 @@ class Executor(Protocol):
     def pager(self, num_blocks: Sequence[int]) -> Pager:
         """What moves pages of each group through so many blocks of the host's memory. Behind `allocate`, once at most; its calls
         come between those of this class, from the same thread."""
+        ...
+
+    def adapters(self) -> AdapterHost:
+        """What keeps adapters near the device, where the configuration has some. Behind `start`; its calls come from the same thread as those
+        of this class, between them."""
         ...
 
     def forward(self, plan: Plan) -> Any:

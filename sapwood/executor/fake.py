@@ -8,7 +8,7 @@ these.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sapwood.arch.groups import joint_groups, kv_groups
+from sapwood.base.adapter import Adapter
 from sapwood.base.kv import KVGroup, most_rewound
 from sapwood.base.pages import Bytes, Moves
 from sapwood.base.plan import (
@@ -37,6 +38,7 @@ from sapwood.base.plan import (
     TokenLogprobs,
 )
 from sapwood.base.sampling import SamplingParams
+from sapwood.base.stake import NOW, Ready
 from sapwood.base.trial import Trial
 from sapwood.executor.base import Measured
 
@@ -149,6 +151,9 @@ class FakeExecutor:
 
     def pager(self, num_blocks: Sequence[int]) -> FakePager:
         return FakePager(self.cells, [group.cells for group in self.groups], num_blocks)
+
+    def adapters(self) -> NullAdapters:
+        return NullAdapters()
 
     def _take(self, groups: Sequence[KVGroup], max_num_seqs: int, max_model_len: int, vocab_size: int) -> None:
         self.groups = groups
@@ -368,3 +373,30 @@ class FakePager:
 
     def done(self, handle: None) -> bool:
         return True
+
+
+class NullAdapters:
+    """Keeps the protocol `AdapterHost`: every adapter is there."""
+
+    num_slots = 8
+
+    def fetch(self, adapter: Adapter) -> None:
+        pass
+
+    def knows(self, adapter: Adapter) -> bool:
+        return True
+
+    def fetched(self, adapter: Adapter) -> Ready:
+        return NOW
+
+    def forget(self, adapter: Adapter) -> None:
+        pass
+
+    def wait(self, seconds: float) -> None:
+        pass
+
+    def gauges(self) -> tuple[Mapping[str, int], Mapping[str, float]]:
+        return {}, {}
+
+    def close(self) -> None:
+        pass

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from sapwood.arch.network import Network
 from sapwood.attention.select import BACKENDS, NAMES, Offer
+from sapwood.base.adapters import AdapterHost
 from sapwood.base.pages import Pager
 from sapwood.base.plan import Bits, Ints, LatePart, Outcome, Plan
 from sapwood.base.trial import Trial
@@ -77,6 +78,10 @@ class LocalExecutor:
 
     def pager(self, num_blocks: Sequence[int]) -> Pager:
         return self.worker.pager(num_blocks)
+
+    def adapters(self) -> AdapterHost:
+        assert self.worker.shelf is not None, "asked only where there may be some"
+        return self.worker.shelf
 
     def forward(self, plan: Plan) -> Work:
         return self.worker.forward(plan)

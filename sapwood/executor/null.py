@@ -11,7 +11,7 @@ from sapwood.base.pages import Bytes, Moves
 from sapwood.base.plan import Bits, Ints, LatePart, Outcome, Plan, Propose
 from sapwood.base.trial import Trial
 from sapwood.executor.base import Measured
-from sapwood.executor.fake import measured
+from sapwood.executor.fake import NullAdapters, measured
 
 if TYPE_CHECKING:
     from sapwood.arch.network import Network
@@ -53,6 +53,9 @@ class NullExecutor:
 
     def pager(self, num_blocks: Sequence[int]) -> NullPager:
         return NullPager(num_blocks)
+
+    def adapters(self) -> NullAdapters:
+        return NullAdapters()
 
     def forward(self, plan: Plan) -> Plan:
         return plan

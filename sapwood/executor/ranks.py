@@ -19,10 +19,13 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import msgspec
 
+from sapwood.base.adapter import Adapter
+from sapwood.base.adapters import AdapterHost
 from sapwood.base.errors import ConfigError, Lost
 from sapwood.base.packing import pack_late, pack_plan, unpack_late, unpack_plan
 from sapwood.base.pages import Pager
 from sapwood.base.plan import Bits, Ints, LatePart, Masks, Outcome, Plan
+from sapwood.base.stake import Ready
 from sapwood.base.trial import Trial
 from sapwood.config.options import Config
 from sapwood.config.resolve import page_bytes
@@ -127,6 +130,9 @@ class Ranks:
             "stores of KV do not go with several ranks (--tensor-parallel-size, --pipeline-parallel-size) yet: leave out one of the two."
         )
 
+    def adapters(self) -> AdapterHost:
+        return _Everywhere(self._here.adapters(), self._all)
+
     def forward(self, plan: Plan) -> Any:
         return self._all(b"f", pack_plan(plan), lambda: self._here.forward(plan))
 
@@ -181,6 +187,37 @@ class Ranks:
                 self._segment.raise_alarm(rank, f"has stood still for {STILL_SECONDS:.0f} s")
 
 
+class _Everywhere:
+    """Adapters in the memory of all ranks: what the first is asked to fetch or to forget, the others are told to. Each reads its own part."""
+
+    def __init__(self, here: AdapterHost, all: Callable[[bytes, bytes, Callable[[], None]], None]) -> None:
+        self._here, self._all = here, all
+        self.num_slots = here.num_slots
+
+    def fetch(self, adapter: Adapter) -> None:
+        self._all(b"l", msgspec.msgpack.encode(adapter), lambda: self._here.fetch(adapter))
+
+    def fetched(self, adapter: Adapter) -> Ready:
+        if not self._here.knows(adapter):
+            self.fetch(adapter)
+        return self._here.fetched(adapter)
+
+    def knows(self, adapter: Adapter) -> bool:
+        return self._here.knows(adapter)
+
+    def forget(self, adapter: Adapter) -> None:
+        self._all(b"u", msgspec.msgpack.encode(adapter), lambda: self._here.forget(adapter))
+
+    def wait(self, seconds: float) -> None:
+        self._here.wait(seconds)
+
+    def gauges(self) -> tuple[Mapping[str, int], Mapping[str, float]]:
+        return self._here.gauges()
+
+    def close(self) -> None:
+        self._here.close()
+
+
 def _watch(ranks: weakref.ref[Ranks]) -> None:
     beats: dict[int, tuple[int, float]] = {}
     while (found := ranks()) is not None:
@@ -224,6 +261,8 @@ class Follower:
             "s": self._sample,
             "r": self._read,
             "i": lambda rest: self._here.tidy(),
+            "l": lambda rest: self._here.adapters().fetch(msgspec.msgpack.decode(rest, type=Adapter)),
+            "u": lambda rest: self._here.adapters().forget(msgspec.msgpack.decode(rest, type=Adapter)),
         }
         while True:
             message = self._segment.receive(self._woken)

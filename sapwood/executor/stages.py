@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sapwood.base.adapters import AdapterHost
 from sapwood.base.packing import pack_outcome, unpack_outcome
 from sapwood.base.pages import Pager
 from sapwood.base.plan import Admissions, Bits, Drafts, Ints, Known, LatePart, Outcome, Plan
@@ -74,6 +75,9 @@ class StageExecutor:
 
     def pager(self, num_blocks: Sequence[int]) -> Pager:
         return self._here.pager(num_blocks)
+
+    def adapters(self) -> AdapterHost:
+        return self._here.adapters()
 
     def forward(self, plan: Plan) -> Work:
         if self._unsettled:

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from sapwood.base.abilities import Ability
 from sapwood.device import abilities_of
-from sapwood.kernels import experts, plain
+from sapwood.kernels import adapters, experts, plain
+from sapwood.kernels.adapters import Lanes, Matrices
 from sapwood.kernels.experts import Routed as Routed
 from sapwood.kernels.planes import Planes
 
@@ -129,6 +130,9 @@ class Kernels:
     `routed_few` tokens of bfloat16."""
 
     routed_few: int = 0
+
+    adapt: Callable[[Tensor, Tensor, Matrices, Lanes], None] = adapters.add
+    """adapt(y_TO, x_TI, matrices, lanes): add to a Linear's product of x what the adapters of its tokens change."""
 
     def norm(self, x_TE: Tensor, residual_TE: Tensor | None, how: RmsNorm | LayerNorm) -> tuple[Tensor, Tensor]:
         """(normed_TE, sum_TE), where sum = x + residual, or x where there is none. `residual` may be overwritten."""

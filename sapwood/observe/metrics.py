@@ -288,7 +288,7 @@ def _counted(counts: Mapping[str, float]) -> Iterator[Metric]:
                 break
         else:
             named = _named(whole, "counter")
-            yield CounterMetricFamily(named.name, named.help, count)
+            yield (GaugeMetricFamily if named.kind == "gauge" else CounterMetricFamily)(named.name, named.help, count)
     yield from families.values()
 
 

@@ -160,6 +160,15 @@ ENGINE = {
         ),
         Named("sapwood_engine_load_seconds", "counter", "Time of loading from a store, beside the loop.", ("store",)),
         Named("sapwood_engine_store_seconds", "counter", "Time of writing to a store, beside the loop.", ("store",)),
+        Named("sapwood_engine_adapter_slots", "gauge", "Adapters that the device can hold at once."),
+        Named("sapwood_engine_adapter_slots_used", "gauge", "Those that requests have now."),
+        Named("sapwood_engine_adapter_reads", "counter", "Adapters that were read from files."),
+        Named("sapwood_engine_adapter_read_seconds", "counter", "Time of reading adapters, beside the loop."),
+        Named("sapwood_engine_adapter_loads", "counter", "Adapters that were copied to a slot of the device."),
+        Named("sapwood_engine_adapter_evictions", "counter", "Adapters that gave their slot up for others."),
+        Named(
+            "sapwood_engine_adapter_host_evictions", "counter", "Adapters that the host's memory gave up for others."
+        ),
         Named("sapwood_engine_host_seconds", "counter", "Time of planning steps and taking in what they yielded."),
         Named("sapwood_engine_wait_seconds", "counter", "Time of waiting for the device."),
         Named("sapwood_engine_mask_seconds", "counter", "Time of making masks, beside the device."),

@@ -24,6 +24,7 @@ from sapwood.attention.select import BACKENDS, Offer, choose, scaled, stored
 from sapwood.base.abilities import Ability
 from sapwood.base.errors import ConfigError
 from sapwood.base.kv import KVGroup, most_rewound
+from sapwood.config import adapters
 from sapwood.config.inputs import room_of
 from sapwood.config.options import Config
 from sapwood.device import Device, find
@@ -32,6 +33,7 @@ from sapwood.hub.pull import Progress, silent
 from sapwood.kernels import Kernels
 from sapwood.kernels.cpu import library
 from sapwood.kernels.cpu.library import Machine
+from sapwood.nn.adapted import Bank
 from sapwood.nn.build import Build, build
 from sapwood.nn.draft_head import DraftHead
 from sapwood.nn.load import Loadable, dummy_weights, forms, load_weights
@@ -56,7 +58,8 @@ class Rank:
     """What computes: a model on a device, and what keeps its keys and values, a backend for each of its KV groups.
 
     `groups` are those of all models that run side by side. `machine` is what the CPU's own kernels run on, or why they do not;
-    `aside` says why they do not compute the whole model. In `pool` lies what an encoder leaves of inputs.
+    `aside` says why they do not compute the whole model. In `pool` lies what an encoder leaves of inputs, in `bank` the adapters that
+    requests may have.
     """
 
     device: Device
@@ -68,11 +71,12 @@ class Rank:
     aside: str | None = None
     mesh: Mesh = ALONE
     pool: FixedPool | None = None
+    bank: Bank | None = None
 
     @property
-    def planned(self) -> Sequence[Backend | FixedPool]:
+    def planned(self) -> Sequence[Backend | FixedPool | Bank]:
         """What has to know each step's batch before the model runs."""
-        return self.backends if self.pool is None else (*self.backends, self.pool)
+        return (*self.backends, *(one for one in (self.pool, self.bank) if one is not None))
 
     @property
     def computed_by(self) -> tuple[str, str] | None:
@@ -142,17 +146,18 @@ def assemble(
     groups = joint_groups((decoder, *others), page_size, most_rewound(max_drafts, depth))
     mine = enumerate(groups[: len(kv_groups(decoder, page_size))])
     backends = _backends(config, mine, device.place, dtype, machine, choices.backends)
+    bank = _bank(config, decoder, device.place, mesh)
     if isinstance(decoder, Foreign):
         plainly = _how(config, everywhere(Plain()), device.place, dtype, backends, mesh)
         return Rank(device, dtype, groups, machine, backends, _foreign(decoder, plainly), "they are transformers' own")
     assert isinstance(decoder, Decoder)
     tapped = any(isinstance(other, draft_head.DraftHead) and other.taps for other in others)
     stack = "a head goes on from hidden states within the model" if tapped else machine
+    stack = "they know no adapters (--enable-lora)" if bank is not None and not isinstance(stack, str) else stack
     pool = _pool(config, decoder, device.place, dtype)
-    model, aside = _model(
-        config, decoder, device.place, dtype, backends, stack, choices.methods, files, mesh, pool, pipe
-    )
-    return Rank(device, dtype, groups, machine, backends, model, aside, mesh, pool)
+    known = choices.methods
+    model, aside = _model(config, decoder, device.place, dtype, backends, stack, known, files, mesh, pool, pipe, bank)
+    return Rank(device, dtype, groups, machine, backends, model, aside, mesh, pool, bank)
 
 
 @torch.inference_mode()
@@ -241,6 +246,7 @@ def _model(
     mesh: Mesh,
     pool: FixedPool | None = None,
     pipe: Pipe = NO_PIPE,
+    bank: Bank | None = None,
 ) -> tuple[Model | NativeModel, str | None]:
     """The whole decoder by the CPU's own kernels where they can, else modules of PyTorch's, and why."""
     assert config.model.max_model_len is not None, "a resolved configuration"
@@ -254,6 +260,7 @@ def _model(
         own: Rounded | None = rounded if rounded in get_args(Rounded) else None  # type: ignore[assignment]
         method = repacked(choice if own is None else everywhere(Plain()), Packed(machine, own))
         return NativeModel(decoder, native, machine, method, max_positions=config.model.max_model_len), None
+    choice = choice if bank is None else bank.around(choice)
     return build(decoder, replace(_how(config, choice, device, dtype, backends, mesh, pipe), pool=pool)), aside
 
 
@@ -271,6 +278,25 @@ def _pool(config: Config, decoder: Decoder, device: torch.device, dtype: torch.d
         num_slots=seqs,
         device=device,
         dtype=dtype,
+    )
+
+
+def _bank(config: Config, decoder: Network, device: torch.device, mesh: Mesh) -> Bank | None:
+    """Room for adapters, if there may be some."""
+    if not adapters.enabled(config):
+        return None
+    if not isinstance(decoder, Decoder):
+        raise ConfigError("--enable-lora: adapters change our own modules, and these are transformers' (--model-impl).")
+    if room_of(config, decoder) is not None:
+        raise ConfigError("--enable-lora: models that read inputs by an encoder take no adapters; leave it out.")
+    assert config.adapters.max_lora_rank and config.scheduler.max_num_seqs, "a resolved configuration"
+    return Bank(
+        decoder,
+        num_slots=config.adapters.max_loras,
+        rank=config.adapters.max_lora_rank,
+        num_requests=config.scheduler.max_num_seqs,
+        device=device,
+        mesh=mesh,
     )
 
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from sapwood.attention.base import Backend
-from sapwood.base.plan import Admissions, Copies, Drafts, Embed, Encode, Inputs, Known
+from sapwood.base.plan import Adapters, Admissions, Copies, Drafts, Embed, Encode, Inputs, Known
+from sapwood.runner.adapters import Shelf
 from sapwood.runner.inputs import InputReader
 from sapwood.runner.sight import Sight
 from sapwood.runner.table import Table
@@ -24,13 +25,14 @@ from sapwood.runner.transfer import upload
 
 @dataclass(frozen=True, eq=False)
 class Memory:
-    """What a device keeps from step to step: a table of slots, keys and values per KV group, what is known of media, and what reads
-    inputs, if it does."""
+    """What a device keeps from step to step: a table of slots, keys and values per KV group, what is known of media, what reads
+    inputs, if it does, and adapters, if there may be any."""
 
     table: Table
     backends: Sequence[Backend]
     sight: Sight | None = None
     reader: InputReader | None = None
+    adapters: Shelf | None = None
 
 
 @singledispatch
@@ -83,6 +85,12 @@ def _(part: Embed, memory: Memory) -> None:
 def _(part: Inputs, memory: Memory) -> None:
     assert memory.reader is not None, "planned for models that read inputs"
     memory.reader.take(part)
+
+
+@before.register
+def _(part: Adapters, memory: Memory) -> None:
+    assert memory.adapters is not None, "told of none without it"
+    memory.adapters.apply(part)
 
 
 def copy_pages(backend: Backend, sources_C: Tensor, targets_C: Tensor) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sapwood.attention.base import Batch, RowLimits, Shared, Spans, tile_members
 from sapwood.base.plan import Plan, Runs
+from sapwood.nn.adapted import NoBank
 from sapwood.runner import frame, shared
 from sapwood.runner.assemble import Rank
 from sapwood.runner.batch import Batcher, Heads, spans_of
@@ -74,15 +75,20 @@ class Step:
         self.tile = tile_members(rank.groups)
         self.graphs: Graphs[Pass] | None = None
         self.graphs_alone: Graphs[Pass] | None = None  # of steps that the follower leaves out
+        self.graphs_adapted: Graphs[Pass] | None = None  # of steps some of whose rows have an adapter
+        self._bank = rank.bank or NoBank()
         self._rank, self._table, self._follower = rank, table, follower
         self._logits_NV: Tensor | None = None
         self.headless = not rank.model.decoder.writes
         if max_heads is not None:
             self._logits_NV = torch.empty(max_heads, vocab_size, dtype=rank.dtype, device=rank.device.place)
 
-    def make_graphs(self, *, max_rows: int, max_tokens: int, drafts: bool, alone: bool = False) -> Graphs[Pass]:
-        """Graphs of steps, none of which is captured yet. `alone`: of those that the follower leaves out, which have no prompts."""
-        compute = partial(self.compute_for_graph, None if alone else self._follower)
+    def make_graphs(
+        self, *, max_rows: int, max_tokens: int, drafts: bool, alone: bool = False, adapted: bool = False
+    ) -> Graphs[Pass]:
+        """Graphs of steps, none of which is captured yet. `alone`: of those that the follower leaves out, which have no prompts; `adapted`: of
+        those some of whose rows have an adapter."""
+        compute = partial(self.compute_for_graph, None if alone else self._follower, adapted=adapted)
         return Graphs(
             compute,
             self._table,
@@ -94,9 +100,10 @@ class Step:
         )
 
     def forward(self, plan: Plan) -> Pass:
-        follower, graphs = self._follower, self.graphs
+        adapted = self._bank.begin(plan)
+        follower, graphs = self._follower, self.graphs_adapted if adapted else self.graphs
         if follower is not None and follower.leaves(plan):
-            follower, graphs = None, self.graphs_alone
+            follower, graphs = None, None if adapted else self.graphs_alone
         left = None if graphs is None else graphs.run(plan)
         return left or self._launch(follower, plan)
 
@@ -148,9 +155,17 @@ class Step:
             self.batcher.settle(left.frame, left.heads, drawn_N, kind)
 
     def compute_for_graph(
-        self, follower: Follower | None, frame: Frame, num_tokens: int, limits: RowLimits, runs: Shared | None
+        self,
+        follower: Follower | None,
+        frame: Frame,
+        num_tokens: int,
+        limits: RowLimits,
+        runs: Shared | None,
+        *,
+        adapted: bool = False,
     ) -> Pass:
-        """The same; what outlives the launch is small, or lies in memory that all graphs share."""
+        """The same, with adapters or without any; what outlives the launch is small, or lies in memory that all graphs share."""
+        self._bank.open(adapted)
         left = self._compute(follower, frame, num_tokens, limits, runs)
         assert left.logits_NV is not None and self._logits_NV is not None
         logits_NV = self._logits_NV[: frame.num_heads]

@@ -17,8 +17,10 @@ from sapwood.config.options import Config
 from sapwood.hub.draft import DraftModel
 from sapwood.hub.files import ModelFiles
 from sapwood.hub.pull import Progress, silent
+from sapwood.nn.adapted import Bank
 from sapwood.nn.model import Model
 from sapwood.parallel import ALONE, NO_PIPE, Mesh, Pipe
+from sapwood.runner.adapters import Shelf
 from sapwood.runner.assemble import Beside, Choices, assemble, beside, give_weights, portion
 from sapwood.runner.choose import Chooser, Onlooker, Told, Work, read
 from sapwood.runner.companion import Companion
@@ -88,8 +90,8 @@ class Worker:
             self.table = Table(
                 num_slots=self._max_rows, max_len=self._max_len, groups=rank.groups, device=rank.device.place
             )
-            sight = self._sight()
-            self._memory = Memory(self.table, self.backends, sight, self._reader())
+            self.shelf, sight = self._shelf(rank.bank), self._sight()
+            self._memory = Memory(self.table, self.backends, sight, self._reader(), self.shelf)
             self.companion = self._companion(mine[0]) if mine else None
             vocab_size, heads = self.decoder.vocab_size, None
             if self._graph_tokens:
@@ -115,6 +117,14 @@ class Worker:
         assert isinstance(self.model, Model), "no other has layers that look at inputs"
         return InputReader(self.model, self.rank.pool, most=max(self._max_tokens, self.rank.pool.longest))
 
+    def _shelf(self, bank: Bank | None) -> Shelf | None:
+        """What keeps adapters for the device, where there may be some."""
+        if bank is None:
+            return None
+        most = self.config.adapters.max_cpu_loras
+        assert most is not None, "a resolved configuration"
+        return Shelf(bank, most=most, dtype=self.rank.dtype, pinned=self.device.can(Ability.PINNED))
+
     def _companion(self, mine: Beside) -> Companion:
         made = seer(mine.model, nobody=self.table.nobody, most=self._max_drafts + 1, dtype=self.rank.dtype)
         return Companion(made, mine.backends, self.table, self.groups, max_tokens=self._max_tokens)
@@ -133,7 +143,17 @@ class Worker:
         # Blocks of a GGUF file are kept as they are, and which they are shows in its size.
         files = [one.stored_bytes for one in (self._files, self._draft_files) if one is not None]
         stored = self.config.model.quantization, files
-        facts = device, self.decoder, options, sizes, self._max_drafts, self._draft and self._draft.decoder, stored
+        adapters = self.config.adapters.max_loras, self.config.adapters.max_lora_rank, self.rank.bank is not None
+        facts = (
+            device,
+            self.decoder,
+            adapters,
+            options,
+            sizes,
+            self._max_drafts,
+            self._draft and self._draft.decoder,
+            stored,
+        )
         return compile_ahead(facts, self._rehearse)
 
     def _rehearse(self) -> None:
@@ -141,7 +161,8 @@ class Worker:
         self._warm()  # first what takes longest to compile
         self.allocate([2] * len(self.groups))
         for graphs in self._make_graphs():
-            graphs.rehearse()
+            if graphs is not None:
+                graphs.rehearse()
 
     def _warm(self) -> None:
         warm(self.decoder.vocab_size, self.rank.dtype, self.table.settings_SK)
@@ -186,7 +207,7 @@ class Worker:
     @torch.inference_mode()
     def _graph_memory(self) -> int:
         """Bytes that all graphs together will take: what the largest need to compute, and something for each one."""
-        taken, made = 0, self._make_graphs()
+        taken, made = 0, [one for one in self._make_graphs() if one is not None]
         for graphs in made:
             largest, each = self.device.taken(graphs.capture_largest), self.device.taken(graphs.capture_next)
             taken += largest + each * graphs.num_ahead
@@ -196,8 +217,9 @@ class Worker:
             self.device.release()
         return taken
 
-    def _make_graphs(self) -> list[Graphs[Any]]:
-        """Those of steps, of the model that drafts if there is one, and of steps that it leaves out; none of them is captured yet."""
+    def _make_graphs(self) -> list[Graphs[Any] | None]:
+        """Those of steps, of the model that drafts if there is one, of steps that it leaves out, and of steps with adapters; none of them is
+        captured yet."""
         if self._graph_tokens is None or self._step.headless:
             return []  # whoever generates nothing has steps of whole texts, of all sizes
         step = partial(
@@ -206,14 +228,15 @@ class Worker:
             max_tokens=self._graph_tokens,
             drafts=self._max_drafts > 0,
         )
+        adapted = None if self.rank.bank is None else step(adapted=True)
         if self.companion is None:
-            return [step()]
+            return [step(), None, None, adapted]
         passes = self.companion.make_graphs(max_rows=self._max_rows)
-        return [step(), passes] if self.companion.trail is None else [step(), passes, step(alone=True)]
+        return [step(), passes, None if self.companion.trail is None else step(alone=True), adapted]
 
-    def _use(self, graphs: Sequence[Graphs[Any]]) -> None:
-        self._graphs = graphs
-        self._step.graphs, passes, self._step.graphs_alone = (*graphs, None, None, None)[:3]
+    def _use(self, graphs: Sequence[Graphs[Any] | None]) -> None:
+        self._graphs = [one for one in graphs if one is not None]
+        self._step.graphs, passes, self._step.graphs_alone, self._step.graphs_adapted = graphs or (None,) * 4
         if self.companion is not None:
             self.companion.graphs = passes
 

@@ -13,12 +13,12 @@ ASKED, ANSWER = "x-sapwood-explain-cache", b"x-sapwood-cache"
 _AROUND = 12  # tokens that are shown as text on either side
 
 
-async def explained(front: Front, tokens: list[int], salt: str, tenant: Tenant) -> bytes:
+async def explained(front: Front, tokens: list[int], salt: str, tenant: Tenant, *, adapter: str) -> bytes:
     """A header's value, JSON in ASCII: `prompt_tokens`, `cached_tokens` (those that lie there now, by whole pages), `differs_at` (the first
     token that the cache does not have behind those before it), and as text what is `before` it, what is `here`, and what the
     cache has `instead`, null where nothing follows there, or where it could be another key's.
     """
-    found = await front.engine.control("explain", {"tokens": tokens, "salt": tenant.salted(salt)})
+    found = await front.engine.control("explain", {"tokens": tokens, "salt": tenant.salted(salt), "adapter": adapter})
     at: int = found["differs"]
     texts = [tokens[max(0, at - _AROUND) : at], tokens[at : at + _AROUND], found["instead"][:_AROUND]]
     before, here, instead = await front.decode_all(texts, skip_special=False)

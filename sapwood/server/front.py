@@ -16,6 +16,7 @@ import msgspec
 from starlette.types import Receive
 
 from sapwood import __version__
+from sapwood.adapters.registry import Known
 from sapwood.base.errors import ConfigError, GrammarError, RequestError
 from sapwood.base.media import Media, Span
 from sapwood.base.sampling import MAX_FORBIDDEN, SamplingParams
@@ -34,6 +35,7 @@ from sapwood.grammar.words import first_words
 from sapwood.hub.about import About
 from sapwood.images.gallery import TEXT_ONLY, Gallery
 from sapwood.observe.observer import Observer
+from sapwood.server.adapters import Adapters
 from sapwood.server.auth import Guard
 from sapwood.server.deadlines import Deadlines
 from sapwood.server.drain import Drain
@@ -122,6 +124,7 @@ class Front:
         self.text, self._gallery = text, gallery
         self.config = config
         self.model_names = tuple(model_names)
+        self.adapters = Adapters(engine, config, self.model_names)
         self.observer, self.metrics = observer, observer.metrics
         self.fingerprint = f"sapwood-{__version__}"
         self.about = about
@@ -148,12 +151,24 @@ class Front:
         self._ends: set[asyncio.Future[None]] = set()
         self._openings: list[Callable[[], Coroutine[Any, Any, None]]] = []
         self._closings: list[Callable[[], Coroutine[Any, Any, None]]] = []
+        self.at_open(self.adapters.open)
+        self.at_close(self.adapters.close)
         self.store = Store(config.server.state_dir, most_bytes=config.server.state_bytes)
 
     @property
     def model_name(self) -> str:
-        """The one that answers have."""
+        """The model's own, the first of those it has."""
         return self.model_names[0]
+
+    @property
+    def answering(self) -> str:
+        """The one that answers have: the model's, or that of the adapter that was asked for."""
+        return self.model_name if self.adapter is None else self.adapter.name
+
+    @property
+    def adapter(self) -> Known | None:
+        """What the request on whose behalf we work has asked for in the place of the model."""
+        return None if self.passage is None else self.passage.adapter
 
     @property
     def facts(self) -> Facts:
@@ -180,10 +195,16 @@ class Front:
         return self._own if passage is None else passage.account
 
     def check_model(self, name: str | None) -> None:
-        """Raise RequestError (404) unless `name` is one of the served model's, or missing."""
-        if name and name not in self.model_names:
+        """Raise RequestError (404) unless `name` is one of the served model's, or an adapter's, or missing. The request has that adapter
+        from now on."""
+        passage = self.passage
+        found = None if not name or name in self.model_names else self.adapters.find(name)
+        if passage is not None:
+            passage.adapter = found
+        if name and name not in self.model_names and found is None:
+            known = ", ".join(map(repr, (*self.model_names, *(one.name for one in self.adapters.registry))))
             raise RequestError(
-                f"The model {name!r} does not exist; this server has {', '.join(map(repr, self.model_names))}.",
+                f"The model {name!r} does not exist; this server has {known}.",
                 param="model",
                 status=404,
                 code="model_not_found",

@@ -11,6 +11,7 @@ from time import perf_counter
 import msgspec
 import numpy as np
 
+from sapwood.adapters.registry import Known
 from sapwood.base.cursor import came_true
 from sapwood.base.drafts import Drafted
 from sapwood.base.errors import RequestError, SapwoodError
@@ -36,6 +37,7 @@ class Prompt:
     `param` and `limit_param` are what the caller calls the prompt and the most tokens to generate. `scoring` asks for the prompt's logprobs only: one token is generated, as the engine needs, and dropped.
     `shown` are the special tokens that are part of an output's text all the same, since they structure it. `names` are what it
     may be aborted by. A `task` that is no generation is scoring too. `media` are what its encoder is fed with, and stand where `spans` say.
+    An `adapter` of its own goes before the request's.
     """
 
     tokens: list[int]
@@ -49,6 +51,7 @@ class Prompt:
     task: Task = GENERATE
     media: tuple[Media, ...] = ()
     spans: tuple[Span, ...] = ()
+    adapter: Known | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -156,7 +159,9 @@ async def generate(front: Front, choices: Sequence[Choice], hand_on: HandOn) -> 
     with charged(front, choices):
         if choices and (passage := front.passage) is not None and passage.explains:
             prompt = choices[0].prompt
-            why = await explained(front, prompt.tokens, prompt.salt, passage.account.tenant)
+            adapter = prompt.adapter or passage.adapter
+            id = "" if adapter is None else adapter.adapter.id
+            why = await explained(front, prompt.tokens, prompt.salt, passage.account.tenant, adapter=id)
             passage.told = [(ANSWER, why)]
         await _generate(front, choices, hand_on)
 
@@ -245,12 +250,14 @@ class _Feed:
         run = _Run(self._front, choice)
         self._runs.append(run)
         prompt, tenant = choice.prompt, self._front.account.tenant
+        adapter = prompt.adapter or self._front.adapter
         try:
             run.stream = self._front.engine.submit(
                 prompt.tokens,
                 choice.params,
                 self,
                 salt=tenant.salted(prompt.salt),
+                adapter=None if adapter is None else adapter.adapter,
                 priority=tenant.ranked(prompt.priority),
                 tenant=tenant.name,
                 weight=tenant.weight,

@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Scope, Send
 
+from sapwood.adapters.registry import Known
 from sapwood.server.errors import OVERLOADED, Envelope, Problem, openai_envelope
 from sapwood.server.limits import Account
 
@@ -27,6 +28,7 @@ class Passage:
         account: Whose it is.
         explains: It asks why its prompt was found in the cache, or was not.
         told: Headers that are known before the response begins.
+        adapter: What was asked for in the place of the model.
     """
 
     send: Send
@@ -37,6 +39,7 @@ class Passage:
     account: Account = field(default_factory=Account)
     explains: bool = False
     told: list[tuple[bytes, bytes]] = field(default_factory=list)
+    adapter: Known | None = None
 
     @property
     def caller(self) -> str:

@@ -30,6 +30,7 @@ _EVERYWHERE: Table = dict.fromkeys(
 
 _OPENAI: Table = {
     **_EVERYWHERE,
+    "lora_path": Refused("give the adapter's name as model"),
     **dict.fromkeys(
         ("audio", "web_search_options", "documents", "chat_template", "prompt_embeds", "truncate_prompt_tokens",
          "use_beam_search", "early_stopping", "repetition_detection", "custom_params", "logits_processors",
@@ -77,7 +78,7 @@ RESPONSES: Table = {
     "logprobs": Refused('give include: ["message.output_text.logprobs"]', (None, False)),
 }  # fmt: skip
 GENERATE: Table = {
-    **_EVERYWHERE,
+    **{name: refused for name, refused in _EVERYWHERE.items() if name != "lora_path"},
     **dict.fromkeys(
         ("image_data", "audio_data", "video_data", "lora_id", "bootstrap_host", "bootstrap_port", "bootstrap_room",
          "return_prompt_token_ids", "background"),

@@ -6,14 +6,14 @@ from typing import Literal
 
 import msgspec
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from sapwood.base.errors import Overloaded
 from sapwood.server.body import json_response
 from sapwood.server.front import Front
 from sapwood.server.health import health_of
 from sapwood.server.pausing import flush, is_paused, pause, resume
-from sapwood.server.routes import Described, plain, query_of
+from sapwood.server.routes import Described, Media, plain, post, query_of
 
 
 class ServerLoad(msgspec.Struct):
@@ -61,6 +61,21 @@ class ResetQuery(msgspec.Struct):
     """With `reset_running_requests` those of requests that run too, which compute them again."""
 
     reset_running_requests: bool = False
+
+
+class LoadAdapter(msgspec.Struct, kw_only=True):
+    """An adapter's name from now on, and the directory of its files. With `load_inplace` it takes the place of another of that name."""
+
+    lora_name: str
+    lora_path: str
+    load_inplace: bool | None = None
+
+
+class UnloadAdapter(msgspec.Struct, kw_only=True):
+    """`lora_int_id` means nothing here."""
+
+    lora_name: str
+    lora_int_id: int | None = None
 
 
 def routes(front: Front) -> list[Described]:
@@ -118,7 +133,19 @@ def control(front: Front) -> list[Described]:
         """There is no such cache here: this does nothing."""
         return json_response(Reset("This server takes text only: there is no such cache."))
 
+    async def load_lora_adapter(request: Request, body: LoadAdapter) -> Response:
+        """Load a LoRA adapter from a directory of the server's machine; requests ask for it by its name as their model."""
+        await front.adapters.load(body.lora_name, body.lora_path, again=bool(body.load_inplace))
+        return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
+
+    async def unload_lora_adapter(request: Request, body: UnloadAdapter) -> Response:
+        """Take no more requests for a LoRA adapter; those under way go on."""
+        await front.adapters.unload(body.lora_name)
+        return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
+
     return [
+        post(front, "/v1/load_lora_adapter", LoadAdapter, load_lora_adapter, gives=Media("text/plain")),
+        post(front, "/v1/unload_lora_adapter", UnloadAdapter, unload_lora_adapter, gives=Media("text/plain")),
         plain("/pause", pause_, query=PauseQuery, gives=Status, methods=("POST",)),
         plain("/resume", resume_, gives=Status, methods=("POST",)),
         plain("/reset_prefix_cache", reset_prefix_cache, query=ResetQuery, gives=Reset, methods=("POST",)),

@@ -35,6 +35,7 @@ FLAGS = """
     --max-encoder-inputs --max-encoder-len
     --kv-transfer-config --preload-cache --kv-events-config
     --allowed-local-media-path --allowed-media-domains --encoder-cache-memory --max-image-pixels
+    --enable-lora --lora-modules --lora-paths --lora-dir --max-loras --max-loras-per-batch --max-lora-rank --max-cpu-loras --max-loaded-loras
 """.split()
 
 OFF_FLAGS = """
@@ -42,7 +43,7 @@ OFF_FLAGS = """
     --disable-cuda-graph --disable-jump-forward --disable-radix-cache --enforce-eager
     --no-constrained-json-disable-any-whitespace --no-cuda-graphs --no-jump-forward --no-enable-log-requests
     --no-enable-hierarchical-cache --no-hierarchical-cache
-    --no-enable-expert-parallel --no-expert-parallel --no-share-prefixes --no-enable-prefix-caching --no-log-requests --no-prefix-caching
+    --no-enable-lora --no-lora --no-enable-expert-parallel --no-expert-parallel --no-share-prefixes --no-enable-prefix-caching --no-log-requests --no-prefix-caching
 """.split()
 
 
@@ -75,7 +76,7 @@ def test_flags_of_serve() -> None:
     add_flags(parser)
     flags = {flag for action in parser._actions for flag in action.option_strings} - {"--config"}
     assert flags == set(FLAGS) | set(OFF_FLAGS)
-    assert len(options()) <= 96
+    assert len(options()) <= 102
 
 
 BENCH_FLAGS = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -60,8 +60,8 @@ def load(files: ModelFiles | Path, *, dtype: torch.dtype = torch.float32, kernel
 
 
 @torch.inference_mode()
-def logits(model: Model, tokens: list[int]) -> Tensor:
-    """Float32 logits [len(tokens), vocabulary] of one row from position 0; of a stage that does not end, its hidden states."""
+def logits(model: Model, tokens: list[int], plan: Callable[[Batch], None] = lambda batch: None) -> Tensor:
+    """Float32 logits [len(tokens), vocabulary] of one row from position 0, of which `plan` hears too; of a stage that does not end, its hidden states."""
     count = len(tokens)
     positions = torch.arange(count)
     keeping = [module for module in model.modules() if hasattr(module, "_backend")]
@@ -81,4 +81,5 @@ def logits(model: Model, tokens: list[int]) -> Tensor:
     )
     for backend in backends.values():
         backend.plan(batch)
+    plan(batch)
     return model.logits(model(batch)) if model.decoder.stage.ends else model(batch)

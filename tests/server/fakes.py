@@ -12,6 +12,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from sapwood.base.adapter import Adapter
 from sapwood.base.drafts import Drafted
 from sapwood.base.errors import EngineDead, Overloaded
 from sapwood.base.media import Media, Span, check_kinds
@@ -89,11 +90,13 @@ class FakeEngine:
         self.drafted: dict[str, Drafted] = {}
         self.asked: list[Asked] = []
         self.given: list[tuple[tuple[Media, ...], tuple[Span, ...]]] = []  # with each of these
+        self.lent: list[Adapter | None] = []  # likewise
         self.controls: list[str] = []
         self.replies: dict[str, dict[str, Any]] = {  # to what it is told or asked
             "live": {"lanes": [], "running": 0, "waiting": 0, "counters": {}, "seconds": {}, "pages": [[32, 20, 4]]},
             "status": {"running": 0, "waiting": 0, "held": 0, "paused": False},
             "flush_cache": {"freed_pages": 3},
+            "adapter": {"loaded": True},
             "tree": {"done": True, "tree": {"pages": 0, "twigs": {"pages": [], "label": []}, "holders": {}}},
         }
         self.running = 0
@@ -119,7 +122,7 @@ class FakeEngine:
         follower: Follower,
         *,
         salt: str = "",
-        adapter: str = "",
+        adapter: Adapter | None = None,
         priority: int = 0,
         tenant: str = "",
         weight: float = 1.0,
@@ -131,6 +134,7 @@ class FakeEngine:
         check_request(tokens, params, self.facts, checked=checked, task=task)
         check_kinds(media, self.facts.media)
         self.given.append((tuple(media), tuple(spans)))
+        self.lent.append(adapter)
         if self.dead is not None:
             raise EngineDead(self.dead, retry_after=self.retry_after)
         self.asked.append(Asked(tokens, params, salt, priority))

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sapwood.kernels import Activation, Kernels, LayerNorm
-from sapwood.kernels.triton import experts, experts_cut, few, pdl
+from sapwood.kernels.triton import adapters, experts, experts_cut, few, pdl
 from sapwood.kernels.triton.gate import activate, through_gate
 from sapwood.kernels.triton.jit import jit
 from sapwood.kernels.triton.quantised import QUANTISED
@@ -161,4 +161,5 @@ KERNELS = Kernels(
     quantised=QUANTISED,
     routed=experts.routed,
     routed_few=experts_cut.FEW,
+    adapt=adapters.add,
 )

@@ -145,7 +145,7 @@ class Speaker:
         """The message before it says anything."""
         usage = self.usage(choice)
         usage.output_tokens = 0
-        return AnsweredMessage(id=f"msg_{uuid.uuid4().hex}", model=self._front.model_name, content=[], usage=usage)
+        return AnsweredMessage(id=f"msg_{uuid.uuid4().hex}", model=self._front.answering, content=[], usage=usage)
 
     def whole(self, choice: Choice) -> AnsweredMessage:
         """The message of a choice that has ended."""

@@ -96,7 +96,7 @@ class Wording:
     """Makes the lines of one answer."""
 
     def __init__(self, front: Front, *, chats: bool) -> None:
-        self._name, self._chats = front.model_name, chats
+        self._name, self._chats = front.answering, chats
         self._created = datetime.now(UTC).isoformat().replace("+00:00", "Z")
 
     def line(self, said: Said) -> Line:

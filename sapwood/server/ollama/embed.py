@@ -50,7 +50,7 @@ def routes(front: Front) -> list[Described]:
         begun = perf_counter_ns()
         check_model(front, body.model)
         if body.input in (None, "", []):
-            return json_response(Embedded(front.model_name, [], 0, 0, 0))
+            return json_response(Embedded(front.answering, [], 0, 0, 0))
         asked = EmbeddingRequest(
             input=body.input,
             truncate_prompt_tokens=None if body.truncate is False else -1,
@@ -59,7 +59,7 @@ def routes(front: Front) -> list[Described]:
         choices = await embedded(front, request, asked, param="input")
         made = [vector.tolist() for _, vector in vectors(front, choices, asked)]
         count = sum(len(choice.prompt.tokens) for choice in choices)
-        return json_response(Embedded(front.model_name, made, perf_counter_ns() - begun, 0, count))
+        return json_response(Embedded(front.answering, made, perf_counter_ns() - begun, 0, count))
 
     async def embeddings(request: Request, body: EmbeddingsBody) -> Response:
         """The vector of one text, as older clients ask for it."""

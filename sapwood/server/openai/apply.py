@@ -99,7 +99,7 @@ def routes(front: Front) -> list[Described]:
             id=f"apply-{uuid.uuid4().hex}",
             object="apply.chunk" if body.stream else "apply",
             created=int(time.time()),
-            model=front.model_name,
+            model=front.answering,
         )
         merged = None
         if body.method != "model":

@@ -104,6 +104,7 @@ async def _search(front: Front, prompt: Prompt, search: BeamSearch) -> None:
                     search.step,
                     bell,
                     salt=tenant.salted(prompt.salt),
+                    adapter=None if front.adapter is None else front.adapter.adapter,
                     priority=tenant.ranked(prompt.priority),
                     tenant=tenant.name,
                     weight=tenant.weight,

@@ -14,7 +14,8 @@ from sapwood.server.routes import Described, plain
 
 
 class ModelCard(msgspec.Struct):
-    """OpenAI's `object`, `created` and `owned_by`, vLLM's `root` and `max_model_len`, Anthropic's rest."""
+    """OpenAI's `object`, `created` and `owned_by`, vLLM's `root` and `max_model_len`, Anthropic's rest. An adapter has a `parent`, the model
+    that it changes, and the directory that it was loaded from as its root."""
 
     id: str
     created: int
@@ -27,7 +28,7 @@ class ModelCard(msgspec.Struct):
     type: str = "model"
     object: str = "model"
     owned_by: str = "sapwood"
-    parent: None = None
+    parent: str | None = None
     permission: list[None] = []
 
 
@@ -41,21 +42,23 @@ class ModelList(msgspec.Struct):
 
 def routes(front: Front) -> list[Described]:
     def card(name: str) -> ModelCard:
-        most = front.facts.max_model_len
+        most, known = front.facts.max_model_len, None if name in front.model_names else front.adapters.find(name)
+        since = front.started if known is None else known.since
         return ModelCard(
-            name,
-            created=front.started,
-            created_at=datetime.fromtimestamp(front.started, UTC).isoformat().replace("+00:00", "Z"),
+            name if known is None else known.name,
+            created=since,
+            created_at=datetime.fromtimestamp(since, UTC).isoformat().replace("+00:00", "Z"),
             display_name=name,
-            root=front.config.model.model,
+            root=front.config.model.model if known is None else known.adapter.path,
             max_model_len=most,
             max_input_tokens=most - 1,
             max_tokens=most - 1,
+            parent=None if known is None else front.model_name,
         )
 
     async def models(request: Request) -> Response:
-        """The models that are served: one under each of its names."""
-        names = front.model_names
+        """The models that are served: one under each of its names, and its adapters."""
+        names = [*front.model_names, *(known.name for known in front.adapters.registry)]
         return json_response(ModelList([card(name) for name in names], names[0], names[-1]))
 
     async def model(request: Request) -> Response:

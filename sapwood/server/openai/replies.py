@@ -78,7 +78,7 @@ def new_reply(front: Front, object: str, prefix: str) -> Reply[Any]:
         id=f"{prefix}-{uuid.uuid4().hex}",
         object=object,
         created=int(time.time()),
-        model=front.model_name,
+        model=front.answering,
         choices=[],
         system_fingerprint=front.fingerprint,
     )

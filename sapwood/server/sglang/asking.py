@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec.structs import replace
 
+from sapwood.adapters.registry import Known
 from sapwood.base.errors import RequestError
 from sapwood.base.sampling import SamplingParams
 from sapwood.grammar import spellings
@@ -71,9 +72,10 @@ async def batch_of(front: Front, body: GenerateRequest) -> Batch:
             limit_param="max_new_tokens",
             scoring=sampling.max_new_tokens == 0,
             names=names,
+            adapter=adapter,
         )
-        for tokens, sampling, salt, names in zip(
-            given, samplings, _salts(body, count), _names(body, count), strict=True
+        for tokens, sampling, salt, names, adapter in zip(
+            given, samplings, _salts(body, count), _names(body, count), _adapters(front, body, count), strict=True
         )
     ]
     wishes = _wishes(body, prompts)
@@ -117,6 +119,12 @@ def _spread(name: str, value: Any, count: int, missing: Any) -> list[Any]:
 
 def _salts(body: GenerateRequest, count: int) -> list[str]:
     return [salt_of(body.cache_salt, key) for key in _spread("extra_key", body.extra_key, count, None)]
+
+
+def _adapters(front: Front, body: GenerateRequest, count: int) -> list[Known | None]:
+    """Those that `lora_path` names, which are loaded adapters."""
+    names = _spread("lora_path", body.lora_path, count, None)
+    return [None if name is None else front.adapters.named(name, "lora_path") for name in names]
 
 
 def _names(body: GenerateRequest, count: int) -> list[tuple[str, ...]]:

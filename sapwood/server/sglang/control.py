@@ -48,6 +48,24 @@ class Flushed(msgspec.Struct):
     freed_pages: int
 
 
+class LoadAdapter(msgspec.Struct, kw_only=True):
+    """An adapter's name from now on, and the directory of its files."""
+
+    lora_name: str
+    lora_path: str
+
+
+class UnloadAdapter(msgspec.Struct, kw_only=True):
+    lora_name: str
+
+
+class LoadedAdapters(msgspec.Struct):
+    """All adapters that are loaded now, and where from."""
+
+    loaded_adapters: dict[str, str]
+    success: bool = True
+
+
 def routes(front: Front) -> list[Described]:
     async def flush_cache(request: Request) -> Response:
         """Forget all cached prefixes that no running request has."""
@@ -69,7 +87,22 @@ def routes(front: Front) -> list[Described]:
         await resume(front)
         return json_response(Done("Generation goes on."))
 
+    def loaded() -> Response:
+        return json_response(LoadedAdapters({known.name: known.adapter.path for known in front.adapters.registry}))
+
+    async def load_lora_adapter(request: Request, body: LoadAdapter) -> Response:
+        """Load a LoRA adapter from a directory of the server's machine; requests of /generate name it in `lora_path`."""
+        await front.adapters.load(body.lora_name, body.lora_path)
+        return loaded()
+
+    async def unload_lora_adapter(request: Request, body: UnloadAdapter) -> Response:
+        """Take no more requests for a LoRA adapter; those under way go on."""
+        await front.adapters.unload(body.lora_name)
+        return loaded()
+
     return [
+        post(front, "/load_lora_adapter", LoadAdapter, load_lora_adapter, gives=LoadedAdapters),
+        post(front, "/unload_lora_adapter", UnloadAdapter, unload_lora_adapter, gives=LoadedAdapters),
         plain("/flush_cache", flush_cache, gives=Flushed, methods=("GET", "POST")),
         post(front, "/abort_request", AbortRequest, abort_request, gives=Aborted),
         post(front, "/pause_generation", PauseRequest, pause_generation, gives=Done, optional=True),

@@ -66,6 +66,7 @@ class GenerateRequest(msgspec.Struct, kw_only=True):
     cache_salt: str | None = None
     extra_key: str | list[str] | None = None
     prediction: str | list[str] | None = None
+    lora_path: str | list[str | None] | None = None
 
 
 class Finish(msgspec.Struct, omit_defaults=True):

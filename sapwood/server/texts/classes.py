@@ -55,6 +55,6 @@ def routes(front: Front) -> list[Described]:
             label = reader.labels[int(np.argmax(probs))]
             data.append(Classified(choice.index, label, probs.tolist(), len(probs)))
         id = f"classify-{uuid.uuid4().hex}"
-        return json_response(Classes(id, int(time.time()), front.model_name, data, used(choices)))
+        return json_response(Classes(id, int(time.time()), front.answering, data, used(choices)))
 
     return [post(front, "/classify", ClassRequest, classify, gives=Classes)]

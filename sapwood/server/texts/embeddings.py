@@ -78,14 +78,14 @@ def routes(front: Front) -> list[Described]:
         """A vector of each text, given as text or token ids."""
         choices = await embedded(front, request, body, param=_PARAM)
         data = [Embedding(choice.index, _worded(vector, body)) for choice, vector in vectors(front, choices, body)]
-        return json_response(Embeddings(data, front.model_name, used(choices)))
+        return json_response(Embeddings(data, front.answering, used(choices)))
 
     async def pooling(request: Request, body: EmbeddingRequest) -> Response:
         """The same as vLLM's route of that name words it."""
         choices = await embedded(front, request, body, param=_PARAM)
         data = [Pooled(choice.index, _worded(vector, body)) for choice, vector in vectors(front, choices, body)]
         id = f"pool-{uuid.uuid4().hex}"
-        return json_response(Poolings(id, int(time.time()), data, front.model_name, used(choices)))
+        return json_response(Poolings(id, int(time.time()), data, front.answering, used(choices)))
 
     async def embed(request: Request, body: TeiRequest) -> Response:
         """The same as text-embeddings-inference words it: a list of vectors."""

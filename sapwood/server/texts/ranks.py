@@ -105,7 +105,7 @@ def routes(front: Front) -> list[Described]:
         scores, usage = await _scores(front, request, body, firsts, seconds, params=("text_1", "text_2"))
         data = [Scored(index, value) for index, value in enumerate(scores)]
         id = f"score-{uuid.uuid4().hex}"
-        return json_response(Scores(front.model_name, usage, id=id, created=int(time.time()), data=data))
+        return json_response(Scores(front.answering, usage, id=id, created=int(time.time()), data=data))
 
     return [
         *(post(front, path, RankRequest, rerank, gives=Ranking) for path in ("/rerank", "/v1/rerank")),
@@ -124,7 +124,7 @@ async def _ranking(front: Front, request: Request, body: RankRequest, *, told: b
     order = sorted(range(len(documents)), key=lambda index: -scores[index])[: body.top_n]
     shown = told if body.return_documents is None else body.return_documents
     results = [Ranked(index, scores[index], Document(documents[index]) if shown else UNSET) for index in order]
-    return Ranking(f"rerank-{uuid.uuid4().hex}", front.model_name, usage, results)
+    return Ranking(f"rerank-{uuid.uuid4().hex}", front.answering, usage, results)
 
 
 def _pairs(body: ScoreRequest) -> tuple[list[str], list[str]]:
@@ -199,7 +199,7 @@ async def _label_scores(front: Front, request: Request, body: ScoreRequest) -> S
     choices = choices_of([(prompt, params) for prompt in prompts], most=MOST_TEXTS)
     await front.attended(request.receive, complete(front, choices))
     scores = [_of_labels(choice, bool(body.apply_softmax)) for choice in choices]
-    return Scores(front.model_name, used(choices), object="scoring", scores=scores)
+    return Scores(front.answering, used(choices), object="scoring", scores=scores)
 
 
 async def _joined(front: Front, body: ScoreRequest) -> Sequence[list[int]]:

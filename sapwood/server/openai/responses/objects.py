@@ -138,7 +138,7 @@ def response_of(front: Front, body: ResponseRequest, params: SamplingParams) -> 
         max_output_tokens=body.max_output_tokens,
         max_tool_calls=body.max_tool_calls,
         metadata=body.metadata or {},
-        model=front.model_name,
+        model=front.answering,
         parallel_tool_calls=body.parallel_tool_calls is not False,
         previous_response_id=body.previous_response_id,
         prompt_cache_key=body.prompt_cache_key,
