@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 from collections.abc import AsyncIterator, Callable
@@ -236,6 +237,8 @@ async def serve(router: Router, door: Door, options: ServerConfig, *, on_ready: 
         await runner.setup()
         await web.SockSite(runner, door.sock, ssl_context=door.tls).start()
         log.info("listening on %s", door.url)
+        gc.collect()
+        gc.freeze()  # what is there now stays: nobody looks through it again and again
         on_ready(door.url)
         await over.wait()
         await runner.cleanup()
