@@ -16,7 +16,7 @@ _BLOCK = 256  # bytes of a prompt that are told apart; about 64 tokens
 _LONGEST = 512  # blocks that are looked at
 _OPENING = ("tools", "system", "instructions")  # what templates put before everything else, in this order
 _PROMPT = ("messages", "prompt", "input", "text", "contents")
-_SESSION = ("prompt_cache_key", "conversation", "previous_response_id", "user")
+_SESSION = ("prompt_cache_key", "conversation", "previous_response_id", "user", "metadata")
 _SPAN = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 _USUAL_SPAN = 256  # tokens of an answer of which nothing is said
 _TOKEN = 4  # bytes, about
@@ -30,6 +30,11 @@ _fields = msgspec.json.Decoder(_Fields)
 _text = msgspec.json.Decoder(str)
 
 
+class _Whose(msgspec.Struct):
+    id: str | None = None
+    user_id: str | None = None
+
+
 class Ask:
     """The body of a request, read only as far as its outermost fields.
 
@@ -39,10 +44,18 @@ class Ask:
 
     tokens: bytes | None = None
 
-    def __init__(self, path: str, body: bytes, headers: Mapping[str, str], *, session_header: str = "") -> None:
+    def __init__(
+        self,
+        path: str,
+        body: bytes,
+        headers: Mapping[str, str],
+        *,
+        session_header: str = "",
+        session_cookie: str = "",
+    ) -> None:
         """Raises RequestError (400) for a JSON body that is no object."""
-        self.path, self.body = path, body
-        self.headers, self._session_header = headers, session_header
+        self.path, self.body, self.headers = path, body, headers
+        self._session_header, self._session_cookie = session_header, session_cookie
         self._fields: _Fields = {}
         self._form: slice | None = None
         self.is_form = False
@@ -62,10 +75,10 @@ class Ask:
 
     @cached_property
     def session(self) -> str | None:
-        """What tells that requests belong together, if anything does: a header, or a field of the body."""
-        if found := self.headers.get(self._session_header):
+        """What tells that requests belong together, if anything does: a header, a cookie, or a field of the body."""
+        if found := self.headers.get(self._session_header) or self._cookie():
             return found
-        return next((text for name in _SESSION if (text := self._text(name))), None)
+        return next((text for name in _SESSION if (text := self._text(name) or self._inner(name))), None)
 
     @cached_property
     def blocks(self) -> list[int]:
@@ -133,7 +146,8 @@ class Ask:
 
     def changed(self, body: bytes) -> Ask:
         """The same request with another body, which is JSON."""
-        return Ask(self.path, body, self.headers, session_header=self._session_header)
+        header, cookie = self._session_header, self._session_cookie
+        return Ask(self.path, body, self.headers, session_header=header, session_cookie=cookie)
 
     def _text(self, name: str) -> str | None:
         if (raw := self._fields.get(name)) is None:
@@ -142,6 +156,23 @@ class Ask:
             return _text.decode(raw)
         except msgspec.ValidationError:
             return None
+
+    def _inner(self, name: str) -> str | None:
+        """What an object that says whose it is says: a conversation of the Responses API, metadata of Anthropic's messages."""
+        if (raw := self._fields.get(name)) is None:
+            return None
+        try:
+            told = msgspec.json.decode(raw, type=_Whose)
+        except msgspec.ValidationError:
+            return None
+        return told.id or told.user_id
+
+    def _cookie(self) -> str | None:
+        for pair in self.headers.get("cookie", "").split(";") if self._session_cookie else ():
+            name, _, value = pair.strip().partition("=")
+            if name == self._session_cookie and value:
+                return value
+        return None
 
     def _number(self, name: str) -> int | None:
         if (raw := self._fields.get(name)) is None:

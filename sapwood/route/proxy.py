@@ -103,7 +103,9 @@ class Proxy:
             upstream.check_encoding(request.headers)
             body = await request.read()
             began = perf_counter()
-            ask = Ask(request.path, body, request.headers, session_header=self._fleet.table.session_header)
+            told = self._fleet.table
+            names = {"session_header": told.session_header, "session_cookie": told.session_cookie}
+            ask = Ask(request.path, body, request.headers, **names)
             passing = Passing(ask, request.headers, account.tenant.name)
             with account.generating(0) as used:
                 for guest in self._guests:

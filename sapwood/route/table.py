@@ -80,7 +80,7 @@ class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         policy: How a server is chosen, where a model says nothing else.
         retries: Other servers that are tried before anything was answered.
         queue: Requests that may wait for a server with room; each as long as `queue_seconds`.
-        session_header: A header that tells which requests belong together.
+        session_header: A header that tells which requests belong together; `session_cookie` a cookie.
         api_keys_file: Who may ask, and how much, as `sapwood serve --api-keys-file` has it.
         paths: Which model answers a path where the request names none.
         apply: Which model applies edits, by the size of the file.
@@ -96,6 +96,7 @@ class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     queue: Annotated[int, Meta(ge=0, le=1_000_000)] = 1024
     queue_seconds: Annotated[float, Meta(gt=0, le=3600)] = 30.0
     session_header: str = "x-session-id"
+    session_cookie: str = ""
     api_keys_file: str | None = None
     paths: dict[str, str] = {}
     apply: tuple[ApplyBy, ...] = ()

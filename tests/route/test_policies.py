@@ -61,6 +61,25 @@ def test_sessions_stay_where_they_are() -> None:
     assert policy.choose(ask(), four).reason == "no_session"
 
 
+@pytest.mark.parametrize(
+    ("headers", "fields", "session"),
+    [
+        ({"x-session-id": "h", "cookie": "sid=c"}, {"user": "u"}, "h"),
+        ({"cookie": "a=1; sid=c=d; b=2"}, {"user": "u"}, "c=d"),
+        ({"cookie": "other=1"}, {"user": "u"}, "u"),
+        ({}, {"conversation": {"id": "conv_1"}, "user": "u"}, "conv_1"),
+        ({}, {"metadata": {"user_id": "agent_1"}}, "agent_1"),
+        ({}, {"metadata": {"user_id": 3}, "conversation": None}, None),
+        ({}, {"previous_response_id": "r", "metadata": []}, "r"),
+    ],
+)
+def test_what_tells_that_requests_belong_together(
+    headers: dict[str, str], fields: dict[str, Any], session: str | None
+) -> None:
+    asked = Ask("/v1/x", json.dumps(fields).encode(), headers, session_header="x-session-id", session_cookie="sid")
+    assert asked.session == session == asked.changed(asked.body).session
+
+
 def test_a_prompt_goes_where_its_beginning_is_unless_too_many_are_there() -> None:
     prefixes, two = Prefixes(), replicas(1, 1)
     policy = chosen("cache_aware", prefixes)
