@@ -16,6 +16,7 @@ from torch import Tensor
 from sapwood.arch import declare
 from sapwood.base.media import Media, Span
 from sapwood.hub.files import open_files
+from sapwood.images.grid import Grid
 from sapwood.images.look import Preparer
 from sapwood.images.patches import Patches
 from sapwood.images.square import Square
@@ -87,6 +88,20 @@ SEEING: Mapping[str, Seen] = MappingProxyType({
         {"size": {"longest_edge": 56}, "max_image_size": {"longest_edge": 28}, "resample": 1, "do_image_splitting": False},
         tiles,
     ),
+    "internvl": Seen(
+        "InternVLConfig", "InternVLForConditionalGeneration",
+        {"text_config": {"model_type": "qwen2", **_TEXT}, "vision_config": {**_VIT, "use_mean_pooling": False, "attention_bias": True},
+         "image_token_id": IMAGE},
+        "GotOcr2ImageProcessorPil", {"size": {"height": 28, "width": 28}, "crop_to_patches": True, "max_patches": 5},
+        lambda tower, settings: Grid(tower, settings, IMAGE, lambda written: [295]),
+    ),
+    "internvl-rms": Seen(
+        "InternVLConfig", "InternVLForConditionalGeneration",
+        {"text_config": {"model_type": "qwen2", **_TEXT}, "image_token_id": IMAGE, "tie_word_embeddings": False,
+         "vision_config": {**_VIT, "use_qk_norm": True, "norm_type": "rms_norm", "image_size": [28, 28], "patch_size": [7, 7]}},
+        "GotOcr2ImageProcessorPil", {"size": {"height": 28, "width": 28}, "crop_to_patches": True, "min_patches": 2, "max_patches": 6},
+        lambda tower, settings: Grid(tower, settings, IMAGE, lambda written: [295]),
+    ),
     "qwen2-vl": Seen(
         "Qwen2VLConfig", "Qwen2VLForConditionalGeneration",
         {"text_config": _TURNED, "image_token_id": IMAGE,
@@ -144,7 +159,7 @@ def processed(family: str, images: Sequence[Image.Image]) -> dict[str, Tensor]:
 
     seen = SEEING[family]
     made = getattr(transformers, seen.processor)(**seen.settings)(list(images), return_tensors="pt")
-    return {name: value for name, value in made.items() if name not in ("rows", "cols")}
+    return {name: value for name, value in made.items() if name not in ("rows", "cols", "num_patches")}
 
 
 def prompt_of(made: Preparer, parts: Sequence[int | Image.Image]) -> tuple[list[int], list[Media], list[Span]]:

@@ -155,6 +155,70 @@ class ShuffledTower(Tower):
 
 
 @dataclass(frozen=True)
+class InternTower(Tower):
+    """InternViT's states, of which each square of `factor` by `factor` becomes one vector, through a norm and two Linears.
+
+    Layers have norms before each half, layer norms or, if they are `squared`, RMS norms, and factors behind each; queries and keys may be
+    `normed`, all heads together; `final` says that a norm is behind the layers.
+    """
+
+    hidden: int = 0
+    inner: int = 0
+    layers: int = 0
+    heads: int = 0
+    image: int = 448
+    patch: int = 14
+    factor: int = 2
+    activation: SightActivation = "gelu"
+    join: SightActivation = "gelu"
+    eps: float = 1e-6
+    squared: bool = False
+    normed: bool = False
+    bias: bool = False
+    final: bool = False
+    most_tiles: int = 13
+
+    @property
+    def side(self) -> int:
+        """Patches of a side."""
+        return self.image // self.patch
+
+    @property
+    def length(self) -> int:
+        """Positions of a tile."""
+        return self.side**2 // self.factor**2
+
+    def largest(self, most: int) -> tuple[Sizes, int]:
+        tiles = max(1, min(self.most_tiles, most // self.length))
+        return (tiles, 3, self.image, self.image), tiles * self.length
+
+    def params(self) -> Iterator[tuple[str, Sizes]]:
+        hidden = self.hidden
+        yield "tower.embeddings.cls_token", (1, 1, hidden)
+        yield "tower.embeddings.position_embeddings", (1, self.side**2 + 1, hidden)
+        yield from affine("tower.embeddings.patch_embeddings.projection", hidden, 3, self.patch, self.patch)
+        for index in range(self.layers):
+            layer = f"tower.encoder.layer.{index}"
+            for part in ("q_proj", "k_proj", "v_proj"):
+                yield from affine(f"{layer}.attention.{part}", hidden, hidden, bias=self.bias)
+            yield from affine(f"{layer}.attention.projection_layer", hidden, hidden)
+            for norm in ("q_norm", "k_norm") if self.normed else ():
+                yield from affine(f"{layer}.attention.{norm}", hidden, bias=False)
+            for norm in ("layernorm_before", "layernorm_after"):
+                yield from affine(f"{layer}.{norm}", hidden, bias=not self.squared)
+            for name in ("lambda_1", "lambda_2"):
+                yield f"{layer}.{name}", (hidden,)
+            yield from affine(f"{layer}.mlp.fc1", self.inner, hidden)
+            yield from affine(f"{layer}.mlp.fc2", hidden, self.inner)
+        if self.final:
+            yield from affine("tower.layernorm", hidden)
+        wide = hidden * self.factor**2
+        yield from affine("joiner.layer_norm", wide)
+        yield from affine("joiner.linear_1", self.out, wide)
+        yield from affine("joiner.linear_2", self.out, self.out)
+
+
+@dataclass(frozen=True)
 class QwenTower(Tower):
     """Qwen2-VL's: patches of an image of any size, turned by row and column; those of a square of `merge` by `merge` become one vector.
 

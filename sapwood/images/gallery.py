@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from sapwood.arch.sight import LlavaTower, QwenTower, ShuffledTower, Tower
+from sapwood.arch.sight import InternTower, LlavaTower, QwenTower, ShuffledTower, Tower
 from sapwood.base.errors import ModelError, RequestError
 from sapwood.base.media import Media, Span
 from sapwood.images.decode import decoded
+from sapwood.images.grid import Grid
 from sapwood.images.look import Preparer
 from sapwood.images.patches import Patches
 from sapwood.images.sources import Sources
@@ -32,7 +33,7 @@ MOST_IMAGES = 32
 _KEPT_BYTES = 64 << 20
 _AT_ONCE = 2  # images that are decoded at a time: their memory is what bounds the server's
 _LOOKS = {"preprocessor_config.json": None, "processor_config.json": "image_processor"}
-_TOKENS = ("<image>", "<|image_pad|>")
+_TOKENS = ("<image>", "<|image_pad|>", "<IMG_CONTEXT>")
 
 
 class Gallery:
@@ -127,6 +128,8 @@ def _preparer(config: Mapping[str, Any], tower: Tower, fields: Mapping[str, Any]
             return Square(tower, fields, token)
         case ShuffledTower():
             return Tiles(tower, fields, token, lambda written: text.encode(written, add_special=False))
+        case InternTower():
+            return Grid(tower, fields, token, lambda written: text.encode(written, add_special=False))
         case QwenTower():
             return Patches(tower, fields, token)
     raise AssertionError(f"nothing prepares images for {type(tower).__name__}")

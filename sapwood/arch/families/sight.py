@@ -1,4 +1,4 @@
-"""Models that see: LLaVA 1.5, Idefics 3 and SmolVLM, Qwen2-VL and Qwen2.5-VL: another family's text, and a tower in front of it."""
+"""Models that see: LLaVA 1.5, Idefics 3 and SmolVLM, InternVL, Qwen2-VL and Qwen2.5-VL: another family's text, and a tower in front of it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from sapwood.arch.families.llama import llama, mistral
-from sapwood.arch.families.qwen import qwen2
+from sapwood.arch.families.qwen import qwen2, qwen3
 from sapwood.arch.families.within import text_of
 from sapwood.arch.family import Family
 from sapwood.arch.hf import HfConfig
 from sapwood.arch.parts import Decoder, ropes
-from sapwood.arch.sight import LlavaTower, QwenTower, ShuffledTower, SightActivation, Tower, Vit, begun
+from sapwood.arch.sight import InternTower, LlavaTower, QwenTower, ShuffledTower, SightActivation, Tower, Vit, begun
 from sapwood.base.errors import ModelError
 
 _ACTIVATIONS: Mapping[str, SightActivation] = MappingProxyType({
@@ -23,6 +23,7 @@ _TEXTS: Mapping[str, Callable[[HfConfig], Decoder]] = MappingProxyType(
         "llama": llama,
         "mistral": mistral,
         "qwen2": qwen2,
+        "qwen3": qwen3,
     }
 )
 _LLAMA = {
@@ -129,6 +130,52 @@ def _shuffled(c: HfConfig, v: HfConfig, hidden: int) -> ShuffledTower:
     )
 
 
+def _intern(c: HfConfig, v: HfConfig, hidden: int) -> InternTower:
+    v.must("num_channels", 3)
+    v.must("use_absolute_position_embeddings", True)
+    v.ignore(
+        "hidden_dropout_prob", "attention_dropout", "projection_dropout", "layer_scale_init_value", "use_mask_token"
+    )
+    c.must("vision_feature_layer", -1)
+    c.must("vision_feature_select_strategy", "default")
+    image, patch = _square(v, "image_size", 448), _square(v, "patch_size", 14)
+    ratio = c.number("downsample_ratio", 0.5)
+    factor = round(1 / ratio)
+    if factor < 1 or factor * ratio != 1 or image // patch % factor:
+        raise ModelError(
+            f"config.json: downsample_ratio ({ratio}) must be one by a number that divides {image // patch}, the patches of a side."
+        )
+    return InternTower(
+        out=hidden,
+        roots=begun(("tower", "vision_tower."), ("joiner", "multi_modal_projector.")),
+        others=(begun(("tower", "model.vision_tower."), ("joiner", "model.multi_modal_projector.")),),
+        hidden=v.integer("hidden_size", 1024),
+        inner=v.integer("intermediate_size", 4096),
+        layers=v.integer("num_hidden_layers", 24),
+        heads=v.integer("num_attention_heads", 16),
+        image=image,
+        patch=patch,
+        factor=factor,
+        activation=v.choice("hidden_act", _ACTIVATIONS, "gelu"),
+        join=c.choice("projector_hidden_act", _ACTIVATIONS, "gelu"),
+        eps=v.number("layer_norm_eps", 1e-6),
+        squared=v.choice("norm_type", {"layer_norm": False, "rms_norm": True}, "layer_norm"),
+        normed=v.boolean("use_qk_norm", False),
+        bias=v.boolean("attention_bias", False),
+        final=not v.boolean("use_mean_pooling", True),
+    )
+
+
+def _square(v: HfConfig, name: str, default: int) -> int:
+    """A number, or two that are equal."""
+    if isinstance(v.field(name), list | tuple):
+        both = set(v.integers(name))
+        if len(both) == 1 and min(both) > 0:
+            return both.pop()
+        raise ModelError(f"config.json: vision_config.{name} = {v.field(name)}: both must be the same.")
+    return v.integer(name, default)
+
+
 def _qwen2(c: HfConfig, v: HfConfig, hidden: int) -> QwenTower:
     dim = v.integer("embed_dim", 1280)
     made = _qwen(c, v, hidden, v.integer("hidden_size", 3584), dim)
@@ -197,6 +244,7 @@ FAMILIES = (
         )
         for name in ("Idefics3ForConditionalGeneration", "SmolVLMForConditionalGeneration")
     ),
+    Family(architecture="InternVLForConditionalGeneration", declare=seeing(text_of(_any_text, _APART, ()), _intern)),
     Family(architecture="Qwen2VLForConditionalGeneration", declare=seeing(text_of(qwen2, {}, ()), _qwen2)),
     Family(architecture="Qwen2_5_VLForConditionalGeneration", declare=seeing(text_of(qwen2, {}, ()), _qwen25)),
 )

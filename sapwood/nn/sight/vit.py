@@ -76,11 +76,13 @@ class Shuffled(VitModule):
         part = self.part
         states_NLE = self.states(tiles_NCYX, part.vit, part.vit.layers)[-1]
         x_NLE = self.centered(states_NLE, "tower.post_layernorm", part.vit.eps)
-        side, by = part.vit.side, part.factor
-        # Of each square first its row of columns, then the next row.
-        squares = x_NLE.unflatten(1, (side // by, by, side // by, by)).permute(0, 1, 3, 2, 4, 5)
-        vectors: Tensor = self.affine(squares.flatten(3).flatten(1, 2), "joiner.proj")
-        return vectors.flatten(0, 1)
+        return self.affine(squares(x_NLE, part.vit.side, part.factor), "joiner.proj").flatten(0, 1)
+
+
+def squares(x_NLE: Tensor, side: int, by: int) -> Tensor:
+    """The states of each square of `by` by `by` patches side by side, row by row; a side has so many patches."""
+    apart = x_NLE.unflatten(1, (side // by, by, side // by, by)).permute(0, 1, 3, 2, 4, 5)
+    return apart.flatten(3).flatten(1, 2)
 
 
 make.register(sight.LlavaTower, Llava)
