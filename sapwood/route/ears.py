@@ -52,10 +52,10 @@ class Ears:
     async def close(self) -> None:
         """Listen to nobody any more."""
         tasks = [task for _, _, task in self._tasks.values()]
+        self._tasks.clear()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._tasks.clear()
         if self._context is not None:
             self._context.destroy(0)
 
@@ -66,6 +66,8 @@ class Ears:
             try:
                 await _Ear(replica, self._context, self._index, self._metrics).listen()
             except Exception:
+                if self._tasks.get(replica.name, (None,))[0] is not replica:
+                    return  # it failed while it was told to end
                 log.exception("%s cannot be listened to; it is tried again", replica.name)
                 self._index.forget(replica.name, wholly=False)
                 await asyncio.sleep(_AGAIN)
@@ -153,6 +155,8 @@ class _Ear:
                 log.warning("%s does not answer at %s", self._name, address)
 
     def _take(self, number: int, payload: bytes) -> None:
+        if not self._index.follows(self._name):
+            return  # this is about to end
         try:
             count = self._index.hear(self._name, payload)
         except Unreadable as error:

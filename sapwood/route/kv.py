@@ -66,8 +66,9 @@ class KVIndex:
 
     def forget(self, server: str, *, wholly: bool = True) -> None:
         """Nothing is known of it any more; `wholly`: nor is it going to tell."""
-        if (books := self._books.pop(server, None)) is not None:
-            self._clear(server, books)
+        if (books := self._books.pop(server, None)) is None:
+            return
+        self._clear(server, books)
         if not wholly:
             self._books[server] = _Books()
 
