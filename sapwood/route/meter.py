@@ -53,7 +53,7 @@ class Meter:
                 self._unpacker, self._opaque = None, True
         self._num_bytes += len(piece)
         if self._streams:
-            self._pieces += piece.count(b"\n\n") or piece.count(b"\n")
+            self._pieces += piece.count(b"\n\n") + piece.count(b"\r\n\r\n") or piece.count(b"\n")
         if len(self._head) < _HEAD:
             self._head.append(piece)
             return

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 
-_END = b"\n\n"
+_END = re.compile(rb"\r?\n\r?\n")
 _NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
+_LONGEST = 1 << 20  # bytes of an event that are waited for
 
 
 class Unasked:
@@ -17,18 +18,18 @@ class Unasked:
 
     def passes(self, piece: bytes) -> bytes:
         """What may go on, given what has come; b"" if nothing may yet."""
-        piece = self._open + piece
-        end = piece.rfind(_END) + len(_END)
-        if end < len(_END):
-            self._open = piece
-            return b""
-        self._open = piece[end:]
-        piece = piece[:end]
-        if _NO_CHOICES.search(piece) is None:
-            return piece
-        events = piece.split(_END)
-        return _END.join(event for event in events if not (_NO_CHOICES.search(event) and _USAGE.search(event)))
+        piece, passed, begin = self._open + piece, [], 0
+        for end in _END.finditer(piece):
+            event = piece[begin : end.end()]
+            if not (_NO_CHOICES.search(event) and _USAGE.search(event)):
+                passed.append(event)
+            begin = end.end()
+        self._open = piece[begin:]
+        if len(self._open) > _LONGEST:
+            passed.append(self.rest())
+        return b"".join(passed)
 
     def rest(self) -> bytes:
         """What is left at the end of the stream."""
-        return self._open
+        left, self._open = self._open, b""
+        return left

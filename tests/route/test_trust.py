@@ -142,17 +142,23 @@ def test_tokens_are_counted_as_each_dialect_tells_them() -> None:
     assert of("stream", b"data: 1\n\n", asked=picture) < 50
 
 
-def test_usage_that_nobody_asked_for_is_taken_out_wherever_it_is_cut() -> None:
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_usage_that_nobody_asked_for_is_taken_out_wherever_it_is_cut(end: bytes) -> None:
     first, azure = (
         b'data: {"choices":[{"delta":{"content":"\\"choices\\":[]"}}]}\n\n',
         b'data: {"choices":[],"f":1}\n\n',
     )
     usage, done = b'data: {"choices": [ ], "usage": {"total_tokens": 3}}\n\n', b"data: [DONE]\n\n"
+    azure, first, usage, done = (event.replace(b"\n", end) for event in (azure, first, usage, done))
     whole = azure + first + usage + done + b"rest"
     for size in range(1, len(whole) + 1):
         hidden = Unasked()
         said = b"".join(hidden.passes(whole[at : at + size]) for at in range(0, len(whole), size)) + hidden.rest()
         assert said == azure + first + done + b"rest", size
+    hidden = Unasked()
+    assert hidden.passes(first + usage) == first and hidden.passes(done[:5]) == b"" and hidden.passes(done[5:]) == done
+    assert len(hidden.passes(b"x" * (2 << 20))) == 2 << 20  # what is no event at all is not waited for
+    assert of("stream", first, first, done) == 3 + 10
 
 
 @pytest.mark.parametrize("status", [401, 404, 429])
