@@ -37,7 +37,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """One generation's settings.
 
     Probabilities come from the logits in this order: logit bias, penalties, `min_tokens`, temperature, top-k, top-p,
-    min-p. Reported logprobs are those of the raw logits.
+    min-p. Reported logprobs are those of the raw logits; with `timestamps` of what may be drawn, as Whisper's transcripts are judged by.
 
     Attributes:
         max_tokens: Most tokens to generate; None means as many as the context holds.

@@ -57,7 +57,7 @@ class Recipe:
 
 @dataclass(frozen=True, eq=False)
 class Sampled:
-    """Tokens (int64 [N]) and, for the rows of Need.LOGPROBS, log probabilities. A row whose logits are not finite is
+    """Tokens (int64 [N]) and, for the rows of Need.LOGPROBS, log probabilities: those before any edit, but with Need.MARKS of what may be drawn. A row whose logits are not finite is
     not `sound`; its token is one of the vocabulary but means nothing."""
 
     tokens_N: Tensor
@@ -82,6 +82,9 @@ def sample(
         places_M = torch.arange(len(logits_NV), device=logits_NV.device) if masked is None else masked
         restrict(logits_NV, places_M, bits_MW)
     _edit(logits_NV, recipe, positions_N, tokens_SL)
+    if raw is not None and Need.MARKS in rows:
+        ruled_N = _pick(recipe.settings["first_mark"], asking) > 0
+        raw = torch.where(ruled_N[:, None], _pick(logits_NV, asking), raw)
     tokens_N = _decide(logits_NV, recipe, positions_N)
     sound_N &= tokens_N >= 0
     tokens_N.clamp_(min=0)

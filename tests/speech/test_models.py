@@ -41,7 +41,6 @@ def said_by(model: WhisperForConditionalGeneration, features: np.ndarray, prompt
         tokens = torch.tensor([prompt + output])
         with torch.inference_mode():
             logits = model(input_features=heard, decoder_input_ids=tokens, use_cache=False).logits[0, -1]
-        raw = logits.log_softmax(-1)
         may = torch.zeros(voices.SIZE, dtype=torch.bool)
         may[sorted(whispers(output, size=voices.SIZE, first=V.first_mark, end=V.end, most=51))] = True
         may[silent] = False
@@ -49,7 +48,7 @@ def said_by(model: WhisperForConditionalGeneration, features: np.ndarray, prompt
         if logits[V.first_mark :].logsumexp(-1) > logits[: V.first_mark].max():
             logits[: V.first_mark] = -torch.inf
         output.append(int(logits.argmax()))
-        total += float(raw[output[-1]])
+        total += float(logits.log_softmax(-1)[output[-1]])
     return output, total
 
 

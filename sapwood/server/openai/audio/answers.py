@@ -31,14 +31,6 @@ class SaidToken(msgspec.Struct):
     bytes: list[int]
 
 
-class Transcribed(msgspec.Struct, kw_only=True):
-    """`response_format` json."""
-
-    text: str
-    logprobs: list[SaidToken] | UnsetType = UNSET
-    usage: Duration
-
-
 class SaidSegment(msgspec.Struct, kw_only=True):
     """`start` and `end` in seconds; `seek` is where its window begins, in hundredths of one."""
 
@@ -54,14 +46,15 @@ class SaidSegment(msgspec.Struct, kw_only=True):
     no_speech_prob: float
 
 
-class Verbose(msgspec.Struct, kw_only=True):
-    """`response_format` verbose_json."""
+class Transcribed(msgspec.Struct, kw_only=True):
+    """`response_format` json, and verbose_json, which has all but logprobs."""
 
-    task: str
-    language: str
-    duration: float
+    task: str | UnsetType = UNSET
+    language: str | UnsetType = UNSET
+    duration: float | UnsetType = UNSET
     text: str
-    segments: list[SaidSegment]
+    segments: list[SaidSegment] | UnsetType = UNSET
+    logprobs: list[SaidToken] | UnsetType = UNSET
     usage: Duration
 
 
@@ -92,7 +85,7 @@ class Answers:
         form = self._form
         if form.format == "verbose_json":
             return json_response(
-                Verbose(
+                Transcribed(
                     task=found.task,
                     language=found.language_name,
                     duration=round(found.duration, 3),
