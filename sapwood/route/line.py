@@ -116,12 +116,14 @@ class Line(Generic[T]):
                 return
             tenant, waiter = self._next(kinds)
             self._leave(tenant.name, waiter)
+            assert waiter.turn is not None
+            if waiter.turn.done():
+                continue  # it was cancelled, and has not left yet
             tenant.has = tenant.has - waiter.cost if tenant.waiting else 0.0
             now = self._clock()
             if self._went and self._waiting:
                 self._pace += _SHARE * (now - self._went - self._pace)
             self._went = now if self._waiting else 0.0
-            assert waiter.turn is not None
             waiter.turn.set_result(waiter.take())
 
     def _kinds(self) -> Iterator[tuple[Hashable, Waiter[T]]]:
@@ -160,7 +162,10 @@ class Line(Generic[T]):
         self._waiting += 1
 
     def _leave(self, name: str, waiter: Waiter[T]) -> None:
-        tenant = self._tenants[name]
+        """Have it wait no longer, if it does."""
+        if not waiter.number:
+            return
+        tenant, waiter.number = self._tenants[name], 0
         line = tenant.waiting[waiter.kind]
         line.remove(waiter)
         self._waiting -= 1

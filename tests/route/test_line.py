@@ -129,6 +129,20 @@ def test_who_goes_away_in_the_moment_of_their_turn_gives_it_back() -> None:
     told(case)
 
 
+def test_who_has_gone_and_has_not_left_yet_is_passed_over() -> None:
+    async def case() -> None:
+        rooms = Rooms(m=0)
+        first, second = rooms.wait("t", "m"), rooms.wait("u", "m")
+        await settled()
+        first.cancel()
+        rooms.leave("m")  # before the one that was cancelled runs again
+        assert rooms.went == [("u", "m")] and await second == "m"
+        await settled()
+        assert first.cancelled() and len(rooms.line) == 0 and rooms.room == {"m": 0}
+
+    told(case)
+
+
 def test_turns_are_those_of_rounds_that_are_walked() -> None:
     """The counted rounds against a slow twin that walks them."""
 
