@@ -23,6 +23,7 @@ class Reference:
     there are any, without D."""
 
     name = "reference"
+    waits = True  # `plan` reads what the device has made, so that no graph holds it
 
     @staticmethod
     def refuse(group: KVGroup, device: torch.device, dtype: torch.dtype) -> str | None:

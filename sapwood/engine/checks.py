@@ -103,6 +103,13 @@ def fed(
         check_request(tokens, params, facts, checked=checked, task=task)
         return tokens, media
     if media:
+        longest = max(one.length for one in media)
+        if longest > reading.longest:
+            raise RequestError(
+                f"the prompt is too long: {longest} positions > {reading.longest} maximum of the encoder.",
+                param="prompt",
+                code="context_length_exceeded",
+            )
         check_request(tokens, params, msgspec.structs.replace(facts, reading=None), checked=checked, task=task)
         return tokens, media
     if reading.kind != "tokens":
@@ -112,4 +119,9 @@ def fed(
             code="unsupported_task",
         )
     check_request(tokens, params, facts, checked=checked, task=task)
-    return reading.starts, [Media.of("tokens", {"ids": np.array(tokens, np.int32)}, len(tokens))]
+    return reading.starts, [input_of(tokens)]
+
+
+def input_of(tokens: Sequence[int]) -> Media:
+    """A text as an encoder reads it."""
+    return Media.of("tokens", {"ids": np.array(tokens, np.int32)}, len(tokens))

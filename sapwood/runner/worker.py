@@ -179,6 +179,7 @@ class Worker:
         """Tokens of the largest step that is a graph; None where there are no graphs."""
         options = self.config.device
         wanted = self.device.can(Ability.GRAPHS) and options.cuda_graphs and self._pipe.count == 1
+        wanted = wanted and not any(getattr(backend, "waits", False) for backend in self.rank.backends)
         return options.cuda_graph_max_tokens if wanted else None
 
     # -- memory ---------------------------------------------------------------------------------------------------

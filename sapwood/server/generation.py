@@ -20,6 +20,7 @@ from sapwood.base.plan import TokenLogprobs
 from sapwood.base.sampling import SamplingParams
 from sapwood.base.task import GENERATE, Task
 from sapwood.base.wire import Delta, Facts
+from sapwood.engine.checks import input_of
 from sapwood.engine.client import Stream, copies
 from sapwood.server.errors import respelled, with_param
 from sapwood.server.explained import ANSWER, explained
@@ -38,6 +39,7 @@ class Prompt:
     `shown` are the special tokens that are part of an output's text all the same, since they structure it. `names` are what it
     may be aborted by. A `task` that is no generation is scoring too. `media` are what its encoder is fed with, and stand where `spans` say.
     An `adapter` of its own goes before the request's.
+    With `begins` an encoder reads the tokens, and the decoder begins so.
     """
 
     tokens: list[int]
@@ -52,6 +54,11 @@ class Prompt:
     media: tuple[Media, ...] = ()
     spans: tuple[Span, ...] = ()
     adapter: Known | None = None
+    begins: tuple[int, ...] = ()
+
+    def given(self) -> tuple[list[int], tuple[Media, ...]]:
+        """Tokens and media for the engine."""
+        return (list(self.begins), (input_of(self.tokens),)) if self.begins else (self.tokens, self.media)
 
 
 @dataclass(slots=True, eq=False)
@@ -252,8 +259,9 @@ class _Feed:
         prompt, tenant = choice.prompt, self._front.account.tenant
         adapter = prompt.adapter or self._front.adapter
         try:
+            tokens, media = prompt.given()
             run.stream = self._front.engine.submit(
-                prompt.tokens,
+                tokens,
                 choice.params,
                 self,
                 salt=tenant.salted(prompt.salt),
@@ -263,7 +271,7 @@ class _Feed:
                 weight=tenant.weight,
                 checked=True,
                 task=prompt.task,
-                media=prompt.media,
+                media=media,
                 spans=prompt.spans,
             )
             self._front.flights.add(run.stream, prompt.names)

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import httpx
+import msgspec
 import pytest
 from openai import AsyncOpenAI
 
+from sapwood.base.wire import Reading
 from sapwood.text import TextModel
 from tests.server.fakes import MODEL, FakeEngine
 
@@ -280,3 +282,18 @@ async def test_beams(http: httpx.AsyncClient, engine: FakeEngine, text: TextMode
 async def test_beams_that_are_refused(http: httpx.AsyncClient, fields: dict[str, object], param: str) -> None:
     answer = await http.post("/v1/completions", json={"prompt": "x"} | fields)
     assert answer.status_code == 400 and answer.json()["error"]["param"] == param
+
+
+async def test_what_a_translation_begins_with(http: httpx.AsyncClient, engine: FakeEngine, text: TextModel) -> None:
+    plain = await http.post("/v1/completions", json={"prompt": "x", "forced_bos_token_id": 5})
+    assert plain.status_code == 400 and plain.json()["error"]["param"] == "forced_bos_token_id"
+    engine.facts = msgspec.structs.replace(engine.facts, reading=Reading("tokens", 64, [2]), media=("tokens",))
+    name, id = next(iter(text.special_tokens.items()))
+    for forced in (id, name):
+        reply = await http.post("/v1/completions", json={"prompt": "the cat", "forced_bos_token_id": forced})
+        assert reply.json()["usage"]["prompt_tokens"] == len(text.encode("the cat"))
+        (media,), _ = engine.given[-1]
+        assert engine.asked[-1].tokens == [2, id]
+        assert media.arrays["ids"].numpy().tolist() == text.encode("the cat")
+    wrong = await http.post("/v1/completions", json={"prompt": "x", "forced_bos_token_id": "no such token"})
+    assert wrong.status_code == 400 and "no such token" in wrong.json()["error"]["message"]

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from sapwood.base.errors import RequestError
+from sapwood.base.media import Media
 from sapwood.base.sampling import SamplingParams
 from sapwood.engine.beams import Beam, BeamParams, BeamSearch, likely
 from sapwood.engine.checks import check_request, fed
@@ -91,10 +92,15 @@ def _fill(front: Front, choice: Choice, beam: Beam) -> None:
     choice.stop = beam.tokens[-1] if beam.finish == "stop" else None
 
 
+def _fed(front: Front, prompt: Prompt) -> tuple[list[int], Sequence[Media]]:
+    tokens, media = prompt.given()
+    return fed(tokens, SamplingParams(), media, front.facts)
+
+
 async def _search(front: Front, prompt: Prompt, search: BeamSearch) -> None:
     """Follow the beams of one prompt to their ends; leaving earlier aborts what runs."""
     tenant, bell = front.account.tenant, Bell()
-    tokens, media = fed(prompt.tokens, SamplingParams(), prompt.media, front.facts)
+    tokens, media = _fed(front, prompt)
     while search.running:
         streams: list[Stream] = []
         try:

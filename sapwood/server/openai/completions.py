@@ -130,7 +130,21 @@ async def _prompts(front: Front, body: CompletionRequest) -> list[Prompt]:
         given = await front.encode_all(texts, param="prompt", add_special=body.add_special_tokens is not False)
     for tokens in given:
         front.check_tokens(tokens, "prompt")
-    return [Prompt(tokens, "prompt", body.salt, body.priority or 0, scoring=body.max_tokens == 0) for tokens in given]
+    begins, scoring = _begins(front, body), body.max_tokens == 0
+    return [Prompt(ids, "prompt", body.salt, body.priority or 0, scoring=scoring, begins=begins) for ids in given]
+
+
+def _begins(front: Front, body: CompletionRequest) -> tuple[int, ...]:
+    """What the decoder of an encoder-decoder begins with, if the body says how."""
+    name, forced, reading = "forced_bos_token_id", body.forced_bos_token_id, front.facts.reading
+    if forced is None:
+        return ()
+    if reading is None or reading.kind != "tokens":
+        raise RequestError(f"{name} is for models that translate, and this one reads no texts.", param=name)
+    id = front.text.special_tokens.get(forced) if isinstance(forced, str) else forced
+    if id is None or not 0 <= id < front.facts.vocab_size:
+        raise RequestError(f"{name}: the model has no token {forced!r}.", param=name)
+    return reading.starts[0], id
 
 
 async def _echoes(front: Front, body: CompletionRequest, prompts: Sequence[Prompt]) -> dict[Prompt, str]:

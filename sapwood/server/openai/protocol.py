@@ -137,7 +137,8 @@ class Sampling(Structured, kw_only=True):
 
 
 class CompletionRequest(Sampling, kw_only=True):
-    """`prompt`: a string, strings, token ids, or lists of token ids."""
+    """`prompt`: a string, strings, token ids, or lists of token ids. `forced_bos_token_id`, a token or its name, is what the output of an
+    encoder-decoder begins with: the language that it translates into."""
 
     prompt: str | list[str | int | list[int]] | None = None
     echo: bool | None = None
@@ -146,6 +147,7 @@ class CompletionRequest(Sampling, kw_only=True):
     beam_width: Int | None = None
     length_penalty: float | None = None
     early_stopping: bool | str | None = None
+    forced_bos_token_id: Int | str | None = None
 
 
 class ChatRequest(Sampling, Messages, kw_only=True):
