@@ -10,6 +10,7 @@ from sapwood.arch.parts import Decoder
 from sapwood.arch.reader import Reader
 from sapwood.base.errors import ConfigError
 from sapwood.base.kv import Fixed
+from sapwood.config import adapters
 from sapwood.config.devices import rules_of
 from sapwood.config.flags import flag_of
 from sapwood.config.options import Config
@@ -74,6 +75,8 @@ def _check(config: Config) -> None:
         raise ConfigError(
             f"{flag_of('speculative_model')}: a model that drafts sees nothing of an encoder's input. Leave it out."
         )
+    if adapters.enabled(config):
+        raise ConfigError("--enable-lora: adapters do not change encoder-decoders. Leave it out.")
     if config.model.quantization is not None:
         raise ConfigError(
             f"{flag_of('quantization')}: the weights of encoder-decoders are computed as they are. Leave it out."

@@ -131,6 +131,7 @@ def test_what_is_refused(model: tuple[str, Path]) -> None:
     for options, why in (
         ({"tensor_parallel_size": 2}, "--tensor-parallel-size"),
         ({"quantization": "int8"}, "--quantization"),
+        ({"enable_lora": True}, "--enable-lora"),
         ({"speculative_model": str(path)}, "--speculative-model"),
         ({"max_encoder_len": 100000}, "--max-encoder-len"),
     ):
