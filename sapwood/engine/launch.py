@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
-from sapwood.arch.apart import check as check_experts
+from sapwood.arch.apart import firsts
 from sapwood.arch.encoder import media_of
 from sapwood.arch.foreign import Foreign
 from sapwood.arch.parts import Decoder
@@ -36,6 +36,7 @@ from sapwood.encode import EncodeStake, Room
 from sapwood.engine import lean
 from sapwood.engine.adapters import adapters_of
 from sapwood.engine.declared import declared
+from sapwood.engine.experts import ExpertLoad
 from sapwood.engine.inputs import inputs_of
 from sapwood.engine.intake import Intake
 from sapwood.engine.loop import Engine, Gauges
@@ -119,10 +120,10 @@ def launch(
     slots, kv = Slots(_set(config.scheduler.max_num_seqs), longest), _cache(config, measured, num_pages)
     constraints = Constraints(compiler, executor.allocate_masks, jump=config.grammar.jump_forward)
     speculation, lent = speculate(config, slots, kv, executor), adapters_of(config, slots, executor)
-    pause, inputs = Pause(), inputs_of(config, decoder, files)
+    pause, inputs, spread = Pause(), inputs_of(config, decoder, files), _spread(config, decoder, executor)
     clock.lap("graphs")
     stored = stores_of(config, decoder, files, draft, measured=measured, kv=kv, executor=executor)
-    guests: tuple[Guest, ...] = (*_encoding(config, decoder, slots), lent, inputs, speculation, stored)
+    guests: tuple[Guest, ...] = (*_encoding(config, decoder, slots), lent, inputs, speculation, stored, spread)
     joining = (*(stake for guest in guests for stake in guest.stakes), pause, *stakes(slots))
     engine = Engine(
         _scheduler(config, slots, (*_lasting(kv, slots, constraints), *joining), kv),
@@ -131,7 +132,7 @@ def launch(
         depth=_set(config.scheduler.depth),
         gauges=(kv.gauges, constraints.gauges, *(gauge for guest in guests for gauge in guest.gauges)),
         pages=kv.pages,
-        commands={**_commands(kv, slots), **lent.commands, **pause.commands},
+        commands={**_commands(kv, slots), **lent.commands, **spread.commands, **pause.commands},
         status=pause.status,
     )
     decisions = (*_told(decisions, longest), _pool_decision(measured.groups, num_pages))
@@ -151,8 +152,7 @@ def _resolved(
 ) -> tuple[Config, tuple[Decision, ...], DraftModel | None]:
     """With the model that drafts, if there is one."""
     config, draft = _placed(config), draft_of(config, decoder, files, catalogue)
-    if config.parallel.experts_apart:
-        check_experts(decoder)
+    _firsts(config, decoder)  # what cannot be is told now
     if draft is not None and config.parallel.pipeline_parallel_size > 1:
         raise ConfigError(
             "--pipeline-parallel-size: a model or head that drafts runs beside the whole of another, which no stage has. Leave out one "
@@ -176,6 +176,16 @@ def _executor(config: Config, catalogue: Catalogue) -> Executor:
         return executor_of(config, catalogue, None)
     segment = Segment.create(ranks)
     return Ranks(executor_of(config, catalogue, segment), segment, lambda: spawn(RANK))
+
+
+def _spread(config: Config, decoder: Decoder | Foreign, executor: Executor) -> ExpertLoad:
+    return ExpertLoad(executor.expert_tokens, _firsts(config, decoder))
+
+
+def _firsts(config: Config, decoder: Decoder | Foreign) -> Sequence[int]:
+    """The first expert of each rank, where they have whole ones, else none."""
+    options = config.parallel
+    return firsts(decoder, options.tensor_parallel_size or 1) if options.experts_apart else ()
 
 
 def _lasting(kv: KVCache, slots: Slots, constraints: Constraints) -> tuple[Stake, ...]:

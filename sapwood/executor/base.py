@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from sapwood.base.adapters import AdapterHost
 from sapwood.base.kv import KVGroup
 from sapwood.base.pages import Pager
-from sapwood.base.plan import Bits, Ints, LatePart, Outcome, Plan
+from sapwood.base.plan import Bits, Ints, LatePart, Longs, Outcome, Plan
 from sapwood.base.trial import Trial
 
 if TYPE_CHECKING:
@@ -111,6 +111,11 @@ class Executor(Protocol):
 
     def tidy(self) -> bool:
         """Do a short piece of work that later steps will be glad of, while no step is wanted; False if there is none."""
+        ...
+
+    def expert_tokens(self) -> Longs:
+        """How many tokens have chosen each expert of each layer that has some, [layers, experts]; of several stages those of the
+        first. Empty where that is not counted."""
         ...
 
     def shutdown(self) -> None:

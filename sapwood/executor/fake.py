@@ -28,6 +28,7 @@ from sapwood.base.plan import (
     Ints,
     Known,
     LatePart,
+    Longs,
     Masked,
     Masks,
     Outcome,
@@ -261,6 +262,9 @@ class FakeExecutor:
 
     def tidy(self) -> bool:
         return False
+
+    def expert_tokens(self) -> Longs:
+        return np.zeros((0, 0), np.int64)
 
     def shutdown(self) -> None:
         pass

@@ -10,7 +10,7 @@ from sapwood.arch.network import Network
 from sapwood.attention.select import BACKENDS, NAMES, Offer
 from sapwood.base.adapters import AdapterHost
 from sapwood.base.pages import Pager
-from sapwood.base.plan import Bits, Ints, LatePart, Outcome, Plan
+from sapwood.base.plan import Bits, Ints, LatePart, Longs, Outcome, Plan
 from sapwood.base.trial import Trial
 from sapwood.config.options import Config
 from sapwood.device import find
@@ -100,6 +100,9 @@ class LocalExecutor:
 
     def tidy(self) -> bool:
         return self.worker.tidy()
+
+    def expert_tokens(self) -> Longs:
+        return self.worker.expert_tokens()
 
     def shutdown(self) -> None:
         self.worker.shutdown()

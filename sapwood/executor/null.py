@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sapwood.base.pages import Bytes, Moves
-from sapwood.base.plan import Bits, Ints, LatePart, Outcome, Plan, Propose
+from sapwood.base.plan import Bits, Ints, LatePart, Longs, Outcome, Plan, Propose
 from sapwood.base.trial import Trial
 from sapwood.executor.base import Measured
 from sapwood.executor.fake import NullAdapters, measured
@@ -75,6 +75,9 @@ class NullExecutor:
 
     def tidy(self) -> bool:
         return False
+
+    def expert_tokens(self) -> Longs:
+        return np.zeros((0, 0), np.int64)
 
     def shutdown(self) -> None:
         pass

@@ -24,7 +24,7 @@ from sapwood.base.adapters import AdapterHost
 from sapwood.base.errors import ConfigError, Lost
 from sapwood.base.packing import pack_late, pack_plan, unpack_late, unpack_plan
 from sapwood.base.pages import Pager
-from sapwood.base.plan import Bits, Ints, LatePart, Masks, Outcome, Plan
+from sapwood.base.plan import Bits, Ints, LatePart, Longs, Masks, Outcome, Plan
 from sapwood.base.stake import Ready
 from sapwood.base.trial import Trial
 from sapwood.config.options import Config
@@ -150,6 +150,9 @@ class Ranks:
 
     def tidy(self) -> bool:
         return self._all(b"i", b"", self._here.tidy)
+
+    def expert_tokens(self) -> Longs:
+        return self._here.expert_tokens()
 
     def shutdown(self) -> None:
         self._end()

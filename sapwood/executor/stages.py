@@ -17,7 +17,7 @@ import numpy as np
 from sapwood.base.adapters import AdapterHost
 from sapwood.base.packing import pack_outcome, unpack_outcome
 from sapwood.base.pages import Pager
-from sapwood.base.plan import Admissions, Bits, Drafts, Ints, Known, LatePart, Outcome, Plan
+from sapwood.base.plan import Admissions, Bits, Drafts, Ints, Known, LatePart, Longs, Outcome, Plan
 from sapwood.base.trial import Trial
 from sapwood.config.options import Config
 from sapwood.executor.base import Measured
@@ -122,6 +122,9 @@ class StageExecutor:
 
     def tidy(self) -> bool:
         return self._here.tidy()
+
+    def expert_tokens(self) -> Longs:
+        return self._here.expert_tokens()
 
     def shutdown(self) -> None:
         self._here.shutdown()

@@ -33,7 +33,7 @@ Stacked = Tensor | StackedPlanes | Several
 class Routed:
     """Experts: their weights, and how they are chosen; biases are in the dtype of plain weights, offsets of scores float32. With
     `weighs_input` an expert's weight is of what it takes, and not of what it yields. Weights may be of some of the experts only, those
-    from `first` on; others yield nothing here."""
+    from `first` on; others yield nothing here. To `counts_X` (int64) are added the tokens that choose each, where a host chooses."""
 
     selection: Selection
     activation: str
@@ -44,6 +44,7 @@ class Routed:
     offsets_X: Tensor | None = None
     weighs_input: bool = False
     first: int = 0
+    counts_X: Tensor | None = None
 
 
 def select(logits_TX: Tensor, how: Selection, offsets_X: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -86,6 +87,8 @@ def _sparsemix(logits_TX: Tensor, how: Selection) -> tuple[Tensor, Tensor]:
 def compute(x_TE: Tensor, logits_TX: Tensor, how: Routed, gated: Callable[[Tensor, Any], Tensor]) -> Tensor:
     """y_TE: the weighted sum of what each row's experts yield for it, added up in float32, best expert first."""
     experts_TK, weights_TK = select(logits_TX, how.selection, how.offsets_X)
+    if how.counts_X is not None:
+        how.counts_X.add_(torch.bincount(experts_TK.flatten(), minlength=len(how.counts_X)))
     parts_TKE = torch.zeros((*experts_TK.shape, how.down_XOI.shape[1]), dtype=torch.float32, device=x_TE.device)
     local_TK, count = experts_TK - how.first, how.down_XOI.shape[0]
     for expert in local_TK[(local_TK >= 0) & (local_TK < count)].unique().tolist():

@@ -5,7 +5,9 @@ Suffix legend: T tokens, X experts, I inputs and O outputs of a product, E hidde
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sapwood.arch import experts as parts
@@ -142,6 +144,7 @@ class Experts(nn.Module):
         self.shared = site.make("shared", part.shared)
         self.shared_gate = site.make("shared_gate", part.shared_gate)
         self._part, self._kernels = part, site.how.kernels
+        self.counts_X: Tensor | None = None  # tokens that have chosen each expert, where a host chooses
 
     @property
     def _routed(self) -> Routed:
@@ -156,12 +159,15 @@ class Experts(nn.Module):
             offsets_X=None if self.offsets is None else self.offsets.weight,
             weighs_input=self._part.weighs_input,
             first=self._part.gate_up.first,
+            counts_X=self.counts_X,
         )
 
     def forward(
         self, x_TE: Tensor, residual_TE: Tensor | None, norm: RmsNorm | LayerNorm | None
     ) -> tuple[Tensor, Tensor]:
         logits_TX, sum_TE = self.router.behind(x_TE, residual_TE, norm)
+        if self.counts_X is None and self._kernels.routed is None:
+            self.counts_X = torch.zeros(logits_TX.shape[1], dtype=torch.int64, device=logits_TX.device)
         y_TE = self._kernels.experts(sum_TE, norm, logits_TX, self._routed)
         if self.shared is not None:
             shared_TE, _ = self.shared(sum_TE, None, norm)
@@ -169,6 +175,15 @@ class Experts(nn.Module):
                 shared_TE = shared_TE * self.shared_gate.behind(sum_TE, None, norm)[0].sigmoid()
             y_TE = y_TE + shared_TE
         return y_TE, sum_TE
+
+
+def chosen(model: nn.Module) -> NDArray[np.int64]:
+    """How many tokens have chosen each expert of each layer that has some, [layers, experts]; none where that is not counted."""
+    counts = [one.counts_X for one in model.modules() if isinstance(one, Experts) and one.counts_X is not None]
+    if not counts or len({len(one) for one in counts}) > 1:
+        return np.zeros((0, 0), np.int64)
+    found: NDArray[np.int64] = torch.stack(counts).numpy()
+    return found
 
 
 make.register(parts.Stack, _stack)

@@ -12,12 +12,13 @@ import torch
 from sapwood.arch.network import Network
 from sapwood.base.abilities import Ability
 from sapwood.base.pages import Pager
-from sapwood.base.plan import Bits, Ints, LatePart, Outcome, Plan
+from sapwood.base.plan import Bits, Ints, LatePart, Longs, Outcome, Plan
 from sapwood.config.options import Config
 from sapwood.hub.draft import DraftModel
 from sapwood.hub.files import ModelFiles
 from sapwood.hub.pull import Progress, silent
 from sapwood.nn.adapted import Bank
+from sapwood.nn.experts import chosen
 from sapwood.nn.model import Model
 from sapwood.parallel import ALONE, NO_PIPE, Mesh, Pipe
 from sapwood.runner.adapters import Shelf
@@ -306,6 +307,10 @@ class Worker:
         if work.done is not None:
             work.done.synchronize()
         return read(work)
+
+    def expert_tokens(self) -> Longs:
+        """How many tokens have chosen each expert of each layer here."""
+        return chosen(self.model) if isinstance(self.model, Model) else np.zeros((0, 0), np.int64)
 
     def shutdown(self) -> None:
         """Give the device's memory back."""

@@ -27,7 +27,7 @@ from sapwood.images.gallery import TEXT_ONLY, Gallery
 from sapwood.observe.exchange import Exchange
 from sapwood.observe.metrics import Metrics
 from sapwood.observe.observer import Observer, Traces
-from sapwood.server import admin, anthropic, live, ollama, openapi, texts, vllm
+from sapwood.server import admin, anthropic, experts, live, ollama, openapi, texts, vllm
 from sapwood.server.errors import ClientGone, named, problem
 from sapwood.server.explained import ASKED as EXPLAIN
 from sapwood.server.front import Front
@@ -58,6 +58,7 @@ ROOMS: Sequence[Room] = (
     Room(vllm.control, admin=True),
     Room(admin.routes),
     Room(live.routes),
+    Room(experts.routes, admin=True),
 )
 """What there is over HTTP: a dialect is one more of these."""
 

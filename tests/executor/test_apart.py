@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sapwood.base.errors import ConfigError
+from sapwood.base.sampling import SamplingParams
+from sapwood.base.wire import Submit
 from sapwood.config.flags import from_options
 from sapwood.engine.launch import launch
 from tests import models
-from tests.engine.whole import greedy, prompts_that_share
+from tests.engine.whole import MAX_TOKENS, drain, greedy, prompts_that_share
 
 PROMPTS = prompts_that_share(6)
 
@@ -35,9 +38,22 @@ def wanted(model: Path) -> list[list[int]]:
     ids=["preemption and drafts", "two stages"],
 )
 def test_two_ranks_say_what_one_says(model: Path, wanted: list[list[int]], options: dict[str, Any]) -> None:
-    found, engine = greedy(model, PROMPTS, device="cpu", threads=1, tensor_parallel_size=2, **options)
-    assert found == wanted
-    assert engine.stats().counters["cached_tokens"] > 0
+    base = {"model": str(model), "device": "cpu", "threads": 1, "max_model_len": 200, "max_num_seqs": 8}
+    engine, *_ = launch(from_options(base | {"tensor_parallel_size": 2, "max_total_tokens": 4096} | options))
+    for id, prompt in enumerate(PROMPTS):
+        assert engine.submit(Submit(id, prompt, SamplingParams(max_tokens=MAX_TOKENS, temperature=0))) is None
+    assert drain(engine, len(PROMPTS)) == wanted
+    counters, told = engine.stats().counters, engine.control("experts")
+    engine.executor.shutdown()
+    assert counters["cached_tokens"] > 0
+    tokens = np.array(told["tokens"])
+    assert told["ranks"] == 2 and tokens.shape[1] == 12 and (tokens.sum(1) == tokens[0].sum()).all()
+    assert counters["expert_tokens"] == tokens.sum() and counters["expert_tokens_of_busiest"] >= tokens.sum() / 2
+    loads = tokens.reshape(len(tokens), 2, 6).sum(2)
+    assert told["balance"] == [pytest.approx(one.mean() / one.max(), abs=1e-4) for one in loads]
+    assert all(
+        after >= before - 1e-4 for before, after in zip(told["balance"], told["balance_with_replicas"], strict=True)
+    )
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sapwood.arch import declare
-from sapwood.arch.apart import apart, check
+from sapwood.arch.apart import apart, firsts
 from sapwood.arch.shard import shard, weight_map
 from sapwood.base.errors import ConfigError
 from sapwood.nn.load import load_from
@@ -75,4 +75,11 @@ def test_each_expert_is_whole_and_with_one_rank() -> None:
 
 def test_a_model_without_experts_is_refused() -> None:
     with pytest.raises(ConfigError, match="has no experts"):
-        check(declare(models.config("llama")))
+        firsts(declare(models.config("llama")), 2)
+
+
+def test_where_the_experts_of_each_rank_begin() -> None:
+    decoder = declare(models.config("qwen3-moe"))
+    assert firsts(decoder, 2) == (0, 6) and firsts(decoder, 5) == (0, 2, 4, 7, 9)
+    with pytest.raises(ConfigError, match="does not divide by 13"):
+        firsts(decoder, 13)
