@@ -8,9 +8,11 @@ from typing import Any
 
 import msgspec
 
+from sapwood.arch.families import declare
 from sapwood.config import Config
 from sapwood.engine.client import EngineClient
 from sapwood.hub.files import ModelFiles
+from sapwood.images.gallery import gallery_of
 from sapwood.server import create_app
 from sapwood.server.openai.batches.inside import Inside, answer_to
 from sapwood.server.openai.batches.lines import ENDPOINTS, Fault, LineError, LineResult, line_of, result_of
@@ -25,7 +27,10 @@ async def batch_lines(
     engine: EngineClient, text: TextModel, config: Config, files: ModelFiles
 ) -> AsyncIterator[Answer]:
     """Yields what answers a line, as a line of an output file. What a body says of the model is not looked at."""
-    front = create_app(engine, text, config, files.name, defaults=files.generation_config).state.front
+    tower = declare(files.config).encoder if "image" in engine.facts.media else None
+    gallery = gallery_of(files, tower, text, config.sight)
+    app = create_app(engine, text, config, files.name, defaults=files.generation_config, gallery=gallery)
+    front = app.state.front
     ask = Inside(front, answering(front))
 
     async def answer(given: dict[str, Any]) -> dict[str, Any]:

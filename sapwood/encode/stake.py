@@ -2,7 +2,7 @@
 
 A chunk that reaches into a span needs the whole of that medium's result, since encoders see all of it. So a chunk ends before a span
 whose medium can not be encoded in this step, because the budget or the room has been used up; the first of a step always can. Results
-stay, by content, until others need their rows.
+stay, by content and within a namespace, until others need their rows.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ class EncodeStake(Stake):
     def clamp(self, request: Request, start: int, count: int) -> int:
         taken, rows, new, met = self._room.taken(self._making), 0, 0, set[bytes]()
         for span in _within(request.spans, start, start + count):
-            medium = request.media[span.index]
-            entry = self._room.get(medium.digest)
-            if medium.digest in met or (entry is not None and entry.used == self._making):
+            medium, name = request.media[span.index], _name(request, span)
+            entry = self._room.get(name)
+            if name in met or (entry is not None and entry.used == self._making):
                 continue
-            met.add(medium.digest)
+            met.add(name)
             rows += medium.length
             new += medium.length if entry is None else 0
             # One medium may cost more than the budget, if nothing else is encoded.
@@ -70,22 +70,22 @@ class EncodeStake(Stake):
         known = list(_within(request.spans, start, end))
         # What is there is kept before anything has to make way.
         for span in known:
-            if self._room.get(request.media[span.index].digest) is not None:
-                self._room.use(request.media[span.index].digest, self._making)
+            if self._room.get(_name(request, span)) is not None:
+                self._room.use(_name(request, span), self._making)
         for span in known:
             self._place(request, span, start, end)
         return super().take(request, start, end, number)
 
     def _place(self, request: Request, span: Span, start: int, end: int) -> None:
-        medium = request.media[span.index]
-        if self._room.get(medium.digest) is None:
-            rows = self._room.add(medium.digest, medium.length, self._making)
+        medium, name = request.media[span.index], _name(request, span)
+        if self._room.get(name) is None:
+            rows = self._room.add(name, medium.length, self._making)
             self._encodes.append((medium, rows))
             self._spent += medium.length
             self._counts["encoded_media"] += 1
             self._counts["encoded_positions"] += medium.length
         else:
-            rows = self._room.use(medium.digest, self._making)
+            rows = self._room.use(name, self._making)
             self._counts["encoder_cache_hits"] += start <= span.start
         first, last = max(start, span.start), min(end, span.end)
         offset = span.offset - span.start
@@ -114,6 +114,11 @@ class EncodeStake(Stake):
     def gauges(self) -> tuple[Mapping[str, int], Mapping[str, float]]:
         """Media and positions that were encoded, spans for which that was not needed, results that made way."""
         return {**self._counts, "encoder_evictions": self._room.num_evicted}, {}
+
+
+def _name(request: Request, span: Span) -> bytes:
+    """What the result of a span's medium is called. Within its namespace alone: how fast an answer begins tells nobody what others show."""
+    return request.media[span.index].digest + request.namespace.encode()
 
 
 def _within(spans: Sequence[Span], start: int, end: int) -> Iterator[Span]:

@@ -45,23 +45,24 @@ class Gallery:
         self._kept_bytes = 0
         self._limiter = anyio.CapacityLimiter(_AT_ONCE)
 
-    async def media(self, urls: Sequence[tuple[str, str]]) -> list[Media]:
-        """Those behind some URLs, each with what the caller calls it. Raises RequestError naming that."""
+    async def media(self, urls: Sequence[tuple[str, str]], *, salt: str = "") -> list[Media]:
+        """Those behind some URLs, each with what the caller calls it. What was prepared is kept apart by `salt`. Raises RequestError naming
+        the place."""
         if len(urls) > MOST_IMAGES:
             raise RequestError(f"{len(urls)} images are too many; at most {MOST_IMAGES}.", param=urls[MOST_IMAGES][1])
         found = []
         for url, where in urls:
             try:
-                found.append(await self._one(url))
+                found.append(await self._one(url, salt))
             except ValueError as error:
                 raise RequestError(
                     f"{where}: the image cannot be used: {error}.", param=where, code="invalid_image"
                 ) from None
         return found
 
-    async def _one(self, url: str) -> Media:
+    async def _one(self, url: str, salt: str) -> Media:
         data = await self._sources.read(url)
-        name = blake2b(data, digest_size=16).digest()
+        name = await anyio.to_thread.run_sync(_name, data, salt)
         if (known := self._kept.get(name)) is not None:
             self._kept.move_to_end(name)
             return known
@@ -98,6 +99,10 @@ class Gallery:
             whole += expansion.ids
             done = at + 1
         return [*whole, *tokens[done:]], spans
+
+
+def _name(data: bytes, salt: str) -> bytes:
+    return blake2b(data, digest_size=16, key=blake2b(salt.encode()).digest()).digest()
 
 
 def _size(media: Media) -> int:

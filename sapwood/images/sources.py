@@ -21,6 +21,7 @@ MOST_BYTES = 20 << 20
 SECONDS = 10.0
 _PORTS = {"http": 80, "https": 443}
 _CHUNK = 1 << 16
+_LONG = 1 << 18  # characters that another thread decodes
 
 Resolve = Callable[[str, int], Coroutine[Any, Any, list[str]]]
 
@@ -60,7 +61,7 @@ class Sources:
         scheme = url[:8].partition(":")[0].lower()
         match scheme:
             case "data":
-                return _inline(url)
+                return await asyncio.to_thread(_inline, url) if len(url) > _LONG else _inline(url)
             case "http" | "https":
                 return await self._fetched(url)
             case "file":

@@ -43,7 +43,7 @@ from sapwood.server.errors import ClientGone, respelled, with_param
 from sapwood.server.flights import Flights
 from sapwood.server.limits import Account
 from sapwood.server.passage import Passage
-from sapwood.server.pictures import gallery_for, pictures_in, without_urls
+from sapwood.server.pictures import shown_in
 from sapwood.server.prefixes import Stable
 from sapwood.server.store import Store
 from sapwood.server.turns import Turns
@@ -344,9 +344,8 @@ class Front:
 
     async def render(self, talk: Talk, *, tools: list[dict[str, Any]] | None = None) -> Rendered:
         """A conversation by the model's template, with what its client changes often behind what it does not."""
-        pictures = pictures_in(talk.messages)
-        media = await gallery_for(self._gallery, pictures).media(pictures) if pictures else []
-        talk = replace(talk, messages=self._stable(without_urls(talk.messages) if pictures else talk.messages))
+        shown = await shown_in(talk.messages, self._gallery, salt=self.account.tenant.salted(""))
+        talk = replace(talk, messages=self._stable(shown.messages))
 
         def rendered() -> Rendered:
             # Of the rest a template may leave out what does not fit.
@@ -359,11 +358,9 @@ class Front:
                 continue_final=talk.continues,
                 template_kwargs=talk.template,
             )
-            tokens, spans = self.text.encode(text, add_special=talk.add_special), list[Span]()
-            if pictures:
-                tokens, spans = gallery_for(self._gallery, pictures).placed(tokens, media, pictures[0][1])
+            tokens, spans = shown.placed(self.text.encode(text, add_special=talk.add_special))
             thoughts = self.text.thoughts(text, continues=talk.continues)
-            return Rendered(tokens, thoughts, tuple(media), tuple(spans))
+            return Rendered(tokens, thoughts, tuple(shown.media), tuple(spans))
 
         size = _weight([talk.messages, tools, talk.template], enough=_SHORT + 1)
         return await self._off_loop(rendered, size, talk.param)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sapwood.base.errors import RequestError
+from sapwood.base.media import Media, Span
 from sapwood.images.gallery import Gallery
 
 Picture = tuple[str, str]
@@ -47,11 +49,28 @@ def without_urls(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def gallery_for(gallery: Gallery | str, pictures: Sequence[Picture]) -> Gallery:
-    """What prepares them. Raises RequestError where the model takes none."""
+@dataclass(frozen=True)
+class Shown:
+    """A conversation as templates take it, and its images, with what prepared them."""
+
+    messages: list[dict[str, Any]]
+    media: list[Media]
+    where: str
+    gallery: Gallery | None
+
+    def placed(self, tokens: list[int]) -> tuple[list[int], list[Span]]:
+        """The prompt with what stands for the images. Raises RequestError where the template has not as many places."""
+        return (tokens, []) if self.gallery is None else self.gallery.placed(tokens, self.media, self.where)
+
+
+async def shown_in(messages: list[dict[str, Any]], gallery: Gallery | str, *, salt: str) -> Shown:
+    """The images of a conversation, prepared. Raises RequestError where the model takes none, or one cannot be used."""
+    pictures = pictures_in(messages)
+    if not pictures:
+        return Shown(messages, [], "", None)
     if isinstance(gallery, str):
         raise RequestError(f"{pictures[0][1]}: {gallery}.", param=pictures[0][1])
-    return gallery
+    return Shown(without_urls(messages), await gallery.media(pictures, salt=salt), pictures[0][1], gallery)
 
 
 def joined(first: object, second: object) -> Any:
