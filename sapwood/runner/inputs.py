@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
+
+from sapwood.arch.reader import Reader
 from sapwood.attention.fixed import FixedPool
+from sapwood.base.media import Media
 from sapwood.base.plan import Inputs
 from sapwood.nn.model import Model
 
@@ -24,3 +28,15 @@ class InputReader:
             batch, waiting = waiting[:count], waiting[count:]
             self._model.read([media for media, _ in batch], [entry for _, entry in batch])
         self._pool.turn(part.slots_A, part.entries_A)
+
+    def read_most(self) -> None:
+        """Read as much as a batch may have, so that the memory that this takes can be measured. Nobody looks at it."""
+        encoder, longest = self._model.decoder.encoder, self._pool.longest
+        assert isinstance(encoder, Reader), "made for those"
+        if encoder.stem is None:
+            name, one = "ids", np.zeros(longest, np.int32)
+        else:
+            name, one = "features", np.zeros((encoder.stem.bins, longest * encoder.stem.second.stride), np.float32)
+        media = Media.of(encoder.kinds[0], {name: one}, longest)
+        count = max(1, self._most // longest)
+        self._model.read([media] * count, [1] * count)

@@ -198,7 +198,10 @@ class Worker:
         peak += self._graph_memory() + aside(self.config, self.device)
         return max(0, int(total * self.config.cache.memory_fraction) - others - peak)
 
+    @torch.inference_mode()
     def _heaviest(self) -> None:
+        if self._memory.reader is not None:
+            self._memory.reader.read_most()
         if self._memory.sight is not None:
             self._memory.sight.encode_largest()
         generates = not self._step.headless

@@ -19,6 +19,7 @@ from sapwood.base.media import Media
 from sapwood.hub.files import open_files
 from sapwood.nn.build import Build, build
 from sapwood.nn.load import load_weights
+from sapwood.runner.inputs import InputReader
 from tests import seq2seq
 from tests.nn import steps
 
@@ -57,6 +58,20 @@ def model_of(path: Path, backend: Any) -> tuple[Any, list[Any]]:
     model = build(decoder, Build(device=CPU, dtype=torch.float32, backends=backends, pool=pool))
     load_weights(model, files)
     return model, [*backends, pool]
+
+
+@torch.inference_mode()
+def test_the_most_that_is_read_at_once(saved: tuple[str, Path]) -> None:
+    model, (*_, pool) = model_of(saved[1], Cpu)
+    lengths: list[int] = []
+    model.read = lambda media, entries: lengths.extend(one.length for one in media) or model.encoder(media, model.embed)
+    if saved[0] != "whisper":  # whose inputs are all as long
+        InputReader(model, pool, most=150).read_most()
+        assert lengths == [64, 64]
+    else:
+        pool.keys = pool.keys[:, :, :, :24]
+        InputReader(model, pool, most=50).read_most()
+        assert lengths == [24, 24]
 
 
 @pytest.mark.parametrize("backend", [Reference, Cpu])
