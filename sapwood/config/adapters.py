@@ -103,9 +103,10 @@ def _rank(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[int, 
     ranks = [_rank_of(Path(one.path)) for one in named(config.adapters)]
     folder = Path(config.adapters.lora_dir) if config.adapters.lora_dir else None
     ranks += [_rank_of(one) for one in folder.iterdir()] if folder is not None and folder.is_dir() else []
+    aside = "; PyTorch's modules compute the model" if enabled(config) and not device.rules.own_memory else ""
     if (most := max(ranks, default=0)) > LEAST_RANK:
-        return most, "the largest of the adapters that are there at the start"
-    return LEAST_RANK, "most adapters have no more"
+        return most, f"the largest of the adapters that are there at the start{aside}"
+    return LEAST_RANK, f"most adapters have no more{aside}"
 
 
 def _rank_of(path: Path) -> int:

@@ -201,6 +201,11 @@ class Bank:
             told_Q = torch.from_numpy(self._has_Q.copy())
             self._has.copy_(told_Q.pin_memory() if self._pinned else told_Q, non_blocking=True)
 
+    def lend(self, lent: bool) -> None:
+        """Have all requests the adapter of the first slot, whatever it holds, or none: what a step takes at most is measured with it."""
+        slots = np.arange(len(self._has_Q) - 1, dtype=np.int32)
+        self.give(slots, np.full(len(slots), 0 if lent else -1, np.int32))
+
     # -- steps ----------------------------------------------------------------------------------------------------
 
     def begin(self, rows: Rows) -> bool:
@@ -250,6 +255,9 @@ class Bank:
 
 class NoBank:
     """Stands for a bank where there are no adapters."""
+
+    def lend(self, lent: bool) -> None:
+        pass
 
     def begin(self, rows: Rows) -> bool:
         return False

@@ -287,8 +287,6 @@ def _bank(config: Config, decoder: Network, device: torch.device, mesh: Mesh) ->
         return None
     if not isinstance(decoder, Decoder):
         raise ConfigError("--enable-lora: adapters change our own modules, and these are transformers' (--model-impl).")
-    if room_of(config, decoder) is not None:
-        raise ConfigError("--enable-lora: models that read inputs by an encoder take no adapters; leave it out.")
     assert config.adapters.max_lora_rank and config.scheduler.max_num_seqs, "a resolved configuration"
     return Bank(
         decoder,

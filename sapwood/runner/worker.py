@@ -17,7 +17,7 @@ from sapwood.config.options import Config
 from sapwood.hub.draft import DraftModel
 from sapwood.hub.files import ModelFiles
 from sapwood.hub.pull import Progress, silent
-from sapwood.nn.adapted import Bank
+from sapwood.nn.adapted import Bank, NoBank
 from sapwood.nn.experts import chosen
 from sapwood.nn.model import Model
 from sapwood.parallel import ALONE, NO_PIPE, Mesh, Pipe
@@ -204,10 +204,12 @@ class Worker:
             self._memory.reader.read_most()
         if self._memory.sight is not None:
             self._memory.sight.encode_largest()
-        generates = not self._step.headless
+        bank, generates = self.rank.bank or NoBank(), not self._step.headless
+        bank.lend(True)
         work = self.forward(heaviest_plan(self._max_rows, self._max_tokens, self._max_len, generates=generates))
         self.sample(work)
         self.result(work)
+        bank.lend(False)
 
     @torch.inference_mode()
     def _graph_memory(self) -> int:

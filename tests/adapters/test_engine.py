@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from sapwood import LLM, SamplingParams
+from sapwood import LLM, ConfigError, RequestError, SamplingParams
 from sapwood.llm import Generation
 from tests.adapters import peft
 
@@ -64,7 +64,7 @@ def made(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
     return Made(tiny_model, tmp_path_factory.mktemp("adapters"))
 
 
-@pytest.mark.parametrize("slots", [4, 1])
+@pytest.mark.parametrize("slots", [2, pytest.param(4, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.slow)])
 def test_a_mixture(made: Made, slots: int) -> None:
     """Also of more adapters than the device holds at once."""
     llm = LLM(str(made.base), lora_modules=made.modules, max_loras=slots, kv_cache_dtype="float32", **BASE)
@@ -78,3 +78,33 @@ def test_a_mixture(made: Made, slots: int) -> None:
     other = llm.generate(PROMPTS[0], GREEDY)[0]
     assert other.cached_tokens == 0, "an adapter's keys and values are its own"
     assert llm._engine.audit() == 0
+
+
+def test_names_directories_and_what_there_is_not(made: Made) -> None:
+    llm = LLM(str(made.base), enable_lora=True, kv_cache_dtype="float32", **BASE)
+    path = str(made.paths[0])
+    with pytest.raises(RequestError, match="there is no adapter 'sql', by that name or as a directory; known are none"):
+        llm.generate("a", GREEDY, lora="sql")
+    by_path = llm.generate(PROMPTS[0], GREEDY, lora=path)[0]
+    llm.adapters.load("sql", path)
+    by_name = llm.generate(PROMPTS[0], GREEDY, lora=["sql"])[0]
+    assert by_name.token_ids == by_path.token_ids and by_name.cached_tokens > 0, "the same files are the same adapter"
+    assert llm._engine.stats().counters["adapter_reads"] == 1 and llm.adapters.names == [path, "sql"]
+    with pytest.raises(RequestError, match="1 prompts but 2 adapters"):
+        llm.generate("a", GREEDY, lora=["sql", None])
+    llm.adapters.unload("sql")
+    with pytest.raises(RequestError, match="there is no adapter"):
+        llm.generate("a", GREEDY, lora="sql")
+
+
+def test_one_that_cannot_be_used_ends_the_start(made: Made, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--lora-modules nowhere=.*cannot be read"):
+        LLM(str(made.base), lora_modules=(f"nowhere={tmp_path}/nowhere",), **BASE)
+    with pytest.raises(ConfigError, match="its rank is 5, and there is room for 2: raise --max-lora-rank"):
+        LLM(str(made.base), lora_modules=(str(made.paths[2]),), max_lora_rank=2, **BASE)
+
+
+def test_without_adapters_requests_have_none(tiny_model: Path, made: Made) -> None:
+    llm = LLM(str(tiny_model), **BASE)
+    with pytest.raises(RequestError, match="enable_lora=True"):
+        llm.generate("a", GREEDY, lora=str(made.paths[0]))

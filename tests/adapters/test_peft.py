@@ -15,6 +15,7 @@ from sapwood.arch import declare
 from sapwood.arch.parts import Linear, Place, walk
 from sapwood.arch.shard import shard
 from sapwood.base.errors import ModelError
+from sapwood.base.plan import Rows
 from sapwood.hub.files import open_files
 from sapwood.nn.adapted import AdaptedWeights
 from sapwood.nn.load import load_weights
@@ -175,3 +176,13 @@ def test_adapters_of_experts_are_refused_by_name(tmp_path: Path) -> None:
     (path / "adapter_config.json").write_text(json.dumps(config | {"target_parameters": ["mlp.experts.down_proj"]}))
     with pytest.raises(ModelError, match="target_parameters"):
         made.logits(path, TOKENS)
+
+
+def test_the_heaviest_step_is_one_with_adapters(base: Path) -> None:
+    """Whose memory is measured before the cache takes the rest; afterwards nobody has one."""
+    made = adapted(base)
+    row = Rows(0, 0, *(np.array([number], np.int32) for number in (0, 0, 1, 1)), np.zeros(1, np.int64))
+    made.bank.lend(True)
+    assert made.bank.begin(row)
+    made.bank.lend(False)
+    assert not made.bank.begin(row)

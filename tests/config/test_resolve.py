@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -65,6 +66,35 @@ def test_what_is_said_to_be_derived_is() -> None:
         if option.default is None:
             assert any(made) == option.derived, option.field
             assert all(made) or not any(made) or option.field == "kv_cache_memory", option.field
+
+
+def test_adapters_put_the_cpu_s_own_kernels_aside(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"r": 8, "rank_pattern": {"q_proj": 40}}')
+    given = from_options({"lora_modules": (f"one={tmp_path}",)})
+    reasons = {one.field: (one.value, one.reason) for one in resolve(given, SMALL, CPU)[1]}
+    assert reasons["max_lora_rank"] == (
+        40,
+        "the largest of the adapters that are there at the start; PyTorch's modules compute the model",
+    )
+    assert reasons["max_cpu_loras"][0] == 32
+    reasons = {one.field: (one.value, one.reason) for one in resolve(given, SMALL, H100)[1]}
+    assert reasons["max_lora_rank"] == (40, "the largest of the adapters that are there at the start")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_loras": 0}, "--max-loras must be at least 1, got 0"),
+        ({"max_loras": 4, "max_cpu_loras": 3}, r"--max-cpu-loras \(3\) must not be below --max-loras \(4\)"),
+        ({"enable_lora": True, "model_impl": "transformers"}, "does not go with --model-impl transformers"),
+        ({"enable_lora": True, "pipeline_parallel_size": 2}, "does not go with --pipeline-parallel-size"),
+        ({"lora_modules": ("a=/x", "a=/y")}, "names 'a' twice"),
+        ({"lora_modules": ("=x",)}, "expected NAME=PATH"),
+    ],
+)
+def test_adapters_at_odds(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        resolved(SMALL, CPU, **options)
 
 
 def test_on_a_cpu() -> None:

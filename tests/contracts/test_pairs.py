@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 
 from sapwood import LLM, ConfigError, Grammar, SamplingParams
+from sapwood.base.adapter import Adapter
 from sapwood.base.plan import Ints
 from sapwood.base.request import Request
 from sapwood.base.sampling import Timestamps
@@ -31,9 +32,11 @@ from sapwood.base.wire import Deltas
 from sapwood.draft import Drafter, DraftStake
 from sapwood.engine import launch
 from sapwood.engine.loop import Engine
+from sapwood.loras import Lora, Loras
 from sapwood.outputs import Generation, Output
 from sapwood.text.reading import PARAMS
 from tests import heads
+from tests.adapters import some
 from tests.contracts.test_guests import Pause
 
 # -- features of a request ----------------------------------------------------------------------------------------
@@ -222,6 +225,20 @@ def _read_beside(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(LLM, "generate", generated)
 
 
+def _in_turns(patch: pytest.MonkeyPatch) -> None:
+    """Of four requests three have an adapter each, of more than there are slots for."""
+    each = Loras.each
+
+    def chosen(loras: Loras, lora: Lora, count: int) -> list[Adapter | None]:
+        return each(loras, [[None, *loras.names][number % 4] for number in range(count)], count)
+
+    patch.setattr(Loras, "each", chosen)
+
+
+ADAPTERS = "adapters"
+SOME = ("some adapters of it",)
+"""What stands for their paths."""
+
 ITSELF, HEAD = "the model itself", "a head for it"
 """What stands for a path."""
 
@@ -268,6 +285,7 @@ NUMBERS: Mapping[str, dict[str, Any]] = MappingProxyType(
         "transformers' modules": {"model_impl": "transformers"},
         "two ranks": {"tensor_parallel_size": 2},
         "two stages": {"pipeline_parallel_size": 2},
+        ADAPTERS: {"lora_modules": SOME, "max_loras": 2, "between": _in_turns},
     }
 )
 """What changes the numbers that tokens are drawn from."""
@@ -295,6 +313,7 @@ REFUSED: Mapping[frozenset[str], str] = MappingProxyType(
         for name in NUMBERS
         if name.startswith("weights in")
     }
+    | {frozenset((ADAPTERS, other)): "--enable-lora does not go with" for other in (FOREIGN, "two stages")}
     | {frozenset((FOREIGN, "an EAGLE head")): "which keep them to themselves"}
     | {frozenset((FOREIGN, "two ranks")): "modules .* are not cut"}
     | {frozenset(("a store of KV", several)): "stores of KV do not go with" for several in ("two ranks", "two stages")}
@@ -348,6 +367,8 @@ def answers(model: Path, features: Sequence[Mapping[str, Any]], cases: Sequence[
         stakes += [feature["stakes"]] if "stakes" in feature else []
     if options.get("speculative_model") in (ITSELF, HEAD):
         options["speculative_model"] = str(model if options["speculative_model"] == ITSELF else head_for(model))
+    if options.get("lora_modules") == SOME:
+        options["lora_modules"] = tuple(str(one) for one in some.adapters_for(model))
     made = functools.partial(
         launch.launch, stakes=lambda slots: [one for make in stakes for one in make(slots)], max_drafts=3
     )
