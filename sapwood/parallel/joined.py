@@ -11,9 +11,10 @@ from sapwood.base.abilities import Ability
 from sapwood.device.find import abilities_of
 from sapwood.parallel.collective import Collective
 from sapwood.parallel.mesh import ALONE, Mesh
-from sapwood.parallel.pipe import NO_PIPE, CollectivePipe, Pipe, SharedPipe
+from sapwood.parallel.pipe import CollectivePipe, SharedPipe
 from sapwood.parallel.segment import Segment
 from sapwood.parallel.shared import SharedMesh
+from sapwood.parallel.ways import NO_PIPE, Pipe
 
 
 def joined(segment: Segment | None, place: torch.device, width: int) -> tuple[Mesh, Pipe]:

@@ -6,7 +6,7 @@ Suffix legend: T tokens, E hidden size.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
@@ -16,40 +16,6 @@ from sapwood.parallel.segment import Segment
 _DIST: Any = distributed  # whose annotations leave out what is used here
 STATES, YIELDS = range(2)
 """The boxes of a rank."""
-
-
-class Pipe(Protocol):
-    """Stage `number` of `count`. What one gives the next takes, in the same order."""
-
-    @property
-    def number(self) -> int: ...
-
-    @property
-    def count(self) -> int: ...
-
-    def take(self, like_TE: Tensor) -> Tensor:
-        """The hidden states that the stage before gives, written to `like`."""
-        ...
-
-    def give(self, x_TE: Tensor) -> None:
-        """Send hidden states to the next stage."""
-        ...
-
-
-class NoPipe:
-    """Of a model that is in one piece: nothing is given or taken."""
-
-    number = 0
-    count = 1
-
-    def take(self, like_TE: Tensor) -> Tensor:
-        raise AssertionError("the only stage has nothing before it")
-
-    def give(self, x_TE: Tensor) -> None:
-        raise AssertionError("the only stage has nothing behind it")
-
-
-NO_PIPE = NoPipe()
 
 
 class SharedPipe:

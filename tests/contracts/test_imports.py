@@ -13,7 +13,12 @@ import sapwood
 
 ROOT = Path(__file__).parents[2]
 DEVICE_ROOMS = ("runner", "nn", "attention", "quant", "kernels", "sampling", "device", "parallel", "foreign")
-JOINTS = ("sapwood.engine.launch", "sapwood.engine.rank", "sapwood.executor.local")  # of both sides
+JOINTS = (
+    "sapwood.engine.launch",
+    "sapwood.engine.rank",
+    "sapwood.executor.local",
+    "sapwood.executor.stages",
+)  # of both sides
 ASKED_FOR = ("sapwood.observe.traces",)  # imported only where a flag says so
 HEAVY = ("torch", "transformers", "triton", "opentelemetry")
 

@@ -19,8 +19,9 @@ from sapwood.arch.stages import stage
 from sapwood.base.errors import ConfigError
 from sapwood.nn.load import load_from
 from sapwood.parallel.joined import joined
-from sapwood.parallel.pipe import CollectivePipe, Pipe, SharedPipe
+from sapwood.parallel.pipe import CollectivePipe, SharedPipe
 from sapwood.parallel.segment import Segment
+from sapwood.parallel.ways import Pipe
 from tests import models
 from tests.breadth import BREADTH, RENAMED
 from tests.nn import forward
