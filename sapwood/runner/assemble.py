@@ -153,7 +153,7 @@ def assemble(
     assert isinstance(decoder, Decoder)
     tapped = any(isinstance(other, draft_head.DraftHead) and other.taps for other in others)
     stack = "a head goes on from hidden states within the model" if tapped else machine
-    stack = "they know no adapters (--enable-lora)" if bank is not None and not isinstance(stack, str) else stack
+    stack = "they know no adapters, and there may be some" if bank is not None and not isinstance(stack, str) else stack
     pool = _pool(config, decoder, device.place, dtype)
     known = choices.methods
     model, aside = _model(config, decoder, device.place, dtype, backends, stack, known, files, mesh, pool, pipe, bank)
