@@ -107,8 +107,9 @@ def answer(say: Any, sent: bytes) -> None:
 
 def note(path: Path) -> None:
     """Written beside and moved there, so that nobody reads half of it."""
-    path.with_suffix(".new").write_text(str(os.getpid()))
-    path.with_suffix(".new").rename(path)
+    new = path.with_suffix(f".{os.getpid()}")  # several processes may be in one folder
+    new.write_text(str(os.getpid()))
+    new.rename(path)
 
 
 if __name__ == "__main__":
