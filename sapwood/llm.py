@@ -27,6 +27,7 @@ from sapwood.hub.files import find_configured
 from sapwood.loras import Lora, Loras
 from sapwood.outputs import Chunk, Generation, Output
 from sapwood.reading import Classification, Embedding, Texts
+from sapwood.resident import AsyncResident, Resident
 from sapwood.searching import searched
 from sapwood.speech.transcript import Options, Transcript
 from sapwood.speech.transcription import Tell
@@ -39,7 +40,7 @@ log = logging.getLogger(__name__)
 Params = SamplingParams | Sequence[SamplingParams] | None
 
 
-class LLM:
+class LLM(Resident):
     """A model in this process, for batches.
 
         llm = LLM("smollm2-135m")
@@ -248,7 +249,7 @@ class _Run:
         self.stream.close()
 
 
-class AsyncLLM:
+class AsyncLLM(AsyncResident):
     """A model beside this process, for many callers at once.
 
     async with AsyncLLM("smollm2-135m") as llm:

@@ -39,7 +39,7 @@ from schemathesis.core.failures import FailureGroup
 CALM = (501, 503, 504, 529)  # not here, not now, too late, too many: what a server may say that is well
 PATIENCE = 60.0  # seconds for any answer, and for all that runs to end
 ADMIN = "operator"  # the key of a server that is started here: routes for operators are tried too
-PAUSES = ("/pause", "/pause_generation")
+PAUSES = ("/pause", "/pause_generation", "/sleep", "/release_memory_occupation")
 KINDS = ("application/json", "application/json; charset=latin-1", "text/plain", "multipart/form-data", "", "/")
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -191,7 +191,8 @@ class Fuzz:
         elif str(status) not in self._told(operation)["responses"]:
             self._fault(operation, f"status {status}, which is not described", shown)
         if operation.path in PAUSES and status == 200:
-            self._client.post("/continue_generation").raise_for_status()
+            for path in ("/wake_up", "/continue_generation"):
+                self._client.post(path).raise_for_status()
 
     def _settled(self) -> None:
         """Wait until nothing runs, and see whether all pages are there."""

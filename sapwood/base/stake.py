@@ -175,6 +175,10 @@ class Stake:
     def reset(self) -> None:
         """All requests are gone, and what they computed is lost: plans may have been cut off anywhere."""
 
+    def emptied(self) -> None:
+        """What pages of the device hold is about to be lost, and nobody runs: nothing may be read from them or brought to them
+        before somebody is asked about again."""
+
     def audit(self, running: Sequence[Request]) -> int:
         """Compare its books with who is running, mend them, and return how many entries were wrong."""
         return 0

@@ -18,6 +18,7 @@ from sapwood.base.news import FinishReason, Landing, News
 from sapwood.base.plan import TokenLogprobs
 from sapwood.base.sampling import SamplingParams
 from sapwood.base.task import GENERATE, Pooling, Task
+from sapwood.base.weights import FIRST
 
 _SHORT = 64  # entries that cost no more than saying that they are the same
 
@@ -90,7 +91,8 @@ class Abort(msgspec.Struct, frozen=True, tag="abort", array_like=True):
 
 class Control(msgspec.Struct, frozen=True, tag="control", array_like=True):
     """A question or command outside the loop's business: 'status', 'flush_cache', 'check', 'live', 'tree', 'pause', 'hold',
-    'continue', 'retract', 'explain', 'adapter', 'forget_adapter'; `about` are the arguments of those that take some."""
+    'continue', 'retract', 'explain', 'adapter', 'forget_adapter', 'update_weights', 'sleep', 'wake_up'; `about` are the arguments of
+    those that take some."""
 
     id: int
     what: str
@@ -103,7 +105,8 @@ class Delta(msgspec.Struct, frozen=True, array_like=True):
     `tokens` are new output tokens (for a stop by token, the stop token is the last of them). `cached_tokens` counts
     prompt tokens found in the cache, `waited` the seconds until the request was first planned; both are sent with the first
     news only (-1 after that). `finish` is set on the last news; `stop` is the stop token that ended it, `error` the text of an
-    error that ended it, `drafted` how its drafts fared, by drafter, `vector` what a task yields that wants one, as float32.
+    error that ended it, `drafted` how its drafts fared, by drafter, `vector` what a task yields that wants one, as float32,
+    `weight_version` that of the weights that computed its end.
     """
 
     id: int
@@ -117,6 +120,7 @@ class Delta(msgspec.Struct, frozen=True, array_like=True):
     waited: float = -1.0
     drafted: dict[str, Drafted] = {}
     vector: bytes = b""
+    weight_version: str = FIRST
 
 
 class Deltas(msgspec.Struct, frozen=True, tag="deltas", array_like=True):
@@ -128,7 +132,7 @@ class Deltas(msgspec.Struct, frozen=True, tag="deltas", array_like=True):
     deltas: list[Delta]
 
 
-def worded(news: News) -> Delta:
+def worded(news: News, weight_version: str = FIRST) -> Delta:
     """News of a request, as a message says it."""
     return Delta(
         news.id,
@@ -142,12 +146,13 @@ def worded(news: News) -> Delta:
         waited=news.waited,
         drafted=news.drafted,
         vector=b"" if news.vector is None else news.vector.tobytes(),
+        weight_version=FIRST if news.finish is None else weight_version,
     )
 
 
-def worded_step(landing: Landing) -> Deltas:
-    """A step's news, as a message says them."""
-    return Deltas(landing.ids, landing.tokens, [worded(news) for news in landing.news])
+def worded_step(landing: Landing, weight_version: str = FIRST) -> Deltas:
+    """A step's news, as a message says them; weights of that version have computed it."""
+    return Deltas(landing.ids, landing.tokens, [worded(news, weight_version) for news in landing.news])
 
 
 class Reading(msgspec.Struct, frozen=True):

@@ -38,6 +38,7 @@ class KVCache:
     Attributes:
         relief: Grows whenever running requests come to need or to have fewer pages that are not free.
         num_copied: Pages that were copied because they began as wanted.
+        epoch: Of the weights; what was computed in another is found by nobody (`sapwood.cache.epochs`).
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class KVCache:
         self.tree = RadixTree(groups, self.pools, anchors=anchors)
         self.page_size = self.tree.page_size
         self.num_copied = 0
+        self.epoch = ""
         self.relief = 0
         self._shared_runs = SharedRuns(self.page_size, run_cost)
         self._windows_only = all(group.window is not None for group in groups)
@@ -361,7 +363,7 @@ class KVCache:
         return (len(request.tokens) - 1) // self.page_size if request.scored else 0
 
     def namespace(self, request: Request) -> str:
-        return request.namespace if self.reuse else f"{request.namespace}\0{request.arrival}"
+        return request.namespace + self.epoch + ("" if self.reuse else f"\0{request.arrival}")
 
     # -- parts ------------------------------------------------------------------------------------------------------
 

@@ -37,10 +37,16 @@ log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_flags(parser)
+    add_flags(parser, several=True)
 
 
 def run(args: argparse.Namespace) -> int:
+    from sapwood.cli import house
+
+    return house.run(args) if house.wanted(args) else _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     from sapwood.engine import interrupts, lean
     from sapwood.engine.spawn import spawn
 
@@ -64,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
             catalogue = joined()
             for plugin, why in catalogue.unknown:
                 log.warning("%s is not used: %s", plugin.point.value, why)
-            files = _find(config, catalogue)
+            files = find(config, catalogue)
             run_loop(_serve(door, config, files, catalogue, children, began))
     return 0
 
@@ -75,7 +81,8 @@ def _num_engines(config: Config) -> int:
     return max(options.data_parallel_size, 1) if options.data_parallel_rank is None else 1
 
 
-def _find(config: Config, catalogue: Catalogue) -> ModelFiles:
+def find(config: Config, catalogue: Catalogue) -> ModelFiles:
+    """The model's files, fetched if need be."""
     from sapwood.cli.terminal import pull_progress
     from sapwood.hub.files import find_configured
 
@@ -91,7 +98,7 @@ async def _serve(
 
     from sapwood.engine.tasks import end
 
-    loading = asyncio.create_task(asyncio.to_thread(_load, config, files, catalogue))
+    loading = asyncio.create_task(asyncio.to_thread(load, config, files, catalogue))
     serving = asyncio.create_task(_with_engine(door, config, files, loading, children, began))
     try:
         await asyncio.wait([loading, serving], return_when=asyncio.FIRST_COMPLETED)
@@ -152,7 +159,7 @@ async def _with_engine(
             await app.state.front.close()
 
 
-def _load(config: Config, files: ModelFiles, catalogue: Catalogue) -> tuple[TextModel, About, Gallery | str]:
+def load(config: Config, files: ModelFiles, catalogue: Catalogue) -> tuple[TextModel, About, Gallery | str]:
     """What the front needs of the model."""
     from sapwood.arch.families import declare
     from sapwood.arch.foreign import is_foreign

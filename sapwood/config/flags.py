@@ -118,13 +118,16 @@ def options() -> tuple[Option, ...]:
     )
 
 
-def add_flags(parser: argparse.ArgumentParser, sections: Sequence[str] = (), *, positional: bool = True) -> None:
+def add_flags(
+    parser: argparse.ArgumentParser, sections: Sequence[str] = (), *, positional: bool = True, several: bool = False
+) -> None:
     """Add the options of `sections` (all by default) and `--config`; read them with `from_args`.
 
-    With `positional`, the model may also stand without its flag.
+    With `positional`, the model may also stand without its flag; with `several` more than one may, which `from_args` takes no heed of.
     """
     if positional:
-        parser.add_argument("positional_model", nargs="?", metavar="MODEL", help="the same as --model")
+        words = "the same as --model" + ("; or several models behind one front" if several else "")
+        parser.add_argument("positional_model", nargs="*" if several else "?", metavar="MODEL", help=words)
     parser.add_argument("--config", metavar="FILE", help="a TOML, JSON or YAML file of options; flags win over it")
     groups = {field.name: field for field in dataclasses.fields(Config)}
     for name in sections or groups:
@@ -147,7 +150,10 @@ def given(args: argparse.Namespace) -> dict[str, Any]:
     if args.config:
         values |= _by_field(_read_file(Path(args.config)))
     flags = {name.removeprefix(_DEST): value for name, value in vars(args).items() if name.startswith(_DEST)}
-    if positional := getattr(args, "positional_model", None):
+    positional = getattr(args, "positional_model", None)
+    if isinstance(positional, list):
+        positional = positional[0] if len(positional) == 1 else None
+    if positional:
         if "model" in flags:
             raise ConfigError(f"the model is given twice: {positional} and {flag_of('model')} {flags['model']}.")
         flags["model"] = positional
@@ -172,6 +178,12 @@ def replace(config: Config, section: str, **values: Any) -> Config:
 def flag_of(field: str) -> str:
     """How messages call the option of a field."""
     return _names()[field].flags[0]
+
+
+def section_of(name: str) -> str:
+    """Where the option of a name is, under any of its spellings. Raises ConfigError if there is none."""
+    (field,) = _by_field({name: None})
+    return _names()[field].section
 
 
 def _parse_bool(text: str) -> bool:

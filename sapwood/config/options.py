@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from sapwood.config.adapters import AdapterOptions
+from sapwood.config.house import HouseConfig
 from sapwood.config.option import option
 from sapwood.config.parallel import ParallelConfig
 from sapwood.config.sight import SightConfig
@@ -358,6 +359,9 @@ class ServerConfig:
         None, "comma-separated origins that browsers may call from, or *", "--allowed-origins", derived=False
     )
     page: bool = option(True, "a page for browsers at /: chat, and what the server does", "--page", off=("--no-page",))
+    asleep: str = option(
+        "wait", "requests to an engine that sleeps wait, or get 503", "--while-asleep", choices=("wait", "refuse")
+    )
     drain_seconds: float = option(
         30.0, "how long running requests may finish after SIGTERM", "--drain-timeout", metavar="SECONDS"
     )
@@ -443,3 +447,4 @@ class Config:
     grammar: GrammarConfig = field(default_factory=GrammarConfig)
     adapters: AdapterOptions = field(default_factory=AdapterOptions)
     server: ServerConfig = field(default_factory=ServerConfig)
+    house: HouseConfig = field(default_factory=HouseConfig)

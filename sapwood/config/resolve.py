@@ -20,6 +20,7 @@ from sapwood.config.devices import RULES
 from sapwood.config.facts import DeviceFacts, ModelShape
 from sapwood.config.fairness import policy
 from sapwood.config.flags import flag_of, replace
+from sapwood.config.house import memory_fraction
 from sapwood.config.impl import model_impl
 from sapwood.config.options import Config
 from sapwood.config.weights import ITEMSIZE, weights_bytes
@@ -117,10 +118,6 @@ def _kv_cache_dtype(config: Config, model: ModelShape, device: DeviceFacts) -> t
 
 def _page_size(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[int, str]:
     return 16, "shares prefixes finely and still reads whole cache lines"
-
-
-def _memory_fraction(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[float, str]:
-    return 0.9, device.rules.share.format(flag=flag_of("kv_cache_memory"))
 
 
 def _max_num_seqs(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[int, str]:
@@ -242,7 +239,7 @@ _RULES: tuple[tuple[str, str, _Rule], ...] = (
     ("model", "dtype", _dtype),
     ("cache", "kv_cache_dtype", _kv_cache_dtype),
     ("cache", "page_size", _page_size),
-    ("cache", "memory_fraction", _memory_fraction),
+    ("cache", "memory_fraction", memory_fraction),
     ("scheduler", "max_num_seqs", _max_num_seqs),
     ("scheduler", "max_num_batched_tokens", _max_num_batched_tokens),
     ("scheduler", "chunked_prefill_size", _chunked_prefill_size),

@@ -30,6 +30,9 @@ class InputStake(Stake):
         self.reset()
         self.counters = {"encoder_inputs_read": 0, "encoder_inputs_reused": 0, "encoder_positions_read": 0}
 
+    def emptied(self) -> None:
+        self.reset()
+
     def reset(self) -> None:
         self._free = list(range(self._count, 0, -1))
         self._entries: dict[bytes, int] = {}  # what is read, or will be with the next plan, by its digest

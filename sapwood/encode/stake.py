@@ -111,6 +111,9 @@ class EncodeStake(Stake):
         self._next()
         self._room.clear()
 
+    def emptied(self) -> None:
+        self.reset()
+
     def gauges(self) -> tuple[Mapping[str, int], Mapping[str, float]]:
         """Media and positions that were encoded, spans for which that was not needed, results that made way."""
         return {**self._counts, "encoder_evictions": self._room.num_evicted}, {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from time import monotonic
 from typing import Any, Protocol
 
@@ -16,11 +16,12 @@ from sapwood.base.errors import EngineDead, GenerationFailed, Overloaded
 from sapwood.base.media import Media, Span, check_kinds
 from sapwood.base.sampling import SEED_LIMIT, SamplingParams
 from sapwood.base.task import GENERATE, Task
+from sapwood.base.weights import FIRST
 from sapwood.base.wire import Abort, Control, Delta, Deltas, Facts, FromEngine, Reply, Stats, Submit, ToEngine
 from sapwood.engine.checks import check_request as check_request
 from sapwood.engine.checks import check_task as check_task
 from sapwood.engine.checks import fed
-from sapwood.engine.following import generated
+from sapwood.engine.following import generated, wake
 from sapwood.engine.pace import Pace
 from sapwood.engine.vitals import Vitals
 
@@ -107,6 +108,7 @@ class Stream:
             waited=first.waited,
             drafted=last.drafted,
             vector=last.vector,
+            weight_version=last.weight_version,
         )
 
     def close(self) -> None:
@@ -145,6 +147,11 @@ class EngineClient(Protocol):
     @property
     def replicas(self) -> Sequence[EngineClient]:
         """The engines that there are behind this face: itself, or several that hold the same model."""
+        ...
+
+    @property
+    def weight_version(self) -> str:
+        """That of the weights that compute what comes next."""
         ...
 
     async def trouble(self) -> str | None:
@@ -192,15 +199,15 @@ class AsyncEngine:
     """An engine behind a pair of message queues: `send` takes messages to it, `receive` is fed with what it says.
 
     `send` must not wait; it raises EngineDead if the message cannot arrive. `max_live` bounds the requests that are
-    running or waiting; above it `submit` raises Overloaded.
+    running or waiting; above it `submit` raises Overloaded, and while the engine sleeps, if it is `shut` then.
     """
 
-    def __init__(self, send: Callable[[ToEngine], None], facts: Facts, *, max_live: int) -> None:
+    def __init__(self, send: Callable[[ToEngine], None], facts: Facts, *, max_live: int, shut: bool = False) -> None:
         self.facts = facts
         self.stats: Stats | None = None
         self.dead: str | None = None
         self.lost = asyncio.Event()  # it is dead, and no other will come
-        self.restarts = 0
+        self.restarts, self.weight_version, self.asleep = 0, FIRST, False
         self.vitals = Vitals()
         self.changed: Callable[[], None] = lambda: None  # called when it has died, and when there is another
         self._back = 0.0  # when another should be there
@@ -208,7 +215,7 @@ class AsyncEngine:
         self._probed = 0.0
         self._pace = Pace()
         self._send = send
-        self._max_live = max_live
+        self._max_live, self._shut = max_live, shut
         self._numbers = itertools.count(1)
         self._streams: dict[int, Stream] = {}
         self._asked: dict[int, asyncio.Future[dict[str, Any]]] = {}
@@ -238,6 +245,8 @@ class AsyncEngine:
         check_kinds(media, self.facts.media)
         tokens, media = fed(tokens, params, media, self.facts, checked=checked, task=task)
         self._check_alive()
+        if self.asleep and self._shut:
+            raise Overloaded("the engine sleeps (--while-asleep refuse); try again when it has been woken.")
         if self.full:
             raise Overloaded(
                 f"{len(self._streams)} requests are running or waiting already; try again later.",
@@ -321,12 +330,18 @@ class AsyncEngine:
                 case Stats():
                     self.stats = message
                 case Reply(id, body):
+                    wake(woken)  # those before what it tells of
+                    self._learn(body)
                     if (answer := self._asked.get(id)) and not answer.done():
                         answer.set_result(body)
         if message is not None:
             self.vitals.hear(message)
-        for follower in woken:
-            follower.wake()
+        wake(woken)
+
+    def _learn(self, told: Mapping[str, Any]) -> None:
+        """What answers say of the engine's state."""
+        self.weight_version = told.get("weight_version", self.weight_version)
+        self.asleep = bool(told.get("asleep", self.asleep))
 
     async def awaited(self) -> None:
         """Wait until somebody waits for something of the engine."""
@@ -365,6 +380,7 @@ class AsyncEngine:
         """There is another engine in the place of the one that has died."""
         self.facts = msgspec.structs.replace(facts, eos_ids=self.facts.eos_ids)
         self._send, self.stats, self.dead = send, None, None
+        self.weight_version, self.asleep = FIRST, False
         self.restarts += 1
         self.vitals.begin()
         self.changed()

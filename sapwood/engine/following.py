@@ -10,7 +10,14 @@ from sapwood.base.sampling import SamplingParams
 from sapwood.base.wire import Delta
 
 if TYPE_CHECKING:
-    from sapwood.engine.client import EngineClient
+    from sapwood.engine.client import EngineClient, Follower
+
+
+def wake(woken: dict[Follower, None]) -> None:
+    """Everybody who has news, once."""
+    for follower in woken:
+        follower.wake()
+    woken.clear()
 
 
 class Bell:

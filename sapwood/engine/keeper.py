@@ -67,7 +67,9 @@ async def _keep(config: Config, child: Child | None, ready: asyncio.Future[Async
             async with _life(config, child, None if engine is None else max(START_SECONDS, 5 * took)) as life:
                 if engine is None:
                     live = life.facts.max_num_seqs + config.scheduler.max_waiting
-                    engine = AsyncEngine(life.line.send, life.facts, max_live=live)
+                    engine = AsyncEngine(
+                        life.line.send, life.facts, max_live=live, shut=config.server.asleep == "refuse"
+                    )
                     ready.set_result(engine)
                 else:
                     engine.revive(life.line.send, life.facts)

@@ -7,8 +7,6 @@ from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
-import msgspec
-
 from sapwood.arch.apart import firsts
 from sapwood.arch.encoder import media_of
 from sapwood.arch.foreign import Foreign
@@ -37,10 +35,11 @@ from sapwood.engine import lean
 from sapwood.engine.adapters import adapters_of
 from sapwood.engine.declared import declared
 from sapwood.engine.experts import ExpertLoad
-from sapwood.engine.inputs import inputs_of
+from sapwood.engine.inputs import InputsOf, inputs_of
 from sapwood.engine.intake import Intake
 from sapwood.engine.loop import Engine, Gauges
 from sapwood.engine.pause import Pause
+from sapwood.engine.sleep import Asleep, changing
 from sapwood.engine.spawn import RANK, spawn
 from sapwood.engine.speculation import draft_of, shape_beside, speculate
 from sapwood.engine.stores import stores_of
@@ -105,8 +104,7 @@ def launch(
     at most. Without an `executor` this process computes; without a `catalogue` all that is installed may be chosen by name.
     """
     clock, catalogue, model = _Clock(), catalogue or joined(), config.model
-    files = _files(model, files, catalogue)
-    decoder = declared(model, files, catalogue)
+    decoder = declared(model, files := _files(model, files, catalogue), catalogue)
     config, decisions, draft = _resolved(spelled(config), decoder, files, catalogue)
     executor = executor or _executor(config, catalogue)
     clock.lap("configure")
@@ -122,23 +120,24 @@ def launch(
     speculation, lent = speculate(config, slots, kv, executor), adapters_of(config, slots, executor)
     pause, inputs, spread = Pause(), inputs_of(config, decoder, files), _spread(config, decoder, executor)
     clock.lap("graphs")
-    stored = stores_of(config, decoder, files, draft, measured=measured, kv=kv, executor=executor)
+    stored, asleep = stores_of(config, decoder, files, draft, measured=measured, kv=kv, executor=executor), Asleep()
     guests: tuple[Guest, ...] = (*_encoding(config, decoder, slots), lent, inputs, speculation, stored, spread)
-    joining = (*(stake for guest in guests for stake in guest.stakes), pause, *stakes(slots))
+    mine = (*_lasting(kv, slots, constraints, guests), pause, asleep, *stakes(slots))
+    scheduler = _scheduler(config, slots, mine, kv)
+    changes = changing(asleep, executor, scheduler, kv, adapted=enabled(config))
     engine = Engine(
-        _scheduler(config, slots, (*_lasting(kv, slots, constraints), *joining), kv),
+        scheduler,
         executor,
         _intake(config, decoder, longest),
         depth=_set(config.scheduler.depth),
-        gauges=(kv.gauges, constraints.gauges, *(gauge for guest in guests for gauge in guest.gauges)),
+        gauges=(kv.gauges, constraints.gauges, *changes.gauges, *(gauge for guest in guests for gauge in guest.gauges)),
         pages=kv.pages,
         commands={**_commands(kv, slots), **lent.commands, **spread.commands, **pause.commands},
-        status=pause.status,
+        **changes.beside(pause.status),
     )
-    decisions = (*_told(decisions, longest), _pool_decision(measured.groups, num_pages))
-    decisions = (*decisions, *speculation.decisions, *inputs.decisions)
-    facts = _facts(config, decoder, measured, decisions, clock.laps, num_pages, longest=longest)
-    return Launched(engine, msgspec.structs.replace(facts, reading=inputs.reading), compiler)
+    more = _pool_decision(measured.groups, num_pages), *speculation.decisions, *inputs.decisions
+    told = (*_told(decisions, longest), *more)
+    return Launched(engine, _facts(config, decoder, measured, told, clock.laps, num_pages, longest, inputs), compiler)
 
 
 def _files(model: ModelConfig, given: ModelFiles | None, catalogue: Catalogue) -> ModelFiles:
@@ -188,9 +187,10 @@ def _firsts(config: Config, decoder: Decoder | Foreign) -> Sequence[int]:
     return firsts(decoder, options.tensor_parallel_size or 1) if options.experts_apart else ()
 
 
-def _lasting(kv: KVCache, slots: Slots, constraints: Constraints) -> tuple[Stake, ...]:
-    """The stakes of every engine."""
-    return KVStake(kv, slots), Borders(kv, slots), Texts(kv, slots), GrammarStake(constraints, slots)
+def _lasting(kv: KVCache, slots: Slots, constraints: Constraints, guests: Sequence[Guest]) -> tuple[Stake, ...]:
+    """The stakes of every engine, and of this one's guests."""
+    mine = KVStake(kv, slots), Borders(kv, slots), Texts(kv, slots), GrammarStake(constraints, slots)
+    return *mine, *(stake for guest in guests for stake in guest.stakes)
 
 
 def _encoding(config: Config, decoder: Decoder | Foreign, slots: Slots) -> tuple[Alone, ...]:
@@ -233,8 +233,8 @@ def _facts(
     decisions: Sequence[Decision],
     seconds: dict[str, float],
     num_pages: list[int],
-    *,
     longest: int,
+    inputs: InputsOf,
 ) -> Facts:
     return Facts(
         max_model_len=longest,
@@ -254,6 +254,7 @@ def _facts(
         vector_size=decoder.hidden_size,
         media=media_of(decoder),
         max_lora_rank=config.adapters.max_lora_rank if enabled(config) else None,
+        reading=inputs.reading,
     )
 
 

@@ -71,6 +71,13 @@ def trim() -> None:
         libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), _DONTNEED)
 
 
+def shed() -> None:
+    """Give back what has been dropped since the start."""
+    gc.unfreeze()  # what was there then is in nobody's way, and was never looked at again
+    gc.collect()
+    trim()
+
+
 def code_mappings(smaps: Iterable[str]) -> Iterator[tuple[int, int]]:
     """Address and size of large code that is in memory exactly as it is in its file, from the lines of an `smaps`."""
     start = end = resident = 0

@@ -20,6 +20,7 @@ import msgspec
 from sapwood.base.errors import Lost
 from sapwood.base.news import Landing
 from sapwood.base.plan import Plan
+from sapwood.base.weights import FIRST
 from sapwood.base.wire import Abort, Delta, Deltas, Stats, Submit, worded, worded_step
 from sapwood.engine.intake import Intake
 from sapwood.engine.measures import Measures
@@ -44,7 +45,8 @@ class Engine:
     """A scheduler, an executor, and the order of one step.
 
     `gauges` are what others count who take part, `pages` tells the KV cache's pages per group as [total, free, evictable],
-    and `commands` answer `control` beside the engine's own; `status` is what they add to that answer.
+    and `commands` answer `control` beside the engine's own, `alone` those that touch what steps compute with: none is in flight then.
+    `status` is what both add to that answer, `weight_version` that of the weights.
     """
 
     def __init__(
@@ -57,7 +59,9 @@ class Engine:
         gauges: tuple[Gauges, ...] = (),
         pages: Callable[[], list[list[int]]] = list,
         commands: Mapping[str, Callable[..., dict[str, Any]]] | None = None,
+        alone: Mapping[str, Callable[..., dict[str, Any]]] | None = None,
         status: Callable[[], Mapping[str, Any]] = dict,
+        weight_version: Callable[[], str] = lambda: FIRST,
     ) -> None:
         self.scheduler = scheduler
         self.executor = executor
@@ -69,8 +73,9 @@ class Engine:
         self.measures = Measures()
         self._gauges, self._pages = gauges, pages
         self._commands = {"check": self._check, "status": self._status, "live": self._live, "retract": self._retract}
-        self._commands |= commands or {}
-        self._more_status = status
+        self._alone = alone or {}
+        self._commands |= {**(commands or {}), **self._alone}
+        self._more_status, self._weight_version = status, weight_version
         self._outbox: list[Deltas] = []  # news that nobody has taken yet: a step that fails loses none
         self._failures = 0
 
@@ -82,7 +87,7 @@ class Engine:
     @property
     def idle(self) -> bool:
         """Whether there is nothing to do now: nobody is here, or everything stands still."""
-        return not (self.flying or (self.occupied and not self.scheduler.halted))
+        return not (self.flying or self._outbox or (self.occupied and not self.scheduler.halted))
 
     def submit(self, message: Submit) -> Delta | None:
         """Take a request in; what is wrong with it comes back as its only news."""
@@ -102,8 +107,13 @@ class Engine:
         A step that raises ends the requests of all steps in flight with an error, and forgets what they computed; what
         had landed before is told.
         """
+        self._guarded(self._iterate)
+        news, self._outbox = self._outbox, []
+        return news
+
+    def _guarded(self, work: Callable[[], None]) -> None:
         try:
-            self._iterate()
+            work()
             self._failures = 0
         except Exception as error:
             self._failures += 1
@@ -112,8 +122,6 @@ class Engine:
             self._tell(Landing(news=self.scheduler.fail(f"the engine failed in this step: {error}")))
             if self._failures >= MOST_FAILURES or isinstance(error, Lost):
                 raise DeviceLost(f"{self._failures} steps in a row have failed, the last with: {error}") from error
-        news, self._outbox = self._outbox, []
-        return news
 
     def _iterate(self) -> None:
         began = perf_counter()
@@ -149,7 +157,7 @@ class Engine:
         self.measures.landed(plan, launched=launched, waited_since=began, read=read, done=perf_counter())
 
     def _tell(self, landing: Landing) -> None:
-        self._outbox.append(worded_step(landing))
+        self._outbox.append(worded_step(landing, self._weight_version()))
         self.counters["output_tokens"] += len(landing.tokens)
         for news in landing.news:
             self.counters["output_tokens"] += len(news.tokens)
@@ -196,7 +204,16 @@ class Engine:
         command = self._commands.get(what)
         if command is None:
             return {"error": f"unknown command {what!r}; there are {', '.join(sorted(self._commands))}"}
-        return command(**(about or {}))
+        if what in self._alone:
+            self._guarded(self._land_all)
+        try:
+            return command(**(about or {}))
+        except Lost as error:
+            raise DeviceLost(str(error)) from error
+
+    def _land_all(self) -> None:
+        while self.flying:
+            self._land()
 
     def _check(self) -> dict[str, Any]:
         return {"repaired_pages": self.audit()}

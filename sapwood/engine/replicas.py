@@ -82,6 +82,11 @@ class Replicas:
     def restarts(self) -> int:
         return sum(one.restarts for one in self._engines)
 
+    @property
+    def weight_version(self) -> str:
+        """See `EngineClient.weight_version`; that of the first that lives."""
+        return next((one.weight_version for one in self._engines if one.dead is None), self._engines[0].weight_version)
+
     async def trouble(self) -> str | None:
         found = await asyncio.gather(*(one.trouble() for one in self._engines))
         return None if None in found else "; ".join(dict.fromkeys(why for why in found if why))

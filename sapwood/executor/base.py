@@ -11,6 +11,7 @@ from sapwood.base.kv import KVGroup
 from sapwood.base.pages import Pager
 from sapwood.base.plan import Bits, Ints, LatePart, Longs, Outcome, Plan
 from sapwood.base.trial import Trial
+from sapwood.base.weights import Given, Held, Level
 
 if TYPE_CHECKING:
     from sapwood.arch.network import Network
@@ -116,6 +117,25 @@ class Executor(Protocol):
     def expert_tokens(self) -> Longs:
         """How many tokens have chosen each expert of each layer that has some, [layers, experts]; of several stages those of the
         first. Empty where that is not counted."""
+        ...
+
+    # Between steps, when none is in flight and nobody runs:
+
+    def check_weights(self, given: Given) -> None:
+        """Raise UserError if these cannot take the place of the model's weights; nothing has changed then."""
+        ...
+
+    def take_weights(self, given: Given) -> None:
+        """Have what was found good take that place. If this raises, the model is of no more use."""
+        ...
+
+    def release(self, held: Sequence[Held], level: Level) -> None:
+        """Give back memory of the device, of what is not given back already: what the KV cache holds is lost, weights go where `level`
+        says, and with them the KV cache. No step may follow until all is restored."""
+        ...
+
+    def restore(self, held: Sequence[Held]) -> None:
+        """Take it again; the KV cache holds nothing."""
         ...
 
     def shutdown(self) -> None:

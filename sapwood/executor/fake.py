@@ -41,6 +41,7 @@ from sapwood.base.plan import (
 from sapwood.base.sampling import SamplingParams
 from sapwood.base.stake import NOW, Ready
 from sapwood.base.trial import Trial
+from sapwood.base.weights import Given, Held, Level
 from sapwood.executor.base import Measured
 
 if TYPE_CHECKING:
@@ -104,6 +105,8 @@ class FakeExecutor:
 
     def __init__(self, *, kv_bytes: int | None = None, poison: int | None = None) -> None:
         self.poison = poison
+        self.salt = 0
+        self.away: set[Held] = set()
         self._kv_bytes = kv_bytes
 
     def start(
@@ -171,6 +174,7 @@ class FakeExecutor:
 
     def forward(self, plan: Plan) -> Work:
         """Everything at once: nothing here runs beside anything else."""
+        assert not self.away, "a step while something is away"
         if (admissions := plan.part(Admissions)) is not None:
             for admit in admissions.admits:
                 self._admit(admit)
@@ -266,6 +270,22 @@ class FakeExecutor:
     def expert_tokens(self) -> Longs:
         return np.zeros((0, 0), np.int64)
 
+    def check_weights(self, given: Given) -> None:
+        pass
+
+    def take_weights(self, given: Given) -> None:
+        """Hashes begin otherwise, so that tokens are others, and whoever reads what is older finds it wrong."""
+        self.salt = next_hash(self.salt, 0)
+
+    def release(self, held: Sequence[Held], level: Level) -> None:
+        assert held
+        for cells in self.cells:
+            cells[:] = 0
+        self.away |= {"kv_cache", *held}
+
+    def restore(self, held: Sequence[Held]) -> None:
+        self.away -= {*held}
+
     def shutdown(self) -> None:
         pass
 
@@ -295,7 +315,7 @@ class FakeExecutor:
                 self._set_token(slot, position + 1, guess(int(self.hashes[slot, position]), self.vocab_size))
 
     def _set_token(self, slot: int, position: int, token: int) -> None:
-        before = int(self.hashes[slot, position - 1]) if position else 0
+        before = int(self.hashes[slot, position - 1]) if position else self.salt
         self.tokens[slot, position] = token
         self.hashes[slot, position] = next_hash(before, token)
 

@@ -12,6 +12,7 @@ from sapwood.base.adapters import AdapterHost
 from sapwood.base.pages import Pager
 from sapwood.base.plan import Bits, Ints, LatePart, Longs, Outcome, Plan
 from sapwood.base.trial import Trial
+from sapwood.base.weights import Given, Held, Level
 from sapwood.config.options import Config
 from sapwood.device import find
 from sapwood.executor.base import Measured
@@ -103,6 +104,18 @@ class LocalExecutor:
 
     def expert_tokens(self) -> Longs:
         return self.worker.expert_tokens()
+
+    def check_weights(self, given: Given) -> None:
+        self.worker.check_weights(given)
+
+    def take_weights(self, given: Given) -> None:
+        self.worker.take_weights(given)
+
+    def release(self, held: Sequence[Held], level: Level) -> None:
+        self.worker.release(held, level)
+
+    def restore(self, held: Sequence[Held]) -> None:
+        self.worker.restore(held)
 
     def shutdown(self) -> None:
         self.worker.shutdown()

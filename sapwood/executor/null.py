@@ -10,6 +10,7 @@ import numpy as np
 from sapwood.base.pages import Bytes, Moves
 from sapwood.base.plan import Bits, Ints, LatePart, Longs, Outcome, Plan, Propose
 from sapwood.base.trial import Trial
+from sapwood.base.weights import Given, Held, Level
 from sapwood.executor.base import Measured
 from sapwood.executor.fake import NullAdapters, measured
 
@@ -78,6 +79,18 @@ class NullExecutor:
 
     def expert_tokens(self) -> Longs:
         return np.zeros((0, 0), np.int64)
+
+    def check_weights(self, given: Given) -> None:
+        pass
+
+    def take_weights(self, given: Given) -> None:
+        pass
+
+    def release(self, held: Sequence[Held], level: Level) -> None:
+        pass
+
+    def restore(self, held: Sequence[Held]) -> None:
+        pass
 
     def shutdown(self) -> None:
         pass

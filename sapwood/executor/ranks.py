@@ -27,6 +27,7 @@ from sapwood.base.pages import Pager
 from sapwood.base.plan import Bits, Ints, LatePart, Longs, Masks, Outcome, Plan
 from sapwood.base.stake import Ready
 from sapwood.base.trial import Trial
+from sapwood.base.weights import Given, Held, Level
 from sapwood.config.options import Config
 from sapwood.config.resolve import page_bytes
 from sapwood.executor.base import Executor, Measured
@@ -154,6 +155,18 @@ class Ranks:
     def expert_tokens(self) -> Longs:
         return self._here.expert_tokens()
 
+    def check_weights(self, given: Given) -> None:
+        self._here.check_weights(given)  # the others' parts are like this one
+
+    def take_weights(self, given: Given) -> None:
+        self._all(b"n", msgspec.msgpack.encode(given), lambda: self._here.take_weights(given))
+
+    def release(self, held: Sequence[Held], level: Level) -> None:
+        self._all(b"z", msgspec.msgpack.encode((list(held), level)), lambda: self._here.release(held, level))
+
+    def restore(self, held: Sequence[Held]) -> None:
+        self._all(b"w", msgspec.msgpack.encode(list(held)), lambda: self._here.restore(held))
+
     def shutdown(self) -> None:
         self._end()
         self._here.shutdown()
@@ -266,6 +279,9 @@ class Follower:
             "i": lambda rest: self._here.tidy(),
             "l": lambda rest: self._here.adapters().fetch(msgspec.msgpack.decode(rest, type=Adapter)),
             "u": lambda rest: self._here.adapters().forget(msgspec.msgpack.decode(rest, type=Adapter)),
+            "n": lambda rest: self._here.take_weights(msgspec.msgpack.decode(rest, type=Given)),
+            "z": lambda rest: self._here.release(*msgspec.msgpack.decode(rest, type=tuple[list[Held], Level])),
+            "w": lambda rest: self._here.restore(msgspec.msgpack.decode(rest, type=list[Held])),
         }
         while True:
             message = self._segment.receive(self._woken)

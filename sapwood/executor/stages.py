@@ -19,6 +19,7 @@ from sapwood.base.packing import pack_outcome, unpack_outcome
 from sapwood.base.pages import Pager
 from sapwood.base.plan import Admissions, Bits, Drafts, Ints, Known, LatePart, Longs, Outcome, Plan
 from sapwood.base.trial import Trial
+from sapwood.base.weights import Given, Held, Level
 from sapwood.config.options import Config
 from sapwood.executor.base import Measured
 from sapwood.executor.local import LocalExecutor
@@ -125,6 +126,18 @@ class StageExecutor:
 
     def expert_tokens(self) -> Longs:
         return self._here.expert_tokens()
+
+    def check_weights(self, given: Given) -> None:
+        self._here.check_weights(given)
+
+    def take_weights(self, given: Given) -> None:
+        self._here.take_weights(given)
+
+    def release(self, held: Sequence[Held], level: Level) -> None:
+        self._here.release(held, level)
+
+    def restore(self, held: Sequence[Held]) -> None:
+        self._here.restore(held)
 
     def shutdown(self) -> None:
         self._here.shutdown()

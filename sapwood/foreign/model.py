@@ -94,6 +94,8 @@ class ForeignModel:
 class _Filled(Leaf):
     """All weights, by their names in the modules."""
 
+    refills = True
+
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
         self._tensors = tensors

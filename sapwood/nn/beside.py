@@ -18,6 +18,8 @@ from sapwood.quant.source import Source, plain
 class Factor(Leaf):
     """One number, or one of each dimension."""
 
+    refills = True
+
     def __init__(self, part: parts.Factor, site: Site) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(part.size, device=site.how.device), requires_grad=False)

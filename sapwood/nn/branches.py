@@ -21,6 +21,8 @@ class Branches(nn.Module, Derived):
         self.experts_norm = site.make("experts_norm", part.experts_norm)
         self.after_experts = site.make("after_experts", part.after_experts)
 
+    again = False
+
     def derive(self) -> None:
         """What an expert yields is multiplied where its last product is, once."""
         weight_XOI = self.experts.down.weight

@@ -27,6 +27,8 @@ from sapwood.quant.source import Source, plain
 class Stack(Leaf):
     """weight_XOI and, where the part has one, bias_XO."""
 
+    refills = True
+
     def __init__(self, part: parts.Stack, site: Site) -> None:
         super().__init__()
         shape = (part.count, part.linear.out, part.linear.inp)
@@ -50,6 +52,10 @@ class CodedStack(stacked.Stacked[Kind]):
         self._dtype, self._on_device = how.dtype, how.kernels.routed is not None
         self._together: Tensor | StackedPlanes | None = None
         self._bias: Tensor | None = None
+
+    @property
+    def refills(self) -> bool:  # type: ignore[override]
+        return False  # what each of them was made of is not kept
 
     def load(self, piece: Piece, source: Source) -> None:
         self._together = None  # made up until now
@@ -106,6 +112,8 @@ def _stack(part: parts.Stack, site: Site) -> Stack | CodedStack:
 
 class Offsets(Leaf):
     """weight_X, float32."""
+
+    refills = True
 
     def __init__(self, part: parts.Offsets, site: Site) -> None:
         super().__init__()

@@ -25,6 +25,8 @@ class Norm(Leaf):
     """A norm by `weight`, a float32 [E], or [N, E] with one row for each of N heads; layer norm with a `bias` of that shape
     or without."""
 
+    refills = True
+
     def __init__(self, part: parts.Norm, site: Site, *, weight: Tensor | None = None) -> None:
         super().__init__()
         if weight is None:
@@ -65,6 +67,8 @@ class Norm(Leaf):
 class Embedding(Leaf):
     """Rows of weight_VE, scaled; of a rank's part of the vocabulary, with zeros for the tokens of others, until all are summed."""
 
+    refills = True
+
     def __init__(self, part: parts.Embedding, site: Site) -> None:
         super().__init__()
         how = site.how
@@ -92,6 +96,8 @@ class Embedding(Leaf):
 class Positions(Leaf):
     """A learned vector of each position, the rows of weight_PE."""
 
+    refills = True
+
     def __init__(self, part: positions.Positions, site: Site) -> None:
         super().__init__()
         weight_PE = torch.empty((part.count, part.hidden_size), device=site.how.device, dtype=site.how.dtype)
@@ -106,6 +112,8 @@ class Positions(Leaf):
 
 class Segments(Leaf):
     """Rows of weight_CE by the text that a token belongs to."""
+
+    refills = True
 
     def __init__(self, part: positions.Segments, site: Site) -> None:
         super().__init__()
@@ -125,6 +133,8 @@ class Segments(Leaf):
 
 class Sinks(Leaf):
     """The float32 weight_H: a score of each query head."""
+
+    refills = True
 
     def __init__(self, part: sinks.Sinks, site: Site) -> None:
         super().__init__()

@@ -87,18 +87,35 @@ def _gguf(files: ModelFiles, stack: ExitStack) -> GgufSource:
 @torch.inference_mode()
 def load_from(model: Loadable, source: Checkpoint, *, name: str, progress: Progress = silent) -> None:
     """Fill every weight of the model; `name` is the model's, for messages."""
-    shapes = source.shapes()
+    fill(model, source, matched(model, source.shapes(), name=name), name=name, progress=progress)
+
+
+def matched(
+    model: Loadable, shapes: Mapping[str, tuple[int, ...]], *, name: str, whole: bool = True
+) -> tuple[Piece, ...]:
+    """The pieces of the model that tensors of these shapes have, leaf by leaf. Raises ModelError if any does not fit, or, of a `whole`
+    model, is missing."""
     tensors, portion = _spelt(tensors_by(model.method), shapes), model.decoder.portion
     pieces = weight_map(model.decoder, tensors=tensors)
-    whole = model.decoder.stage.whole or (None if portion is None else portion[0])
-    known = set() if whole is None else {piece.name for piece in weight_map(whole, tensors=tensors)}
+    entire = model.decoder.stage.whole or (None if portion is None else portion[0])
+    known = set() if entire is None else {piece.name for piece in weight_map(entire, tensors=tensors)}
     root = model.decoder.root
     if root and not any(tensor.startswith(root) for tensor in shapes):
         pieces = tuple(replace(piece, name=piece.name.removeprefix(root)) for piece in pieces)
         known = {tensor.removeprefix(root) for tensor in known}
     head = model.decoder.head
     unused = known | {tensor for tensor in shapes if not model.decoder.owns(tensor)}  # some are other ranks'
-    _check(name, pieces, shapes, unused=unused | ({f"{head.name}.weight"} if isinstance(head, Tied) else set()))
+    tied = {f"{head.name}.weight"} if isinstance(head, Tied) else set()
+    _check(name, pieces, shapes, unused=unused | tied, whole=whole)
+    return tuple(piece for piece in pieces if whole or piece.name in shapes)
+
+
+@torch.inference_mode()
+def fill(
+    model: Loadable, source: Checkpoint, pieces: Sequence[Piece], *, name: str, progress: Progress = silent
+) -> None:
+    """Fill pieces of the model, as `matched` has found them."""
+    shapes = source.shapes()
     pinned = Ability.PINNED in abilities_of(model.device)
     done, total = 0, source.expect([piece for piece in pieces if piece.name in shapes], pinned=pinned)
     for path, of_leaf in groupby(pieces, key=lambda piece: piece.path):
@@ -128,9 +145,11 @@ def _spelt(
     return found
 
 
-def _check(name: str, pieces: Sequence[Piece], shapes: Mapping[str, tuple[int, ...]], *, unused: set[str]) -> None:
+def _check(
+    name: str, pieces: Sequence[Piece], shapes: Mapping[str, tuple[int, ...]], *, unused: set[str], whole: bool
+) -> None:
     wanted = {piece.name: piece.shape for piece in pieces}
-    needed = {piece.name for piece in pieces if not piece.optional}
+    needed = {piece.name for piece in pieces if whole and not piece.optional}
     left_over = [
         tensor for tensor in shapes if tensor not in wanted and tensor not in unused and not _COMPUTED.search(tensor)
     ]

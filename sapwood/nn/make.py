@@ -67,7 +67,13 @@ class Site:
 
 
 class Derived:
-    """A module that makes something of its leaves' weights."""
+    """A module that makes something of its leaves' weights.
+
+    Attributes:
+        again: It may do so again when some of them have changed; else only when all have been loaded anew.
+    """
+
+    again = True
 
     def derive(self) -> None:
         """All of them are there, as they will stay."""

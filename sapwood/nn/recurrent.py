@@ -25,6 +25,8 @@ from sapwood.quant.source import Source, plain
 class Conv(Leaf):
     """weight_C1W and bias_C, float32."""
 
+    refills = True
+
     def __init__(self, part: recurrent.Conv, site: Site) -> None:
         super().__init__()
         weight_C1W = torch.empty((part.channels, 1, part.width), device=site.how.device)
@@ -42,6 +44,8 @@ class Conv(Leaf):
 
 class PerHead(Leaf):
     """weight_H, or [H, each], float32."""
+
+    refills = True
 
     def __init__(self, part: recurrent.PerHead, site: Site) -> None:
         super().__init__()

@@ -131,6 +131,14 @@ ENGINE = {
             "Requests by why they went to which of several engines: cached, balanced, new, together.",
             ("reason",),
         ),
+        Named("sapwood_engine_sleeps", "counter", "How often the engine gave back memory of its device."),
+        Named("sapwood_engine_wakes", "counter", "How often it took some again."),
+        Named("sapwood_engine_sleep_seconds", "counter", "Time of giving it back."),
+        Named("sapwood_engine_wake_seconds", "counter", "Time of taking it again."),
+        Named("sapwood_engine_weight_updates", "counter", "How often the model was given other weights."),
+        Named(
+            "sapwood_engine_weight_update_seconds", "counter", "Time of these updates, in which nothing is computed."
+        ),
         Named("sapwood_engine_steps", "counter", "Steps that were planned."),
         Named("sapwood_engine_prompt_tokens", "counter", "Prompt tokens that were computed."),
         Named("sapwood_engine_output_tokens", "counter", "Tokens that were drawn, or forced by a grammar."),

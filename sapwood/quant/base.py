@@ -20,7 +20,13 @@ from sapwood.quant.source import Source
 
 
 class Leaf(nn.Module):
-    """The module of a part with weights. Order of calls: `load` for each piece, or `randomize` once; then `finish`."""
+    """The module of a part with weights. Order of calls: `load` for each piece, or `randomize` once; then `finish`.
+
+    Attributes:
+        refills: Once it is finished, pieces may be loaded again, any of them, and then `finish` called: its tensors stay where they are.
+    """
+
+    refills = False
 
     def load(self, piece: Piece, source: Source) -> None:
         """Take one piece of the checkpoint."""

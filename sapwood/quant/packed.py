@@ -44,6 +44,7 @@ class Packing(NamedTuple):
 
 _F32, _F16, _BF16, _U4, _I8, _T4, _E4M3 = range(7)
 _NONE, _MINIMA, _ZEROS = range(3)
+_PLAIN: Mapping[int, torch.dtype] = {_F32: torch.float32, _F16: torch.float16, _BF16: torch.bfloat16}
 PACKINGS: Mapping[Form, Packing] = {
     Form.F32: Packing(_F32),
     Form.F16: Packing(_F16),
@@ -307,6 +308,10 @@ class PackedLinear(PackedLeaf):
         self._packed: dict[int, PackedWeights] = {}  # by their first output
         self._bias = torch.zeros(sum(self._sizes)) if has_bias else None
 
+    @property
+    def refills(self) -> bool:  # type: ignore[override]
+        return self._rounded is not None or all(one.packing.kind in _PLAIN for one in self._packed.values())
+
     def load(self, piece: Piece, source: Source) -> None:
         rows = piece.target[0]
         if piece.param == "bias":
@@ -315,8 +320,18 @@ class PackedLinear(PackedLeaf):
         else:
             blocks = None if piece.transposed or piece.unit_rows else source.stored(piece.name, piece.source[0])
             if blocks is None or blocks.form not in PACKINGS:
-                blocks = stored(plain(piece, source))
+                blocks = stored(self._as_kept(rows.start, plain(piece, source)))
             self._put(rows.start, blocks, rows.stop)
+
+    def _as_kept(self, first: int, values_OI: Tensor) -> Tensor:
+        """In the dtype that the part of output `first` has, if it is filled already, and plain."""
+        kept = self._packed.get(self._begin(first))
+        return values_OI if kept is None or kept.packing.kind not in _PLAIN else values_OI.to(_PLAIN[kept.packing.kind])
+
+    def _begin(self, first: int) -> int:
+        """The first output of the part that has this one."""
+        begins = list(itertools.accumulate(self._sizes, initial=0))
+        return begins[bisect.bisect_right(begins, first) - 1]
 
     def randomize(self, random: torch.Generator) -> None:
         values_OI = torch.empty(sum(self._sizes), self._inp).normal_(std=0.02, generator=random)
@@ -329,12 +344,11 @@ class PackedLinear(PackedLeaf):
 
     def _put(self, first: int, rows: Stored, end: int) -> None:
         """Pack the rows that are outputs [first, end), of one part."""
-        begins = list(itertools.accumulate(self._sizes, initial=0))
-        part = bisect.bisect_right(begins, first) - 1
-        begin = begins[part]
+        begin = self._begin(first)
         if begin not in self._packed:
-            form = packing(rows.form, self._inp, self._rounded)
-            self._packed[begin] = PackedWeights(self._machine, form, self._sizes[part], self._inp)
+            form, sizes = packing(rows.form, self._inp, self._rounded), self._sizes
+            size = sizes[list(itertools.accumulate(sizes, initial=0)).index(begin)]
+            self._packed[begin] = PackedWeights(self._machine, form, size, self._inp)
         self._packed[begin].put(rows, first - begin, end - first)
 
     def finish(self) -> None:

@@ -21,6 +21,8 @@ from sapwood.quant.source import Source, plain
 class PlainWeights(Weights):
     """weight_OI and, where the part has one, bias_O."""
 
+    refills = True
+
     def __init__(self, part: Linear, device: torch.device, dtype: torch.dtype, kernels: Kernels) -> None:
         super().__init__(kernels)
         self.weight = _empty((part.out, part.inp), device, dtype)

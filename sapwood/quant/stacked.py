@@ -27,6 +27,10 @@ class Stacked(Leaf, Generic[W]):
     def experts(self) -> Sequence[W]:
         return list(self._each)  # type: ignore[arg-type]
 
+    @property
+    def refills(self) -> bool:  # type: ignore[override]
+        return all(expert.refills for expert in self.experts)
+
     def load(self, piece: Piece, source: Source) -> None:
         one = replace(piece, target=piece.target[1:])
         if len(piece.source) < len(piece.target):  # the target has an axis more, whose entry is the expert

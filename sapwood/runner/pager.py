@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sapwood.attention.base import Backend
 from sapwood.base.abilities import Ability
-from sapwood.base.pages import STAGING, Bytes, Moves, Pager
+from sapwood.base.pages import STAGING, Bytes, Moves
 from sapwood.config.options import Config
 from sapwood.config.stores import places
 from sapwood.device import Device
@@ -23,7 +23,7 @@ from sapwood.device.base import Mark
 from sapwood.runner.transfer import upload
 
 
-def pager(backends: Sequence[Backend], device: Device, num_blocks: Sequence[int]) -> Pager:
+def pager(backends: Sequence[Backend], device: Device, num_blocks: Sequence[int]) -> HostPager | DevicePager:
     """For what `backends` lie in, with so many blocks for each of them."""
     if device.can(Ability.HOST):
         return HostPager(backends, num_blocks)
@@ -40,9 +40,13 @@ class HostPager:
     """Keeps the protocol `Pager` with pools in the host's memory."""
 
     def __init__(self, backends: Sequence[Backend], num_blocks: Sequence[int]) -> None:
-        self._pools = [[pool.flatten(2).view(torch.uint8).numpy() for pool in backend.pools()] for backend in backends]
+        self.reach(backends)
         sizes = [sum(pool[:, 0].size for pool in pools) for pools in self._pools]
         self.blocks: list[Bytes] = [np.empty(shape, np.uint8) for shape in zip(num_blocks, sizes, strict=True)]
+
+    def reach(self, backends: Sequence[Backend]) -> None:
+        """The pools lie elsewhere now."""
+        self._pools = [[pool.flatten(2).view(torch.uint8).numpy() for pool in backend.pools()] for backend in backends]
 
     def save(self, moves: Sequence[Moves]) -> None:
         for kept, block in self._both(moves):
@@ -71,12 +75,16 @@ class DevicePager:
 
     def __init__(self, backends: Sequence[Backend], device: Device, num_blocks: Sequence[int]) -> None:
         self._device, self._place = device, device.place
-        self._pools = [[_as_words(pool) for pool in backend.pools()] for backend in backends]
+        self.reach(backends)
         self._blocks = [
             torch.empty(count, sum(_page_bytes(pool) for pool in pools), dtype=torch.uint8, pin_memory=self._pinned)
             for pools, count in zip(self._pools, num_blocks, strict=True)
         ]
         self.blocks: list[Bytes] = [blocks.numpy() for blocks in self._blocks]
+
+    def reach(self, backends: Sequence[Backend]) -> None:
+        """The pools lie elsewhere now."""
+        self._pools = [[_as_words(pool) for pool in backend.pools()] for backend in backends]
 
     @property
     def _pinned(self) -> bool:

@@ -13,21 +13,24 @@ from sapwood.arch.network import Network
 from sapwood.base.abilities import Ability
 from sapwood.base.pages import Pager
 from sapwood.base.plan import Bits, Ints, LatePart, Longs, Outcome, Plan
+from sapwood.base.weights import Given, Held, Level
 from sapwood.config.options import Config
 from sapwood.hub.draft import DraftModel
 from sapwood.hub.files import ModelFiles
 from sapwood.hub.pull import Progress, silent
+from sapwood.nn import renew
 from sapwood.nn.adapted import Bank, NoBank
 from sapwood.nn.experts import chosen
 from sapwood.nn.model import Model
 from sapwood.parallel import ALONE, NO_PIPE, Mesh, Pipe
 from sapwood.runner.adapters import Shelf
 from sapwood.runner.assemble import Beside, Choices, assemble, beside, give_weights, portion
+from sapwood.runner.away import Away
 from sapwood.runner.choose import Chooser, Onlooker, Told, Work, read
 from sapwood.runner.companion import Companion
 from sapwood.runner.graphs import Graphs
 from sapwood.runner.inputs import InputReader
-from sapwood.runner.pager import aside, pager
+from sapwood.runner.pager import DevicePager, HostPager, aside, pager
 from sapwood.runner.parts import Memory, after, before
 from sapwood.runner.profile import heaviest_plan
 from sapwood.runner.seers import seer
@@ -70,6 +73,10 @@ class Worker:
         self._max_tokens = config.scheduler.max_num_batched_tokens
         self._max_drafts, self._draft, self._choices, self._mesh = max_drafts, draft, choices, mesh
         self._pipe = pipe
+        self._pager: HostPager | DevicePager | None = None
+        self._num_pages: Sequence[int] = ()
+        self._away: Away | None = None
+        self._gone: set[Held] = set()
 
     @property
     def _draft_files(self) -> ModelFiles | None:
@@ -87,6 +94,7 @@ class Worker:
         mine = [beside(rank, self.config, other, self._choices, self._draft_files) for other in others]
         self.backends = [*rank.backends, *(backend for one in mine for backend in one.backends)]
         self.groups, self.device, self.model = rank.groups, rank.device, rank.model
+        self._models = [rank.model, *(one.model for one in mine)]
         with torch.inference_mode():
             self.table = Table(
                 num_slots=self._max_rows, max_len=self._max_len, groups=rank.groups, device=rank.device.place
@@ -242,7 +250,7 @@ class Worker:
         return [step(), passes, None if self.companion.trail is None else step(alone=True), adapted]
 
     def _use(self, graphs: Sequence[Graphs[Any] | None]) -> None:
-        self._graphs = [one for one in graphs if one is not None]
+        self._graphs: Sequence[Graphs[Any]] = [one for one in graphs if one is not None]
         self._step.graphs, passes, self._step.graphs_alone, self._step.graphs_adapted = graphs or (None,) * 4
         if self.companion is not None:
             self.companion.graphs = passes
@@ -253,6 +261,9 @@ class Worker:
         self._use(())
         for backend, number in zip(self.backends, num_pages, strict=True):
             backend.allocate(number)
+        self._allocated = num_pages
+        if self._pager is not None:
+            self._pager.reach(self.backends)
 
     @torch.inference_mode()
     def capture(self) -> None:
@@ -273,7 +284,52 @@ class Worker:
 
     def pager(self, num_blocks: Sequence[int]) -> Pager:
         """What moves pages of each group through so many blocks of the host's memory."""
-        return pager(self.backends, self.device, num_blocks)
+        self._pager = pager(self.backends, self.device, num_blocks)
+        return self._pager
+
+    # -- other weights, and sleep -----------------------------------------------------------------------------------
+
+    def check_weights(self, given: Given) -> None:
+        """See `Executor.check_weights`."""
+        renew.check(self.model, given)
+
+    @torch.inference_mode()
+    def take_weights(self, given: Given) -> None:
+        """See `Executor.take_weights`."""
+        renew.refill(self.model, given)
+        if self._graphs and renew.moved(self.model):
+            self.capture()
+
+    @torch.inference_mode()
+    def release(self, held: Sequence[Held], level: Level) -> None:
+        """See `Executor.release`."""
+        if "kv_cache" not in self._gone:
+            self._num_pages = self._allocated
+            self.allocate([2] * len(self.groups))  # as few as there can be: whoever holds pools goes on to
+            self._gone.add("kv_cache")
+        if "weights" in held and "weights" not in self._gone:
+            if level == 1:
+                self._away = Away(self._models, self.device)
+            else:
+                self._drop()
+            self._gone.add("weights")
+        self.device.release()
+
+    def restore(self, held: Sequence[Held]) -> None:
+        """See `Executor.restore`."""
+        if "weights" in held and "weights" in self._gone:
+            if self._away is not None:
+                self._away.back()
+                self._away = None
+            else:
+                self.load()
+                self.allocate([2] * len(self.groups))
+            self._gone.remove("weights")
+        if "kv_cache" in held and "kv_cache" in self._gone:
+            self.allocate(self._num_pages)
+            self._gone.remove("kv_cache")
+        if not self._gone:
+            self.capture()
 
     # -- steps ----------------------------------------------------------------------------------------------------
 
@@ -315,11 +371,22 @@ class Worker:
 
     def expert_tokens(self) -> Longs:
         """How many tokens have chosen each expert of each layer here."""
-        return chosen(self.model) if isinstance(self.model, Model) else np.zeros((0, 0), np.int64)
+        if self._loaded and isinstance(self.model, Model):
+            return chosen(self.model)
+        return np.zeros((0, 0), np.int64)
+
+    @property
+    def _loaded(self) -> bool:
+        return "weights" not in self._gone or self._away is not None
 
     def shutdown(self) -> None:
         """Give the device's memory back."""
-        device = self.device
-        del self.rank, self.model, self.backends, self.table, self._memory, self._step, self._chooser
-        del self.companion, self._graphs
-        device.release()
+        if self._loaded:
+            self._drop()
+        self.device.release()
+
+    def _drop(self) -> None:
+        """All that `load` has made."""
+        del self.rank, self.model, self._models, self.backends, self.table, self._memory, self._step, self._chooser
+        del self.companion
+        self._graphs = ()

@@ -126,6 +126,12 @@ class Scheduler:
         """Have all running requests wait again, in their order and with what they have said; how many they were."""
         return self._roster.retract()
 
+    def empty(self) -> None:
+        """Have nobody run, and every stake let go of the device's pages."""
+        self._roster.retract()
+        for stake in self._roster.stakes:
+            stake.emptied()
+
     def fail(self, text: str) -> list[News]:
         """End every request with an error, forgetting all they computed: a step is lost."""
         return [News(id, [], finish="error", error=text) for id in self._roster.clear()]

@@ -28,6 +28,7 @@ from sapwood.observe.exchange import Exchange
 from sapwood.observe.metrics import Metrics
 from sapwood.observe.observer import Observer, Traces
 from sapwood.server import admin, anthropic, experts, live, ollama, openapi, texts, vllm
+from sapwood.server.auth import Guard
 from sapwood.server.errors import ClientGone, named, problem
 from sapwood.server.explained import ASKED as EXPLAIN
 from sapwood.server.front import Front
@@ -35,7 +36,7 @@ from sapwood.server.openai import apply, audio, batches, chat, completions, file
 from sapwood.server.page import is_page, opened
 from sapwood.server.passage import passage
 from sapwood.server.rooms import Room
-from sapwood.server.sglang import control, generate, state
+from sapwood.server.sglang import control, generate, state, weights
 from sapwood.text import TextModel
 
 ROOMS: Sequence[Room] = (
@@ -54,8 +55,11 @@ ROOMS: Sequence[Room] = (
     Room(generate.routes),
     Room(state.routes),
     Room(control.routes, admin=True),
+    Room(weights.looks),
+    Room(weights.routes, admin=True),
     Room(vllm.routes),
     Room(vllm.control, admin=True),
+    Room(vllm.sleeping, admin=True),
     Room(admin.routes),
     Room(live.routes),
     Room(experts.routes, admin=True),
@@ -77,19 +81,28 @@ def create_app(
     traces: Traces | None = None,
     about: About | None = None,
     gallery: Gallery | str = TEXT_ONLY,
+    guard: Guard | None = None,
     rooms: Sequence[Room] = ROOMS,
 ) -> Starlette:
     """The HTTP server of one engine, whose model has one name or several.
 
-    `defaults` is the model's generation_config: its temperature, top_k, top_p, min_p and repetition_penalty serve
-    requests that bring none. `registry` takes the metrics; one of its own by default. `traces` are
-    told of every request, clients of what is said `about` the model. The `gallery` prepares images, or says why there is none. Raises ConfigError for defaults that cannot be used.
+    `defaults` is the model's generation_config: its temperature, top_k, top_p, min_p and repetition_penalty serve requests that bring none.
+    `registry` takes the metrics; one of its own by default. `traces` are told of every request, clients of what is said `about` the model.
+    `gallery` prepares images, or says why there is none; a `guard` may be shared. Raises ConfigError for defaults that cannot be used.
     """
     names = [model_names] if isinstance(model_names, str) else model_names
     metrics = Metrics(registry or CollectorRegistry(), model=names[0], engine=engine, peer=config.server.metrics_compat)
     observer = Observer(metrics, log_requests=config.server.log_requests, traces=traces)
     front = Front(
-        engine, text, config, names, observer=observer, defaults=defaults or {}, about=about or About(), gallery=gallery
+        engine,
+        text,
+        config,
+        names,
+        observer=observer,
+        defaults=defaults or {},
+        about=about or About(),
+        gallery=gallery,
+        guard=guard,
     )
     placed: list[tuple[Route, Room]] = [(route, room) for room in rooms for route in room.placed(front)]
     placed.append((admin.index(front, [route for route, _ in placed]), Room(admin.routes)))

@@ -119,6 +119,7 @@ class Front:
         defaults: Mapping[str, Any],
         about: About,
         gallery: Gallery | str = TEXT_ONLY,
+        guard: Guard | None = None,
     ) -> None:
         self.engine = engine
         self.text, self._gallery = text, gallery
@@ -136,7 +137,7 @@ class Front:
             raise ConfigError(f"generation_config.json: {error} Correct the value, or remove it.") from error
         self.drain = Drain()
         self.deadlines = Deadlines(config.server.request_seconds, config.server.max_request_seconds)
-        self.guard = Guard(config.server)
+        self.guard = guard or Guard(config.server)
         self._stable = Stable(names_in(config.server.stable_prefix))
         self.turns = Turns()
         self.flights = Flights()

@@ -19,6 +19,7 @@ from sapwood.base.media import Media, Span
 from sapwood.base.plan import TokenLogprobs
 from sapwood.base.sampling import SamplingParams
 from sapwood.base.task import GENERATE, Task
+from sapwood.base.weights import FIRST
 from sapwood.base.wire import Delta, Facts
 from sapwood.engine.checks import input_of
 from sapwood.engine.client import Stream, copies
@@ -75,7 +76,8 @@ class News:
 @dataclass(slots=True, eq=False)
 class Choice:
     """One output, or the `vector` of a task that wants one. `num_predicted` tokens of it were foreseen by its prediction, and `drafted` tells how drafts fared if the engine has
-    ended it. `finish` is None while it grows, then 'stop', 'length' or 'abort'; `stop` what stopped it."""
+    ended it. `finish` is None while it grows, then 'stop', 'length' or 'abort'; `stop` what stopped it, `weight_version` that of the
+    weights that computed its end."""
 
     index: int
     prompt: Prompt
@@ -92,6 +94,7 @@ class Choice:
     vector: bytes = b""
     finish: str | None = None
     stop: int | str | None = None
+    weight_version: str = FIRST
 
     @property
     def num_mispredicted(self) -> int:
@@ -210,7 +213,7 @@ async def complete(front: Front, choices: Sequence[Choice]) -> None:
 class _Run:
     """A choice while it runs."""
 
-    __slots__ = ("_flights", "assembler", "choice", "failed", "meter", "stream")
+    __slots__ = ("_engine", "_flights", "assembler", "choice", "failed", "meter", "stream")
 
     def __init__(self, front: Front, choice: Choice) -> None:
         self.choice = choice
@@ -218,7 +221,7 @@ class _Run:
         self.meter = front.metrics.meter(len(choice.prompt.tokens), choice.params)
         self.stream: Stream | None = None
         self.failed = False
-        self._flights = front.flights
+        self._engine, self._flights = front.engine, front.flights
 
     def take(self) -> News | None:
         assert self.stream is not None
@@ -228,7 +231,11 @@ class _Run:
                 return None
             if delta.tokens:
                 self.meter.tokens(len(delta.tokens), waited=delta.waited)
-            return self.choice.take(delta, self.assembler)
+            news = self.choice.take(delta, self.assembler)
+            if self.choice.finish is not None:
+                ended = delta.finish is not None  # by the engine; else by us, just now
+                self.choice.weight_version = delta.weight_version if ended else self._engine.weight_version
+            return news
         except SapwoodError:
             self.failed = True
             raise

@@ -99,7 +99,12 @@ def plain(path: str, endpoint: Endpoint, *, methods: Sequence[str] = ("GET",), *
 
 def query_of(request: Request, type: type[T]) -> T:
     """A request's query as a struct. Raises RequestError for a value of a wrong type, naming the field."""
+    return converted(dict(request.query_params), type)
+
+
+def converted(query: Mapping[str, Any], type: type[T]) -> T:
+    """The same of a query that has been taken apart."""
     try:
-        return msgspec.convert(dict(request.query_params), type, strict=False)
+        return msgspec.convert(query, type, strict=False)
     except msgspec.ValidationError as error:
         raise field_error(error) from None

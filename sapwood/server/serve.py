@@ -11,18 +11,16 @@ import socket
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from email.utils import formatdate
 from time import time
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import uvicorn
-from starlette.applications import Starlette
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from sapwood.base.errors import ConfigError, Stopping
 from sapwood.config import Config
 from sapwood.server.connection import Limits, connection
 from sapwood.server.door import Door
-from sapwood.server.front import Front
 from sapwood.server.operators import Trusting, admin_socket
 
 log = logging.getLogger(__name__)
@@ -47,8 +45,17 @@ def bind(config: Config) -> Door:
     return Door(config.server)
 
 
+class Served(Protocol):
+    """An application with a front: `state.front` has `open`, `drain` and `end_all`, as `Front` has them."""
+
+    @property
+    def state(self) -> Any: ...
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
+
+
 async def serve(
-    app: Starlette,
+    app: Served,
     config: Config,
     *,
     on_ready: Callable[[str], None] | None = None,
@@ -91,14 +98,14 @@ def _uvicorn_config(app: ASGIApp) -> uvicorn.Config:
 class _Server(uvicorn.Server):
     """uvicorn, with our way to end."""
 
-    def __init__(self, app: Starlette, config: Config, door: Door, on_ready: Callable[[str], None] | None) -> None:
+    def __init__(self, app: Served, config: Config, door: Door, on_ready: Callable[[str], None] | None) -> None:
         super().__init__(_uvicorn_config(app))
         self.config.load()
         self.config.ssl = door.tls
         self.server_state = _State()
         self._over = asyncio.Event()
         self._app = app
-        self._front: Front = app.state.front
+        self._front = app.state.front
         self._admin_path = config.server.admin_socket
         self._held = contextlib.ExitStack()
         self._drain_seconds = config.server.drain_seconds

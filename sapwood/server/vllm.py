@@ -9,11 +9,13 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from sapwood.base.errors import Overloaded
+from sapwood.base.weights import ALL, Held, Level
 from sapwood.server.body import json_response
 from sapwood.server.front import Front
 from sapwood.server.health import health_of
 from sapwood.server.pausing import flush, is_paused, pause, resume
-from sapwood.server.routes import Described, Media, plain, post, query_of
+from sapwood.server.routes import Described, Media, converted, plain, post, query_of
+from sapwood.server.sleeping import away, sleep, wake
 
 
 class ServerLoad(msgspec.Struct):
@@ -57,6 +59,24 @@ class PauseQuery(msgspec.Struct):
     wait_for_inflight_requests: bool = False
 
 
+class Sleeping(msgspec.Struct):
+    is_sleeping: bool
+
+
+class SleepQuery(msgspec.Struct):
+    """At level 1 weights go to the host's memory, at level 2 nowhere: they are read again. Requests under way go on when the engine is
+    woken (keep), run to their ends first (wait), or end with what they have said (abort)."""
+
+    level: Level = 1
+    mode: Literal["keep", "wait", "abort"] = "keep"
+
+
+class WakeQuery(msgspec.Struct):
+    """`tags` are what is taken again, weights or kv_cache; given twice, both, and so without any."""
+
+    tags: list[Held] = []
+
+
 class ResetQuery(msgspec.Struct):
     """With `reset_running_requests` those of requests that run too, which compute them again."""
 
@@ -95,6 +115,10 @@ def routes(front: Front) -> list[Described]:
         """The tokenizer, and the template of conversations."""
         return json_response(_tokenizer(front))
 
+    async def is_sleeping(request: Request) -> Response:
+        """Whether the engine has given back its device's memory, or a part of it."""
+        return json_response(Sleeping(bool(await away(front))))
+
     async def paused(request: Request) -> Response:
         """Whether the server stands still."""
         return json_response(Paused(await is_paused(front)))
@@ -104,6 +128,7 @@ def routes(front: Front) -> list[Described]:
         plain("/ping", ping, gives=None, methods=("GET", "POST")),
         plain("/tokenizer_info", tokenizer_info, gives=TokenizerInfo),
         plain("/is_paused", paused, gives=Paused),
+        plain("/is_sleeping", is_sleeping, gives=Sleeping),
     ]
 
 
@@ -151,6 +176,27 @@ def control(front: Front) -> list[Described]:
         plain("/reset_prefix_cache", reset_prefix_cache, query=ResetQuery, gives=Reset, methods=("POST",)),
         plain("/reset_mm_cache", reset_nothing, gives=Reset, methods=("POST",)),
         plain("/reset_encoder_cache", reset_nothing, gives=Reset, methods=("POST",)),
+    ]
+
+
+def sleeping(front: Front) -> list[Described]:
+    """For operators: sleep."""
+
+    async def sleep_(request: Request) -> Response:
+        """Give back the device's memory until /wake_up; requests wait meanwhile, or are refused (--while-asleep)."""
+        query = query_of(request, SleepQuery)
+        await sleep(front, level=query.level, mode=query.mode)
+        return json_response(Status("asleep"))
+
+    async def wake_up(request: Request) -> Response:
+        """Take the device's memory again, and go on."""
+        tags = {"tags": request.query_params.getlist("tags")}
+        left = await wake(front, converted(tags, WakeQuery).tags or ALL)
+        return json_response(Status("awake" if not left else "asleep"))
+
+    return [
+        plain("/sleep", sleep_, query=SleepQuery, gives=Status, methods=("POST",)),
+        plain("/wake_up", wake_up, query=WakeQuery, gives=Status, methods=("POST",)),
     ]
 
 

@@ -73,6 +73,10 @@ class StoreStake(Stake):
         self.arrivals.reset()
         self._prefill.reset()
 
+    def emptied(self) -> None:
+        self.departures.reset()
+        self.arrivals.reset()
+
     def tidy(self) -> bool:
         self._poll()
         self.departures.go_on()

@@ -60,9 +60,9 @@ def test_what_the_server_raises_comes_through() -> None:
 
 def test_dummy_weights_need_no_weight_files(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    assert serve._find(_of_model(tmp_path, "dummy"), joined()).path == tmp_path
+    assert serve.find(_of_model(tmp_path, "dummy"), joined()).path == tmp_path
     with pytest.raises(ModelError, match="holds no weights"):
-        serve._find(_of_model(tmp_path, "auto"), joined())
+        serve.find(_of_model(tmp_path, "auto"), joined())
 
 
 def _of_model(path: Path, load_format: Literal["auto", "dummy"]) -> Config:

@@ -37,6 +37,7 @@ from sapwood.outputs import Generation, Output
 from sapwood.text.reading import PARAMS
 from tests import heads
 from tests.adapters import some
+from tests.contracts import between
 from tests.contracts.test_guests import Pause
 
 # -- features of a request ----------------------------------------------------------------------------------------
@@ -263,6 +264,8 @@ ENGINES: Mapping[str, dict[str, Any]] = MappingProxyType(
         "a draft model": {"speculative_model": ITSELF},
         "a stake that pauses": {"stakes": _pause},
         "standing still": {"between": _stand_still},
+        "sleep and waking": {"between": between.sleep},
+        "weights given anew": {"between": between.renew},
         "a store of KV": {"kv_store": "host:64M", "between": _forget},
     }
 )

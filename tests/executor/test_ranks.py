@@ -13,6 +13,7 @@ from sapwood import LLM, Grammar, SamplingParams
 from sapwood.base.errors import ModelError
 from sapwood.executor.ranks import Ranks
 from tests import models
+from tests.engine.test_renewal import other
 from tests.waiting import eventually
 
 OPTIONS: dict[str, Any] = {"device": "cpu", "max_model_len": 200, "max_num_seqs": 4, "threads": 1}
@@ -47,6 +48,21 @@ def test_two_say_what_one_says(pair: LLM, wanted: list[tuple[list[int], str]]) -
     counters = pair._engine.stats().counters
     assert counters["cached_tokens"] > 0
     assert isinstance(pair._engine.executor, Ranks)
+
+
+def test_both_sleep_and_take_other_weights(pair: LLM, wanted: list[tuple[list[int], str]], tmp_path: Path) -> None:
+    model = Path(pair.config.model.model)
+    for level in (2, 1):
+        pair.sleep(level=level)
+        pair.wake_up()
+        assert said(pair) == wanted
+    new = other(model, tmp_path / "new")
+    assert pair.update_weights(new) == "1"
+    assert said(pair) == said(LLM(str(new), **OPTIONS))
+    with pytest.raises(ModelError, match="is not there"):
+        pair.update_weights(tmp_path / "nowhere")
+    pair.update_weights(model)
+    assert said(pair) == wanted
 
 
 def test_what_a_rank_cannot_load_is_told(tmp_path: Path) -> None:

@@ -75,6 +75,7 @@ class FakeEngine:
         self.dead: str | None = None
         self.retry_after: float | None = None
         self.restarts = 0
+        self.weight_version = "default"
         self.ails: str | None = None  # it lives, and does not answer
         end = text.eos_ids[0]
         self.answer: Callable[[list[int], SamplingParams], list[int]] = lambda tokens, params: [
@@ -94,7 +95,14 @@ class FakeEngine:
         self.controls: list[str] = []
         self.replies: dict[str, dict[str, Any]] = {  # to what it is told or asked
             "live": {"lanes": [], "running": 0, "waiting": 0, "counters": {}, "seconds": {}, "pages": [[32, 20, 4]]},
-            "status": {"running": 0, "waiting": 0, "held": 0, "paused": False},
+            "status": {
+                "running": 0,
+                "waiting": 0,
+                "held": 0,
+                "paused": False,
+                "asleep": [],
+                "weight_version": "default",
+            },
             "flush_cache": {"freed_pages": 3},
             "adapter": {"loaded": True},
             "tree": {"done": True, "tree": {"pages": 0, "twigs": {"pages": [], "label": []}, "holders": {}}},

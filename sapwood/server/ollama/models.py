@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -83,20 +84,32 @@ class SpokenVersion(msgspec.Struct):
     sapwood: str
 
 
+def tags(there: Sequence[tuple[Sequence[str], Front | None]]) -> Tags:
+    """Models by their names, each under all of them; of one that is not loaded nothing more is known."""
+    return Tags([_tag(About() if front is None else front.about, name) for names, front in there for name in names])
+
+
+def running(there: Sequence[tuple[str, Front, str | None]]) -> RunningModels:
+    """Models that are loaded, by a name each, and when they go, which may be never."""
+    found = []
+    for name, front, expires in there:
+        tag, most, on_cpu = _tag(front.about, name), front.facts.max_model_len, front.facts.device.startswith("cpu")
+        size = 0 if on_cpu else front.about.num_bytes
+        last = expires or _FOR_EVER
+        found.append(Running(tag.name, tag.model, tag.size, tag.digest, tag.details, last, size, most))
+    return RunningModels(found)
+
+
 def routes(front: Front) -> list[Described]:
     about = front.about
 
-    async def tags(request: Request) -> Response:
+    async def tags_(request: Request) -> Response:
         """The models that are there: the one that is served, under each of its names."""
-        return json_response(Tags([_tag(about, name) for name in front.model_names]))
+        return json_response(tags([(front.model_names, front)]))
 
     async def ps(request: Request) -> Response:
         """The models that are loaded: the one that is served."""
-        most, on_cpu = front.facts.max_model_len, front.facts.device.startswith("cpu")
-        size = 0 if on_cpu else about.num_bytes
-        listed = [_tag(about, name) for name in front.model_names]
-        models = [Running(t.name, t.model, t.size, t.digest, t.details, _FOR_EVER, size, most) for t in listed]
-        return json_response(RunningModels(models))
+        return json_response(running([(name, front, None) for name in front.model_names]))
 
     async def show(request: Request, body: ShowBody) -> Response:
         """What is known of a model: its template, its sizes, and what it can do."""
@@ -108,7 +121,7 @@ def routes(front: Front) -> list[Described]:
         return json_response(SpokenVersion(SPOKEN, __version__))
 
     return [
-        plain("/api/tags", tags, gives=Tags),
+        plain("/api/tags", tags_, gives=Tags),
         plain("/api/ps", ps, gives=RunningModels),
         post(front, "/api/show", ShowBody, show, gives=Shown),
         plain("/api/version", version, gives=SpokenVersion),

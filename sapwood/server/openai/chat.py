@@ -29,6 +29,7 @@ from sapwood.server.openai.replies import (
     prompt_logprobs,
     stop_reason,
     usage_of,
+    version_of,
     whole_stream,
 )
 from sapwood.server.openai.stored import keep, kept_when_over
@@ -67,6 +68,7 @@ def routes(front: Front) -> list[Described]:
         reply = new_reply(front, "chat.completion", "chatcmpl")
         reply.choices = [_choice(front, body, choice, turn, speaker) for choice in turn.choices]
         reply.usage = usage_of(turn.choices, drafts=body.speculation_details)
+        reply.weight_version = version_of(turn.choices)
         if body.prompt_logprobs is not None:
             reply.prompt_logprobs = prompt_logprobs(
                 front.text, turn.choices[0].prompt_logprobs, ask.params.logprob_token_ids

@@ -30,6 +30,7 @@ from sapwood.server.openai.replies import (
     prompt_logprobs,
     stop_reason,
     usage_of,
+    version_of,
 )
 from sapwood.server.prediction import predicted, predicted_text
 from sapwood.server.refusals import COMPLETIONS
@@ -93,6 +94,7 @@ def routes(front: Front) -> list[Described]:
         await front.attended(request.receive, complete(front, choices))
         reply.choices = [entry for choice in choices for entry in shape(_whole(choice))]
         reply.usage = usage_of(choices, drafts=body.speculation_details)
+        reply.weight_version = version_of(choices)
         return json_response(reply)
 
     return [

@@ -13,6 +13,7 @@ from msgspec import UNSET, UnsetType
 from starlette.responses import Response
 
 from sapwood.base.plan import TokenLogprobs
+from sapwood.base.weights import FIRST
 from sapwood.server.front import Front
 from sapwood.server.generation import Choice, News
 from sapwood.server.logprobs import alternatives, finite
@@ -60,7 +61,8 @@ class RankedToken(msgspec.Struct):
 
 
 class Reply(msgspec.Struct, Generic[C], kw_only=True):
-    """A completion, a chat completion, or a chunk of either, by `object`."""
+    """A completion, a chat completion, or a chunk of either, by `object`. `weight_version` is there once an output has ended that was
+    computed by other weights than those of the start."""
 
     id: str
     object: str
@@ -69,6 +71,7 @@ class Reply(msgspec.Struct, Generic[C], kw_only=True):
     choices: list[C]
     usage: Usage | UnsetType | None = UNSET
     system_fingerprint: str
+    weight_version: str | UnsetType = UNSET
     prompt_logprobs: list[dict[str, RankedToken] | None] | UnsetType = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
 
@@ -82,6 +85,12 @@ def new_reply(front: Front, object: str, prefix: str) -> Reply[Any]:
         choices=[],
         system_fingerprint=front.fingerprint,
     )
+
+
+def version_of(choices: Sequence[Choice]) -> str | UnsetType:
+    """Of the weights that computed the choices' ends: that of the last, which is the newest, if it is not the first of all."""
+    ended = [choice.weight_version for choice in choices if choice.finish is not None]
+    return ended[-1] if ended and ended[-1] != FIRST else UNSET
 
 
 def usage_of(choices: Sequence[Choice], *, drafts: bool | None = False) -> Usage:
@@ -186,6 +195,7 @@ class _Chunks(Script):
                     before, after = self._moulds[one.choice.index]
                     parts += before, quoted(one.text), after
                 continue
+            self._reply.weight_version = version_of([one.choice])
             for entry in self._shape(one):
                 self._reply.choices = [entry]
                 parts.append(frame(self._reply))
@@ -195,7 +205,7 @@ class _Chunks(Script):
         """The usage, if it was asked for, and [DONE]."""
         if not self._options.told:
             return DONE
-        self._reply.choices, self._reply.usage = [], self._usage()
+        self._reply.choices, self._reply.usage, self._reply.weight_version = [], self._usage(), UNSET
         return frame(self._reply) + DONE
 
     def _usage(self) -> Usage:

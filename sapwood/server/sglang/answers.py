@@ -33,6 +33,7 @@ class Answers:
             prompt_tokens=len(choice.prompt.tokens),
             completion_tokens=len(choice.tokens),
             cached_tokens=choice.num_cached_tokens,
+            weight_version=choice.weight_version if choice.finish is not None else self._front.engine.weight_version,
         )
         if choice.finish is not None:
             meta.e2e_latency = perf_counter() - self._begin

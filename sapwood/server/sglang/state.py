@@ -98,7 +98,8 @@ def routes(front: Front) -> list[Described]:
     async def model_info(request: Request) -> Response:
         """The model, and what its requests have where they say nothing."""
         model = front.config.model
-        told = ModelInfo(model.model, model.tokenizer or model.model, front.defaults, front.facts.max_model_len)
+        path, longest = model.tokenizer or model.model, front.facts.max_model_len
+        told = ModelInfo(model.model, path, front.defaults, longest, front.engine.weight_version)
         return json_response(told)
 
     async def server_info(request: Request) -> Response:

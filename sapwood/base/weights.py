@@ -1,0 +1,33 @@
+"""Weights that are given to a model that runs, and what of a model may leave its device for a while."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+
+FIRST = "default"
+"""The version of the weights that an engine starts with."""
+
+Held = Literal["weights", "kv_cache"]
+"""What an engine holds of a device that it can do without while it sleeps."""
+
+ALL: Sequence[Held] = ("weights", "kv_cache")
+
+Level = Literal[1, 2]
+"""Where weights are meanwhile: in the host's memory, or nowhere, so that they are read again."""
+
+
+class Given(msgspec.Struct, frozen=True, kw_only=True):
+    """Tensors to be put in the place of those that a model has, by the names of its checkpoint.
+
+    Attributes:
+        path: A safetensors file, or a directory of some as a checkpoint is. Files in shared memory are as good as others.
+        whole: It has all of the model's weights; else those that are there are changed.
+        checksums: SHA-256 of tensors' bytes in hexadecimal, by name, where they are to be compared first.
+    """
+
+    path: str
+    whole: bool = True
+    checksums: dict[str, str] = {}

@@ -1,0 +1,50 @@
+"""What is done to engines between their steps, and changes no token."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+
+from sapwood import LLM
+from sapwood.base.wire import Deltas
+from sapwood.engine.loop import Engine
+from sapwood.llm import Generation
+
+
+def sleep(patch: pytest.MonkeyPatch) -> None:
+    """Sleep and wake after every sixth step, every third time reading the weights again, where a file has them."""
+    step, turns = Engine.step, itertools.count(1)
+
+    def stepped(engine: Engine) -> list[Deltas]:
+        news, turn = step(engine), next(turns)
+        if turn % 6 == 0:
+            if "use level 1" in engine.control("sleep", {"level": 1 if turn % 18 else 2}).get("error", ""):
+                engine.control("sleep")
+            assert engine.control("status")["asleep"]
+            assert "error" not in engine.control("wake_up")
+        return news
+
+    patch.setattr(Engine, "step", stepped)
+
+
+def renew(patch: pytest.MonkeyPatch) -> None:
+    """Give the model the weights that it has after every seventh step, where they can be replaced."""
+    step, generate, turns = Engine.step, LLM.generate, itertools.count(1)
+    path = ""
+
+    def generated(llm: LLM, prompts: Any, params: Any = None) -> list[Generation]:
+        nonlocal path
+        path = llm.config.model.model
+        return generate(llm, prompts, params)
+
+    def stepped(engine: Engine) -> list[Deltas]:
+        news = step(engine)
+        if next(turns) % 7 == 0:
+            answer = engine.control("update_weights", {"path": path, "version": "default"})
+            assert any(word in answer.get("error", "quantised") for word in ("quantised", "adapters"))
+        return news
+
+    patch.setattr(Engine, "step", stepped)
+    patch.setattr(LLM, "generate", generated)
