@@ -13,6 +13,25 @@ from sapwood.engine.loop import Engine
 from sapwood.llm import Generation
 
 
+def stand_still(patch: pytest.MonkeyPatch) -> None:
+    """Pause after every third step, every other time giving up all slots, and go on after one in which nothing is planned."""
+    step, turns = Engine.step, itertools.count()
+
+    def stepped(engine: Engine) -> list[Deltas]:
+        news, turn = step(engine), next(turns)
+        if turn % 3 == 0:
+            engine.control("pause")
+            before = engine.counters["steps"]
+            news += step(engine)
+            assert engine.counters["steps"] == before
+            if turn % 2 == 0:
+                engine.control("retract")
+            engine.control("continue")
+        return news
+
+    patch.setattr(Engine, "step", stepped)
+
+
 def sleep(patch: pytest.MonkeyPatch) -> None:
     """Sleep and wake after every sixth step, every third time reading the weights again, where a file has them."""
     step, turns = Engine.step, itertools.count(1)

@@ -163,25 +163,6 @@ def _pause(slots: Slots) -> Sequence[Stake]:
     return (Pause(),)
 
 
-def _stand_still(patch: pytest.MonkeyPatch) -> None:
-    """Pause after every third step, every other time giving up all slots, and go on after one in which nothing is planned."""
-    step, turns = Engine.step, itertools.count()
-
-    def stepped(engine: Engine) -> list[Deltas]:
-        news, turn = step(engine), next(turns)
-        if turn % 3 == 0:
-            engine.control("pause")
-            before = engine.counters["steps"]
-            news += step(engine)
-            assert engine.counters["steps"] == before
-            if turn % 2 == 0:
-                engine.control("retract")
-            engine.control("continue")
-        return news
-
-    patch.setattr(Engine, "step", stepped)
-
-
 def _forget(patch: pytest.MonkeyPatch) -> None:
     """Empty the device's cache of all that nobody uses after every fifth step, and let the store take its time."""
     step, turns = Engine.step, itertools.count()
@@ -263,7 +244,7 @@ ENGINES: Mapping[str, dict[str, Any]] = MappingProxyType(
         "speculation": {"speculation": "auto", "num_speculative_tokens": 3},
         "a draft model": {"speculative_model": ITSELF},
         "a stake that pauses": {"stakes": _pause},
-        "standing still": {"between": _stand_still},
+        "standing still": {"between": between.stand_still},
         "sleep and waking": {"between": between.sleep},
         "weights given anew": {"between": between.renew},
         "a store of KV": {"kv_store": "host:64M", "between": _forget},
