@@ -9,6 +9,7 @@ HF_TOKEN          passed to the hub for gated models (read by huggingface_hub it
 HF_HUB_OFFLINE    1: never ask the hub
 KUBERNETES_SERVICE_HOST, KUBERNETES_SERVICE_PORT  where a cluster's API is, as it tells its containers
 NO_COLOR          any value: plain output
+PATH, LD_LIBRARY_PATH, TMPDIR, HOME  what processes get that read files nobody vouches for, and nothing else
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+_NEEDED = ("PATH", "LD_LIBRARY_PATH", "TMPDIR", "HOME")
 _TRUE = {"1", "true", "yes", "on"}
 
 
@@ -56,6 +58,11 @@ def kubernetes(env: Mapping[str, str] = os.environ) -> str | None:
     if not host:
         return None
     return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
+
+
+def of_a_child(env: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """What a process needs to start at all, without keys or anything else of ours."""
+    return {name: env[name] for name in _NEEDED if name in env}
 
 
 def plain(env: Mapping[str, str] = os.environ) -> bool:

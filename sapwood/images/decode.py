@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+_MOST_SCANS = 50
+_MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])", re.DOTALL)  # of a JPEG, behind what is coded
 
 
 def decoded(data: bytes, *, most_pixels: int) -> Image:
@@ -25,6 +28,7 @@ def decoded(data: bytes, *, most_pixels: int) -> Image:
                 raise ValueError(
                     f"it has {width} by {height} pixels, and {most_pixels} are the most (--max-image-pixels)"
                 )
+            _check_effort(data, found)
             found.load()
             return _on_white(ImageOps.exif_transpose(found))
     except ValueError:
@@ -33,8 +37,31 @@ def decoded(data: bytes, *, most_pixels: int) -> Image:
         raise ValueError(f"it is none of {', '.join(FORMATS)}") from None
     except Image.DecompressionBombError:
         raise ValueError(f"it has more than {most_pixels} pixels (--max-image-pixels)") from None
-    except (OSError, SyntaxError, EOFError, TypeError, ZeroDivisionError, OverflowError, MemoryError) as error:
-        raise ValueError(f"it cannot be decoded: {error}") from None  # what Pillow raises for damaged files
+    except Exception as error:  # whatever a decoder says of a damaged file
+        raise ValueError(f"it cannot be decoded: {error}") from None
+
+
+def _check_effort(data: bytes, image: Image) -> None:
+    """Raise ValueError for what takes far more time than its pixels do: each scan of a JPEG goes over all of them, and Pillow reads
+    compressed BMP in Python."""
+    if image.format in ("JPEG", "MPO") and _num_scans(data) > _MOST_SCANS:
+        raise ValueError(f"it has more than {_MOST_SCANS} scans")
+    tiles = getattr(image, "tile", ())
+    if image.format == "BMP" and tiles and tiles[0][0] == "bmp_rle":
+        raise ValueError("it is a compressed BMP, which is not read: send a PNG")
+
+
+def _num_scans(data: bytes) -> int:
+    """Of a JPEG's first image, counted as far as it matters."""
+    count, at = 0, 2
+    while count <= _MOST_SCANS and (found := _MARKER.search(data, at)) is not None:
+        marker, at = found[1][0], found.end()
+        if marker == 0xD9:  # its end
+            break
+        count += marker == 0xDA
+        if marker not in (0x01, 0xD8):  # which have no length
+            at += int.from_bytes(data[at : at + 2])
+    return count
 
 
 def _on_white(image: Image) -> Image:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _BICUBIC = 3
+_MOST_RATIO = 200  # beyond which the longer side would take all memory before it is cropped
 
 
 class Square:
@@ -47,6 +48,7 @@ class Square:
             raise ModelError("preprocessor_config.json: do_pad is not supported here: images are cropped.")
 
     def prepare(self, image: Image) -> Media:
+        """Raises ValueError for an image whose shorter side is to have a length, and the longer one more than 200 times it."""
         if self._resizes:
             image = resized(image, *self._target(*image.size), self._filter)
         pixels = pixels_of([image])
@@ -62,6 +64,8 @@ class Square:
     def _target(self, width: int, height: int) -> tuple[int, int]:
         if self._short is None:
             return self._height, self._width
+        if max(width, height) > _MOST_RATIO * min(width, height):
+            raise ValueError(f"its longer side is more than {_MOST_RATIO} times its shorter one")
         long = int(self._short * max(width, height) / min(width, height))
         return (self._short, long) if height <= width else (long, self._short)
 

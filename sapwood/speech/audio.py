@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sapwood.base.errors import ConfigError, RequestError
+from sapwood.config import env
 
 RATE = 16_000
 """Samples a second, one channel: what models of speech hear."""
@@ -86,13 +87,12 @@ class Decoding:
     @property
     def pipes(self) -> dict[str, Any]:
         """What the process gets: the file to read, the file to write, and an environment without anything of ours."""
-        kept = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH", "TMPDIR", "HOME") if name in os.environ}
         threads = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         return {
             "stdin": self._given,
             "stdout": self._made,
             "stderr": subprocess.PIPE,
-            "env": kept | threads,
+            "env": {**env.of_a_child(), **threads},
             "start_new_session": True,
         }
 

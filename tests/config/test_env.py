@@ -34,6 +34,10 @@ def test_switches(text: str, value: bool) -> None:
     assert env.debug({"SAPWOOD_DEBUG": text}) is env.offline({"HF_HUB_OFFLINE": text}) is value
 
 
+def test_a_child_gets_no_keys() -> None:
+    assert env.of_a_child({"PATH": "/bin", "SAPWOOD_API_KEY": "k", "HF_TOKEN": "t"}) == {"PATH": "/bin"}
+
+
 def test_nobody_else_reads_the_environment() -> None:
     root = Path(sapwood.__file__).parent
     readers = {

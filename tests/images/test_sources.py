@@ -10,6 +10,7 @@ import zlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from PIL import Image
 from sapwood.images import sources
 from sapwood.images.decode import decoded
 from sapwood.images.sources import Sources, is_public
+from sapwood.images.square import Square
 from tests.seeing import picture
 
 MOST = 1_000_000
@@ -37,6 +39,20 @@ def claiming(width: int, height: int, data: bytes = b"") -> bytes:
 
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def scanned(count: int) -> bytes:
+    """A JPEG in which the last scan, of few bytes, is repeated so often."""
+    whole = png(Image.new("L", (64, 64), 128), "JPEG", progressive=True)
+    return whole[:-2] + whole[whole.rindex(b"\xff\xda") : -2] * count + whole[-2:]
+
+
+def packed_bmp() -> bytes:
+    """Of 8 bits a pixel and in runs, one of which is all there is."""
+    palette = bytes(4 * 256)
+    head = struct.pack("<IiiHHIIiiII", 40, 4, 1, 1, 8, 1, 4, 0, 0, 256, 0)
+    file = struct.pack("<IHHI", 14 + len(head) + len(palette) + 4, 0, 0, 14 + len(head) + len(palette))
+    return b"BM" + file + head + palette + b"\4\0\0\1"
 
 
 def read(where: Sources, url: str) -> bytes:
@@ -71,11 +87,26 @@ def test_transparency_is_white_and_cameras_are_heard() -> None:
         (claiming(2**31 - 1, 2**31 - 1), "pixels"),
         (claiming(30_000, 30_000, zlib.compress(bytes(1 << 20))), "pixels"),
         (claiming(900, 900, zlib.compress(bytes(100))), "decoded"),
+        (scanned(60), "scans"),
+        (packed_bmp(), "compressed BMP"),
     ],
 )
 def test_hostile_images(data: bytes, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         decoded(data, most_pixels=MOST)
+
+
+def test_many_scans_are_counted_in_the_first_image_alone() -> None:
+    assert decoded(scanned(10), most_pixels=MOST).size == (64, 64)
+    assert decoded(scanned(0) + b"\xff\xda" * 100, most_pixels=MOST).size == (64, 64)
+
+
+def test_an_image_as_narrow_as_can_be_is_refused_before_it_is_stretched() -> None:
+    tower = SimpleNamespace(vit=SimpleNamespace(clip=True, image=28), length=4)
+    square = Square(tower, {"size": {"shortest_edge": 28}}, 1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="200 times"):
+        square.prepare(Image.new("RGB", (10_000_000, 1)))
+    assert square.prepare(Image.new("RGB", (200, 1))).length == 4
 
 
 def test_data_urls() -> None:
