@@ -207,6 +207,10 @@ async def _told(request: web.Request, handler: Handler) -> web.StreamResponse:
     except web.HTTPException as error:
         message = f"The router does not carry {request.path}." if error.status == 404 else error.reason
         return worded(request.path, problem(RequestError(message, status=error.status)))
+    except web.RequestPayloadError as error:
+        refused = worded(request.path, problem(RequestError(f"The body cannot be read: {error}.", status=400)))
+        refused.force_close()  # where the next request begins nobody knows
+        return refused
     except (ConnectionResetError, asyncio.CancelledError):
         raise  # the client has gone
     except Exception as error:

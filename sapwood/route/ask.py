@@ -21,11 +21,14 @@ _SPAN = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 _USUAL_SPAN = 256  # tokens of an answer of which nothing is said
 _TOKEN = 4  # bytes, about
 _ENCODED = re.compile(
-    rb"[A-Za-z0-9+/=_-]{512,}"
+    rb"(?<![A-Za-z0-9+/=_-])[A-Za-z0-9+/=_-]{512,}"
 )  # an image or a recording, which is not as many tokens as it has letters
 _USAGE_PATHS = ("/v1/chat/completions", "/v1/completions")  # where streams tell their usage if they are asked to
 
 _Fields = dict[str, msgspec.Raw]
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What is raised for what is no JSON, or too deep to be read."""
+
 _fields = msgspec.json.Decoder(_Fields)
 _text = msgspec.json.Decoder(str)
 
@@ -64,7 +67,7 @@ class Ask:
         if body and "json" in kind:
             try:
                 self._fields = _fields.decode(body)
-            except msgspec.DecodeError as error:
+            except UNREADABLE as error:
                 raise RequestError(f"The body is no JSON object: {error}.", code="invalid_json") from error
             self.model = self._text("model")
         elif kind[:10].lower() == "multipart/":
@@ -108,7 +111,7 @@ class Ask:
             return False
         try:
             options = msgspec.json.decode(self._fields.get("stream_options", msgspec.Raw(b"null")))
-        except msgspec.DecodeError:
+        except UNREADABLE:
             return False
         return options is None or (isinstance(options, dict) and not options.get("include_usage"))
 
@@ -141,7 +144,7 @@ class Ask:
             return {}
         try:
             return msgspec.json.decode(self.body, type=dict[str, Any])
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             raise RequestError(f"The body is no JSON object: {error}.", code="invalid_json") from error
 
     def changed(self, body: bytes) -> Ask:
@@ -154,7 +157,7 @@ class Ask:
             return None
         try:
             return _text.decode(raw)
-        except msgspec.ValidationError:
+        except UNREADABLE:
             return None
 
     def _inner(self, name: str) -> str | None:
@@ -163,7 +166,7 @@ class Ask:
             return None
         try:
             told = msgspec.json.decode(raw, type=_Whose)
-        except msgspec.ValidationError:
+        except UNREADABLE:
             return None
         return told.id or told.user_id
 
@@ -179,5 +182,5 @@ class Ask:
             return None
         try:
             return max(msgspec.json.decode(raw, type=int), 0)
-        except msgspec.ValidationError:
+        except UNREADABLE:
             return None

@@ -17,6 +17,7 @@ from sapwood.route.upstream import Silent, Upstream, whole
 _PATH = "/tokenize"
 _PATIENCE = 0.5  # seconds for an answer; after that a guess is better
 _PAUSE = 30.0  # seconds until one that gave none is asked again
+_UNKNOWN = (404, 405)  # how a server says that it has no such path
 _TALK = ("messages", "tools", "chat_template_kwargs", "add_generation_prompt", "continue_final_message")
 _FIELDS: Mapping[str, Sequence[str]] = {"/v1/chat/completions": _TALK, "/v1/completions": ("prompt",)}
 
@@ -44,21 +45,24 @@ class Tokens:
         one = min(there, key=lambda one: one.load)
         if (model := ask.raw("model")) is not None and ask.model is not None and one.serves(ask.model):
             fields["model"] = model
-        told = await self._ask(one, ask, msgspec.json.encode(fields))
+        told, able = await self._ask(one, ask, msgspec.json.encode(fields))
         self._metrics.tokenized("failed" if told is None else "told")
-        if told is None:
+        if not able:
             self._paused[one.name] = now + _PAUSE
         return told
 
-    async def _ask(self, one: Replica, ask: Ask, body: bytes) -> bytes | None:
+    async def _ask(self, one: Replica, ask: Ask, body: bytes) -> tuple[bytes | None, bool]:
+        """Tokens, and whether the server may be asked for others: what is wrong with one request is not the server's fault."""
         try:
             async with asyncio.timeout(_PATIENCE):
                 response = await self._upstream.send(one, "POST", _PATH, ask.headers, body)
                 async with response:
                     said = await whole(response)
-            return packed(msgspec.json.decode(said.body, type=_Told).tokens) if said.status == 200 else None
+            if said.status != 200:
+                return None, 400 <= said.status < 500 and said.status not in _UNKNOWN
+            return packed(msgspec.json.decode(said.body, type=_Told).tokens), True
         except (Silent, TimeoutError, msgspec.DecodeError, OverflowError):
-            return None
+            return None, False
 
 
 def _given(ask: Ask) -> bytes | None:

@@ -85,6 +85,8 @@ class Mock:
     def _tokenize(self, body: dict[str, Any]) -> web.Response:
         if not self.tokenizes:
             return web.Response(status=404)
+        if isinstance(body.get("prompt"), list):
+            return web.json_response({"error": {"message": "a prompt is a text"}}, status=400)
         text = body["prompt"] if "prompt" in body else "".join(one["content"] for one in body["messages"])
         return web.json_response({"count": len(text), "max_model_len": 10_000, "tokens": tokens_of(text)})
 

@@ -243,6 +243,10 @@ def test_a_prompt_goes_to_who_says_that_it_has_it(tmp_path: Path, tokenizes: boo
                 ("/v1/completions", {"prompt": text}),
                 ("/v1/completions", {"prompt": tokens}),
             ]
+            if tokenizes:  # what is wrong with one's prompt is nobody else's fault
+                for _ in mocks:
+                    async with client.post("/v1/completions", json={"model": "m", "prompt": [text, text]}) as answer:
+                        assert answer.status == 200
             for path, fields in asked if tokenizes else asked[2:]:
                 async with client.post(path, json={"model": "m", **fields}) as answer:
                     assert answer.headers["x-sapwood-server"] == "b"

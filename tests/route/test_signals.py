@@ -109,6 +109,12 @@ def test_attempts_are_told_from_questions(text: str, bad: bool) -> None:
     assert (sieves.jailbreak(text) >= 0.5) is bad
 
 
+@pytest.mark.parametrize("text", ["1" * 200_000, "\n" * 200_000, "if all " * 30_000, "1 km " * 40_000, "a." * 100_000])
+def test_what_a_text_costs_grows_with_its_length_only(text: str) -> None:
+    """Else one request would keep a router busy for minutes."""
+    assert sieves.jailbreak(text) == 0.0 and sieves.thought(text) <= 0.5 and sieves.personal(text) == []
+
+
 def test_signals_tell_what_they_saw() -> None:
     question = Question({"prompt": "Use Python. python again; def f(x): return x"})
     assert seen(Words(any=("python",), at_least=2), question) == (True, 1.0, "'Python', 'python'")

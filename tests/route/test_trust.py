@@ -304,3 +304,41 @@ def test_a_name_that_is_given_another_address_keeps_nothing_of_the_old() -> None
         assert fleet.set_table(table(url)) == gone
         fleet.set_addresses(fleet.table.server[0], ["http://10.0.0.1:80"], url)
         assert list(fleet.replicas) == ["a/10.0.0.1:80"]
+
+
+def test_what_a_body_costs_grows_with_its_length_only() -> None:
+    """Else one request would keep a router busy for hours."""
+    kind = {"content-type": "multipart/form-data; boundary=b"}
+    for odd in (b"\r\n--b" * 500_000 + b"\r\n", b"--b\r\n" + b"content-disposition: ;" * 100_000):
+        assert Ask("/v1/audio/transcriptions", odd, kind).model is None
+    words = json.dumps({"prompt": ("a" * 511 + " ") * 40_000}).encode()
+    assert Ask("/v1/completions", words, {}).prompt_tokens == 5_120_000
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        b'{"model": "m", "messages": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"model": "\\ud800"}',
+    ],
+)
+def test_bodies_that_nobody_can_read_are_refused_as_such(odd: bytes) -> None:
+    async def case() -> None:
+        async with routed(Mock("a")) as (client, _):
+            async with client.post(CHAT, data=odd, headers={"content-type": "application/json"}) as answer:
+                assert answer.status == 400 and (await answer.json())["error"]["code"] == "invalid_json"
+            for path in (CHAT, "/v1/context/compact"):
+                packed = {"content-type": "application/json", "content-encoding": "gzip"}
+                async with client.post(path, data=b"no gzip", headers=packed) as answer:
+                    error = (await answer.json())["error"]
+                    assert answer.status == 400 and "cannot be read" in error["message"]
+            history = b'{"budget": 100, "messages": [{"role": "user", "content": "\xff"}]}'
+            async with client.post("/v1/context/compact", data=history) as answer:
+                assert answer.status == 400
+
+    run(case())
+
+
+def test_fields_that_nobody_can_read_say_nothing() -> None:
+    ask = Ask(CHAT, b'{"model": "\xff", "user": "\xff", "max_tokens": 1e999, "metadata": {"user_id": "\xff"}}', {})
+    assert (ask.model, ask.session, ask.weight) == (None, None, 256)

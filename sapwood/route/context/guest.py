@@ -17,6 +17,7 @@ from sapwood.route.context.counts import Counter, Estimate, Tokenized
 from sapwood.route.context.shapes import Message
 from sapwood.route.context.summary import Summaries
 from sapwood.route.context.table import ANY, Context, Step
+from sapwood.route.ask import UNREADABLE
 from sapwood.route.fleet import Fleet
 from sapwood.route.guests import Answered, Passing
 from sapwood.route.inner import Inner
@@ -88,7 +89,7 @@ class Histories:
         """The shortened history, what was done, and the tokens before and after."""
         try:
             asked = msgspec.json.decode(passing.ask.body, type=CompactRequest)
-        except msgspec.ValidationError as error:
+        except UNREADABLE as error:
             raise RequestError(f"{error}.", param=_field(str(error))) from error
         context = self._of(asked.model or "") or (Context(budget=asked.budget) if asked.budget else None)
         if context is None:

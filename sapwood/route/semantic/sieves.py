@@ -1,6 +1,7 @@
 """What is seen in a text by expressions alone: data of persons, wishes to be rid of instructions, need of thought.
 
 They are sieves, not judges: quick, the same everywhere, and wrong now and then in both directions. A classifier's label is the finer one.
+No repetition is without a bound that could begin in many places: what a text costs grows with its length, whatever is in it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _JAILBREAK = tuple(
         r"\b(?:bypass|disable|turn off|evade|circumvent)\b[^.\n]{0,30}\b(?:safety|content|security|moderation|your)\b[^.\n]{0,20}"
         r"\b(?:filters?|polic(?:y|ies)|checks?|guidelines?|guardrails?|measures?)\b",
         r"\bfrom now on\b[^.\n]{0,60}\b(?:never refuse|always comply|answer everything|cannot refuse|will not refuse|must not refuse)\b",
-        r"(?:<\|im_start\|>|\[INST\]|<<SYS>>|<\|system\|>|^\s*#{2,}\s*(?:system|new instructions?)\b)",
+        r"(?:<\|im_start\|>|\[INST\]|<<SYS>>|<\|system\|>|^[ \t]{0,20}#{2,}[ \t]{0,20}(?:system|new instructions?)\b)",
     )
 )
 _THOUGHT = tuple(
@@ -40,8 +41,8 @@ _THOUGHT = tuple(
         r"\b(?:prove|proof|derive|deduce|show that|disprove|by induction|contradiction)\b",
         r"\b(?:probability|expected value|integral|derivative|theorem|equation|polynomial|modulo|divisible|matrix|eigenvalue|how many ways)\b",
         r"\b(?:optimi[sz]e|trade-?offs?|time complexity|race condition|deadlock|root cause|worst case|compare and contrast)\b",
-        r"\bif (?:and only if|all|every|each|no|some|none)\b.*\bthen\b|\b(?:puzzle|riddle|liars?|truth-?tellers?|logic)\b",
-        r"\d+\s*(?:[-+*/^=<>×÷]|mod)\s*\d+.*\d|\b\d+(?:\.\d+)?\s*(?:%|km|kg|hours?|days?|percent)\b.*\b\d+(?:\.\d+)?\b",
+        r"\bif (?:and only if|all|every|each|no|some|none)\b.{0,300}\bthen\b|\b(?:puzzle|riddle|liars?|truth-?tellers?|logic)\b",
+        r"\d\s{0,9}(?:[-+*/^=<>×÷]|mod)\s{0,9}\d.{0,300}\d|\b\d{1,20}(?:\.\d{1,20})?\s{0,9}(?:%|km|kg|hours?|days?|percent)\b.{0,300}\b\d",
         r"\b(?:beweise|schrittweise|Schritt für Schritt|Wahrscheinlichkeit|démontre|étape par étape|paso a paso|demuestra)\b",
     )
 )
