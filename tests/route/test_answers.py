@@ -45,6 +45,18 @@ def test_the_same_and_the_like_are_answered_again() -> None:
     run(case())
 
 
+def test_vectors_of_another_model_are_not_compared() -> None:
+    async def case() -> None:
+        reader = Reader("reader", ("vectors",))
+        async with routed(Mock("m"), reader, table=TABLE) as (client, _):
+            assert await found(client, ask("a cat")) == ""
+            reader.words = ("cat", "tax")
+            assert await found(client, ask("my cat")) == ""
+            assert (await found(client, ask("one cat"))).startswith("near; 1.0")
+
+    run(case())
+
+
 @pytest.mark.parametrize(
     "other",
     [

@@ -53,7 +53,7 @@ def ask(text: str, **more: Any) -> dict[str, Any]:
 class Reader(Mock):
     """Has vectors, of the words that are counted, and labels. `way` as for others, or "slow"."""
 
-    words = ("cat", "tax", "poem")
+    words: tuple[str, ...] = ("cat", "tax", "poem")
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         if self.way == "slow":
@@ -286,6 +286,20 @@ def test_meanings_and_labels_are_asked_for_and_their_loss_stops_nobody() -> None
             for signal in ("pets", "guard"):
                 assert f'sapwood_route_signal_unknown_total{{signal="{signal}"}} 1.0' in told
             assert (await posted(client, ask("a poem")))[0] == 200
+
+    run(case())
+
+
+def test_another_model_for_vectors_by_the_same_name_stops_nobody() -> None:
+    async def case() -> None:
+        reader = Reader("reader", ("vectors", "labels"))
+        async with routed(reader, Mock("small", ("small",)), Mock("big", ("big",)), table=meant()) as (client, _):
+            await until(lambda: len(reader.bodies) == 2)
+            assert (await posted(client, ask("does a cat sleep?")))[2] == "pets; 1.00; pets 1.00"
+            reader.words = ("cat", "tax", "poem", "dog")
+            assert (await posted(client, ask("a cat, then?")))[::2] == (200, "otherwise; 0.00; no signal")
+            while (told := await posted(client, ask("a cat again?")))[2] != "pets; 1.00; pets 1.00":
+                assert told[0] == 200  # until examples have vectors of the new one
 
     run(case())
 

@@ -134,7 +134,9 @@ class KeptAnswers:
         best, score = None, at_least
         for text in self._by_key.get(key, ()):
             one = self._kept[_Place(key, text)]
-            if one.vector is not None and (near := float(one.vector @ vector)) >= score:
+            if one.vector is None or one.vector.shape != vector.shape:  # another model has made it
+                continue
+            if (near := float(one.vector @ vector)) >= score:
                 best, score = one, near
         return best, score
 

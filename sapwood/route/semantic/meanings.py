@@ -73,6 +73,7 @@ class Meanings:
         self._examples: dict[tuple[str, ...], Floats] = {}
         self._learning: dict[tuple[str, ...], asyncio.Task[None]] = {}
         self._rests_until, self._failures, self._told = 0.0, 0, False
+        self._width = 0
 
     async def of(self, text: str) -> Floats:
         """The vector (width,) of a text's beginning. Raises Unanswered."""
@@ -113,6 +114,8 @@ class Meanings:
         cut = [text[:_LONGEST] for text in texts]
         try:
             parts = [await self._ask(cut[at : at + _AT_ONCE], _PATIENT) for at in range(0, len(cut), _AT_ONCE)]
+            if any(part.shape[1] != self._width for part in parts):
+                raise Unanswered("several models go by that name")
         except Unanswered as error:
             if not self._told:
                 log.warning("vectors of examples cannot be had: %s", error)
@@ -131,4 +134,8 @@ class Meanings:
                 self._rests_until, self._failures = self._clock() + rest, self._failures + 1
             raise
         self._failures = 0
+        if self._width not in (0, width := found.shape[1]):  # another model goes by that name now
+            self._kept.clear()
+            self._examples.clear()
+        self._width = width
         return found

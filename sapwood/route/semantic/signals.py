@@ -102,12 +102,14 @@ def _size(signal: Size, question: Question) -> Found:
 
 
 async def _examples(signal: Examples, question: Question, meanings: Meanings) -> Found:
-    like = meanings.examples(signal.like)
-    unlike = meanings.examples(signal.unlike) if signal.unlike else None
+    wanted = [texts for texts in (signal.like, signal.unlike) if texts]
+    for texts in wanted:
+        meanings.examples(texts)  # without them the text's own vector is of no use
     text = question.part(signal.of)
     if not text.strip():
         return Found(False, 0.0, "no text")
     vector = await meanings.of(text)
+    like, unlike = meanings.examples(signal.like), meanings.examples(signal.unlike) if signal.unlike else None
     near = like @ vector
     best = int(np.argmax(near))
     score = round(float(np.clip(near[best], 0, 1)), 4)
