@@ -12,12 +12,12 @@ from prometheus_client import CollectorRegistry
 from prometheus_client import Counter as Total
 
 from sapwood.base.errors import RequestError
+from sapwood.route.ask import UNREADABLE
 from sapwood.route.context.compact import Compacted, compacted
 from sapwood.route.context.counts import Counter, Estimate, Tokenized
 from sapwood.route.context.shapes import Message
 from sapwood.route.context.summary import Summaries
 from sapwood.route.context.table import ANY, Context, Step
-from sapwood.route.ask import UNREADABLE
 from sapwood.route.fleet import Fleet
 from sapwood.route.guests import Answered, Passing
 from sapwood.route.inner import Inner
