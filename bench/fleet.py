@@ -76,18 +76,20 @@ class Done:
 class Ask:
     """What policies look at."""
 
-    tokens: Ints
+    prompt: Ints
     session: str | None
+    model: str = "m"
+    tokens: bytes | None = None  # nobody here tells of what caches hold, but for `exact`
     blocks: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
         self.blocks, number = [], 0
-        for start in range(0, len(self.tokens) - BLOCK + 1, BLOCK):
-            number = hash((number, self.tokens[start : start + BLOCK].tobytes()))
+        for start in range(0, len(self.prompt) - BLOCK + 1, BLOCK):
+            number = hash((number, self.prompt[start : start + BLOCK].tobytes()))
             self.blocks.append(number)
 
 
-class Exact:
+class Exact(Policy):
     """As `cache_aware` chooses, but by what the engines' trees hold, and what waits there to be computed."""
 
     def __init__(self, engines: Mapping[str, Simulated]) -> None:
@@ -95,7 +97,7 @@ class Exact:
 
     def choose(self, ask: Any, replicas: Sequence[Replica]) -> Chosen:
         def left(one: Replica) -> float:
-            return (len(ask.tokens) - self._held(ask, one.name)) / BLOCK + 8 * one.load
+            return (len(ask.prompt) - self._held(ask, one.name)) / BLOCK + 8 * one.load
 
         return Chosen(min(replicas, key=left), "cached")
 
@@ -104,7 +106,7 @@ class Exact:
         root = tree.roots.get(next(iter(tree.roots), b""))
         if root is None:
             return 0
-        return self._engines[name].kv.page_size * len(tree.match(root, ask.tokens.tobytes(), len(ask.tokens)))
+        return self._engines[name].kv.page_size * len(tree.match(root, ask.prompt.tobytes(), len(ask.prompt)))
 
 
 class Fleet:
@@ -117,9 +119,9 @@ class Fleet:
             Replica(Server(url=f"http://{name}"), f"http://{name}", name, clock=lambda: self.now)
             for name in self.engines
         ]
-        self.prefixes = Prefixes()
+        self.prefixes = Prefixes(clock=lambda: self.now)
         rng = random.Random(seed)
-        self.policy: Policy = Exact(self.engines) if policy == "exact" else policies(self.prefixes, rng)[policy]
+        self.policy: Policy = Exact(self.engines) if policy == "exact" else policies(self.prefixes, rng=rng)[policy]
         self.done: list[Done] = []
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers, self._ids = count(), count()
@@ -147,7 +149,7 @@ class Fleet:
         prompt = np.concatenate([history, turn.tokens])
         ask = Ask(prompt, talk.name)
         chosen = self.policy.choose(ask, self.replicas).replica  # type: ignore[arg-type]
-        self.prefixes.note(ask.blocks, chosen.name)
+        self.policy.sent(ask, chosen)  # type: ignore[arg-type]
         chosen.running += 1
         id, done = next(self._ids), Done(self.now, len(prompt), turn.output_len, chosen.name)
 
