@@ -273,14 +273,24 @@ def _told(facts: Facts) -> Iterator[Metric]:
     yield start
 
 
+_BESIDE = ("sapwood_engine_up", "sapwood_engine_restarts")  # which engines do not count themselves
+
+
 def _counted(counts: Mapping[str, float]) -> Iterator[Metric]:
-    """The engine's counters. Those of a labelled metric are called as it is, with the label's value behind."""
+    """The engine's counters. Those of a labelled metric are called as it is, with the label's value behind; what nobody in this engine
+    counts is 0."""
+    nothing = {
+        named.name.removeprefix("sapwood_engine_"): 0
+        for named in ENGINE.values()
+        if named.name.startswith("sapwood_engine_") and named.kind != "histogram" and not named.labels
+        if named.name not in _BESIDE
+    }
     families = {
         named.name: CounterMetricFamily(named.name, named.help, labels=named.labels)
         for named in ENGINE.values()
         if named.kind == "counter" and named.labels and named.name.startswith("sapwood_engine_")
     }
-    for name, count in counts.items():
+    for name, count in (nothing | dict(counts)).items():
         whole = f"sapwood_engine_{name}"
         for family in families.values():
             if whole.startswith(f"{family.name}_"):

@@ -70,7 +70,7 @@ def _of_model(path: Path, load_format: Literal["auto", "dummy"]) -> Config:
 
 
 def test_the_first_request_is_shown_with_the_key_that_it_needs(capsys: pytest.CaptureFixture[str]) -> None:
-    facts: Any = SimpleNamespace(decisions=["dtype = float32 (slow otherwise)"])
+    facts: Any = SimpleNamespace(decisions=["dtype = float32 (slow otherwise)"], media=())
     serve._announce("http://host:1", "model", facts, 0.0, keyed=True)
     serve._announce("http://host:1", "model", facts, 0.0, keyed=False)
     keyed, plain = (line for line in capsys.readouterr().out.splitlines() if line.startswith("try:"))
