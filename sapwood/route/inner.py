@@ -13,10 +13,15 @@ from sapwood.route.fleet import Fleet, Replica
 from sapwood.route.upstream import said_to, sni
 
 _TRIES = 2
+_WRONG = (400, 413, 422)
 
 
 class Unanswered(Exception):
     """Nobody answered, or not in time, or not what was asked."""
+
+
+class Refused(Unanswered):
+    """A server says that what it was asked is wrong: others may be asked well."""
 
 
 class Inner:
@@ -27,7 +32,7 @@ class Inner:
 
     async def ask(self, model: str, path: str, body: dict[str, Any], *, timeout: float) -> dict[str, Any]:
         """The answer to a body, in which `model` is set. `timeout`: seconds for all attempts together. Raises Unanswered."""
-        why = f"no server has the model {model!r}"
+        failed = Unanswered(f"no server has the model {model!r}")
         try:
             async with asyncio.timeout(timeout):
                 for name in self._fleet.names(model):
@@ -36,10 +41,10 @@ class Inner:
                         try:
                             return await self._of(replica, path, body | {"model": name})
                         except Unanswered as error:
-                            why = str(error)
+                            failed = error
         except TimeoutError:
-            why = f"{model} has not answered within {timeout:g} s"
-        raise Unanswered(why)
+            failed = Unanswered(f"{model} has not answered within {timeout:g} s")
+        raise failed
 
     async def _of(self, replica: Replica, path: str, body: dict[str, Any]) -> dict[str, Any]:
         headers = {"content-type": "application/json", "accept-encoding": "identity", **said_to(replica)}
@@ -54,7 +59,8 @@ class Inner:
             replica.leaves()
             self._left()
         if response.status != 200:
-            raise Unanswered(f"{replica.name} says {response.status}: {said[:200].decode(errors='replace')}")
+            kind = Refused if response.status in _WRONG else Unanswered
+            raise kind(f"{replica.name} says {response.status}: {said[:200].decode(errors='replace')}")
         try:
             return msgspec.json.decode(said, type=dict[str, Any])
         except msgspec.DecodeError as error:

@@ -23,11 +23,14 @@ class Counting(Mock):
 
     counted = 0
     summed = 0
+    tells: int | None = None  # in place of a count
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         body = json.loads(await request.read())
         if self.way == "answers" and request.path == "/tokenize":
             self.counted += 1
+            if self.tells is not None:
+                return web.Response(status=self.tells)
             return web.json_response({"count": len(body["prompt"].split()), "tokens": []})
         if self.way == "answers" and body["model"] == "writer":
             self.summed += 1
@@ -171,6 +174,24 @@ def test_a_server_counts_each_message_once_and_its_loss_is_told() -> None:
             body["messages"].append({"role": "user", "content": "y"})
             async with client.post(COMPACT, json=body) as answer:
                 assert (await answer.json())["counted"] == "estimated"
+
+    run(case())
+
+
+@pytest.mark.parametrize(("status", "again"), [(500, False), (400, True)])
+def test_who_does_not_count_is_not_asked_for_every_message(status: int, again: bool) -> None:
+    """Else a server that hangs would hold a long history up for hours. What is wrong with one message is not its fault."""
+
+    async def case() -> None:
+        m = Counting("m")
+        m.tells = status
+        messages = agent(random.Random(3), 60)
+        async with routed(m, table={"context": {"m": {"budget": 300, "count": "tokenize"}}}) as (client, _):
+            for asks in (True, again):
+                before = m.counted
+                async with client.post(COMPACT, json={"model": "m", "messages": messages}) as answer:
+                    assert (await answer.json())["counted"] == "estimated"
+                assert (m.counted > before) is asks and m.counted - before < len(messages) / 2
 
     run(case())
 

@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 
 from sapwood.base.errors import ConfigError
-from sapwood.route.inner import Unanswered
+from sapwood.route.inner import Refused, Unanswered
 from sapwood.route.semantic.meanings import Meanings
 from sapwood.route.semantic.measures import Measures, expected
 from sapwood.route.semantic.question import Question
@@ -333,6 +333,22 @@ def test_who_is_slow_is_not_waited_for_and_then_left_alone() -> None:
         now = 14.1  # these failed together: the third rest is of four seconds
         with pytest.raises(Unanswered, match="too slow"):
             await meanings.of("text")
+
+    run(case())
+
+
+def test_a_text_that_has_no_vector_keeps_nobody_from_theirs() -> None:
+    class Picky:
+        async def of(self, texts: Any, timeout: float) -> Any:
+            if "odd" in texts:
+                raise Refused("it says 400")
+            return np.ones((len(texts), 2), np.float32)
+
+    async def case() -> None:
+        meanings = Meanings(Picky(), Meaning(model="v"))
+        with pytest.raises(Unanswered, match="400"):
+            await meanings.of("odd")
+        assert (await meanings.of("even")).tolist() == [1, 1]
 
     run(case())
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from time import monotonic
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
-from sapwood.route.inner import Inner, Unanswered
+from sapwood.route.inner import Inner, Refused, Unanswered
 from sapwood.route.sizes import estimated
 
 _MARKUP = 4  # tokens around a message, in the templates of today
 _MOST = 50_000
 _AT_ONCE = 8
 _TIMEOUT = 10.0
+_REST = 30.0  # seconds for which one that has not counted is asked for nothing
 
 
 class Counted(NamedTuple):
@@ -42,13 +44,22 @@ class Tokenized:
     """By /tokenize of a server that has the model; all are estimated where it does not answer. What was counted last is kept, so that
     a turn asks for its new messages only."""
 
-    def __init__(self, inner: Inner) -> None:
-        self._inner = inner
+    def __init__(self, inner: Inner, clock: Callable[[], float] = monotonic) -> None:
+        self._inner, self._clock = inner, clock
+        self._rests_until: dict[str, float] = {}  # of models of which nobody counts tokens
         self._kept: OrderedDict[bytes, int] = OrderedDict()
 
     def by(self, model: str) -> _Of:
         """A counter by that model's tokenizer."""
         return _Of(self, model)
+
+    def rests(self, model: str) -> bool:
+        """Whether nobody is to be asked for a while."""
+        return self._clock() < self._rests_until.get(model, 0.0)
+
+    def failed(self, model: str) -> None:
+        """Nobody has counted."""
+        self._rests_until[model] = self._clock() + _REST
 
     async def count(self, model: str, text: bytes, turn: asyncio.Semaphore) -> int:
         """Raises Unanswered."""
@@ -70,13 +81,17 @@ class _Of:
         self._tokenized, self._model = tokenized, model
 
     async def of(self, values: Sequence[Any]) -> Counted:
+        if self._tokenized.rests(self._model):
+            return await Estimate().of(values)
         turn = asyncio.Semaphore(_AT_ONCE)
         texts = [msgspec.json.encode(value) for value in values]
-        asked = [self._tokenized.count(self._model, text, turn) for text in texts]
-        found = await asyncio.gather(*asked, return_exceptions=True)
-        counts = [one + _MARKUP for one in found if isinstance(one, int)]
-        if len(counts) == len(values):
-            return Counted(counts, "tokenize")
-        if errors := [one for one in found if isinstance(one, BaseException) and not isinstance(one, Unanswered)]:
-            raise errors[0]
-        return await Estimate().of(values)
+        try:
+            async with asyncio.TaskGroup() as tasks:  # which asks for no others once one is not counted
+                counting = [tasks.create_task(self._tokenized.count(self._model, text, turn)) for text in texts]
+        except* Refused:
+            pass  # the messages of others can be counted
+        except* Unanswered:
+            self._tokenized.failed(self._model)
+        if any(one.cancelled() or one.exception() for one in counting):
+            return await Estimate().of(values)
+        return Counted([one.result() + _MARKUP for one in counting], "tokenize")

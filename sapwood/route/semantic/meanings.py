@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from sapwood.route.inner import Inner, Unanswered
+from sapwood.route.inner import Inner, Refused, Unanswered
 from sapwood.route.semantic.table import Meaning
 
 log = logging.getLogger(__name__)
@@ -128,6 +128,8 @@ class Meanings:
             raise Unanswered("who makes vectors has not answered a moment ago")
         try:
             found = await self._vectors.of(texts, timeout)
+        except Refused:
+            raise
         except Unanswered:
             if self._clock() >= self._rests_until:  # several that failed at the same time are one failure
                 rest = min(_SHORTEST_REST * 2.0 ** min(self._failures, 10), _LONGEST_REST)
