@@ -20,14 +20,15 @@ class Explanation:
     def __init__(self, kv: KVCache) -> None:
         self._kv = kv
 
-    def __call__(self, *, tokens: list[int], salt: str, adapter: str = "") -> dict[str, Any]:
+    def __call__(self, *, tokens: list[int], salt: str, adapter: str = "", seen: str = "") -> dict[str, Any]:
         """`cached`: how many tokens of a prompt would not have to be computed now, at least. `differs`: the place of the first that
         the tree does not have behind those before it, the prompt's length where there is none. `instead`: tokens that
-        it has from there on, the closest of what others have had; [] where nothing is.
+        it has from there on, the closest of what others have had; [] where nothing is, and none where media stand. `tokens` are keys
+        where media stand, and `seen` is what media add that all tokens see.
         """
         tree, size = self._kv.tree, self._kv.page_size
         keys = np.array(tokens, np.int32).tobytes()
-        root = tree.roots.get(namespace_of(adapter, salt)) if self._kv.reuse else None
+        root = tree.roots.get(seen + namespace_of(adapter, salt)) if self._kv.reuse else None
         if root is None:
             return {"cached": 0, "differs": 0, "instead": []}
         usable = tree.match(root, keys, (len(tokens) - 1) // size)
@@ -37,7 +38,11 @@ class Explanation:
             if depth * size >= len(tokens):
                 break
         shared, instead = _closest(node, tokens[depth * size : (depth + 1) * size])
-        return {"cached": len(usable) * size, "differs": min(depth * size + shared, len(tokens)), "instead": instead}
+        return {
+            "cached": len(usable) * size,
+            "differs": min(depth * size + shared, len(tokens)),
+            "instead": [one for one in instead if one >= 0],
+        }
 
 
 def _closest(node: Node, wanted: list[int]) -> tuple[int, list[int]]:

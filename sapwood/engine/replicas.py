@@ -10,8 +10,11 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection,
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from sapwood.base.adapter import Adapter
 from sapwood.base.errors import EngineDead
+from sapwood.base.media import Media, Span, keyed
 from sapwood.base.sampling import SamplingParams
 from sapwood.base.wire import Delta, Facts, Stats
 from sapwood.config import Config
@@ -110,7 +113,8 @@ class Replicas:
         """See `EngineClient.submit`."""
         able = self._able()
         while True:
-            chosen, reason = self._choose(able, tokens, follower, (salt, "" if adapter is None else adapter.id))
+            apart = salt, "" if adapter is None else adapter.id
+            chosen, reason = self._choose(able, tokens, follower, apart, how.get("media", ()), how.get("spans", ()))
             try:
                 stream = chosen.submit(tokens, params, follower, salt=salt, adapter=adapter, **how)
             except EngineDead:
@@ -123,14 +127,21 @@ class Replicas:
             return stream
 
     def _choose(
-        self, able: Collection[AsyncEngine], tokens: list[int], follower: Follower, apart: tuple[str, str]
+        self,
+        able: Collection[AsyncEngine],
+        tokens: list[int],
+        follower: Follower,
+        apart: tuple[str, str],
+        media: Sequence[Media],
+        spans: Sequence[Span],
     ) -> tuple[AsyncEngine, Reason]:
         if self._together is not None:
             last, same, engine = self._together
             if last is follower and same is tokens and engine in able:
                 return engine, "together"
         busy = {number: one.live for number, one in enumerate(self._engines) if one in able}
-        number, reason = self._placement.choose(tokens, apart, busy)
+        keys = keyed(np.array(tokens, np.int32), media, spans).tolist() if spans else tokens
+        number, reason = self._placement.choose(keys, apart, busy)
         return self._engines[number], reason
 
     def generate(self, tokens: list[int], params: SamplingParams, **how: Any) -> AsyncGenerator[Delta]:

@@ -45,12 +45,12 @@ class Gallery:
         self._kept_bytes = 0
         self._limiter = anyio.CapacityLimiter(_AT_ONCE)
 
-    async def media(self, urls: Sequence[tuple[str, str]], *, salt: str = "") -> list[Media]:
+    async def media(self, urls: Sequence[tuple[str, str]], *, most: int, salt: str = "") -> list[Media]:
         """Those behind some URLs, each with what the caller calls it. What was prepared is kept apart by `salt`. Raises RequestError naming
-        the place."""
+        the place, for what has more than `most` positions together, too: what no prompt can have is not gathered."""
         if len(urls) > MOST_IMAGES:
             raise RequestError(f"{len(urls)} images are too many; at most {MOST_IMAGES}.", param=urls[MOST_IMAGES][1])
-        found = []
+        found, length = list[Media](), 0
         for url, where in urls:
             try:
                 found.append(await self._one(url, salt))
@@ -58,6 +58,14 @@ class Gallery:
                 raise RequestError(
                     f"{where}: the image cannot be used: {error}.", param=where, code="invalid_image"
                 ) from None
+            length += found[-1].length
+            if length > most:
+                raise RequestError(
+                    f"{where}: the images up to this one take {length} positions, and the model's context has {most}: send fewer, or "
+                    "smaller ones.",
+                    param=where,
+                    code="context_length_exceeded",
+                )
         return found
 
     async def _one(self, url: str, salt: str) -> Media:

@@ -345,7 +345,8 @@ class Front:
 
     async def render(self, talk: Talk, *, tools: list[dict[str, Any]] | None = None) -> Rendered:
         """A conversation by the model's template, with what its client changes often behind what it does not."""
-        shown = await shown_in(talk.messages, self._gallery, salt=self.account.tenant.salted(""))
+        salt = self.account.tenant.salted("")
+        shown = await shown_in(talk.messages, self._gallery, salt=salt, most=self.facts.max_model_len)
         talk = replace(talk, messages=self._stable(shown.messages))
 
         def rendered() -> Rendered:

@@ -171,7 +171,7 @@ async def generate(front: Front, choices: Sequence[Choice], hand_on: HandOn) -> 
             prompt = choices[0].prompt
             adapter = prompt.adapter or passage.adapter
             id = "" if adapter is None else adapter.adapter.id
-            why = await explained(front, prompt.tokens, prompt.salt, passage.account.tenant, adapter=id)
+            why = await explained(front, prompt, passage.account.tenant, adapter=id)
             passage.told = [(ANSWER, why)]
         await _generate(front, choices, hand_on)
 

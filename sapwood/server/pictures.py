@@ -63,14 +63,15 @@ class Shown:
         return (tokens, []) if self.gallery is None else self.gallery.placed(tokens, self.media, self.where)
 
 
-async def shown_in(messages: list[dict[str, Any]], gallery: Gallery | str, *, salt: str) -> Shown:
-    """The images of a conversation, prepared. Raises RequestError where the model takes none, or one cannot be used."""
+async def shown_in(messages: list[dict[str, Any]], gallery: Gallery | str, *, salt: str, most: int) -> Shown:
+    """The images of a conversation, prepared, with up to `most` positions. Raises RequestError where the model takes none, or one cannot be
+    used."""
     pictures = pictures_in(messages)
     if not pictures:
         return Shown(messages, [], "", None)
     if isinstance(gallery, str):
         raise RequestError(f"{pictures[0][1]}: {gallery}.", param=pictures[0][1])
-    return Shown(without_urls(messages), await gallery.media(pictures, salt=salt), pictures[0][1], gallery)
+    return Shown(without_urls(messages), await gallery.media(pictures, salt=salt, most=most), pictures[0][1], gallery)
 
 
 def joined(first: object, second: object) -> Any:

@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sapwood import LLM, AsyncLLM, SamplingParams
 from sapwood.base.errors import ConfigError, EngineDead, Overloaded
 from sapwood.base.histogram import Histogram
+from sapwood.base.media import Media, Span
 from sapwood.base.wire import Control, Delta, Deltas, Reply, Stats, Submit, ToEngine
 from sapwood.config.flags import from_options
 from sapwood.engine import keeper, replicas, spawn
@@ -28,7 +30,7 @@ from tests.engine import fake_process
 from tests.facts import make_facts
 from tests.waiting import within
 
-FACTS = make_facts(max_model_len=4096)
+FACTS = make_facts(max_model_len=4096, media=("image",))
 ONE = SamplingParams(max_tokens=1)
 
 
@@ -65,6 +67,18 @@ def test_outputs_of_one_request_stay_together_and_others_go_elsewhere() -> None:
         assert stats is not None
         placed = {name: count for name, count in stats.counters.items() if name.startswith("placed_")}
         assert placed == {"placed_new": 1, "placed_together": 4, "placed_balanced": 1}
+
+    asyncio.run(scenario())
+
+
+def test_other_images_behind_the_same_places_are_other_prompts() -> None:
+    async def scenario() -> None:
+        wires, tokens, spans = Wires(), [7] * 2048, [Span(0, 2048, 0)]
+        images = [Media.of("image", {"pixels": np.full(3, shade, np.uint8)}, 2048) for shade in (1, 1, 2)]
+        for one in images:
+            wires.all.submit(list(tokens), ONE, Bell(), media=[one], spans=spans)
+        digests = [[one.media[0].digest for one in wires.submits(number)] for number in range(2)]
+        assert sorted(digests, key=len) == [[images[2].digest], [images[0].digest] * 2]
 
     asyncio.run(scenario())
 

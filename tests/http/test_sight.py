@@ -100,6 +100,15 @@ def test_it_sees(seer: Server) -> None:
     assert "encoded" in metrics
 
 
+def test_what_is_told_of_the_cache_knows_images(seer: Server) -> None:
+    image = inline(picture(60, 45, 11))
+    asked(seer, shown(image))
+    body = {"messages": [{"role": "user", "content": [shown(image)]}], "max_tokens": 1}
+    answer = seer.post("/v1/chat/completions", json=body, headers={"x-sapwood-explain-cache": "1"})
+    told = json.loads(answer.headers["x-sapwood-cache"])
+    assert told["cached_tokens"] > 0 and told["differs_at"] == told["prompt_tokens"], "the same prompt was there before"
+
+
 def test_all_dialects_see_the_same(seer: Server) -> None:
     image = picture(60, 45)
     client = openai.OpenAI(api_key="none", base_url=f"{seer.url}/v1", timeout=SECONDS, max_retries=0)

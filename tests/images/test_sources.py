@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sapwood.base.errors import RequestError
 from sapwood.images import sources
 from sapwood.images.decode import decoded
+from sapwood.images.gallery import Gallery
 from sapwood.images.sources import Sources, is_public
 from sapwood.images.square import Square
 from tests.seeing import picture
@@ -107,6 +109,16 @@ def test_an_image_as_narrow_as_can_be_is_refused_before_it_is_stretched() -> Non
     with pytest.raises(ValueError, match="200 times"):
         square.prepare(Image.new("RGB", (10_000_000, 1)))
     assert square.prepare(Image.new("RGB", (200, 1))).length == 4
+
+
+def test_images_beyond_the_context_are_not_gathered() -> None:
+    tower = SimpleNamespace(vit=SimpleNamespace(clip=True, image=28), length=4)
+    gallery = Gallery(Square(tower, {}, 1), Sources(), most_pixels=MOST)  # type: ignore[arg-type]
+    urls = [(f"data:image/png;base64,{base64.b64encode(png(picture(20, 10))).decode()}", f"at {i}") for i in range(3)]
+    assert len(asyncio.run(gallery.media(urls, most=12))) == 3
+    with pytest.raises(RequestError, match="take 12 positions") as refused:
+        asyncio.run(gallery.media(urls, most=11))
+    assert (refused.value.param, refused.value.code) == ("at 2", "context_length_exceeded")
 
 
 def test_data_urls() -> None:

@@ -273,6 +273,7 @@ async def test_beams(http: httpx.AsyncClient, engine: FakeEngine, text: TextMode
         ({"beam_width": 4}, "beam_width"),
         ({"use_beam_search": True, "n": 3, "beam_width": 2}, "n"),
         ({"use_beam_search": True, "beam_width": 33}, "beam_width"),
+        ({"use_beam_search": True, "beam_width": 32, "prompt": [[1]] * 33}, "beam_width"),
         ({"use_beam_search": True, "stream": True}, "stream"),
         ({"use_beam_search": True, "stop": "x"}, "stop"),
         ({"use_beam_search": True, "temperature": 0.5}, "temperature"),

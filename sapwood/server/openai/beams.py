@@ -16,7 +16,7 @@ from sapwood.engine.beams import Beam, BeamParams, BeamSearch, likely
 from sapwood.engine.checks import check_request, fed
 from sapwood.engine.client import Stream
 from sapwood.engine.following import Bell
-from sapwood.server.front import Front
+from sapwood.server.front import MAX_CHOICES, Front
 from sapwood.server.generation import Choice, Prompt, charged, params_for
 from sapwood.server.openai.protocol import CompletionRequest
 
@@ -60,6 +60,10 @@ async def beams_of(
     width = body.beam_width or max(count, _DEFAULT_WIDTH)
     if count > width:
         raise RequestError(f"n ({count}) must not exceed beam_width ({width}).", param="n")
+    if len(prompts) * width > MAX_CHOICES:
+        raise RequestError(
+            f"At most {MAX_CHOICES} beams (prompts times beam_width) in one request.", param="beam_width"
+        )
     ends = {*params.stop_token_ids, *(() if params.ignore_eos else front.facts.eos_ids)}
     several = []
     for number, prompt in enumerate(prompts):
