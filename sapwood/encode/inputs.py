@@ -1,4 +1,5 @@
-"""What an encoder leaves of an input, leased by content: requests that bring the same input share it, and it is read once.
+"""What an encoder leaves of an input, leased by content: requests that bring the same input share it, and it is read once. They do so within
+their namespace: how fast an answer begins tells nobody what others have sent.
 
 An entry of the pool is somebody's while requests that look at it run. After that it stays until another input needs the room, the one
 that was used longest ago first, so that who comes back, or was preempted, finds it there.
@@ -35,7 +36,7 @@ class InputStake(Stake):
 
     def reset(self) -> None:
         self._free = list(range(self._count, 0, -1))
-        self._entries: dict[bytes, int] = {}  # what is read, or will be with the next plan, by its digest
+        self._entries: dict[bytes, int] = {}  # what is read, or will be with the next plan, by namespace and digest
         self._users: dict[int, int] = {}  # of each entry that has some
         self._idle: OrderedDict[int, bytes] = OrderedDict()  # entries without, by when they were used last
         self._leases: dict[int, tuple[int, bytes]] = {}  # of requests, by their ids
@@ -53,19 +54,20 @@ class InputStake(Stake):
 
     def enter(self, request: Request, number: int) -> bool:
         media = request.media[0]
-        entry = self._entries.get(media.digest)
+        name = media.digest + request.namespace.encode()
+        entry = self._entries.get(name)
         if entry is None:
-            entry = self._take(media, number)
+            entry = self._take(media, name, number)
             if entry is None:
                 return False
         else:
             self.counters["encoder_inputs_reused"] += 1
         self._idle.pop(entry, None)
         self._users[entry] = self._users.get(entry, 0) + 1
-        self._leases[request.id] = entry, media.digest
+        self._leases[request.id] = entry, name
         return True
 
-    def _take(self, media: Media, number: int) -> int | None:
+    def _take(self, media: Media, name: bytes, number: int) -> int | None:
         """An entry for an input that is to be read with this plan; None if there is no room, or the step has read enough."""
         if number != self._number:
             self._number, self._spent = number, 0
@@ -75,12 +77,12 @@ class InputStake(Stake):
         if self._free:
             entry = self._free.pop()
         elif self._idle:
-            entry, digest = self._idle.popitem(last=False)
-            del self._entries[digest]
+            entry, oldest = self._idle.popitem(last=False)
+            del self._entries[oldest]
         else:
             return None
         self._spent += media.length
-        self._entries[media.digest] = entry
+        self._entries[name] = entry
         self._fresh[entry] = media
         return entry
 
@@ -103,7 +105,7 @@ class InputStake(Stake):
         lease = self._leases.pop(request.id, None)
         if lease is None:
             return
-        entry, digest = lease
+        entry, name = lease
         if request.running:
             self._turned = [one for one in self._turned if one[0] != request.slot]
         self._users[entry] -= 1
@@ -113,21 +115,21 @@ class InputStake(Stake):
         del self._users[entry]
         if entry in self._fresh or not trusted:
             self._fresh.pop(entry, None)
-            del self._entries[digest]
+            del self._entries[name]
             self._free.append(entry)
         else:
-            self._idle[entry] = digest
+            self._idle[entry] = name
 
     def audit(self, running: Sequence[Request]) -> int:
         """Leases follow from who is running; those of others are given back."""
         ids = {request.id for request in running}
         lost = [id for id in self._leases if id not in ids]
         for id in lost:
-            entry, digest = self._leases.pop(id)
+            entry, name = self._leases.pop(id)
             self._users[entry] -= 1
             if not self._users[entry]:
                 del self._users[entry]
-                self._idle[entry] = digest
+                self._idle[entry] = name
         return len(lost)
 
     def gauges(self) -> tuple[dict[str, int], dict[str, float]]:

@@ -14,7 +14,7 @@ from sapwood.base.sampling import SamplingParams
 from sapwood.base.slots import Slots
 from sapwood.base.stake import Refusal
 from sapwood.draft import DraftStake
-from sapwood.encode import EncodeStake, Room
+from sapwood.encode import EncodeStake, InputStake, Room
 from sapwood.encode.stake import columns
 from tests.sim.drafter import ToyDrafter
 from tests.sim.world import World, expected
@@ -139,3 +139,13 @@ def test_more_than_there_is_room_for() -> None:
     stake = EncodeStake(Slots(1, 20), Room(3), budget=100)
     assert isinstance(stake.ready(request(5, [image(0, 4)], [Span(0, 4, 0)])), Refusal)
     assert not isinstance(stake.ready(request(5, [image(0, 3)], [Span(0, 3, 0)])), Refusal)
+
+
+def test_inputs_are_shared_within_a_namespace_alone() -> None:
+    stake = InputStake("tokens", entries=4, longest=8, budget=99)
+    heard = Media.of("tokens", {"ids": np.arange(5, dtype=np.int32)}, 5)
+    for id, namespace in enumerate(("a", "a", "b")):
+        one = Request(id, np.ones(1, np.int32), SamplingParams(), limit=9, media=[heard], namespace=namespace)
+        assert stake.enter(one, 1)
+    stake.parts(None)  # type: ignore[arg-type]  # which it does not look at
+    assert stake.counters["encoder_inputs_read"] == 2 and stake.counters["encoder_inputs_reused"] == 1
