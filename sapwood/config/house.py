@@ -76,6 +76,7 @@ class Resident:
 
 _FRACTION = 0.9
 _UNITS = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_FOREVER = 100 * 365 * _UNITS["d"]
 _OWN = ("model", "aliases", "pinned", "keep_alive", "fallback")
 
 
@@ -99,7 +100,8 @@ def seconds_of(value: str | float | None, what: str) -> float | None:
     parts = re.findall(r"(\d+(?:\.\d+)?)(ms|[smhd]?)", text)
     if not parts or "".join(map("".join, parts)) != text:
         raise ConfigError(f"{what} takes a time, such as 300, 10m or 1h30m, or -1 for ever, got {value!r}.")
-    return sum(float(number) * _UNITS[unit] for number, unit in parts)
+    total = sum(float(number) * _UNITS[unit] for number, unit in parts)
+    return None if total > _FOREVER else total
 
 
 def residents(models: Sequence[str], given: Mapping[str, Any]) -> list[Resident]:

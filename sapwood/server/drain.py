@@ -30,6 +30,11 @@ class Drain:
             if not self._working:
                 self._idle.set()
 
+    @property
+    def working(self) -> bool:
+        """Whether a request is at work, or what one has left running in the background."""
+        return self._working > 0
+
     async def __call__(self) -> None:
         """Take no more, and wait until those at work have ended."""
         self.begun = True

@@ -141,6 +141,7 @@ class Front:
         self._stable = Stable(names_in(config.server.stable_prefix))
         self.turns = Turns()
         self.flights = Flights()
+        self.chores: set[str] = set()  # what goes on between requests and has no end of its own soon: batches
         self._own = Account()
         self._passage: ContextVar[Passage | None] = ContextVar("passage", default=None)
         self._grammars = Checker(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
 from time import monotonic, time
 from typing import Any, Literal
@@ -31,6 +31,7 @@ Opening = Callable[[Resident], AbstractAsyncContextManager[Starlette]]
 """Begins an engine, and makes the application that serves it; over when the engine has ended. Raises SapwoodError."""
 
 PATIENCE_SECONDS = 10.0  # that one waits for another to have nothing to do, before that one takes no more requests
+_LOOK_SECONDS = 1.0  # between two looks at whether one still works that nobody asks for
 _GUESS_SECONDS = 30.0  # for a model to be there, of which nothing is known yet
 
 
@@ -69,8 +70,14 @@ class Member:
 
     @property
     def busy(self) -> bool:
-        """Whether somebody has it, or is about to."""
-        return self.inside > 0 or (self.fresh and self.uses > 0)
+        """Whether somebody has it, is about to, or has left something running in the background."""
+        running = self.front is not None and self.front.drain.working
+        return self.inside > 0 or running or (self.fresh and self.uses > 0)
+
+    @property
+    def chores(self) -> bool:
+        """Whether it works through something that asks for it again and again: batches."""
+        return self.front is not None and bool(self.front.chores)
 
     @property
     def front(self) -> Front | None:
@@ -190,19 +197,19 @@ class House:
         until = monotonic() + self._wait
         try:
             while not (member.awake and (member.fresh or not member.yields)):
-                if member.coming is None:
+                if (coming := member.coming) is None or coming.done():
                     member.since = monotonic()
-                    member.coming = asyncio.create_task(self._come(member))
+                    member.coming = coming = asyncio.create_task(self._come(member))
                 left = until - monotonic()
                 if member.estimate > left:
                     raise Overloaded(
                         f"The model {member.name!r} is not there yet, and will not be in time.",
                         retry_after=member.estimate,
                     )
-                await asyncio.wait([member.coming], timeout=left)
-                if member.coming is not None and member.coming.done():
-                    coming, member.coming = member.coming, None
-                    coming.result()
+                await asyncio.wait([coming], timeout=left)
+                if coming.done():
+                    member.coming = None if member.coming is coming else member.coming
+                    coming.result()  # all who have waited for it hear what became of it
             assert member.app is not None
             return member.app
         except BaseException:
@@ -264,10 +271,12 @@ class House:
         patience = monotonic() + PATIENCE_SECONDS
         while len(there := [one for one in self.members if one.awake]) >= self._most:
             able = sorted((one for one in there if not one.resident.pinned), key=lambda one: one.last)
-            free = next((one for one in able if not one.uses or (one.yields and not one.busy)), None)
+            free = next((one for one in able if not one.busy and (one.yields or not (one.uses or one.chores))), None)
             if free is not None:
                 await self._go(free, sleeps=self._sleeps)
                 free.yields = False
+                if free.chores:
+                    self._begin(self._again(free))
                 continue
             if not able:
                 raise Overloaded("All models that are there are pinned; raise --max-loaded-models.")
@@ -325,16 +334,31 @@ class House:
             timer.cancel()
         if member.keep_alive is None or member.resident.pinned or member.uses:
             return
-        left = max(0.0, member.last + member.keep_alive - monotonic())
-        self._timers[member] = asyncio.get_running_loop().call_later(left, self._expired, member)
+        self._time(member, max(0.0, member.last + member.keep_alive - monotonic()))
+
+    def _time(self, member: Member, seconds: float) -> None:
+        self._timers[member] = asyncio.get_running_loop().call_later(seconds, self._expired, member)
 
     def _expired(self, member: Member) -> None:
         del self._timers[member]
-        going = asyncio.create_task(self._expire(member))
-        self._going.add(going)
-        going.add_done_callback(self._going.discard)
+        self._begin(self._expire(member))
 
     async def _expire(self, member: Member) -> None:
         async with self._turn:
-            if not member.uses and member.state != "unloaded":
-                await self._go(member, sleeps=self._sleeps and bool(member.keep_alive))
+            if member.uses or member in self._timers or member.state == "unloaded":
+                return  # somebody has asked for it meanwhile
+            if member.busy or member.chores:
+                self._time(member, max(_LOOK_SECONDS, member.keep_alive or 0.0))
+                return
+            await self._go(member, sleeps=self._sleeps and bool(member.keep_alive))
+
+    async def _again(self, member: Member) -> None:
+        """It has made room amid a batch: have it there again as soon as there is room."""
+        with contextlib.suppress(SapwoodError):
+            async with self.using(member):
+                pass
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        going = asyncio.create_task(work)
+        self._going.add(going)
+        going.add_done_callback(self._going.discard)

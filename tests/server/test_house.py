@@ -122,6 +122,49 @@ async def test_or_it_ends(make: Make) -> None:
     assert street.states == {"a": "ready", "b": "unloaded"} and street.begun == ["a", "b", "a"]
 
 
+async def test_all_who_wait_hear_that_it_cannot_be_loaded(make: Make) -> None:
+    street = make("a")
+    street.broken, street.hold = {"a"}, asyncio.Event()
+    asked = [asyncio.create_task(street.ask("a")) for _ in range(3)]
+    while street.house.members[0].uses < 3:
+        await asyncio.sleep(0)
+    street.hold.set()
+    assert [(await one).status_code for one in asked] == [503] * 3 and street.begun == ["a"]
+    assert (await street.ask("a")).status_code == 503 and street.begun == ["a", "a"]
+
+
+async def test_what_runs_in_the_background_is_waited_for(make: Make) -> None:
+    street = make("a", "b", most=1, given={"keep_alive": "0"})
+    await street.http.post("/models/load", json={"model": "a"})
+    street.house.members[0].keep_alive = None
+    engine = street.engines["a"]
+    engine.hold = asyncio.Event()
+    body = {"model": "a", "input": "x", "background": True, "max_output_tokens": 3}
+    assert (await within(street.http.post("/v1/responses", json=body))).status_code == 200
+    await engine.until_running(1)
+    street.house.members[0].keep_alive = 0.0
+    street.house.expire(street.house.members[0])
+    other = asyncio.create_task(street.ask("b"))
+    await asyncio.sleep(0.1)  # for it to be waiting, and for the time to be over
+    assert street.states == {"a": "ready", "b": "unloaded"}
+    engine.hold.set()
+    assert (await other).json()["model"] == "b"
+
+
+async def test_a_batch_has_its_model_again(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(house, "PATIENCE_SECONDS", 0.0)
+    street = make("a", "b", most=1)
+    await street.ask("a")
+    front = street.house.members[0].front
+    assert front is not None
+    front.chores.add("batch")
+    assert (await street.ask("b")).json()["model"] == "b"
+    while street.states["a"] != "ready":
+        await asyncio.sleep(0.01)
+    assert street.states["b"] == "asleep" and street.engines["a"].controls == ["sleep", "wake_up"]
+    front.chores.clear()
+
+
 async def test_pinned_ones_stay(make: Make, tmp_path: Path) -> None:
     file = tmp_path / "models.toml"
     file.write_text('[models.a]\nmodel = "a"\npinned = true\n[models.b]\nmodel = "b"\n[models.c]\nmodel = "c"\n')
@@ -285,7 +328,8 @@ def test_options_of_each(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "seconds"), [("10m", 600), (300, 300), ("1h30m", 5400), (-1, None), ("-1m", None), ("500ms", 0.5), (0, 0)]
+    ("said", "seconds"),
+    [("10m", 600), (300, 300), ("1h30m", 5400), (-1, None), ("-1m", None), ("500ms", 0.5), (0, 0), ("9" * 400, None)],
 )
 def test_times(said: str | int, seconds: float | None) -> None:
     assert seconds_of(said, "x") == seconds

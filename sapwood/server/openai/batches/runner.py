@@ -48,7 +48,12 @@ class Runner:
     def begin(self, job: Job) -> None:
         task = asyncio.create_task(self._run(job))
         self._tasks[job.batch.id] = task
-        task.add_done_callback(lambda _: self._tasks.pop(job.batch.id))
+        self._front.chores.add(job.batch.id)
+        task.add_done_callback(lambda _: self._over(job.batch.id))
+
+    def _over(self, id: str) -> None:
+        self._tasks.pop(id)
+        self._front.chores.discard(id)
 
     async def cancel(self, owner: str, id: str) -> Batch:
         """What has been done is kept. Raises RequestError (404)."""
