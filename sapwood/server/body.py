@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 
 import anyio.to_thread
 import msgspec
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
@@ -55,24 +56,13 @@ class Body(Generic[T]):
                 f"The body must be application/json, not {kind}: send the header Content-Type: application/json.",
                 status=415,
             )
-        raw = await self._unpacked(request, await read_body(request, self._limit))
+        raw = await unpacked(request.headers, await read_body(request, self._limit), self._limit)
         if len(raw) < _LARGE:
             await self._turn()
             return self._decode(raw)
         body = await anyio.to_thread.run_sync(self._decode, raw)
         await self._turn()
         return body
-
-    async def _unpacked(self, request: Request, raw: bytes) -> bytes:
-        """The body as it was before it was compressed, within the limit too."""
-        coding = request.headers.get("content-encoding", "identity").strip().lower()
-        if coding in ("identity", ""):
-            return raw
-        if coding not in _CODINGS:
-            raise RequestError(
-                f"The body's encoding {coding!r} is not supported: send it as gzip, deflate, or as it is.", status=415
-            )
-        return await anyio.to_thread.run_sync(_inflate, raw, coding, self._limit)
 
     def _decode(self, raw: bytes) -> T:
         raw = raw if raw.strip() else self._missing
@@ -94,6 +84,18 @@ class Body(Generic[T]):
             ) from None
         except RecursionError:
             raise RequestError("The body is nested too deeply.") from None
+
+
+async def unpacked(headers: Headers, raw: bytes, limit: int) -> bytes:
+    """The body as it was before it was compressed, within the limit too. Raises RequestError."""
+    coding = headers.get("content-encoding", "identity").strip().lower()
+    if coding in ("identity", ""):
+        return raw
+    if coding not in _CODINGS:
+        raise RequestError(
+            f"The body's encoding {coding!r} is not supported: send it as gzip, deflate, or as it is.", status=415
+        )
+    return await anyio.to_thread.run_sync(_inflate, raw, coding, limit)
 
 
 def json_response(body: msgspec.Struct | list[Any], status: int = 200) -> Response:

@@ -19,7 +19,7 @@ from sapwood.config import Config
 from sapwood.config.house import seconds_of
 from sapwood.server import anthropic, ollama
 from sapwood.server.auth import Guard
-from sapwood.server.body import json_response
+from sapwood.server.body import json_response, unpacked
 from sapwood.server.drain import Drain
 from sapwood.server.errors import problem
 from sapwood.server.gathered import gathered
@@ -148,7 +148,7 @@ class Porch:
             card = self._card(path.removeprefix("/v1/models/"))
             await json_response(card)(scope, again, send)
             return
-        member, peek = self._meant(scope, headers, body)
+        member, peek = await self._meant(scope, headers, body)
         if peek.keep_alive is not None and path.startswith("/api/"):
             member.keep_alive = _stays(peek.keep_alive)
         async with self._house.using(member) as app:
@@ -172,14 +172,15 @@ class Porch:
 
         return body, again
 
-    def _meant(self, scope: Scope, headers: Headers, body: bytes) -> tuple[Member, Peek]:
+    async def _meant(self, scope: Scope, headers: Headers, body: bytes) -> tuple[Member, Peek]:
         """Which model: as the body says, or the query, or a header; the first that is there, or of all, where nothing does.
 
         What is wrong with a body is told by whoever reads it.
         """
         peek = Peek()
-        if body[:1] in b"{ \n\r\t" and "content-encoding" not in headers:
-            with contextlib.suppress(msgspec.MsgspecError):
+        with contextlib.suppress(msgspec.MsgspecError, RequestError):
+            body = await unpacked(headers, body, self._config.server.max_body_bytes)
+            if body[:1] in b"{ \n\r\t":
                 peek = msgspec.json.decode(body, type=Peek)
         asked = peek.model or (peek.name if scope["path"].startswith("/api/") else None)
         asked = asked or QueryParams(scope["query_string"]).get("model") or headers.get("x-model")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from sapwood.server.house import House
 from sapwood.server.porch import Porch
 from sapwood.text import TextModel
 from tests.server.fakes import FakeEngine
-from tests.waiting import within
+from tests.waiting import eventually, within
 
 pytestmark = pytest.mark.anyio
 ADMIN = {"authorization": "Bearer boss"}
@@ -104,6 +105,16 @@ async def test_each_is_loaded_when_it_is_asked_for(make: Make) -> None:
     assert (await street.ask(None)).json()["model"] == "a"  # the first
 
 
+async def test_a_compressed_body_is_read(make: Make) -> None:
+    street = make("a", "b")
+    body = gzip.compress(b'{"model": "b", "prompt": "x", "max_tokens": 3}')
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    reply = await within(street.http.post("/v1/completions", content=body, headers=headers))
+    assert reply.json()["model"] == "b"
+    broken = await within(street.http.post("/v1/completions", content=body[:9], headers=headers))
+    assert broken.status_code == 400
+
+
 async def test_who_was_asked_for_least_lately_makes_room(make: Make) -> None:
     street = make("a", "b", "c", most=2)
     for name in ("a", "b", "a", "c"):
@@ -126,8 +137,7 @@ async def test_all_who_wait_hear_that_it_cannot_be_loaded(make: Make) -> None:
     street = make("a")
     street.broken, street.hold = {"a"}, asyncio.Event()
     asked = [asyncio.create_task(street.ask("a")) for _ in range(3)]
-    while street.house.members[0].uses < 3:
-        await asyncio.sleep(0)
+    await asyncio.to_thread(eventually, lambda: street.house.members[0].uses == 3)
     street.hold.set()
     assert [(await one).status_code for one in asked] == [503] * 3 and street.begun == ["a"]
     assert (await street.ask("a")).status_code == 503 and street.begun == ["a", "a"]
@@ -159,8 +169,7 @@ async def test_a_batch_has_its_model_again(make: Make, monkeypatch: pytest.Monke
     assert front is not None
     front.chores.add("batch")
     assert (await street.ask("b")).json()["model"] == "b"
-    while street.states["a"] != "ready":
-        await asyncio.sleep(0.01)
+    await asyncio.to_thread(eventually, lambda: street.states["a"] == "ready")
     assert street.states["b"] == "asleep" and street.engines["a"].controls == ["sleep", "wake_up"]
     front.chores.clear()
 
