@@ -142,6 +142,27 @@ def test_all_dialects_see_the_same(seer: Server) -> None:
     assert told.message.content == wanted
 
 
+def test_results_of_tools_may_be_images(seer: Server) -> None:
+    """Though the template knows no tools, which are told in words then."""
+    source = {"type": "base64", "media_type": "image/png", "data": encoded(picture(60, 45))}
+    result = {"type": "tool_result", "tool_use_id": "a", "content": [{"type": "image", "source": source}]}
+    call = {"type": "tool_use", "id": "a", "name": "look", "input": {}}
+    messages = [
+        {"role": "user", "content": TEXT},
+        {"role": "assistant", "content": [call]},
+        {"role": "user", "content": [result, {"type": "text", "text": "So?"}]},
+    ]
+    body = {"model": "seer", "max_tokens": 2, "messages": messages}
+    answer = seer.post("/v1/messages", json=body)
+    assert answer.status_code == 200, answer.text
+    nothing = seer.post(
+        "/v1/messages",
+        json=body | {"messages": [*messages[:2], {"role": "user", "content": [{**result, "content": ""}]}]},
+    )
+    counts = [one.json()["usage"]["input_tokens"] for one in (answer, nothing)]
+    assert counts[0] > counts[1] + 4
+
+
 def test_several_outputs_share_an_image(seer: Server) -> None:
     said = asked(seer, shown(inline(picture(60, 45, 3))), n=3, temperature=1, seed=5)
     assert len(said["choices"]) == 3

@@ -26,7 +26,7 @@ def in_words(messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None
         return said
     told = _TOLD.format(tools="\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools))
     if said and isinstance(said[0], dict) and said[0].get("role") == "system":
-        return [{**said[0], "content": f"{_text(said[0])}\n\n{told}".lstrip()}, *said[1:]]
+        return [{**said[0], "content": _around("", said[0], f"\n\n{told}")}, *said[1:]]
     return [{"role": "system", "content": told}, *said]
 
 
@@ -34,12 +34,21 @@ def _said(message: Any) -> Any:
     if not isinstance(message, dict):
         return message  # the template's renderer says what is wrong with it
     if message.get("role") == "tool":
-        return {"role": "user", "content": f"<tool_response>\n{_text(message)}\n</tool_response>"}
+        return {"role": "user", "content": _around("<tool_response>\n", message, "\n</tool_response>")}
     calls = message.get("tool_calls")
     if not isinstance(calls, list) or not calls:
         return message
     parts = [_text(message), *map(_call, calls)]
     return {"role": message["role"], "content": "\n".join(filter(None, parts))}
+
+
+def _around(before: str, message: Message, behind: str) -> Any:
+    """What a message says between two texts: text, or parts where there are images."""
+    content = message.get("content")
+    if isinstance(content, list) and any(isinstance(part, dict) and part.get("type") == "image" for part in content):
+        parts = ({"type": "text", "text": text} for text in (before, behind))
+        return [next(parts), *content, next(parts)]
+    return f"{before}{_text(message)}{behind}".lstrip()
 
 
 def _call(call: Any) -> str:
