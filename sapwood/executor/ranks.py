@@ -156,10 +156,11 @@ class Ranks:
         return self._here.expert_tokens()
 
     def check_weights(self, given: Given) -> None:
-        self._here.check_weights(given)  # the others' parts are like this one
+        self._here.check_weights(given)  # which knows what the others have
 
     def take_weights(self, given: Given) -> None:
         self._all(b"n", msgspec.msgpack.encode(given), lambda: self._here.take_weights(given))
+        self._segment.settle(b"d", self._wake)  # who says that they are taken speaks for all
 
     def release(self, held: Sequence[Held], level: Level) -> None:
         self._all(b"z", msgspec.msgpack.encode((list(held), level)), lambda: self._here.release(held, level))
@@ -175,7 +176,7 @@ class Ranks:
         """Have all ranks do something, this one by `run`. Raises Lost if one does not, after which nothing goes on."""
         try:
             self._segment.check()
-            self._segment.send(what + message, lambda rank: self._others[rank].tell(b""))
+            self._segment.send(what + message, self._wake)
             return run()
         except Lost:
             raise
@@ -184,6 +185,9 @@ class Ranks:
             if isinstance(error, Exception):
                 raise Lost(f"rank 0 has failed: {type(error).__name__}: {error}") from error
             raise
+
+    def _wake(self, rank: int) -> None:
+        self._others[rank].tell(b"")
 
     def _end(self) -> None:
         processes, self._others = self._others, {}
@@ -280,6 +284,7 @@ class Follower:
             "l": lambda rest: self._here.adapters().fetch(msgspec.msgpack.decode(rest, type=Adapter)),
             "u": lambda rest: self._here.adapters().forget(msgspec.msgpack.decode(rest, type=Adapter)),
             "n": lambda rest: self._here.take_weights(msgspec.msgpack.decode(rest, type=Given)),
+            "d": lambda rest: None,
             "z": lambda rest: self._here.release(*msgspec.msgpack.decode(rest, type=tuple[list[Held], Level])),
             "w": lambda rest: self._here.restore(msgspec.msgpack.decode(rest, type=list[Held])),
         }

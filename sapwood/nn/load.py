@@ -95,19 +95,38 @@ def matched(
 ) -> tuple[Piece, ...]:
     """The pieces of the model that tensors of these shapes have, leaf by leaf. Raises ModelError if any does not fit, or, of a `whole`
     model, is missing."""
-    tensors, portion = _spelt(tensors_by(model.method), shapes), model.decoder.portion
-    pieces = weight_map(model.decoder, tensors=tensors)
-    entire = model.decoder.stage.whole or (None if portion is None else portion[0])
-    known = set() if entire is None else {piece.name for piece in weight_map(entire, tensors=tensors)}
-    root = model.decoder.root
-    if root and not any(tensor.startswith(root) for tensor in shapes):
-        pieces = tuple(replace(piece, name=piece.name.removeprefix(root)) for piece in pieces)
-        known = {tensor.removeprefix(root) for tensor in known}
-    head = model.decoder.head
-    unused = known | {tensor for tensor in shapes if not model.decoder.owns(tensor)}  # some are other ranks'
-    tied = {f"{head.name}.weight"} if isinstance(head, Tied) else set()
-    _check(name, pieces, shapes, unused=unused | tied, whole=whole)
+    pieces = _pieces(model, model.decoder, shapes)
+    known = {piece.name for piece in pieces_of_all(model, shapes)}  # some are other ranks'
+    _check(name, pieces, shapes, unused=known | _unused(model, shapes), whole=whole)
     return tuple(piece for piece in pieces if whole or piece.name in shapes)
+
+
+def check_all(model: Loadable, shapes: Mapping[str, tuple[int, ...]], *, name: str, whole: bool) -> None:
+    """The same check, for all ranks that a model is spread over."""
+    if pieces := pieces_of_all(model, shapes):
+        _check(name, pieces, shapes, unused=_unused(model, shapes), whole=whole)
+
+
+def pieces_of_all(model: Loadable, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Piece, ...]:
+    """Those of the model that this one is a rank's part of; none of one that is whole."""
+    portion = model.decoder.portion
+    entire = model.decoder.stage.whole or (None if portion is None else portion[0])
+    return () if entire is None else _pieces(model, entire, shapes)
+
+
+def _pieces(model: Loadable, decoder: Network, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Piece, ...]:
+    """Named as tensors of these shapes are."""
+    pieces, root = weight_map(decoder, tensors=_spelt(tensors_by(model.method), shapes)), decoder.root
+    if root and not any(tensor.startswith(root) for tensor in shapes):
+        return tuple(replace(piece, name=piece.name.removeprefix(root)) for piece in pieces)
+    return tuple(pieces)
+
+
+def _unused(model: Loadable, shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
+    """Tensors that are not the decoder's, or its embeddings once more."""
+    head = model.decoder.head
+    tied = {f"{head.name}.weight"} if isinstance(head, Tied) else set()
+    return {tensor for tensor in shapes if not model.decoder.owns(tensor)} | tied
 
 
 @torch.inference_mode()

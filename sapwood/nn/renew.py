@@ -16,7 +16,7 @@ from sapwood.base.errors import ModelError
 from sapwood.base.weights import Given
 from sapwood.hub.files import tensors_in, weight_files
 from sapwood.nn.checkpoint import Safetensors
-from sapwood.nn.load import Loadable, fill, matched
+from sapwood.nn.load import Loadable, check_all, fill, matched, pieces_of_all
 from sapwood.nn.make import Derived
 
 _FLOATS = ("F16", "BF16", "F32", "F64")
@@ -29,8 +29,11 @@ def check(model: Loadable, given: Given) -> None:
     if given.whole:
         _check_refills(model, [place.path for place in walk(model.decoder)])
     with ExitStack() as stack:
-        pieces = _matched(model, Safetensors(_files(given), stack), given)
-    if not pieces:
+        source = Safetensors(_files(given), stack)
+        pieces, shapes = _matched(model, source, given), source.shapes()
+        check_all(model, shapes, name=given.path, whole=given.whole)
+        others = pieces_of_all(model, shapes)
+    if not pieces and not any(piece.name in shapes for piece in others):
         raise ModelError(f"{given.path} holds nothing that this model has.")
     _check_refills(model, [piece.path for piece in pieces])
     _check_tensors(given)

@@ -142,6 +142,12 @@ class Segment:
                     if self._words[self._at(other, _ASLEEP)]:
                         wake(other)
 
+    def settle(self, message: bytes, wake: Callable[[int], None]) -> None:
+        """Send a message, and wait until all others take it: then they have done all that they were sent before. Raises Lost."""
+        self.send(message, wake)
+        for other in self._others:
+            self._wait(self._at(other, _READ), self._words[_WRITTEN])
+
     def receive(self, woken: threading.Event) -> bytes:
         """The next message of the first rank; sleeps until `woken` if there is none for a while. Raises Lost."""
         (length,) = _LENGTH.unpack(self._take(_LENGTH.size, woken))

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from sapwood import LLM
-from sapwood.base.errors import ConfigError
+from sapwood.base.errors import ConfigError, ModelError
 from sapwood.base.plan import Drafts, Known, Plan, Stretch
 from sapwood.executor.ranks import Ranks
 from sapwood.executor.stages import _touched
@@ -93,3 +95,24 @@ def test_what_a_plan_touches() -> None:
         parts=(Known((stretch,)), Drafts((Stretch(6, 0, np.zeros(1, np.int32)),))),
     )
     assert _touched(plan) == {3, 5, 6}
+
+
+def test_weights_of_a_later_stage_are_taken_or_refused_as_a_whole(tiny_model: Path, tmp_path: Path) -> None:
+    """The first rank has nothing of these layers, and answers for those that do."""
+    llm, alone = LLM(str(tiny_model), pipeline_parallel_size=2, **OPTIONS), LLM(str(tiny_model), **OPTIONS)
+    before, name = said(llm), "model.layers.1.self_attn.q_proj.weight"
+    tensors = load_file(tiny_model / "model.safetensors")
+    weight, head = tensors[name], tensors["lm_head.weight"]
+    with pytest.raises(ModelError, match=r"of another shape: model\.layers\.1"):
+        llm.update_weights([(name, weight[:8])])
+    with pytest.raises(ModelError, match=r"left over: model\.layers\.2"):
+        llm.update_weights([(name.replace("1", "2"), weight)])
+    whole = shutil.copytree(tiny_model, tmp_path / "less")
+    save_file({name: weight}, whole / "model.safetensors")
+    with pytest.raises(ModelError, match="missing"):
+        llm.update_weights(whole)
+    assert said(llm) == before
+    for one in (llm, alone):
+        one.update_weights([("lm_head.weight", head.roll(1, 0))])
+    assert said(llm) == said(alone) != before
+    llm._engine.shutdown()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -41,6 +42,25 @@ def check(ranks: list[list[Tensor]]) -> None:
     assert torch.allclose(ranks[0][0], sum(summands), atol=1e-6)
     gathered = torch.cat([torch.full((9, width), float(rank)) for rank, width in enumerate(WIDTHS)], dim=1)
     assert torch.equal(ranks[0][8], gathered)
+
+
+def test_what_was_asked_is_done_when_all_have_settled() -> None:
+    first = Segment.create(2)
+    other, woken, done = Segment(first.path, 1, 2), threading.Event(), list[bytes]()
+
+    def follow() -> None:
+        while (message := other.receive(woken)) != b"the end":
+            time.sleep(0.01)
+            done.append(message)
+
+    follower = threading.Thread(target=follow)
+    follower.start()
+    for turn in (1, 2):
+        first.send(b"work", lambda rank: woken.set())
+        first.settle(b"done", lambda rank: woken.set())
+        assert done.count(b"work") == turn
+    first.settle(b"the end", lambda rank: woken.set())
+    follower.join()
 
 
 def test_memory_that_all_share() -> None:
