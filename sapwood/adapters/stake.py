@@ -176,7 +176,9 @@ class AdapterStake(Stake):
                 del self._of[place.adapter.id]
                 self._evictions += 1
             place.adapter, self._of[adapter.id] = adapter, place
-            self._loads[self._places.index(place)] = adapter
+            slot = self._places.index(place)
+            self._loads[slot] = adapter
+            self._host.lend(slot, adapter)
         self._clock += 1
         place.used = self._clock
         self._mine[request.id] = place

@@ -32,6 +32,10 @@ class AdapterHost(Protocol):
         does not know is fetched."""
         ...
 
+    def lend(self, slot: int, adapter: Adapter) -> None:
+        """The next plan has it go to that slot of the device: it is at hand until then, whatever else is fetched or forgotten."""
+        ...
+
     def forget(self, adapter: Adapter) -> None:
         """It will not be asked for again; what the device holds of it stays until its slot is needed."""
         ...

@@ -413,6 +413,9 @@ class NullAdapters:
     def fetched(self, adapter: Adapter) -> Ready:
         return NOW
 
+    def lend(self, slot: int, adapter: Adapter) -> None:
+        pass
+
     def forget(self, adapter: Adapter) -> None:
         pass
 

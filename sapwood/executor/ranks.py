@@ -225,6 +225,9 @@ class _Everywhere:
     def knows(self, adapter: Adapter) -> bool:
         return self._here.knows(adapter)
 
+    def lend(self, slot: int, adapter: Adapter) -> None:
+        self._all(b"k", msgspec.msgpack.encode((slot, adapter)), lambda: self._here.lend(slot, adapter))
+
     def forget(self, adapter: Adapter) -> None:
         self._all(b"u", msgspec.msgpack.encode(adapter), lambda: self._here.forget(adapter))
 
@@ -282,6 +285,7 @@ class Follower:
             "r": self._read,
             "i": lambda rest: self._here.tidy(),
             "l": lambda rest: self._here.adapters().fetch(msgspec.msgpack.decode(rest, type=Adapter)),
+            "k": lambda rest: self._here.adapters().lend(*msgspec.msgpack.decode(rest, type=tuple[int, Adapter])),
             "u": lambda rest: self._here.adapters().forget(msgspec.msgpack.decode(rest, type=Adapter)),
             "n": lambda rest: self._here.take_weights(msgspec.msgpack.decode(rest, type=Given)),
             "d": lambda rest: None,

@@ -40,6 +40,7 @@ class Shelf:
     def __init__(self, bank: Bank, *, most: int, dtype: torch.dtype, pinned: bool = False) -> None:
         self.bank, self._most, self._dtype, self._pinned = bank, most, dtype, pinned
         self._here: OrderedDict[str, Future[Changes]] = OrderedDict()  # the one used last at the end
+        self._lent: dict[int, tuple[str, Future[Changes]]] = {}  # what slots wait for, and its id
         self._lock = Lock()  # of the counters, which the thread writes
         self._news = Event()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="adapters")
@@ -82,6 +83,10 @@ class Shelf:
             return Refusal(f"the adapter cannot be used: {error}")
         return NOW
 
+    def lend(self, slot: int, adapter: Adapter) -> None:
+        self.fetch(adapter)
+        self._lent[slot] = adapter.id, self._here[adapter.id]
+
     def forget(self, adapter: Adapter) -> None:
         self._here.pop(adapter.id, None)
 
@@ -104,10 +109,11 @@ class Shelf:
     # -- the device's side ----------------------------------------------------------------------------------------
 
     def apply(self, part: Adapters) -> None:
-        """Before a step: copy adapters to their slots. One that has had to go from here meanwhile is read again."""
+        """Before a step: copy adapters to their slots."""
         for slot, adapter in part.loads:
-            self.fetch(adapter)
-            self.bank.put(slot, self._here[adapter.id].result())
+            if self._lent.get(slot, ("",))[0] != adapter.id:
+                self.lend(slot, adapter)
+            self.bank.put(slot, self._lent.pop(slot)[1].result())
             with self._lock:
                 self._loads += 1
         if len(part.slots_A):

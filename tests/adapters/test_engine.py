@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from transformers import LlamaForCausalLM
 from sapwood import LLM, ConfigError, RequestError, SamplingParams
 from sapwood.llm import Generation
 from tests.adapters import peft
+from tests.adapters.some import adapters_for
 
 PROMPTS = [f"{number}. The quick brown fox jumps over the lazy dog." for number in range(12)]
 PARAMS = SamplingParams(max_tokens=8, temperature=0, ignore_eos=True, logprobs=0, prompt_logprobs=0)
@@ -78,6 +80,17 @@ def test_a_mixture(made: Made, slots: int) -> None:
     other = llm.generate(PROMPTS[0], GREEDY)[0]
     assert other.cached_tokens == 0, "an adapter's keys and values are its own"
     assert llm._engine.audit() == 0
+
+
+def test_what_is_promised_stays_at_hand(tiny_model: Path, tmp_path: Path) -> None:
+    """Also where the host's memory has to make room for another in between, and the files are gone."""
+    first, second, third = (shutil.copytree(one, tmp_path / one.name) for one in adapters_for(tiny_model))
+    llm = LLM(str(tiny_model), enable_lora=True, max_loras=1, max_cpu_loras=2, **BASE)
+    found = [llm.generate(PROMPTS[0], GREEDY, lora=str(one))[0].token_ids for one in (first, second)]
+    shutil.rmtree(first)
+    again = llm.generate([PROMPTS[0], PROMPTS[1]], GREEDY, lora=[str(first), str(third)])
+    assert not any(one.outputs[0].error for one in again)
+    assert again[0].token_ids == found[0]
 
 
 def test_names_directories_and_what_there_is_not(made: Made) -> None:

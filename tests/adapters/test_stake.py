@@ -37,6 +37,8 @@ class Host:
         self.asked.append(adapter.id)
         return self.answers.get(adapter.id, NOW)
 
+    def lend(self, slot: int, adapter: Adapter) -> None: ...
+
     def forget(self, adapter: Adapter) -> None:
         self.answers.pop(adapter.id, None)
 
