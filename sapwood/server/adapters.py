@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from pathlib import Path
 
@@ -127,6 +128,8 @@ class Adapters:
         """Load what is new in the directory or has changed, and unload what has gone. One that cannot be used is told of once."""
         assert self._folder is not None
         found = await anyio.to_thread.run_sync(_stamps, self._folder)
+        if found is None:
+            return
         for name in self._seen.keys() - found.keys():
             del self._seen[name]
             if self.registry.get(name) is not None:
@@ -141,14 +144,17 @@ class Adapters:
                 log.warning("adapter %s: %s", name, error)
 
 
-def _stamps(folder: Path) -> dict[str, Stamp]:
-    """Of all adapters in a directory that have both of their files, by name."""
-    found = {}
+def _stamps(folder: Path) -> dict[str, Stamp] | None:
+    """Of all adapters in a directory that have both of their files, by name; None if it cannot be read now."""
     try:
-        for one in sorted(folder.iterdir()):
+        places = sorted(folder.iterdir())
+    except OSError as error:
+        log.warning("--lora-dir %s: %s", folder, error.strerror or error)
+        return {} if isinstance(error, FileNotFoundError) else None
+    found = {}
+    for one in places:
+        with contextlib.suppress(OSError):  # what cannot be looked into, or goes meanwhile, is no adapter
             if is_adapter(one) and (one / WEIGHTS).is_file():
                 config, weights = (one / CONFIG).stat(), (one / WEIGHTS).stat()
                 found[one.name] = (config.st_mtime, config.st_size, weights.st_mtime, weights.st_size)
-    except OSError as error:
-        log.warning("--lora-dir %s: %s", folder, error.strerror or error)
     return found

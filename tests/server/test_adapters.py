@@ -176,6 +176,7 @@ async def test_a_directory_is_watched(app: Starlette, http: httpx.AsyncClient, t
     (folder / "broken").mkdir()
     (folder / "broken" / "adapter_config.json").write_text("{}")
     write(folder / "large", rank=9)
+    (folder / "a").symlink_to("x" * 300)  # at which nobody can look
     await adapters.look()
     assert [known.name for known in adapters.registry] == ["sql", "one"]
     before = adapters.registry.get("one").adapter.id
