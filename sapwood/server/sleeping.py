@@ -16,12 +16,15 @@ Mode = Literal["keep", "wait", "abort"]
 
 async def sleep(front: Front, *, level: Level = 1, held: Sequence[Held] = ALL, mode: Mode = "keep") -> list[Held]:
     """Have the engine give back what it holds; what is away then. Raises RequestError for a level that cannot be."""
-    if mode != "keep":
+    stood = await pausing.is_paused(front)  # and goes on doing so
+    if stood and mode == "abort":
+        front.flights.abort()
+    elif mode != "keep" and not stood:
         await pausing.pause(front, mode)
     try:
         answer = await front.engine.control("sleep", {"level": level, "held": list(held)})
     finally:
-        if mode != "keep":
+        if mode != "keep" and not stood:
             await pausing.resume(front)  # it is sleep that holds them now
     return _away(answer, "level")
 

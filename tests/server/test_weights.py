@@ -146,6 +146,18 @@ async def test_sleep_and_waking(tiny_model: Path) -> None:
             assert (await http.post(path)).status_code == 400
 
 
+@pytest.mark.parametrize("mode", ["wait", "abort"])
+async def test_an_engine_that_stood_still_goes_on_doing_so(mode: str, tiny_model: Path) -> None:
+    async with served(tiny_model) as http:
+        await http.post("/pause?mode=keep")
+        asked = asyncio.create_task(ask(http, 1))
+        assert (await within(http.post(f"/sleep?mode={mode}"))).json() == {"status": "asleep"}
+        await http.post("/wake_up")
+        assert (await http.get("/is_paused")).json() == {"is_paused": True}
+        await http.post("/resume")
+        assert (await within(asked))[1] in ("length", "abort")
+
+
 async def test_who_is_refused_while_it_sleeps(tiny_model: Path) -> None:
     async with served(tiny_model) as http:
         app = http._transport.app  # type: ignore[attr-defined]
