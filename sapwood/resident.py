@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,8 +71,9 @@ class AsyncResident:
         self, weights: Tensors, *, version: str | None = None, checksums: Mapping[str, str] | None = None
     ) -> str:
         """See `LLM.update_weights`. What runs goes on with the new weights, which compute anew what has been said. After an update that
-        failed midway the engine is started again with the weights of its start."""
-        with _given(weights, checksums) as given:
+        failed midway the engine is started again with the weights of its start. Tensors are asked for and written in a thread."""
+        with ExitStack() as stack:
+            given = await asyncio.to_thread(stack.enter_context, _given(weights, checksums))
             about = msgspec.structs.asdict(given) | {"version": version}
             return _version(await self.engine.control("update_weights", about))
 

@@ -114,6 +114,12 @@ def store(tensors: Mapping[str, torch.Tensor], path: Path) -> int:
     """Write tensors as a safetensors file; returns their bytes."""
     from safetensors.torch import save_file
 
-    whole = {name: tensor.detach().to("cpu", copy=False).contiguous() for name, tensor in tensors.items()}
+    whole: dict[str, torch.Tensor] = {}
+    shared: set[int] = set()
+    for name, tensor in tensors.items():
+        here = tensor.detach().to("cpu", copy=False).contiguous()
+        place = here.untyped_storage().data_ptr()
+        whole[name] = here.clone() if place in shared else here  # a file has tensors of its own, as of tied heads
+        shared.add(place)
     save_file(whole, path)
     return sum(tensor.nbytes for tensor in whole.values())

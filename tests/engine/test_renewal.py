@@ -22,6 +22,7 @@ from sapwood.engine.launch import launch
 from sapwood.engine.loop import DeviceLost, Engine
 from sapwood.executor.fake import FakeExecutor
 from sapwood.executor.local import LocalExecutor
+from sapwood.nn.renew import store
 from tests import models
 from tests.engine.whole import drain, prompts_that_share
 from tests.quant.test_formats import CHECKPOINTS
@@ -85,6 +86,15 @@ def test_some_tensors_by_name(tiny_model: Path, tmp_path: Path) -> None:
     rest = ((name, one) for name, one in tensors.items() if ".layers.0." not in name)
     assert llm.update_weights(rest, version="all", checksums=sums) == "all"
     assert [one.token_ids for one in llm.generate(PROMPTS, GREEDY)] == [one.token_ids for one in wanted]
+
+
+def test_tensors_that_share_memory(tmp_path: Path) -> None:
+    """As of a tied head, which a state_dict names twice, or of a matrix and a part of it."""
+    whole = torch.arange(12.0).view(4, 3)
+    tensors = {"embed": whole, "head": whole, "part": whole[1:3], "turned": whole.T}
+    store(tensors, tmp_path / "some.safetensors")
+    found = load_file(tmp_path / "some.safetensors")
+    assert found.keys() == tensors.keys() and all(torch.equal(found[name], one) for name, one in tensors.items())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
