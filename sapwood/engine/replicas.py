@@ -214,7 +214,7 @@ async def start(config: Config, children: Sequence[Child] = ()) -> AsyncIterator
     """
     size, rank = config.parallel.data_parallel_size, config.parallel.data_parallel_rank
     waiting = list(children)
-    if size == 1 or rank is not None:
+    if size < 2 or rank is not None:  # fewer than one are refused there
         async with keeper.start(config, waiting[0] if waiting else None) as engine:
             yield engine
         return

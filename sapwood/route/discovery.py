@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import NamedTuple
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
+from sapwood.base.errors import ConfigError
 from sapwood.route.table import Server
 
 
@@ -38,5 +39,8 @@ async def by_dns(server: Server) -> Found:
     """All addresses of its name."""
     _, parts = way_of(server)
     port = parts.port or (443 if parts.scheme == "https" else 80)
-    known = await asyncio.get_running_loop().getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
+    try:
+        known = await asyncio.get_running_loop().getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
+    except UnicodeError as error:
+        raise ConfigError(f"{server.url} has no name that can be looked up: {error}.") from error
     return found(parts, sorted({str(address[0]) for *_, address in known}), port, parts.netloc.rpartition("@")[2])

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from sapwood import LLM, AsyncLLM, SamplingParams
-from sapwood.base.errors import ConfigError, EngineDead, Overloaded
+from sapwood.base.errors import ConfigError, EngineDead, Overloaded, UserError
 from sapwood.base.histogram import Histogram
 from sapwood.base.media import Media, Span
 from sapwood.base.wire import Control, Delta, Deltas, Reply, Stats, Submit, ToEngine
@@ -255,6 +255,16 @@ def test_each_tells_at_a_place_of_its_own() -> None:
 def test_what_is_refused(tiny_model: Path, options: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         LLM(str(tiny_model), device="cpu", **options)
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_fewer_engines_than_one_are_refused(tiny_model: Path, size: int) -> None:
+    async def scenario() -> None:
+        async with replicas.start(from_options({"model": str(tiny_model), "data_parallel_size": size})):
+            raise AssertionError
+
+    with pytest.raises(UserError, match="--data-parallel-size must be at least 1"):
+        asyncio.run(within(scenario()))
 
 
 def test_processes_that_die_are_followed_by_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,9 @@ from typing import Any
 import aiohttp
 import pytest
 
+from sapwood.base.errors import ConfigError
 from sapwood.route.ask import Ask
-from sapwood.route.discovery import Found
+from sapwood.route.discovery import Found, by_dns
 from sapwood.route.fleet import Fleet, Replica, State
 from sapwood.route.meter import Meter
 from sapwood.route.prefixes import Prefixes
@@ -342,3 +343,8 @@ def test_bodies_that_nobody_can_read_are_refused_as_such(odd: bytes) -> None:
 def test_fields_that_nobody_can_read_say_nothing() -> None:
     ask = Ask(CHAT, b'{"model": "\xff", "user": "\xff", "max_tokens": 1e999, "metadata": {"user_id": "\xff"}}', {})
     assert (ask.model, ask.session, ask.weight) == (None, None, 256)
+
+
+def test_a_name_that_can_be_none_is_a_fault_of_the_table() -> None:
+    with pytest.raises(ConfigError, match="no name that can be looked up"):
+        run(by_dns(Server(url=f"dns+http://{'a' * 70}:80")))
