@@ -61,15 +61,18 @@ def check_installed() -> None:
 
 
 class Decoding:
-    """One file on its way through a process. Making it starts nothing; leaving the context ends the process."""
+    """One file on its way through a process, which reads what it was `give`n. Leaving the context ends its files."""
 
-    def __init__(self, data: bytes, limits: AudioLimits) -> None:
+    def __init__(self, limits: AudioLimits) -> None:
         """Raises ConfigError where libraries are missing."""
         check_installed()
         self._limits = limits
         self._stack = contextlib.ExitStack()
         self._given: IO[bytes] = self._stack.enter_context(_nameless())
         self._made: IO[bytes] = self._stack.enter_context(_nameless())
+
+    def give(self, data: bytes) -> None:
+        """The file to be decoded; takes as long as a disk does."""
         self._given.write(data)
         self._given.flush()
         self._given.seek(0)
@@ -87,7 +90,9 @@ class Decoding:
     @property
     def pipes(self) -> dict[str, Any]:
         """What the process gets: the file to read, the file to write, and an environment without anything of ours."""
-        threads = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        # FFmpeg's filters have threads all the same; a heap for each would take most of the addresses that there may be.
+        names = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "MALLOC_ARENA_MAX")
+        threads = dict.fromkeys(names, "1")
         return {
             "stdin": self._given,
             "stdout": self._made,
@@ -124,19 +129,22 @@ def decoded(data: bytes, limits: AudioLimits = AudioLimits()) -> Audio:
 
     Raises RequestError (400) for what is none, or takes more than it may, and ConfigError where libraries are missing.
     """
-    with Decoding(data, limits) as decoding, subprocess.Popen(decoding.command, **decoding.pipes) as process:
-        try:
-            _, said = process.communicate(timeout=decoding.patience)
-            return decoding.result(process.returncode, said)
-        except subprocess.TimeoutExpired:
-            return decoding.result(None, b"")
-        finally:
-            process.kill()
+    with Decoding(limits) as decoding:
+        decoding.give(data)
+        with subprocess.Popen(decoding.command, **decoding.pipes) as process:
+            try:
+                _, said = process.communicate(timeout=decoding.patience)
+                return decoding.result(process.returncode, said)
+            except subprocess.TimeoutExpired:
+                return decoding.result(None, b"")
+            finally:
+                process.kill()
 
 
 async def decoded_beside(data: bytes, limits: AudioLimits) -> Audio:
     """The same from a coroutine; cancelled, it ends the process."""
-    with Decoding(data, limits) as decoding:
+    with Decoding(limits) as decoding:
+        await asyncio.to_thread(decoding.give, data)
         process = await asyncio.create_subprocess_exec(*decoding.command, **decoding.pipes)
         try:
             _, said = await asyncio.wait_for(process.communicate(), decoding.patience)

@@ -6,6 +6,9 @@ import asyncio
 import io
 import math
 import resource
+import subprocess
+import sys
+import threading
 from collections.abc import Callable
 
 import av
@@ -14,7 +17,7 @@ import pytest
 import soundfile
 
 from sapwood.base.errors import RequestError
-from sapwood.speech.audio import AudioLimits, decoded, decoded_beside
+from sapwood.speech.audio import AudioLimits, Decoding, decoded, decoded_beside
 from tests.speech.voices import noise, wav
 
 RATE = 44100
@@ -105,7 +108,18 @@ def test_hostile_files_are_refused(why: str) -> None:
     assert told.value.status == 400 and told.value.param == "file" and "<_io" not in str(told.value)
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown < 64 << 10, "kilobytes of this process"
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 512 << 10
+
+
+def test_a_process_that_decodes_stays_small() -> None:
+    """Asked of a process that is small itself, since a child has the size of its parent before it becomes something else."""
+    script = (
+        "import resource, sys; from sapwood.base.errors import RequestError; from sapwood.speech.audio import AudioLimits, decoded\n"
+        "try: decoded(sys.stdin.buffer.read(), AudioLimits(seconds=20.0))\n"
+        "except RequestError as error: print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, error)"
+    )
+    run = subprocess.run([sys.executable, "-c", script], input=_lying(), capture_output=True, check=True)
+    kilobytes, _, said = run.stdout.decode().partition(" ")
+    assert "longer than 20 s" in said and int(kilobytes) < 256 << 10
 
 
 def test_bounds_that_the_system_holds() -> None:
@@ -127,6 +141,19 @@ async def test_beside_a_loop() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+@pytest.mark.anyio
+async def test_the_loop_writes_no_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    writers, give = list[int](), Decoding.give
+
+    def noted(self: Decoding, data: bytes) -> None:
+        writers.append(threading.get_ident())
+        give(self, data)
+
+    monkeypatch.setattr(Decoding, "give", noted)
+    await decoded_beside(wav(noise(1.0)), AudioLimits())
+    assert writers and threading.get_ident() not in writers
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import anyio.to_thread
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -9,11 +10,16 @@ from sapwood.server.body import read_body
 from sapwood.server.front import Front
 from sapwood.server.multipart import parts_of
 from sapwood.server.openai.audio.answers import Answers, Event, Transcribed
-from sapwood.server.openai.audio.form import form_of
+from sapwood.server.openai.audio.form import Form, form_of
 from sapwood.server.openai.audio.listening import Listener
 from sapwood.server.openai.audio.stream import TextStream
 from sapwood.server.routes import Described, Media, Streamed, plain
 from sapwood.speech.transcript import Task
+from sapwood.speech.vocabulary import SpeechVocabulary
+
+
+def _form(kind: str, body: bytes, task: Task, vocabulary: SpeechVocabulary) -> Form:
+    return form_of(parts_of(kind, body), task, vocabulary)
 
 
 def routes(front: Front) -> list[Described]:
@@ -22,7 +28,8 @@ def routes(front: Front) -> list[Described]:
     async def answered(request: Request, task: Task) -> Response:
         body = await read_body(request, front.config.server.max_body_bytes)
         vocabulary = listener.vocabulary
-        form = form_of(parts_of(request.headers.get("content-type", ""), body), task, vocabulary)
+        kind = request.headers.get("content-type", "")
+        form = await anyio.to_thread.run_sync(_form, kind, body, task, vocabulary)  # which copies what may be large
         del body
         front.check_model(form.model)
         audio = await front.attended(request.receive, listener.decode(form.file))
