@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sapwood.route.fleet import State
-from tests.route.mock import Mock, routed
+from sapwood.route.table import checked
+from tests.route.mock import Mock, routed, until
 from tests.route.test_proxy import CHAT, run
 from tests.route.test_semantic import Reader
 
@@ -150,5 +152,33 @@ def test_without_vectors_only_the_same_words_are_found() -> None:
             ways = [await found(client, ask(text)) for text in ("a cat", "a cat", "my cat")]
             assert ways == ["", "exact; 1.0000", ""]
             assert 'sapwood_route_answers_total{found="unknown"} 2.0' in router.metrics.text().decode()
+
+    run(case())
+
+
+def test_another_model_by_the_same_name_gives_answers_of_its_own() -> None:
+    def table(to: str) -> dict[str, Any]:
+        return {"model": {"fast": {"to": [to]}}, "answers": {"models": ["fast"], "at_least": 1}}
+
+    async def case() -> None:
+        a, b = Mock("a", ("x",)), Mock("b", ("y",))
+        async with routed(a, b, table=table("x")) as (client, router):
+
+            def changed() -> None:
+                servers = [{"url": one.url, "name": one.name} for one in (a, b)]
+                router.fleet.set_table(checked({"server": servers, **table("y")}, "a test"))
+
+            body = ask("a cat", model="fast")
+            assert [await found(client, body) for _ in range(2)] == ["", "exact; 1.0000"]
+            a.way = "waits"
+            a.go_on.clear()
+            waiting = asyncio.create_task(found(client, ask("a dog", model="fast")))
+            await until(lambda: len(a.bodies) == 2)
+            changed()
+            a.go_on.set()
+            assert await waiting == ""
+            for text in ("a cat", "a dog"):
+                assert await found(client, ask(text, model="fast")) == ""
+            assert len(b.bodies) == 2
 
     run(case())

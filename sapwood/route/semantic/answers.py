@@ -24,6 +24,7 @@ from sapwood.route.semantic.auto import Meant
 from sapwood.route.semantic.meanings import Floats, Meanings
 from sapwood.route.semantic.metrics import RuleMetrics
 from sapwood.route.semantic.table import Answers
+from sapwood.route.table import Alias
 
 _PATHS = frozenset(("/v1/chat/completions", "/v1/messages", "/v1/completions", "/api/chat"))
 _LONGEST = 256 << 10  # bytes of an answer that is kept
@@ -66,7 +67,7 @@ class KeptAnswers:
         self._kept: OrderedDict[_Place, _Kept] = OrderedDict()
         self._by_key: dict[bytes, set[str]] = {}
         self._bytes = 0
-        self._of: tuple[Answers | None, Meanings | None] = (None, None)
+        self._of: tuple[Answers | None, Meanings | None, Mapping[str, Alias]] = (None, None, {})
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -75,7 +76,7 @@ class KeptAnswers:
         options = self._options()
         if options is None or passing.ask.model not in options.models or passing.ask.path not in _PATHS:
             return None
-        place = _place(passing.ask.document, passing, options)
+        place, of = _place(passing.ask.document, passing, options), self._of
         if place is None:
             return None
         self._forget_old(options)
@@ -92,7 +93,7 @@ class KeptAnswers:
             how = "none"
         self._metrics.answers.labels(how).inc()
         if found is None:
-            passing.notes[_MINE], passing.copied = (place, vector), _LONGEST
+            passing.notes[_MINE], passing.copied = (place, vector, of), _LONGEST
             return None
         told = {
             **passing.told,
@@ -108,7 +109,9 @@ class KeptAnswers:
             return
         if not _is_whole(how.body, how.content_type):
             return
-        place, vector = noted
+        place, vector, of = noted
+        if of is not self._of:
+            return  # it was asked under another table
         self._drop(place)
         self._kept[place] = _Kept(how.body, how.content_type, vector, self._clock())
         self._by_key.setdefault(place.key, set()).add(place.text)
@@ -117,8 +120,9 @@ class KeptAnswers:
             self._drop(next(iter(self._kept)))
 
     def _options(self) -> Answers | None:
-        """What the table says now. When that has changed, or who makes vectors, nothing of before is kept."""
-        now = (self._fleet.table.answers, self._meant.now())
+        """What the table says now. When that has changed, or who makes vectors, or what names stand for, nothing of before is kept."""
+        table = self._fleet.table
+        now = (table.answers, self._meant.now(), table.model)
         if now != self._of:
             self._kept.clear()
             self._by_key.clear()
