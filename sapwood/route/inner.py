@@ -24,6 +24,10 @@ class Refused(Unanswered):
     """A server says that what it was asked is wrong: others may be asked well."""
 
 
+class Late(Unanswered):
+    """Nobody has answered in time."""
+
+
 class Inner:
     """Asks the least loaded of the servers that have a model, with the server's own key. `left` is told when one has room again."""
 
@@ -43,7 +47,7 @@ class Inner:
                         except Unanswered as error:
                             failed = error
         except TimeoutError:
-            failed = Unanswered(f"{model} has not answered within {timeout:g} s")
+            failed = Late(f"{model} has not answered within {timeout:g} s")
         raise failed
 
     async def _of(self, replica: Replica, path: str, body: dict[str, Any]) -> dict[str, Any]:

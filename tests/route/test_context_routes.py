@@ -196,6 +196,23 @@ def test_who_does_not_count_is_not_asked_for_every_message(status: int, again: b
     run(case())
 
 
+def test_who_sums_up_too_slowly_is_not_waited_for_at_every_turn() -> None:
+    async def case() -> None:
+        m, writer = Mock("m"), Counting("writer", ("writer",))
+        writer.way = "waits"
+        writer.go_on.clear()
+        context = {"m": TABLE["context"]["m"] | {"summary_timeout": 0.05}}
+        async with routed(m, writer, table={"context": context}) as (client, _):
+            for end in (-4, None):
+                body = {"model": "m", "messages": agent(random.Random(3), 30)[:end]}
+                async with client.post(CHAT, json=body) as answer:
+                    assert answer.status == 200 and "drop" in answer.headers["x-sapwood-context"]
+            assert len(writer.raw) <= 1
+            writer.go_on.set()
+
+    run(case())
+
+
 def test_a_summary_that_cannot_be_had_stops_nobody() -> None:
     async def case() -> None:
         m, writer = Mock("m"), Counting("writer", ("writer",))

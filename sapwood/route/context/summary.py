@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from time import monotonic
 from typing import NamedTuple
 
 import msgspec
@@ -15,10 +16,11 @@ from sapwood.route.context.plan import Plan
 from sapwood.route.context.shapes import Message
 from sapwood.route.context.table import Context
 from sapwood.route.guests import Passing
-from sapwood.route.inner import Inner, Unanswered
+from sapwood.route.inner import Inner, Late, Unanswered
 from sapwood.route.sizes import estimated, middle_out
 
 _MOST = 2000
+_REST = 30.0  # seconds for which one that was waited for in vain is not asked
 _TOOL_TOKENS = 150  # of what a tool said, for who sums up
 _TASK = (
     "You sum up the beginning of a conversation between a user, an assistant and tools, so that the assistant can go on without it. Keep what "
@@ -37,8 +39,9 @@ class _Made(NamedTuple):
 class Summaries:
     """Asks the table's model, once for each beginning of a tenant's conversation."""
 
-    def __init__(self, inner: Inner) -> None:
-        self._inner = inner
+    def __init__(self, inner: Inner, clock: Callable[[], float] = monotonic) -> None:
+        self._inner, self._clock = inner, clock
+        self._rests_until: dict[str, float] = {}  # of models that were waited for in vain
         self._kept: OrderedDict[bytes, str] = OrderedDict()
         self._running: dict[bytes, asyncio.Task[_Made]] = {}
 
@@ -63,6 +66,8 @@ class Summaries:
 
     async def _made(self, messages: Sequence[Message], before: str, context: Context) -> _Made:
         assert context.summary_model is not None  # the table was checked
+        if self._clock() < self._rests_until.get(context.summary_model, 0.0):
+            raise Unanswered(f"{context.summary_model} has not answered in time a moment ago")
         said = "\n".join(shapes.rendered(one, lambda text: middle_out(text, _TOOL_TOKENS)) for one in messages)
         said = middle_out(said, context.summary_input - estimated(before))
         text = f"What was before:\n{before}\n\nThen:\n{said}" if before else said
@@ -71,9 +76,13 @@ class Summaries:
             "temperature": 0,
             "max_tokens": context.summary_tokens,
         }
-        answer = await self._inner.ask(
-            context.summary_model, "/v1/chat/completions", body, timeout=context.summary_timeout
-        )
+        try:
+            answer = await self._inner.ask(
+                context.summary_model, "/v1/chat/completions", body, timeout=context.summary_timeout
+            )
+        except Late:
+            self._rests_until[context.summary_model] = self._clock() + _REST
+            raise
         try:
             found = answer["choices"][0]["message"]["content"]
         except (KeyError, IndexError, TypeError) as error:
