@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import contextlib
 import ipaddress
 import ssl
 from collections.abc import Callable, Collection, Coroutine
@@ -109,16 +108,16 @@ class Sources:
         found = await self._resolve(host, port)
         if not found or not all(map(self._public, found)):
             raise ValueError(f"{host} leads to a private network")
-        tls = (self._tls or ssl.create_default_context()) if parts.scheme.lower() == "https" else None
+        tls = None
+        if parts.scheme.lower() == "https":
+            tls = self._tls = self._tls or ssl.create_default_context()
         reader, writer = await asyncio.open_connection(
             found[0], port, ssl=tls, server_hostname=None if tls is None else host
         )
         try:
             return await _exchange(reader, writer, parts)
         finally:
-            writer.close()
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
+            writer.transport.abort()  # a host has nothing more to say, and may not have its time to agree to the end
 
 
 async def _exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, parts: SplitResult) -> bytes:

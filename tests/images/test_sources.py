@@ -231,6 +231,32 @@ def test_a_host_that_sends_too_much_or_nothing(monkeypatch: pytest.MonkeyPatch) 
         fetched(b"", hang=True)
 
 
+def test_nobody_waits_for_a_host_to_hang_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    aborted = []
+
+    class Silent:
+        transport = SimpleNamespace(abort=lambda: aborted.append(True))
+
+        def write(self, data: bytes) -> None: ...
+
+        def close(self) -> None: ...
+
+        async def wait_closed(self) -> None:
+            await asyncio.Event().wait()
+
+    async def connect(*where: object, **how: object) -> tuple[asyncio.StreamReader, Silent]:
+        reader = asyncio.StreamReader()
+        reader.feed_data(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc")
+        return reader, Silent()
+
+    async def resolve(host: str, port: int) -> list[str]:
+        return ["93.184.215.14"]
+
+    monkeypatch.setattr(asyncio, "open_connection", connect)
+    assert read(Sources(hosts=["images.example"], resolve=resolve), "http://images.example/a.png") == b"abc"
+    assert aborted
+
+
 def test_private_networks_are_out_of_reach() -> None:
     with pytest.raises(ValueError, match="private network"):
         fetched(b"HTTP/1.1 200 OK\r\n\r\n", public=is_public)
