@@ -168,11 +168,15 @@ async def answering(answer: bytes, *, hang: bool = False) -> AsyncIterator[int]:
     """A host that says this to whoever asks, at a port."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(answer)
-        if hang:
-            await reader.read()
-        writer.close()
+        try:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(answer)
+            if hang:
+                await reader.read()
+        except ConnectionError:
+            pass  # who asked has gone
+        finally:
+            writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with server:
