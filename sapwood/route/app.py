@@ -35,7 +35,7 @@ from sapwood.route.proxy import Proxy, Turn, worded
 from sapwood.route.seats import Post, Seats
 from sapwood.route.table import Table
 from sapwood.route.tokens import Tokens
-from sapwood.route.upstream import Upstream
+from sapwood.route.upstream import Upstream, noting
 from sapwood.route.watch import Watch
 from sapwood.server.auth import Guard
 from sapwood.server.door import Door
@@ -62,12 +62,13 @@ class Router:
     @contextlib.asynccontextmanager
     async def serving(self) -> AsyncIterator[web.Application]:
         """The application, and what goes on beside it."""
-        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30.0)
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=4.0)  # uvicorn's servers close after five
         session = aiohttp.ClientSession(
             connector=connector,
             timeout=_TIMEOUT,
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),  # cookies are between clients and servers
+            trace_configs=[noting()],
         )
         async with session:
             ears = Ears(self.fleet, self._index, self.metrics)

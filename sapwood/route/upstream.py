@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -45,8 +46,30 @@ class Said:
     body: bytes
 
 
+_TRIES = 3  # of one request, where connections that were there turn out to be closed
+
+
 class Silent(Exception):
     """The server could not be asked, or hung up before it had answered anything."""
+
+
+@dataclass
+class _Sent:
+    """Whether a request went over a connection that was there before."""
+
+    reused: bool = False
+
+
+def noting() -> aiohttp.TraceConfig:
+    """For the session of an `Upstream`, which is to know of connections that were there before."""
+
+    async def reused(session: aiohttp.ClientSession, context: Any, params: object) -> None:
+        if isinstance(context.trace_request_ctx, _Sent):
+            context.trace_request_ctx.reused = True
+
+    made = aiohttp.TraceConfig()
+    made.on_connection_reuseconn.append(reused)
+    return made
 
 
 class Upstream:
@@ -61,18 +84,24 @@ class Upstream:
     async def send(
         self, replica: Replica, method: str, path: str, headers: Mapping[str, str], body: bytes
     ) -> aiohttp.ClientResponse:
-        """Raises Silent."""
-        try:
-            return await self._session.request(
-                method,
-                replica.url + path,
-                data=body,
-                headers=self._headers(replica, headers),
-                allow_redirects=False,
-                server_hostname=sni(replica),
-            )
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise Silent(f"{type(error).__name__}: {error}") from error
+        """Raises Silent. A server that closes a connection that has rested, just as it is used again, has not failed: it is asked anew."""
+        for attempt in range(1, _TRIES + 1):
+            sent = _Sent()
+            try:
+                return await self._session.request(
+                    method,
+                    replica.url + path,
+                    data=body,
+                    headers=self._headers(replica, headers),
+                    allow_redirects=False,
+                    server_hostname=sni(replica),
+                    trace_request_ctx=sent,
+                )
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                closed = isinstance(error, aiohttp.ClientConnectionError) and not isinstance(error, TimeoutError)
+                if not (closed and sent.reused) or attempt == _TRIES:
+                    raise Silent(f"{type(error).__name__}: {error}") from error
+        raise AssertionError("the last attempt returns or raises")
 
     def _headers(self, replica: Replica, headers: Mapping[str, str]) -> CIMultiDict[str]:
         own = self._own_keys or replica.server.key is not None

@@ -278,3 +278,33 @@ def test_paths_that_are_not_carried_are_told() -> None:
             assert answer.status == 404 and "does not carry /v1/files" in (await answer.json())["error"]["message"]
 
     run(case())
+
+
+def test_a_connection_that_is_closed_as_it_is_used_again_is_no_failure() -> None:
+    """As servers close those that have rested: one that closes each at its second request answers all the same."""
+    bodies: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for turn in range(2):
+            head = await reader.readuntil(b"\r\n\r\n")
+            if turn:
+                break
+            if b"POST" in head:
+                bodies.append(await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].split()[0])))
+            said = b'{"data": [{"id": "m"}]}'
+            writer.write(
+                b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (len(said), said)
+            )
+        writer.transport.abort()
+
+    async def case() -> None:
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+            mock = Mock("m")
+            mock.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            async with routed(mock) as (client, router):
+                for _ in range(5):
+                    async with client.post(CHAT, json=body()) as answer:
+                        assert answer.status == 200
+                assert len(bodies) == 5 and router.fleet.replicas["m"].state is State.READY
+
+    run(case())
