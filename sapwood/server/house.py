@@ -296,6 +296,7 @@ class House:
         if not sleeps or front is None or not member.awake:
             await self._unload(member)
             return
+        member.state = "asleep"  # now: who comes while it falls asleep waits for its turn
         level: Literal[1, 2] = 1 if rules_of(front.facts.device).own_memory else 2
         try:
             await sleep(front, level=level)
@@ -304,13 +305,12 @@ class House:
         except EngineDead:
             await self._unload(member)
             return
-        member.state = "asleep"
         self.moves["sleeps"] += 1
         log.info("%s sleeps", member.name)
 
     async def _unload(self, member: Member) -> None:
         if (life := member.life) is not None:
-            member.life = None
+            member.life, member.state = None, "unloaded"
             if member.app is None:
                 life.cancel()  # amid its start, in which it looks at nothing else
             member.leave.set()

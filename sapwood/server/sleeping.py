@@ -16,7 +16,7 @@ Mode = Literal["keep", "wait", "abort"]
 
 async def sleep(front: Front, *, level: Level = 1, held: Sequence[Held] = ALL, mode: Mode = "keep") -> list[Held]:
     """Have the engine give back what it holds; what is away then. Raises RequestError for a level that cannot be."""
-    stood = await pausing.is_paused(front)  # and goes on doing so
+    stood = mode != "keep" and await pausing.is_paused(front)  # and goes on doing so
     if stood and mode == "abort":
         front.flights.abort()
     elif mode != "keep" and not stood:

@@ -126,6 +126,35 @@ async def test_who_was_asked_for_least_lately_makes_room(make: Make) -> None:
     assert street.engines["b"].controls == ["sleep", "wake_up"] and street.begun == ["a", "b", "c"]
 
 
+@pytest.mark.parametrize("sleeps", [True, False])
+async def test_who_comes_while_it_goes_waits_for_its_turn(make: Make, sleeps: bool) -> None:
+    street = make("a", "b", most=1, sleeps=sleeps)
+    await street.ask("a")
+    front, gate, goes = street.house.members[0].front, asyncio.Event(), asyncio.Event()
+    assert front is not None
+    end, control = front.close, street.engines["a"].control
+
+    async def closing() -> None:
+        goes.set()
+        await gate.wait()
+        await end()
+
+    async def controlled(what: str, about: dict[str, Any] | None = None) -> dict[str, Any]:
+        if what == "sleep":
+            goes.set()
+            await gate.wait()
+        return await control(what, about)
+
+    front.close, street.engines["a"].control = closing, controlled  # type: ignore[method-assign]
+    other = asyncio.create_task(street.ask("b"))
+    await within(goes.wait())
+    back = asyncio.create_task(street.ask("a"))
+    await asyncio.sleep(0.1)  # for it to be waiting
+    assert not back.done() and street.states["a"] == ("asleep" if sleeps else "unloaded")
+    gate.set()
+    assert (await other).json()["model"] == "b" and (await back).json()["model"] == "a"
+
+
 async def test_or_it_ends(make: Make) -> None:
     street = make("a", "b", most=1, sleeps=False)
     for name in ("a", "b", "a"):
