@@ -150,8 +150,9 @@ async def test_who_comes_while_it_goes_waits_for_its_turn(make: Make, sleeps: bo
     await within(goes.wait())
     back = asyncio.create_task(street.ask("a"))
     await asyncio.sleep(0.1)  # for it to be waiting
-    assert not back.done() and street.states["a"] == ("asleep" if sleeps else "unloaded")
+    waited, state = not back.done(), street.states["a"]
     gate.set()
+    assert waited and state == ("asleep" if sleeps else "unloaded")
     assert (await other).json()["model"] == "b" and (await back).json()["model"] == "a"
 
 
