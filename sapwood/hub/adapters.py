@@ -79,6 +79,13 @@ def is_adapter(path: Path) -> bool:
 
 def open_adapter(path: Path) -> AdapterFiles:
     """Read the configuration and the header of the weights. Raises ModelError."""
+    try:
+        return _open(path)
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror or error}.") from error
+
+
+def _open(path: Path) -> AdapterFiles:
     if not is_adapter(path):
         raise ModelError(f"{path} is no LoRA adapter: it has no {CONFIG}.")
     if not (path / WEIGHTS).is_file():

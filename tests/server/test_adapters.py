@@ -170,6 +170,12 @@ async def test_only_operators_load(http: httpx.AsyncClient) -> None:
     assert reply.status_code == 403
 
 
+async def test_where_nobody_can_look_is_a_wrong_path(http: httpx.AsyncClient) -> None:
+    for path in ("/" + "x" * 300, "/x\0y", ""):
+        reply = await http.post("/v1/load_lora_adapter", json={"lora_name": "new", "lora_path": path})
+        assert (reply.status_code, reply.json()["error"]["param"]) == (400, "lora_path"), reply.text
+
+
 async def test_a_directory_is_watched(app: Starlette, http: httpx.AsyncClient, tmp_path: Path) -> None:
     adapters, folder = app.state.front.adapters, tmp_path / "watched"
     write(folder / "one")
