@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -58,6 +60,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    """A command that ran in this process leaves its logs where they were, not where no later test can see them."""
+    yield
+    log = sys.modules.get("sapwood.observe.log")
+    if log is not None:
+        log.leave_logging()
 
 
 @pytest.fixture(scope="session")

@@ -34,18 +34,23 @@ def set_up_logging(
     """
     handler = _SapwoodHandler(stream or sys.stderr)
     handler.setFormatter(_Json(process) if format == "json" else _Text(process))
-    for name in ("", "sapwood", *_BESIDE):
-        logger = logging.getLogger(name)
-        if any(isinstance(h, _SapwoodHandler) for h in logger.handlers):  # an earlier call's
-            logger.handlers = [h for h in logger.handlers if not isinstance(h, _SapwoodHandler)]
-            logger.setLevel("NOTSET" if name else "WARNING")
-            logger.propagate = True
+    leave_logging()
     thresholds = {"": level.upper()} if whole else {"sapwood": level.upper()} | dict.fromkeys(_BESIDE, "WARNING")
     for name, threshold in thresholds.items():
         logger = logging.getLogger(name)
         logger.addHandler(handler)
         logger.setLevel(threshold)
         logger.propagate = False
+
+
+def leave_logging() -> None:
+    """Undo what `set_up_logging` did: the loggers are as Python has them at first."""
+    for name in ("", "sapwood", *_BESIDE):
+        logger = logging.getLogger(name)
+        if any(isinstance(h, _SapwoodHandler) for h in logger.handlers):
+            logger.handlers = [h for h in logger.handlers if not isinstance(h, _SapwoodHandler)]
+            logger.setLevel("NOTSET" if name else "WARNING")
+            logger.propagate = True
 
 
 def _request_id(record: logging.LogRecord) -> str:

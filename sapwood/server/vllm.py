@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
@@ -95,7 +96,7 @@ class UnloadAdapter(msgspec.Struct, kw_only=True):
     """`lora_int_id` means nothing here."""
 
     lora_name: str
-    lora_int_id: int | None = None
+    lora_int_id: Annotated[int, Meta(ge=0, le=2**53)] | None = None
 
 
 def routes(front: Front) -> list[Described]:

@@ -12,7 +12,7 @@ import pytest
 from sapwood.arch.parts import Decoder
 from sapwood.base.errors import ConfigError
 from sapwood.base.packing import pack_late, pack_outcome, pack_plan, unpack_late, unpack_outcome, unpack_plan
-from sapwood.base.plan import Bits, Ints, LatePart, Outcome, Plan
+from sapwood.base.plan import Bits, Ints, LatePart, Longs, Outcome, Plan
 from sapwood.base.sampling import SamplingParams
 from sapwood.base.wire import Facts, Submit
 from sapwood.catalogue import Catalogue
@@ -65,6 +65,9 @@ class Forward:
     def tidy(self) -> bool:
         return self.there.tidy()
 
+    def expert_tokens(self) -> Longs:
+        return self.there.expert_tokens()
+
     def shutdown(self) -> None:
         self.there.shutdown()
 
@@ -110,6 +113,9 @@ class Ranks:
     def tidy(self) -> bool:
         more = [rank.tidy() for rank in self.ranks]
         return any(more)
+
+    def expert_tokens(self) -> Longs:
+        return self.ranks[0].expert_tokens()
 
     def shutdown(self) -> None:
         for rank in self.ranks:

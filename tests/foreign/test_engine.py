@@ -15,7 +15,7 @@ from sapwood.cli import main
 from sapwood.hub.files import open_files
 from sapwood.nn.load import open_checkpoint
 from tests import models
-from tests.contracts.test_pairs import _stand_still
+from tests.contracts.between import stand_still
 from tests.engine.test_drafts import drafted, same, say
 from tests.engine.whole import greedy, prompts_that_share
 from tests.http.conftest import Server
@@ -46,7 +46,7 @@ def test_who_has_to_give_way_says_the_same(tmp_path: Path, monkeypatch: pytest.M
     """Pages are evicted where memory is short, and all requests give up their slots again and again."""
     model, prompts = models.save("gemma2", tmp_path), prompts_that_share(8)
     roomy, _ = greedy(model, prompts)
-    _stand_still(monkeypatch)
+    stand_still(monkeypatch)
     tight, engine = greedy(
         model, prompts, model_impl="transformers", max_total_tokens=208, page_size=4, max_num_batched_tokens=32
     )

@@ -44,9 +44,10 @@ def body_of(path: str, text: str, max_tokens: int, **more: Any) -> dict[str, Any
 
 
 def generating(document: Mapping[str, Any]) -> list[str]:
-    """The paths whose answers may be streams of what is generated, from /openapi.json."""
+    """The paths that take JSON and whose answers may be streams of what is generated, from /openapi.json."""
     return [
         path
         for path, methods in document["paths"].items()
+        if "application/json" in methods.get("post", {}).get("requestBody", {}).get("content", {})
         if STREAMS & set(methods.get("post", {}).get("responses", {}).get("200", {}).get("content", {}))
     ]

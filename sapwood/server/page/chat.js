@@ -29,7 +29,7 @@ export function requestOf({ settings, messages }) {
 export class Chat {
   /** `hooks`: `changed` when there is something to keep, `start` for an example, `path` to show a conversation in the cache. */
   constructor({ thread, composer, hooks }) {
-    Object.assign(this, { thread, hooks, conversation: null, running: null, pending: 0 });
+    Object.assign(this, { thread, hooks, conversation: null, running: null, early: false, pending: 0 });
     this.acts = {
       edit: (message, element) => this.edit(message, element),
       again: (message) => this.again(message),
@@ -77,6 +77,7 @@ export class Chat {
     this.draw();
     this.settled();
     this.thread.scrollTop = this.thread.scrollHeight;
+    if (this.early) this.ask(this.field.value);
   }
 
   /** Settings have changed. */
@@ -113,6 +114,8 @@ export class Chat {
   async ask(text) {
     if (!text.trim() || this.running) return;
     const { conversation } = this;
+    this.early = !conversation; // they are still being read: asked as soon as there is one
+    if (this.early) return;
     conversation.messages.push({ role: "user", content: text });
     conversation.title ||= text.trim().split("\n")[0].slice(0, 80);
     this.field.value = "";

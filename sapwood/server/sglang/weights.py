@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -37,7 +38,7 @@ class FromDisk(msgspec.Struct, kw_only=True):
     torch_empty_cache: bool = False
     keep_pause: bool = False
     recapture_cuda_graph: bool = False
-    token_step: int = 0
+    token_step: Annotated[int, Meta(ge=0, le=2**53)] = 0
 
 
 class FromTensors(msgspec.Struct, kw_only=True):
