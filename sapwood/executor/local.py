@@ -52,7 +52,7 @@ class LocalExecutor:
         backends = self._catalogue.join("backends", BACKENDS, Offer, NAMES)
         choices = Choices(backends, self._catalogue.methods)
         width = config.parallel.tensor_parallel_size or 1
-        mesh, pipe = joined(self._segment, find(config.device.device).place, width)
+        mesh, pipe = joined(self._segment, find(config.device.device), width)
         self.worker = worker = Worker(
             config, decoder, files, max_drafts=max_drafts, draft=draft, choices=choices, mesh=mesh, pipe=pipe
         )

@@ -14,12 +14,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sapwood.base.adapters import AdapterHost
 from sapwood.base.packing import pack_outcome, unpack_outcome
-from sapwood.base.pages import Pager
-from sapwood.base.plan import Admissions, Bits, Drafts, Ints, Known, LatePart, Longs, Outcome, Plan
+from sapwood.base.plan import Admissions, Drafts, Ints, Known, LatePart, Outcome, Plan
 from sapwood.base.trial import Trial
-from sapwood.base.weights import Given, Held, Level
 from sapwood.config.options import Config
 from sapwood.executor.base import Measured
 from sapwood.executor.local import LocalExecutor
@@ -38,11 +35,12 @@ _TOKENS, _OUTCOME = b"t", b"o"
 _TRIED = 4  # steps that are timed: as many by all, whatever each measures
 
 
-class StageExecutor:
-    """The Executor of a rank in the stages of `segment`."""
+class StageExecutor(LocalExecutor):
+    """The Executor of a rank in the stages of `segment`: a worker like any other, which hears of what others draw."""
 
     def __init__(self, catalogue: Catalogue, segment: Segment) -> None:
-        self._here, self._segment = LocalExecutor(catalogue, segment), segment
+        super().__init__(catalogue, segment)
+        self._stages = segment
         self._unsettled: deque[tuple[Work, tuple[LatePart, ...]]] = deque()  # whose tokens have not been heard
         self._outcomes: deque[Outcome] = deque()  # that have been heard
 
@@ -55,49 +53,31 @@ class StageExecutor:
         max_drafts: int = 0,
         draft: DraftModel | None = None,
     ) -> Measured:
-        width, rank = config.parallel.tensor_parallel_size or 1, self._segment.rank
-        last = self._segment.size - width
+        width, rank = config.parallel.tensor_parallel_size or 1, self._stages.rank
+        last = self._stages.size - width
         self._place, self._ends = rank % width, rank >= last
         self._others = [
             stage * width + self._place for stage in range(last // width)
         ]  # those to be told, if this is the last
-        self._count = self._segment.size // width
-        return self._here.start(config, decoder, files, max_drafts=max_drafts, draft=draft)
-
-    def allocate(self, num_pages: Sequence[int]) -> None:
-        self._here.allocate(num_pages)
-
-    def capture(self) -> None:
-        self._here.capture()
+        self._count = self._stages.size // width
+        return super().start(config, decoder, files, max_drafts=max_drafts, draft=draft)
 
     def time_steps(self, trials: Sequence[Trial], *, budget: float) -> list[float]:
         """A few, in this stage, as if all others took as long."""
-        return [self._count * seconds for seconds in self._here.time_steps(trials[:_TRIED], budget=0.0)]
-
-    def pager(self, num_blocks: Sequence[int]) -> Pager:
-        return self._here.pager(num_blocks)
-
-    def adapters(self) -> AdapterHost:
-        return self._here.adapters()
+        return [self._count * seconds for seconds in super().time_steps(trials[:_TRIED], budget=0.0)]
 
     def forward(self, plan: Plan) -> Work:
         if self._unsettled:
             touched = _touched(plan)
             while any(touched.intersection(work.plan.slots_R.tolist()) for work, _ in self._unsettled):
                 self._hear()
-        return self._here.forward(plan)
-
-    def proposed(self, work: Work) -> Ints:
-        return self._here.proposed(work)
-
-    def allocate_masks(self, num_rows: int, width: int | None = None) -> Bits:
-        return self._here.allocate_masks(num_rows, width)
+        return super().forward(plan)
 
     def sample(self, work: Work, late: tuple[LatePart, ...] = ()) -> None:
         if not self._ends:
             self._unsettled.append((work, late))
             return
-        self._here.sample(work, late)
+        super().sample(work, late)
         if not work.plan.num_heads:
             return
         if work.done is not None:
@@ -111,39 +91,18 @@ class StageExecutor:
         while any(one is work for one, _ in self._unsettled):
             self._hear()
         if not self._ends:
-            if self._segment.rank:
-                return self._here.result(work)
+            if self._stages.rank:
+                return super().result(work)
             while not self._outcomes:
                 self._hear()
             return self._outcomes.popleft()
-        outcome = self._here.result(work)
+        outcome = super().result(work)
         if not self._place:
             self._tell(0, _OUTCOME, pack_outcome(outcome))
         return outcome
 
-    def tidy(self) -> bool:
-        return self._here.tidy()
-
-    def expert_tokens(self) -> Longs:
-        return self._here.expert_tokens()
-
-    def check_weights(self, given: Given) -> None:
-        self._here.check_weights(given)
-
-    def take_weights(self, given: Given) -> None:
-        self._here.take_weights(given)
-
-    def release(self, held: Sequence[Held], level: Level) -> None:
-        self._here.release(held, level)
-
-    def restore(self, held: Sequence[Held]) -> None:
-        self._here.restore(held)
-
-    def shutdown(self) -> None:
-        self._here.shutdown()
-
     def _tell(self, rank: int, what: bytes, message: bytes) -> None:
-        self._segment.put(rank, YIELDS, memoryview(_HEAD.pack(what, len(message)) + message))
+        self._stages.put(rank, YIELDS, memoryview(_HEAD.pack(what, len(message)) + message))
 
     def _hear(self) -> None:
         """Settle the oldest step whose tokens have not been heard; or take an outcome, if that comes first."""
@@ -151,10 +110,10 @@ class StageExecutor:
             self._settle(np.zeros(0, np.int32))
             return
         head = bytearray(_HEAD.size)
-        self._segment.fetch(YIELDS, memoryview(head))
+        self._stages.fetch(YIELDS, memoryview(head))
         what, length = _HEAD.unpack(head)
         message = bytearray(length)
-        self._segment.fetch(YIELDS, memoryview(message))
+        self._stages.fetch(YIELDS, memoryview(message))
         if what == _OUTCOME:
             self._outcomes.append(unpack_outcome(bytes(message)))
         else:
@@ -163,8 +122,8 @@ class StageExecutor:
     def _settle(self, drawn: Ints) -> None:
         work, late = self._unsettled.popleft()
         if work.plan.num_heads:
-            self._here.worker.settle(work, drawn)
-        self._here.sample(work, late)
+            self.worker.settle(work, drawn)
+        super().sample(work, late)
 
 
 def _touched(plan: Plan) -> set[int]:
@@ -179,7 +138,7 @@ def _touched(plan: Plan) -> set[int]:
     return found
 
 
-def executor_of(config: Config, catalogue: Catalogue, segment: Segment | None) -> LocalExecutor | StageExecutor:
+def executor_of(config: Config, catalogue: Catalogue, segment: Segment | None) -> LocalExecutor:
     """What computes on one of the ranks that share `segment`, or alone."""
     if segment is None or config.parallel.pipeline_parallel_size == 1:
         return LocalExecutor(catalogue, segment)

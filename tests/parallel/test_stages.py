@@ -17,6 +17,7 @@ from sapwood.arch.parts import Decoder
 from sapwood.arch.shard import shard, weight_map
 from sapwood.arch.stages import stage
 from sapwood.base.errors import ConfigError
+from sapwood.device.cpu import Cpu
 from sapwood.nn.load import load_from
 from sapwood.parallel.joined import joined
 from sapwood.parallel.pipe import CollectivePipe, SharedPipe
@@ -31,11 +32,10 @@ from tests.recurrent import RECURRENT
 
 SAMPLE = "llama llama-tied qwen2-moe deepseek-v3 stablelm-parallel gpt2 bloom mamba2".split()
 OTHERS = [name for name in (*models.MODELS, *BREADTH, *RENAMED, *RECURRENT) if name not in SAMPLE]
-CPU = torch.device("cpu")
 
 
 def computed(decoder: Decoder, source: Made, segment: Segment, width: int) -> Tensor:
-    mesh, pipe = joined(segment, CPU, width)
+    mesh, pipe = joined(segment, Cpu(), width)
     part = stage(decoder, pipe.number, pipe.count)
     assert isinstance(part, Decoder)
     local = shard(part, rank=mesh.rank, size=mesh.size)
