@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -49,21 +50,27 @@ def sleep(patch: pytest.MonkeyPatch) -> None:
 
 
 def renew(patch: pytest.MonkeyPatch) -> None:
-    """Give the model the weights that it has after every seventh step, where they can be replaced."""
-    step, generate, turns = Engine.step, LLM.generate, itertools.count(1)
-    path = ""
+    """Give the model of an LLM the weights that it has, as `renew_from` does."""
+    generate, path = LLM.generate, ""
 
     def generated(llm: LLM, prompts: Any, params: Any = None) -> list[Generation]:
         nonlocal path
         path = llm.config.model.model
         return generate(llm, prompts, params)
 
+    renew_from(patch, lambda: path)
+    patch.setattr(LLM, "generate", generated)
+
+
+def renew_from(patch: pytest.MonkeyPatch, path: Callable[[], str]) -> None:
+    """Give the model the weights that it has, which lie there, after every seventh step, where they can be replaced."""
+    step, turns = Engine.step, itertools.count(1)
+
     def stepped(engine: Engine) -> list[Deltas]:
         news = step(engine)
         if next(turns) % 7 == 0:
-            answer = engine.control("update_weights", {"path": path, "version": "default"})
+            answer = engine.control("update_weights", {"path": path(), "version": "default"})
             assert any(word in answer.get("error", "quantised") for word in ("quantised", "adapters"))
         return news
 
     patch.setattr(Engine, "step", stepped)
-    patch.setattr(LLM, "generate", generated)

@@ -342,8 +342,8 @@ def head_for(model: Path) -> Path:
     return path if path.exists() else heads.write(path, *heads.third(64, 258, 100))
 
 
-def answers(model: Path, features: Sequence[Mapping[str, Any]], cases: Sequence[Case]) -> list[Generation]:
-    """What an engine with these features says; several that bring stakes bring all of theirs."""
+def assembled(model: Path, features: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], Stakes]:
+    """Options and stakes of an engine with these features; several that bring stakes bring all of theirs."""
     options: dict[str, Any] = dict(BASE)
     stakes: list[Stakes] = []
     for feature in features:
@@ -353,9 +353,13 @@ def answers(model: Path, features: Sequence[Mapping[str, Any]], cases: Sequence[
         options["speculative_model"] = str(model if options["speculative_model"] == ITSELF else head_for(model))
     if options.get("lora_modules") == SOME:
         options["lora_modules"] = tuple(str(one) for one in some.adapters_for(model))
-    made = functools.partial(
-        launch.launch, stakes=lambda slots: [one for make in stakes for one in make(slots)], max_drafts=3
-    )
+    return options, lambda slots: [one for make in stakes for one in make(slots)]
+
+
+def answers(model: Path, features: Sequence[Mapping[str, Any]], cases: Sequence[Case]) -> list[Generation]:
+    """What an engine with these features says."""
+    options, stakes = assembled(model, features)
+    made = functools.partial(launch.launch, stakes=stakes, max_drafts=3)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launch, "launch", made)
         for feature in features:
