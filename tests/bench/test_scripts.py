@@ -40,6 +40,16 @@ def test_a_step_is_taken_apart(script: Any, tiny_model: Path, capsys: pytest.Cap
         assert f"{name} " in parts
 
 
+def test_adapters_cost_something(script: Any, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ["--requests", "6", "--scale", "0.01", "--adapters", "5", "--slots", "2", "--rank", "4"]
+    assert script("adapters").main([str(tiny_model), *sizes, "--load", "0.9", "max_num_seqs=4"]) == 0
+    lines = {line.split("  ")[0].strip(): line.split() for line in capsys.readouterr().out.splitlines()}
+    names = ("none", "2", "5, zipf", "2, zipf, short", "2, zipf, arriving", "5, zipf, arriving")
+    assert [name for name in lines if name in names] == [*names]
+    loads = {name: int(lines[name][-1]) for name in names}
+    assert loads["none"] == 0 and loads["5, zipf"] > 0, "copies to slots"
+
+
 def timed_once(call: Any) -> float:
     call()
     return 1e-3
