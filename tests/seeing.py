@@ -31,6 +31,15 @@ _VIT = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 28,
     "patch_size": 7,
 }  # fmt: skip
+_WOVEN = {
+    **_TEXT, "head_dim": 24, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 4, 4]},
+}  # fmt: skip
+_DEEP = {
+    "depth": 3, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 64, "num_position_embeddings": 25,
+}  # fmt: skip
+_PATCHED = {
+    "size": {"shortest_edge": 64 * 64, "longest_edge": 160 * 160}, "patch_size": 16, "image_mean": [0.5] * 3, "image_std": [0.5] * 3,
+}  # fmt: skip
 _TURNED = {**_TEXT, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}}
 
 
@@ -116,6 +125,24 @@ SEEING: Mapping[str, Seen] = MappingProxyType({
                            "fullatt_block_indexes": [1], "window_size": 56}},
         "Qwen2VLImageProcessorPil", {"min_pixels": 56 * 56, "max_pixels": 140 * 140},
         lambda tower, settings: Patches(tower, settings, IMAGE),
+    ),
+    "qwen3-vl": Seen(
+        "Qwen3VLConfig", "Qwen3VLForConditionalGeneration",
+        {"text_config": _WOVEN, "image_token_id": IMAGE, "vision_config": {**_DEEP, "deepstack_visual_indexes": [2, 0]}},
+        "Qwen2VLImageProcessorPil", _PATCHED, lambda tower, settings: Patches(tower, settings, IMAGE),
+    ),
+    "qwen3-vl-moe": Seen(
+        "Qwen3VLMoeConfig", "Qwen3VLMoeForConditionalGeneration",
+        {"text_config": {**_WOVEN, "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 48},
+         "image_token_id": IMAGE, "vision_config": {**_DEEP, "deepstack_visual_indexes": [1]}},
+        "Qwen2VLImageProcessorPil", _PATCHED, lambda tower, settings: Patches(tower, settings, IMAGE),
+    ),
+    "qwen3.5": Seen(
+        "Qwen3_5Config", "Qwen3_5ForConditionalGeneration",
+        {"text_config": {**_TEXT, "head_dim": 64, "layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 2,
+                         "linear_num_value_heads": 4, "linear_key_head_dim": 24, "linear_value_head_dim": 16},
+         "image_token_id": IMAGE, "vision_config": _DEEP},
+        "Qwen2VLImageProcessorPil", _PATCHED, lambda tower, settings: Patches(tower, settings, IMAGE),
     ),
 })  # fmt: skip
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from sapwood.arch.encoder import Encoder
-from sapwood.arch.parts import Axis, Leaf, StoredTensor
+from sapwood.arch.parts import Axis, Decoder, Leaf, StoredTensor
 from sapwood.base.media import Kind
 
 SightActivation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu"]
@@ -44,6 +44,16 @@ class Tower(Encoder, Leaf):
     def turns(self) -> bool:
         """Whether its vectors have places of their own among rotary positions."""
         return False
+
+    @property
+    def levels(self) -> int:
+        """How many of the decoder's layers, from the first on, have a further vector of each position added behind them."""
+        return 0
+
+    @property
+    def width(self) -> int:
+        """Numbers of a position: its vector, and those of the levels behind it."""
+        return self.out * (1 + self.levels)
 
     def tensors(self) -> tuple[StoredTensor, ...]:
         return tuple(
@@ -268,6 +278,14 @@ class QwenTower(Tower):
         yield from affine("tower.merger.ln_q", hidden, bias=plain)
         yield from affine("tower.merger.mlp.0", wide, wide)
         yield from affine("tower.merger.mlp.2", self.out, wide)
+
+
+def unseeing(decoder: Decoder) -> Decoder:
+    """A model without its tower, if it has one, whose tensors are not loaded."""
+    if not isinstance(tower := decoder.encoder, Tower):
+        return decoder
+    names = [root for roots in (tower.roots, *tower.others) for _, root in roots]
+    return replace(decoder, encoder=None, aside=(*decoder.aside, *dict.fromkeys(names)))
 
 
 def begun(*pairs: Sequence[str]) -> tuple[tuple[str, str], ...]:

@@ -87,16 +87,25 @@ def _(kind: Latent) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """What stands among a step's tokens: the row of vectors_MD in place of each token's own vector, rows_T (int64), 0 for none; and
-    turns_3T (int64), its three rotary positions, None where they are all its position."""
+    """What stands among a step's tokens: the row of vectors_MW in place of each token's own vector, rows_T (int64), 0 for none; and
+    turns_3T (int64), its three rotary positions, None where they are all its position. A row has further vectors behind the first, one for
+    each of the decoder's first `levels` layers; row 0 is zeros."""
 
     rows_T: Tensor
-    vectors_MD: Tensor
+    vectors_MW: Tensor
     turns_3T: Tensor | None
+    levels: int = 0
 
     def among(self, x_TD: Tensor) -> Tensor:
         """The tokens' vectors, with those that stand in their places."""
-        return torch.where((self.rows_T > 0)[:, None], self.vectors_MD.index_select(0, self.rows_T), x_TD)
+        return torch.where((self.rows_T > 0)[:, None], self._of(0, x_TD.shape[1]), x_TD)
+
+    def behind(self, layer: int, x_TD: Tensor) -> Tensor:
+        """What a layer leaves of the tokens, with what it has for that layer added."""
+        return x_TD if layer >= self.levels else x_TD + self._of(layer + 1, x_TD.shape[1])
+
+    def _of(self, number: int, width: int) -> Tensor:
+        return self.vectors_MW.narrow(1, number * width, width).index_select(0, self.rows_T)
 
 
 @dataclass(frozen=True, eq=False)

@@ -75,7 +75,7 @@ def open_engine(options: Mapping[str, Any], *, longest: int) -> Opened:
     families = catalogue.families
     files = find_configured(config.model, families=families)
     if config.model.max_model_len is None:
-        decoder = declared(config.model, files, catalogue)
+        decoder = declared(config, files, catalogue)
         most = shape_of(decoder, name=files.name).max_positions
         config = replace(config, "model", max_model_len=min(longest + SPARE_LEN, most))
     engine, facts, _ = launch(config, files, catalogue=catalogue)

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     config, catalogue = spelled(from_args(args)), joined()
     with pull_progress() as progress:
         files = find_configured(config.model, families=catalogue.families, weights=False, progress=progress)
-        decoder = declared(config.model, files, catalogue)
+        decoder = declared(config, files, catalogue)
         draft = draft_of(config, decoder, files, catalogue, weights=False, progress=progress)
     model, device = shape_beside(decoder, files, draft, config), probe(config.device.device)
     config, decisions = resolve(config, model, device)

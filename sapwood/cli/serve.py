@@ -163,6 +163,7 @@ def load(config: Config, files: ModelFiles, catalogue: Catalogue) -> tuple[TextM
     """What the front needs of the model."""
     from sapwood.arch.families import declare
     from sapwood.arch.foreign import is_foreign
+    from sapwood.arch.sight import unseeing
     from sapwood.hub.about import about
     from sapwood.images.gallery import gallery_of
     from sapwood.text import TextModel
@@ -170,6 +171,7 @@ def load(config: Config, files: ModelFiles, catalogue: Catalogue) -> tuple[TextM
     foreign = is_foreign(config.model.model_impl, files.config, catalogue.families)
     decoder = None if foreign else declare(files.config, catalogue.families, methods=catalogue.methods)
     text = TextModel.configured(files, config.model, catalogue.formats)
+    decoder = unseeing(decoder) if decoder is not None and config.sight.language_model_only else decoder
     tower = None if decoder is None else decoder.encoder
     return text, about(files, decoder), gallery_of(files, tower, text, config.sight)
 

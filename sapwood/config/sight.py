@@ -18,6 +18,9 @@ MIN_ROWS = 1024
 class SightConfig:
     """What images may be, where they may come from, and the memory for what is made of them."""
 
+    language_model_only: bool = option(
+        False, "a model that sees is served as its text alone, without its tower", "--language-model-only"
+    )
     encoder_cache_memory: int | None = option(
         None,
         "bytes of device memory for encoded images, which are kept by their content (default: twice the largest image)",
@@ -47,15 +50,15 @@ class SightConfig:
     )
 
 
-def encoder_rows(config: Config, *, largest: int, hidden_size: int, itemsize: int) -> int:
+def encoder_rows(config: Config, *, largest: int, width: int, itemsize: int) -> int:
     """Positions of results that there is room for: as many as the option's bytes hold, or twice those of the `largest` image. Raises
     ConfigError where that is none."""
     asked = config.sight.encoder_cache_memory
     if asked is None:
         return max(2 * largest, MIN_ROWS)
-    rows = asked // (hidden_size * itemsize)
+    rows = asked // (width * itemsize)
     if rows < 1:
         raise ConfigError(
-            f"--encoder-cache-memory ({asked}) does not hold one position of {hidden_size * itemsize} bytes. Raise it."
+            f"--encoder-cache-memory ({asked}) does not hold one position of {width * itemsize} bytes. Raise it."
         )
     return rows

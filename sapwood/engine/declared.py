@@ -5,14 +5,20 @@ from __future__ import annotations
 from sapwood.arch.families import declare
 from sapwood.arch.foreign import LIBRARY, Foreign, is_foreign
 from sapwood.arch.parts import Decoder
+from sapwood.arch.sight import unseeing
 from sapwood.base.errors import ConfigError, ModelError
 from sapwood.catalogue import Catalogue
-from sapwood.config.options import ModelConfig
+from sapwood.config.options import Config, ModelConfig
 from sapwood.hub.files import ModelFiles, tensor_names
 
 
-def declared(model: ModelConfig, files: ModelFiles, catalogue: Catalogue) -> Decoder | Foreign:
+def declared(config: Config, files: ModelFiles, catalogue: Catalogue) -> Decoder | Foreign:
     """The model of `files`, as the options want it. Raises UserError."""
+    found = _declared(config.model, files, catalogue)
+    return unseeing(found) if config.sight.language_model_only and isinstance(found, Decoder) else found
+
+
+def _declared(model: ModelConfig, files: ModelFiles, catalogue: Catalogue) -> Decoder | Foreign:
     if not is_foreign(model.model_impl, files.config, catalogue.families):
         return declare(files.config, catalogue.families, methods=catalogue.methods)
     if model.model_impl == LIBRARY:

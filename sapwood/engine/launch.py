@@ -104,7 +104,7 @@ def launch(
     at most. Without an `executor` this process computes; without a `catalogue` all that is installed may be chosen by name.
     """
     clock, catalogue, model = _Clock(), catalogue or joined(), config.model
-    decoder = declared(model, files := _files(model, files, catalogue), catalogue)
+    decoder = declared(config, files := _files(model, files, catalogue), catalogue)
     config, decisions, draft = _resolved(spelled(config), decoder, files, catalogue)
     executor = executor or _executor(config, catalogue)
     clock.lap("configure")
@@ -199,7 +199,7 @@ def _encoding(config: Config, decoder: Decoder | Foreign, slots: Slots) -> tuple
         return ()
     _, largest = decoder.encoder.largest(_set(config.model.max_model_len))
     itemsize = ITEMSIZE[config.model.dtype]
-    rows = encoder_rows(config, largest=largest, hidden_size=decoder.hidden_size, itemsize=itemsize)
+    rows = encoder_rows(config, largest=largest, width=decoder.encoder.width, itemsize=itemsize)
     stake = EncodeStake(slots, Room(rows), budget=_set(config.scheduler.max_num_batched_tokens))
     return (Alone((stake,), (stake.gauges,)),)
 

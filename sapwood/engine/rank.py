@@ -66,7 +66,7 @@ def _follower(start: RankStart, segment: Segment, woken: threading.Event) -> Fol
     if config.model.load_format == "dummy":
         lean.whole_torch()
     files = find_configured(config.model, families=catalogue.families)
-    decoder = declared(config.model, files, catalogue)
+    decoder = declared(config, files, catalogue)
     follower = Follower(executor_of(config, catalogue, segment), segment, woken)
     follower.start(start, decoder, files, draft_of(config, decoder, files, catalogue))
     return follower

@@ -108,6 +108,8 @@ class Model(nn.Module):
                 taken[index] = x_TD.clone() if residual_TD is None else x_TD + residual_TD
             of_layer = () if vectors_TLP is None else (vectors_TLP[:, index],)
             x_TD, residual_TD = block(x_TD, residual_TD, angles, *of_layer)
+            if seen is not None:
+                x_TD = seen.behind(index, x_TD)
         if self.streams is not None:
             x_TD = self.streams.end(x_TD)
         if self.norm is not None:

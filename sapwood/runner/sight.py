@@ -1,6 +1,6 @@
 """What the device keeps of media: results of the encoder, and where in slots they stand.
 
-Suffix legend: S slots, L tokens of a slot, M rows for results, D size of a vector, T tokens of the step, R rows of the step.
+Suffix legend: S slots, L tokens of a slot, M rows for results, W numbers of a position, T tokens of the step, R rows of the step.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Encoding(Protocol):
 
 
 class Sight:
-    """Results in `vectors_MD`, of which row 0 is nobody's; per slot, of its first `lengths_S` positions, the row that stands at each, 0 for
+    """Results in `vectors_MW`, of which row 0 is nobody's; per slot, of its first `lengths_S` positions, the row that stands at each, 0 for
     none, and by how much its rotary positions are more; `behind_S` is that of all others. On a device with graphs every step looks,
     elsewhere only while some slot has media."""
 
@@ -50,13 +50,14 @@ class Sight:
         rows = encoder_rows(
             config,
             largest=length,
-            hidden_size=decoder.hidden_size,
+            width=decoder.encoder.width,
             itemsize=dtype.itemsize,
         )
-        self.vectors_MD = torch.zeros(rows + 1, decoder.hidden_size, dtype=dtype, device=place)
+        self.vectors_MW = torch.zeros(rows + 1, decoder.encoder.width, dtype=dtype, device=place)
         self._rows_SL = torch.zeros(size, dtype=torch.int32, device=place)
         self._lengths_S = torch.zeros(num_slots + 1, dtype=torch.int32, device=place)
         self._behind_S = torch.zeros(num_slots + 1, dtype=torch.int32, device=place)
+        self._levels = decoder.encoder.levels
         self._turns_3SL = None
         if decoder.encoder.turns:
             self._turns_3SL = torch.zeros(3, *size, dtype=torch.int32, device=place)
@@ -65,15 +66,15 @@ class Sight:
     def encode_largest(self) -> None:
         """What needs the most memory: the largest image, alone, and as many of its shape as are encoded together if they are small."""
         shape, length = self._largest
-        count = max(1, min(MOST_AT_ONCE, len(self.vectors_MD) // length))
+        count = max(1, min(MOST_AT_ONCE, len(self.vectors_MW) // length))
         one = Media.of("image", {"pixels": np.zeros(shape, np.uint8), "normal": np.ones(7, np.float32)}, length)
         self._encoder.encode([one] * count)
 
     def encode(self, part: Encode) -> None:
         """Have media encoded, and keep the results."""
         vectors = torch.cat(self._encoder.encode(part.media))
-        (rows_N,) = upload([np.concatenate(part.rows).astype(np.int64)], self.vectors_MD.device)
-        self.vectors_MD.index_copy_(0, rows_N, vectors)
+        (rows_N,) = upload([np.concatenate(part.rows).astype(np.int64)], self.vectors_MW.device)
+        self.vectors_MW.index_copy_(0, rows_N, vectors)
 
     def embed(self, part: Embed) -> None:
         """Take in where results stand."""
@@ -103,9 +104,9 @@ class Sight:
         within_T = positions_T < self._lengths_S[slots_T]
         rows_T = torch.where(within_T, self._rows_SL[slots_T, positions_T], 0).long()
         if self._turns_3SL is None:
-            return Seen(rows_T, self.vectors_MD, None)
+            return Seen(rows_T, self.vectors_MW, None, self._levels)
         more_3T = torch.where(within_T, self._turns_3SL[:, slots_T, positions_T], self._behind_S[slots_T])
-        return Seen(rows_T, self.vectors_MD, positions_T + more_3T)
+        return Seen(rows_T, self.vectors_MW, positions_T + more_3T, self._levels)
 
 
 def sight_of(

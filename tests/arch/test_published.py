@@ -13,7 +13,7 @@ from sapwood.arch.memory import num_parameters
 from sapwood.base.errors import ModelError
 
 PUBLISHED: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "published.json").read_text())
-"""Written down, not fetched; the sizes below of models that see are those of their text. Lists of factors of long ropes are of the
+"""Written down, not fetched; of some models that see the sizes below are those of their text. Lists of factors of long ropes are of the
 right length, with other numbers; sections about quantisation are left out, and so is most of what models see with."""
 
 COMPARED = {
@@ -33,7 +33,7 @@ SIZES = {  # parameters in millions
     "tiiuae/falcon-7b-instruct": 6922, "CohereForAI/c4ai-command-r7b-12-2024": 8028, "THUDM/GLM-4-9B-0414": 9400,
     "internlm/internlm2_5-7b-chat": 7738, "bigcode/starcoder2-3b": 3030, "mosaicml/mpt-7b": 6649,
     "ByteDance-Seed/Seed-OSS-36B-Instruct": 36151, "Qwen/Qwen3-30B-A3B": 30532,
-    "tiiuae/Falcon-H1-0.5B-Base": 521, "Qwen/Qwen3.5-27B": 26896, "Qwen/Qwen3.5-35B-A3B": 34661,
+    "tiiuae/Falcon-H1-0.5B-Base": 521, "Qwen/Qwen3.5-27B": 27357, "Qwen/Qwen3.5-35B-A3B": 35107,
     "google/gemma-3-4b-it": 3880, "google/gemma-3-27b-it": 27009, "meta-llama/Llama-4-Scout-17B-16E": 107770,
     "meta-llama/Llama-4-Maverick-17B-128E-Instruct": 400712, "ai21labs/Jamba-v0.1": 51570,
     "zai-org/GLM-4.7-Flash": 29943, "state-spaces/mamba-130m-hf": 129, "tiiuae/falcon-mamba-7b-instruct": 7273, "Qwen/Qwen2.5-VL-7B-Instruct": 8292,

@@ -115,6 +115,19 @@ def test_answers_are_those_of_transformers(family: str, tmp_path: Path) -> None:
     engine.executor.shutdown()
 
 
+def test_the_text_alone(tmp_path: Path) -> None:
+    """Of a model that sees: its tower is not loaded, what is said without images is the same, and images are refused."""
+    made = seeing.preparer("qwen3-vl", seeing.save("qwen3-vl", tmp_path))
+    engine, facts = engine_of(tmp_path, language_model_only=True)
+    assert facts.media == ()
+    prompts: list[list[int | Image.Image]] = [[20, 21, 22, 23, 24]]
+    check("qwen3-vl", Said(engine, made, prompts), prompts)
+    tokens, media, spans = seeing.prompt_of(made, [5, picture(30, 30), 6])
+    refused = engine.submit(Submit(1, tokens, SamplingParams(), media=media, spans=spans))
+    assert refused is not None and "no encoder" in str(refused.error)
+    engine.executor.shutdown()
+
+
 def test_an_image_elsewhere_is_not_encoded_again(tmp_path: Path) -> None:
     made = seeing.preparer("qwen2.5-vl", seeing.save("qwen2.5-vl", tmp_path))
     engine, _ = engine_of(tmp_path)
@@ -224,15 +237,15 @@ def test_images_are_prepared_as_transformers_does(family: str, tmp_path: Path) -
         factor, mean, deviation = normal[0], normal[1:4, None, None], normal[4:7, None, None]
         ours = (pixels * factor - mean) / deviation
         if "qwen" in family:
-            theirs = unfolded(theirs, *(side // 14 for side in pixels.shape[2:]))
+            theirs = unfolded(theirs, 16 if "qwen3" in family else 14, *pixels.shape[2:])
         np.testing.assert_allclose(ours, theirs.reshape(ours.shape), atol=1e-5)
 
 
-def unfolded(patches: np.ndarray, rows: int, columns: int) -> np.ndarray:
+def unfolded(patches: np.ndarray, side: int, height: int, width: int) -> np.ndarray:
     """Qwen's patches as one image again."""
-    squares = patches.reshape(rows // 2, columns // 2, 2, 2, 3, 2, 14, 14)
+    squares = patches.reshape(height // side // 2, width // side // 2, 2, 2, 3, 2, side, side)
     assert (squares[..., 0, :, :] == squares[..., 1, :, :]).all(), "two frames alike"
-    return squares[..., 0, :, :].transpose(4, 0, 2, 5, 1, 3, 6).reshape(1, 3, rows * 14, columns * 14)
+    return squares[..., 0, :, :].transpose(4, 0, 2, 5, 1, 3, 6).reshape(1, 3, height, width)
 
 
 @pytest.mark.slow

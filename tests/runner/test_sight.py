@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sapwood.arch import declare
+from sapwood.attention.base import Seen
 from sapwood.base.media import Media
 from sapwood.base.plan import Embed, Encode, Seat, Stretch
 from sapwood.config.flags import from_options
@@ -44,8 +45,8 @@ def test_what_stands_where(tmp_path: Path) -> None:
     sight = sight_for("qwen2-vl", tmp_path, always=True)
     media = [named(4, 1), named(2, 2)]
     sight.encode(Encode(tuple(media), (ints(3, 9, 4, 1), ints(2, 7))))
-    assert sight.vectors_MD[[3, 9, 4, 1], 0].tolist() == [100, 101, 102, 103]
-    assert sight.vectors_MD[[2, 7], 0].tolist() == [200, 201]
+    assert sight.vectors_MW[[3, 9, 4, 1], 0].tolist() == [100, 101, 102, 103]
+    assert sight.vectors_MW[[2, 7], 0].tolist() == [200, 201]
     turns = np.arange(18, dtype=np.int32).reshape(3, 6)
     sight.embed(
         Embed((Seat(0, 6, turns, -3), Seat(1, 0, None, 0)), (Stretch(0, 1, ints(3, 9)), Stretch(0, 4, ints(7))))
@@ -59,6 +60,15 @@ def test_what_stands_where(tmp_path: Path) -> None:
     assert seen.turns_3T[:, :8].tolist() == [[row * 6 + at + at for at in range(6)] + [3, 8] for row in range(3)]
     own = torch.full((10, 64), -1.0)
     assert seen.among(own)[:, 0].tolist() == [-1, 100, 101, -1, 201, -1, -1, -1, -1, -1]
+
+
+def test_levels_lie_behind_each_other() -> None:
+    vectors = torch.arange(12.0).view(2, 6) * torch.tensor([[0.0], [1.0]])
+    seen = Seen(torch.tensor([0, 1]), vectors, None, levels=2)
+    x = torch.ones(2, 2)
+    assert seen.among(x).tolist() == [[1, 1], [6, 7]]
+    assert [seen.behind(layer, x)[1].tolist() for layer in range(3)] == [[9, 10], [11, 12], [1, 1]]
+    assert seen.behind(0, x)[0].tolist() == [1, 1], "nothing stands there"
 
 
 def test_a_slot_that_changes_hands(tmp_path: Path) -> None:
@@ -81,7 +91,7 @@ def test_a_slot_that_changes_hands(tmp_path: Path) -> None:
 
 def test_the_largest_image_is_encoded(tmp_path: Path) -> None:
     """By the real tower, of every kind, within what a sequence holds."""
-    for family in ("llava", "smolvlm", "qwen2.5-vl"):
+    for family in ("llava", "smolvlm", "qwen2.5-vl", "qwen3-vl"):
         path = tmp_path / family
         decoder: Any = declare(open_files(seeing.save(family, path), name=family).config)
         shape, length = decoder.encoder.largest(40)

@@ -15,7 +15,7 @@ from sapwood.arch.parts import Decoder, ropes
 from sapwood.arch.sight import InternTower, LlavaTower, QwenTower, ShuffledTower, SightActivation, Tower, Vit, begun
 from sapwood.base.errors import ModelError
 
-_ACTIVATIONS: Mapping[str, SightActivation] = MappingProxyType({
+ACTIVATIONS: Mapping[str, SightActivation] = MappingProxyType({
     "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "quick_gelu": "quick_gelu", "silu": "silu",
 })  # fmt: skip
 _TEXTS: Mapping[str, Callable[[HfConfig], Decoder]] = MappingProxyType(
@@ -54,6 +54,7 @@ def seeing(
             )
         return replace(made, encoder=found)
 
+    whole.__module__ = tower.__module__  # whose file says what the family is
     return whole
 
 
@@ -79,7 +80,7 @@ def _vit(v: HfConfig, *, clip: bool) -> Vit:
         heads=v.integer("num_attention_heads", 12),
         image=v.integer("image_size", 224),
         patch=v.integer("patch_size", 32 if clip else 16),
-        activation=v.choice("hidden_act", _ACTIVATIONS, "quick_gelu" if clip else "gelu_pytorch_tanh"),
+        activation=v.choice("hidden_act", ACTIVATIONS, "quick_gelu" if clip else "gelu_pytorch_tanh"),
         eps=v.number("layer_norm_eps", 1e-5 if clip else 1e-6),
         clip=clip,
     )
@@ -110,7 +111,7 @@ def _llava(c: HfConfig, v: HfConfig, hidden: int) -> LlavaTower:
         vit=vit,
         features=tuple(index % count for index in chosen),
         full=strategy,
-        activation=c.choice("projector_hidden_act", _ACTIVATIONS, "gelu"),
+        activation=c.choice("projector_hidden_act", ACTIVATIONS, "gelu"),
         bias=c.boolean("multimodal_projector_bias", True),
     )
 
@@ -156,8 +157,8 @@ def _intern(c: HfConfig, v: HfConfig, hidden: int) -> InternTower:
         image=image,
         patch=patch,
         factor=factor,
-        activation=v.choice("hidden_act", _ACTIVATIONS, "gelu"),
-        join=c.choice("projector_hidden_act", _ACTIVATIONS, "gelu"),
+        activation=v.choice("hidden_act", ACTIVATIONS, "gelu"),
+        join=c.choice("projector_hidden_act", ACTIVATIONS, "gelu"),
         eps=v.number("layer_norm_eps", 1e-6),
         squared=v.choice("norm_type", {"layer_norm": False, "rms_norm": True}, "layer_norm"),
         normed=v.boolean("use_qk_norm", False),
@@ -179,7 +180,7 @@ def _square(v: HfConfig, name: str, default: int) -> int:
 def _qwen2(c: HfConfig, v: HfConfig, hidden: int) -> QwenTower:
     dim = v.integer("embed_dim", 1280)
     made = _qwen(c, v, hidden, v.integer("hidden_size", 3584), dim)
-    activation = v.choice("hidden_act", _ACTIVATIONS, "quick_gelu")
+    activation = v.choice("hidden_act", ACTIVATIONS, "quick_gelu")
     return replace(made, inner=int(dim * v.number("mlp_ratio", 4)), activation=activation)
 
 
@@ -194,7 +195,7 @@ def _qwen25(c: HfConfig, v: HfConfig, hidden: int) -> QwenTower:
     return replace(
         made,
         inner=v.integer("intermediate_size", 3420),
-        activation=v.choice("hidden_act", _ACTIVATIONS, "silu"),
+        activation=v.choice("hidden_act", ACTIVATIONS, "silu"),
         window=window,
         whole=v.integers("fullatt_block_indexes") if v.has("fullatt_block_indexes") else (7, 15, 23, 31),
     )

@@ -1,4 +1,4 @@
-"""The text of models that see or hear: Gemma 3, 3n and 4, Llama 4, Mistral Small 3 and Ministral 3, Qwen3-VL (dense and with experts), Qwen3.5."""
+"""The text of models that see or hear: Gemma 3, 3n and 4, Llama 4, Mistral Small 3 and Ministral 3."""
 
 from __future__ import annotations
 
@@ -13,9 +13,6 @@ from sapwood.arch.families.gemma3n import gemma3n
 from sapwood.arch.families.gemma4 import gemma4
 from sapwood.arch.families.llama import mistral
 from sapwood.arch.families.llama4 import llama4
-from sapwood.arch.families.qwen import qwen3
-from sapwood.arch.families.qwen3_next import qwen3_5, qwen3_5_moe
-from sapwood.arch.families.qwen_moe import qwen3_vl_moe
 from sapwood.arch.family import Family
 from sapwood.arch.hf import HfConfig
 from sapwood.arch.parts import Decoder
@@ -24,7 +21,7 @@ _SENSES = re.compile("vision|visual|image|video|audio|multimodal|projector|^mm_|
 """In the names of fields that say nothing of texts."""
 _OUTER = ("architectures", "tie_word_embeddings", "dtype", "torch_dtype")
 """Fields of the whole model that hold for its text."""
-_MOVED = {"model.": "model.language_model."}
+MOVED = {"model.": "model.language_model."}
 _APART = {"model.": "language_model.model.", "lm_head": "language_model.lm_head"}
 _TOWER = ("vision_tower.", "multi_modal_projector.")
 
@@ -84,7 +81,6 @@ _GEMMA3 = {
     "max_position_embeddings": 131072,
     "sliding_window": 4096,
 }
-_SIGHT = ("model.visual.",)
 _SOUND = ("model.vision_tower.", "model.embed_vision.", "model.audio_tower.", "model.embed_audio.")
 
 FAMILIES = (
@@ -92,15 +88,11 @@ FAMILIES = (
         architecture="Gemma3ForConditionalGeneration",
         declare=text_of(gemma3, _APART, _TOWER, **_GEMMA3),
     ),
-    Family(architecture="Gemma3nForConditionalGeneration", declare=text_of(gemma3n, _MOVED, _SOUND)),
-    Family(architecture="Gemma4ForConditionalGeneration", declare=text_of(gemma4, _MOVED, _SOUND)),
+    Family(architecture="Gemma3nForConditionalGeneration", declare=text_of(gemma3n, MOVED, _SOUND)),
+    Family(architecture="Gemma4ForConditionalGeneration", declare=text_of(gemma4, MOVED, _SOUND)),
     Family(
         architecture="Llama4ForConditionalGeneration",
         declare=text_of(llama4, _APART, ("vision_model.", "multi_modal_projector.")),
     ),
     Family(architecture="Mistral3ForConditionalGeneration", declare=text_of(mistral, _APART, _TOWER)),
-    Family(architecture="Qwen3VLForConditionalGeneration", declare=text_of(qwen3, _MOVED, _SIGHT)),
-    Family(architecture="Qwen3VLMoeForConditionalGeneration", declare=text_of(qwen3_vl_moe, _MOVED, _SIGHT)),
-    Family(architecture="Qwen3_5ForConditionalGeneration", declare=text_of(qwen3_5, _MOVED, _SIGHT)),
-    Family(architecture="Qwen3_5MoeForConditionalGeneration", declare=text_of(qwen3_5_moe, _MOVED, _SIGHT)),
 )

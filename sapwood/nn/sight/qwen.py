@@ -16,7 +16,7 @@ from sapwood.arch import sight
 from sapwood.nn.make import make
 from sapwood.nn.sight.tower import TowerModule, activated
 
-_EPS = 1e-6
+EPS = 1e-6
 
 
 class Order(NamedTuple):
@@ -104,7 +104,7 @@ class Qwen(TowerModule):
         return self.affine(gate * self.affine(x_PE, f"{name}.up_proj"), f"{name}.down_proj")
 
     def _normed(self, x_PE: Tensor, name: str) -> Tensor:
-        return (self.centered if self.part.window is None else self.squared)(x_PE, name, _EPS)
+        return (self.centered if self.part.window is None else self.squared)(x_PE, name, EPS)
 
 
 def _turned(x_PHD: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
