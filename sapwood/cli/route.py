@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         host=args.host,
         port=args.port,
         api_key=args.api_key or env.api_key(),
-        api_keys_file=args.api_keys_file or table.api_keys_file,
+        api_keys_file=args.api_keys_file,
         admin_api_key=args.admin_api_key or env.admin_api_key(),
         drain_seconds=args.drain_seconds,
     )

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from sapwood import __version__
 from sapwood.arch.network import Network
+from sapwood.base.endpoints import endpoint_of
 from sapwood.base.errors import ConfigError
 from sapwood.base.pages import STAGING
 from sapwood.base.stake import Stake
@@ -79,14 +80,6 @@ def _events(config: Config, told: EventsConfig, kv: KVCache, names: Names) -> Ev
         most=told.hwm,
     )
     return Events(kv, publisher, names, positional=told.form == "array", replica=replica)
-
-
-def endpoint_of(endpoint: str, replica: int) -> str:
-    """Where one of several engines tells: behind the ports of those before it, or at a path of its own."""
-    head, colon, port = endpoint.rpartition(":")
-    if not replica:
-        return endpoint
-    return f"{head}:{int(port) + replica}" if colon and port.isdecimal() else f"{endpoint}_dp{replica}"
 
 
 def _open(place: Place, origin: bytes, about: str) -> Shelf:

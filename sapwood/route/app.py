@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import gc
 import logging
 import signal
@@ -54,10 +55,11 @@ class Router:
     def __init__(self, table: Table, options: ServerConfig, path: Path | None = None, *, every: float = 2.0) -> None:
         self.fleet, self.prefixes = Fleet(table), Prefixes()
         self.fleet.set_table(table)
-        self.metrics, self.guard = Metrics(self.fleet), Guard(options)
+        self._given = options
+        self.metrics, self.guard = Metrics(self.fleet), Guard(self._with_keys(table))
         self._index = KVIndex()
         self._line: Line[Turn] = Line(self.metrics)
-        self._options, self._path, self._every = options, path, every
+        self._path, self._every = path, every
 
     @contextlib.asynccontextmanager
     async def serving(self) -> AsyncIterator[web.Application]:
@@ -84,6 +86,8 @@ class Router:
                 self._path,
                 finders={"dns": by_dns, "k8s": Kubernetes(session, env.kubernetes())},
                 changed=changed,
+                taken=lambda table: self.guard.renew(self._with_keys(table)),
+                gone=self.metrics.forget,
                 every=self._every,
             )
             await self._watch.first_look()
@@ -91,11 +95,16 @@ class Router:
             loop = asyncio.get_running_loop()
             beside = [loop.create_task(self._watch.run()), loop.create_task(seats.run())]
             try:
-                yield self._application(Upstream(session, own_keys=self.guard.keyed), seats)
+                yield self._application(Upstream(session, own_keys=lambda: self.guard.keyed), seats)
             finally:
                 for task in beside:
                     task.cancel()
+                await self._watch.close()
                 await ears.close()
+
+    def _with_keys(self, table: Table) -> ServerConfig:
+        """Options, with the file of keys that a table names where they name none."""
+        return dataclasses.replace(self._given, api_keys_file=self._given.api_keys_file or table.api_keys_file)
 
     async def read_again(self) -> None:
         """The table, from its file."""
@@ -104,7 +113,7 @@ class Router:
     def _application(self, carrier: Upstream, seats: Seats) -> web.Application:
         chosen = policies(self.prefixes, self._index, Tokens(carrier, self.metrics))
         proxy = Proxy(self.fleet, chosen, self.metrics, carrier, self.guard, self._line, seats.guests)
-        app = web.Application(client_max_size=self._options.max_body_bytes, middlewares=[_told])
+        app = web.Application(client_max_size=self._given.max_body_bytes, middlewares=[_told])
         app.add_routes([web.post(path, proxy.handle) for path in CARRIED])
         app.add_routes([web.post(path, self._counted(handler)) for path, handler in seats.posts.items()])
         app.add_routes(

@@ -56,7 +56,8 @@ class Ask:
         session_header: str = "",
         session_cookie: str = "",
     ) -> None:
-        """Raises RequestError (400) for a JSON body that is no object."""
+        """Raises RequestError (400) for a body that says it is JSON and is no object. One that says something else, as that of curl's -d does,
+        is read where it is one; what to say of that is for the server."""
         self.path, self.body, self.headers = path, body, headers
         self._session_header, self._session_cookie = session_header, session_cookie
         self._fields: _Fields = {}
@@ -64,17 +65,23 @@ class Ask:
         self.is_form = False
         self.model: str | None = None
         kind = headers.get("content-type", "application/json")
-        if body and "json" in kind:
-            try:
-                self._fields = _fields.decode(body)
-            except UNREADABLE as error:
-                raise RequestError(f"The body is no JSON object: {error}.", code="invalid_json") from error
-            self.model = self._text("model")
-        elif kind[:10].lower() == "multipart/":
+        if kind[:10].lower() != "multipart/":
+            self._read_fields(said_so="json" in kind.lower())
+        else:
             self.is_form = True
             if place := place_of(kind, body, "model"):
                 self._form = place
                 self.model = body[place].decode("utf-8", "replace")
+
+    def _read_fields(self, *, said_so: bool) -> None:
+        if not self.body or not (said_so or self.body.lstrip()[:1] == b"{"):
+            return
+        try:
+            self._fields = _fields.decode(self.body)
+        except UNREADABLE as error:
+            if said_so:
+                raise RequestError(f"The body is no JSON object: {error}.", code="invalid_json") from error
+        self.model = self._text("model")
 
     @cached_property
     def session(self) -> str | None:

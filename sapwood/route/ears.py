@@ -15,6 +15,7 @@ import zmq
 import zmq.asyncio
 from zmq.utils.monitor import parse_monitor_message
 
+from sapwood.base.endpoints import endpoint_of
 from sapwood.route.fleet import Fleet, Replica
 from sapwood.route.kv import KVIndex, Unreadable
 from sapwood.route.metrics import Metrics
@@ -27,27 +28,28 @@ _AGAIN = 1.0  # seconds until one that cannot be listened to is tried again
 
 
 class Ears:
-    """One listener for each server that tells and answers. `tend` is called whenever that may have changed."""
+    """One listener for each engine of a server that tells and answers. `tend` is called whenever that may have changed."""
 
     def __init__(self, fleet: Fleet, index: KVIndex, metrics: Metrics) -> None:
         self._fleet, self._index, self._metrics = fleet, index, metrics
         self._context: zmq.asyncio.Context | None = None
-        self._tasks: dict[str, tuple[Replica, str, asyncio.Task[None]]] = {}
+        self._tasks: dict[tuple[str, int], tuple[Replica, str, asyncio.Task[None]]] = {}
         metrics.watch_kv(index.num_blocks)
 
     def tend(self) -> None:
         """Have those listened to who are there, and nobody else."""
-        wanted = {one.name: one for one in self._fleet.replicas.values() if one.server.events and one.alive}
-        for name, (replica, address, task) in list(self._tasks.items()):
-            if wanted.get(name) is not replica or address != _at(replica, replica.server.events):
+        there = [one for one in self._fleet.replicas.values() if one.server.events and one.alive]
+        wanted = {(one.name, rank): one for one in there for rank in range(one.server.engines)}
+        for (name, rank), (replica, address, task) in list(self._tasks.items()):
+            if wanted.get((name, rank)) is not replica or address != _at(replica, replica.server.events, rank):
                 task.cancel()
-                del self._tasks[name]
-                self._index.forget(name)
-        for name, replica in wanted.items():
-            if name not in self._tasks:
-                self._index.follow(name)
-                task = asyncio.get_running_loop().create_task(self._listen(replica))
-                self._tasks[name] = replica, _at(replica, replica.server.events), task
+                del self._tasks[name, rank]
+                self._index.forget(name, rank)
+        for (name, rank), replica in wanted.items():
+            if (name, rank) not in self._tasks:
+                self._index.follow(name, rank)
+                task = asyncio.get_running_loop().create_task(self._listen(replica, rank))
+                self._tasks[name, rank] = replica, _at(replica, replica.server.events, rank), task
 
     async def close(self) -> None:
         """Listen to nobody any more."""
@@ -59,25 +61,27 @@ class Ears:
         if self._context is not None:
             self._context.destroy(0)
 
-    async def _listen(self, replica: Replica) -> None:
+    async def _listen(self, replica: Replica, rank: int) -> None:
         if self._context is None:
             self._context = zmq.asyncio.Context()
         while True:
             try:
-                await _Ear(replica, self._context, self._index, self._metrics).listen()
+                await _Ear(replica, rank, self._context, self._index, self._metrics).listen()
             except Exception:
-                if self._tasks.get(replica.name, (None,))[0] is not replica:
+                if self._tasks.get((replica.name, rank), (None,))[0] is not replica:
                     return  # it failed while it was told to end
                 log.exception("%s cannot be listened to; it is tried again", replica.name)
-                self._index.forget(replica.name, wholly=False)
+                self._index.forget(replica.name, rank, wholly=False)
                 await asyncio.sleep(_AGAIN)
 
 
 class _Ear:
-    """One server. `last` is the number of the last payload that was heard without a gap, `told` that of the last that came unasked."""
+    """One engine of a server. `last` is the number of the last payload that was heard without a gap, `told` that of the last that came unasked."""
 
-    def __init__(self, replica: Replica, context: zmq.asyncio.Context, index: KVIndex, metrics: Metrics) -> None:
-        self._replica, self._name = replica, replica.name
+    def __init__(
+        self, replica: Replica, rank: int, context: zmq.asyncio.Context, index: KVIndex, metrics: Metrics
+    ) -> None:
+        self._replica, self._name, self._rank = replica, replica.name, rank
         self._context, self._index, self._metrics = context, index, metrics
         self._last: int | None = None
         self._told = -1
@@ -90,7 +94,7 @@ class _Ear:
             socket.setsockopt(zmq.LINGER, 0)
             socket.subscribe(b"")
             monitor: Any = socket.get_monitor_socket(zmq.EVENT_CONNECTED | zmq.EVENT_DISCONNECTED)
-            socket.connect(_at(self._replica, self._replica.server.events))
+            socket.connect(_at(self._replica, self._replica.server.events, self._rank))
             try:
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(self._hear(socket))
@@ -138,7 +142,7 @@ class _Ear:
             return
         with self._context.socket(zmq.DEALER) as socket:
             socket.setsockopt(zmq.LINGER, 0)
-            socket.connect(_at(self._replica, address))
+            socket.connect(_at(self._replica, address, self._rank))
             await socket.send_multipart((b"", first.to_bytes(8, "big")))
             try:
                 while True:
@@ -155,24 +159,24 @@ class _Ear:
                 log.warning("%s does not answer at %s", self._name, address)
 
     def _take(self, number: int, payload: bytes) -> None:
-        if not self._index.follows(self._name):
+        if not self._index.follows(self._name, self._rank):
             return  # this is about to end
         try:
-            count = self._index.hear(self._name, payload)
+            count = self._index.hear(self._name, payload, self._rank)
         except Unreadable as error:
             log.warning("%s tells what is no KV event: %s", self._name, error)
             count = 0
         self._metrics.kv_events(self._name, count)
         self._last = number
         if number == 0:
-            self._index.complete(self._name)
+            self._index.complete(self._name, self._rank)
 
     def _forget(self) -> None:
         self._last, self._told = None, -1
-        self._index.forget(self._name, wholly=False)
+        self._index.forget(self._name, self._rank, wholly=False)
 
 
-def _at(replica: Replica, address: str | None) -> str:
-    """An address of events; a * in it is the server's own host."""
+def _at(replica: Replica, address: str | None, rank: int) -> str:
+    """An address of an engine's events; a * in it is the server's own host."""
     host = urlsplit(replica.url).hostname or ""
-    return (address or "").replace("*", f"[{host}]" if ":" in host else host)
+    return endpoint_of((address or "").replace("*", f"[{host}]" if ":" in host else host), rank)

@@ -14,6 +14,9 @@ _SHORTEST_REST, _LONGEST_REST = 1.0, 30.0  # seconds
 
 Clock = Callable[[], float]
 
+GONE = "gone"
+"""What metrics call servers that are there no more."""
+
 
 class State(StrEnum):
     READY = "ready"
@@ -33,7 +36,7 @@ class Replica:
         models: What it serves; None until it has said so.
         alive: Whether it answered when it was last looked at.
         missed: Looks in a row that have found nobody.
-        busy_until: When it wants to be asked again, where it said that it has too much to do.
+        busy_until: When it wants to be asked again, where it said that it has too much to do: for all ("") or for who has a key of its own there.
     """
 
     server: Server
@@ -46,7 +49,7 @@ class Replica:
     alive: bool = True
     missed: int = 0
     draining: bool = False
-    busy_until: float = 0.0
+    busy_until: dict[str, float] = field(default_factory=dict)
     _failures: int = 0
     _rests_until: float = 0.0
 
@@ -97,12 +100,16 @@ class Replica:
             rest = _SHORTEST_REST * 2 ** min(self._failures - _PATIENCE, 10)
             self._rests_until = self.clock() + min(rest, _LONGEST_REST)
 
-    def said_busy(self, seconds: float) -> None:
-        self.busy_until = self.clock() + min(seconds, _LONGEST_REST)
+    def said_busy(self, seconds: float, whose: str = "") -> None:
+        """It wants to be left alone for so long, by all or by `whose` requests these are."""
+        now = self.clock()
+        self.busy_until = {one: until for one, until in self.busy_until.items() if until > now}
+        self.busy_until[whose] = now + min(seconds, _LONGEST_REST)
 
-    @property
-    def busy(self) -> bool:
-        return self.clock() < self.busy_until
+    def busy(self, whose: str = "") -> bool:
+        """Whether it has said so of all, or of those."""
+        now = self.clock()
+        return any(self.busy_until.get(one, 0.0) > now for one in ("", whose))
 
 
 @dataclass
@@ -153,6 +160,10 @@ class Fleet:
             if any(one.serves(name) for one in self.replicas.values()):
                 return (name,)
         return (model,)
+
+    def shown(self, name: str) -> str:
+        """A server's name as metrics have it: all that are gone are one, so that there are no more names than servers."""
+        return name if name in self.replicas else GONE
 
     def models(self) -> list[str]:
         """All names that can be asked for now."""

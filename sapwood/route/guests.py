@@ -78,8 +78,13 @@ class Guest(Protocol):
     async def arrives(self, passing: Passing) -> web.Response | None:
         """The answer, if no server has to be asked."""
 
+    async def leaves(self, passing: Passing, ask: Ask, model: str | None) -> Ask:
+        """What is sent to a server that is asked for that model, one of those that may answer; asked before each attempt."""
+        return ask
+
     def answered(self, passing: Passing, how: Answered) -> None:
         """A server has answered."""
+        return
 
 
 Guests = Sequence[Guest]

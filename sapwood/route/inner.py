@@ -40,7 +40,7 @@ class Inner:
         try:
             async with asyncio.timeout(timeout):
                 for name in self._fleet.names(model):
-                    there = sorted(self._fleet.able(name), key=lambda one: (one.busy or not one.has_room, one.load))
+                    there = sorted(self._fleet.able(name), key=lambda one: (one.busy() or not one.has_room, one.load))
                     for replica in there[:_TRIES]:
                         try:
                             return await self._of(replica, path, body | {"model": name})

@@ -25,6 +25,7 @@ _FORMS = {  # the fields of events that are arrays, in their order
 }
 
 Hash = int | bytes
+_Cache = tuple[str, int]  # a server, and which of its engines
 
 
 class Unreadable(Exception):
@@ -38,7 +39,7 @@ def packed(tokens: Iterable[int]) -> bytes:
 
 @dataclass
 class _Books:
-    """What one server has told: the number here of each of its blocks, and how many blocks have that number.
+    """What one engine of a server has told: the number here of each of its blocks, and how many blocks have that number.
 
     Attributes:
         size: Tokens of a block.
@@ -54,48 +55,52 @@ class _Books:
 
 
 class KVIndex:
-    """All servers that tell of their caches, by name."""
+    """All servers that tell of their caches, by name. One of several engines has a cache for each, told of by the engine's `rank`; a prompt
+    goes to the one of them that has most of it."""
 
     def __init__(self) -> None:
-        self._books: dict[str, _Books] = {}
-        self._holders: dict[int, set[str]] = {}
+        self._books: dict[str, dict[int, _Books]] = {}
+        self._holders: dict[int, set[_Cache]] = {}
 
-    def follow(self, server: str) -> None:
+    def follow(self, server: str, rank: int = 0) -> None:
         """It is going to tell."""
-        self._books.setdefault(server, _Books())
+        self._books.setdefault(server, {}).setdefault(rank, _Books())
 
-    def forget(self, server: str, *, wholly: bool = True) -> None:
+    def forget(self, server: str, rank: int = 0, *, wholly: bool = True) -> None:
         """Nothing is known of it any more; `wholly`: nor is it going to tell."""
-        if (books := self._books.pop(server, None)) is None:
+        ranks = self._books.get(server, {})
+        if (books := ranks.pop(rank, None)) is None:
             return
-        self._clear(server, books)
+        self._clear((server, rank), books)
         if not wholly:
-            self._books[server] = _Books()
+            ranks[rank] = _Books()
+        elif not ranks:
+            del self._books[server]
 
-    def complete(self, server: str) -> None:
+    def complete(self, server: str, rank: int = 0) -> None:
         """It has told all that there is, from the beginning."""
-        self._books[server].whole = True
+        self._books[server][rank].whole = True
 
-    def follows(self, server: str) -> bool:
-        """Whether it tells."""
-        return server in self._books
+    def follows(self, server: str, rank: int | None = None) -> bool:
+        """Whether it tells, or that engine of it."""
+        return server in self._books if rank is None else rank in self._books.get(server, {})
 
     def whole(self, server: str) -> bool:
-        """Whether all is known of its cache. Of one that has told of no block that is not so: its prompts may be of those that are not told of."""
-        books = self._books.get(server)
-        return books is not None and books.whole and bool(books.numbers)
+        """Whether all is known of its caches. Of one that has told of no block that is not so: its prompts may be of those that are not told of."""
+        ranks = self._books.get(server, {}).values()
+        return bool(ranks) and all(books.whole and bool(books.numbers) for books in ranks)
 
     def num_blocks(self) -> dict[str, int]:
         """How many blocks are known of each server."""
-        return {server: len(books.numbers) for server, books in self._books.items()}
+        return {server: sum(len(books.numbers) for books in ranks.values()) for server, ranks in self._books.items()}
 
-    def hear(self, server: str, payload: bytes) -> int:
+    def hear(self, server: str, payload: bytes, rank: int = 0) -> int:
         """Events of a server, in msgpack: [time, events, ...], each a map or an array. Returns how many. Raises Unreadable."""
-        books = self._books[server]
+        books = self._books[server][rank]
         try:
             _, events, *_ = msgspec.msgpack.decode(payload)
             for event in events:
-                self._take(server, books, event if isinstance(event, dict) else _by_name(event))
+                self._take((server, rank), books, event if isinstance(event, dict) else _by_name(event))
         except (msgspec.DecodeError, KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
             raise Unreadable(f"{type(error).__name__}: {error}") from error
         return len(events)
@@ -103,12 +108,12 @@ class KVIndex:
     def held(self, tokens: bytes, model: str | None, servers: Sequence[str]) -> dict[str, int]:
         """How many tokens of a prompt's beginning (`packed`) each server has, of those that tell."""
         found = {server: 0 for server in servers if server in self._books}
-        groups: dict[tuple[int, str], set[str]] = {}
+        groups: dict[tuple[int, str], set[_Cache]] = {}
         for server in found:
-            books = self._books[server]
-            adapter = model if model is not None and model in books.adapters else ""
-            if books.size:
-                groups.setdefault((books.size, adapter), set()).add(server)
+            for rank, books in self._books[server].items():
+                adapter = model if model is not None and model in books.adapters else ""
+                if books.size:
+                    groups.setdefault((books.size, adapter), set()).add((server, rank))
         for (size, adapter), left in groups.items():
             number, step = _root(size, adapter), size * BYTES
             for start in range(0, len(tokens) - step + 1, step):
@@ -116,24 +121,25 @@ class KVIndex:
                 left &= self._holders.get(number, frozenset())
                 if not left:
                     break
-                found.update(dict.fromkeys(left, start // BYTES + size))
+                for server, _ in left:
+                    found[server] = max(found[server], start // BYTES + size)
         return found
 
-    def _take(self, server: str, books: _Books, event: dict[str, Any]) -> None:
+    def _take(self, cache: _Cache, books: _Books, event: dict[str, Any]) -> None:
         if str(event.get("medium") or _DEVICE).lower() != _DEVICE:
             return
         match event["type"]:
             case "BlockStored":
-                self._store(server, books, event)
+                self._store(cache, books, event)
             case "BlockRemoved":
                 for name in event["block_hashes"]:
-                    self._remove(server, books, name)
+                    self._remove(cache, books, name)
             case "AllBlocksCleared":
-                self._clear(server, books)
+                self._clear(cache, books)
             case other:
                 raise Unreadable(f"there is no event {other!r}")
 
-    def _store(self, server: str, books: _Books, event: dict[str, Any]) -> None:
+    def _store(self, cache: _Cache, books: _Books, event: dict[str, Any]) -> None:
         if any(event.get("extra_keys") or ()):
             return  # of pictures and salts: tokens alone do not say what is in them
         size, adapter, parent = event["block_size"], event.get("lora_name") or "", event["parent_block_hash"]
@@ -152,26 +158,26 @@ class KVIndex:
             if name not in books.numbers:
                 books.numbers[name] = number
                 books.counts[number] += 1
-                self._holders.setdefault(number, set()).add(server)
+                self._holders.setdefault(number, set()).add(cache)
 
-    def _remove(self, server: str, books: _Books, name: Hash) -> None:
+    def _remove(self, cache: _Cache, books: _Books, name: Hash) -> None:
         number = books.numbers.pop(name, None)
         if number is None:
             return
         books.counts[number] -= 1
         if not books.counts[number]:
             del books.counts[number]
-            self._drop(number, server)
+            self._drop(number, cache)
 
-    def _clear(self, server: str, books: _Books) -> None:
+    def _clear(self, cache: _Cache, books: _Books) -> None:
         for number in books.counts:
-            self._drop(number, server)
+            self._drop(number, cache)
         books.numbers.clear()
         books.counts.clear()
 
-    def _drop(self, number: int, server: str) -> None:
+    def _drop(self, number: int, cache: _Cache) -> None:
         holders = self._holders[number]
-        holders.discard(server)
+        holders.discard(cache)
         if not holders:
             del self._holders[number]
 

@@ -32,6 +32,7 @@ class Waiter(Generic[T]):
     Attributes:
         kind: Requests of the same may go to the same servers.
         cost: Tokens, about.
+        size: Bytes that are kept while it waits.
         fits: Whether it could go now.
         take: Have it go now, which it could.
     """
@@ -40,6 +41,7 @@ class Waiter(Generic[T]):
     cost: float
     fits: Callable[[], bool]
     take: Callable[[], T]
+    size: int = 0
     number: int = 0
     turn: asyncio.Future[T] | None = None
 
@@ -74,7 +76,7 @@ class Line(Generic[T]):
         self._ring: deque[_Tenant[T]] = deque()  # whose turn it is comes first
         self._turn: _Tenant[T] | None = None
         self._tenants: dict[str, _Tenant[T]] = {}
-        self._waiting = self._numbers = 0
+        self._waiting = self._numbers = self._bytes = 0
         self._went = 0.0  # when the last one did, while others waited
         self._pace = 0.0  # mean seconds between two that go
         metrics.watch_line(lambda: self._waiting)
@@ -83,10 +85,18 @@ class Line(Generic[T]):
         return self._waiting
 
     async def wait(
-        self, tenant: str, weight: float, waiter: Waiter[T], *, most: int, seconds: float, undo: Callable[[T], None]
+        self,
+        tenant: str,
+        weight: float,
+        waiter: Waiter[T],
+        *,
+        most: int,
+        most_bytes: int,
+        seconds: float,
+        undo: Callable[[T], None],
     ) -> T:
         """What its `take` gives when its turn comes; `undo` is called for that where nobody is left who wants it. Raises LimitReached when
-        `most` are waiting already, or after that many seconds."""
+        `most` are waiting already, or others with so many bytes together with it, or after that many seconds."""
         began = self._clock()
         turn = waiter.turn = asyncio.get_running_loop().create_future()
         self._join(tenant, weight, waiter)
@@ -94,6 +104,11 @@ class Line(Generic[T]):
         if not turn.done() and self._waiting > most:
             self._leave(tenant, waiter)
             raise self._refusal("full", f"{most} requests are waiting for a server already, which is the most.")
+        if not turn.done() and self._bytes > most_bytes and self._waiting > 1:
+            self._leave(tenant, waiter)
+            raise self._refusal(
+                "full", f"Requests of {most_bytes} bytes are waiting for a server already, which is the most."
+            )
         try:
             async with asyncio.timeout(seconds):
                 found: T = await turn
@@ -160,6 +175,7 @@ class Line(Generic[T]):
         waiter.number = self._numbers
         tenant.waiting.setdefault(waiter.kind, deque()).append(waiter)
         self._waiting += 1
+        self._bytes += waiter.size
 
     def _leave(self, name: str, waiter: Waiter[T]) -> None:
         """Have it wait no longer, if it does."""
@@ -169,6 +185,7 @@ class Line(Generic[T]):
         line = tenant.waiting[waiter.kind]
         line.remove(waiter)
         self._waiting -= 1
+        self._bytes -= waiter.size
         if not line:
             del tenant.waiting[waiter.kind]
         if not tenant.waiting:

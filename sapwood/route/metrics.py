@@ -19,6 +19,7 @@ class Metrics:
 
     def __init__(self, fleet: Fleet) -> None:
         registry = self.registry = CollectorRegistry()
+        self._fleet = fleet
         self._children: dict[tuple[Counter, tuple[str, ...]], Counter] = {}
         self._chosen = Counter(
             "sapwood_route_chosen",
@@ -83,15 +84,21 @@ class Metrics:
         self._counted(self._answered, server, str(status)).inc()
 
     def _counted(self, counter: Counter, *labels: str) -> Counter:
-        """A counter's own for these labels, of which there are few."""
-        key = counter, labels
+        """A counter's own for these labels, the first of which is a server."""
+        key = counter, (self._fleet.shown(labels[0]), *labels[1:])
         found = self._children.get(key)
         if found is None:
-            found = self._children[key] = counter.labels(*labels)
+            found = self._children[key] = counter.labels(*key[1])
         return found
 
+    def forget(self, server: str) -> None:
+        """It is gone: what was counted of it is told no more."""
+        for counter, labels in [key for key in self._children if key[1][0] == server]:
+            del self._children[counter, labels]
+            counter.remove(*labels)
+
     def failed(self, server: str, why: str) -> None:
-        self._failed.labels(server, why).inc()
+        self._counted(self._failed, server, why).inc()
 
     def overhead(self, seconds: float) -> None:
         self._overhead.observe(seconds)
@@ -111,10 +118,10 @@ class Metrics:
         self._servers.kv_blocks = blocks
 
     def kv_events(self, server: str, count: int) -> None:
-        self._events.labels(server).inc(count)
+        self._counted(self._events, server).inc(count)
 
     def kv_gap(self, server: str, how: str) -> None:
-        self._gaps.labels(server, how).inc()
+        self._counted(self._gaps, server, how).inc()
 
     def tokenized(self, how: str) -> None:
         self._tokenized.labels(how).inc()

@@ -10,12 +10,18 @@ _OPENAI = (
     "chat/completions",
     "completions",
     "responses",
+    "responses/input_tokens",
     "embeddings",
     "rerank",
     "score",
     "apply",
     "audio/transcriptions",
     "audio/translations",
+    "audio/speech",
+    "images/generations",
+    "moderations",
+    "chat/completions/render",
+    "completions/render",
 )
 CARRIED = (
     *(f"/v1/{name}" for name in _OPENAI),
@@ -26,7 +32,16 @@ CARRIED = (
     "/score",
     "/classify",
     "/pooling",
+    "/embed",
+    "/embed_all",
+    "/embed_sparse",
+    "/predict",
+    "/similarity",
+    "/encode",
     "/generate",
+    "/generate_stream",
+    "/inference/v1/generate",
+    "/invocations",
     "/tokenize",
     "/detokenize",
     "/api/chat",
@@ -35,7 +50,8 @@ CARRIED = (
     "/api/embeddings",
     "/api/show",
 )
-"""What is asked with a body and answered from it alone. What a server keeps (files, batches, stored answers) only that one knows."""
+"""What is asked with a body and answered from it alone, at Sapwood's servers and at those of vLLM, SGLang, Ollama, text-embeddings-inference and
+OpenAI. What a server keeps (files, batches, stored answers) only that one knows."""
 
 
 def envelope_of(path: str) -> Envelope:

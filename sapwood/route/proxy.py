@@ -159,13 +159,14 @@ class Proxy:
             return self._taken(way, self._there(way) or [])
 
         kind = tuple(way.models), tuple(way.tried)
-        waiter = Waiter(kind, float(way.ask.weight), lambda: self._there(way) is not None, take)
+        waiter = Waiter(kind, float(way.ask.weight), lambda: self._there(way) is not None, take, len(way.ask.body))
         table, tenant = self._fleet.table, way.tenant
         return await self._line.wait(
             tenant.name,
             tenant.weight,
             waiter,
             most=table.queue,
+            most_bytes=table.queue_bytes,
             seconds=table.queue_seconds,
             undo=self._give_back,
         )
@@ -179,9 +180,13 @@ class Proxy:
                 continue
             able = self._fleet.able(model, way.tried)
             if room := [one for one in able if one.has_room]:
-                return [(model, one) for one in room if not one.busy] or [(model, one) for one in room]
+                return [(model, one) for one in room if not self._busy(way, one)] or [(model, one) for one in room]
             full = full or bool(able)
         return None if full else []
+
+    def _busy(self, way: _Way, one: Replica) -> bool:
+        """Whether it has said so, of all or of this client."""
+        return bool(one.busy_until) and one.busy(self._upstream.whose(one, way.request.headers))
 
     def _taken(self, way: _Way, there: list[tuple[str | None, Replica]]) -> Turn:
         if not there:
@@ -196,6 +201,13 @@ class Proxy:
         replica.enters()
         return Turn(replica, model)
 
+    async def _fit(self, way: _Way, model: str | None) -> Ask:
+        """What a server of that model is sent, where guests make more of it than what they made of the request."""
+        ask = way.ask
+        for guest in self._guests:
+            ask = await guest.leaves(way.passing, ask, model)
+        return ask
+
     def _give_back(self, turn: Turn) -> None:
         """A server has room again."""
         if turn.replica is not None:
@@ -206,7 +218,7 @@ class Proxy:
 
     async def _attempt(self, way: _Way, replica: Replica, model: str | None) -> web.StreamResponse | None:
         """The answer, or None if another server is to be asked."""
-        body = way.ask.named(model, usage=way.usage)
+        body = (await self._fit(way, model)).named(model, usage=way.usage)
         self._metrics.overhead(perf_counter() - way.began)
         request = way.request
         way.meter.sent()
@@ -228,7 +240,10 @@ class Proxy:
             way.refusal = await upstream.refusal(response)
             way.meter.refused()
             if response.status in upstream.BUSY:
-                replica.said_busy(upstream.retry_after(response.headers))
+                whose = (
+                    self._upstream.whose(replica, way.request.headers) if response.status == upstream.TOO_MANY else ""
+                )
+                replica.said_busy(upstream.retry_after(response.headers), whose)
                 self._metrics.failed(replica.name, "busy")
             else:
                 replica.failed()

@@ -42,6 +42,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         weight: Its share beside others.
         max_running: Requests that are sent to it at once; others wait.
         events: Where it tells what is in its cache (ZeroMQ); a * is its own host. `events_replay` tells again what was missed.
+        engines: How many engines it has (`--data-parallel-size`); each tells of its own cache, at the port behind that of the one before.
     """
 
     url: str
@@ -53,6 +54,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_running: Annotated[int, Meta(ge=1)] | None = None
     events: str | None = None
     events_replay: str | None = None
+    engines: Annotated[int, Meta(ge=1, le=1024)] = 1
 
     @property
     def shown(self) -> str:
@@ -79,7 +81,7 @@ class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         model: Names beside those that servers have.
         policy: How a server is chosen, where a model says nothing else.
         retries: Other servers that are tried before anything was answered.
-        queue: Requests that may wait for a server with room; each as long as `queue_seconds`.
+        queue: Requests that may wait for a server with room, with bodies of `queue_bytes` together; each as long as `queue_seconds`.
         session_header: A header that tells which requests belong together; `session_cookie` a cookie.
         api_keys_file: Who may ask, and how much, as `sapwood serve --api-keys-file` has it.
         paths: Which model answers a path where the request names none.
@@ -94,6 +96,7 @@ class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     policy: str = "cache_aware"
     retries: Annotated[int, Meta(ge=0, le=16)] = 2
     queue: Annotated[int, Meta(ge=0, le=1_000_000)] = 1024
+    queue_bytes: Annotated[int, Meta(ge=0)] = 256 << 20
     queue_seconds: Annotated[float, Meta(gt=0, le=3600)] = 30.0
     session_header: str = "x-session-id"
     session_cookie: str = ""
@@ -152,6 +155,20 @@ def _check_events(server: Server, where: str) -> None:
             )
     if server.events_replay is not None and server.events is None:
         raise ConfigError(f"{where}: events_replay of {server.shown} is nothing without events.")
+    _check_engines(server, where)
+
+
+def _check_engines(server: Server, where: str) -> None:
+    if server.engines > 1 and server.events is None:
+        raise ConfigError(
+            f"{where}: engines of {server.shown} is about where they tell of their caches: give events too."
+        )
+    ports = [address.rpartition(":")[2] for address in (server.events, server.events_replay) if address is not None]
+    if len(ports) == 2 and all(map(str.isdecimal, ports)) and abs(int(ports[0]) - int(ports[1])) < server.engines:
+        raise ConfigError(
+            f"{where}: the engines of {server.shown} tell at {server.engines} ports in a row, so those of events and events_replay have to "
+            f"be {server.engines} apart or more."
+        )
 
 
 def _checked(server: Server, where: str) -> Server:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,10 +12,13 @@ from multidict import CIMultiDict
 
 from sapwood.base.errors import RequestError
 from sapwood.route.fleet import Replica
+from sapwood.server.keys import digest_of
 
 STREAMS = ("text/event-stream", "application/x-ndjson")
 BUSY = (429, 503)
 """What a server says that would answer another time; others may now."""
+TOO_MANY = 429
+"""The one of these that may be about the client alone, where the server knows clients."""
 BROKEN = (502, 504)
 
 _HOPS = frozenset(
@@ -73,9 +76,9 @@ def noting() -> aiohttp.TraceConfig:
 
 
 class Upstream:
-    """Sends requests on. With `own_keys` those of clients are the router's own, and no server sees them."""
+    """Sends requests on. Where `own_keys` says so those of clients are the router's own, and no server sees them."""
 
-    def __init__(self, session: aiohttp.ClientSession, *, own_keys: bool) -> None:
+    def __init__(self, session: aiohttp.ClientSession, *, own_keys: Callable[[], bool]) -> None:
         self._session = session
         self._dropped = _HOPS | _OURS
         self._dropped_keys = self._dropped | _KEYS
@@ -103,8 +106,15 @@ class Upstream:
                     raise Silent(f"{type(error).__name__}: {error}") from error
         raise AssertionError("the last attempt returns or raises")
 
+    def whose(self, replica: Replica, headers: Mapping[str, str]) -> str:
+        """Whom a server takes for the client: a digest of the client's own key, "" where it sees none or the router's."""
+        if self._own_keys() or replica.server.key is not None:
+            return ""
+        given = "\0".join(headers.get(name, "") for name in sorted(_KEYS))
+        return digest_of(given) if given != "\0" else ""
+
     def _headers(self, replica: Replica, headers: Mapping[str, str]) -> CIMultiDict[str]:
-        own = self._own_keys or replica.server.key is not None
+        own = self._own_keys() or replica.server.key is not None
         dropped = self._dropped_keys if own else self._dropped
         if (named := headers.get("connection", "").lower()) not in ("", "keep-alive", "close"):
             dropped = dropped | {name.strip() for name in named.split(",")}

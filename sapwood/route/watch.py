@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import aiohttp
 import msgspec
@@ -14,7 +15,7 @@ from sapwood.base.errors import ConfigError
 from sapwood.route.discovery import Finder, way_of
 from sapwood.route.fleet import Fleet, Replica
 from sapwood.route.prefixes import Prefixes
-from sapwood.route.table import Server, read
+from sapwood.route.table import Server, Table, read
 from sapwood.route.upstream import said_to, sni
 
 log = logging.getLogger(__name__)
@@ -24,6 +25,9 @@ _PATIENCE = 2  # looks in a row that find nobody
 _TIMEOUT = aiohttp.ClientTimeout(total=5.0)
 _NAMES_EVERY = 10.0
 _TABLE_EVERY = 1.0
+
+
+_T = TypeVar("_T", Replica, Server)
 
 
 class _Named(msgspec.Struct):
@@ -36,7 +40,8 @@ class _Models(msgspec.Struct):
 
 class Watch:
     """Keeps a fleet true; `path` is where its table was read from, if it was, `finders` how servers are looked up, and `changed` is called
-    whenever somebody may have become able to answer, or have gone."""
+    whenever somebody may have become able to answer, or have gone. `taken` hears of another table before it counts, and may raise
+    ConfigError; `gone` hears of servers that are no more."""
 
     def __init__(
         self,
@@ -47,17 +52,28 @@ class Watch:
         *,
         finders: Mapping[str, Finder],
         changed: Callable[[], None],
+        taken: Callable[[Table], None] = lambda table: None,
+        gone: Callable[[str], None] = lambda name: None,
         every: float = _EVERY,
     ) -> None:
         self._fleet, self._prefixes, self._session = fleet, prefixes, session
         self._path, self._every = path, every
         self._finders, self._changed = finders, changed
+        self._taken, self._gone = taken, gone
+        self._looks: dict[int, asyncio.Task[None]] = {}  # by the identity of whom they are at
         self._read_at = self._written_at()
 
     async def first_look(self) -> None:
         """Before anybody is served. Raises ConfigError for servers that cannot be looked up here."""
-        await self._resolve()
-        await self._look_at_all()
+        await self._settled(await self._resolve())
+        await self._settled(await self._look_at_all())
+
+    async def close(self) -> None:
+        """Look at nobody any more."""
+        looks = list(self._looks.values())
+        for look in looks:
+            look.cancel()
+        await asyncio.gather(*looks, return_exceptions=True)
 
     async def run(self) -> None:
         """For as long as the router serves."""
@@ -67,7 +83,7 @@ class Watch:
             tasks.create_task(self._often(_TABLE_EVERY, self._look_at_table))
 
     @staticmethod
-    async def _often(seconds: float, look: Callable[[], Awaitable[None]]) -> None:
+    async def _often(seconds: float, look: Callable[[], Awaitable[object]]) -> None:
         while True:
             await asyncio.sleep(seconds)
             try:
@@ -75,11 +91,32 @@ class Watch:
             except Exception:
                 log.exception("a look at the servers failed")
 
+    @staticmethod
+    async def _settled(looks: Sequence[asyncio.Task[None]]) -> None:
+        """When all are through; raises what one raises, when all are."""
+        for error in await asyncio.gather(*looks, return_exceptions=True):
+            if error is not None:
+                raise error
+
     # -- servers --------------------------------------------------------------------------------------------------
 
-    async def _look_at_all(self) -> None:
-        await asyncio.gather(*(self._look_at(replica) for replica in list(self._fleet.replicas.values())))
-        self._changed()
+    async def _look_at_all(self) -> Sequence[asyncio.Task[None]]:
+        """A look at each, as long as that takes; one at which somebody looks still is not looked at twice."""
+        return [self._beside(replica, self._look_at) for replica in self._fleet.replicas.values()]
+
+    def _beside(self, whom: _T, look: Callable[[_T], Awaitable[None]]) -> asyncio.Task[None]:
+        if (going := self._looks.get(id(whom))) is None:
+
+            async def looked() -> None:
+                try:
+                    await look(whom)
+                    self._changed()
+                finally:
+                    del self._looks[id(whom)]
+
+            going = self._looks[id(whom)] = asyncio.get_running_loop().create_task(looked())
+            going.add_done_callback(_tell)
+        return going
 
     async def _look_at(self, replica: Replica) -> None:
         models = await self._asked(replica)
@@ -128,8 +165,8 @@ class Watch:
 
     # -- names and the table --------------------------------------------------------------------------------------
 
-    async def _resolve(self) -> None:
-        await asyncio.gather(*(self._look_up(server) for server in self._fleet.table.server if server.looked_up))
+    async def _resolve(self) -> Sequence[asyncio.Task[None]]:
+        return [self._beside(server, self._look_up) for server in self._fleet.table.server if server.looked_up]
 
     async def _look_up(self, server: Server) -> None:
         try:
@@ -150,6 +187,7 @@ class Watch:
             return
         try:
             table = read(self._path)
+            self._taken(table)
         except ConfigError as error:
             log.error("%s The table stays as it was.", error)
             return
@@ -163,6 +201,8 @@ class Watch:
     def _forget(self, names: Iterable[str]) -> None:
         for name in names:
             self._prefixes.forget(name)
+            if name not in self._fleet.replicas:
+                self._gone(name)
 
     def _written_at(self) -> tuple[int, int] | None:
         if self._path is None:
@@ -172,3 +212,9 @@ class Watch:
         except OSError:
             return None
         return found.st_mtime_ns, found.st_size
+
+
+def _tell(look: asyncio.Task[None]) -> None:
+    """Of one that failed, which nobody may be waiting for."""
+    if not look.cancelled() and (error := look.exception()) is not None and not isinstance(error, ConfigError):
+        log.error("a look at the servers failed", exc_info=error)

@@ -27,6 +27,10 @@ class Guard:
 
     def __init__(self, options: ServerConfig) -> None:
         self.accounts = Accounts()
+        self.renew(options)
+
+    def renew(self, options: ServerConfig) -> None:
+        """Go by other options from now on; accounts stay. Raises ConfigError, and then nothing is changed."""
         self._keyring = Keyring(options)
         self._admin = digest_of(options.admin_api_key) if options.admin_api_key else None
         access = options.metrics_access or ("key" if options.api_keys_file else "open")

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from sapwood import LLM, AsyncLLM, SamplingParams
+from sapwood.base.endpoints import endpoint_of
 from sapwood.base.errors import ConfigError, EngineDead, Overloaded, UserError
 from sapwood.base.histogram import Histogram
 from sapwood.base.media import Media, Span
@@ -25,7 +26,6 @@ from sapwood.engine.client import AsyncEngine, copies
 from sapwood.engine.following import Bell
 from sapwood.engine.merged import added, reply_of, stats_of
 from sapwood.engine.replicas import Replicas
-from sapwood.engine.stores import endpoint_of
 from tests.engine import fake_process
 from tests.facts import make_facts
 from tests.waiting import within

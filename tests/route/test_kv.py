@@ -112,9 +112,9 @@ def test_blocks_of_adapters_other_memory_pictures_and_unknown_parents() -> None:
 class Teller:
     """A server that publishes at `path`, with or without telling again."""
 
-    def __init__(self, path: Path, kept: int | None) -> None:
-        replay = None if kept is None else f"ipc://{path}/again"
-        self._publisher = ZmqPublisher(f"ipc://{path}/pub", replay, topic="kv@", kept=kept or 1, most=1000)
+    def __init__(self, path: Path, kept: int | None, suffix: str = "") -> None:
+        replay = None if kept is None else f"ipc://{path}/again{suffix}"
+        self._publisher = ZmqPublisher(f"ipc://{path}/pub{suffix}", replay, topic="kv@", kept=kept or 1, most=1000)
         self.table = {"events": f"ipc://{path}/pub"} | ({} if replay is None else {"events_replay": replay})
 
     def tell(self, *events: Event) -> None:
@@ -179,7 +179,7 @@ def test_a_gap_is_filled_or_costs_what_was_known(tmp_path: Path, kept: int | Non
 
             context = zmq.asyncio.Context()
             index.follow("a")
-            ear = _Ear(fleet.replicas["a"], context, index, metrics)
+            ear = _Ear(fleet.replicas["a"], 0, context, index, metrics)
             await ear._heard(0, payload([chain(0)], positional=False))
             assert length(index) == 1 and index.whole("a")
             await ear._heard(7, payload([chain(7)], positional=False))
@@ -193,6 +193,25 @@ def test_a_gap_is_filled_or_costs_what_was_known(tmp_path: Path, kept: int | Non
             await ears.close()
             context.destroy(0)
         teller.close()
+
+    run(case())
+
+
+def test_every_engine_of_a_server_is_heard(tmp_path: Path) -> None:
+    async def case() -> None:
+        tellers = [Teller(tmp_path, 100, suffix) for suffix in ("", "_dp1")]
+        for number in range(3):
+            tellers[1].tell(chain(number))
+        tellers[0].tell(chain(0))
+        with listening(**tellers[0].table, engines=2) as (ears, index, _, _):
+            ears.tend()
+            await until(lambda: length(index) == 3 and index.num_blocks() == {"a": 4})
+            assert index.whole("a")
+            tellers[1].tell(Cleared())
+            await until(lambda: length(index) == 1)
+            await ears.close()
+        for teller in tellers:
+            teller.close()
 
     run(case())
 

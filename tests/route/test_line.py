@@ -38,7 +38,7 @@ class Rooms:
             return kind
 
         waiter: Waiter[str] = Waiter(kind, cost, lambda: self.room[kind] > 0, take)
-        given = {"most": 1000, "seconds": 30.0} | bounds
+        given = {"most": 1000, "most_bytes": 1 << 20, "seconds": 30.0} | bounds
         return asyncio.ensure_future(self.line.wait(tenant, weight, waiter, undo=self.leave, **given))
 
     def leave(self, kind: str) -> None:

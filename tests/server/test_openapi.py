@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import httpx
@@ -14,6 +15,7 @@ from starlette.routing import Route
 
 from sapwood.config import Config
 from sapwood.config.options import ServerConfig
+from sapwood.route.paths import CARRIED
 from sapwood.server import create_app
 from sapwood.server.app import ROOMS
 from sapwood.server.errors import problem
@@ -38,6 +40,18 @@ def served(app: Starlette) -> set[tuple[str, str]]:
 async def test_the_document_and_the_routes_are_the_same(app: Starlette, document: dict[str, Any]) -> None:
     told = {(path, method.upper()) for path, methods in document["paths"].items() for method in methods}
     assert told == served(app)
+
+
+async def test_the_router_carries_all_that_is_answered_from_a_body_alone(app: Starlette) -> None:
+    plain = {
+        route.path_format
+        for route in app.routes
+        if isinstance(route, Described) and "POST" in (route.methods or ()) and route.told.body is not None
+    }
+    commands = re.compile(  # and what one server keeps
+        r"weights|lora|sleep|wake|pause|resume|continue|release|abort|cache|/v1/(files|batches)|/models/|{"
+    )
+    assert {path for path in plain if not commands.search(path)} <= set(CARRIED)
 
 
 async def test_it_is_valid(document: dict[str, Any]) -> None:

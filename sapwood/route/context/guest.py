@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -12,14 +13,14 @@ from prometheus_client import CollectorRegistry
 from prometheus_client import Counter as Total
 
 from sapwood.base.errors import RequestError
-from sapwood.route.ask import UNREADABLE
+from sapwood.route.ask import UNREADABLE, Ask
 from sapwood.route.context.compact import Compacted, compacted
 from sapwood.route.context.counts import Counter, Estimate, Tokenized
 from sapwood.route.context.shapes import Message
 from sapwood.route.context.summary import Summaries
 from sapwood.route.context.table import ANY, Context, Step
 from sapwood.route.fleet import Fleet
-from sapwood.route.guests import Answered, Passing
+from sapwood.route.guests import Guest, Passing
 from sapwood.route.inner import Inner
 
 _PATHS = frozenset(("/v1/chat/completions", "/v1/messages"))
@@ -44,10 +45,22 @@ class CompactRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     count: Literal["estimate", "tokenize"] | None = None
 
 
+_MINE = "context"
+_HEADER = "x-sapwood-context"
+
+
+@dataclass
+class _Cut:
+    """A request as it came, and what was made of it by name and bounds, with what is told of that."""
+
+    whole: Ask
+    made: dict[tuple[str, Context | None], tuple[Ask, str]] = field(default_factory=dict)
+
+
 _OPTIONS = ("budget", "target", "steps", "tool_output_tokens", "keep_last", "count")
 
 
-class Histories:
+class Histories(Guest):
     """Shortens what is too long for its model, by the table's [context]; nothing where that says nothing of the model."""
 
     def __init__(self, fleet: Fleet, inner: Inner, registry: CollectorRegistry) -> None:
@@ -66,24 +79,47 @@ class Histories:
         )
 
     async def arrives(self, passing: Passing) -> web.Response | None:
-        if passing.ask.path not in _PATHS or not self._fleet.table.context:
-            return None
-        name = passing.models[0] if passing.models else passing.ask.model or ""
-        context = self._of(name)
-        if context is None or len(passing.ask.body) * _MOST_BYTES_A_TOKEN <= context.budget:
-            return None
-        body = passing.ask.document
-        messages = body.get("messages")
-        if not isinstance(messages, list) or not all(isinstance(one, dict) for one in messages):
-            return None  # the server will say what is wrong
-        done = await self._done(messages, body, context, name, passing)
-        if done.steps:
-            passing.ask = passing.ask.changed(msgspec.json.encode({**body, "messages": done.messages}))
-            passing.told["x-sapwood-context"] = done.shown()
+        """Shortens it for the first of its models that somebody could be asked for now."""
+        if passing.ask.path in _PATHS and self._fleet.table.context:
+            there = [model for _, model in self._tried(passing)]
+            first = next((model for model in there if self._fleet.able(model)), there[0])
+            passing.notes[_MINE] = _Cut(passing.ask)
+            passing.ask = await self.leaves(passing, passing.ask, first)
         return None
 
-    def answered(self, passing: Passing, how: Answered) -> None:
-        pass
+    async def leaves(self, passing: Passing, ask: Ask, model: str | None) -> Ask:
+        """Shortens it anew for another model that may be longer, or has to be shorter."""
+        cut: _Cut | None = passing.notes.get(_MINE)
+        if cut is None:
+            return ask
+        name = next((name for name, tried in self._tried(passing) if tried == model), "")
+        context = self._closest(name, model or name)
+        by = name if context is None or context.count != "tokenize" else model or name
+        if (by, context) not in cut.made:
+            cut.made[by, context] = await self._shortened(passing, cut.whole, context, by)
+        made, told = cut.made[by, context]
+        passing.told.pop(_HEADER, None)
+        if told:
+            passing.told[_HEADER] = told
+        return made
+
+    def _tried(self, passing: Passing) -> list[tuple[str, str]]:
+        """Names that it goes by, each with a model that it stands for, in the order in which these are tried; one at least."""
+        names = passing.models or (passing.ask.model or "",)
+        return [(name, model) for name in names for model in self._fleet.names(name)]
+
+    async def _shortened(self, passing: Passing, ask: Ask, context: Context | None, name: str) -> tuple[Ask, str]:
+        """What is to be sent, and what is told of it."""
+        if context is None or len(ask.body) * _MOST_BYTES_A_TOKEN <= context.budget:
+            return ask, ""
+        body = ask.document
+        messages = body.get("messages")
+        if not isinstance(messages, list) or not all(isinstance(one, dict) for one in messages):
+            return ask, ""  # the server will say what is wrong
+        done = await self._done(messages, body, context, name, passing)
+        if not done.steps:
+            return ask, ""
+        return ask.changed(msgspec.json.encode({**body, "messages": done.messages})), done.shown()
 
     async def compact(self, request: web.Request, passing: Passing) -> web.Response:
         """The shortened history, what was done, and the tokens before and after."""
@@ -113,6 +149,12 @@ class Histories:
         table = self._fleet.table.context
         names = (name, *self._fleet.names(name), ANY)
         return next((table[one] for one in names if one in table), None)
+
+    def _closest(self, name: str, model: str) -> Context | None:
+        """Whichever leaves less, of what the table says of a name and of a model that it stands for."""
+        table = self._fleet.table.context
+        said = [table[one] for one in dict.fromkeys((name, model)) if one in table]
+        return min(said, key=lambda one: one.budget, default=table.get(ANY))
 
     async def _done(
         self, messages: Sequence[Message], body: Mapping[str, Any], context: Context, model: str, passing: Passing

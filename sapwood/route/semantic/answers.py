@@ -18,7 +18,7 @@ import msgspec
 from aiohttp import web
 
 from sapwood.route.fleet import Fleet
-from sapwood.route.guests import Answered, Passing
+from sapwood.route.guests import Answered, Guest, Passing
 from sapwood.route.inner import Unanswered
 from sapwood.route.semantic.auto import Meant
 from sapwood.route.semantic.meanings import Floats, Meanings
@@ -57,7 +57,7 @@ class _Kept:
         return len(self.body)
 
 
-class KeptAnswers:
+class KeptAnswers(Guest):
     """Off unless the table has [answers]; the oldest go first."""
 
     def __init__(

@@ -12,7 +12,7 @@ from aiohttp import web
 
 from sapwood.base.errors import RequestError
 from sapwood.route.fleet import Fleet
-from sapwood.route.guests import Answered, Passing
+from sapwood.route.guests import Answered, Guest, Passing
 from sapwood.route.inner import Inner, Unanswered
 from sapwood.route.semantic.decide import Bounds, Decision, allowed, decide
 from sapwood.route.semantic.meanings import Meanings, Served
@@ -96,7 +96,7 @@ class Known:
         return expected(model, self._question, self._fleet.table.about, self._measures, first)
 
 
-class Rules:
+class Rules(Guest):
     """Resolves names by the rules of the table that is read now."""
 
     def __init__(self, fleet: Fleet, inner: Inner, meant: Meant, metrics: RuleMetrics) -> None:

@@ -7,7 +7,7 @@ import msgspec
 from aiohttp import web
 
 from sapwood.route.fleet import Fleet
-from sapwood.route.guests import Answered, Passing
+from sapwood.route.guests import Guest, Passing
 from sapwood.route.semantic.table import APPLY
 from sapwood.route.sizes import estimated
 
@@ -15,7 +15,7 @@ OPEN = "auto"
 """The name that a request may give for none."""
 
 
-class Standing:
+class Standing(Guest):
     """Sets the model of requests that name none, or `auto`: the table says so of their path, which is more than rules know."""
 
     def __init__(self, fleet: Fleet) -> None:
@@ -43,6 +43,3 @@ class Standing:
             passing.ask = ask.changed(msgspec.json.encode({**body, "model": model}))
         passing.told["x-sapwood-rule"] = f"{model}; {why}"
         return None
-
-    def answered(self, passing: Passing, how: Answered) -> None:
-        pass
