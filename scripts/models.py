@@ -19,7 +19,7 @@ of its config.json, a GGUF file by its `general.architecture`. Every family's lo
 (float32, within 1e-4: at once, in chunks, decoded, behind a cached prefix, mixed with others), on PyTorch's modules and on
 the CPU's own kernels, but for Baichuan of 13 billion, of which there is no reference; kernels of Triton know all their parts too, with
 heads of at most 256; Gemma 3n and 4, Llama 4 and Ministral 3 are computed by modules everywhere, and so are Mamba 1, Jamba,
-Falcon-H1 and models that [see](vision.md). Models that keep states of recurrences run on
+Falcon-H1 and models that [see](vision.md) or [hear](audio.md). Models that keep states of recurrences run on
 CPUs. Of models that [only read](embeddings.md), which modules compute, it is vectors and scores that are compared. [Encoder-decoders](encoders.md) are computed by modules too. Fields of a config that are not understood are refused by name.
 
 | models | architectures | in GGUF files |

@@ -12,9 +12,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
+import numpy as np
+
 from sapwood.arch.encoder import Encoder
 from sapwood.arch.parts import Axis, Decoder, Leaf, StoredTensor
-from sapwood.base.media import Kind
+from sapwood.base.media import Kind, Media
 
 SightActivation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu"]
 Sizes = tuple[int, ...]
@@ -39,6 +41,11 @@ class Tower(Encoder, Leaf):
         """The shape of the pixels of an image that costs most, of those with at most so many positions if there are some, and how many it
         has."""
         raise NotImplementedError
+
+    def example(self, most: int) -> Media:
+        """One of that shape, black."""
+        shape, length = self.largest(most)
+        return Media.of("image", {"pixels": np.zeros(shape, np.uint8), "normal": np.ones(7, np.float32)}, length)
 
     @property
     def turns(self) -> bool:

@@ -27,8 +27,8 @@ async def batch_lines(
     engine: EngineClient, text: TextModel, config: Config, files: ModelFiles
 ) -> AsyncIterator[Answer]:
     """Yields what answers a line, as a line of an output file. What a body says of the model is not looked at."""
-    tower = declare(files.config).encoder if "image" in engine.facts.media else None
-    gallery = gallery_of(files, tower, text, config.sight)
+    tower = declare(files.config).encoder if {"image", "audio"} & set(engine.facts.media) else None
+    gallery = gallery_of(files, tower, text, config)
     app = create_app(engine, text, config, files.name, defaults=files.generation_config, gallery=gallery)
     front = app.state.front
     ask = Inside(front, answering(front))

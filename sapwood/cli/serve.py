@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sapwood.engine.spawn import Child
     from sapwood.hub.about import About
     from sapwood.hub.files import ModelFiles
-    from sapwood.images.gallery import Gallery
+    from sapwood.images.gallery import Cabinet
     from sapwood.server.door import Door
     from sapwood.text import TextModel
 
@@ -113,7 +113,7 @@ async def _with_engine(
     door: Door,
     config: Config,
     files: ModelFiles,
-    loading: asyncio.Task[tuple[TextModel, About, Gallery | str]],
+    loading: asyncio.Task[tuple[TextModel, About, Cabinet | str]],
     children: Sequence[Child],
     began: float,
 ) -> None:
@@ -159,7 +159,7 @@ async def _with_engine(
             await app.state.front.close()
 
 
-def load(config: Config, files: ModelFiles, catalogue: Catalogue) -> tuple[TextModel, About, Gallery | str]:
+def load(config: Config, files: ModelFiles, catalogue: Catalogue) -> tuple[TextModel, About, Cabinet | str]:
     """What the front needs of the model."""
     from sapwood.arch.families import declare
     from sapwood.arch.foreign import is_foreign
@@ -173,7 +173,7 @@ def load(config: Config, files: ModelFiles, catalogue: Catalogue) -> tuple[TextM
     text = TextModel.configured(files, config.model, catalogue.formats)
     decoder = unseeing(decoder) if decoder is not None and config.sight.language_model_only else decoder
     tower = None if decoder is None else decoder.encoder
-    return text, about(files, decoder), gallery_of(files, tower, text, config.sight)
+    return text, about(files, decoder), gallery_of(files, tower, text, config)
 
 
 def _announce(url: str, name: str, facts: Facts, began: float, *, keyed: bool) -> None:

@@ -37,7 +37,7 @@ class EncodeStake(Stake):
         longest = max((request.media[span.index].length for span in request.spans), default=0)
         if longest > self._room.size:
             return Refusal(
-                f"an image takes {longest} positions, and there is room for {self._room.size}: send a smaller one, or "
+                f"an input takes {longest} positions, and there is room for {self._room.size}: send a smaller one, or "
                 "raise --encoder-cache-memory"
             )
         return NOW

@@ -32,17 +32,21 @@ class Expansion:
     spans: list[tuple[int, int, int]]
 
 
-class Preparer(Protocol):
-    """A family's way. `token` is what the chat template writes for an image."""
+class Places(Protocol):
+    """Where media stand. `token` is what the chat template writes for one."""
 
     token: int
 
-    def prepare(self, image: Image) -> Media:
-        """An RGB image as the encoder takes it. Raises ValueError, saying why, for one that cannot be."""
-        ...
-
     def expand(self, media: Media) -> Expansion:
         """What the template's token becomes."""
+        ...
+
+
+class Preparer(Places, Protocol):
+    """A family's way with images."""
+
+    def prepare(self, image: Image) -> Media:
+        """An RGB image as the encoder takes it. Raises ValueError, saying why, for one that cannot be."""
         ...
 
 

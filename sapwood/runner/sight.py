@@ -45,11 +45,10 @@ class Sight:
         dtype = getattr(torch, config.model.dtype)
         self._encoder, self._always = encoder, device.can(Ability.GRAPHS)
         assert config.model.max_model_len is not None, "a resolved configuration"
-        shape, length = decoder.encoder.largest(config.model.max_model_len)
-        self._largest = shape, length
+        self._largest = decoder.encoder.example(config.model.max_model_len)
         rows = encoder_rows(
             config,
-            largest=length,
+            largest=self._largest.length,
             width=decoder.encoder.width,
             itemsize=dtype.itemsize,
         )
@@ -65,10 +64,8 @@ class Sight:
 
     def encode_largest(self) -> None:
         """What needs the most memory: the largest image, alone, and as many of its shape as are encoded together if they are small."""
-        shape, length = self._largest
-        count = max(1, min(MOST_AT_ONCE, len(self.vectors_MW) // length))
-        one = Media.of("image", {"pixels": np.zeros(shape, np.uint8), "normal": np.ones(7, np.float32)}, length)
-        self._encoder.encode([one] * count)
+        count = max(1, min(MOST_AT_ONCE, len(self.vectors_MW) // self._largest.length))
+        self._encoder.encode([self._largest] * count)
 
     def encode(self, part: Encode) -> None:
         """Have media encoded, and keep the results."""

@@ -23,7 +23,7 @@ from sapwood.base.errors import SapwoodError
 from sapwood.config import Config
 from sapwood.engine.client import EngineClient
 from sapwood.hub.about import About
-from sapwood.images.gallery import TEXT_ONLY, Gallery
+from sapwood.images.gallery import TEXT_ONLY, Cabinet
 from sapwood.observe.exchange import Exchange
 from sapwood.observe.metrics import Metrics
 from sapwood.observe.observer import Observer, Traces
@@ -80,7 +80,7 @@ def create_app(
     registry: CollectorRegistry | None = None,
     traces: Traces | None = None,
     about: About | None = None,
-    gallery: Gallery | str = TEXT_ONLY,
+    gallery: Cabinet | str = TEXT_ONLY,
     guard: Guard | None = None,
     rooms: Sequence[Room] = ROOMS,
 ) -> Starlette:

@@ -11,7 +11,7 @@ from msgspec import Meta
 from sapwood.base.errors import RequestError
 from sapwood.server.body import field_error
 from sapwood.server.front import Talk
-from sapwood.server.pictures import picture
+from sapwood.server.pictures import picture, recording, sound
 
 Int = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
@@ -54,10 +54,23 @@ class ImageUrl(msgspec.Struct):
     detail: str | None = None
 
 
+class InputAudio(msgspec.Struct):
+    """A recording in base64. `format` is not looked at: the file says itself what it is."""
+
+    data: str
+    format: str | None = None
+
+
+class AudioUrl(msgspec.Struct):
+    url: str
+
+
 class ContentPart(msgspec.Struct, omit_defaults=True):
     type: str
     text: str | None = None
     image_url: ImageUrl | str | None = None
+    input_audio: InputAudio | None = None
+    audio_url: AudioUrl | str | None = None
 
 
 class Message(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -81,11 +94,15 @@ class Message(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 def _part(part: ContentPart, where: str) -> dict[str, Any]:
-    """A text, or an image. Raises RequestError for all others."""
+    """A text, an image or a recording. Raises RequestError for all others."""
     if part.type == "text" and part.text is not None:
         return {"type": "text", "text": part.text}
     if part.type == "image_url":
         return picture(part.image_url.url if isinstance(part.image_url, ImageUrl) else part.image_url, where)
+    if part.type == "input_audio":
+        return sound(part.input_audio.data if part.input_audio else None, where)
+    if part.type == "audio_url":
+        return recording(part.audio_url.url if isinstance(part.audio_url, AudioUrl) else part.audio_url, where)
     raise RequestError(
         f"{where}: a part of type {part.type!r} without text is not supported; this model takes text.", param=where
     )

@@ -33,7 +33,7 @@ from sapwood.grammar.spellings import Asked
 from sapwood.grammar.vocabulary import spec_of
 from sapwood.grammar.words import first_words
 from sapwood.hub.about import About
-from sapwood.images.gallery import TEXT_ONLY, Gallery
+from sapwood.images.gallery import TEXT_ONLY, Cabinet
 from sapwood.observe.observer import Observer
 from sapwood.server.adapters import Adapters
 from sapwood.server.auth import Guard
@@ -118,7 +118,7 @@ class Front:
         observer: Observer,
         defaults: Mapping[str, Any],
         about: About,
-        gallery: Gallery | str = TEXT_ONLY,
+        gallery: Cabinet | str = TEXT_ONLY,
         guard: Guard | None = None,
     ) -> None:
         self.engine = engine

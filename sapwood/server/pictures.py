@@ -1,17 +1,24 @@
-"""Images in conversations: how bodies give them, and how they come into a prompt."""
+"""Images and recordings in conversations: how bodies give them, and how they come into a prompt."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sapwood.base.errors import RequestError
-from sapwood.base.media import Media, Span
-from sapwood.images.gallery import Gallery
+from sapwood.base.media import Kind, Media, Span
+from sapwood.images.gallery import Cabinet
 
-Picture = tuple[str, str]
-"""A URL, and what the caller calls it."""
+_KINDS: tuple[Kind, ...] = ("image", "audio")
+
+
+class Shot(NamedTuple):
+    """A medium by its URL, and what the caller calls it."""
+
+    kind: Kind
+    url: str
+    at: str
 
 
 def picture(url: object, where: str) -> dict[str, Any]:
@@ -28,21 +35,35 @@ def inline(data: object, where: str, kind: object = "image/png") -> dict[str, An
     return picture(f"data:{kind};base64,{data}", where)
 
 
-def pictures_in(messages: Sequence[dict[str, Any]]) -> list[Picture]:
-    """All images of a conversation, in their order."""
+def recording(url: object, where: str) -> dict[str, Any]:
+    """A part of a message that is a recording. Raises RequestError for what is no URL."""
+    if not isinstance(url, str) or not url:
+        raise RequestError(f"{where}: a recording needs a URL: data:audio/...;base64,...", param=where)
+    return {"type": "audio", "url": url, "at": where}
+
+
+def sound(data: object, where: str) -> dict[str, Any]:
+    """The same of one in base64. Its format need not be told: the file's first bytes say what it is."""
+    if not isinstance(data, str) or not data:
+        raise RequestError(f"{where}: input_audio.data must be a recording in base64.", param=where)
+    return recording(data if data.startswith("data:") else f"data:audio/wav;base64,{data}", where)
+
+
+def shots_in(messages: Sequence[dict[str, Any]]) -> list[Shot]:
+    """All media of a conversation, in their order."""
     return [
-        (part["url"], part["at"])
+        Shot(part["type"], part["url"], part["at"])
         for message in messages
         if isinstance(content := message.get("content"), list)
         for part in content
-        if part.get("type") == "image"
+        if part.get("type") in _KINDS
     ]
 
 
 def without_urls(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The conversation as templates take it, which write a place for each image."""
+    """The conversation as templates take it, which write a place for each medium."""
     return [
-        {**message, "content": [{"type": "image"} if part.get("type") == "image" else part for part in content]}
+        {**message, "content": [{"type": part["type"]} if part.get("type") in _KINDS else part for part in content]}
         if isinstance(content := message.get("content"), list)
         else message
         for message in messages
@@ -51,27 +72,36 @@ def without_urls(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Shown:
-    """A conversation as templates take it, and its images, with what prepared them."""
+    """A conversation as templates take it, and its media, with what prepared them."""
 
     messages: list[dict[str, Any]]
     media: list[Media]
     where: str
-    gallery: Gallery | None
+    gallery: Cabinet | None
 
     def placed(self, tokens: list[int]) -> tuple[list[int], list[Span]]:
-        """The prompt with what stands for the images. Raises RequestError where the template has not as many places."""
+        """The prompt with what stands for its media. Raises RequestError where the template has not as many places."""
         return (tokens, []) if self.gallery is None else self.gallery.placed(tokens, self.media, self.where)
 
 
-async def shown_in(messages: list[dict[str, Any]], gallery: Gallery | str, *, salt: str, most: int) -> Shown:
-    """The images of a conversation, prepared, with up to `most` positions. Raises RequestError where the model takes none, or one cannot be
+async def shown_in(messages: list[dict[str, Any]], gallery: Cabinet | str, *, salt: str, most: int) -> Shown:
+    """The media of a conversation, prepared, with up to `most` positions. Raises RequestError where the model takes none, or one cannot be
     used."""
-    pictures = pictures_in(messages)
-    if not pictures:
+    shots = shots_in(messages)
+    if not shots:
         return Shown(messages, [], "", None)
+    where = shots[0].at
     if isinstance(gallery, str):
-        raise RequestError(f"{pictures[0][1]}: {gallery}.", param=pictures[0][1])
-    return Shown(without_urls(messages), await gallery.media(pictures, salt=salt, most=most), pictures[0][1], gallery)
+        raise RequestError(f"{where}: {gallery}.", param=where)
+    for shot in shots:
+        if shot.kind != gallery.kind:
+            raise RequestError(
+                f"{shot.at}: this model takes no {shot.kind}; besides text it takes {gallery.called}s.",
+                param=shot.at,
+                code="unsupported_media",
+            )
+    media = await gallery.media([(shot.url, shot.at) for shot in shots], salt=salt, most=most)
+    return Shown(without_urls(messages), media, where, gallery)
 
 
 def joined(first: object, second: object) -> Any:

@@ -54,6 +54,10 @@ class Audio:
         return len(self.samples) / RATE
 
 
+class Unheard(Exception):
+    """Why a file is no recording, or takes more than it may."""
+
+
 def check_installed() -> None:
     """Raise ConfigError where no audio can be decoded."""
     if importlib.util.find_spec("soundfile") is None or importlib.util.find_spec("soxr") is None:
@@ -107,12 +111,12 @@ class Decoding:
         return float(_GRACE * self._limits.cpu_seconds)
 
     def result(self, status: int | None, said: bytes) -> Audio:
-        """What came of it, by its exit status, None if it was stopped, and its last words. Raises RequestError (400)."""
+        """What came of it, by its exit status, None if it was stopped, and its last words. Raises Unheard."""
         if status != 0:
-            raise _refused(self._reason(status, said))
+            raise Unheard(self._reason(status, said))
         size = os.fstat(self._made.fileno()).st_size
         if size < 2:
-            raise _refused("it holds no sound")
+            raise Unheard("it holds no sound")
         # The mapping outlives the file, which has no name any more.
         return Audio(np.memmap(self._made, np.int16, "r", shape=(size // 2,)))
 
@@ -129,6 +133,13 @@ def decoded(data: bytes, limits: AudioLimits = AudioLimits()) -> Audio:
 
     Raises RequestError (400) for what is none, or takes more than it may, and ConfigError where libraries are missing.
     """
+    try:
+        return _heard(data, limits)
+    except Unheard as error:
+        raise _refused(error) from None
+
+
+def _heard(data: bytes, limits: AudioLimits) -> Audio:
     with Decoding(limits) as decoding:
         decoding.give(data)
         with subprocess.Popen(decoding.command, **decoding.pipes) as process:
@@ -143,6 +154,14 @@ def decoded(data: bytes, limits: AudioLimits = AudioLimits()) -> Audio:
 
 async def decoded_beside(data: bytes, limits: AudioLimits) -> Audio:
     """The same from a coroutine; cancelled, it ends the process."""
+    try:
+        return await heard_beside(data, limits)
+    except Unheard as error:
+        raise _refused(error) from None
+
+
+async def heard_beside(data: bytes, limits: AudioLimits) -> Audio:
+    """The same; raises Unheard for what is no recording or takes more than it may."""
     with Decoding(limits) as decoding:
         await asyncio.to_thread(decoding.give, data)
         process = await asyncio.create_subprocess_exec(*decoding.command, **decoding.pipes)
@@ -166,5 +185,5 @@ def _nameless() -> IO[bytes]:
     return tempfile.TemporaryFile(prefix="sapwood-audio-")
 
 
-def _refused(why: str) -> RequestError:
+def _refused(why: Unheard) -> RequestError:
     return RequestError(f"file: {why}.", param="file", code="invalid_audio")

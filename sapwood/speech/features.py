@@ -30,10 +30,12 @@ class LogMel:
 
     The arithmetic is openai-whisper's (`log_mel_spectrogram` of the recording with 30 s of silence behind it): the loudest mel of the
     whole recording sets the floor of all windows. Of a recording within 30 s it is transformers' `WhisperFeatureExtractor`, too.
+
+    With a `size` it is that extractor's of the recording with silence up to so many samples, at whose end they are mirrored.
     """
 
-    def __init__(self, samples: Samples, num_mels: int) -> None:
-        self._samples = samples
+    def __init__(self, samples: Samples, num_mels: int, size: int | None = None) -> None:
+        self._samples, self._size = samples, size
         self._filters_MK = mel_filters(num_mels)
         self._loudest: float | None = None
 
@@ -44,16 +46,19 @@ class LogMel:
 
     def window(self, start: int, count: int = WINDOW_FRAMES) -> Floats:
         """Frames [start, start + count), and zeros up to a whole window: float32 [M, 3000]."""
+        found_MF = np.zeros((len(self._filters_MK), WINDOW_FRAMES), np.float32)
+        found_MF[:, :count] = self.frames(start, count)
+        return found_MF
+
+    def frames(self, start: int, count: int) -> Floats:
+        """Frames [start, start + count): float32 [M, F]."""
         if self._loudest is None:
             # What is behind the recording is as silent as can be.
-            blocks = range(0, self.num_frames + 2, WINDOW_FRAMES)
-            self._loudest = max(
-                float(self._log(at, min(WINDOW_FRAMES, self.num_frames + 2 - at)).max()) for at in blocks
-            )
+            end = self.num_frames + 2 if self._size is None else min(self.num_frames + 2, self._size // HOP)
+            blocks = range(0, end, WINDOW_FRAMES)
+            self._loudest = max(float(self._log(at, min(WINDOW_FRAMES, end - at)).max()) for at in blocks)
         logs_MF = np.maximum(self._log(start, count), self._loudest - _DEPTH)
-        found_MF = np.zeros((len(self._filters_MK), WINDOW_FRAMES), np.float32)
-        found_MF[:, :count] = (logs_MF + 4.0) / 4.0
-        return found_MF
+        return ((logs_MF + 4.0) / 4.0).astype(np.float32)
 
     def _log(self, start: int, count: int) -> NDArray[np.float64]:
         """log10 of the mels of some frames: [M, F]."""
@@ -64,7 +69,9 @@ class LogMel:
         return np.log10(np.maximum(self._filters_MK @ powers_FK.T, _FLOOR))
 
     def _padded(self, begin: int, end: int) -> NDArray[np.float64]:
-        """Samples [begin, end): mirrored before the first one, silent behind the last."""
+        """Samples [begin, end): mirrored before the first one, silent behind the last, mirrored behind `size`."""
+        if self._size is not None and end > self._size:
+            return np.pad(self._padded(begin, self._size), (0, end - self._size), "reflect")
         size = len(self._samples)
         inner = self._samples[max(begin, 0) : max(min(end, size), 0)].astype(np.float64) / 32768.0
         before = np.zeros(0)

@@ -205,12 +205,12 @@ def _read(path: Path) -> str:
 
 
 def _checked(message: Any, index: int) -> Message:
-    """A message that has a role, and content that is text or parts, of text or for images."""
+    """A message that has a role, and content that is text or parts, of text or for media."""
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise RequestError(f"messages[{index}] must be an object with a role.", param="messages")
     content = message.get("content")
     for part in content if isinstance(content, list) else ():
-        if not (isinstance(part, dict) and (part == _IMAGE or _is_text(part))):
+        if not (isinstance(part, dict) and (part in _PLACES or _is_text(part))):
             kind = part.get("type") if isinstance(part, dict) else type(part).__name__
             raise RequestError(
                 f"messages[{index}].content has a part of type {kind!r}; this model takes text only.", param="messages"
@@ -220,8 +220,8 @@ def _checked(message: Any, index: int) -> Message:
     return message
 
 
-_IMAGE: Message = {"type": "image"}
-"""A part that is a place for one."""
+_PLACES: tuple[Message, ...] = ({"type": "image"}, {"type": "audio"})
+"""Parts that are a place for one."""
 
 
 def _is_text(part: Message) -> bool:
@@ -236,9 +236,9 @@ def _message(message: Message, takes_parts: Container[str]) -> Message:
     if content is None:
         changed["content"] = ""
     elif isinstance(content, list) and message["role"] not in takes_parts:
-        if _IMAGE in content:
+        if (place := next((part for part in content if part in _PLACES), None)) is not None:
             raise RequestError(
-                f"the model's chat template takes no images in messages of the role {message['role']!r}: send them as a user's.",
+                f"the model's chat template takes no {place['type']} in messages of the role {message['role']!r}: send them as a user's.",
                 param="messages",
             )
         changed["content"] = text_of(message)

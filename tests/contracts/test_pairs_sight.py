@@ -12,7 +12,6 @@ from PIL import Image
 from sapwood.base.errors import ConfigError, ModelError
 from sapwood.config.flags import from_options
 from sapwood.engine.launch import launch
-from sapwood.images.look import Preparer
 from tests import seeing
 from tests.contracts import between
 from tests.contracts.test_pairs import DIGITS, FEATURES, assembled
@@ -50,7 +49,9 @@ WITH_NUMBERS = (
 NEW = "weights given anew"
 
 
-def said(model: Path, made: Preparer, names: Sequence[str]) -> list[dict[int, list[int]]]:
+def said(
+    model: Path, made: Any, names: Sequence[str], prompts: Sequence[Sequence[Any]] = PROMPTS
+) -> list[dict[int, list[int]]]:
     """Tokens of all prompts, asked for in each way."""
     features = [FEATURES[name] for name in names]
     options, stakes = assembled(model, features)
@@ -62,7 +63,7 @@ def said(model: Path, made: Preparer, names: Sequence[str]) -> list[dict[int, li
                 feature["between"](patch)
         asked = {"model": str(model), "dtype": "float32", "device": "cpu"} | options
         engine, *_ = launch(from_options(asked), stakes=stakes, max_drafts=3)
-        found = [Said(engine, made, PROMPTS, **params).tokens for params in ASKED]
+        found = [Said(engine, made, prompts, **params).tokens for params in ASKED]
         engine.shutdown()
     return found
 

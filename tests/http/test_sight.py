@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,14 @@ TEMPLATE = (
 TEXT = "what is it?"
 
 
-def write_tokenizer(path: Path) -> None:
-    """Bytes, and the token of images where the model has it."""
+def write_tokenizer(
+    path: Path,
+    *,
+    token: str = "<|image_pad|>",
+    template: str = TEMPLATE,
+    settings: Mapping[str, Any] = seeing.SEEING["qwen2.5-vl"].settings,
+) -> None:
+    """Bytes, and the token of images, or what `token` says, where the model has it."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -39,10 +45,10 @@ def write_tokenizer(path: Path) -> None:
     tokenizer.decoder = decoders.ByteLevel()
     named = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"]
     fill = [f"<|{i}|>" for i in range(256 + len(named), IMAGE)]
-    tokenizer.add_special_tokens([AddedToken(text, special=True) for text in (*named, *fill, "<|image_pad|>")])
+    tokenizer.add_special_tokens([AddedToken(text, special=True) for text in (*named, *fill, token)])
     tokenizer.save(str(path / "tokenizer.json"))
-    (path / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE, "eos_token": "<|im_end|>"}))
-    (path / "preprocessor_config.json").write_text(json.dumps(seeing.SEEING["qwen2.5-vl"].settings))
+    (path / "tokenizer_config.json").write_text(json.dumps({"chat_template": template, "eos_token": "<|im_end|>"}))
+    (path / "preprocessor_config.json").write_text(json.dumps(dict(settings)))
 
 
 @pytest.fixture(scope="module")

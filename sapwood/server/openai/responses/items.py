@@ -13,7 +13,8 @@ import msgspec
 
 from sapwood.base.errors import RequestError
 from sapwood.server.body import field_error
-from sapwood.server.pictures import picture
+from sapwood.server.fields import InputAudio
+from sapwood.server.pictures import picture, sound
 
 Item = dict[str, Any]
 
@@ -30,6 +31,7 @@ class Part(msgspec.Struct, kw_only=True):
     text: str | None = None
     refusal: str | None = None
     image_url: str | None = None
+    input_audio: InputAudio | None = None
     file_id: str | None = None
 
 
@@ -193,6 +195,9 @@ def _content(content: str | list[Part], where: str) -> str | list[dict[str, Any]
         if part.type == "input_image":
             parts.append(picture(part.image_url, f"{where}[{index}]"))
             continue
+        if part.type == "input_audio":
+            parts.append(sound(part.input_audio.data if part.input_audio else None, f"{where}[{index}]"))
+            continue
         text = part.refusal if part.type == "refusal" else part.text
         if part.type not in _TEXTS or text is None:
             raise RequestError(
@@ -207,8 +212,10 @@ def _flat(content: str | list[dict[str, Any]]) -> str:
     """Of instructions, which are text."""
     if isinstance(content, str):
         return content
-    if (shown := next((part for part in content if part["type"] == "image"), None)) is not None:
-        raise RequestError(f"{shown['at']}: instructions have no images; send it as a user's.", param=shown["at"])
+    if (shown := next((part for part in content if part["type"] != "text"), None)) is not None:
+        raise RequestError(
+            f"{shown['at']}: instructions have no {shown['type']}; send it as a user's.", param=shown["at"]
+        )
     return "\n".join(part["text"] for part in content)
 
 
