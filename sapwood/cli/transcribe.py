@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,15 +64,30 @@ def run(args: argparse.Namespace) -> int:
         probe=args.format == "json",
     )
     told = _tell if args.format == "text" and args.output is None else None
-    for file, recording in zip(args.files, recordings, strict=True):
+    for name, recording in zip(_names(args.files), recordings, strict=True):
         (found,) = llm.transcribe(recording, asked, tell=told)
         if told is not None:
             continue
         if args.output is None:
             sys.stdout.write(_written(found, args.format))
         else:
-            _keep(args.output / f"{file.stem}.{_ENDS[args.format]}", _written(found, args.format))
+            _keep(args.output / f"{name}.{_ENDS[args.format]}", _written(found, args.format))
     return 0
+
+
+def _names(files: Sequence[Path]) -> list[str]:
+    """What each file's transcript is called, no two alike: as the file without its end, with it where others differ in that only, and with a
+    number where that is not enough."""
+    stems, names = Counter(file.stem for file in files), Counter(file.name for file in files)
+    made: list[str] = []
+    for file in files:
+        name = file.stem if stems[file.stem] == 1 or names[file.name] == stems[file.stem] else file.name
+        number, first = 1, name
+        while name in made:
+            number += 1
+            name = f"{first}-{number}"
+        made.append(name)
+    return made
 
 
 def _tell(segments: list[Segment]) -> None:

@@ -20,11 +20,14 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from sapwood.speech.mpeg import Mpeg, counted, frames_of
+
 RATE = 16_000
 _BLOCK = 1 << 18  # numbers that are decoded at once, all channels together
 _RATES = (1000, 384_000)
 _MOST_CHANNELS = 64
 _PEAK = 32767
+_MISSED = 0.5  # seconds of a recording that may be missing: encoders add some, and one broken frame is heard by nobody
 
 Floats = NDArray[np.float32]
 
@@ -49,9 +52,12 @@ def main(limits: str) -> None:
     except MemoryError:
         _end(f"it cannot be decoded within {asked['memory'] >> 20} MiB of memory")
     except Exception as error:  # whatever a decoder says of it
-        said = re.sub(r"<_io\.[^>]*>: |'<none>'", "", " ".join(str(error).split()))
-        _end(f"it cannot be decoded: {said[:200].rstrip(' :')}")
+        _end(f"it cannot be decoded: {_said(error)}")
     os._exit(0)
+
+
+def _said(error: Exception) -> str:
+    return re.sub(r"<_io\.[^>]*>: |'<none>'", "", " ".join(str(error).split()))[:200].rstrip(" :")
 
 
 def _end(why: str) -> NoReturn:
@@ -121,17 +127,44 @@ def _ffmpeg(kind: str) -> Reader:
 
 
 def _by_sndfile(soundfile: Any, data: bytes, most: float) -> Stream:
+    mpeg = frames_of(data)
+    if mpeg is not None:
+        data = _with_its_length(data, mpeg)
     file = soundfile.SoundFile(io.BytesIO(data))
-    _check(file.samplerate, file.channels)
-    if file.frames > 0 and file.frames / file.samplerate > most:
+    rate = file.samplerate
+    _check(rate, file.channels)
+    if file.frames > 0 and file.frames / rate > most:
         raise _too_long(most)
+    whole = file.frames / rate if mpeg is None else min(file.frames, mpeg.samples) / rate
 
     def pieces() -> Iterator[Floats]:
-        count = max(_BLOCK // file.channels, 1)
-        while len(piece := file.read(count, dtype="float32", always_2d=True)):
-            yield piece.mean(1, dtype=np.float32) if file.channels > 1 else piece[:, 0]
+        count, done = max(_BLOCK // file.channels, 1), 0
+        begins = None if mpeg is None else mpeg.broken
+        try:
+            while len(piece := file.read(count, dtype="float32", always_2d=True)):
+                done += len(piece)
+                yield piece.mean(1, dtype=np.float32) if file.channels > 1 else piece[:, 0]
+        except soundfile.LibsndfileError as error:
+            raise Bad(f"it cannot be decoded from second {_shown(done / rate, begins)} on: {_said(error)}") from None
+        if done / rate < whole - _MISSED:
+            raise _damaged(_shown(done / rate, begins), whole - done / rate)
 
-    return file.samplerate, pieces()
+    return rate, pieces()
+
+
+def _with_its_length(data: bytes, mpeg: Mpeg) -> bytes:
+    """An MP3 from which all is read. Raises Bad for one of which the end is missing."""
+    if mpeg.told and (missing := (mpeg.told - mpeg.samples) / mpeg.rate) > _MISSED and mpeg.broken is None:
+        raise Bad(f"it is cut off at second {mpeg.samples / mpeg.rate:.1f}: {missing:.1f} s are missing")
+    return data if mpeg.told and mpeg.told >= mpeg.samples else counted(data, mpeg)
+
+
+def _shown(done: float, broken: float | None) -> str:
+    return f"{done if broken is None else broken:.1f}"
+
+
+def _damaged(at: str, missing: float) -> Bad:
+    return Bad(f"it is damaged at second {at}: {missing:.1f} s of it cannot be decoded")
 
 
 def _by_ffmpeg(av: Any, kind: str, data: bytes, most: float) -> Stream:
@@ -146,12 +179,28 @@ def _by_ffmpeg(av: Any, kind: str, data: bytes, most: float) -> Stream:
     _check(rate, stream.channels)
     mixer = av.AudioResampler(format="flt", layout="mono", rate=rate)
 
+    whole = _told_by(container, stream)
+
     def pieces() -> Iterator[Floats]:
-        for frame in itertools.chain(container.decode(stream), (None,)):
-            for mixed in mixer.resample(frame):
-                yield mixed.to_ndarray()[0]
+        done = 0
+        try:
+            for frame in itertools.chain(container.decode(stream), (None,)):
+                for mixed in mixer.resample(frame):
+                    done += mixed.samples
+                    yield mixed.to_ndarray()[0]
+        except av.FFmpegError as error:
+            raise Bad(f"it cannot be decoded from second {done / rate:.1f} on: {_said(error)}") from None
+        if done / rate < whole - _MISSED:
+            raise _damaged(f"{done / rate:.1f}", whole - done / rate)
 
     return rate, pieces()
+
+
+def _told_by(container: Any, stream: Any) -> float:
+    """Seconds of sound that a file says it has; 0 where it says nothing of its sound."""
+    if stream.duration is not None:
+        return float(stream.duration * stream.time_base)
+    return container.duration / 1e6 if container.duration is not None and len(container.streams) == 1 else 0.0
 
 
 def _check(rate: int, channels: int) -> None:

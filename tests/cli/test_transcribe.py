@@ -59,11 +59,23 @@ def test_formats(files: tuple[str, str], capsys: pytest.CaptureFixture[str], tmp
     assert capsys.readouterr().out == "start\tend\ttext\n0\t2500\tOne.\n3661200\t3662000\tTwo --> 2.\n"
     assert main(["transcribe", file, file, "--model", model, "--format", "vtt", "--output", str(tmp_path / "out")]) == 0
     assert "01:01:01.200 --> 01:01:02.000" in (tmp_path / "out" / "talk.vtt").read_text()
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"talk.vtt", "talk-2.vtt"}  # of one file given twice
     capsys.readouterr()
     assert main(["transcribe", file, "--model", model, "--format", "json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["language"] == "portuguese" and told["segments"][1]["start"] == 3661.2 and told["duration"] == 2
     assert Llm.asked.probe
+
+
+def test_no_transcript_takes_the_place_of_another_one(files: tuple[str, str], tmp_path: Path) -> None:
+    model, file = files
+    there = [Path(file), tmp_path / "talk.mp3", tmp_path / "more" / "talk.wav", tmp_path / "other.wav"]
+    for one in there:
+        one.parent.mkdir(exist_ok=True)
+        one.write_bytes(wav(noise(1.0)))
+    assert main(["transcribe", *map(str, there), "--model", model, "--output", str(tmp_path / "out")]) == 0
+    made = {path.name for path in (tmp_path / "out").iterdir()}
+    assert made == {"talk.wav.txt", "talk.mp3.txt", "talk.wav-2.txt", "other.txt"}
 
 
 @pytest.mark.parametrize(

@@ -296,5 +296,8 @@ async def test_what_a_translation_begins_with(http: httpx.AsyncClient, engine: F
         (media,), _ = engine.given[-1]
         assert engine.asked[-1].tokens == [2, id]
         assert media.arrays["ids"].numpy().tolist() == text.encode("the cat")
+    echo = await http.post("/v1/completions", json={"prompt": "x", "echo": True, "logprobs": 1})
+    assert echo.status_code == 400 and echo.json()["error"]["param"] == "echo"
+    assert "prompt_logprobs" not in echo.json()["error"]["message"]
     wrong = await http.post("/v1/completions", json={"prompt": "x", "forced_bos_token_id": "no such token"})
     assert wrong.status_code == 400 and "no such token" in wrong.json()["error"]["message"]

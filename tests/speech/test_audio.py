@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import math
+import re
 import resource
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import soundfile
 
 from sapwood.base.errors import RequestError
 from sapwood.speech.audio import AudioLimits, Decoding, decoded, decoded_beside
+from sapwood.speech.mpeg import frames_of
 from tests.speech.voices import noise, wav
 
 RATE = 44100
@@ -82,6 +84,63 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "longer than 20 s": lambda: wav(noise(21.0)),
     "longer than 20": lambda: _lying(),
 }
+
+
+def changing(seconds: float = 12.0) -> bytes:
+    """An MP3 that says nothing of how long it is and has frames of other lengths in its beginning than behind it: noise after silence."""
+    count = int(RATE * seconds)
+    sound = np.zeros(count, np.float32)
+    sound[count // 4 :] = 0.2 * np.random.default_rng(1).standard_normal(count - count // 4)
+    out = io.BytesIO()
+    soundfile.write(out, sound, RATE, format="MP3", compression_level=0.5, bitrate_mode="VARIABLE")
+    found = frames_of(data := out.getvalue())
+    assert found is not None and found.told
+    second = data.index(data[found.first : found.first + 2], found.first + 4)
+    return data[second:]
+
+
+@pytest.mark.parametrize("of", ["one", "two"])
+def test_an_mp3_is_heard_to_its_end_whatever_it_says_of_its_length(of: str) -> None:
+    if of == "one":
+        assert abs(decoded(changing()).seconds - 12) < 0.1
+    else:
+        assert abs(decoded(by_sndfile("MP3") * 3).seconds - 4.5) < 0.3  # each with a count of its own
+
+
+@pytest.mark.parametrize(
+    ("lost", "said"),
+    [
+        (slice(15_000, None), r"cut off at second \d+\.\d: \d"),
+        (slice(15_000, 25_000), r"(damaged at|from) second \d+\.\d"),
+    ],
+)
+def test_an_mp3_of_which_something_is_missing_is_refused_and_the_second_named(lost: slice, said: str) -> None:
+    out = io.BytesIO()
+    soundfile.write(out, np.resize(tone(), RATE * 12), RATE, format="MP3", bitrate_mode="CONSTANT")
+    whole = out.getvalue()
+    data = bytearray(whole)
+    if lost.stop is None:
+        del data[lost]
+    else:
+        data[lost] = bytes(lost.stop - lost.start)
+    with pytest.raises(RequestError, match=said) as told:
+        decoded(bytes(data))
+    second = re.search(r"second (\d+\.\d)", str(told.value))
+    assert second is not None and abs(float(second[1]) - 12 * 15_000 / len(whole)) < 0.5
+    data = bytearray(whole)
+    data[-10_000:-9_900] = bytes(100)  # one frame, which nobody hears
+    assert abs(decoded(bytes(data)).seconds - 12) < 0.5
+
+
+def test_frames_are_those_that_a_decoder_finds() -> None:
+    for rate in (8000, 16000, 22050, 44100, 48000):
+        for channels in (1, 2):
+            data = by_sndfile("MP3", rate=rate, channels=channels)
+            found = frames_of(b"ID3\x04\0\0\0\0\0\x05later" + data + b"TAG" + bytes(125))
+            assert found is not None and found.rate == rate and found.broken is None
+            assert found.told == found.samples and 0 <= found.samples / rate - 1.5 < 0.4
+    for other in (by_sndfile("FLAC"), by_sndfile("WAV"), by_sndfile("OGG"), b"\xff" * 100_000, b"ID3" + bytes(50)):
+        assert frames_of(other) is None
 
 
 def _lying() -> bytes:

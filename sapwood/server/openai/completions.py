@@ -13,6 +13,7 @@ from starlette.responses import Response
 from sapwood.base.errors import RequestError
 from sapwood.base.plan import TokenLogprobs
 from sapwood.base.sampling import SamplingParams
+from sapwood.base.wire import Reading
 from sapwood.grammar.end_check import EndCheck
 from sapwood.grammar.schema import Finding
 from sapwood.server.body import json_response
@@ -118,6 +119,11 @@ async def _params(front: Front, body: CompletionRequest) -> SamplingParams:
     more: dict[str, Any] = {"prediction": prediction}
     names = {}
     if body.echo and body.logprobs is not None and body.prompt_logprobs is None:
+        if _reading(front) is not None:
+            raise RequestError(
+                "echo with logprobs: an encoder reads the prompt, which is not predicted. Leave one of them out.",
+                param="echo",
+            )
         more["prompt_logprobs"] = body.logprobs
         names["prompt_logprobs"] = "logprobs"
     return await body.sampling(front, max_tokens=max_tokens, logprobs=body.logprobs, names=names, **more)
@@ -136,12 +142,18 @@ async def _prompts(front: Front, body: CompletionRequest) -> list[Prompt]:
     return [Prompt(ids, "prompt", body.salt, body.priority or 0, scoring=scoring, begins=begins) for ids in given]
 
 
+def _reading(front: Front) -> Reading | None:
+    """How the model's encoder reads prompts, if it has one that does."""
+    reading = front.facts.reading
+    return reading if reading is not None and reading.kind == "tokens" else None
+
+
 def _begins(front: Front, body: CompletionRequest) -> tuple[int, ...]:
     """What the decoder of an encoder-decoder begins with, if the body says how."""
-    name, forced, reading = "forced_bos_token_id", body.forced_bos_token_id, front.facts.reading
+    name, forced, reading = "forced_bos_token_id", body.forced_bos_token_id, _reading(front)
     if forced is None:
         return ()
-    if reading is None or reading.kind != "tokens":
+    if reading is None:
         raise RequestError(f"{name} is for models that translate, and this one reads no texts.", param=name)
     id = front.text.special_tokens.get(forced) if isinstance(forced, str) else forced
     if id is None or not 0 <= id < front.facts.vocab_size:
