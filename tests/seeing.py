@@ -16,9 +16,11 @@ from torch import Tensor
 from sapwood.arch import declare
 from sapwood.base.media import Media, Span
 from sapwood.hub.files import open_files
+from sapwood.images.anyres import Anyres
 from sapwood.images.grid import Grid
 from sapwood.images.look import Preparer
 from sapwood.images.patches import Patches
+from sapwood.images.rows import Rows
 from sapwood.images.square import Square
 from sapwood.images.tiles import Tiles
 
@@ -40,6 +42,7 @@ _DEEP = {
 _PATCHED = {
     "size": {"shortest_edge": 64 * 64, "longest_edge": 160 * 160}, "patch_size": 16, "image_mean": [0.5] * 3, "image_std": [0.5] * 3,
 }  # fmt: skip
+_GRIDS = [[28, 56], [56, 28], [56, 56], [84, 28], [28, 84], [84, 84]]
 _TURNED = {**_TEXT, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}}
 
 
@@ -83,6 +86,35 @@ SEEING: Mapping[str, Seen] = MappingProxyType({
          "image_token_index": IMAGE, "vision_feature_select_strategy": "full", "vision_feature_layer": [-1, 1]},
         "SiglipImageProcessorPil", {"size": {"height": 28, "width": 28}},
         lambda tower, settings: Square(tower, settings, IMAGE),
+    ),
+    "llava-next": Seen(
+        "LlavaNextConfig", "LlavaNextForConditionalGeneration",
+        {"text_config": {"model_type": "llama", **_TEXT}, "vision_config": {"model_type": "clip_vision_model", **_VIT},
+         "image_token_index": IMAGE, "image_grid_pinpoints": _GRIDS},
+        "LlavaNextImageProcessorPil",
+        {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}, "image_grid_pinpoints": _GRIDS},
+        lambda tower, settings: Anyres(tower, settings, IMAGE),
+    ),
+    "llava-onevision": Seen(
+        "LlavaOnevisionConfig", "LlavaOnevisionForConditionalGeneration",
+        {"text_config": {"model_type": "qwen2", **_TEXT}, "vision_config": {"model_type": "siglip_vision_model", **_VIT},
+         "image_token_index": IMAGE, "video_token_index": IMAGE + 1, "image_grid_pinpoints": _GRIDS, "vision_aspect_ratio": "anyres_max_2"},
+        "LlavaOnevisionImageProcessorPil", {"size": {"height": 28, "width": 28}, "image_grid_pinpoints": _GRIDS},
+        lambda tower, settings: Anyres(tower, settings, IMAGE),
+    ),
+    "llava-pixtral": Seen(
+        "LlavaConfig", "LlavaForConditionalGeneration",
+        {"text_config": {"model_type": "mistral", **_TEXT}, "vision_config": {"model_type": "pixtral", **_VIT, "head_dim": 16},
+         "image_token_index": IMAGE, "vision_feature_select_strategy": "full", "vision_feature_layer": -1},
+        "PixtralImageProcessorPil", {"size": {"longest_edge": 50}, "patch_size": {"height": 7, "width": 7}},
+        lambda tower, settings: Rows(tower, settings, IMAGE, lambda written: [296 + len(written) % 3]),
+    ),
+    "mistral3": Seen(
+        "Mistral3Config", "Mistral3ForConditionalGeneration",
+        {"text_config": {"model_type": "mistral", **_TEXT, "sliding_window": None}, "tie_word_embeddings": False,
+         "vision_config": {"model_type": "pixtral", **_VIT, "head_dim": 16}, "image_token_index": IMAGE, "vision_feature_layer": -2},
+        "PixtralImageProcessorPil", {"size": {"longest_edge": 60}, "patch_size": {"height": 14, "width": 14}},
+        lambda tower, settings: Rows(tower, settings, IMAGE, lambda written: [296 + len(written) % 3]),
     ),
     "smolvlm": Seen(
         "SmolVLMConfig", "SmolVLMForConditionalGeneration",
@@ -168,9 +200,14 @@ def save(family: str, path: Path) -> Path:
     return path
 
 
+def tower(path: Path) -> Any:
+    """Of a model that was saved."""
+    return declare(open_files(path, name="seen").config).encoder
+
+
 def preparer(family: str, path: Path) -> Preparer:
     """Of a model that was saved."""
-    return SEEING[family].preparer(declare(open_files(path, name=family).config).encoder, SEEING[family].settings)
+    return SEEING[family].preparer(tower(path), SEEING[family].settings)
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:

@@ -14,14 +14,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import anyio
 
 from sapwood.arch.sight import InternTower, LlavaTower, QwenTower, ShuffledTower, Tower
+from sapwood.arch.sight_pixtral import PixtralTower
+from sapwood.arch.sight_tiled import TiledTower
 from sapwood.arch.sound import SoundTower
 from sapwood.base.errors import ConfigError, ModelError, RequestError
 from sapwood.base.media import Kind, Media, Span
+from sapwood.images.anyres import Anyres
 from sapwood.images.decode import decoded
 from sapwood.images.grid import Grid
 from sapwood.images.hearing import Hearing
 from sapwood.images.look import Places, Preparer
 from sapwood.images.patches import Patches
+from sapwood.images.rows import Rows
 from sapwood.images.sources import Sources
 from sapwood.images.square import Square
 from sapwood.images.tiles import Tiles
@@ -43,7 +47,7 @@ _SOUND_LOOKS: Mapping[str, str | None] = MappingProxyType(
     {"preprocessor_config.json": None, "processor_config.json": "feature_extractor"}
 )
 _TOKENS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {"image": ("<image>", "<|image_pad|>", "<IMG_CONTEXT>"), "audio": ("<|AUDIO|>", "<sound>", "[AUDIO]")}
+    {"image": ("<image>", "<|image_pad|>", "<IMG_CONTEXT>", "[IMG]"), "audio": ("<|AUDIO|>", "<sound>", "[AUDIO]")}
 )
 
 
@@ -204,12 +208,16 @@ def _token(config: Mapping[str, Any], text: TextModel, kind: Kind) -> int:
 def _preparer(config: Mapping[str, Any], tower: Tower, fields: Mapping[str, Any], text: TextModel) -> Preparer:
     token = _token(config, text, "image")
     match tower:
+        case TiledTower():
+            return Anyres(tower, fields, token)
         case LlavaTower():
             return Square(tower, fields, token)
         case ShuffledTower():
             return Tiles(tower, fields, token, lambda written: text.encode(written, add_special=False))
         case InternTower():
             return Grid(tower, fields, token, lambda written: text.encode(written, add_special=False))
+        case PixtralTower():
+            return Rows(tower, fields, token, lambda written: text.encode(written, add_special=False))
         case QwenTower():
             return Patches(tower, fields, token)
     raise AssertionError(f"nothing prepares images for {type(tower).__name__}")

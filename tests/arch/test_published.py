@@ -38,7 +38,7 @@ SIZES = {  # parameters in millions
     "meta-llama/Llama-4-Maverick-17B-128E-Instruct": 400712, "ai21labs/Jamba-v0.1": 51570,
     "zai-org/GLM-4.7-Flash": 29943, "state-spaces/mamba-130m-hf": 129, "tiiuae/falcon-mamba-7b-instruct": 7273, "Qwen/Qwen2.5-VL-7B-Instruct": 8292,
     "llava-hf/llava-1.5-7b-hf": 7063,
-    "mistralai/Mistral-Small-3.1-24B-Instruct-2503": 23572,
+    "mistralai/Mistral-Small-3.1-24B-Instruct-2503": 24011,
     "deepseek-ai/DeepSeek-V2-Lite": 15706, "deepseek-ai/DeepSeek-V3": 671026,
     "openai/gpt-oss-20b": 20915,
 }  # fmt: skip

@@ -99,6 +99,7 @@ def test_answers_are_those_of_transformers(family: str, tmp_path: Path) -> None:
     made, prompts = seeing.preparer(family, seeing.save(family, tmp_path)), some_prompts()
     engine, facts = engine_of(tmp_path)
     assert facts.media == ("image",)
+    engine.executor.worker._memory.sight.encode_largest()  # type: ignore[attr-defined]
     first = Said(engine, made, prompts)
     check(family, first, prompts)
     encoded = counted(engine, "encoded_media")

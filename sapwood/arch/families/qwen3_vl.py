@@ -9,7 +9,7 @@ from typing import Any
 from sapwood.arch.families.qwen import qwen3
 from sapwood.arch.families.qwen3_next import qwen3_5, qwen3_5_moe
 from sapwood.arch.families.qwen_moe import qwen3_vl_moe
-from sapwood.arch.families.sight import ACTIVATIONS, seeing
+from sapwood.arch.families.sight import ACTIVATIONS, axial, seeing
 from sapwood.arch.families.within import MOVED, text_of
 from sapwood.arch.family import Family
 from sapwood.arch.hf import HfConfig
@@ -52,7 +52,7 @@ def _tower(c: HfConfig, v: HfConfig, hidden: int) -> Qwen3Tower:
         merge=v.integer("spatial_merge_size", 2),
         frames=v.integer("temporal_patch_size", 2),
         activation=v.choice("hidden_act", ACTIVATIONS, "gelu_pytorch_tanh"),
-        theta=_theta(v),
+        theta=axial(v),
         side=_side(v),
     )
 
@@ -65,16 +65,6 @@ def _deep(c: HfConfig, v: HfConfig, hidden: int) -> Qwen3Tower:
             f"config.json: vision_config.deepstack_visual_indexes = {list(deep)}: the tower has layers 0 to {made.layers - 1}."
         )
     return replace(made, deep=deep)
-
-
-def _theta(v: HfConfig) -> float:
-    if not v.has("rope_parameters"):
-        return 10000.0
-    rope = v.section("rope_parameters")
-    rope.must("rope_type", "axial")
-    theta = rope.number("rope_theta", 10000.0)
-    rope.refuse_unread()
-    return theta
 
 
 def _side(v: HfConfig) -> int:

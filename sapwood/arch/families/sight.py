@@ -1,4 +1,4 @@
-"""Models that see: LLaVA 1.5, Idefics 3 and SmolVLM, InternVL, Qwen2-VL and Qwen2.5-VL: another family's text, and a tower in front of it."""
+"""Models that see: LLaVA 1.5, with Pixtral's tower too, Idefics 3 and SmolVLM, InternVL, Qwen2-VL and Qwen2.5-VL: another family's text, and a tower in front of it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from sapwood.arch.family import Family
 from sapwood.arch.hf import HfConfig
 from sapwood.arch.parts import Decoder, ropes
 from sapwood.arch.sight import InternTower, LlavaTower, QwenTower, ShuffledTower, SightActivation, Tower, Vit, begun
+from sapwood.arch.sight_pixtral import PixtralTower
 from sapwood.base.errors import ModelError
 
 ACTIVATIONS: Mapping[str, SightActivation] = MappingProxyType({
@@ -26,7 +27,7 @@ _TEXTS: Mapping[str, Callable[[HfConfig], Decoder]] = MappingProxyType(
         "qwen3": qwen3,
     }
 )
-_LLAMA = {
+LLAMA = {
     "vocab_size": 32000,
     "hidden_size": 4096,
     "intermediate_size": 11008,
@@ -58,7 +59,7 @@ def seeing(
     return whole
 
 
-def _any_text(c: HfConfig) -> Decoder:
+def any_text(c: HfConfig) -> Decoder:
     """By the kind that its section says."""
     kind = c.string("model_type", "llama")
     if kind not in _TEXTS:
@@ -68,7 +69,7 @@ def _any_text(c: HfConfig) -> Decoder:
     return _TEXTS[kind](c)
 
 
-def _vit(v: HfConfig, *, clip: bool) -> Vit:
+def vit_of(v: HfConfig, *, clip: bool) -> Vit:
     """With the defaults of CLIP's or SigLIP's configs."""
     v.must("num_channels", 3)
     v.ignore("projection_dim", "vocab_size", "attention_dropout", "vision_use_head")
@@ -86,19 +87,15 @@ def _vit(v: HfConfig, *, clip: bool) -> Vit:
     )
 
 
-def _llava(c: HfConfig, v: HfConfig, hidden: int) -> LlavaTower:
+def llava(c: HfConfig, v: HfConfig, hidden: int) -> LlavaTower:
     c.ignore("vocab_size")  # that of its text is in the section
     kind = v.string("model_type", "clip_vision_model")
     if kind not in ("clip_vision_model", "siglip_vision_model"):
         raise ModelError(
-            f"config.json: vision_config.model_type = {kind!r} is not supported; clip_vision_model and siglip_vision_model are."
+            f"config.json: vision_config.model_type = {kind!r} is not supported; clip_vision_model, siglip_vision_model and pixtral are."
         )
-    vit = _vit(v, clip=kind == "clip_vision_model")
-    several = isinstance(c.field("vision_feature_layer"), list)
-    count = vit.layers + 1
-    chosen = c.integers("vision_feature_layer") if several else (c.index("vision_feature_layer", count, -2),)
-    if not all(-count <= index < count for index in chosen):
-        raise ModelError(f"config.json: vision_feature_layer = {list(chosen)}: the tower has {count} hidden states.")
+    vit = vit_of(v, clip=kind == "clip_vision_model")
+    features = features_of(c, vit.layers + 1, -2)
     strategy = c.choice("vision_feature_select_strategy", {"default": False, "full": True}, "default")
     if not vit.clip and not strategy:
         raise ModelError(
@@ -109,15 +106,58 @@ def _llava(c: HfConfig, v: HfConfig, hidden: int) -> LlavaTower:
         roots=begun(("tower", "vision_tower.vision_model."), ("joiner", "multi_modal_projector.")),
         others=(begun(("tower", "vision_tower."), ("joiner", "multi_modal_projector.")),),
         vit=vit,
-        features=tuple(index % count for index in chosen),
+        features=features,
         full=strategy,
         activation=c.choice("projector_hidden_act", ACTIVATIONS, "gelu"),
         bias=c.boolean("multimodal_projector_bias", True),
     )
 
 
+def llava_or_pixtral(c: HfConfig, v: HfConfig, hidden: int) -> LlavaTower | PixtralTower:
+    """By what its section for vision says."""
+    if v.string("model_type", "clip_vision_model") != "pixtral":
+        return llava(c, v, hidden)
+    c.must("vision_feature_select_strategy", "full")
+    c.ignore("vocab_size")
+    return pixtral(c, v, hidden)
+
+
+def pixtral(c: HfConfig, v: HfConfig, hidden: int) -> PixtralTower:
+    """Without a merge of its states."""
+    v.must("num_channels", 3)
+    v.ignore("vocab_size")
+    size, heads = v.integer("hidden_size", 1024), v.integer("num_attention_heads", 16)
+    v.must("head_dim", size // heads)
+    layers = v.integer("num_hidden_layers", 24)
+    return PixtralTower(
+        out=hidden,
+        roots=begun(("tower", "vision_tower."), ("joiner", "multi_modal_projector.")),
+        others=(begun(("tower", "model.vision_tower."), ("joiner", "model.multi_modal_projector.")),),
+        hidden=size,
+        inner=v.integer("intermediate_size", 4096),
+        layers=layers,
+        heads=heads,
+        image=_square(v, "image_size", 1024),
+        patch=_square(v, "patch_size", 16),
+        features=features_of(c, layers + 1, -1),
+        activation=v.choice("hidden_act", ACTIVATIONS, "gelu"),
+        join=c.choice("projector_hidden_act", ACTIVATIONS, "gelu"),
+        bias=c.boolean("multimodal_projector_bias", True),
+        theta=axial(v),
+    )
+
+
+def features_of(c: HfConfig, count: int, default: int) -> tuple[int, ...]:
+    """Which of a tower's so many hidden states are seen."""
+    several = isinstance(c.field("vision_feature_layer"), list)
+    chosen = c.integers("vision_feature_layer") if several else (c.index("vision_feature_layer", count, default),)
+    if not all(-count <= index < count for index in chosen):
+        raise ModelError(f"config.json: vision_feature_layer = {list(chosen)}: the tower has {count} hidden states.")
+    return tuple(index % count for index in chosen)
+
+
 def _shuffled(c: HfConfig, v: HfConfig, hidden: int) -> ShuffledTower:
-    vit = _vit(v, clip=False)
+    vit = vit_of(v, clip=False)
     v.ignore("max_image_size", "size", "tie_word_embeddings")
     factor = c.integer("scale_factor", 2)
     if vit.side % factor:
@@ -167,6 +207,17 @@ def _intern(c: HfConfig, v: HfConfig, hidden: int) -> InternTower:
     )
 
 
+def axial(v: HfConfig) -> float:
+    """The base of a tower's turns, by row and column."""
+    if not v.has("rope_parameters"):
+        return v.number("rope_theta", 10000.0)
+    rope = v.section("rope_parameters")
+    rope.must("rope_type", "axial")
+    theta = rope.number("rope_theta", 10000.0)
+    rope.refuse_unread()
+    return theta
+
+
 def _square(v: HfConfig, name: str, default: int) -> int:
     """A number, or two that are equal."""
     if isinstance(v.field(name), list | tuple):
@@ -209,12 +260,6 @@ def _qwen(c: HfConfig, v: HfConfig, hidden: int, out: int, dim: int) -> QwenTowe
         raise ModelError(f"config.json: the tower's vectors have {out} numbers, those of tokens {hidden}.")
     patch = v.integer("patch_size", 14)
     v.must("spatial_patch_size", patch)
-    theta = 10000.0
-    if v.has("rope_parameters"):
-        rope = v.section("rope_parameters")
-        rope.must("rope_type", "axial")
-        theta = rope.number("rope_theta", theta)
-        rope.refuse_unread()
     return QwenTower(
         out=out,
         roots=begun(("tower", "visual.")),
@@ -225,27 +270,27 @@ def _qwen(c: HfConfig, v: HfConfig, hidden: int, out: int, dim: int) -> QwenTowe
         patch=patch,
         merge=v.integer("spatial_merge_size", 2),
         frames=v.integer("temporal_patch_size", 2),
-        theta=theta,
+        theta=axial(v),
     )
 
 
-_APART = {"model.": "language_model.model.", "lm_head": "language_model.lm_head"}
+APART = {"model.": "language_model.model.", "lm_head": "language_model.lm_head"}
 _SMOL = {"model.": "model.text_model."}
-_IDS = ("vision_tower.vision_model.embeddings.position_ids", "vision_tower.vision_model.head.", "vision_tower.head.")
+IDS = ("vision_tower.vision_model.embeddings.position_ids", "vision_tower.vision_model.head.", "vision_tower.head.")
 
 FAMILIES = (
     Family(
         architecture="LlavaForConditionalGeneration",
-        declare=seeing(text_of(_any_text, _APART, _IDS, **_LLAMA), _llava),
+        declare=seeing(text_of(any_text, APART, IDS, **LLAMA), llava_or_pixtral),
     ),
     *(
         Family(
             architecture=name,
-            declare=seeing(text_of(_any_text, _SMOL, ("model.vision_model.embeddings.position_ids",)), _shuffled),
+            declare=seeing(text_of(any_text, _SMOL, ("model.vision_model.embeddings.position_ids",)), _shuffled),
         )
         for name in ("Idefics3ForConditionalGeneration", "SmolVLMForConditionalGeneration")
     ),
-    Family(architecture="InternVLForConditionalGeneration", declare=seeing(text_of(_any_text, _APART, ()), _intern)),
+    Family(architecture="InternVLForConditionalGeneration", declare=seeing(text_of(any_text, APART, ()), _intern)),
     Family(architecture="Qwen2VLForConditionalGeneration", declare=seeing(text_of(qwen2, {}, ()), _qwen2)),
     Family(architecture="Qwen2_5_VLForConditionalGeneration", declare=seeing(text_of(qwen2, {}, ()), _qwen25)),
 )

@@ -1,4 +1,4 @@
-"""The text of models that see or hear: Gemma 3, 3n and 4, Llama 4, Mistral Small 3 and Ministral 3."""
+"""The text of models that see or hear: Gemma 3, 3n and 4, and Llama 4."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 from sapwood.arch.families.gemma3 import gemma3
 from sapwood.arch.families.gemma3n import gemma3n
 from sapwood.arch.families.gemma4 import gemma4
-from sapwood.arch.families.llama import mistral
 from sapwood.arch.families.llama4 import llama4
 from sapwood.arch.family import Family
 from sapwood.arch.hf import HfConfig
@@ -94,5 +93,4 @@ FAMILIES = (
         architecture="Llama4ForConditionalGeneration",
         declare=text_of(llama4, _APART, ("vision_model.", "multi_modal_projector.")),
     ),
-    Family(architecture="Mistral3ForConditionalGeneration", declare=text_of(mistral, _APART, _TOWER)),
 )

@@ -88,7 +88,7 @@ class Qwen(TowerModule):
     def _layer(self, x_PE: Tensor, turn: tuple[Tensor, Tensor], sizes: list[int], name: str) -> Tensor:
         part = self.part
         heads = self.affine(self._normed(x_PE, f"{name}.norm1"), f"{name}.attn.qkv").unflatten(-1, (3, part.heads, -1))
-        q_PHD, k_PHD = (_turned(heads[:, which], turn) for which in (0, 1))
+        q_PHD, k_PHD = (turned(heads[:, which], turn) for which in (0, 1))
         runs = zip(*(some.split(sizes) for some in (q_PHD, k_PHD, heads[:, 2])), strict=True)
         mixed = [
             F.scaled_dot_product_attention(*(one.transpose(0, 1)[None] for one in run))[0].transpose(0, 1)
@@ -107,7 +107,7 @@ class Qwen(TowerModule):
         return (self.centered if self.part.window is None else self.squared)(x_PE, name, EPS)
 
 
-def _turned(x_PHD: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
+def turned(x_PHD: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
     """In float32."""
     cos, sin = turn
     first, second = x_PHD.float().chunk(2, dim=-1)

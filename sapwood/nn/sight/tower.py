@@ -79,8 +79,12 @@ class TowerModule(Leaf):
             alike = list(run)
             for first in range(0, len(alike), MOST_AT_ONCE):
                 some = alike[first : first + MOST_AT_ONCE]
-                found |= zip(some, self.vectors([self.values(media[index]) for index in some]), strict=True)
+                found |= zip(some, self.of([media[index] for index in some]), strict=True)
         return [found[index] for index in range(len(media))]
+
+    def of(self, media: Sequence[Media]) -> list[Tensor]:
+        """vectors_LD of each of some whose pixels have one shape."""
+        return self.vectors([self.values(one) for one in media])
 
     def values(self, one: Media) -> Tensor:
         """pixels_NCYX as the tower takes them: scaled and normed on the device, in float32."""

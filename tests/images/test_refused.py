@@ -1,0 +1,45 @@
+"""Settings of image processors that do not fit the model, and images that no model takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sapwood.arch.families.llava_next import checked
+from sapwood.base.errors import ModelError
+from tests import seeing
+from tests.seeing import SEEING, picture
+
+
+@pytest.mark.parametrize(
+    ("family", "changed", "named"),
+    [
+        ("llava-next", {"size": {"shortest_edge": 56}}, "size.shortest_edge"),
+        ("llava-next", {"crop_size": {"height": 14, "width": 28}}, "crop_size.height"),
+        ("mistral3", {"do_resize": False}, "do_resize"),
+        ("mistral3", {"do_center_crop": True}, "do_center_crop"),
+        ("llava-next", {"image_grid_pinpoints": [[28, 28]]}, "image_grid_pinpoints"),
+    ],
+)
+def test_settings_that_do_not_fit(family: str, changed: dict[str, Any], named: str, tmp_path: Path) -> None:
+    seen, tower = SEEING[family], seeing.tower(seeing.save(family, tmp_path))
+    with pytest.raises(ModelError, match=named):
+        seen.preparer(tower, seen.settings | changed)
+
+
+def test_an_image_of_one_row_is_too_narrow(tmp_path: Path) -> None:
+    for family in ("llava-next", "mistral3"):
+        made = seeing.preparer(family, seeing.save(family, tmp_path / family))
+        with pytest.raises(ValueError, match="too narrow"):
+            made.prepare(picture(2000, 1))
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [([], "list of pairs"), ([[28]], "list of pairs"), ([[28, 30]], "whole tiles of 28"), ("x", "list of pairs")],
+)
+def test_grids_that_are_none(given: Any, named: str) -> None:
+    with pytest.raises(ModelError, match=named):
+        checked(given, 28)
