@@ -1,7 +1,8 @@
 """What an adapter's tensors are to a model's Linears, and what a rank has of them.
 
 PEFT names modules as transformers does. A Linear of ours may be several of these side by side (queries, keys and values, say), or
-one may be several parts of ours: the parts with one name are a *group*, which has an A of its own, and B's rows are those of W.
+one may be several parts of ours: parts with one name that follow each other are a *group*, which has an A of its own (of a name with two
+groups both have the same), and B's rows are those of W.
 So the pieces of an adapter are cut as W's are: A along its columns, B and the magnitudes along the rows.
 
 Suffix legend: R rank, I inputs, O outputs.
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate, groupby, pairwise
 from typing import NamedTuple
 
 from sapwood.arch.parts import Axis, Decoder, Linear, Part, Place, StoredTensor, inside, walk
@@ -38,8 +39,7 @@ _SAID = {
 
 def groups_of(part: Linear) -> tuple[tuple[int, int], ...]:
     """The outputs [first, behind) of each group, in the order of the rows."""
-    names = list(dict.fromkeys(one.name for one in part.parts))
-    sizes = [sum(one.size for one in part.parts if one.name == name) for name in names]
+    sizes = [sum(one.size for one in some) for _, some in groupby(part.parts, key=lambda one: one.name)]
     ends = list(accumulate(sizes, initial=0))
     return tuple(pairwise(ends))
 
@@ -112,18 +112,20 @@ def _stored(
 ) -> Iterator[StoredTensor]:
     part = place.leaf
     assert isinstance(part, Linear)
-    groups = list(dict.fromkeys(one.name for one in part.parts))
+    group = -1
     for index, one in enumerate(part.parts):
+        begins = not index or part.parts[index - 1].name != one.name
+        group += begins
         module = place.prefix + one.name
         if (found := names.get(module)) is None:
             continue
         rank, rows = Axis(modules[module]), part.rows(index)
         wanted = {"B": (rows, rank), "M": (rows,)}
-        if one.name not in [other.name for other in part.parts[:index]]:
+        if begins:
             wanted["A"] = (rank, part.columns)
         for kind, axes in wanted.items():
             if kind in found:
-                param = f"{kind}.{groups.index(one.name) if kind == 'A' else index}"
+                param = f"{kind}.{group if kind == 'A' else index}"
                 used[place.path, param] = module, found[kind]
                 yield StoredTensor(param, found[kind], axes)
 

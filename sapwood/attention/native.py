@@ -163,4 +163,6 @@ def step_of(batch: Batch, groups: Sequence[int]) -> tuple[Step, tuple[Any, ...]]
         step.run_slots, step.run_tokens = address(shared.slots_I), address(shared.tokens_M)
     if batch.heads_R is not None:
         step.heads = address(batch.heads_R)
+    if batch.seconds_S is not None:
+        step.seconds = address(batch.seconds_S)
     return step, arrays

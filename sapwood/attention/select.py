@@ -16,6 +16,7 @@ from sapwood.attention.latent import LatentReference
 from sapwood.attention.native import Native
 from sapwood.attention.native_latent import NativeLatent
 from sapwood.attention.native_states import NativeStates
+from sapwood.attention.native_whole import NativeWhole
 from sapwood.attention.reference import Reference
 from sapwood.attention.states import States
 from sapwood.attention.whole import WholeTexts
@@ -120,6 +121,10 @@ def _states(wanted: Wanted) -> Make | str:
     return States.refuse(wanted.group, wanted.device, wanted.dtype) or States
 
 
+def _native_whole(wanted: Wanted) -> Make | str:
+    return _on_machine(wanted, NativeWhole, NativeWhole.refuse(wanted.group, wanted.device, wanted.dtype))
+
+
 def _whole(wanted: Wanted) -> Make | str:
     return WholeTexts.refuse(wanted.group, wanted.device, wanted.dtype) or WholeTexts
 
@@ -134,6 +139,7 @@ BACKENDS = (
     Offer("reference-latent", Latent, None, _reference_latent),
     Offer("native-states", State, Ability.HOST, _native_states),
     Offer("reference-states", State, Ability.HOST, _states),
+    Offer("native-whole", Whole, Ability.HOST, _native_whole),
     Offer("sdpa-whole", Whole, None, _whole),
 )
 """In the order in which `auto` tries them."""

@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -45,12 +47,17 @@ class Matrices:
         bounds: tuple[tuple[int, int], ...],
         device: torch.device,
         dtype: torch.dtype,
+        *,
+        outputs_last: bool = False,
     ) -> Matrices:
-        """Of slots that have nothing."""
+        """Of slots that have nothing. `outputs_last`: in memory a rank's outputs of B lie side by side, else an output's ranks."""
         out = bounds[-1][1]
+        b_SOR = torch.zeros(
+            (num_slots, rank, out) if outputs_last else (num_slots, out, rank), device=device, dtype=dtype
+        )
         return cls(
             torch.zeros(num_slots, len(bounds), rank, inp, device=device, dtype=dtype),
-            torch.zeros(num_slots, out, rank, device=device, dtype=dtype),
+            b_SOR.transpose(1, 2) if outputs_last else b_SOR,
             torch.zeros(num_slots, out, device=device),
             torch.zeros(out, device=device),
             bounds,
@@ -87,11 +94,13 @@ class Sorted(NamedTuple):
 class Lanes:
     """Which tokens of a step have which adapter, for all Linears of a model. Written once a step.
 
-    `open`: some have one; else nobody asks for the rest. On the host tokens are in `segments`, elsewhere they are `sorted`.
+    `open`: some have one; else nobody asks for the rest. On the host tokens are in `segments`, and `of_tokens` has the slot of each, -1 for
+    none (int32); elsewhere they are `sorted`.
     """
 
     open: bool = False
     segments: Sequence[Segment] = ()
+    of_tokens: NDArray[np.int32] | None = None
     sorted: Sorted | None = None
 
 

@@ -180,7 +180,8 @@ class Bank:
         """What stands for `base` at a place."""
         part = place.leaf
         assert isinstance(part, Linear)
-        matrices = Matrices.empty(self.num_slots, self.rank, part.inp, groups_of(part), device, dtype)
+        sizes = self.num_slots, self.rank, part.inp, groups_of(part)
+        matrices = Matrices.empty(*sizes, device, dtype, outputs_last=self._on_host)
         _, index, half, *_ = place.path.split(".")
         cut = part.split == "in" and half in self.decoder.blocks[int(index)].parted
         made = AdaptedWeights(base, matrices, self._lanes, kernels, self._mesh if cut else ALONE)
@@ -222,20 +223,16 @@ class Bank:
         if not self._lanes.open:
             return
         if self._on_host:
-            self._lanes.segments = self._segments(batch.slots_R.numpy(), batch.counts_R.numpy())
+            rows_T, _ = spread(batch.counts_R.numpy())
+            has_T = self._has_Q[batch.slots_R.numpy()][rows_T]
+            self._lanes.of_tokens, self._lanes.segments = has_T, _segments(has_T)
         else:
             self._lanes.sorted = self._sorted(batch)
 
-    def _segments(self, slots_R: Ints, counts_R: Ints) -> Sequence[Segment]:
-        rows_T, _ = spread(counts_R)
-        has_T = self._has_Q[slots_R][rows_T]
-        found = []
-        for slot in np.unique(has_T[has_T >= 0]).tolist():
-            tokens = np.flatnonzero(has_T == slot)
-            first, behind = int(tokens[0]), int(tokens[-1]) + 1
-            run = behind - first == len(tokens)
-            found.append(Segment(slot, slice(first, behind) if run else torch.from_numpy(tokens)))
-        return found
+    @property
+    def of_tokens(self) -> Ints | None:
+        """The slot of each token's adapter in the step that was planned, -1 for none; None if nobody has one."""
+        return self._lanes.of_tokens if self._lanes.open else None
 
     def _sorted(self, batch: Batch) -> Sorted:
         """Without asking the device anything: sizes follow from the batch's alone."""
@@ -251,6 +248,16 @@ class Bank:
         starts_S = torch.searchsorted(sorted_T, slots_S)
         ends_S = torch.searchsorted(sorted_T, slots_S, right=True)
         return Sorted(order_T.int(), starts_S.int(), ends_S.int())
+
+
+def _segments(has_T: Ints) -> Sequence[Segment]:
+    found = []
+    for slot in np.unique(has_T[has_T >= 0]).tolist():
+        tokens = np.flatnonzero(has_T == slot)
+        first, behind = int(tokens[0]), int(tokens[-1]) + 1
+        run = behind - first == len(tokens)
+        found.append(Segment(slot, slice(first, behind) if run else torch.from_numpy(tokens)))
+    return found
 
 
 class NoBank:

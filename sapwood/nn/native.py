@@ -19,8 +19,10 @@ from sapwood.arch import experts, parts, recurrent, sinks
 from sapwood.arch.parts import Decoder, Place, Tied, ropes, walk
 from sapwood.attention.base import Batch
 from sapwood.attention.native import InLibrary, step_of
-from sapwood.kernels.cpu.library import Machine, address
+from sapwood.kernels.adapters import Matrices
+from sapwood.kernels.cpu.library import Change, Machine, address
 from sapwood.nn import stack_latent, stack_states  # noqa: F401 (they bring operations)
+from sapwood.nn.adapted import AdaptedWeights, Bank
 from sapwood.nn.experts import Offsets
 from sapwood.nn.layers import Norm, Rotary, Sinks
 from sapwood.nn.make import Build, Site, make
@@ -45,9 +47,10 @@ class NativeModel:
         method: Choice,
         *,
         max_positions: int | None = None,
+        bank: Bank | None = None,
     ) -> None:
         self.decoder, self.method, self.device = decoder, method, _CPU
-        self._backends, self._machine = backends, machine
+        self._backends, self._machine, self._bank = backends, machine, bank
         self.encoder = None
         num_positions = min(max_positions or decoder.max_positions, decoder.max_positions)
         self._rotaries = {rope: Rotary(rope, num_positions, _CPU) for rope in ropes(decoder)}
@@ -56,7 +59,9 @@ class NativeModel:
         within = {} if self.classifier is None else dict(self.classifier.named_modules(prefix="classifier"))
         leaves = {place.path: within.get(place.path) or _leaf(place, how) for place in walk(decoder)}
         self._norms = {path: leaf for path, leaf in leaves.items() if isinstance(leaf, Norm)}
-        self._packed = {path: leaf for path, leaf in leaves.items() if isinstance(leaf, PackedLeaf)}
+        self._adapted = {path: leaf for path, leaf in leaves.items() if isinstance(leaf, AdaptedWeights)}
+        plain = {**leaves, **{path: leaf.base for path, leaf in self._adapted.items()}}
+        self._packed = {path: leaf for path, leaf in plain.items() if isinstance(leaf, PackedLeaf)}
         self._stacks = {path: leaf for path, leaf in leaves.items() if isinstance(leaf, PackedStack)}
         self._vectors = {path: leaf for path, leaf in leaves.items() if isinstance(leaf, Offsets | PerHead | Sinks)}
         self._convs = {path: leaf for path, leaf in leaves.items() if isinstance(leaf, Conv)}
@@ -72,8 +77,12 @@ class NativeModel:
 
     def finish(self) -> None:
         """All leaves have their weights."""
+        for path, leaf in self._adapted.items():
+            self._packed[path].product.adapt(changes_of(leaf.matrices))
         self.weights = weights = Weights(
-            tables={path: self._packed[path].first for path in ("embed", "positions") if path in self._packed},
+            tables={
+                path: self._packed[path].first for path in ("embed", "positions", "segments") if path in self._packed
+            },
             packed=self._packed,
             stacks={path: leaf.products for path, leaf in self._stacks.items()},
             norms=self._norms,
@@ -101,6 +110,8 @@ class NativeModel:
         assert self._stack is not None, "the weights are not there yet"
         hidden_TE = torch.empty(len(batch.ids_T), self.decoder.hidden_size)
         step, _held = step_of(batch, [backend.index for backend in self._backends])
+        if self._bank is not None and (of_tokens := self._bank.of_tokens) is not None:
+            step.adapters = address(of_tokens)
         self._machine.library.stack_forward(self._stack.pointer, byref(step), address(hidden_TE))
         return hidden_TE
 
@@ -122,6 +133,27 @@ class NativeModel:
         assert self.classifier is not None, "asked only of those that have one"
         scores_NL: Tensor = self.classifier(vectors_NE)
         return scores_NL
+
+
+def changes_of(matrices: Matrices) -> Change:
+    """What adapters may change in a Linear, as products read it: where its tensors lie, float32."""
+    _, groups, rank, ins = matrices.a_SGRI.shape
+    outputs_last_SRO = matrices.b_SOR.transpose(1, 2)
+    assert outputs_last_SRO.is_contiguous() and matrices.a_SGRI.dtype == torch.float32, "made for a CPU"
+    return Change(
+        groups=groups,
+        rank=rank,
+        ins=ins,
+        outs=matrices.b_SOR.shape[1],
+        first=0,
+        a=address(matrices.a_SGRI),
+        b=address(outputs_last_SRO),
+        factors=address(matrices.factors_SO),
+        offset=address(matrices.offset_O),
+        ranks=address(matrices.ranks_S),
+        scaled=address(matrices.scaled_S),
+        bounds=address(matrices.bounds_G1),
+    )
 
 
 def _leaf(place: Place, how: Build) -> Leaf:

@@ -103,8 +103,6 @@ def unlisted(decoder: Decoder) -> str | None:
     """The name of a part that the library has no operations for."""
     if any(rope.sharpening is not None for rope in ropes(decoder)):
         return "Sharpening"
-    if decoder.segments is not None:
-        return "Segments"
     unknown = operations.dispatch(object)
     for block in dict.fromkeys(decoder.blocks):
         for part in (block.mixer, block.ffn, block.beside, block.factor):
@@ -114,8 +112,6 @@ def unlisted(decoder: Decoder) -> str | None:
                 return found
         if block.shares is not None:
             return "keys and values of another layer"
-        if block.summed:
-            return "norms of sums"
     return None
 
 
@@ -148,12 +144,20 @@ def listing(decoder: Decoder, weights: Weights) -> Iterator[Operation]:
     yield Operation("embed", (weights.tables["embed"].pointer, decoder.embed.scale))
     if decoder.positions is not None:
         yield Operation("positions", (weights.tables["positions"].pointer,))
+    if decoder.segments is not None:
+        yield Operation("segments", (weights.tables["segments"].pointer,))
     if decoder.embed_norm is not None:
         norm = weights.norm("embed_norm", decoder.embed_norm)
         yield Operation("norm_columns", (norm, STREAM, size, 0, size))
     left = nothing
     for index, (block, kept) in enumerate(zip(decoder.blocks, kv_places(decoder), strict=True)):
         path, place = f"blocks.{index}", next(iter(kept.values()), None)
+        if block.summed:
+            if not index or not decoder.blocks[index - 1].summed:
+                yield Operation("norm", (cpu.Norm(), *left, FRESH, size))
+            yield from _summed(block, path, weights, place, size)
+            left = nothing
+            continue
         if not isinstance(block.mixer, Skip):
             yield Operation("norm", (weights.norm(f"{path}.mixer_norm", block.mixer_norm), *left, FRESH, size))
             behind = weights.norm(f"{path}.after_mixer", block.after_mixer)
@@ -169,6 +173,14 @@ def listing(decoder: Decoder, weights: Weights) -> Iterator[Operation]:
             to = STREAM if left is nothing else FRESH
             yield from operations(block.ffn, Spot(weights, f"{path}.ffn", place, to, to == STREAM or block.parallel))
     yield Operation("finish", (weights.norm("norm", decoder.norm), *left, FRESH, size))
+
+
+def _summed(block: parts.Block, path: str, weights: Weights, place: KVPlace | None, size: int) -> Iterator[Operation]:
+    """Of a block whose norms are of sums: the stream is such a norm, and each half takes it as the one before has left it."""
+    yield from operations(block.mixer, Spot(weights, f"{path}.mixer", place, STREAM, True))
+    yield Operation("settle", (weights.norm(f"{path}.after_mixer", block.after_mixer), size))
+    yield from operations(block.ffn, Spot(weights, f"{path}.ffn", place, STREAM, True))
+    yield Operation("settle", (weights.norm(f"{path}.after_ffn", block.after_ffn), size))
 
 
 def _straight(block: parts.Block, after: parts.Norm | None) -> bool:
@@ -189,7 +201,7 @@ def _attention(part: parts.Attention, spot: Spot) -> Iterator[Operation]:
         interleaved=part.rope.interleaved,
         late=part.late,
         group=spot.place.group,
-        layer=spot.place.layer,
+        layer=spot.place.layer if part.causal else 0,  # texts that are read whole leave nothing for later steps
         sinks=None if part.sinks is None else address(spot.weights.vectors[f"{spot.path}.sinks"]),
         scale=part.scale,
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import bisect
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from ctypes import byref
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -19,10 +20,10 @@ import torch
 from torch import Tensor
 
 from sapwood.arch.parts import Embedding, Leaf, Linear, Place, StoredTensor
-from sapwood.arch.positions import Positions
+from sapwood.arch.positions import Positions, Segments
 from sapwood.arch.shard import Piece
 from sapwood.kernels import Kernels
-from sapwood.kernels.cpu.library import Handle, Machine, address
+from sapwood.kernels.cpu.library import Change, Handle, Machine, address
 from sapwood.quant.base import Weights
 from sapwood.quant.source import FLOATS, Form, Source, Stored, plain, stored
 
@@ -216,6 +217,7 @@ class Product(Handle):
         self.machine = weights[0].machine
         super().__init__(self.machine.library, "linear")
         self._held = (weights, dict(biases or {}), order_I)
+        self._change: Change | None = None
         if order_I is not None:
             self.library.linear_order(self.pointer, address(order_I))
         self.num_inputs, self.num_outputs = weights[0].num_inputs, sum(one.num_outputs for one in weights)
@@ -223,15 +225,26 @@ class Product(Handle):
             bias = self._held[1].get(index)
             self.library.linear_add(self.pointer, one.pointer, None if bias is None else address(bias))
 
+    def adapt(self, change: Change) -> None:
+        """Adapters may change it as this says, whose tensors live as long as it does. To be called before it is in a list of operations."""
+        self._change = change
+        self.library.linear_change(self.pointer, byref(change))
+
     def cut(self, number: int) -> tuple[Product, Product]:
         """The first `number` weights, and the others, as products of their own."""
         weights, biases, order_I = self._held
         last = {index - number: bias for index, bias in biases.items() if index >= number}
         first = {index: bias for index, bias in biases.items() if index < number}
-        return (
+        both = (
             Product(*weights[:number], biases=first, order_I=order_I),
             Product(*weights[number:], biases=last, order_I=order_I),
         )
+        if (change := self._change) is not None:
+            both[0].adapt(change)
+            behind = Change.from_buffer_copy(change)
+            behind.first = both[0].num_outputs
+            both[1].adapt(behind)
+        return both
 
     def __call__(self, x_TI: Tensor) -> Tensor:
         """float32 in and out. Quantised weights are multiplied with int8 activations, a scale for 32 of them."""
@@ -301,7 +314,7 @@ class PackedLinear(PackedLeaf):
         if isinstance(part, Linear):
             self._sizes, self._inp, has_bias = [one.size for one in part.parts], part.inp, part.bias
         else:
-            assert isinstance(part, Embedding | Positions)
+            assert isinstance(part, Embedding | Positions | Segments)
             count = part.vocab_size if isinstance(part, Embedding) else part.count
             self._sizes, self._inp, has_bias = [count], part.hidden_size, False
         self._machine, self._rounded = machine, rounded

@@ -153,7 +153,6 @@ def assemble(
     assert isinstance(decoder, Decoder)
     tapped = any(isinstance(other, draft_head.DraftHead) and other.taps for other in others)
     stack = "a head goes on from hidden states within the model" if tapped else machine
-    stack = "they know no adapters, and there may be some" if bank is not None and not isinstance(stack, str) else stack
     pool = _pool(config, decoder, device.place, dtype)
     known = choices.methods
     model, aside = _model(config, decoder, device.place, dtype, backends, stack, known, files, mesh, pool, pipe, bank)
@@ -259,7 +258,9 @@ def _model(
         torch.set_num_threads(1)
         own: Rounded | None = rounded if rounded in get_args(Rounded) else None  # type: ignore[assignment]
         method = repacked(choice if own is None else everywhere(Plain()), Packed(machine, own))
-        return NativeModel(decoder, native, machine, method, max_positions=config.model.max_model_len), None
+        method = method if bank is None else bank.around(method)
+        longest = config.model.max_model_len
+        return NativeModel(decoder, native, machine, method, max_positions=longest, bank=bank), None
     choice = choice if bank is None else bank.around(choice)
     return build(decoder, replace(_how(config, choice, device, dtype, backends, mesh, pipe), pool=pool)), aside
 

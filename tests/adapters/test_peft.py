@@ -82,6 +82,7 @@ FAMILIES: dict[str, list[str]] = {
     "deepseek-v2": ["q_proj", "kv_a_proj_with_mqa", "o_proj"],
     "gemma4": ["q_proj", "v_proj", "o_proj", "gate_proj", "down_proj"],
     "mamba2": ["in_proj"],
+    "qwen3-next": ["q_proj", "k_proj", "o_proj", "in_proj_qkvz"],  # gates are behind values, of the queries' module
     "granite": ["q_proj", "k_proj", "up_proj"],
 }
 

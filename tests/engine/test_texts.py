@@ -18,6 +18,7 @@ from sapwood.base.wire import Facts, Submit
 from sapwood.config.flags import from_options
 from sapwood.engine.launch import launch
 from sapwood.engine.loop import Engine
+from sapwood.kernels.cpu.library import find
 from tests import models, readers
 from tests.engine.whole import prompts_that_share
 
@@ -87,6 +88,21 @@ def test_vectors_are_those_of_transformers(family: str, tmp_path: Path) -> None:
     for one, other in zip(together, alone, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
     engine.executor.shutdown()
+
+
+@pytest.mark.parametrize("family", ["bert", "modernbert"])
+def test_kernels_and_modules_read_alike(family: str, tmp_path: Path) -> None:
+    model, texts = models.save(family, tmp_path), texts_of(LENGTHS)
+    found = {}
+    for kernels in ("auto", "off"):
+        engine, facts = engine_of(model, cpu_kernels=kernels)
+        found[kernels] = read(engine, texts, [Embed("mean")] * len(texts))
+        engine.executor.shutdown()
+        (told,) = (line for line in facts.decisions if line.startswith("computed_by = "))
+        modules = kernels == "off" or isinstance(find(), str)
+        assert ("modules of PyTorch" if modules else "the CPU kernels (the whole model") in told
+    for one, other in zip(found["auto"], found["off"], strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", LABELS)

@@ -18,9 +18,11 @@ from sapwood.attention.base import Batch, RowLimits
 from sapwood.attention.native import Native
 from sapwood.attention.native_latent import NativeLatent
 from sapwood.attention.native_states import NativeStates
-from sapwood.base.kv import Heads, Latent, State
+from sapwood.attention.native_whole import NativeWhole
+from sapwood.base.kv import Heads, Latent, State, Whole
 from sapwood.hub.files import open_files
 from sapwood.kernels.cpu.library import Machine, find
+from sapwood.nn.adapted import Bank
 from sapwood.nn.load import load_weights
 from sapwood.nn.native import NativeModel
 from sapwood.quant import methods
@@ -33,7 +35,9 @@ from sapwood.quant.repacked import repacked
 PAGE_SIZE = 16
 SLOT_PAGES = 16
 NUM_SLOTS = 4
-KEEPS: Mapping[type, Any] = MappingProxyType({Heads: Native, Latent: NativeLatent, State: NativeStates})
+KEEPS: Mapping[type, Any] = MappingProxyType(
+    {Heads: Native, Latent: NativeLatent, State: NativeStates, Whole: NativeWhole}
+)
 
 
 def machine(build: str = "auto", *, fine: bool = True) -> Machine:
@@ -44,7 +48,12 @@ def machine(build: str = "auto", *, fine: bool = True) -> Machine:
 
 
 def empty(
-    decoder: Decoder, machine: Machine, *, dtype: torch.dtype = torch.float32, rounded: Rounded | None = None
+    decoder: Decoder,
+    machine: Machine,
+    *,
+    dtype: torch.dtype = torch.float32,
+    rounded: Rounded | None = None,
+    bank: Bank | None = None,
 ) -> NativeModel:
     """The model without its weights; `dtype` is that of its keys and values."""
     groups = kv_groups(decoder, PAGE_SIZE)
@@ -54,7 +63,8 @@ def empty(
     for backend in backends:
         backend.allocate(NUM_SLOTS * SLOT_PAGES + 1)
     choice = methods.of(decoder.quantization, everywhere(Plain()))
-    return NativeModel(decoder, backends, machine, repacked(choice, Packed(machine, rounded)))
+    method = repacked(choice, Packed(machine, rounded))
+    return NativeModel(decoder, backends, machine, method if bank is None else bank.around(method), bank=bank)
 
 
 def load(path: Path, machine: Machine, **options: Any) -> NativeModel:
@@ -67,13 +77,17 @@ def load(path: Path, machine: Machine, **options: Any) -> NativeModel:
 
 def batch(model: NativeModel, rows: Sequence[tuple[int, int, Sequence[int]]]) -> Batch:
     """Rows of (slot, start, tokens)."""
+    return batch_of(rows, groups=len(model._backends))
+
+
+def batch_of(rows: Sequence[tuple[int, int, Sequence[int]]], *, groups: int) -> Batch:
+    """The same for so many KV groups."""
     table_SP = torch.arange(NUM_SLOTS * SLOT_PAGES, dtype=torch.int32).view(NUM_SLOTS, SLOT_PAGES) + 1
     slots = torch.tensor([slot for slot, _, _ in rows], dtype=torch.int32)
     counts = np.array([len(tokens) for _, _, tokens in rows])
     positions = torch.cat([torch.arange(start, start + len(tokens)) for _, start, tokens in rows])
     slots_T = torch.from_numpy(np.repeat(slots.numpy(), counts)).long()
     cells = table_SP[slots_T, positions // PAGE_SIZE].long() * PAGE_SIZE + positions % PAGE_SIZE
-    groups = len(model._backends)
     return Batch(
         ids_T=torch.tensor([token for _, _, tokens in rows for token in tokens]),
         positions_T=positions,

@@ -23,7 +23,7 @@ struct Item {
     int first, number;        // tokens[first .. first + number)
     int part;                 // where the partial results of its first token go; -1 if there is only this item
     int parts;                // how many those are
-    bool causal;              // a token sees up to its own position, and its window
+    bool own;                 // of the tokens' text: one sees what its position lets it see, else all of the item
 };
 
 // Where the partial result ends that holds position `at` of an item from `low` on: with the stretch, or with the block in a stretch
@@ -61,7 +61,7 @@ struct Attend {
         part_of.assign(total, 0), parts_of.assign(total, 0);
         std::vector<std::vector<Part>> shared(total);  // parts of each token
         std::vector<int> own(total, 0);                // where each token's own positions begin
-        if (!kv.window) plan_runs(std::vector<Run>(runs, runs + num_runs), members, shared, own);
+        if (!kv.window && !kv.ahead) plan_runs(std::vector<Run>(runs, runs + num_runs), members, shared, own);
         int most = std::max(1, QUERIES / kv.repeat());
         bool few = rows * kv.bunches < 2 * threads;
         for (int r = 0; r < rows; r++) {
@@ -69,8 +69,8 @@ struct Attend {
                 int token = offsets[r] + done;
                 // A token that shares runs is joined by itself, drafts too.
                 number = shared[token].empty() ? std::min(most, counts[r] - done) : 1;
-                int high = starts[r] + done + number;
-                int low = kv.window ? std::max(0, starts[r] + done - kv.window + 1) : own[token];
+                int high = kv.end(starts[r] + done + number - 1, starts[r] + counts[r]);
+                int low = kv.window ? kv.oldest(starts[r] + done) : own[token];
                 int pieces = few && counts[r] == 1 ? std::max(1, std::min((high - low) / STRETCH, 4 * threads)) : 1;
                 int step = (high - low) / pieces / STRETCH * STRETCH;
                 bool partial = pieces > 1 || !shared[token].empty();
@@ -90,6 +90,26 @@ struct Attend {
             return int64_t(a.high - a.low) * a.number > int64_t(b.high - b.low) * b.number;
         });
         partial.resize(size_t(num_parts) * kv.heads * kv.state());
+    }
+
+    // Of what an encoder left: tokens that look at one entry are together.
+    void plan_entries(const Seen& kv, int rows, const int32_t* slots, const int32_t* counts, const int32_t* offsets,
+                      const int32_t* entries, const int32_t* lengths) {
+        items.clear(), tokens.clear(), merges.clear();
+        num_parts = 0;
+        part_of.assign(rows ? offsets[rows] : 0, 0), parts_of.assign(rows ? offsets[rows] : 0, 0);
+        std::vector<int> order;
+        for (int r = 0; r < rows; r++)
+            for (int i = 0; i < counts[r]; i++) order.push_back(r);
+        std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return entries[slots[a]] < entries[slots[b]]; });
+        const int most = std::max(1, QUERIES / kv.repeat());
+        std::vector<int> taken(rows, 0);
+        for (int row : order) {
+            const int entry = entries[slots[row]], at = int(tokens.size());
+            if (items.empty() || items.back().slot != entry || items.back().number == most)
+                items.push_back({entry, 0, lengths[entry], at, 0, -1, 0, false});
+            items.back().number++, tokens.push_back(offsets[row] + taken[row]++);
+        }
     }
 
 private:
@@ -327,11 +347,12 @@ INLINE Weigh soften(float* scores, int filled, float* state, int width) {
     return by;
 }
 
-// One head's share of an item: `heads` is [token][query heads | key heads | value heads][dim], the queries turned.
+// One head's share of an item: `heads` is [token][query heads | key heads | value heads][dim], the queries turned; of what is fixed only
+// queries.
 template <Store STORE>
 void attend(const Cells& kv, int layer, int head, const Item& item, const Attend& plan, const int32_t* table, const int64_t* positions,
             const float* heads, float scale, const float* sinks, float* out, float* partial, AttendRoom& room) {
-    const int repeat = kv.repeat(), width = kv.width, all = kv.heads + 2 * kv.kv_heads, state = kv.state();
+    const int repeat = kv.repeat(), width = kv.width, all = kv.heads + (kv.fixed ? 0 : 2 * kv.kv_heads), state = kv.state();
     const bool bent = kv.cap > 0 || !kv.slopes.empty();
     // Members of a shared run may be more than one piece of queries.
     for (int first = 0; first < item.number; first += Asking::most(kv)) {
@@ -346,8 +367,8 @@ void attend(const Cells& kv, int layer, int head, const Item& item, const Attend
             const float* source = heads + (size_t(asking.token(n)) * all + asking.head(n)) * kv.dim;
             for (int d = 0; d < kv.dim; d++) q[n * width + d] = source[d] * scale;
             for (int d = kv.dim; d < width; d++) q[n * width + d] = 0;
-            highs[n] = item.causal ? std::min(item.high, position + 1) : item.high;
-            lows[n] = item.causal && kv.window ? std::max(item.low, position - kv.window + 1) : item.low;
+            highs[n] = item.own ? std::min(item.high, kv.end(position, item.high)) : item.high;
+            lows[n] = item.own ? std::max(item.low, kv.oldest(position)) : item.low;
         }
         int low = *std::min_element(lows, lows + queries), high = *std::max_element(highs, highs + queries);
         asking.walk(low, high, [&](int begin, int end) {

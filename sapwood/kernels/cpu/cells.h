@@ -26,13 +26,20 @@ struct Kept {
 // share all of them. A query has `asks` numbers, and gets `dim`, which are `width` when filled up to whole vectors.
 struct Seen : Kept {
     const int heads, bunches, asks, dim, width;
-    const int window;  // 0: none
+    const int window;    // 0: none
+    bool ahead = false;  // a query sees all of its text, or with a window so many positions before its own and as many behind it
+    bool fixed = false;  // what an encoder left: a page is an entry, and a query sees all of it
 
     Seen(int heads, int bunches, int asks, int dim, int window, int page)
         : Kept(page), heads(heads), bunches(bunches), asks(asks), dim(dim), width((dim + TILE - 1) / TILE * TILE), window(window) {}
     const Seen* seen() const override { return this; }
     int repeat() const { return heads / bunches; }
     int state() const { return width + TILE; }  // floats of a query's state, see `clear`
+    // A query at a position sees [oldest, end) of its text.
+    int oldest(int position) const { return window ? std::max(0, position - window + (ahead ? 0 : 1)) : 0; }
+    int end(int position, int text) const {
+        return !ahead ? position + 1 : window ? std::min(text, position + window + 1) : text;
+    }
 };
 
 // Keys and values of one group of layers. Pages are multiples of 16 positions.

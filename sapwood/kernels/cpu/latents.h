@@ -110,7 +110,7 @@ inline void attend_latents(const Latents& kv, int layer, int bunch, const Item& 
             const float* source = queries + (size_t(asking.token(n)) * kv.heads + asking.head(n)) * kv.asks;
             float* target = q + size_t(n / TILE) * TILE * kv.asks + n % TILE;
             for (int d = 0; d < kv.asks; d++) target[d * TILE] = source[d] * scale;
-            highs[n] = item.causal ? std::min(item.high, int(positions[asking.token(n)]) + 1) : item.high;
+            highs[n] = item.own ? std::min(item.high, int(positions[asking.token(n)]) + 1) : item.high;
             high = std::max(high, highs[n]);
         }
         asking.walk(item.low, high, [&](int begin, int end) {

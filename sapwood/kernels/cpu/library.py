@@ -69,6 +69,27 @@ class Step(Structure):
         ("run_slots", c_void_p),
         ("run_tokens", c_void_p),
         ("heads", c_void_p),
+        ("seconds", c_void_p),
+        ("entries", c_void_p),
+        ("lengths", c_void_p),
+        ("adapters", c_void_p),
+    ]
+
+
+class Change(Structure):
+    _fields_ = [
+        ("groups", c_int),
+        ("rank", c_int),
+        ("ins", c_int),
+        ("outs", c_int),
+        ("first", c_int),
+        ("a", c_void_p),
+        ("b", c_void_p),
+        ("factors", c_void_p),
+        ("offset", c_void_p),
+        ("ranks", c_void_p),
+        ("scaled", c_void_p),
+        ("bounds", c_void_p),
     ]
 
 
@@ -108,7 +129,7 @@ class Scan(Structure):
     ]
 
 
-STRUCTS: Sequence[type[Structure]] = (Norm, Heads, Selection, Step, Taps, Scan)
+STRUCTS: Sequence[type[Structure]] = (Norm, Heads, Selection, Step, Change, Taps, Scan)
 """All that cross, in the order of the library's own list."""
 
 
@@ -148,9 +169,13 @@ _SIGNATURES: Mapping[str, tuple[Any, Sequence[Any]]] = {
     "linear_free": (None, [_P]),
     "linear_add": (None, [_P, _P, _P]),
     "linear_order": (None, [_P, _P]),
+    "linear_change": (None, [_P, POINTER(Change)]),
     "linear_apply": (_status, [_P, _P, _P, _I, _P]),
     "cells_new": (_P, [_I, _I, _I, _I, _I, _I, _I]),
     "cells_bend": (None, [_P, _F, _P]),
+    "cells_ahead": (None, [_P]),
+    "cells_fixed": (None, [_P]),
+    "cells_put": (_status, [_P, _P, _I, _I, _P, _I]),
     "cells_free": (None, [_P]),
     "cells_allocate": (_I, [_P, _L]),
     "cells_keys": (_P, [_P]),
@@ -170,6 +195,9 @@ _SIGNATURES: Mapping[str, tuple[Any, Sequence[Any]]] = {
     "stack_add_group": (None, [_P, _P]),
     "stack_embed": (None, [_P, _P, _F]),
     "stack_positions": (None, [_P, _P]),
+    "stack_segments": (None, [_P, _P]),
+    "stack_attend_entries": (None, [_P, _I, _I, _I, _F]),
+    "stack_settle": (None, [_P, POINTER(Norm), _I]),
     "stack_norm_columns": (None, [_P, POINTER(Norm), _I, _I, _I, _I]),
     "stack_norm": (None, [_P, POINTER(Norm), POINTER(Norm), _F, _I, _I]),
     "stack_project": (None, [_P, _P, _I, _I]),

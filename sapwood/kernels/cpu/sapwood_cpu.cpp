@@ -9,6 +9,7 @@
 #include "experts.h"
 #include "latents.h"
 #include "states.h"
+#include "texts.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -79,7 +80,10 @@ API const char* sapwood_layouts() {
                &Selection::top_groups, &Selection::group_best, &Selection::scale, &Selection::slack) +
         LAYOUT(&Step::num_tokens, &Step::num_rows, &Step::ids, &Step::positions, &Step::slots, &Step::starts, &Step::counts,
                &Step::offsets, &Step::tables, &Step::strides, &Step::cells, &Step::num_runs, &Step::run_lows, &Step::run_highs,
-               &Step::run_firsts, &Step::run_sizes, &Step::run_slots, &Step::run_tokens, &Step::heads) +
+               &Step::run_firsts, &Step::run_sizes, &Step::run_slots, &Step::run_tokens, &Step::heads, &Step::seconds,
+               &Step::entries, &Step::lengths, &Step::adapters) +
+        LAYOUT(&Change::groups, &Change::rank, &Change::ins, &Change::outs, &Change::first, &Change::a, &Change::b, &Change::factors,
+               &Change::offset, &Change::ranks, &Change::scaled, &Change::bounds) +
         LAYOUT(&Taps::weights, &Taps::bias, &Taps::channels, &Taps::width, &Taps::group, &Taps::layer) +
         LAYOUT(&Scan::bias, &Scan::rates, &Scan::skip, &Scan::norm, &Scan::heads, &Scan::groups, &Scan::key_size, &Scan::value_size,
                &Scan::parts, &Scan::query, &Scan::key, &Scan::value, &Scan::step, &Scan::beta, &Scan::gate, &Scan::gates_first,
@@ -192,6 +196,8 @@ API Linear* linear_new() {
 API void linear_free(Linear* linear) { delete linear; }
 API void linear_add(Linear* linear, const Weights* weights, const float* bias) { linear->add(weights, bias); }
 API void linear_order(Linear* linear, const int32_t* order) { linear->order = order; }
+// To be called before the product is in a list.
+API void linear_change(Linear* linear, const Change* change) { linear->change = change; }
 
 // out_TO = x_TI W (+ b).
 API int linear_apply(Machine* machine, const Linear* linear, const float* x, int rows, float* out) {
@@ -218,6 +224,23 @@ API Cells* cells_new(int store, int layers, int heads, int kv_heads, int dim, in
 API void cells_bend(Cells* cells, float cap, const float* slopes) {
     cells->cap = cap;
     if (slopes) cells->slopes.assign(slopes, slopes + cells->heads);
+}
+// Texts are seen whole, not up to each token.
+API void cells_ahead(Cells* cells) { cells->ahead = true; }
+// They are what an encoder leaves of inputs, an entry a page.
+API void cells_fixed(Cells* cells) { cells->fixed = true; }
+// What a layer makes of an input, keys and values [position][2][head][dim], becomes an entry.
+API int cells_put(Machine* machine, Cells* cells, int layer, int entry, const float* both, int positions) {
+    return on(machine, [&] {
+        machine->pool.run([&](int) {
+            machine->pool.share(positions, [&](int at) {
+                for (int head = 0; head < cells->kv_heads; head++) {
+                    const float* key = both + (size_t(at) * 2 * cells->kv_heads + head) * cells->dim;
+                    cells->write(layer, head, size_t(entry) * cells->page + at, key, key + cells->kv_heads * cells->dim);
+                }
+            });
+        });
+    });
 }
 API void cells_free(Cells* cells) { delete cells; }
 API int cells_allocate(Cells* cells, int64_t pages) { return cells->allocate(size_t(pages)); }
@@ -297,6 +320,11 @@ API void stack_add_group(Stack* stack, Kept* kept) { stack->groups.push_back(kep
 // Its operations, in their order; see `stack.h`.
 API void stack_embed(Stack* stack, const Weights* table, float scale) { stack->add(std::make_unique<Embed>(*table, scale)); }
 API void stack_positions(Stack* stack, const Weights* table) { stack->add(std::make_unique<AddPositions>(*table)); }
+API void stack_segments(Stack* stack, const Weights* table) { stack->add(std::make_unique<AddSegments>(*table)); }
+API void stack_attend_entries(Stack* stack, int group, int layer, int from, float scale) {
+    stack->add(std::make_unique<AttendEntries>(group, layer, from, scale));
+}
+API void stack_settle(Stack* stack, const Norm* norm, int size) { stack->add(std::make_unique<Settle>(*norm, size)); }
 API void stack_norm_columns(Stack* stack, const Norm* norm, int which, int width, int first, int size) {
     stack->add(std::make_unique<NormColumns>(*norm, which, width, first, size));
 }

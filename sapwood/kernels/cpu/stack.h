@@ -7,6 +7,7 @@
 #include <new>
 
 #include "attention.h"
+#include "changes.h"
 #include "pool.h"
 #include "rows.h"
 
@@ -24,6 +25,7 @@ struct Linear {
     std::vector<const Weights*> weights;
     std::vector<const float*> biases;
     const int32_t* order = nullptr;
+    const Change* change = nullptr;  // what adapters may change in it
     Want multiplied;  // how the weights want the rows that they meet
     int outs = 0;
 
@@ -34,7 +36,10 @@ struct Linear {
     }
 
     // How rows are to be handed over: what is put in order is made into integers after that.
-    Want want() const { return order ? Want{multiplied.ins, false, true} : multiplied; }
+    Want want() const {
+        if (order) return {multiplied.ins, false, true};
+        return {multiplied.ins, multiplied.bytes, multiplied.floats || change};
+    }
 };
 
 // What happens to a layer's heads.
@@ -57,7 +62,11 @@ struct Step {
     const int64_t* const* cells;   // per group, per token
     int num_runs;
     const int32_t *run_lows, *run_highs, *run_firsts, *run_sizes, *run_slots, *run_tokens;  // runs of positions that several tokens share
-    const int32_t* heads;  // per row: how many of its last tokens yield another; null: at most one
+    const int32_t* heads;    // per row: how many of its last tokens yield another; null: at most one
+    const int32_t* seconds;  // per slot: where a second text begins, 0 where there is none; null: nowhere
+    const int32_t* entries;  // per slot: which entry of what an encoder left it looks at
+    const int32_t* lengths;  // positions of each entry
+    const int32_t* adapters;  // per token: the slot of its adapter, -1 for none; null: nobody has one
 };
 
 constexpr int CHUNK = 32;    // outputs that a thread takes at a time: a group of the next product's input
@@ -119,6 +128,8 @@ struct Machine {
     std::vector<Buffer<float>> strips;  // of each thread: two chunks of outputs
     std::vector<Buffer<float>> scanned, chosen;  // of each thread: a part of a state; a choice of experts
     std::vector<Attend> plans;          // per group
+    const int32_t* adapters = nullptr;  // of the step that is computed
+    Buffer<float> shrunk;               // A x of its tokens
 
     // `fine`: integers of 12 bits for activations, instead of 8.
     Machine(int threads, bool fine) : pool(threads), own(pool.size), rooms(pool.size), strips(pool.size), scanned(pool.size), chosen(pool.size) {
@@ -145,9 +156,28 @@ struct Machine {
         });
     }
 
+    // Finds what adapters change in a product, if some do: all threads take part. `rows` are those of the step.
+    const Change* changing(int id, const Linear& linear, const Rows& given, int rows) {
+        const Change* change = adapters ? linear.change : nullptr;
+        if (!change) return nullptr;
+        const int pieces = change->pieces(), width = change->groups * change->rank;
+        pool.share(rows * pieces, [&](int unit) {
+            int row = unit / pieces, slot = adapters[row];
+            if (slot >= 0) change->shrink(slot, unit % pieces, given.floats + size_t(row) * change->ins, shrunk.data + size_t(row) * width);
+        });
+        pool.barrier();
+        return change;
+    }
+
+    INLINE void widen(const Change* change, int row, int begin, int width, float* out) const {
+        if (change && adapters[row] >= 0)
+            change->widen(adapters[row], shrunk.data + size_t(row) * change->groups * change->rank, begin, width, out);
+    }
+
     // out[row * linear.outs + ...] = rows x linear, or += where `add`. To be called by all threads between barriers.
     void project(int id, const Linear& linear, const Rows& given, int rows, float* out, bool add) {
         const Rows x = in_order(id, linear, given, rows);
+        const Change* change = changing(id, linear, given, rows);
         int bulks = (rows + BULK - 1) / BULK, total = 0;
         for (const Weights* w : linear.weights) total += (w->outs + CHUNK - 1) / CHUNK;
         pool.share(bulks * total, [&](int unit) {
@@ -160,6 +190,7 @@ struct Machine {
             outputs(id, *linear.weights[which], linear.biases[which], x, first, last, chunk * CHUNK,
                     [&](int r, float* source, int begin, int width) {
                         float* target = out + size_t(r) * linear.outs + column + begin;
+                        widen(change, r, column + begin, width, source);
                         if (add) add_to(target, source, width);
                         else std::memcpy(target, source, width * 4);
                     });
@@ -187,17 +218,18 @@ struct Machine {
     // only one, its activation alone.
     void gated(int id, const Linear& gate_up, const Want& want, const Rows& given, int rows, const Rows& inner, int activation) {
         const Rows x = in_order(id, gate_up, given, rows);
+        const Change* change = changing(id, gate_up, given, rows);
         const int outs = gate_up.weights[0]->outs;
         int bulks = (rows + BULK - 1) / BULK, total = (outs + CHUNK - 1) / CHUNK;
         pool.share(bulks * total, [&](int unit) {
             int first = unit / total * BULK, last = std::min(first + BULK, rows);
-            gated_outputs(id, gate_up, want, x, first, first, last, unit % total * CHUNK, inner, activation);
+            gated_outputs(id, gate_up, want, x, first, first, last, unit % total * CHUNK, inner, activation, change);
         });
     }
 
     // The same of outputs from `begin` on, at most CHUNK, and rows [first, last) of `inner`, which those of x from `from` on become.
     void gated_outputs(int id, const Linear& gate_up, const Want& want, const Rows& x, int from, int first, int last, int begin,
-                       const Rows& inner, int activation) {
+                       const Rows& inner, int activation, const Change* change = nullptr) {
         float* gates = strips[id].data;
         float* ups = gates + STRIP * CHUNK;
         const Weights& gate = *gate_up.weights[0];
@@ -213,6 +245,8 @@ struct Machine {
                 float *g = gates + (r - row) * CHUNK, *u = ups + (r - row) * CHUNK;
                 if (gate_up.biases[0]) add_to(g, gate_up.biases[0] + begin, width);
                 if (up && gate_up.biases[1]) add_to(u, gate_up.biases[1] + begin, width);
+                widen(change, r, begin, width, g);
+                if (up) widen(change, r, gate.outs + begin, width, u);
                 int padded = (width + W - 1) / W * W;
                 for (int i = 0; i < padded; i += W) {
                     store(g + i, up ? through_gate(load(g + i), load(u + i), activation) : activate(load(g + i), activation));
@@ -235,7 +269,8 @@ struct Machine {
             const Seen* kv = groups[g]->seen();
             if (!kv) continue;
             for (auto& room : rooms) room.reserve(*kv);
-            plans[g].plan(*kv, step.num_rows, step.slots, step.starts, step.counts, step.offsets, int(runs.size()), runs.data(),
+            if (kv->fixed) plans[g].plan_entries(*kv, step.num_rows, step.slots, step.counts, step.offsets, step.entries, step.lengths);
+            else plans[g].plan(*kv, step.num_rows, step.slots, step.starts, step.counts, step.offsets, int(runs.size()), runs.data(),
                           step.run_tokens, pool.size);
         }
     }
@@ -313,6 +348,7 @@ struct Room {
     std::vector<size_t> buffers;
     size_t wide = 0, inner = 0, ordered = 0, attended = 0;
     size_t scanned = 0, chosen = 0;  // of each thread; the latter for each token
+    size_t shrunk = 0;
 
     static void grow(size_t& size, size_t wanted) { size = std::max(size, wanted); }
     void buffer(int number, size_t width) {
@@ -515,10 +551,12 @@ struct Stack {
         if (!tokens) return;
         m.plan(step, groups);
         std::vector<float*> buffers = make_room(tokens);
+        m.adapters = step.adapters;
         m.pool.run([&](int id) {
             Pass pass{m, id, step, groups, buffers, hidden, {}};
             for (const auto& op : ops) op->run(pass);
         });
+        m.adapters = nullptr;
     }
 
 private:
@@ -530,11 +568,13 @@ private:
         Room room;
         for (const auto& op : ops) {
             op->reserve(room);
-            if (const Linear* linear = op->takes(); linear && linear->order) Room::grow(room.ordered, linear->multiplied.ins);
+            const Linear* linear = op->takes();
+            if (linear && linear->order) Room::grow(room.ordered, linear->multiplied.ins);
+            if (linear && linear->change) Room::grow(room.shrunk, size_t(linear->change->groups) * linear->change->rank);
         }
         m.make_room(tokens, room.wide, room.ordered);
         m.inner.reserve(tokens, int(room.inner + 31) / 32 * 32, true);
-        m.attended.reserve(size_t(tokens) * room.attended);
+        m.attended.reserve(size_t(tokens) * room.attended), m.shrunk.reserve(tokens * room.shrunk);
         for (int id = 0; id < m.pool.size; id++) m.scanned[id].reserve(room.scanned), m.chosen[id].reserve(tokens * room.chosen);
         while (m.buffers.size() < room.buffers.size()) m.buffers.emplace_back();
         std::vector<float*> found;
