@@ -36,8 +36,9 @@ from sapwood.route.proxy import Proxy, Turn, worded
 from sapwood.route.seats import Post, Seats
 from sapwood.route.table import Table
 from sapwood.route.tokens import Tokens
-from sapwood.route.upstream import Upstream, noting
+from sapwood.route.upstream import Upstream
 from sapwood.route.watch import Watch
+from sapwood.route.wire import Pool
 from sapwood.server.auth import Guard
 from sapwood.server.door import Door
 from sapwood.server.errors import problem
@@ -70,8 +71,8 @@ class Router:
             timeout=_TIMEOUT,
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),  # cookies are between clients and servers
-            trace_configs=[noting()],
         )
+        pool = Pool()
         async with session:
             ears = Ears(self.fleet, self._index, self.metrics)
 
@@ -95,12 +96,13 @@ class Router:
             loop = asyncio.get_running_loop()
             beside = [loop.create_task(self._watch.run()), loop.create_task(seats.run())]
             try:
-                yield self._application(Upstream(session, own_keys=lambda: self.guard.keyed), seats)
+                yield self._application(Upstream(pool, own_keys=lambda: self.guard.keyed), seats)
             finally:
                 for task in beside:
                     task.cancel()
                 await self._watch.close()
                 await ears.close()
+                await pool.close()
 
     def _with_keys(self, table: Table) -> ServerConfig:
         """Options, with the file of keys that a table names where they name none."""

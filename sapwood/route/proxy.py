@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import NamedTuple
 
-import aiohttp
 from aiohttp import web
 from multidict import CIMultiDict
 
@@ -26,6 +25,7 @@ from sapwood.route.paths import envelope_of, last_words
 from sapwood.route.policies import Policy
 from sapwood.route.upstream import Said, Silent, Upstream
 from sapwood.route.usage import Unasked
+from sapwood.route.wire import Connection
 from sapwood.server.auth import Guard
 from sapwood.server.errors import Problem, problem
 from sapwood.server.keys import Tenant
@@ -224,7 +224,7 @@ class Proxy:
         way.meter.sent()
         try:
             response = await self._upstream.send(replica, request.method, request.path_qs, request.headers, body)
-            async with response:
+            with response:
                 return await self._answer(way, replica, response, model)
         except Silent as error:
             log.warning("%s did not answer %s: %s", replica.name, request.path, error)
@@ -234,7 +234,7 @@ class Proxy:
             return None
 
     async def _answer(
-        self, way: _Way, replica: Replica, response: aiohttp.ClientResponse, model: str | None
+        self, way: _Way, replica: Replica, response: Connection, model: str | None
     ) -> web.StreamResponse | None:
         if response.status in upstream.BUSY or response.status in upstream.BROKEN:
             way.refusal = await upstream.refusal(response)
@@ -282,7 +282,7 @@ class Proxy:
         self,
         way: _Way,
         replica: Replica,
-        response: aiohttp.ClientResponse,
+        response: Connection,
         answer: web.StreamResponse,
         piece: bytes,
         copy: Copy,

@@ -56,7 +56,7 @@ class Tokens:
         try:
             async with asyncio.timeout(_PATIENCE):
                 response = await self._upstream.send(one, "POST", _PATH, ask.headers, body)
-                async with response:
+                with response:
                     said = await whole(response)
             if said.status != 200:
                 return None, 400 <= said.status < 500 and said.status not in _UNKNOWN

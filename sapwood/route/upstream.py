@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
-import aiohttp
 from multidict import CIMultiDict
 
 from sapwood.base.errors import RequestError
 from sapwood.route.fleet import Replica
+from sapwood.route.wire import Address, Connection, Gone, Pool
 from sapwood.server.keys import digest_of
 
 STREAMS = ("text/event-stream", "application/x-ndjson")
@@ -56,53 +57,33 @@ class Silent(Exception):
     """The server could not be asked, or hung up before it had answered anything."""
 
 
-@dataclass
-class _Sent:
-    """Whether a request went over a connection that was there before."""
+class _Place(NamedTuple):
+    """Where a URL leads: the address, what `Host` says, and the path before that of a request."""
 
-    reused: bool = False
-
-
-def noting() -> aiohttp.TraceConfig:
-    """For the session of an `Upstream`, which is to know of connections that were there before."""
-
-    async def reused(session: aiohttp.ClientSession, context: Any, params: object) -> None:
-        if isinstance(context.trace_request_ctx, _Sent):
-            context.trace_request_ctx.reused = True
-
-    made = aiohttp.TraceConfig()
-    made.on_connection_reuseconn.append(reused)
-    return made
+    address: Address
+    host: str
+    prefix: str
 
 
 class Upstream:
     """Sends requests on. Where `own_keys` says so those of clients are the router's own, and no server sees them."""
 
-    def __init__(self, session: aiohttp.ClientSession, *, own_keys: Callable[[], bool]) -> None:
-        self._session = session
+    def __init__(self, pool: Pool, *, own_keys: Callable[[], bool]) -> None:
+        self._pool = pool
         self._dropped = _HOPS | _OURS
         self._dropped_keys = self._dropped | _KEYS
         self._own_keys = own_keys
 
-    async def send(
-        self, replica: Replica, method: str, path: str, headers: Mapping[str, str], body: bytes
-    ) -> aiohttp.ClientResponse:
-        """Raises Silent. A server that closes a connection that has rested, just as it is used again, has not failed: it is asked anew."""
+    async def send(self, replica: Replica, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Connection:
+        """The answer, as far as its headers. Raises Silent. A server that closes a connection that has rested, just as it is used again,
+        has not failed: it is asked anew."""
+        place = _place(replica.url, sni(replica))
+        head = self._head(replica, f"{method} {place.prefix}{path} HTTP/1.1", place.host, headers, len(body))
         for attempt in range(1, _TRIES + 1):
-            sent = _Sent()
             try:
-                return await self._session.request(
-                    method,
-                    replica.url + path,
-                    data=body,
-                    headers=self._headers(replica, headers),
-                    allow_redirects=False,
-                    server_hostname=sni(replica),
-                    trace_request_ctx=sent,
-                )
-            except (aiohttp.ClientError, TimeoutError, OSError) as error:
-                closed = isinstance(error, aiohttp.ClientConnectionError) and not isinstance(error, TimeoutError)
-                if not (closed and sent.reused) or attempt == _TRIES:
+                return await self._pool.ask(place.address, head, body)
+            except (TimeoutError, OSError) as error:
+                if not (isinstance(error, Gone) and error.at_once) or attempt == _TRIES:
                     raise Silent(f"{type(error).__name__}: {error}") from error
         raise AssertionError("the last attempt returns or raises")
 
@@ -113,15 +94,28 @@ class Upstream:
         given = "\0".join(headers.get(name, "") for name in sorted(_KEYS))
         return digest_of(given) if given != "\0" else ""
 
-    def _headers(self, replica: Replica, headers: Mapping[str, str]) -> CIMultiDict[str]:
+    def _head(self, replica: Replica, line: str, host: str, headers: Mapping[str, str], length: int) -> bytes:
         own = self._own_keys() or replica.server.key is not None
         dropped = self._dropped_keys if own else self._dropped
         if (named := headers.get("connection", "").lower()) not in ("", "keep-alive", "close"):
             dropped = dropped | {name.strip() for name in named.split(",")}
-        kept = CIMultiDict([pair for pair in headers.items() if pair[0].lower() not in dropped])
-        kept["accept-encoding"] = "identity"
-        kept.update(said_to(replica))
-        return kept
+        lines = [line, f"host: {host}", "accept-encoding: identity", f"content-length: {length}"]
+        told = said_to(replica)
+        lines += [f"{name}: {value}" for name, value in told.items() if name != "host"]
+        lines += [f"{name}: {value}" for name, value in headers.items() if name.lower() not in dropped]
+        head = "\r\n".join(lines)
+        if head.count("\n") != len(lines) - 1 or head.count("\r") != len(lines) - 1:
+            raise RequestError("A header holds a line break.", status=400)
+        return f"{head}\r\n\r\n".encode("utf-8", "surrogateescape")
+
+
+@lru_cache(maxsize=4096)
+def _place(url: str, name: str | None) -> _Place:
+    parts = urlsplit(url)
+    tls = parts.scheme == "https"
+    host = parts.hostname or ""
+    address = Address(host, parts.port or (443 if tls else 80), (name or host) if tls else None)
+    return _Place(address, parts.netloc.rpartition("@")[2], parts.path)
 
 
 def said_to(replica: Replica) -> dict[str, str]:
@@ -150,30 +144,27 @@ def check_encoding(headers: Mapping[str, str]) -> None:
         )
 
 
-async def whole(response: aiohttp.ClientResponse) -> Said:
+async def whole(response: Connection) -> Said:
     """All that a server says. Raises Silent if it hangs up before the end."""
     try:
         return Said(response.status, passed_on(response.headers), await response.read())
-    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+    except (TimeoutError, OSError) as error:
         raise Silent(f"{type(error).__name__}: {error}") from error
 
 
-async def refusal(response: aiohttp.ClientResponse) -> Said:
+async def refusal(response: Connection) -> Said:
     """What a server says that will not answer, the beginning of it. Raises Silent."""
-    try:
-        said = bytearray()
-        while len(said) < _MOST_SAID and (piece := await response.content.read(_MOST_SAID - len(said))):
-            said += piece
-    except (aiohttp.ClientError, TimeoutError, OSError) as error:
-        raise Silent(f"{type(error).__name__}: {error}") from error
-    return Said(response.status, passed_on(response.headers), bytes(said))
+    said = bytearray()
+    while len(said) < _MOST_SAID and (piece := await next_piece(response)):
+        said += piece
+    return Said(response.status, passed_on(response.headers), bytes(said[:_MOST_SAID]))
 
 
-async def next_piece(response: aiohttp.ClientResponse) -> bytes:
+async def next_piece(response: Connection) -> bytes:
     """What has come of a stream, b"" at its end. Raises Silent."""
     try:
-        return await response.content.readany()
-    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        return await response.piece()
+    except (TimeoutError, OSError) as error:
         raise Silent(f"{type(error).__name__}: {error}") from error
 
 
