@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         from sapwood.route.app import Router, serve
     except ImportError as error:
-        raise UserError("`sapwood route` needs aiohttp: pip install 'sapwood[route]'.") from error
+        raise UserError("`sapwood route` needs aiohttp and httptools: pip install 'sapwood[route]'.") from error
     set_up_logging(args.log_level)
     path = Path(args.servers[0]) if len(args.servers) == 1 and args.servers[0].endswith(".toml") else None
     if path is not None and args.policy is not None:

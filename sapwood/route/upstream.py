@@ -74,11 +74,15 @@ class Upstream:
         self._dropped_keys = self._dropped | _KEYS
         self._own_keys = own_keys
 
-    async def send(self, replica: Replica, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Connection:
+    async def send(
+        self, replica: Replica, method: str, path: str, headers: Mapping[str, str], body: bytes
+    ) -> Connection:
         """The answer, as far as its headers. Raises Silent. A server that closes a connection that has rested, just as it is used again,
         has not failed: it is asked anew."""
         place = _place(replica.url, sni(replica))
-        head = self._head(replica, f"{method} {place.prefix}{path} HTTP/1.1", place.host, headers, len(body))
+        head = self._head(
+            replica, f"{method} {place.prefix}{path} HTTP/1.1", replica.host or place.host, headers, len(body)
+        )
         for attempt in range(1, _TRIES + 1):
             try:
                 return await self._pool.ask(place.address, head, body)
