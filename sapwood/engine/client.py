@@ -119,7 +119,13 @@ class Stream:
 
 
 class EngineClient(Protocol):
-    """What servers and command lines need of an engine, wherever it runs."""
+    """What servers and command lines need of an engine, wherever it runs.
+
+    Attributes:
+        changed: Called when it has died, and when there is another in its place.
+    """
+
+    changed: Callable[[], None]
 
     @property
     def facts(self) -> Facts: ...

@@ -43,6 +43,7 @@ class Replicas:
     def __init__(self, engines: Sequence[AsyncEngine]) -> None:
         self._engines = tuple(engines)
         self.lost = asyncio.Event()
+        self.changed: Callable[[], None] = lambda: None  # called when one has died, and when there is another
         self._placement = Placement(engines[0].facts.page_size)
         self._placed: Counter[Reason] = Counter()
         self._together: tuple[Follower, list[int], AsyncEngine] | None = None  # the last request
@@ -188,6 +189,7 @@ class Replicas:
                 self.lost.set()
         elif self._standing:
             self._told[one] = asyncio.create_task(self._tell(one))
+        self.changed()
 
     async def close(self) -> None:
         """They are to be ended: what becomes of them is of no interest any more."""

@@ -118,7 +118,7 @@ def create_app(
         middleware=middleware,
         exception_handlers={SapwoodError: handle, HTTPException: handle, ClientGone: handle},
     )
-    app.state.front = front
+    app.state.front, app.state.placed = front, placed
     return app
 
 

@@ -254,6 +254,7 @@ class House:
         async with self._open(member.resident) as app:
             front: Front = app.state.front
             await front.open()
+            self._watch(member, front)
             ready.set_result(app)
             lost = getattr(front.engine, "lost", None) or asyncio.Event()
             ends = [asyncio.create_task(event.wait()) for event in (member.leave, lost)]
@@ -320,6 +321,21 @@ class House:
             self.moves["unloads"] += 1
             log.info("%s is unloaded", member.name)
         member.state, member.app = "unloaded", None
+
+    def _watch(self, member: Member, front: Front) -> None:
+        """A sleeper whose engine dies ends: another in its place would have memory that is not its turn's."""
+
+        def changed() -> None:
+            if member.state == "asleep":
+                self._begin(self._lose(member))
+
+        front.engine.changed = changed
+
+    async def _lose(self, member: Member) -> None:
+        async with self._turn:
+            if member.state == "asleep":
+                log.warning("the engine of %s has ended in its sleep", member.name)
+                await self._unload(member)
 
     def _leave(self, member: Member) -> None:
         member.uses -= 1

@@ -11,7 +11,8 @@ from typing import Any
 import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.datastructures import Headers, QueryParams
-from starlette.responses import Response
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from sapwood.base.errors import ConfigError, RequestError
@@ -24,10 +25,15 @@ from sapwood.server.drain import Drain
 from sapwood.server.errors import problem
 from sapwood.server.gathered import gathered
 from sapwood.server.house import House, Member
-from sapwood.server.ollama.models import running, tags
+from sapwood.server.ollama.models import RunningModels, Tags, running, tags
+from sapwood.server.openapi import Document, Placed, document
 from sapwood.server.page import is_page
 from sapwood.server.passage import passage
+from sapwood.server.reference import POLICY, page
 from sapwood.server.rooms import Room
+from sapwood.server.routes import Described, Media, Told
+from sapwood.server.sleeping import away
+from sapwood.server.vllm import Sleeping
 
 _ROOMS: Mapping[str, Room] = {"/api/": ollama.ROOM, "/v1/messages": anthropic.ROOM}
 _SAFE = ("GET", "HEAD", "OPTIONS")
@@ -77,6 +83,30 @@ class HouseHealth(msgspec.Struct):
     models: dict[str, str]
 
 
+class _Named(msgspec.Struct):
+    """Of routes that take no body."""
+
+    model: str = ""
+
+
+_TOLD: Mapping[str, Told] = {
+    **dict.fromkeys(("/v1/models", "/models"), Told(gives=Cards)),
+    "/health": Told(gives=HouseHealth),
+    "/ready": Told(gives=HouseHealth, otherwise={503: HouseHealth}),
+    "/metrics": Told(gives=Media("text/plain")),
+    "/api/tags": Told(gives=Tags),
+    "/api/ps": Told(gives=RunningModels),
+    **dict.fromkeys(("/models/load", "/models/unload"), Told(body=Named, gives=Moved)),
+    "/is_sleeping": Told(query=_Named, gives=Sleeping),
+    "/openapi.json": Told(gives=Document),
+    "/docs": Told(gives=Media("text/html")),
+}
+_WHICH = (
+    " This server has several models, which all have the same routes: the body's `model` says which is meant, or `?model=`, or the header "
+    "x-model; without any of them it is the first."
+)
+
+
 class Porch:
     """The application of a house; keeps what `serve` asks of one."""
 
@@ -94,7 +124,11 @@ class Porch:
             ("GET", "/api/ps"): self._ps,
             ("POST", "/models/load"): self._load,
             ("POST", "/models/unload"): self._unload,
+            ("GET", "/is_sleeping"): self._is_sleeping,
+            ("GET", "/openapi.json"): self._openapi,
+            ("GET", "/docs"): self._docs,
         }
+        self._document: Document | None = None
 
     # -- what `serve` asks ----------------------------------------------------------------------------------------
 
@@ -205,6 +239,7 @@ class Porch:
         )
 
     async def _models(self, scope: Scope, body: bytes) -> Response:
+        """All models under all of their names, those that are not loaded too."""
         names = [name for member in self._house.members for name in member.resident.names]
         return json_response(Cards([self._card(name) for name in names]))
 
@@ -216,24 +251,54 @@ class Porch:
         return json_response(HouseHealth(status, states), 200 if well else 503)
 
     async def _metrics(self, scope: Scope, body: bytes) -> Response:
+        """Metrics of all models that are there, and of the house, as Prometheus reads them."""
         fronts = {one.name: one.front.metrics.exposition() for one in self._house.members if one.front is not None}
         return Response(gathered(fronts, self._house), headers={"content-type": CONTENT_TYPE_LATEST})
 
     async def _tags(self, scope: Scope, body: bytes) -> Response:
+        """All models, as Ollama lists them."""
         return json_response(tags([(one.resident.names, one.front) for one in self._house.members]))
 
     async def _ps(self, scope: Scope, body: bytes) -> Response:
+        """Those that are loaded and awake, as Ollama lists them."""
         there = [(one, one.front) for one in self._house.members]
         return json_response(
             running([(one.name, front, _stamp(one.expires)) for one, front in there if front is not None and one.awake])
         )
 
+    async def _is_sleeping(self, scope: Scope, body: bytes) -> Response:
+        """Whether a model has given back its device's memory, or a part of it; one that is not loaded has none. Wakes nobody."""
+        member, _ = await self._meant(scope, Headers(scope=scope), body)
+        there = member.front if member.awake else None
+        return json_response(Sleeping(there is None or bool(await away(there))))
+
+    async def _openapi(self, scope: Scope, body: bytes) -> Response:
+        """This document."""
+        return json_response(await self._described(scope))
+
+    async def _docs(self, scope: Scope, body: bytes) -> Response:
+        """The reference of this server's API, a page made from its document."""
+        told = msgspec.to_builtins(await self._described(scope))
+        return HTMLResponse(page(told), headers={"content-security-policy": POLICY})
+
+    async def _described(self, scope: Scope) -> Document:
+        """What is served here: routes of models, which all have the same, and those that are about all in their place. A model has to have
+        been there once for that."""
+        if self._document is None:
+            member, _ = await self._meant(scope, Headers(scope=scope), b"")
+            async with self._house.using(member) as app:
+                self._document = document(_placed(self._own, app.state.placed), guard=self._guard)
+            self._document.info["description"] += _WHICH
+        return self._document
+
     async def _load(self, scope: Scope, body: bytes) -> Response:
+        """Have a model there."""
         member = self._moved(scope, body)
         async with self._house.using(member):
             return json_response(Moved(member.name, member.state))
 
     async def _unload(self, scope: Scope, body: bytes) -> Response:
+        """Have a model go, as soon as it has nothing to do."""
         member = self._moved(scope, body)
         if member.resident.pinned:
             raise RequestError(f"{member.name!r} is pinned.", param="model", status=409, code="pinned")
@@ -246,6 +311,20 @@ class Porch:
             return self._house.find(msgspec.json.decode(body, type=Named).model)
         except msgspec.MsgspecError as error:
             raise RequestError(f"The body is an object with the name of a model: {error}.", param="model") from None
+
+
+def _placed(own: Mapping[tuple[str, str], Any], of_models: Placed) -> Placed:
+    """Routes of models, and those of the house in the place of such as have the same path and method."""
+    made: list[tuple[Route, Room]] = []
+    for (method, path), handler in own.items():
+        room = ollama.ROOM if path.startswith("/api/") else Room(lambda front: [], admin=path.startswith("/models/"))
+        name = f"house_{handler.__name__.strip('_')}"
+        made.append((Described(path, handler, methods=[method], name=name, told=_TOLD[path]), room))
+    return [*made, *((route, room) for route, room in of_models if not _taken(route, own))]
+
+
+def _taken(route: Route, own: Mapping[tuple[str, str], Any]) -> bool:
+    return any((method, route.path) in own for method in route.methods or ())
 
 
 async def _nobody(message: Message) -> None:

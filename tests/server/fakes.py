@@ -73,6 +73,7 @@ class FakeEngine:
         self.facts = make_facts(max_model_len=max_model_len, vocab_size=text.vocab_size, eos_ids=list(text.eos_ids))
         self.stats: Stats | None = None
         self.dead: str | None = None
+        self.changed: Callable[[], None] = lambda: None
         self.retry_after: float | None = None
         self.restarts = 0
         self.weight_version = "default"

@@ -156,6 +156,50 @@ async def test_who_comes_while_it_goes_waits_for_its_turn(make: Make, sleeps: bo
     assert (await other).json()["model"] == "b" and (await back).json()["model"] == "a"
 
 
+async def test_a_question_about_sleep_wakes_nobody(make: Make) -> None:
+    street = make("a", "b", most=1)
+    assert (await street.http.get("/is_sleeping?model=b")).json() == {"is_sleeping": True} and not street.begun
+    for name in ("a", "b"):
+        await street.ask(name)
+    for engine in street.engines.values():
+        engine.replies["status"] = {"asleep": []}
+    told = {name: (await street.http.get(f"/is_sleeping?model={name}")).json()["is_sleeping"] for name in ("a", "b")}
+    assert told == {"a": True, "b": False} and street.states == {"a": "asleep", "b": "ready"}
+    street.engines["b"].replies["status"] = {"asleep": ["weights"]}
+    assert (await street.http.get("/is_sleeping?model=b")).json() == {"is_sleeping": True}
+
+
+async def test_a_sleeper_whose_engine_dies_is_no_sleeper_any_more(make: Make) -> None:
+    street = make("a", "b", most=1)
+    for name in ("a", "b"):
+        await street.ask(name)
+    street.engines["b"].changed()  # of one that is awake that is its keeper's business
+    life = street.house.members[0].life
+    assert life is not None
+    street.engines["a"].changed()
+    await within(asyncio.wait([life]))
+    assert street.states == {"a": "unloaded", "b": "ready"}
+    assert (await street.ask("a")).status_code == 200 and street.begun == ["a", "b", "a"]
+
+
+async def test_the_document_is_that_of_the_house(make: Make) -> None:
+    street = make("a", "b")
+    told = (await street.http.get("/openapi.json")).json()
+    paths = {(method.upper(), path) for path, methods in told["paths"].items() for method in methods}
+    assert set(street.app._own) <= paths and {("POST", "/v1/chat/completions"), ("POST", "/api/show")} <= paths
+    unloads = told["paths"]["/models/unload"]["post"]
+    assert unloads["x-admin"] and unloads["requestBody"]["content"]["application/json"]["schema"]["$ref"].endswith(
+        "/Named"
+    )
+    cards = told["paths"]["/v1/models"]["get"]["responses"]["200"]["content"]["application/json"]["schema"]["$ref"]
+    assert cards.endswith("/Cards") and "?model=" in told["info"]["description"]
+    names = [one["operationId"] for methods in told["paths"].values() for one in methods.values()]
+    assert len(names) == len(set(names)) and all(
+        one["summary"] for methods in told["paths"].values() for one in methods.values()
+    )
+    assert "/models/unload" in (await street.http.get("/docs")).text
+
+
 async def test_or_it_ends(make: Make) -> None:
     street = make("a", "b", most=1, sleeps=False)
     for name in ("a", "b", "a"):
