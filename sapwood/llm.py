@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from sapwood.asked import Asked, Message, Prompt, of_chat, of_prompt
+from sapwood.asked import Asked, Plain, Prompt, of_chat, of_prompt
 from sapwood.base.errors import GrammarError, RequestError, SapwoodError
 from sapwood.base.grammar import Grammar
 from sapwood.base.sampling import SamplingParams
@@ -29,6 +29,7 @@ from sapwood.outputs import Chunk, Generation, Output
 from sapwood.reading import Classification, Embedding, Texts
 from sapwood.resident import AsyncResident, Resident
 from sapwood.searching import searched
+from sapwood.showing import Message, Showing
 from sapwood.speech.transcript import Options, Transcript
 from sapwood.speech.transcription import Tell
 from sapwood.text import Assembler, Piece, TextModel
@@ -62,11 +63,13 @@ class LLM(Resident):
         self.engine.end_at(self.text.eos_ids)
         self.facts = self.engine.facts
         self.adapters = Loras(self.config, self.facts)
+        self._showing = Showing(self.config, files, self.text, self.facts, catalogue)
 
     def generate(
         self, prompts: Prompt | Sequence[Prompt], params: Params = None, *, lora: Lora = None
     ) -> list[Generation]:
-        """Generate for each prompt, a text or a list of token ids; results in the order of the prompts.
+        """Generate for each prompt, a text or a list of token ids; results in the order of the prompts. One with images or recordings is
+        {"prompt" or "prompt_token_ids": ..., "multi_modal_data": {"image" or "audio": one or a list}}, with the model's token in each place.
 
         `params` is one for all or one each; so is `lora`, an adapter's name or directory, or None. Raises RequestError before anything runs if one cannot be served. A request
         that fails while it runs costs no other one: its output says so in its place (`Output.error`, and a warning is
@@ -76,7 +79,7 @@ class LLM(Resident):
         asked = []
         for index, prompt in enumerate(many):
             with _numbered(index, len(many)):
-                asked.append(of_prompt(self.text, prompt))
+                asked.append(of_prompt(self.text, prompt, self._showing))
         return self._run(asked, params, lora)
 
     def chat(
@@ -90,7 +93,8 @@ class LLM(Resident):
         **template_kwargs: Any,
     ) -> list[Generation]:
         """Answer one conversation or several, through the model's chat template, which gets `tools` as well, and
-        `template_kwargs`; or go on with the last message of each.
+        `template_kwargs`; or go on with the last message of each. Parts of messages may be images and recordings: {"type": "image_url" or
+        "audio_url", ...} as in the API, or {"type": "image" or "audio", "image" or "audio": a URL, a path, bytes or an image of Pillow's}.
 
         Raises, and tells of failures, as `generate` does.
         """
@@ -101,13 +105,20 @@ class LLM(Resident):
         for index, conversation in enumerate(several):
             with _numbered(index, len(several)):
                 asked.append(
-                    of_chat(self.text, conversation, tools, continues=continue_final_message, extra=template_kwargs)
+                    of_chat(
+                        self.text,
+                        conversation,
+                        tools,
+                        continues=continue_final_message,
+                        extra=template_kwargs,
+                        showing=self._showing,
+                    )
                 )
         return self._run(asked, params, lora)
 
     def beam_search(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: Plain | Sequence[Plain],
         *,
         beam_width: int = 4,
         max_tokens: int = 64,
@@ -129,7 +140,7 @@ class LLM(Resident):
 
     def embed(
         self,
-        texts: Prompt | Sequence[Prompt],
+        texts: Plain | Sequence[Plain],
         *,
         pooling: Pooling | None = None,
         dimensions: int | None = None,
@@ -185,7 +196,9 @@ class LLM(Resident):
             for generation, ask, one, adapter in zip(generations, asked, params, adapters, strict=True):
                 for single in copies(one):
                     run = _Run(generation, ask, self.text.assembler(single, shown=ask.shown), live)
-                    run.stream = self.engine.submit(ask.tokens, single, run, adapter=adapter)
+                    run.stream = self.engine.submit(
+                        ask.tokens, single, run, adapter=adapter, media=ask.media, spans=ask.spans
+                    )
                     live.add(run)
             while live:
                 self.engine.step()
@@ -263,6 +276,7 @@ class AsyncLLM(AsyncResident):
         self.engine: AsyncEngine | Replicas
         self.text: TextModel
         self.adapters: Loras
+        self._showing: Showing
         self._grammars: Checker
 
     async def __aenter__(self) -> Self:
@@ -275,6 +289,7 @@ class AsyncLLM(AsyncResident):
             self.engine = await stack.enter_async_context(start(self.config))
             self.engine.end_at(self.text.eos_ids)
             self.adapters = Loras(self.config, self.engine.facts)
+            self._showing = Showing(self.config, files, self.text, self.engine.facts, catalogue)
             self._grammars = Checker(
                 lambda: spec_of(self.text, self.engine.facts.vocab_size),
                 compact_json=self.config.grammar.compact_json,
@@ -296,7 +311,7 @@ class AsyncLLM(AsyncResident):
 
         Raises RequestError for what cannot be served; closing the generator stops the generation.
         """
-        ask, params = self._asked(prompt), params or SamplingParams()
+        ask, params = await self._asked(prompt), params or SamplingParams()
         async with aclosing(self._follow(ask, params, lora)) as pieces:
             async for assembler, (text, tokens, logprobs), finding in pieces:
                 yield Chunk(
@@ -314,7 +329,7 @@ class AsyncLLM(AsyncResident):
         self, prompt: Prompt | Sequence[Message], params: SamplingParams | None = None, *, lora: str | None = None
     ) -> Generation:
         """One whole output. Raises RequestError for what cannot be served, GenerationFailed for what failed."""
-        ask, output = self._asked(prompt), Output()
+        ask, output = await self._asked(prompt), Output()
         generation = Generation(ask.tokens, [output])
         async with aclosing(self._follow(ask, params or SamplingParams(), lora)) as pieces:
             async for assembler, piece, finding in pieces:
@@ -334,7 +349,9 @@ class AsyncLLM(AsyncResident):
         (adapter,) = await asyncio.to_thread(self.adapters.each, lora, 1)
         assembler = self.text.assembler(params, shown=ask.shown)
         whole: list[str] = []
-        async with aclosing(self.engine.generate(ask.tokens, params, adapter=adapter)) as deltas:
+        async with aclosing(
+            self.engine.generate(ask.tokens, params, adapter=adapter, media=ask.media, spans=ask.spans)
+        ) as deltas:
             async for delta in deltas:
                 piece = assembler.take(delta)
                 whole.append(piece.text)
@@ -353,10 +370,14 @@ class AsyncLLM(AsyncResident):
         except GrammarError as error:
             raise RequestError(f"grammar: {error}.", param="grammar") from None
 
-    def _asked(self, prompt: Prompt | Sequence[Message]) -> Asked:
-        if not isinstance(prompt, str) and prompt and isinstance(prompt[0], dict):
-            return of_chat(self.text, prompt)  # type: ignore[arg-type]
-        return of_prompt(self.text, prompt)  # type: ignore[arg-type]
+    async def _asked(self, prompt: Prompt | Sequence[Message]) -> Asked:
+        """What has media is prepared in a thread."""
+        if isinstance(prompt, Mapping):
+            return await asyncio.to_thread(of_prompt, self.text, prompt, self._showing)
+        if isinstance(prompt, str) or not prompt or not isinstance(prompt[0], dict):
+            return of_prompt(self.text, prompt)  # type: ignore[arg-type]
+        messages: Any = prompt
+        return await asyncio.to_thread(of_chat, self.text, messages, showing=self._showing)
 
 
 def _add(generation: Generation, output: Output, assembler: Assembler, piece: Piece) -> None:
@@ -387,6 +408,6 @@ def _numbered(index: int, count: int) -> Iterator[None]:
         raise RequestError(message, param=error.param, status=error.status, code=error.code) from None
 
 
-def _prompts(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
-    one = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
-    return [prompts] if one else prompts  # type: ignore[list-item,return-value]
+def _prompts(prompts: Any) -> Sequence[Any]:
+    one = isinstance(prompts, str | Mapping) or (len(prompts) > 0 and isinstance(prompts[0], int))
+    return [prompts] if one else prompts

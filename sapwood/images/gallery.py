@@ -63,8 +63,8 @@ class Cabinet:
         self._kept_bytes = 0
         self._limiter = anyio.CapacityLimiter(_AT_ONCE)
 
-    async def media(self, urls: Sequence[tuple[str, str]], *, most: int, salt: str = "") -> list[Media]:
-        """Those behind some URLs, each with what the caller calls it. What was prepared is kept apart by `salt`. Raises RequestError naming
+    async def media(self, urls: Sequence[tuple[str | bytes, str]], *, most: int, salt: str = "") -> list[Media]:
+        """Those behind some URLs, or whose bytes are given, each with what the caller calls it. What was prepared is kept apart by `salt`. Raises RequestError naming
         the place, for what has more than `most` positions together, too: what no prompt can have is not gathered."""
         if len(urls) > MOST_IMAGES:
             raise RequestError(
@@ -88,8 +88,8 @@ class Cabinet:
                 )
         return found
 
-    async def _one(self, url: str, salt: str, most: int) -> Media:
-        data = await self._sources.read(url)
+    async def _one(self, url: str | bytes, salt: str, most: int) -> Media:
+        data = url if isinstance(url, bytes) else await self._sources.read(url)
         name = await anyio.to_thread.run_sync(_name, data, salt)
         if (known := self._kept.get(name)) is not None:
             self._kept.move_to_end(name)

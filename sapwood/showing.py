@@ -1,0 +1,177 @@
+"""Images and recordings in what an `LLM` is asked: found in conversations and prompts, and prepared as the server prepares them."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sapwood.base.errors import RequestError
+from sapwood.base.media import Media, Span
+from sapwood.base.wire import Facts
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from sapwood.catalogue import Catalogue
+    from sapwood.config.options import Config
+    from sapwood.hub.files import ModelFiles
+    from sapwood.images.gallery import Cabinet
+    from sapwood.text import TextModel
+
+    Medium = str | bytes | Path | Image
+    """A URL (data:, or one that the options allow), a file below --allowed-local-media-path, the bytes of one, or an image of Pillow's."""
+
+Message = dict[str, Any]
+_SCHEMES = ("data:", "http:", "https:", "file:")
+_KINDS: Mapping[str, str] = {
+    "image": "image", "image_url": "image", "image_pil": "image",
+    "audio": "audio", "audio_url": "audio", "input_audio": "audio",
+}  # fmt: skip
+"""What parts of messages are called, and the media that they are."""
+
+
+class Shot(NamedTuple):
+    """A medium, what kind of one it is, and what errors call it."""
+
+    kind: str
+    medium: object
+    at: str
+
+
+class Placed(NamedTuple):
+    """Tokens with what stands among them."""
+
+    tokens: list[int]
+    media: Sequence[Media] = ()
+    spans: Sequence[Span] = ()
+
+
+class Shown(NamedTuple):
+    """Media that are prepared, and what knows their places; None where there are none."""
+
+    media: Sequence[Media]
+    cabinet: Cabinet | None
+
+    def placed(self, tokens: list[int], param: str) -> Placed:
+        """With the media in the places that are written in a prompt. Raises RequestError where there are not as many."""
+        if self.cabinet is None:
+            return Placed(tokens)
+        whole, spans = self.cabinet.placed(tokens, self.media, param)
+        return Placed(whole, self.media, spans)
+
+
+class Showing:
+    """What prepares media for the model of `facts`; its settings are read when the first is shown."""
+
+    def __init__(self, config: Config, files: ModelFiles, text: TextModel, facts: Facts, catalogue: Catalogue) -> None:
+        self._about = config, files, text, catalogue
+        self._facts = facts
+        self._cabinet: Cabinet | str | None = None
+
+    def prepared(self, shots: Sequence[Shot]) -> Shown:
+        """Raises RequestError naming a medium that cannot be used."""
+        if not shots:
+            return Shown((), None)
+        cabinet, where = self._open(), shots[0].at
+        if isinstance(cabinet, str):
+            raise RequestError(f"{where}: {cabinet}.", param=where)
+        for shot in shots:
+            if shot.kind != cabinet.kind:
+                raise RequestError(
+                    f"{shot.at}: this model takes no {shot.kind}; besides text it takes {cabinet.called}s.",
+                    param=shot.at,
+                    code="unsupported_media",
+                )
+        given = [(source_of(shot.medium, shot.at), shot.at) for shot in shots]
+        return Shown(_apart(cabinet, given, self._facts.max_model_len), cabinet)
+
+    def _open(self) -> Cabinet | str:
+        if self._cabinet is None:
+            from sapwood.engine.declared import declared
+            from sapwood.images.gallery import gallery_of
+
+            config, files, text, catalogue = self._about
+            tower = declared(config, files, catalogue).encoder if {"image", "audio"} & {*self._facts.media} else None
+            self._cabinet = gallery_of(files, tower, text, config)
+        return self._cabinet
+
+
+def _apart(cabinet: Cabinet, given: Sequence[tuple[str | bytes, str]], most: int) -> list[Media]:
+    """In a thread of their own: whoever calls may be in a loop already."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(lambda: asyncio.run(cabinet.media(given, most=most))).result()
+
+
+def source_of(medium: object, at: str) -> str | bytes:
+    """A URL or bytes. Raises RequestError for what is no medium."""
+    if isinstance(medium, str) and medium.lower().startswith(_SCHEMES):
+        return medium
+    if isinstance(medium, str | Path) and str(medium):
+        return Path(medium).expanduser().absolute().as_uri()
+    if isinstance(medium, bytes | bytearray | memoryview):
+        return bytes(medium)
+    if hasattr(medium, "save") and hasattr(medium, "convert"):  # Pillow's, which need not be installed
+        return _written(medium)
+    raise RequestError(
+        f"{at}: {type(medium).__name__} is no medium: give a URL, a path, bytes, or an image of Pillow's.", param=at
+    )
+
+
+def _written(image: Any) -> bytes:
+    """Without loss."""
+    file = io.BytesIO()
+    known = image if image.mode in ("1", "L", "LA", "P", "RGB", "RGBA") else image.convert("RGB")
+    known.save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+def shown_in(messages: Sequence[Message]) -> tuple[list[Message], list[Shot]]:
+    """A conversation as templates take it, with a place for each medium, and the media in their order. Raises RequestError for a part that
+    has none."""
+    shots = list[Shot]()
+
+    def told(part: object, at: str) -> object:
+        if not isinstance(part, dict) or (kind := _KINDS.get(part.get("type", ""))) is None:
+            return part
+        shots.append(Shot(kind, _medium(part, at), at))
+        return {"type": kind}
+
+    found = list[Message]()
+    for index, message in enumerate(messages):
+        content = message.get("content") if isinstance(message, dict) else None
+        if isinstance(content, list):
+            parts = [told(part, f"messages[{index}].content[{number}]") for number, part in enumerate(content)]
+            message = {**message, "content": parts}
+        found.append(message)
+    return found, shots
+
+
+def _medium(part: Message, at: str) -> object:
+    """Of a part of a message: under its own name, or as an object with a `url`, or `data` in base64."""
+    name = part["type"]
+    given = next((part[key] for key in (name, "url", "path") if part.get(key) is not None), None)
+    if isinstance(given, Mapping):
+        given = f"data:audio/wav;base64,{given['data']}" if given.get("data") else given.get("url")
+    if given is None:
+        raise RequestError(f"{at}: a part of type {name!r} needs {name}, a URL, a path, bytes or an image.", param=at)
+    return given
+
+
+def prompt_of(prompt: Mapping[str, Any]) -> tuple[str | list[int], list[Shot]]:
+    """Of {"prompt" or "prompt_token_ids": ..., "multi_modal_data": {"image" or "audio": one or several}}. Raises RequestError naming a field."""
+    if unknown := set(prompt) - {"prompt", "prompt_token_ids", "multi_modal_data"}:
+        raise RequestError(f"a prompt has no {sorted(unknown)[0]!r} here.", param=sorted(unknown)[0])
+    given = prompt.get("prompt_token_ids", prompt.get("prompt"))
+    if not isinstance(given, str | list):
+        raise RequestError("a prompt needs prompt, a text, or prompt_token_ids.", param="prompt")
+    shots = list[Shot]()
+    for kind, media in (prompt.get("multi_modal_data") or {}).items():
+        if kind not in ("image", "audio"):
+            raise RequestError(f"multi_modal_data has image and audio, not {kind!r}.", param="multi_modal_data")
+        several = media if isinstance(media, list | tuple) else [media]
+        shots += [Shot(kind, one, f"multi_modal_data.{kind}[{number}]") for number, one in enumerate(several)]
+    return given, shots
