@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from sapwood.base.plan import Ints
 
 Bytes = NDArray[np.uint8]
+
+Rooms = Callable[[Sequence[tuple[int, int]]], Sequence[Bytes]]
+"""Makes arrays of the shapes that are asked for, [blocks, bytes of a page] each."""
 
 STAGING = 256 << 20
 """Bytes of host memory that pages pass through, in about."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from sapwood.base.adapter import Adapter
 from sapwood.base.drafts import Tally
+from sapwood.base.handoff import Handoff
 from sapwood.base.media import Media, Span, keyed, seen_by_all
 from sapwood.base.plan import Ints, TokenLogprobs
 from sapwood.base.sampling import SamplingParams
@@ -50,6 +51,7 @@ class Request:
             request when that is preempted.
         drafted: How its drafts fare, by drafter.
         media: What it brings for an encoder. `spans` say where in the prompt that stands, in order.
+        handoff: The other engine that its prompt is computed for, or by, if there is one.
         task: What it wants. One that is no generation ends with its first token.
         stakes: Those that it concerns, in the scheduler's order.
     """
@@ -63,6 +65,7 @@ class Request:
         "charged",
         "constraint",
         "drafted",
+        "handoff",
         "hold",
         "id",
         "limit",
@@ -106,6 +109,7 @@ class Request:
         task: Task = GENERATE,
         media: Sequence[Media] = (),
         spans: Sequence[Span] = (),
+        handoff: Handoff | None = None,
     ) -> None:
         self.id = id
         self.tokens = self._prompt = np.ascontiguousarray(tokens, dtype=np.int32)
@@ -120,8 +124,7 @@ class Request:
         self.namespace = seen_by_all(media, spans) + namespace if media else namespace
         self.adapter = adapter
         self.priority = priority
-        self.tenant = tenant
-        self.weight = weight
+        self.tenant, self.weight = tenant, weight
         self.charged = 0
         self.arrival = arrival
         self.arrived = arrived
@@ -132,7 +135,7 @@ class Request:
         self.prompt_logprobs: list[TokenLogprobs] = []
         # What is asked of every position of the prompt is complete, or nothing is.
         self.scored = params.prompt_logprobs is None and not task.whole
-        self.task = task
+        self.task, self.handoff = task, handoff
         self.hold: Any = None
         self.constraint: Any = None
         self.drafted: dict[str, Tally] = {}

@@ -12,6 +12,7 @@ import msgspec
 
 from sapwood.base.adapter import Adapter
 from sapwood.base.drafts import Drafted
+from sapwood.base.handoff import Door, Handoff
 from sapwood.base.histogram import Histogram
 from sapwood.base.media import Kind, Media, Span
 from sapwood.base.news import FinishReason, Landing, News
@@ -29,7 +30,7 @@ class Submit(msgspec.Struct, frozen=True, tag="submit", array_like=True):
     `stop_ids` are all tokens that end it, end-of-sequence tokens included. `salt` and `adapter` separate the prefix
     cache; higher `priority` runs first under the priority policy; tenants take turns under the fair one, each as its `weight` says.
     A `task` that is no generation ends with one token, which means nothing. `media` are what its encoder is fed with, `spans` where in
-    the prompt they stand; what has no span is seen by every token.
+    the prompt they stand; what has no span is seen by every token. `handoff` says of another engine that reads the prompt, or will go on with it.
     """
 
     id: int
@@ -44,6 +45,7 @@ class Submit(msgspec.Struct, frozen=True, tag="submit", array_like=True):
     task: Task = GENERATE
     media: list[Media] = []
     spans: list[Span] = []
+    handoff: Handoff | None = None
 
 
 class Lists(msgspec.Struct, frozen=True, tag="lists", array_like=True):
@@ -168,7 +170,8 @@ class Facts(msgspec.Struct, frozen=True):
     """What a front has to know of the running engine. `eos_ids` come from the tokenizer, which the front has. `tasks` are the tags
     of those that the model can do, `classifier` what its classifier wants, if it has one, `pooling` what a vector is made by of a model that does not say.
     A vector has `vector_size` numbers. `media` are the kinds that the model has an encoder for, and `reading` says how an encoder is fed
-    whose model writes of what it has read. Requests may have adapters of up to `max_lora_rank` ranks; None: of none."""
+    whose model writes of what it has read. Requests may have adapters of up to `max_lora_rank` ranks; None: of none.
+    `door` is where prompts are handed over."""
 
     max_model_len: int
     vocab_size: int
@@ -189,6 +192,7 @@ class Facts(msgspec.Struct, frozen=True):
     reading: Reading | None = None
     eos_ids: list[int] = []
     max_lora_rank: int | None = None
+    door: Door | None = None
 
     def begun(self, num_tokens: int) -> int:
         """How many positions of a sequence a prompt of so many tokens takes: none of its own where an encoder reads it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sapwood.base.errors import ConfigError
+from sapwood.config import handoff
 from sapwood.config.facts import DeviceFacts
 from sapwood.config.option import option
 from sapwood.config.stores import Directory, StoreConfig, events, places
@@ -101,6 +102,7 @@ def check(options: ParallelConfig, kept: StoreConfig) -> None:
             "--kv-store: a directory is written by one engine, and --data-parallel-size asks for several. Take host memory, "
             "which each has for itself, or a server, which all share."
         )
+    handoff.check(kept, engines=size, ranks=options.ranks)
     told = events(kept)
     if told is not None and told.replay_endpoint is not None and size > 1:
         ports = [one.rpartition(":")[2] for one in (told.endpoint, told.replay_endpoint)]

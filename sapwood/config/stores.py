@@ -12,6 +12,7 @@ from urllib.parse import parse_qsl, urlsplit
 import msgspec
 
 from sapwood.base.errors import ConfigError
+from sapwood.config import handoff
 from sapwood.config.numbers import parse_bytes
 from sapwood.config.option import names_in, option
 
@@ -23,8 +24,8 @@ _DISK = 10 << 30  # bytes, where nothing is said
 
 
 @dataclass(frozen=True, kw_only=True)
-class StoreConfig:
-    """Where KV goes beyond the device."""
+class StoreConfig(handoff.HandoffConfig):
+    """Where KV goes beyond the device, and comes from."""
 
     kv_store: str | None = option(
         None,
@@ -137,7 +138,7 @@ def places(options: StoreConfig) -> tuple[Place, ...]:
     if options.kv_transfer_config is not None:
         raise ConfigError(
             "--kv-transfer-config names connectors of another engine. Take --kv-store host:8G for host memory, or "
-            "--kv-store file:DIR?size=50G for a disk."
+            "--kv-store file:DIR?size=50G for a disk, and --role for prefill and decode apart."
         )
     if options.hierarchical_cache and options.kv_offloading_size is None:
         raise ConfigError(
@@ -231,5 +232,6 @@ _KINDS: Mapping[str, Callable[[str], Place]] = MappingProxyType(
 
 def check(options: StoreConfig, *, prefix_caching: bool) -> None:
     """Raise ConfigError for a store where prefixes are not kept."""
-    if (name := wanted(options)) is not None and not prefix_caching:
+    name = "--role" if options.role else wanted(options)
+    if name is not None and not prefix_caching:
         raise ConfigError(f"{name} is of prefixes, so it wants --enable-prefix-caching.")

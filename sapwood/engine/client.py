@@ -13,6 +13,7 @@ import msgspec
 
 from sapwood.base.adapter import Adapter
 from sapwood.base.errors import EngineDead, GenerationFailed, Overloaded
+from sapwood.base.handoff import Handoff
 from sapwood.base.media import Media, Span, check_kinds
 from sapwood.base.sampling import SEED_LIMIT, SamplingParams
 from sapwood.base.task import GENERATE, Task
@@ -179,10 +180,12 @@ class EngineClient(Protocol):
         task: Task = GENERATE,
         media: Sequence[Media] = (),
         spans: Sequence[Span] = (),
+        handoff: Handoff | None = None,
     ) -> Stream:
         """Begin a generation; `follower` is woken when there is something to take, and closes the stream in the end. `checked`:
         the parameters have been (`SamplingParams.check`), once for all generations that share them. What is no generation ends
-        with one delta, which has its `vector`. `media` go to the model's encoder, and stand where `spans` say.
+        with one delta, which has its `vector`. `media` go to the model's encoder, and stand where `spans` say. `handoff`
+        tells of another engine that computes the prompt, or is to go on with it.
 
         Raises RequestError for what cannot be served, Overloaded when too much is waiting, EngineDead when the engine
         is gone.
@@ -245,6 +248,7 @@ class AsyncEngine:
         task: Task = GENERATE,
         media: Sequence[Media] = (),
         spans: Sequence[Span] = (),
+        handoff: Handoff | None = None,
     ) -> Stream:
         """See `EngineClient.submit`."""
         assert params.n == 1, "copies() makes n requests of one"
@@ -272,6 +276,7 @@ class AsyncEngine:
             task,
             list(media),
             list(spans),
+            handoff,
         )
         self._send(message)
         stream = self._streams[message.id] = Stream(message.id, follower, self._leave)

@@ -9,6 +9,7 @@ from time import monotonic
 import numpy as np
 
 from sapwood.base.errors import RequestError
+from sapwood.base.handoff import Offer
 from sapwood.base.media import Kind, check_kinds, check_spans
 from sapwood.base.request import Request, namespace_of
 from sapwood.base.task import Embed, Generate, Task, tag_of
@@ -67,11 +68,12 @@ class Intake:
         self._arrivals += 1
         room = most + 1 - len(tokens)
         seed = self._random.getrandbits(63) if params.seed is None else params.seed & SEED_MASK
+        generates = isinstance(task, Generate) and not isinstance(message.handoff, Offer)
         return Request(
             message.id,
             tokens.astype(np.int32),
             params,
-            limit=len(tokens) + (min(params.max_tokens or room, room) if isinstance(task, Generate) else 1),
+            limit=len(tokens) + (min(params.max_tokens or room, room) if generates else 1),
             stop_ids=tuple(id for id in message.stop_ids if 0 <= id < self.vocab_size),
             seed=seed,
             namespace=namespace_of("" if message.adapter is None else message.adapter.id, message.salt),
@@ -84,6 +86,7 @@ class Intake:
             task=task,
             media=message.media,
             spans=message.spans,
+            handoff=message.handoff,
         )
 
 

@@ -14,7 +14,6 @@ from sapwood.arch.parts import Decoder
 from sapwood.arch.sight import Tower
 from sapwood.arch.texts import tasks_of
 from sapwood.base.errors import ConfigError, GrammarError, ModelError
-from sapwood.base.kv import KVGroup
 from sapwood.base.layout import longest_sequence, split_pages
 from sapwood.base.slots import Slots
 from sapwood.base.stake import Stake
@@ -42,7 +41,7 @@ from sapwood.engine.pause import Pause
 from sapwood.engine.sleep import Asleep, changing
 from sapwood.engine.spawn import RANK, spawn
 from sapwood.engine.speculation import draft_of, shape_beside, speculate
-from sapwood.engine.stores import stores_of
+from sapwood.engine.stores import Stores, stores_of
 from sapwood.executor.base import Executor, Measured
 from sapwood.executor.ranks import Ranks
 from sapwood.executor.stages import executor_of
@@ -135,9 +134,9 @@ def launch(
         commands={**_commands(kv, slots), **lent.commands, **spread.commands, **pause.commands},
         **changes.beside(pause.status),
     )
-    more = _pool_decision(measured.groups, num_pages), *speculation.decisions, *inputs.decisions
-    told = (*_told(decisions, longest), *more)
-    return Launched(engine, _facts(config, decoder, measured, told, clock.laps, num_pages, longest, inputs), compiler)
+    told = *_told(decisions, longest), _pool_decision(measured, num_pages), *speculation.decisions, *inputs.decisions
+    facts = _facts(config, decoder, measured, told, clock.laps, num_pages, longest, inputs, stored)
+    return Launched(engine, facts, compiler)
 
 
 def _files(model: ModelConfig, given: ModelFiles | None, catalogue: Catalogue) -> ModelFiles:
@@ -235,6 +234,7 @@ def _facts(
     num_pages: list[int],
     longest: int,
     inputs: InputsOf,
+    stored: Stores,
 ) -> Facts:
     return Facts(
         max_model_len=longest,
@@ -255,6 +255,7 @@ def _facts(
         media=media_of(decoder),
         max_lora_rank=config.adapters.max_lora_rank if enabled(config) else None,
         reading=inputs.reading,
+        door=stored.door,
     )
 
 
@@ -336,12 +337,12 @@ def _told(decisions: tuple[Decision, ...], longest: int) -> tuple[Decision, ...]
     )
 
 
-def _pool_decision(groups: tuple[KVGroup, ...], num_pages: list[int]) -> Decision:
+def _pool_decision(measured: Measured, num_pages: list[int]) -> Decision:
     pools = [
         f"{(count - 1) * group.page_size} tokens" + (f" (window {group.window})" if group.window else "")
-        for group, count in zip(groups, num_pages, strict=True)
+        for group, count in zip(measured.groups, num_pages, strict=True)
     ]
-    return Decision("kv_cache", " + ".join(pools), f"{sum(num_pages)} pages of {groups[0].page_size}")
+    return Decision("kv_cache", " + ".join(pools), f"{sum(num_pages)} pages of {measured.groups[0].page_size}")
 
 
 def _set(value: T | None) -> T:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,12 +11,13 @@ from sapwood import __version__
 from sapwood.arch.network import Network
 from sapwood.base.endpoints import endpoint_of
 from sapwood.base.errors import ConfigError
-from sapwood.base.pages import STAGING
+from sapwood.base.handoff import Door
 from sapwood.base.stake import Stake
 from sapwood.cache import KVCache
 from sapwood.config import Config
-from sapwood.config.resolve import gib, page_bytes
+from sapwood.config.resolve import gib
 from sapwood.config.stores import Directory, EventsConfig, HostMemory, Packed, Place, Server, events, hits, places
+from sapwood.engine.handoff import blocks_of, handing_of
 from sapwood.engine.loop import Gauges
 from sapwood.executor.base import Executor, Measured
 from sapwood.hub.draft import DraftModel
@@ -25,19 +25,20 @@ from sapwood.hub.files import ModelFiles
 from sapwood.hub.fingerprint import fingerprint
 from sapwood.stores import DiskShelf, HostShelf, Names, PackedShelf, Shelf, StoreStake, ThreadedStore, Tiers
 from sapwood.stores.events import Events
+from sapwood.stores.handoff import Origin
 from sapwood.stores.names import digest
 from sapwood.stores.remote import RedisShelf
 
 _FORMAT = b"1"  # of pages in stores, whatever else they depend on
-_LEAST_BLOCKS = 8
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of an object that is shown by where it lies, which says nothing
 
 
 class Stores(NamedTuple):
-    """What keeps prefixes beyond the device, or tells of those there, if anything does."""
+    """What keeps prefixes beyond the device, tells of those there, or hands them over, if anything does."""
 
     stakes: tuple[Stake, ...] = ()
     gauges: tuple[Gauges, ...] = ()
+    door: Door | None = None
 
 
 def stores_of(
@@ -52,18 +53,18 @@ def stores_of(
 ) -> Stores:
     """Opens them. Raises ConfigError for a place that cannot be had."""
     wanted, told = places(config.stores), events(config.stores)
-    if not wanted and told is None:
+    if not wanted and told is None and config.stores.role is None:
         return Stores()
     origin = _origin(config, decoder, files, draft, measured)
-    names = Names(origin)
+    names, handing = Names(origin.digest), handing_of(config, measured, kv, executor, origin)
     telling = () if told is None else (_events(config, told, kv, names),)
     if not wanted:
-        return Stores(telling)
+        return Stores((*telling, *handing.stakes), handing.gauges, handing.door)
     about = f"{Path(files.name).name}, KV in {config.cache.kv_cache_dtype}, {kv.page_size} tokens a page"
-    shelves = [_open(place, origin, about) for place in wanted]
-    pager = executor.pager(_blocks(config, measured, kv))
+    shelves = [_open(place, origin.digest, about) for place in wanted]
+    pager = executor.pager(blocks_of(config, measured, kv))
     stake = StoreStake(kv, ThreadedStore(Tiers(shelves)), pager, names, hits=hits(config.stores))
-    return Stores((stake, *telling), (stake.gauges,))
+    return Stores((stake, *telling, *handing.stakes), (stake.gauges, *handing.gauges), handing.door)
 
 
 def _events(config: Config, told: EventsConfig, kv: KVCache, names: Names) -> Events:
@@ -99,7 +100,9 @@ def _open(place: Place, origin: bytes, about: str) -> Shelf:
             return PackedShelf(path)
 
 
-def _origin(config: Config, decoder: Network, files: ModelFiles, draft: DraftModel | None, measured: Measured) -> bytes:
+def _origin(
+    config: Config, decoder: Network, files: ModelFiles, draft: DraftModel | None, measured: Measured
+) -> Origin:
     """What all pages depend on besides their tokens: with another one nothing that was kept is found."""
     made_up = config.model.load_format == "dummy"
     models = [fingerprint(files, weights=not made_up)]
@@ -113,13 +116,14 @@ def _origin(config: Config, decoder: Network, files: ModelFiles, draft: DraftMod
         config.device.seed if made_up else None,
     )
     facts = repr((__version__, numbers, measured.groups, measured.backends, decoder))
-    return digest(_FORMAT, *models, _ADDRESS.sub("", facts).encode())
-
-
-def _blocks(config: Config, measured: Measured, kv: KVCache) -> Sequence[int]:
-    """Blocks of each group: what two steps may leave and as much for the way back, within reason."""
-    step = config.scheduler.max_num_batched_tokens
-    assert step is not None, "a resolved configuration"
-    fit = STAGING // sum(page_bytes(config, group) for group in measured.groups)
-    useful = 4 * -(-step // kv.page_size)
-    return [max(_LEAST_BLOCKS, min(fit, useful))] * len(measured.groups)
+    words = {
+        "version": __version__,
+        "model": " with ".join(model.hex() for model in models),
+        "dtype": config.model.dtype,
+        "quantization": str(config.model.quantization),
+        "kv_cache_dtype": config.cache.kv_cache_dtype,
+        "page_size": str(measured.groups[0].page_size),
+        "device": config.device.device.partition(":")[0],
+        "attention": ", ".join(measured.backends),
+    }
+    return Origin(digest(_FORMAT, *models, _ADDRESS.sub("", facts).encode()), words)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from sapwood.base.adapters import AdapterHost
 from sapwood.base.kv import KVGroup
-from sapwood.base.pages import Pager
+from sapwood.base.pages import Pager, Rooms
 from sapwood.base.plan import Bits, Ints, LatePart, Longs, Outcome, Plan
 from sapwood.base.trial import Trial
 from sapwood.base.weights import Given, Held, Level
@@ -73,9 +73,10 @@ class Executor(Protocol):
         `capture` and the first plan."""
         ...
 
-    def pager(self, num_blocks: Sequence[int]) -> Pager:
-        """What moves pages of each group through so many blocks of the host's memory. Behind `allocate`, once at most; its calls
-        come between those of this class, from the same thread."""
+    def pager(self, num_blocks: Sequence[int], memory: Rooms | None = None) -> Pager:
+        """What moves pages of each group through so many blocks of the host's memory, made by `memory` if it is given and
+        the device is the host itself. Behind `allocate`; its calls come between those of this class, from the
+        same thread."""
         ...
 
     def adapters(self) -> AdapterHost:

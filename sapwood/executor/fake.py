@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from sapwood.arch.groups import joint_groups, kv_groups
 from sapwood.base.adapter import Adapter
 from sapwood.base.kv import KVGroup, most_rewound
-from sapwood.base.pages import Bytes, Moves
+from sapwood.base.pages import Bytes, Moves, Rooms
 from sapwood.base.plan import (
     Admissions,
     Admit,
@@ -153,7 +153,7 @@ class FakeExecutor:
     def time_steps(self, trials: Sequence[Trial], *, budget: float) -> list[float]:
         return [1.0] * len(trials)  # all steps alike
 
-    def pager(self, num_blocks: Sequence[int]) -> FakePager:
+    def pager(self, num_blocks: Sequence[int], memory: Rooms | None = None) -> FakePager:
         return FakePager(self.cells, [group.cells for group in self.groups], num_blocks)
 
     def adapters(self) -> NullAdapters:

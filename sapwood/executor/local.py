@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from sapwood.arch.network import Network
 from sapwood.attention.select import BACKENDS, NAMES, Offer
 from sapwood.base.adapters import AdapterHost
-from sapwood.base.pages import Pager
+from sapwood.base.pages import Pager, Rooms
 from sapwood.base.plan import Bits, Ints, LatePart, Longs, Outcome, Plan
 from sapwood.base.trial import Trial
 from sapwood.base.weights import Given, Held, Level
@@ -77,8 +77,8 @@ class LocalExecutor:
     def time_steps(self, trials: Sequence[Trial], *, budget: float) -> list[float]:
         return time_steps(self.worker, trials, budget=budget)
 
-    def pager(self, num_blocks: Sequence[int]) -> Pager:
-        return self.worker.pager(num_blocks)
+    def pager(self, num_blocks: Sequence[int], memory: Rooms | None = None) -> Pager:
+        return self.worker.pager(num_blocks, memory)
 
     def adapters(self) -> AdapterHost:
         assert self.worker.shelf is not None, "asked only where there may be some"

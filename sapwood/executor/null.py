@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sapwood.base.pages import Bytes, Moves
+from sapwood.base.pages import Bytes, Moves, Rooms
 from sapwood.base.plan import Bits, Ints, LatePart, Longs, Outcome, Plan, Propose
 from sapwood.base.trial import Trial
 from sapwood.base.weights import Given, Held, Level
@@ -52,7 +52,7 @@ class NullExecutor:
     def time_steps(self, trials: Sequence[Trial], *, budget: float) -> list[float]:
         return [1.0] * len(trials)  # all steps alike
 
-    def pager(self, num_blocks: Sequence[int]) -> NullPager:
+    def pager(self, num_blocks: Sequence[int], memory: Rooms | None = None) -> NullPager:
         return NullPager(num_blocks)
 
     def adapters(self) -> NullAdapters:

@@ -23,7 +23,7 @@ from sapwood.base.adapter import Adapter
 from sapwood.base.adapters import AdapterHost
 from sapwood.base.errors import ConfigError, Lost
 from sapwood.base.packing import pack_late, pack_plan, unpack_late, unpack_plan
-from sapwood.base.pages import Pager
+from sapwood.base.pages import Pager, Rooms
 from sapwood.base.plan import Bits, Ints, LatePart, Longs, Masks, Outcome, Plan
 from sapwood.base.stake import Ready
 from sapwood.base.trial import Trial
@@ -126,7 +126,7 @@ class Ranks:
         message = msgspec.msgpack.encode((list(trials), budget))
         return self._all(b"t", message, lambda: self._here.time_steps(trials, budget=budget))
 
-    def pager(self, num_blocks: Sequence[int]) -> Pager:
+    def pager(self, num_blocks: Sequence[int], memory: Rooms | None = None) -> Pager:
         raise ConfigError(
             "stores of KV do not go with several ranks (--tensor-parallel-size, --pipeline-parallel-size) yet: leave out one of the two."
         )

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sapwood.attention.base import Backend
 from sapwood.base.abilities import Ability
-from sapwood.base.pages import STAGING, Bytes, Moves
+from sapwood.base.pages import STAGING, Bytes, Moves, Rooms
 from sapwood.config.options import Config
 from sapwood.config.stores import places
 from sapwood.device import Device
@@ -23,26 +23,33 @@ from sapwood.device.base import Mark
 from sapwood.runner.transfer import upload
 
 
-def pager(backends: Sequence[Backend], device: Device, num_blocks: Sequence[int]) -> HostPager | DevicePager:
-    """For what `backends` lie in, with so many blocks for each of them."""
+def pager(
+    backends: Sequence[Backend], device: Device, num_blocks: Sequence[int], memory: Rooms | None = None
+) -> HostPager | DevicePager:
+    """For what `backends` lie in, with so many blocks for each of them; made by `memory` if it is given and the device is the host."""
     if device.can(Ability.HOST):
-        return HostPager(backends, num_blocks)
+        return HostPager(backends, num_blocks, memory)
     return DevicePager(backends, device, num_blocks)
 
 
 def aside(config: Config, device: Device) -> int:
     """Bytes of the device that pages take on their way to stores and back: all that blocks hold, gathered, and once more while they are
     joined or taken apart."""
-    return 2 * STAGING if places(config.stores) and not device.can(Ability.HOST) else 0
+    ways = bool(places(config.stores)) + bool(config.stores.role)
+    return 0 if device.can(Ability.HOST) else ways * 2 * STAGING
+
+
+def _memory(shapes: Sequence[tuple[int, int]]) -> list[Bytes]:
+    return [np.empty(shape, np.uint8) for shape in shapes]
 
 
 class HostPager:
     """Keeps the protocol `Pager` with pools in the host's memory."""
 
-    def __init__(self, backends: Sequence[Backend], num_blocks: Sequence[int]) -> None:
+    def __init__(self, backends: Sequence[Backend], num_blocks: Sequence[int], memory: Rooms | None = None) -> None:
         self.reach(backends)
         sizes = [sum(pool[:, 0].size for pool in pools) for pools in self._pools]
-        self.blocks: list[Bytes] = [np.empty(shape, np.uint8) for shape in zip(num_blocks, sizes, strict=True)]
+        self.blocks = list((memory or _memory)(list(zip(num_blocks, sizes, strict=True))))
 
     def reach(self, backends: Sequence[Backend]) -> None:
         """The pools lie elsewhere now."""

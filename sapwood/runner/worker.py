@@ -11,7 +11,7 @@ import torch
 
 from sapwood.arch.network import Network
 from sapwood.base.abilities import Ability
-from sapwood.base.pages import Pager
+from sapwood.base.pages import Pager, Rooms
 from sapwood.base.plan import Bits, Ints, LatePart, Longs, Outcome, Plan
 from sapwood.base.weights import Given, Held, Level
 from sapwood.config.options import Config
@@ -73,7 +73,7 @@ class Worker:
         self._max_tokens = config.scheduler.max_num_batched_tokens
         self._max_drafts, self._draft, self._choices, self._mesh = max_drafts, draft, choices, mesh
         self._pipe = pipe
-        self._pager: HostPager | DevicePager | None = None
+        self._pagers: list[HostPager | DevicePager] = []
         self._num_pages: Sequence[int] = ()
         self._away: Away | None = None
         self._gone: set[Held] = set()
@@ -262,8 +262,8 @@ class Worker:
         for backend, number in zip(self.backends, num_pages, strict=True):
             backend.allocate(number)
         self._allocated = num_pages
-        if self._pager is not None:
-            self._pager.reach(self.backends)
+        for one in self._pagers:
+            one.reach(self.backends)
 
     @torch.inference_mode()
     def capture(self) -> None:
@@ -282,10 +282,10 @@ class Worker:
         """Do a piece of work that steps will be glad of, while there are none; False if there is none to do."""
         return any(graphs.capture_next() for graphs in reversed(self._graphs))
 
-    def pager(self, num_blocks: Sequence[int]) -> Pager:
-        """What moves pages of each group through so many blocks of the host's memory."""
-        self._pager = pager(self.backends, self.device, num_blocks)
-        return self._pager
+    def pager(self, num_blocks: Sequence[int], memory: Rooms | None = None) -> Pager:
+        """What moves pages of each group through so many blocks of the host's memory, made by `memory` where that is the device's."""
+        self._pagers.append(made := pager(self.backends, self.device, num_blocks, memory))
+        return made
 
     # -- other weights, and sleep -----------------------------------------------------------------------------------
 

@@ -18,8 +18,11 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from sapwood.base.errors import RequestError
+from sapwood.base.handoff import Offer
 from sapwood.server.errors import ClientGone
 from sapwood.server.front import Front
+from sapwood.server.handoff import FIELDS, HEADER, Handing
+from sapwood.server.passage import passage
 from sapwood.server.refusals import Table, refuse
 
 T = TypeVar("T")
@@ -44,7 +47,9 @@ class Body(Generic[T]):
 
     def __init__(self, type: type[T], front: Front, *, refused: Table | None = None, optional: bool = False) -> None:
         self._decoder = msgspec.json.Decoder(type)
-        self._refused = refused or {}
+        self._handing = front.handing
+        kept = FIELDS if self._handing is not None else ()
+        self._refused = {name: why for name, why in (refused or {}).items() if name not in kept}
         self._missing = b"{}" if optional else b""
         self._limit = front.config.server.max_body_bytes
         self._turn = front.turns
@@ -59,9 +64,12 @@ class Body(Generic[T]):
         raw = await unpacked(request.headers, await read_body(request, self._limit), self._limit)
         if len(raw) < _LARGE:
             await self._turn()
-            return self._decode(raw)
-        body = await anyio.to_thread.run_sync(self._decode, raw)
-        await self._turn()
+            body = self._decode(raw)
+        else:
+            body = await anyio.to_thread.run_sync(self._decode, raw)
+            await self._turn()
+        if self._handing is not None:
+            _hand(self._handing, raw, request)
         return body
 
     def _decode(self, raw: bytes) -> T:
@@ -84,6 +92,19 @@ class Body(Generic[T]):
             ) from None
         except RecursionError:
             raise RequestError("The body is nested too deeply.") from None
+
+
+def _hand(handing: Handing, raw: bytes, request: Request) -> None:
+    """Note what a body says of prompts that go from server to server."""
+    try:
+        handoff = handing.read(raw)
+    except msgspec.ValidationError as error:
+        raise field_error(error) from None
+    note = passage(request.scope, request._send)
+    note.handoff = handoff
+    if isinstance(handoff, Offer):
+        note.handed = handing.told(handoff)
+        note.told.append((HEADER, msgspec.json.encode(note.handed)))
 
 
 async def unpacked(headers: Headers, raw: bytes, limit: int) -> bytes:

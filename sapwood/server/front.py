@@ -41,6 +41,7 @@ from sapwood.server.deadlines import Deadlines
 from sapwood.server.drain import Drain
 from sapwood.server.errors import ClientGone, respelled, with_param
 from sapwood.server.flights import Flights
+from sapwood.server.handoff import Handing
 from sapwood.server.limits import Account
 from sapwood.server.passage import Passage
 from sapwood.server.pictures import shown_in
@@ -135,6 +136,7 @@ class Front:
             SamplingParams(**self.defaults).check(vocab_size=self.facts.vocab_size, max_n=MAX_N)
         except RequestError as error:
             raise ConfigError(f"generation_config.json: {error} Correct the value, or remove it.") from error
+        self.handing = Handing(lambda: self.facts.door, config.stores) if self.facts.door else None
         self.drain = Drain()
         self.deadlines = Deadlines(config.server.request_seconds, config.server.max_request_seconds)
         self.guard = guard or Guard(config.server)

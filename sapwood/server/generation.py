@@ -172,7 +172,7 @@ async def generate(front: Front, choices: Sequence[Choice], hand_on: HandOn) -> 
             adapter = prompt.adapter or passage.adapter
             id = "" if adapter is None else adapter.adapter.id
             why = await explained(front, prompt, passage.account.tenant, adapter=id)
-            passage.told = [(ANSWER, why)]
+            passage.told = [*(one for one in passage.told if one[0] != ANSWER), (ANSWER, why)]
         await _generate(front, choices, hand_on)
 
 
@@ -264,7 +264,7 @@ class _Feed:
         run = _Run(self._front, choice)
         self._runs.append(run)
         prompt, tenant = choice.prompt, self._front.account.tenant
-        adapter = prompt.adapter or self._front.adapter
+        adapter, passage = prompt.adapter or self._front.adapter, self._front.passage
         try:
             tokens, media = prompt.given()
             run.stream = self._front.engine.submit(
@@ -280,6 +280,7 @@ class _Feed:
                 task=prompt.task,
                 media=media,
                 spans=prompt.spans,
+                handoff=None if passage is None else passage.handoff,
             )
             self._front.flights.add(run.stream, prompt.names)
         except RequestError as error:

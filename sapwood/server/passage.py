@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Scope, Send
 
 from sapwood.adapters.registry import Known
+from sapwood.base.handoff import Handoff
 from sapwood.server.errors import OVERLOADED, Envelope, Problem, openai_envelope
 from sapwood.server.limits import Account
 
@@ -29,6 +31,8 @@ class Passage:
         explains: It asks why its prompt was found in the cache, or was not.
         told: Headers that are known before the response begins.
         adapter: What was asked for in the place of the model.
+        handoff: The other server that its prompt is read for, or by, if there is one.
+        handed: What that one has to know, of a prompt that is read for it.
     """
 
     send: Send
@@ -40,6 +44,8 @@ class Passage:
     explains: bool = False
     told: list[tuple[bytes, bytes]] = field(default_factory=list)
     adapter: Known | None = None
+    handoff: Handoff | None = None
+    handed: dict[str, Any] | None = None
 
     @property
     def caller(self) -> str:

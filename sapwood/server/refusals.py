@@ -34,9 +34,10 @@ _OPENAI: Table = {
     **dict.fromkeys(
         ("audio", "web_search_options", "documents", "chat_template", "prompt_embeds", "truncate_prompt_tokens",
          "use_beam_search", "early_stopping", "repetition_detection", "custom_params", "logits_processors",
-         "kv_transfer_params", "suffix", "return_tokens_as_token_ids"),
+         "suffix", "return_tokens_as_token_ids"),
         Refused(),
     ),
+    "kv_transfer_params": Refused("it is for servers with --role"),
     "functions": Refused("give tools"),
     "function_call": Refused("give tool_choice", (*_NOTHING, "none", "auto")),
     "modalities": Refused(harmless=(*_NOTHING, ["text"])),

@@ -7,9 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from sapwood import LLM
-from sapwood.base.wire import Deltas
+from sapwood.base.handoff import Door, Fetch, Offer
+from sapwood.base.task import Generate
+from sapwood.base.wire import Delta, Deltas, Submit
+from sapwood.engine import stores
+from sapwood.engine.handoff import Handing
 from sapwood.engine.loop import Engine
 from sapwood.llm import Generation
 
@@ -73,4 +78,37 @@ def renew_from(patch: pytest.MonkeyPatch, path: Callable[[], str]) -> None:
             assert any(word in answer.get("error", "quantised") for word in ("quantised", "adapters"))
         return news
 
+    patch.setattr(Engine, "step", stepped)
+
+
+_BESIDE = 500_000  # what is added to the numbers of requests for those that compute for them
+
+
+def hand_over(patch: pytest.MonkeyPatch) -> None:
+    """Every third prompt is computed by one request and answered by another, which has it from its own engine as from any other; what the device
+    keeps of it is forgotten after every fifth step."""
+    handing, submit, step = stores.handing_of, Engine.submit, Engine.step
+    doors: list[Door | None] = []
+    turns = itertools.count()
+
+    def handed(*args: Any) -> Handing:
+        found = handing(*args)
+        doors.append(found.door)
+        return found
+
+    def submitted(engine: Engine, message: Submit) -> Delta | None:
+        door, ticket = doors[-1], str(message.id)
+        if door is None or message.id % 3 or not isinstance(message.task, Generate):
+            return submit(engine, message)
+        submit(engine, replace(message, id=message.id + _BESIDE, handoff=Offer(ticket)))
+        return submit(engine, replace(message, handoff=Fetch(ticket, door.host, door.port, early=True)))
+
+    def stepped(engine: Engine) -> list[Deltas]:
+        news = step(engine)
+        if next(turns) % 5 == 0:
+            engine.control("flush_cache")
+        return news
+
+    patch.setattr(stores, "handing_of", handed)
+    patch.setattr(Engine, "submit", submitted)
     patch.setattr(Engine, "step", stepped)

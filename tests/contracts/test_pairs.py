@@ -217,7 +217,7 @@ def _in_turns(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Loras, "each", chosen)
 
 
-ADAPTERS = "adapters"
+ADAPTERS, HANDED = "adapters", "prompts handed over"
 SOME = ("some adapters of it",)
 """What stands for their paths."""
 
@@ -248,6 +248,7 @@ ENGINES: Mapping[str, dict[str, Any]] = MappingProxyType(
         "sleep and waking": {"between": between.sleep},
         "weights given anew": {"between": between.renew},
         "a store of KV": {"kv_store": "host:64M", "between": _forget},
+        HANDED: {"role": "both", "transfer_memory": 64 << 20, "between": between.hand_over},
     }
 )
 """What changes how an answer comes about, and no token of it."""
@@ -292,6 +293,8 @@ REFUSED: Mapping[frozenset[str], str] = MappingProxyType(
         for pair in itertools.product(WITHOUT_THEM, OF_THE_KERNELS)
     }
     | {frozenset(("a store of KV", "no prefix cache")): "--kv-store is of prefixes"}
+    | {frozenset((HANDED, "no prefix cache")): "--role is of prefixes"}
+    | {frozenset((HANDED, several)): "--role does not go with several ranks" for several in ("two ranks", "two stages")}
     | {
         frozenset((FOREIGN, name)): "modules take plain weights only"
         for name in NUMBERS

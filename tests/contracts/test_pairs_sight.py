@@ -39,6 +39,7 @@ WITH_SIGHT = (
     ("sleep and waking", "preemption", "keys in turns", "the CPU's attention"),
     ("weights given anew", "sleep and waking", "speculation", "chunked prompts"),
     ("two ranks", "overlap"),
+    ("prompts handed over", "overlap"),
     ("a draft model", "chunked prompts"),
 )
 WITH_NUMBERS = (

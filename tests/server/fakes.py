@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from sapwood.base.adapter import Adapter
 from sapwood.base.drafts import Drafted
 from sapwood.base.errors import EngineDead, Overloaded
+from sapwood.base.handoff import Handoff
 from sapwood.base.media import Media, Span, check_kinds
 from sapwood.base.plan import TokenLogprobs
 from sapwood.base.sampling import SamplingParams
@@ -93,6 +94,7 @@ class FakeEngine:
         self.asked: list[Asked] = []
         self.given: list[tuple[tuple[Media, ...], tuple[Span, ...]]] = []  # with each of these
         self.lent: list[Adapter | None] = []  # likewise
+        self.handed: list[Handoff | None] = []  # likewise
         self.controls: list[str] = []
         self.replies: dict[str, dict[str, Any]] = {  # to what it is told or asked
             "live": {"lanes": [], "running": 0, "waiting": 0, "counters": {}, "seconds": {}, "pages": [[32, 20, 4]]},
@@ -139,11 +141,13 @@ class FakeEngine:
         task: Task = GENERATE,
         media: Sequence[Media] = (),
         spans: Sequence[Span] = (),
+        handoff: Handoff | None = None,
     ) -> Stream:
         check_request(tokens, params, self.facts, checked=checked, task=task)
         check_kinds(media, self.facts.media)
         self.given.append((tuple(media), tuple(spans)))
         self.lent.append(adapter)
+        self.handed.append(handoff)
         if self.dead is not None:
             raise EngineDead(self.dead, retry_after=self.retry_after)
         self.asked.append(Asked(tokens, params, salt, priority))

@@ -62,7 +62,7 @@ class RankedToken(msgspec.Struct):
 
 class Reply(msgspec.Struct, Generic[C], kw_only=True):
     """A completion, a chat completion, or a chunk of either, by `object`. `weight_version` is there once an output has ended that was
-    computed by other weights than those of the start."""
+    computed by other weights than those of the start, and `kv_transfer_params` where the prompt was read for another server."""
 
     id: str
     object: str
@@ -74,9 +74,11 @@ class Reply(msgspec.Struct, Generic[C], kw_only=True):
     weight_version: str | UnsetType = UNSET
     prompt_logprobs: list[dict[str, RankedToken] | None] | UnsetType = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
+    kv_transfer_params: dict[str, Any] | UnsetType = UNSET
 
 
 def new_reply(front: Front, object: str, prefix: str) -> Reply[Any]:
+    handed = None if front.passage is None else front.passage.handed
     return Reply(
         id=f"{prefix}-{uuid.uuid4().hex}",
         object=object,
@@ -84,6 +86,7 @@ def new_reply(front: Front, object: str, prefix: str) -> Reply[Any]:
         model=front.answering,
         choices=[],
         system_fingerprint=front.fingerprint,
+        kv_transfer_params=UNSET if handed is None else handed,
     )
 
 
