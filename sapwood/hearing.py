@@ -41,7 +41,7 @@ class Recordings:
                 code="unsupported_task",
             )
         self.vocabulary: SpeechVocabulary = found
-        self._num_mels = speech.num_mels
+        self._speech = speech
 
     def transcribe(
         self, recordings: Iterable[Recording], options: Options, tell: Tell | None = None
@@ -49,7 +49,14 @@ class Recordings:
         """Raises RequestError before anything runs for what is no recording, GenerationFailed for what fails then."""
         context = self._engine.facts.max_model_len
         ones = [
-            Transcription(audio, self.vocabulary, options, num_mels=self._num_mels, context=context)
+            Transcription(
+                audio,
+                self.vocabulary,
+                options,
+                num_mels=self._speech.num_mels,
+                context=context,
+                aligns=self._speech.aligns,
+            )
             for audio in map(audio_of, recordings)
         ]
         for one in ones:
@@ -88,8 +95,9 @@ class Recordings:
         live.add(run)
 
     def _asked(self, ask: Ask, run: _Run) -> Stream:
-        check_request(ask.tokens, ask.params, self._engine.facts)
-        return self._engine.submit(ask.tokens, ask.params, run, checked=True, media=[ask.window.media()])
+        check_request(ask.tokens, ask.params, self._engine.facts, task=ask.task)
+        media = [ask.window.media()]
+        return self._engine.submit(ask.tokens, ask.params, run, checked=True, task=ask.task, media=media)
 
 
 class _Run:
@@ -112,7 +120,7 @@ class _Run:
         finally:
             self.stream.close()
         assert delta is not None and delta.finish is not None, "it has ended"
-        return Heard(delta.tokens, list(delta.logprobs or ()))
+        return Heard(delta.tokens, list(delta.logprobs or ()), delta.vector)
 
 
 def audio_of(recording: Recording) -> Audio:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from sapwood.arch.parts import Decoder, Linear, Norm
 from sapwood.arch.reader import Reader
-from sapwood.base.task import Embed, Generate, Pooling, Score, Task
+from sapwood.base.task import Align, Embed, Generate, Pooling, Score, Task
 
 if TYPE_CHECKING:
     from sapwood.arch.foreign import Foreign
@@ -34,6 +34,6 @@ class Classifier:
 def tasks_of(decoder: Decoder | Foreign) -> tuple[type[Task], ...]:
     """What a model can do. All have states, so that all embed, but for those that write of what an encoder has read."""
     if isinstance(decoder.encoder, Reader):
-        return (Generate,)
+        return (Generate,) if decoder.encoder.stem is None else (Generate, Align)
     generates = (Generate,) if decoder.writes else ()
     return (*generates, Embed, *(() if decoder.classifier is None else (Score,)))

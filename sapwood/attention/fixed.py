@@ -8,6 +8,9 @@ H heads, D head size.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -19,6 +22,18 @@ from sapwood.base.kv import Fixed
 from sapwood.base.plan import Ints
 from sapwood.base.ragged import spread
 from sapwood.device import abilities_of
+
+
+@dataclass(eq=False)
+class Watch:
+    """Tokens of a step of which somebody wants to know how they look at the first `positions` of their entry: by layer, with which heads.
+    `found` are their weights, float32 [head, N, L] of each layer in turn."""
+
+    tokens: slice
+    entry: int
+    heads: Mapping[int, Sequence[int]]
+    positions: int
+    found: list[Tensor] = field(default_factory=list)
 
 
 class FixedPool:
@@ -44,6 +59,7 @@ class FixedPool:
         self._on_host = Ability.HOST in abilities_of(device)
         self._looks: list[tuple[int, Tensor | slice]] = []
         self.of_tokens: Tensor | None = None
+        self.watched: Sequence[Watch] = ()
 
     @property
     def longest(self) -> int:
@@ -97,6 +113,9 @@ class FixedPool:
     def run(self, layer: int, q_THD: Tensor, scale: float) -> Tensor:
         """out_THD of the queries of a step's tokens, each of which sees all of its slot's entry."""
         keys, values = self.keys[layer], self.values[layer]
+        for watch in self.watched:
+            if (heads := watch.heads.get(layer)) is not None:
+                watch.found.append(self._weights(keys[watch.entry], watch, heads, q_THD, scale))
         if not self._on_host:
             from sapwood.kernels.triton.cross import cross
 
@@ -110,3 +129,10 @@ class FixedPool:
             out_1HND = F.scaled_dot_product_attention(q_1HND, k_1HLD, v_1HLD, scale=scale)
             out_THD[tokens] = out_1HND[0].transpose(0, 1)
         return out_THD
+
+    def _weights(self, keys_HLD: Tensor, watch: Watch, heads: Sequence[int], q_THD: Tensor, scale: float) -> Tensor:
+        """Of some heads, over all positions of the entry, of which the first are told."""
+        length = int(self._lengths[watch.entry])
+        q_HND = q_THD[watch.tokens, list(heads)].transpose(0, 1).float()
+        scores_HNL = q_HND @ keys_HLD[list(heads), :length].float().transpose(1, 2) * scale
+        return scores_HNL.softmax(-1)[:, :, : watch.positions]

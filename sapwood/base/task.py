@@ -1,4 +1,4 @@
-"""What a request wants of a model: tokens, a vector of its text, or scores of it."""
+"""What a request wants of a model: tokens, a vector of its text, scores of it, or when it was said."""
 
 from __future__ import annotations
 
@@ -48,7 +48,25 @@ class Score(msgspec.Struct, frozen=True, tag="score", array_like=True):
         return self.pooling != "last"
 
 
-Task = Generate | Embed | Score
+class Align(msgspec.Struct, frozen=True, tag="align", array_like=True):
+    """How much the tokens of the text look at each of the first `frames` positions of the input that it is of: weights of cross-attention of
+    `heads`, each a layer and a head, normed over the tokens behind the first `skip`, smoothed, and averaged over the heads. The vector
+    is those of each token, one token behind the other."""
+
+    heads: tuple[tuple[int, int], ...]
+    skip: int
+    frames: int
+
+    @property
+    def second(self) -> int:
+        return 0
+
+    @property
+    def whole(self) -> bool:
+        return True
+
+
+Task = Generate | Embed | Score | Align
 
 GENERATE = Generate()
 

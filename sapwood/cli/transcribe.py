@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--clips", action="store_true", help="cut recordings at pauses and listen to the clips side by side"
     )
+    parser.add_argument("--word-timestamps", action="store_true", help="tell when each word was said (--format json)")
     add_flags(parser, ("model", "cache", "scheduler", "device"), positional=False)
 
 
@@ -48,6 +49,8 @@ def run(args: argparse.Namespace) -> int:
 
     if len(args.files) > 1 and args.output is None and args.format != "text":
         raise UserError(f"several recordings are written as {args.format} into files: give --output DIR.")
+    if args.word_timestamps and args.format != "json":
+        raise UserError("--word-timestamps: words stand in --format json.")
     recordings = [audio_of(file) for file in args.files]  # before a model is loaded for what is none
     options = {"model": _MODEL} | given(args)
     bring(from_options(options))
@@ -62,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
         temperature=args.temperature,
         clips=args.clips,
         probe=args.format == "json",
+        words=args.word_timestamps,
     )
     told = _tell if args.format == "text" and args.output is None else None
     for name, recording in zip(_names(args.files), recordings, strict=True):
@@ -124,6 +128,7 @@ def _written(found: Transcript, format: str) -> str:
                     "no_speech_prob",
                 )
             }
+            | ({} if segment.words is None else {"words": [vars(word) for word in segment.words]})
             for number, segment in enumerate(found.segments)
         ],
     }

@@ -17,6 +17,7 @@ from sapwood.base.wire import Facts, Reading
 _ROUTES = {
     "generate": "has no head that generates: it embeds texts (/v1/embeddings, `LLM.embed`)",
     "embed": "does not embed texts",
+    "align": "hears nothing: only models of the Whisper family say when something was said",
     "score": "has no classifier: ask it for an embedding, or give label_token_ids",
 }
 """What is wrong with a model that does not do a task, and what to do."""

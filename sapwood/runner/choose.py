@@ -16,6 +16,7 @@ from sapwood.base.abilities import Ability
 from sapwood.base.plan import Bits, Ints, LatePart, Masked, Masks, Outcome, Plan, TokenLogprobs
 from sapwood.base.ragged import firsts, rows_of
 from sapwood.device import Mark
+from sapwood.runner.align import Aligner
 from sapwood.runner.assemble import Rank
 from sapwood.runner.frame import REJECTED, Kind
 from sapwood.runner.pool import Pooled, Pooler
@@ -83,6 +84,7 @@ class Chooser:
         self._special: tuple[int, Yields | None] | None = None  # of plain steps, by the version of their rows
         self._masks_MW: Tensor | None = None
         self._pooler = Pooler(rank, table)
+        self._aligner = Aligner(rank.pool, table)
 
     def allocate_masks(self, num_rows: int, width: int | None = None) -> Bits:
         """Pinned memory for the masks of so many heads, new each time: the last may still be on its way to the device."""
@@ -90,6 +92,10 @@ class Chooser:
         pinned = self._rank.device.can(Ability.PINNED)
         self._masks_MW = torch.empty(num_rows, width, dtype=torch.int32, pin_memory=pinned)
         return self._masks_MW.numpy()
+
+    def watch(self, plan: Plan) -> None:
+        """Before a step: have it noted what is wanted of it beside its states."""
+        self._aligner.watch(plan)
 
     def choose(self, work: Work, late: Sequence[LatePart]) -> None:
         """Choose the tokens that were not drawn at once, and start the way of all to the host."""
@@ -99,7 +105,7 @@ class Chooser:
             "masks for the heads that are masked, and for these alone"
         )
         work.scored = self._score(work)
-        work.pooled = self._pooler.pool(plan, left.hidden_TD)
+        work.pooled = [*self._pooler.pool(plan, left.hidden_TD), *self._aligner.take(plan)]
         if not plan.num_heads:
             return
         assert left.drawn_N is not None

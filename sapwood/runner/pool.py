@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sapwood.base.plan import Floats, Ints, Longs, Plan
 from sapwood.base.ragged import firsts
-from sapwood.base.task import Embed, Generate, Pooling, Score
+from sapwood.base.task import Embed, Pooling, Score
 from sapwood.runner.assemble import Rank
 from sapwood.runner.table import Table
 from sapwood.runner.transfer import download, upload
@@ -59,12 +59,13 @@ class Pooler:
 
     def pool(self, plan: Plan, hidden_TD: Tensor | None) -> Sequence[Pooled]:
         """Take in what a step has computed of texts, and start the way of those that end to the host."""
-        rows = np.flatnonzero(self._table.pooled_S[plan.slots_R])
-        if not len(rows):
+        wanted: list[int] = np.flatnonzero(self._table.pooled_S[plan.slots_R]).tolist()
+        rows = [row for row in wanted if isinstance(self._table.admit(int(plan.slots_R[row])).task, Embed | Score)]
+        if not rows:
             return ()
         assert hidden_TD is not None, "what is pooled is never part of a graph"
         first_R = firsts(plan.counts_R)
-        parts = [self._part(plan, row, int(first_R[row])) for row in rows.tolist()]
+        parts = [self._part(plan, row, int(first_R[row])) for row in rows]
         sums_PD = _summed(hidden_TD, parts, self._table.device)
         for part, sum_D in zip(parts, sums_PD, strict=True):
             if not part.task.whole:
@@ -78,7 +79,7 @@ class Pooler:
     def _part(self, plan: Plan, row: int, first: int) -> _Part:
         slot, start, count = (int(column[row]) for column in (plan.slots_R, plan.starts_R, plan.counts_R))
         admit = self._table.admit(slot)
-        assert not isinstance(admit.task, Generate), "whoever generates is not pooled"
+        assert isinstance(admit.task, Embed | Score), "no other task is pooled"
         low, weights_N, total = _weights(admit.task.pooling, start, count, admit.prompt_len)
         return _Part(row, slot, admit.task, weights_N, total, first + low, start > 0, bool(plan.heads_R[row]))
 

@@ -338,6 +338,7 @@ class Worker:
         """Start a step, up to the tokens that are drawn at once."""
         for part in plan.parts:
             before(part, self._memory)
+        self._chooser.watch(plan)
         drafts_N = None if self.companion is None else self.companion.propose(plan)
         told = None if drafts_N is None else Told(drafts_N, self.device.mark())
         return Work(plan, self._step.forward(plan), told)

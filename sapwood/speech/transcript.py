@@ -10,6 +10,7 @@ from sapwood.base.errors import RequestError
 from sapwood.base.plan import TokenLogprobs
 from sapwood.speech.languages import code_of, name_of
 from sapwood.speech.vocabulary import SpeechVocabulary
+from sapwood.speech.words import Word
 
 Task = Literal["transcribe", "translate"]
 
@@ -33,6 +34,7 @@ class Options:
         likely: A mean log probability below is not believed.
         silent: What is not believed, where silence has at least this probability, is left out.
         seed: Of temperatures above 0.
+        words: When each word was said is wanted, which takes another look at each window.
     """
 
     task: Task = "transcribe"
@@ -46,6 +48,7 @@ class Options:
     likely: float = -1.0
     silent: float = 0.6
     seed: int | None = None
+    words: bool = False
 
     @property
     def temperatures(self) -> Sequence[float]:
@@ -78,7 +81,7 @@ def checked_language(said: str | None, vocabulary: SpeechVocabulary) -> str | No
 class Segment:
     """What was said from `start` to `end`, in seconds. `seek` is where its window begins, in frames of 10 ms.
 
-    `tokens` have its marks of time; `logprobs` one entry for each of its tokens. `avg_logprob`, `compression_ratio`, `temperature` and
+    `tokens` have its marks of time; `logprobs` one entry for each of its tokens; `words` are None where nobody asked. `avg_logprob`, `compression_ratio`, `temperature` and
     `no_speech_prob` are the window's; the last is None where nobody asked.
     """
 
@@ -92,6 +95,7 @@ class Segment:
     compression_ratio: float
     no_speech_prob: float | None = None
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    words: list[Word] | None = None
 
 
 @dataclass(eq=False)
@@ -109,6 +113,11 @@ class Transcript:
     @property
     def text(self) -> str:
         return "".join(segment.text for segment in self.segments).strip()
+
+    @property
+    def words(self) -> list[Word]:
+        """Of all segments."""
+        return [word for segment in self.segments for word in segment.words or ()]
 
     @property
     def language_name(self) -> str:

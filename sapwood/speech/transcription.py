@@ -12,14 +12,19 @@ from dataclasses import dataclass
 from math import exp
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sapwood.base.media import Media
 from sapwood.base.plan import TokenLogprobs
 from sapwood.base.sampling import SamplingParams
+from sapwood.base.task import GENERATE, Align, Task
 from sapwood.speech.activity import Clip, clips_of, is_silent, levels_of
 from sapwood.speech.audio import Audio
 from sapwood.speech.features import FRAMES_PER_SECOND, WINDOW_FRAMES, LogMel
 from sapwood.speech.transcript import Options, Segment, Transcript
 from sapwood.speech.vocabulary import PRECISION, SpeechVocabulary
+from sapwood.speech.words import Word, joined, moments, split
 
 ENCODED = WINDOW_FRAMES // 2
 """Positions of what an encoder makes of a window."""
@@ -44,20 +49,23 @@ class Window:
 
 
 class Ask(NamedTuple):
-    """What is to be generated of a window, behind these tokens."""
+    """What is to be generated of a window, behind these tokens, or how they look at it."""
 
     window: Window
     tokens: list[int]
     params: SamplingParams
+    task: Task = GENERATE
 
 
 class Heard(NamedTuple):
-    """What was generated, and the log probabilities of that."""
+    """What was generated, and the log probabilities of that, or the vector of another task, as float32."""
 
     tokens: list[int]
     logprobs: list[TokenLogprobs]
+    vector: bytes = b""
 
 
+Heads = tuple[tuple[int, int], ...]
 Asking = Generator[Ask, Heard, None]
 Tell = Callable[[list[Segment]], None]
 
@@ -75,20 +83,28 @@ class _Try:
 
 
 class Transcription:
-    """One recording. `context` is the most tokens that the model has, prompt and output together.
+    """One recording. `context` is the most tokens that the model has, prompt and output together; `aligns` are the heads of its decoder, each
+    a layer and a head, that look at what is being said.
 
     First drive `prepare`, then each of `parts`, in any order or at once; `transcript` has what came of it.
     """
 
     def __init__(
-        self, audio: Audio, vocabulary: SpeechVocabulary, options: Options, *, num_mels: int, context: int
+        self,
+        audio: Audio,
+        vocabulary: SpeechVocabulary,
+        options: Options,
+        *,
+        num_mels: int,
+        context: int,
+        aligns: Heads,
     ) -> None:
         """Raises RequestError for options that the model cannot do."""
         self._options = options.check(vocabulary)
         self._vocabulary = vocabulary
         self._audio = audio
         self._mel = LogMel(audio.samples, num_mels)
-        self._context = context
+        self._context, self._aligns = context, aligns
         self._clips: list[Clip] = []
         self._found: list[list[Segment]] = []
         self._done: set[int] = set()
@@ -148,6 +164,8 @@ class Transcription:
                 seek += size
                 continue
             segments, step = self._cut(found, seek, size)
+            if options.words and segments:
+                yield from self._time(window, segments)
             seek += step
             for segment in segments:
                 said += segment.tokens
@@ -210,7 +228,7 @@ class Transcription:
             timestamps=vocabulary.timestamps,
             skip_special_tokens=False,
         )
-        tokens, logprobs = yield Ask(window, prompt, params)
+        tokens, logprobs, _ = yield Ask(window, prompt, params)
         self.transcript.num_tries += 1
         total = sum(one.logprob for one in logprobs)
         if tokens and tokens[-1] == vocabulary.end:
@@ -226,6 +244,35 @@ class Transcription:
         )
         heard = yield Ask(window, prompt, params)
         return exp(heard.logprobs[0].named_logprobs[0])
+
+    def _time(self, window: Window, segments: Sequence[Segment]) -> Generator[Ask, Heard, None]:
+        """Give segments of a window their words. What was said is put before the model once more, without marks, behind what transcripts
+        begin with: the token before each begins with it."""
+        vocabulary = self._vocabulary
+        beginning = vocabulary.beginning(self._language, self._options.task)
+        texts = [[token for token in segment.tokens if token < vocabulary.end] for segment in segments]
+        tokens = [*beginning, vocabulary.unmarked, *(token for text in texts for token in text)]
+        frames = (window.clip.end - window.clip.start) // 2
+        task = Align(self._aligns, len(beginning), max(frames, 1))
+        params = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
+        heard = yield Ask(window, tokens, params, task)
+        matrix_NL = np.frombuffer(heard.vector, np.float32).reshape(-1, task.frames)
+        seconds = window.clip.start / FRAMES_PER_SECOND + PRECISION * moments(matrix_NL)
+        done = 0
+        for segment, text in zip(segments, texts, strict=True):
+            segment.words = self._words(segment, text, seconds[done:])
+            done += len(text)
+
+    def _words(self, segment: Segment, text: Sequence[int], seconds: NDArray[np.floating]) -> list[Word]:
+        """Of a segment whose tokens begin at these seconds, and end where the next does."""
+        likely = [exp(one.logprob) for one in segment.logprobs if one.token < self._vocabulary.end]
+        words, first = list[Word](), 0
+        for word, count in split(text, self._vocabulary.text, self._language):
+            end = first + count
+            start, stop = (round(float(seconds[at]), 3) for at in (first, end))
+            words.append(Word(word, start, stop, sum(likely[first:end]) / count))
+            first = end
+        return joined(words)
 
     # -- what was said, and when --------------------------------------------------------------------------------------
 

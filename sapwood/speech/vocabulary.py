@@ -59,6 +59,11 @@ class SpeechVocabulary:
     silent: tuple[int, ...]
 
     @property
+    def unmarked(self) -> int:
+        """Says that no marks follow."""
+        return self.first_mark - 1
+
+    @property
     def multilingual(self) -> bool:
         return bool(self.languages)
 

@@ -55,6 +55,22 @@ def test_recordings_at_once_and_streams(server: Server, client: openai.OpenAI) -
     assert f'sapwood_audio_seconds_total{{task="transcribe"}} {3 * 4.0 + 3.0}' in metrics
 
 
+def test_words_have_times(server: Server, client: openai.OpenAI) -> None:
+    asked = {
+        "file": wav(noise(3.0)),
+        "model": "w",
+        "language": "en",
+        "response_format": "verbose_json",
+        "extra_body": {"seed": 1},
+    }
+    both = client.audio.transcriptions.create(**asked, timestamp_granularities=["word", "segment"])  # type: ignore[call-overload]
+    assert both.words and both.segments
+    assert all(0 <= word.start <= word.end <= 3.0 and word.word.strip() == word.word for word in both.words)
+    assert "".join("".join(word.word for word in both.words).split()) == "".join(both.text.split())
+    alone = client.audio.transcriptions.create(**asked, timestamp_granularities=["word"])  # type: ignore[call-overload]
+    assert alone.words == both.words and alone.segments is None
+
+
 def test_hostile_files_leave_the_server_as_it_was(server: Server, client: openai.OpenAI) -> None:
     def resident() -> int:
         return int(Path(f"/proc/{server.process.pid}/statm").read_text().split()[1]) * 4096

@@ -14,6 +14,7 @@ from sapwood.base.errors import GenerationFailed, RequestError, UserError
 from sapwood.base.media import Media
 from sapwood.base.plan import TokenLogprobs
 from sapwood.base.sampling import SamplingParams
+from sapwood.base.task import GENERATE, Task
 from sapwood.base.wire import Delta
 from sapwood.engine.client import Follower, Stream
 from sapwood.hearing import Recordings
@@ -36,8 +37,16 @@ class Engine:
         self.failure = ""
 
     def submit(
-        self, tokens: list[int], params: SamplingParams, follower: Follower, *, checked: bool, media: Sequence[Media]
+        self,
+        tokens: list[int],
+        params: SamplingParams,
+        follower: Follower,
+        *,
+        checked: bool,
+        task: Task,
+        media: Sequence[Media],
     ) -> Stream:
+        assert task == GENERATE
         (one,) = media
         loud = float(one.arrays["features"].numpy().max())
         said = [mark(0), *ids(f" {loud:.1f}"), mark(3), V.end]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -117,3 +118,25 @@ def test_a_real_model_knows_what_is_said(whisper_tiny: Path, tmp_path: Path) -> 
     ends = [one.end for one in whole.segments]
     assert ends == sorted(ends) and abs(ends[-1] - seconds) < 1.0
     assert all(round(one.start / PRECISION, 3).is_integer() for one in whole.segments)
+
+
+@pytest.mark.slow
+def test_a_real_model_knows_when_words_are_said(whisper_tiny: Path, tmp_path: Path) -> None:
+    """Of a recording in two parts with a pause between, whose place is known."""
+    if (voice := shutil.which("espeak-ng")) is None:
+        pytest.skip("espeak-ng speaks, and is not installed")
+    parts = ["The farmers moved their sheep to the hill.", "She spoke about bridges and money."]
+    sounds = []
+    for at, said in enumerate(parts):
+        subprocess.run([voice, "-v", "en-us", "-s", "150", "-w", str(tmp_path / f"{at}.wav"), said], check=True)
+        sounds.append(decoded((tmp_path / f"{at}.wav").read_bytes()).samples)
+    pause = np.zeros(3 * 16000, np.int16)
+    (found,) = LLM(str(whisper_tiny), threads=1).transcribe(
+        np.concatenate([sounds[0], pause, sounds[1]]), Options(words=True)
+    )
+    words = found.words
+    assert plain("".join(word.word for word in words)) == plain(found.text)
+    assert all(one.start <= one.end <= other.start + 1e-6 for one, other in pairwise(words))
+    (bridges,) = [word for word in words if "bridges" in word.word]
+    second = (len(sounds[0]) + len(pause)) / 16000
+    assert second + 0.3 < bridges.start < second + 1.5

@@ -34,7 +34,7 @@ def drive(part: Asking, model: Model, asked: list[Ask]) -> None:
 
 
 def transcribed(audio: Audio, model: Model, **options: object) -> tuple[Transcription, list[Ask], list[str]]:
-    one = Transcription(audio, V, Options(**options), num_mels=80, context=448)  # type: ignore[arg-type]
+    one = Transcription(audio, V, Options(**options), num_mels=80, context=448, aligns=((0, 0),))  # type: ignore[arg-type]
     asked: list[Ask] = []
     told: list[str] = []
     one.survey()

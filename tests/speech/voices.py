@@ -36,7 +36,7 @@ class Bytes:
         return list(text.encode())
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
-        return bytes(id for id in ids if id < 256).decode()
+        return bytes(id for id in ids if id < 256).decode(errors="replace")
 
 
 def made() -> SpeechVocabulary:

@@ -46,13 +46,22 @@ class SaidSegment(msgspec.Struct, kw_only=True):
     no_speech_prob: float
 
 
+class SaidWord(msgspec.Struct):
+    """In seconds."""
+
+    word: str
+    start: float
+    end: float
+
+
 class Transcribed(msgspec.Struct, kw_only=True):
-    """`response_format` json, and verbose_json, which has all but logprobs."""
+    """`response_format` json, and verbose_json, which has all but logprobs: words or segments, as was asked."""
 
     task: str | UnsetType = UNSET
     language: str | UnsetType = UNSET
     duration: float | UnsetType = UNSET
     text: str
+    words: list[SaidWord] | UnsetType = UNSET
     segments: list[SaidSegment] | UnsetType = UNSET
     logprobs: list[SaidToken] | UnsetType = UNSET
     usage: Duration
@@ -90,7 +99,12 @@ class Answers:
                     language=found.language_name,
                     duration=round(found.duration, 3),
                     text=found.text,
-                    segments=[_segment(number, one) for number, one in enumerate(found.segments)],
+                    words=[SaidWord(one.word.strip(), one.start, one.end) for one in found.words]
+                    if "word" in form.granularities
+                    else UNSET,
+                    segments=[_segment(number, one) for number, one in enumerate(found.segments)]
+                    if "segment" in form.granularities
+                    else UNSET,
                     usage=_usage(found),
                 )
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -24,18 +24,18 @@ _REFUSED = {
     "use_beam_search": "the likeliest token is taken, and others are tried where that is not believed",
     "beam_size": "the likeliest token is taken, and others are tried where that is not believed",
 }
-_WORDS = "words have no times of their own here: leave it out, or give segment"
 
 
 @dataclass(frozen=True, eq=False)
 class Form:
-    """`logprobs`: those of tokens are wanted."""
+    """`logprobs`: those of tokens are wanted. `granularities` are whose times are."""
 
     file: bytes
     model: str | None
     format: Format
     stream: bool
     logprobs: bool
+    granularities: Collection[str]
     options: Options
 
 
@@ -48,10 +48,14 @@ def form_of(parts: Sequence[Part], task: Task, vocabulary: SpeechVocabulary) -> 
     for name, instead in _REFUSED.items():
         if name in fields:
             raise unsupported(name, instead)
-    if "word" in fields.get("timestamp_granularities", ()):
-        raise unsupported("timestamp_granularities", _WORDS)
-    _choice(fields, "timestamp_granularities", ("segment",))
+    _choice(fields, "timestamp_granularities", ("segment", "word"))
+    granularities = frozenset(one.lower() for one in fields.get("timestamp_granularities", ("segment",)))
     format = _format(fields)
+    if "word" in granularities and format != "verbose_json":
+        raise RequestError(
+            "timestamp_granularities: words stand in response_format verbose_json only.",
+            param="timestamp_granularities",
+        )
     stream = _choice(fields, "stream", ("true", "false", "1", "0")) in ("true", "1")
     if stream and format not in ("json", "text"):
         raise RequestError(
@@ -68,8 +72,9 @@ def form_of(parts: Sequence[Part], task: Task, vocabulary: SpeechVocabulary) -> 
         clips=_clips(fields),
         probe=format == "verbose_json",
         seed=_seed(fields),
+        words="word" in granularities,
     )
-    return Form(files[0], _one(fields, "model"), format, stream, logprobs, options.check(vocabulary))
+    return Form(files[0], _one(fields, "model"), format, stream, logprobs, granularities, options.check(vocabulary))
 
 
 def _fields(parts: Sequence[Part]) -> dict[str, list[str]]:

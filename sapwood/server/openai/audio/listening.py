@@ -8,6 +8,7 @@ import anyio
 import anyio.to_thread
 
 from sapwood.base.errors import ConfigError, RequestError
+from sapwood.base.task import Generate
 from sapwood.engine.tasks import end
 from sapwood.server.front import Front
 from sapwood.server.generation import Prompt, choices_of, complete
@@ -65,6 +66,7 @@ class Listener:
             form.options,
             num_mels=front.text.speech.num_mels,
             context=front.facts.max_model_len,
+            aligns=front.text.speech.aligns,
         )
         await anyio.to_thread.run_sync(one.survey, limiter=self._threads)
         await self._drive(one.prepare())
@@ -93,9 +95,10 @@ class Listener:
             ask = next(part)
             while True:
                 media = await anyio.to_thread.run_sync(ask.window.media, limiter=self._threads)
-                prompt = Prompt(ask.tokens, "prompt", media=(media,))
+                scoring = not isinstance(ask.task, Generate)
+                prompt = Prompt(ask.tokens, "prompt", media=(media,), scoring=scoring, task=ask.task)
                 (choice,) = choices_of([(prompt, front.check(ask.params, {}))])
                 await complete(front, [choice])
-                ask = part.send(Heard(choice.tokens, choice.logprobs))
+                ask = part.send(Heard(choice.tokens, choice.logprobs, choice.vector))
         except StopIteration:
             pass
