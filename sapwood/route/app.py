@@ -29,6 +29,7 @@ from sapwood.route.kubernetes import Kubernetes
 from sapwood.route.kv import KVIndex
 from sapwood.route.line import Line
 from sapwood.route.metrics import Metrics
+from sapwood.route.pairs import Pairs, PrefillDecode
 from sapwood.route.paths import CARRIED
 from sapwood.route.policies import policies
 from sapwood.route.prefixes import Prefixes
@@ -113,7 +114,9 @@ class Router:
         await self._watch.read_again()
 
     def _application(self, carrier: Upstream, seats: Seats) -> web.Application:
-        chosen = policies(self.prefixes, self._index, Tokens(carrier, self.metrics))
+        made = policies(self.prefixes, self._index, Tokens(carrier, self.metrics))
+        pairs = Pairs(carrier, self.metrics, lambda: self.fleet.table.prefill_from)
+        chosen = {**made, "prefill_decode": PrefillDecode(pairs, made["cache_aware"], made["least_load"])}
         proxy = Proxy(self.fleet, chosen, self.metrics, carrier, self.guard, self._line, seats.guests)
         app = web.Application(client_max_size=self._given.max_body_bytes, middlewares=[_told])
         app.add_routes([web.post(path, proxy.handle) for path in CARRIED])
@@ -193,6 +196,7 @@ class Router:
                 "url": one.url,
                 "state": one.state.value,
                 "running": one.running,
+                "role": one.server.role,
                 "models": sorted(one.models or ()),
             }
             for one in self.fleet.replicas.values()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -43,9 +44,11 @@ class Ask:
 
     Attributes:
         tokens: The token ids of its prompt (`kv.packed`), where somebody has asked for them.
+        more: Fields that its body has when it is sent on.
     """
 
     tokens: bytes | None = None
+    more: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(
         self,
@@ -122,9 +125,18 @@ class Ask:
             return False
         return options is None or (isinstance(options, dict) and not options.get("include_usage"))
 
-    def named(self, model: str | None, *, usage: bool = False) -> bytes:
-        """The body, asking for a model of that name (None: for none), and with `usage` for what its stream has used."""
-        changed: _Fields = {}
+    def named(
+        self,
+        model: str | None,
+        *,
+        usage: bool = False,
+        more: Mapping[str, Any] | None = None,
+        without: Sequence[str] = (),
+    ) -> bytes:
+        """The body, asking for a model of that name (None: for none), and with `usage` for what its stream has used; with `more` fields than
+        its own, and `without` some."""
+        added = self.more if more is None else more
+        changed: _Fields = {name: msgspec.Raw(msgspec.json.encode(value)) for name, value in added.items()}
         if model is not None and model != self.model:
             if self._form is not None:
                 return self.body[: self._form.start] + model.encode() + self.body[self._form.stop :]
@@ -133,7 +145,9 @@ class Ask:
         if usage:
             given = msgspec.json.decode(self._fields.get("stream_options", msgspec.Raw(b"null"))) or {}
             changed["stream_options"] = msgspec.Raw(msgspec.json.encode(given | {"include_usage": True}))
-        return msgspec.json.encode(self._fields | changed) if changed else self.body
+        if not changed:
+            return self.body
+        return msgspec.json.encode({name: raw for name, raw in self._fields.items() if name not in without} | changed)
 
     def raw(self, name: str) -> msgspec.Raw | None:
         """An outermost field as it was written."""

@@ -56,6 +56,12 @@ class Metrics:
             registry=registry,
         )
         self._set_up_kv(registry)
+        self._prefilled = Counter(
+            "sapwood_route_prefilled",
+            "Prompts that a server was asked to read for another one: read, or not (failed)",
+            ("server", "how"),
+            registry=registry,
+        )
         self._tokens = Counter("sapwood_route_tokens", "Tokens that answers have used", registry=registry)
         self._servers = _Servers(fleet)
         registry.register(self._servers)
@@ -125,6 +131,9 @@ class Metrics:
 
     def tokenized(self, how: str) -> None:
         self._tokenized.labels(how).inc()
+
+    def prefilled(self, server: str, how: str) -> None:
+        self._prefilled.labels(server, how).inc()
 
     def used(self, tokens: int) -> None:
         self._tokens.inc(tokens)

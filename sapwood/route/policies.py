@@ -30,9 +30,13 @@ class Chosen(NamedTuple):
 class Policy(Protocol):
     """Chooses one of the replicas, of which there is one at least."""
 
-    async def prepare(self, ask: Ask, replicas: Sequence[Replica]) -> None:
-        """Find out what `choose` goes by, which does not wait; these may be chosen from."""
+    async def prepare(self, ask: Ask, replicas: Sequence[Replica], model: str | None) -> None:
+        """Find out what `choose` goes by, which does not wait; these may be chosen from, and are asked for that model."""
         return
+
+    def answering(self, replicas: Sequence[Replica]) -> Sequence[Replica]:
+        """Those of these that may answer; one at least, if there is one."""
+        return replicas
 
     def choose(self, ask: Ask, replicas: Sequence[Replica]) -> Chosen: ...
 
@@ -105,7 +109,7 @@ class CacheAware(Policy):
     def __init__(self, prefixes: Prefixes, index: KVIndex, tokens: Tokens | None, rng: random.Random) -> None:
         self._prefixes, self._index, self._tokens, self._rng = prefixes, index, tokens, rng
 
-    async def prepare(self, ask: Ask, replicas: Sequence[Replica]) -> None:
+    async def prepare(self, ask: Ask, replicas: Sequence[Replica], model: str | None) -> None:
         if self._tokens is None or len(replicas) < 2 or len(ask.blocks) < _WORTH_ASKING:
             return
         if any(self._index.follows(one.name) for one in replicas):

@@ -133,7 +133,8 @@ class Proxy:
     # -- who is asked -------------------------------------------------------------------------------------------------
 
     async def _carry(self, way: _Way) -> web.StreamResponse:
-        await self._policies[way.policy].prepare(way.ask, self._fleet.able(way.models[0]))
+        model = way.models[0]
+        await self._policies[way.policy].prepare(way.ask, self._fleet.able(model), model)
         while True:
             replica, model = await self._turn(way)
             if replica is None:
@@ -178,7 +179,7 @@ class Proxy:
         for model in way.models:
             if way.attempts[model] >= most:
                 continue
-            able = self._fleet.able(model, way.tried)
+            able = self._policies[way.policy].answering(self._fleet.able(model, way.tried))
             if room := [one for one in able if one.has_room]:
                 return [(model, one) for one in room if not self._busy(way, one)] or [(model, one) for one in room]
             full = full or bool(able)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 import msgspec
@@ -25,7 +25,7 @@ from sapwood.route.semantic.table import (
     check_standing,
 )
 
-POLICIES = ("cache_aware", "least_load", "power_of_two", "session", "round_robin")
+POLICIES = ("cache_aware", "least_load", "power_of_two", "session", "round_robin", "prefill_decode")
 
 _SCHEMES = ("http", "https", "dns+http", "dns+https", "k8s+http", "k8s+https")
 _API = "/v1"  # many give it as a part of the address
@@ -41,6 +41,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         models: What it serves; by default what it says at /v1/models.
         weight: Its share beside others.
         max_running: Requests that are sent to it at once; others wait.
+        role: "prefill" reads prompts for others under `prefill_decode`; "decode" goes on with them, as all do that say nothing.
         events: Where it tells what is in its cache (ZeroMQ); a * is its own host. `events_replay` tells again what was missed.
         engines: How many engines it has (`--data-parallel-size`); each tells of its own cache, at the port behind that of the one before.
     """
@@ -52,6 +53,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     models: tuple[str, ...] | None = None
     weight: Annotated[float, Meta(gt=0, le=1000)] = 1.0
     max_running: Annotated[int, Meta(ge=1)] | None = None
+    role: Literal["prefill", "decode"] | None = None
     events: str | None = None
     events_replay: str | None = None
     engines: Annotated[int, Meta(ge=1, le=1024)] = 1
@@ -80,6 +82,7 @@ class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         server: Who may be asked.
         model: Names beside those that servers have.
         policy: How a server is chosen, where a model says nothing else.
+        prefill_from: Tokens of a prompt, about, from which on `prefill_decode` has it read by another server.
         retries: Other servers that are tried before anything was answered.
         queue: Requests that may wait for a server with room, with bodies of `queue_bytes` together; each as long as `queue_seconds`.
         session_header: A header that tells which requests belong together; `session_cookie` a cookie.
@@ -94,6 +97,7 @@ class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     server: Annotated[tuple[Server, ...], Meta(min_length=1)]
     model: dict[str, Alias] = {}
     policy: str = "cache_aware"
+    prefill_from: Annotated[int, Meta(ge=0)] = 256
     retries: Annotated[int, Meta(ge=0, le=16)] = 2
     queue: Annotated[int, Meta(ge=0, le=1_000_000)] = 1024
     queue_bytes: Annotated[int, Meta(ge=0)] = 256 << 20
@@ -134,6 +138,7 @@ def checked(raw: Mapping[str, object], where: str) -> Table:
     for policy in (table.policy, *(alias.policy for alias in table.model.values() if alias.policy is not None)):
         if policy not in POLICIES:
             raise ConfigError(f"{where}: there is no policy {policy!r}; take one of {', '.join(POLICIES)}.")
+    _check_roles(table, where)
     check_standing(table.paths, table.apply, where)
     check_context(table.context, where)
     check_rules(table.auto, table.signal, table.meaning, table.answers, table.model, where)
@@ -142,6 +147,15 @@ def checked(raw: Mapping[str, object], where: str) -> Table:
     if doubled := {name for name in names if names.count(name) > 1}:
         raise ConfigError(f"{where}: two servers are called {doubled.pop()}; give them names of their own.")
     return msgspec.structs.replace(table, server=servers)
+
+
+def _check_roles(table: Table, where: str) -> None:
+    roles = [server.role for server in table.server]
+    policies = [table.policy, *(alias.policy for alias in table.model.values())]
+    if "prefill_decode" in policies and ("prefill" not in roles or all(role == "prefill" for role in roles)):
+        raise ConfigError(
+            f'{where}: the policy prefill_decode needs a server with role = "prefill", and one without to go on with what that has read.'
+        )
 
 
 def _check_events(server: Server, where: str) -> None:
