@@ -35,6 +35,7 @@ class _Commands(Mapping[str, Any]):
         "quantize",
         "route",
         "route-eval",
+        "fleet",
         "cache",
     )
 

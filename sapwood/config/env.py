@@ -44,6 +44,11 @@ def admin_api_key(env: Mapping[str, str] = os.environ) -> str | None:
     return env.get("SAPWOOD_ADMIN_API_KEY") or None
 
 
+def inherited(more: Mapping[str, str], env: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """What a process gets that is begun as this one was, and more."""
+    return {**env, **more}
+
+
 def debug(env: Mapping[str, str] = os.environ) -> bool:
     return _true(env.get("SAPWOOD_DEBUG"))
 

@@ -8,9 +8,10 @@ import dataclasses
 import gc
 import logging
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 from aiohttp import web
@@ -21,7 +22,7 @@ from sapwood.config import env
 from sapwood.config.options import ServerConfig
 from sapwood.route.admission import admitted
 from sapwood.route.ask import Ask
-from sapwood.route.discovery import by_dns
+from sapwood.route.discovery import Finder, by_dns, way_of
 from sapwood.route.ears import Ears
 from sapwood.route.fleet import Fleet, State
 from sapwood.route.guests import Passing
@@ -52,16 +53,36 @@ Handler = Callable[[web.Request], Any]
 
 
 class Router:
-    """A fleet behind one address. `path` is where its table was read from, if it was."""
+    """A fleet behind one address. `path` is where its table was read from, if it was; `finders` are ways of looking servers up beside
+    those that it has, whose servers may be begun when requests wait for them; names are looked up every `names_every` seconds."""
 
-    def __init__(self, table: Table, options: ServerConfig, path: Path | None = None, *, every: float = 2.0) -> None:
+    def __init__(
+        self,
+        table: Table,
+        options: ServerConfig,
+        path: Path | None = None,
+        *,
+        every: float = 2.0,
+        finders: Mapping[str, Finder] | None = None,
+        names_every: float = 10.0,
+    ) -> None:
         self.fleet, self.prefixes = Fleet(table), Prefixes()
         self.fleet.set_table(table)
         self._given = options
         self.metrics, self.guard = Metrics(self.fleet), Guard(self._with_keys(table))
         self._index = KVIndex()
         self._line: Line[Turn] = Line(self.metrics)
-        self._path, self._every = path, every
+        self._path, self._every, self._names_every = path, every, names_every
+        self._finders = finders or {}
+        self.fleet.begun = lambda server: way_of(server)[0] in self._finders
+
+    def waiting(self) -> Counter[str]:
+        """Requests that wait for a server with room, by the model that they are tried with first."""
+        found: Counter[str] = Counter()
+        for kind, count in self._line.kinds().items():
+            models, _ = cast(tuple[Sequence[str | None], Sequence[str]], kind)
+            found[models[0] or ""] += count
+        return found
 
     @contextlib.asynccontextmanager
     async def serving(self) -> AsyncIterator[web.Application]:
@@ -86,11 +107,12 @@ class Router:
                 self.prefixes,
                 session,
                 self._path,
-                finders={"dns": by_dns, "k8s": Kubernetes(session, env.kubernetes())},
+                finders={"dns": by_dns, "k8s": Kubernetes(session, env.kubernetes()), **self._finders},
                 changed=changed,
                 taken=lambda table: self.guard.renew(self._with_keys(table)),
                 gone=self.metrics.forget,
                 every=self._every,
+                names_every=self._names_every,
             )
             await self._watch.first_look()
             seats = Seats(self.fleet, session, self.metrics.registry, self._line.pump)
@@ -233,6 +255,25 @@ async def _told(request: web.Request, handler: Handler) -> web.StreamResponse:
         return worded(request.path, problem(error))
 
 
+@contextlib.asynccontextmanager
+async def listening(app: web.Application, door: Door, options: ServerConfig) -> AsyncIterator[None]:
+    """Answer at a door. At the end running requests may end for as long as `drain_seconds` says."""
+    runner = web.AppRunner(
+        app,
+        handler_cancellation=True,
+        access_log=None,
+        shutdown_timeout=options.drain_seconds,
+        keepalive_timeout=75,
+    )
+    await runner.setup()
+    try:
+        await web.SockSite(runner, door.sock, ssl_context=door.tls).start()
+        log.info("listening on %s", door.url)
+        yield
+    finally:
+        await runner.cleanup()
+
+
 async def serve(router: Router, door: Door, options: ServerConfig, *, on_ready: Callable[[str], None]) -> None:
     """Until SIGTERM or SIGINT; then running requests may end for as long as `drain_seconds` says. SIGHUP reads the table again."""
     loop, over = asyncio.get_running_loop(), asyncio.Event()
@@ -247,18 +288,8 @@ async def serve(router: Router, door: Door, options: ServerConfig, *, on_ready: 
             task.add_done_callback(reading.discard)
 
         loop.add_signal_handler(signal.SIGHUP, read_again)
-        runner = web.AppRunner(
-            app,
-            handler_cancellation=True,
-            access_log=None,
-            shutdown_timeout=options.drain_seconds,
-            keepalive_timeout=75,
-        )
-        await runner.setup()
-        await web.SockSite(runner, door.sock, ssl_context=door.tls).start()
-        log.info("listening on %s", door.url)
-        gc.collect()
-        gc.freeze()  # what is there now stays: nobody looks through it again and again
-        on_ready(door.url)
-        await over.wait()
-        await runner.cleanup()
+        async with listening(app, door, options):
+            gc.collect()
+            gc.freeze()  # what is there now stays: nobody looks through it again and again
+            on_ready(door.url)
+            await over.wait()

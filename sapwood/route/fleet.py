@@ -119,6 +119,19 @@ class Fleet:
     table: Table
     clock: Clock = monotonic
     replicas: dict[str, Replica] = field(default_factory=dict)
+    begun: Callable[[Server], bool] = lambda server: False
+    """Whether somebody begins replicas of a server when requests wait for them, of one that is looked up."""
+
+    def coming(self, model: str | None) -> bool:
+        """Whether nobody serves a model now, and somebody will."""
+        return (
+            model is not None
+            and model in self._coming()
+            and not any(one.alive and one.serves(model) for one in self.replicas.values())
+        )
+
+    def _coming(self) -> set[str]:
+        return {model for one in self.table.server if one.looked_up and self.begun(one) for model in one.models or ()}
 
     def set_table(self, table: Table) -> list[str]:
         """Another table: what has stayed the same keeps all that is known of it. Returns who has gone."""
@@ -168,6 +181,7 @@ class Fleet:
     def models(self) -> list[str]:
         """All names that can be asked for now."""
         served = {model for one in self.replicas.values() if one.state is not State.GONE for model in one.models or ()}
+        served |= self._coming()
         aliases = (name for name, alias in self.table.model.items() if served & set(alias.to))
         return sorted(served.union(aliases, self.table.auto))
 

@@ -123,6 +123,14 @@ class Line(Generic[T]):
         self._metrics.waited(self._clock() - began)
         return found
 
+    def kinds(self) -> dict[Hashable, int]:
+        """How many wait, by kind."""
+        found: dict[Hashable, int] = {}
+        for tenant in self._ring:
+            for kind, line in tenant.waiting.items():
+                found[kind] = found.get(kind, 0) + len(line)
+        return found
+
     def pump(self) -> None:
         """Let those go who can, in their order."""
         while self._waiting:

@@ -182,7 +182,7 @@ class Proxy:
             able = self._policies[way.policy].answering(self._fleet.able(model, way.tried))
             if room := [one for one in able if one.has_room]:
                 return [(model, one) for one in room if not self._busy(way, one)] or [(model, one) for one in room]
-            full = full or bool(able)
+            full = full or bool(able) or self._fleet.coming(model)
         return None if full else []
 
     def _busy(self, way: _Way, one: Replica) -> bool:

@@ -55,9 +55,10 @@ class Watch:
         taken: Callable[[Table], None] = lambda table: None,
         gone: Callable[[str], None] = lambda name: None,
         every: float = _EVERY,
+        names_every: float = _NAMES_EVERY,
     ) -> None:
         self._fleet, self._prefixes, self._session = fleet, prefixes, session
-        self._path, self._every = path, every
+        self._path, self._every, self._names_every = path, every, names_every
         self._finders, self._changed = finders, changed
         self._taken, self._gone = taken, gone
         self._looks: dict[int, asyncio.Task[None]] = {}  # by the identity of whom they are at
@@ -79,7 +80,7 @@ class Watch:
         """For as long as the router serves."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._often(self._every, self._look_at_all))
-            tasks.create_task(self._often(_NAMES_EVERY, self._resolve))
+            tasks.create_task(self._often(self._names_every, self._resolve))
             tasks.create_task(self._often(_TABLE_EVERY, self._look_at_table))
 
     @staticmethod

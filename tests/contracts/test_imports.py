@@ -19,7 +19,11 @@ JOINTS = (
     "sapwood.executor.local",
     "sapwood.executor.stages",
 )  # of both sides
-ASKED_FOR = ("sapwood.observe.traces",)  # imported only where a flag says so
+ASKED_FOR = (
+    "sapwood.observe.traces",
+    "sapwood.fleet.rays",
+    "sapwood.fleet.ray_router",
+)  # imported only where a flag or a command says so
 HEAVY = ("torch", "transformers", "triton", "opentelemetry")
 
 

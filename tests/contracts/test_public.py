@@ -69,6 +69,7 @@ def test_commands() -> None:
         "quantize",
         "route",
         "route-eval",
+        "fleet",
         "cache",
     ]
 
