@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from sapwood.engine.loop import Engine
     from sapwood.engine.replicas import Replicas
 
-    Tensors = Iterable[tuple[str, torch.Tensor]] | str | Path
-    """Tensors by the names of the model's checkpoint, or where they lie: a directory of all, or one safetensors file of some."""
+    Tensors = Iterable[tuple[str, torch.Tensor]] | Mapping[str, torch.Tensor] | str | Path
+    """Tensors by the names of the model's checkpoint (a `state_dict()`, or pairs), or where they lie: a directory of all, or one
+    safetensors file of some."""
 
 _SHARED = Path("/dev/shm")
 _FILE_BYTES = 1 << 30  # of tensors that are written together
@@ -108,13 +109,25 @@ def _given(weights: Tensors, checksums: Mapping[str, str] | None) -> Iterator[Gi
         yield Given(path=folder, whole=False, checksums=checksums)
 
 
-def _write(weights: Iterable[tuple[str, torch.Tensor]], folder: Path) -> None:
+def _pair(given: Any) -> tuple[str, torch.Tensor]:
+    """Raises ModelError for what is no name with a tensor."""
+    import torch
+
+    match given:
+        case (str() as name, torch.Tensor() as tensor):
+            return name, tensor
+    raise ModelError(
+        f"weights are a path, a map of names to tensors such as a state_dict(), or pairs (name, tensor); among them is {type(given).__name__}."
+    )
+
+
+def _write(weights: Iterable[tuple[str, torch.Tensor]] | Mapping[str, torch.Tensor], folder: Path) -> None:
     from sapwood.nn.renew import store
 
     names: set[str] = set()
     some: dict[str, torch.Tensor] = {}
     size = number = 0
-    for name, tensor in weights:
+    for name, tensor in map(_pair, weights.items() if isinstance(weights, Mapping) else weights):
         if name in names:
             raise ModelError(f"{name} was given twice.")
         names.add(name)

@@ -83,8 +83,8 @@ class AdapterStake(Stake):
         place = self._mine.get(request.id)
         if place is None:
             place = self._of.get(adapter.id) or self._unused(lambda one: not one.running)
-            if place is None:
-                return False
+            if place is None or (adapter.id not in self._of and self._host.fetched(adapter) is not NOW):
+                return False  # it has run before, and what it had then is gone: it has to be `ready` anew
             self._hold(request, adapter, place)
         place.promised.discard(request.id)
         place.running.add(request.id)

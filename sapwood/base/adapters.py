@@ -20,7 +20,8 @@ class AdapterHost(Protocol):
     def num_slots(self) -> int: ...
 
     def fetch(self, adapter: Adapter) -> None:
-        """Begin to read it, unless it is there, or on its way. One that has been away longest may have to go for it."""
+        """Begin to read it, unless it is there, or on its way, or all that there is room for are. One that has been away longest may have to
+        go for it."""
         ...
 
     def knows(self, adapter: Adapter) -> bool:

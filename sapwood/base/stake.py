@@ -96,14 +96,16 @@ class Stake:
         return True
 
     def ready(self, request: Request) -> Ready:
-        """Whether a waiting request may be started. Asked until it says NOW or refuses, and anew after a ruling of `later`."""
+        """Whether a waiting request may be started. Asked until it says NOW or refuses, and anew after a ruling of `later`, or where it has
+        not let the request `enter`."""
         return NOW
 
     def wait(self, seconds: float) -> None:
         """Return once a request that was LATER may be ready, or after that time. Called when there is nothing else to do."""
 
     def enter(self, request: Request, number: int) -> bool:
-        """Lease what a start needs; False if there is no room, and then nothing is kept. The request has no slot yet."""
+        """Lease what a start needs; False if there is no room, and then nothing is kept. The request has no slot yet. One that is not
+        `ready` any more leaves the line until it is, and holds up nobody."""
         return True
 
     def seat(self, request: Request, number: int) -> int:

@@ -73,9 +73,19 @@ def print_decisions(out: Console, decisions: Sequence[str]) -> None:
     rows = []
     for line in decisions:
         field, _, rest = line.partition(" = ")
-        value, opened, reason = rest.removesuffix(")").rpartition(" (")
-        rows.append((field, value, reason) if opened else (field, rest, ""))
+        value, reason = _parted(rest)
+        rows.append((field, value, reason))
     print_rows(out, rows)
+
+
+def _parted(decision: str) -> tuple[str, str]:
+    """'value (reason)', which may have parentheses of their own: the reason is in the last that close at the end."""
+    depth = 0
+    for place in range(len(decision) - 1, -1, -1) if decision.endswith(")") else ():
+        depth += (decision[place] == ")") - (decision[place] == "(")
+        if not depth and decision[place - 1 : place] == " ":
+            return decision[: place - 1], decision[place + 1 : -1]
+    return decision, ""
 
 
 def bring(config: Config) -> None:

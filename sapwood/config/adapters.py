@@ -100,10 +100,12 @@ def _object(given: str, one: Any) -> Named:
 
 
 def _rank(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[int, str]:
+    if not enabled(config):
+        return LEAST_RANK, ""
     ranks = [_rank_of(Path(one.path)) for one in named(config.adapters)]
     folder = Path(config.adapters.lora_dir) if config.adapters.lora_dir else None
     ranks += [_rank_of(one) for one in folder.iterdir()] if folder is not None and folder.is_dir() else []
-    aside = "; PyTorch's modules compute the model" if enabled(config) and not device.rules.own_memory else ""
+    aside = "; PyTorch's modules compute the model" if not device.rules.own_memory else ""
     if (most := max(ranks, default=0)) > LEAST_RANK:
         return most, f"the largest of the adapters that are there at the start{aside}"
     return LEAST_RANK, f"most adapters have no more{aside}"
@@ -119,11 +121,11 @@ def _rank_of(path: Path) -> int:
 
 
 def _host(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[int, str]:
-    return 4 * config.adapters.max_loras, "four times as many as the device holds"
+    return 4 * config.adapters.max_loras, "" if not enabled(config) else "four times as many as the device holds"
 
 
 RULES = (("adapters", "max_lora_rank", _rank), ("adapters", "max_cpu_loras", _host))
-"""Those for what is left open."""
+"""Those for what is left open; without a reason where there are no adapters, so that nobody is told."""
 
 
 def check(config: Config) -> None:

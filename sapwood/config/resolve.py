@@ -72,7 +72,8 @@ def resolve(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[Con
             continue
         value, reason = rule(config, model, device)
         config = replace(config, section, **{field: value})
-        decisions.append(Decision(field, "what is left" if value is None else value, reason))
+        if reason:
+            decisions.append(Decision(field, "what is left" if value is None else value, reason))
     _check(config, model, device)
     if stored := stores.places(config.stores):
         decisions.append(Decision("kv_store", " + ".join(map(str, stored)), stores.FORMULA))

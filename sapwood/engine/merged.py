@@ -47,6 +47,8 @@ def reply_of(what: str, bodies: Sequence[dict[str, Any]]) -> dict[str, Any]:
             return max(bodies, key=lambda body: int(body["cached"]))
         case "tree":  # which is told by pieces: that of the first
             return bodies[0]
+        case "update_weights":  # all at once
+            return bodies[0] | {"seconds": max(body["seconds"] for body in bodies)}
         case "live":
             told = [_stats_in(body) for body in bodies]
             lanes = [lane | {"replica": place} for place, body in enumerate(bodies) for lane in body["lanes"]]

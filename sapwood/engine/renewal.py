@@ -42,7 +42,7 @@ class Renewal:
 
     @property
     def commands(self) -> Mapping[str, Callable[..., dict[str, Any]]]:
-        return {"update_weights": self._update}
+        return {"update_weights": self._update, "check_weights": self._check}
 
     def fixed(self) -> str | None:
         """Why the weights cannot be read again from where they were read at the start; None if they can."""
@@ -58,10 +58,11 @@ class Renewal:
     def gauges(self) -> tuple[dict[str, int], dict[str, float]]:
         return {"weight_updates": self._count}, {"weight_update_seconds": self._seconds}
 
-    def _update(self, *, version: str | None = None, **given: Any) -> dict[str, Any]:
-        """`given` are fields of `Given`. Answers with `error` where nothing has changed. Raises Lost where the weights are half old and
-        half new."""
-        began, wanted = perf_counter(), Given(**given)
+    def _check(self, *, version: str | None = None, **given: Any) -> dict[str, Any]:
+        """Whether such an update would be taken; with `error` where it would not. Nothing changes."""
+        return self._status_or_error(Given(**given))
+
+    def _status_or_error(self, wanted: Given) -> dict[str, Any]:
         if self._adapted:
             return {"error": f"{_ADAPTED}: start the server without them.", **self.status()}
         if "weights" in self._away():
@@ -70,6 +71,14 @@ class Renewal:
             self._executor.check_weights(wanted)
         except UserError as error:
             return {"error": str(error), **self.status()}
+        return self.status()
+
+    def _update(self, *, version: str | None = None, **given: Any) -> dict[str, Any]:
+        """`given` are fields of `Given`. Answers with `error` where nothing has changed. Raises Lost where the weights are half old and
+        half new."""
+        began, wanted = perf_counter(), Given(**given)
+        if "error" in (found := self._status_or_error(wanted)):
+            return found
         self._scheduler.empty()
         try:
             self._executor.take_weights(wanted)

@@ -49,6 +49,8 @@ class Replicas:
         self._together: tuple[Follower, list[int], AsyncEngine] | None = None  # the last request
         self._standing: list[tuple[str, dict[str, Any]]] = []  # commands that last
         self._told: dict[AsyncEngine, asyncio.Task[None]] = {}  # who is being given them
+        self._version: str | None = None  # of the weights that were given last
+        self._updates = 0
         self._past: list[Stats] = []  # what those had told that have died
         for number, one in enumerate(engines):
             one.changed = partial(self._changed, number)
@@ -88,8 +90,9 @@ class Replicas:
 
     @property
     def weight_version(self) -> str:
-        """See `EngineClient.weight_version`; that of the first that lives."""
-        return next((one.weight_version for one in self._engines if one.dead is None), self._engines[0].weight_version)
+        """See `EngineClient.weight_version`; that of the first that requests go to."""
+        able = self._able()
+        return next(one.weight_version for one in self._engines if one in able)
 
     async def trouble(self) -> str | None:
         found = await asyncio.gather(*(one.trouble() for one in self._engines))
@@ -151,25 +154,52 @@ class Replicas:
 
     async def control(self, what: str, about: dict[str, Any] | None = None) -> dict[str, Any]:
         """See `wire.Control`. Raises EngineDead where no engine answers."""
+        if what == "update_weights":
+            return await self._update(about or {})
+        return merged.reply_of(what, [body for _, body in await self._asked(what, about)])
+
+    async def _update(self, about: dict[str, Any]) -> dict[str, Any]:
+        """In two steps, so that none takes what another one refuses."""
+        checked = merged.reply_of("check_weights", [body for _, body in await self._asked("check_weights", about)])
+        if "error" in checked:
+            return checked
+        self._updates += 1
+        given = about.get("version")
+        version = str(self._updates) if given is None else given
+        told = await self._asked("update_weights", about | {"version": version, "checksums": {}})  # which were compared
+        bodies = [body for _, body in told if "error" not in body]
+        if not bodies:
+            return told[0][1]
+        self._version = version
+        if not (refused := [(self._engines.index(one), body["error"]) for one, body in told if "error" in body]):
+            return merged.reply_of("update_weights", bodies)
+        numbers = ", ".join(str(number) for number, _ in refused)
+        return bodies[0] | {
+            "error": f"{refused[0][1]} So it is with {numbers} of {len(self._engines)} engines, which gets no requests until it is given weights "
+            f"again; the others have version {version}."
+        }
+
+    async def _asked(self, what: str, about: dict[str, Any] | None) -> list[tuple[AsyncEngine, dict[str, Any]]]:
+        """The answers of those that live, one at least."""
         if what in _LASTING:
             self._standing = [*self._standing, (what, about or {})] if _LASTING[what] else []
-        asked = [one.control(what, about) for one in self._engines if one.dead is None]
-        if not asked:
-            return await self._engines[0].control(what, about)  # which raises why
-        found = await asyncio.gather(*asked, return_exceptions=True)
-        for one in found:
-            if isinstance(one, BaseException) and not isinstance(one, EngineDead):
-                raise one
-        bodies = [one for one in found if not isinstance(one, BaseException)]
+        live = [one for one in self._engines if one.dead is None] or self._engines[:1]  # which raises why
+        found = await asyncio.gather(*(one.control(what, about) for one in live), return_exceptions=True)
+        for told in found:
+            if isinstance(told, BaseException) and not isinstance(told, EngineDead):
+                raise told
+        bodies = [(one, told) for one, told in zip(live, found, strict=True) if not isinstance(told, BaseException)]
         if not bodies:
-            raise next(one for one in found if isinstance(one, BaseException))
-        return merged.reply_of(what, bodies)
+            raise next(told for told in found if isinstance(told, BaseException))
+        return bodies
 
     def _able(self) -> set[AsyncEngine]:
-        """Those that a request may go to: that live, have room, speak and stand as the others do, as far as there are such."""
+        """Those that a request may go to: that live, have the weights that were given last, have room, speak and stand as the others do, as
+        far as there are such."""
         found = set(self._engines)
         faults: tuple[Callable[[AsyncEngine], bool], ...] = (
             lambda one: one.dead is not None or one in self._told,
+            lambda one: self._version is not None and one.weight_version != self._version,
             lambda one: one.full,
             lambda one: one.live > 0 and one.vitals.silent_seconds > HUSH_SECONDS,
         )

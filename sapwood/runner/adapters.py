@@ -6,6 +6,7 @@ Suffix legend: R ranks of an adapter, I inputs, O outputs, G groups of outputs.
 from __future__ import annotations
 
 import logging
+import math
 from collections import OrderedDict
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -53,6 +54,10 @@ class Shelf:
     # -- the host's side ------------------------------------------------------------------------------------------
 
     def fetch(self, adapter: Adapter) -> None:
+        self._fetch(adapter, within=self._most)
+
+    def _fetch(self, adapter: Adapter, *, within: float) -> None:
+        """Nothing is begun while there are so many that none of them may go."""
         known = self._here.get(adapter.id)
         if known is not None and not (known.done() and known.exception() is not None):
             self._here.move_to_end(adapter.id)
@@ -63,6 +68,8 @@ class Shelf:
             if future.done():
                 del self._here[id]
                 self._evictions += 1
+        if len(self._here) >= within:
+            return  # all of them are being read: it is asked for again when one has been
         self._here[adapter.id] = future = self._pool.submit(self._read, adapter)
         future.add_done_callback(lambda _: self._news.set())
 
@@ -84,7 +91,7 @@ class Shelf:
         return NOW
 
     def lend(self, slot: int, adapter: Adapter) -> None:
-        self.fetch(adapter)
+        self._fetch(adapter, within=math.inf)  # the plan cannot do without
         self._lent[slot] = adapter.id, self._here[adapter.id]
 
     def forget(self, adapter: Adapter) -> None:

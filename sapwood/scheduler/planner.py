@@ -19,7 +19,7 @@ import numpy as np
 
 from sapwood.base.plan import Admissions, Admit, Bools, Ints, Known, Longs, Part, Plan, Rows
 from sapwood.base.request import Request
-from sapwood.base.stake import NEVER, Stake
+from sapwood.base.stake import NEVER, NOW, Stake
 from sapwood.scheduler.roster import NO_SLOTS, Roster
 from sapwood.scheduler.waiting import Peek
 
@@ -259,12 +259,14 @@ class Planner:
         admits: list[Admit] = []
         if not len(roster.waiting) or not s.free or budget <= 0 or self._blocked == self._circumstances():
             return admits
-        short = False
+        short, lapsed = False, None
         started: list[Request] = []
         for request in roster.waiting.candidates(self._peek):
             if not s.free or budget <= 0:
                 break
-            if short := not _enter(request, number):
+            if (refuser := _enter(request, number)) is not None:
+                lapsed = None if refuser.ready(request) is NOW else request
+                short = lapsed is None
                 break
             roster.assign(request)
             cached = min(len(request.tokens) - 1, *(stake.seat(request, number) for stake in request.stakes))
@@ -278,6 +280,8 @@ class Planner:
         if started:
             roster.waiting.started(started)
             roster.chunked.sort(key=roster.waiting.rank)
+        if lapsed is not None:
+            roster.call_back(lapsed)
         self._blocked = self._circumstances() if short else None
         return admits
 
@@ -291,14 +295,14 @@ def _refuses(request: Request, position: int) -> Stake | None:
     return next((stake for stake in request.stakes if not stake.clamp(request, position, 1)), None)
 
 
-def _enter(request: Request, number: int) -> bool:
-    """Enter with all stakes, or with none."""
+def _enter(request: Request, number: int) -> Stake | None:
+    """Enter with all stakes, or with none; the one that refuses."""
     for place, stake in enumerate(request.stakes):
         if not stake.enter(request, number):
             for entered in request.stakes[:place]:
                 entered.drop(request, number, trusted=True)
-            return False
-    return True
+            return stake
+    return None
 
 
 def _admit(request: Request, cached: int) -> Admit:

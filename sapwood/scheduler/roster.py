@@ -69,6 +69,11 @@ class Roster:
         self.aside = aside
         return refused
 
+    def call_back(self, request: Request) -> None:
+        """One that waits in line is not ready any more."""
+        self.waiting.remove(request)
+        self.aside.append(request)
+
     def assign(self, request: Request) -> None:
         """Give a request a slot."""
         slot = self.slots.assign(request, self.waiting.rank(request))

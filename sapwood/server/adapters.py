@@ -36,6 +36,7 @@ class Adapters:
         self._loading = asyncio.Lock()
         self._folder = Path(config.adapters.lora_dir) if config.adapters.lora_dir else None
         self._seen: dict[str, Stamp] = {}  # of the watched directory, by name
+        self._unread = ""  # why the directory could not be read when it was looked at last
         self._watching: asyncio.Task[None] | None = None
 
     def find(self, name: str) -> Known | None:
@@ -125,11 +126,19 @@ class Adapters:
                 log.warning("the adapters in %s are as they were: %s", self._folder, error)
 
     async def look(self) -> None:
-        """Load what is new in the directory or has changed, and unload what has gone. One that cannot be used is told of once."""
+        """Load what is new in the directory or has changed, and unload what has gone. One that cannot be used is told of once, and so is the
+        directory itself."""
         assert self._folder is not None
-        found = await anyio.to_thread.run_sync(_stamps, self._folder)
-        if found is None:
-            return
+        try:
+            found = await anyio.to_thread.run_sync(_stamps, self._folder)
+            self._unread = ""
+        except OSError as error:
+            if (why := error.strerror or str(error)) != self._unread:
+                self._unread = why
+                log.warning("--lora-dir %s: %s", self._folder, why)
+            if not isinstance(error, FileNotFoundError):
+                return
+            found = {}
         for name in self._seen.keys() - found.keys():
             del self._seen[name]
             if self.registry.get(name) is not None:
@@ -144,15 +153,10 @@ class Adapters:
                 log.warning("adapter %s: %s", name, error)
 
 
-def _stamps(folder: Path) -> dict[str, Stamp] | None:
-    """Of all adapters in a directory that have both of their files, by name; None if it cannot be read now."""
-    try:
-        places = sorted(folder.iterdir())
-    except OSError as error:
-        log.warning("--lora-dir %s: %s", folder, error.strerror or error)
-        return {} if isinstance(error, FileNotFoundError) else None
+def _stamps(folder: Path) -> dict[str, Stamp]:
+    """Of all adapters in a directory that have both of their files, by name. Raises OSError if it cannot be read now."""
     found = {}
-    for one in places:
+    for one in sorted(folder.iterdir()):
         with contextlib.suppress(OSError):  # what cannot be looked into, or goes meanwhile, is no adapter
             if is_adapter(one) and (one / WEIGHTS).is_file():
                 config, weights = (one / CONFIG).stat(), (one / WEIGHTS).stat()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from sapwood.adapters import AdapterStake
 from sapwood.adapters.stake import PATIENCE
@@ -15,6 +18,7 @@ from sapwood.base.request import Request
 from sapwood.base.sampling import SamplingParams
 from sapwood.base.slots import Slots
 from sapwood.base.stake import LATER, NOW, Ready, Refusal
+from sapwood.runner.adapters import Shelf
 
 ROWS = Rows(0, 0, *(np.zeros(0, np.int32) for _ in range(4)), np.zeros(0, np.int64))
 
@@ -151,6 +155,19 @@ def test_one_that_has_given_way_takes_what_is_only_promised() -> None:
     assert room.stake.relief > before and room.stake.enter(waiting, 1)
 
 
+def test_one_that_has_given_way_waits_for_what_is_gone_meanwhile() -> None:
+    """Else the step that it starts in would read files."""
+    room = Room(1)
+    running = room.run("a")
+    room.leave(running)
+    room.leave(room.run("b"))  # which is on the device in its place
+    running.slot = -1
+    room.host.answers["a"] = LATER
+    assert not room.stake.enter(running, 1) and room.ready(running) is LATER
+    room.host.answers["a"] = NOW
+    assert room.ready(running) is NOW and room.start(running)
+
+
 def test_those_that_are_much_in_use_starve_nobody() -> None:
     room = Room(1)
     running = [room.run("a")]
@@ -207,3 +224,26 @@ def test_operators_ask_for_one(answer: Ready, told: dict[str, bool | str]) -> No
     room = Room(1)
     room.host.answers["a"] = answer
     assert room.stake.commands["adapter"](id="a", path="/a") == told
+
+
+def test_a_burst_is_read_within_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as the host's memory is to hold, and the others when these have been."""
+    go_on, reads = threading.Event(), list[str]()
+
+    def read(self: Shelf, adapter: Adapter) -> dict[str, object]:
+        reads.append(adapter.id)
+        assert go_on.wait(30)
+        return {}
+
+    monkeypatch.setattr(Shelf, "_read", read)
+    shelf = Shelf(SimpleNamespace(num_slots=1), most=2, dtype=torch.float32)  # type: ignore[arg-type]
+    burst = [Adapter(str(number), "/") for number in range(6)]
+    assert [shelf.fetched(one) for one in burst] == [LATER] * 6
+    assert [shelf.knows(one) for one in burst] == [True, True, False, False, False, False]
+    go_on.set()
+    for one in burst:
+        while shelf.fetched(one) is not NOW:
+            shelf.wait(0.05)
+        assert len(shelf._here) <= 2
+    assert sorted(set(reads)) == [one.id for one in burst]
+    shelf.close()

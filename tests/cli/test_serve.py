@@ -80,11 +80,18 @@ def test_the_first_request_is_shown_with_the_key_that_it_needs(capsys: pytest.Ca
 
 def test_decisions_are_aligned_and_plain_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     print_decisions(
-        console(), ["dtype = float32 (slow otherwise)", "kv_cache = 9 tokens (window 4) (3 pages of 3)", "odd"]
+        console(),
+        [
+            "dtype = float32 (slow otherwise)",
+            "kv_cache = 9 tokens (window 4) (3 pages of 3)",
+            "odd",
+            "a = 1 (so (as it is) and (so on))",
+        ],
     )
     lines = [line.split("  ") for line in capsys.readouterr().out.splitlines()]
     assert [[cell.strip() for cell in line if cell] for line in lines] == [
         ["dtype", "float32", "slow otherwise"],
         ["kv_cache", "9 tokens (window 4)", "3 pages of 3"],
         ["odd"],
+        ["a", "1", "so (as it is) and (so on)"],
     ]

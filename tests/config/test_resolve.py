@@ -79,6 +79,8 @@ def test_adapters_put_the_cpu_s_own_kernels_aside(tmp_path: Path) -> None:
     assert reasons["max_cpu_loras"][0] == 32
     reasons = {one.field: (one.value, one.reason) for one in resolve(given, SMALL, H100)[1]}
     assert reasons["max_lora_rank"] == (40, "the largest of the adapters that are there at the start")
+    config, decisions = resolve(from_options({}), SMALL, CPU)
+    assert config.adapters.max_lora_rank == 16 and not any("lora" in one.field for one in decisions)
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,10 @@ def test_some_tensors_by_name(tiny_model: Path, tmp_path: Path) -> None:
     name = next(name for name in tensors if "layers.1" in name)
     sums = {name: hashlib.sha256(tensors[name].numpy().tobytes()).hexdigest().upper()}
     rest = ((name, one) for name, one in tensors.items() if ".layers.0." not in name)
-    assert llm.update_weights(rest, version="all", checksums=sums) == "all"
+    assert llm.update_weights(dict(rest), version="all", checksums=sums) == "all"
+    for wrong in ({"a": 1}, [tensors[name]], ["name"]):
+        with pytest.raises(ModelError, match=r"a map of names to tensors such as a state_dict\(\), or pairs"):
+            llm.update_weights(wrong)  # type: ignore[arg-type]
     assert [one.token_ids for one in llm.generate(PROMPTS, GREEDY)] == [one.token_ids for one in wanted]
 
 

@@ -83,6 +83,48 @@ def test_other_images_behind_the_same_places_are_other_prompts() -> None:
     asyncio.run(scenario())
 
 
+def test_weights_that_one_refuses_none_takes() -> None:
+    about = {"path": "/new", "whole": True, "checksums": {"a": "0"}}
+
+    async def scenario() -> None:
+        wires = Wires()
+        controls = lambda number: [one.what for one in wires.sent[number] if isinstance(one, Control)]  # noqa: E731
+
+        async def answered(*bodies: dict[str, Any]) -> None:
+            for _ in range(5):
+                await asyncio.sleep(0)
+            for number, body in enumerate(bodies):
+                wires.answer(number, body)
+
+        task = asyncio.ensure_future(wires.all.control("update_weights", about))
+        await answered({"weight_version": "default"}, {"error": "not here", "weight_version": "default"})
+        assert (await task)["error"] == "not here"
+        assert controls(0) == controls(1) == ["check_weights"]
+
+        task = asyncio.ensure_future(wires.all.control("update_weights", about))
+        await answered({"weight_version": "default"}, {"weight_version": "default"})
+        await answered({"weight_version": "1", "seconds": 1.0}, {"weight_version": "1", "seconds": 3.0})
+        assert await task == {"weight_version": "1", "seconds": 3.0} and wires.all.weight_version == "1"
+        last = wires.sent[0][-1]
+        assert isinstance(last, Control) and last.about["version"] == "1" and last.about["checksums"] == {}
+
+        task = asyncio.ensure_future(wires.all.control("update_weights", about | {"version": "x"}))
+        await answered({"weight_version": "1"}, {"weight_version": "1"})
+        await answered({"error": "gone", "weight_version": "1"}, {"weight_version": "x", "seconds": 3.0})
+        error = (await task)["error"]
+        assert "gone" in error and "0 of 2 engines" in error and "version x" in error
+        for _ in range(4):
+            wires.all.submit([1] * 40, ONE, Bell())
+        assert len(wires.submits(1)) == 4 and wires.all.weight_version == "x"
+        wires.engines[1].die("too", 1.0)  # better old weights than none
+        wires.all.submit([1] * 40, ONE, Bell())
+        assert len(wires.submits(0)) == 1 and wires.all.weight_version == "1"
+        wires.engines[1].revive(wires.sent[1].append, FACTS)
+        assert {one.weight_version for one in wires.engines} == {"1", "default"}
+
+    asyncio.run(scenario())
+
+
 def test_one_that_dies_costs_only_its_own() -> None:
     async def scenario() -> None:
         wires = Wires()

@@ -76,6 +76,37 @@ ways = pytest.mark.parametrize(
 )
 
 
+class Lapsing(Stake):
+    """Lets a request in only after it has said LATER to it a second time."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def concerns(self, request: Request) -> bool:
+        return request.id == 1
+
+    def ready(self, request: Request) -> Ready:
+        self.asked += 1
+        return LATER if 1 < self.asked < 12 else NOW
+
+    def enter(self, request: Request, number: int) -> bool:
+        return self.asked >= 12
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_one_that_is_not_ready_any_more_holds_nobody_up(depth: int) -> None:
+    stake = Lapsing()
+    made = World(max_model_len=64, depth=depth, stakes=lambda slots: (stake,))
+    made.add(range(10, 20), 24)
+    made.add(range(30, 36), 24)
+    made.step()
+    made.step()
+    assert made.scheduler.num_running == 1, "the other one runs"
+    run(made)
+    assert (made.output[1], made.output[2]) == (ALONE, OTHER)
+    made.check_rest()
+
+
 @ways
 def test_an_error_ends_the_request_and_no_other(depth: int, drafts: bool) -> None:
     made = world(

@@ -176,7 +176,9 @@ async def test_where_nobody_can_look_is_a_wrong_path(http: httpx.AsyncClient) ->
         assert (reply.status_code, reply.json()["error"]["param"]) == (400, "lora_path"), reply.text
 
 
-async def test_a_directory_is_watched(app: Starlette, http: httpx.AsyncClient, tmp_path: Path) -> None:
+async def test_a_directory_is_watched(
+    app: Starlette, http: httpx.AsyncClient, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     adapters, folder = app.state.front.adapters, tmp_path / "watched"
     write(folder / "one")
     (folder / "broken").mkdir()
@@ -194,6 +196,15 @@ async def test_a_directory_is_watched(app: Starlette, http: httpx.AsyncClient, t
     shutil.rmtree(folder / "one")
     await adapters.look()
     assert [known.name for known in adapters.registry] == ["sql", "two"]
+    for _ in range(2):  # it goes, comes, and goes again: that is told of once each time
+        shutil.rmtree(folder)
+        caplog.clear()
+        for _ in range(3):
+            await adapters.look()
+        assert [known.name for known in adapters.registry] == ["sql"]
+        assert len([one for one in caplog.messages if "--lora-dir" in one]) == 1
+        folder.mkdir()
+        await adapters.look()
 
 
 async def test_without_adapters(engine: FakeEngine, text: TextModel, tmp_path: Path) -> None:
