@@ -42,14 +42,15 @@ class Part:
     """`size` output rows of a Linear, from the checkpoint tensor `name`.weight (and `name`.bias).
 
     A cut along the output falls between `unit`s (a unit is a head's rows, say). Parts of one Linear that share a name
-    are consecutive runs of rows of one tensor that the checkpoint holds fused already; or they take turns there, `turn`
-    rows of each.
+    are consecutive runs of rows of one tensor that the checkpoint holds fused already, in another order if each says `at` which row it
+    begins; or they take turns there, `turn` rows of each.
     """
 
     name: str
     size: int
     unit: int = 1
     turn: int | None = None
+    at: int | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ class Linear(Leaf):
         sizes = [other.size if other.name == part.name else 0 for other in self.parts]
         unit = part.unit if self.split == "out" else None
         if part.turn is None:
-            return Axis(part.size, unit, first=sum(sizes[:index]), whole=sum(sizes), joined=True)
+            first = sum(sizes[:index]) if part.at is None else part.at
+            return Axis(part.size, unit, first=first, whole=sum(sizes), joined=True)
         turns = [other.turn or 0 if other.name == part.name else 0 for other in self.parts]
         first, every = sum(turns[:index]), sum(turns)
         return Axis(part.size, unit, first=first, whole=sum(sizes), joined=True, turn=part.turn, every=every)

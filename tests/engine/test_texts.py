@@ -22,9 +22,17 @@ from sapwood.kernels.cpu.library import find
 from tests import models, readers
 from tests.engine.whole import prompts_that_share
 
-ENCODERS = ("bert", "roberta", "xlm-roberta", "distilbert", "modernbert", "nomic")
+ENCODERS = ("bert", "roberta", "xlm-roberta", "distilbert", "modernbert", "nomic", "mpnet", "gte", "gte-untyped")
 DECODERS = ("qwen3", "qwen3-base", "mistral-base")
-LABELS = ("bert-labels", "roberta-labels", "distilbert-labels", "modernbert-labels", "qwen3-labels")
+LABELS = (
+    "bert-labels",
+    "roberta-labels",
+    "distilbert-labels",
+    "modernbert-labels",
+    "qwen3-labels",
+    "mpnet-labels",
+    "gte-labels",
+)
 CLOSE = 1e-4
 LENGTHS = (1, 2, 17, 17, 64, 5, 100, 33)
 

@@ -42,21 +42,21 @@ DISTIL = replace(
 
 def bert(c: HfConfig) -> Decoder:
     hidden = c.integer("hidden_size")
-    found = _encoder(c, BERT, kinds=2)
+    found = encoder(c, BERT, kinds=2)
     pooler = Dense(Linear(hidden, (Part("bert.pooler.dense", hidden),), None, bias=True), "tanh")
     if not scores(c):
         return replace(found, aside=(*found.aside, "bert.pooler.", "pooler."))
-    return replace(found, classifier=_classifier(c, pooler, "classifier"))
+    return replace(found, classifier=classifier(c, pooler, "classifier"))
 
 
 def roberta(c: HfConfig) -> Decoder:
     hidden = c.integer("hidden_size")
-    found = _encoder(c, ROBERTA, kinds=1, offset=c.count("pad_token_id", 1) + 1)
+    found = encoder(c, ROBERTA, kinds=1, offset=c.count("pad_token_id", 1) + 1)
     found = replace(found, aside=(*found.aside, "roberta.pooler.", "pooler."))
     if not scores(c):
         return found
     inner = Dense(Linear(hidden, (Part("classifier.dense", hidden),), None, bias=True), "tanh")
-    return replace(found, classifier=_classifier(c, inner, "classifier.out_proj"))
+    return replace(found, classifier=classifier(c, inner, "classifier.out_proj"))
 
 
 def distilbert(c: HfConfig) -> Decoder:
@@ -69,14 +69,14 @@ def distilbert(c: HfConfig) -> Decoder:
     )
     c.ignore("sinusoidal_pos_embds", "tie_weights_")  # they are in the checkpoint, however they were made
     hidden = c.integer("hidden_size")
-    found = _encoder(c, DISTIL, kinds=0)
+    found = encoder(c, DISTIL, kinds=0)
     if not scores(c):
         return found
     inner = Dense(Linear(hidden, (Part("pre_classifier", hidden),), None, bias=True), "relu")
-    return replace(found, classifier=_classifier(c, inner, "classifier"))
+    return replace(found, classifier=classifier(c, inner, "classifier"))
 
 
-def _encoder(c: HfConfig, layout: Layout, *, kinds: int, offset: int = 0) -> Decoder:
+def encoder(c: HfConfig, layout: Layout, *, kinds: int, offset: int = 0) -> Decoder:
     """`kinds` are those of texts that tokens may belong to, where the config says nothing; `offset` the row of the first position."""
     c.must("position_embedding_type", "absolute")
     c.refuse("add_cross_attention", "cross_attention_hidden_size", because="texts are read alone")
@@ -109,7 +109,7 @@ def _encoder(c: HfConfig, layout: Layout, *, kinds: int, offset: int = 0) -> Dec
     )
 
 
-def _classifier(c: HfConfig, inner: Dense, name: str) -> Classifier:
+def classifier(c: HfConfig, inner: Dense, name: str) -> Classifier:
     return Classifier("cls", inner, Linear(inner.linear.out, (Part(name, num_labels(c)),), None, bias=True))
 
 
