@@ -388,6 +388,7 @@ def _add(generation: Generation, output: Output, assembler: Assembler, piece: Pi
     generation.prompt_logprobs = assembler.prompt_logprobs
     if output is generation.outputs[0]:  # the others find what the first has computed
         generation.cached_tokens = assembler.num_cached_tokens
+        generation.left_out_tokens = assembler.num_left_out
 
 
 def _warn(generations: Sequence[Generation]) -> None:

@@ -42,11 +42,13 @@ class Output:
 
 @dataclass(eq=False)
 class Generation:
-    """What came of one prompt: `params.n` outputs. `text`, `token_ids` and `finish_reason` are the first one's."""
+    """What came of one prompt: `params.n` outputs. `text`, `token_ids` and `finish_reason` are the first one's. `left_out_tokens` of the
+    prompt were not computed (`--speculative-prefill`)."""
 
     prompt_token_ids: list[int]
     outputs: list[Output]
     cached_tokens: int = 0
+    left_out_tokens: int = 0
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
 
     @property

@@ -121,6 +121,7 @@ class Batch:
     `shared` are runs that a group with a window does not heed. `spans` is None where the host may not know them: inside a
     graph. `heads_R` (int32) is how many of a row's last tokens yield another, None where no row has several. `seconds_S` (int32)
     is where a second text begins in a slot, 0 where there is none; None where nobody asks. `seen` is None where no media stand.
+    `rotary_T` (int64) are the positions by which tokens are turned, None where these are `positions_T`, their places.
     """
 
     ids_T: Tensor
@@ -137,6 +138,12 @@ class Batch:
     heads_R: Tensor | None = None
     seconds_S: Tensor | None = None
     seen: Seen | None = None
+    rotary_T: Tensor | None = None
+
+    @property
+    def turned_T(self) -> Tensor:
+        """The positions that the model is told of."""
+        return self.positions_T if self.rotary_T is None else self.rotary_T
 
 
 class Backend(Protocol):

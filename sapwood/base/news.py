@@ -16,7 +16,7 @@ class News:
     """News of one request.
 
     `tokens` are new output tokens. `cached_tokens` and `waited`, as requests have them, come with the first of
-    them, -1 after that. `finish` is set on the last news; `stop` is the stop token that ended it, `error` the text of an error
+    them, -1 after that, and so does `left_out`, the prompt's tokens that were not computed. `finish` is set on the last news; `stop` is the stop token that ended it, `error` the text of an error
     that did, `drafted` how drafts fared, by drafter, `vector` what a task yields that wants one.
     """
 
@@ -31,6 +31,7 @@ class News:
     waited: float = -1.0
     drafted: dict[str, Drafted] = field(default_factory=dict)
     vector: Floats | None = None
+    left_out: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

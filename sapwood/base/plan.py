@@ -226,7 +226,17 @@ class Adapters:
     adapters_A: Ints
 
 
-Part = Admissions | Known | Drafts | Propose | Pages | Copies | Inputs | Runs | Masked | Encode | Embed | Adapters
+@dataclass(frozen=True, slots=True, eq=False)
+class Gaps:
+    """Slots whose tokens have other rotary positions than their places: the `tokens` of these stretches, which start at 0, are by how much
+    they are more, and the last of them holds for all behind. A stretch of none ends that."""
+
+    stretches: tuple[Stretch, ...]
+
+
+Part = (
+    Admissions | Known | Drafts | Propose | Pages | Copies | Inputs | Runs | Masked | Encode | Embed | Adapters | Gaps
+)
 LatePart = Masks | Drafts
 P = TypeVar("P")
 

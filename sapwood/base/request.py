@@ -50,6 +50,8 @@ class Request:
         constraint: Where it is in its grammar, None without one; the grammar room's business alone. It stays with the
             request when that is preempted.
         drafted: How its drafts fare, by drafter.
+        gaps: Of a prompt that was thinned, by how much the rotary position of each token is more than its place; that of the last holds
+            for all behind it. None of a prompt that is whole.
         media: What it brings for an encoder. `spans` say where in the prompt that stands, in order.
         handoff: The other engine that its prompt is computed for, or by, if there is one.
         task: What it wants. One that is no generation ends with its first token.
@@ -65,6 +67,7 @@ class Request:
         "charged",
         "constraint",
         "drafted",
+        "gaps",
         "handoff",
         "hold",
         "id",
@@ -129,9 +132,8 @@ class Request:
         self.arrival = arrival
         self.arrived = arrived
         self.waited = -1.0
-        self.slot = -1
+        self.slot = self.cached_tokens = -1
         self.passed = 0
-        self.cached_tokens = -1
         self.prompt_logprobs: list[TokenLogprobs] = []
         # What is asked of every position of the prompt is complete, or nothing is.
         self.scored = params.prompt_logprobs is None and not task.whole
@@ -139,6 +141,7 @@ class Request:
         self.hold: Any = None
         self.constraint: Any = None
         self.drafted: dict[str, Tally] = {}
+        self.gaps: Ints | None = None
         self.stakes: tuple[Stake, ...] = ()
 
     @property
@@ -149,6 +152,24 @@ class Request:
         spelled = self.tokens.copy()
         spelled[: self.prompt_len] = self._prompt
         return spelled
+
+    def thin(self, kept: Ints) -> None:
+        """Before it has started: of its prompt only tokens at these places, ascending, are to be computed, and they keep their rotary
+        positions. What is computed of them is nobody else's: it depends on what was left out."""
+        assert not self.running and self.gaps is None and not self.spans and len(self.tokens) == self.prompt_len
+        self.gaps = (kept - np.arange(len(kept))).astype(np.int32)
+        left_out = self.prompt_len - len(kept)
+        self.tokens = self._prompt = np.ascontiguousarray(self.tokens[kept])
+        self.prompt_len, self.limit, self.min_len = (
+            one - left_out for one in (self.prompt_len, self.limit, self.min_len)
+        )
+        self.namespace += f"\0thinned {self.arrival}"
+        self.hold = None
+
+    @property
+    def num_left_out(self) -> int:
+        """Tokens of the prompt that are not computed."""
+        return 0 if self.gaps is None else int(self.gaps[-1])
 
     @property
     def running(self) -> bool:

@@ -71,6 +71,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         timestamps: Marks of time stand in the output by these rules.
         prediction: Tokens that the output will probably be like. Where the engine follows predictions, those that come true cost
             no step of their own; nothing else depends on them.
+        whole_prompt: Every token of the prompt is computed, where the engine leaves some out of others' (speculative prefill).
     """
 
     max_tokens: int | None = None
@@ -100,6 +101,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     thinking: Thinking | None = None
     timestamps: Timestamps | None = None
     prediction: tuple[int, ...] = ()
+    whole_prompt: bool = False
 
     @property
     def restricted(self) -> bool:

@@ -82,12 +82,14 @@ class Stake:
     Attributes:
         scarce: A row that it holds back may run if another running request gives way to it.
         relief: Grows whenever a request that could not `enter` might.
+        reshapes: A request is another one, with another prompt, when this one says NOW; until then no other is asked whether it is ready.
         rules: It wants to see tokens land.
         halts: Nothing is planned while it is true: all stay where they are, and what flies still lands.
     """
 
     scarce = False
     halts = False
+    reshapes = False
     rules = False
     relief = 0
 

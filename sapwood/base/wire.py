@@ -106,7 +106,7 @@ class Delta(msgspec.Struct, frozen=True, array_like=True):
 
     `tokens` are new output tokens (for a stop by token, the stop token is the last of them). `cached_tokens` counts
     prompt tokens found in the cache, `waited` the seconds until the request was first planned; both are sent with the first
-    news only (-1 after that). `finish` is set on the last news; `stop` is the stop token that ended it, `error` the text of an
+    news only (-1 after that), and so is `left_out`, how many prompt tokens were not computed at all. `finish` is set on the last news; `stop` is the stop token that ended it, `error` the text of an
     error that ended it, `drafted` how its drafts fared, by drafter, `vector` what a task yields that wants one, as float32,
     `weight_version` that of the weights that computed its end.
     """
@@ -123,6 +123,7 @@ class Delta(msgspec.Struct, frozen=True, array_like=True):
     drafted: dict[str, Drafted] = {}
     vector: bytes = b""
     weight_version: str = FIRST
+    left_out: int = 0
 
 
 class Deltas(msgspec.Struct, frozen=True, tag="deltas", array_like=True):
@@ -149,6 +150,7 @@ def worded(news: News, weight_version: str = FIRST) -> Delta:
         drafted=news.drafted,
         vector=b"" if news.vector is None else news.vector.tobytes(),
         weight_version=FIRST if news.finish is None else weight_version,
+        left_out=news.left_out,
     )
 
 

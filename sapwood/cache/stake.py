@@ -150,7 +150,8 @@ class KVStake(Stake):
         if request.running:
             planned = self._slots.planned(request.slot)
             self.kv.tree.written = number  # the last plan that was made
-        self.kv.leave(request, planned, number=number, discard=not trusted)
+        # What was computed of a thinned prompt is no other request's; who comes back computes it again.
+        self.kv.leave(request, planned, number=number, discard=not trusted or request.gaps is not None)
 
     def reset(self) -> None:
         self.kv.take_changes()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from sapwood.config.adapters import AdapterOptions
+from sapwood.config.drafting import SpeculationConfig
 from sapwood.config.house import HouseConfig
 from sapwood.config.option import option
 from sapwood.config.parallel import ParallelConfig
@@ -209,47 +210,6 @@ class DeviceConfig:
     )
     seed: int = option(
         0, "seed of dummy weights and of requests that bring none", "--seed", "--random-seed", metavar="N"
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class SpeculationConfig:
-    """Drafts: tokens that are fed before they are drawn."""
-
-    speculation: str | None = option(
-        None,
-        "what drafts: off, auto, or some of prediction, tree, ngram, draft and mtp, the first one preferred",
-        "--speculation",
-        "--speculative-algorithm",
-        metavar="NAMES",
-    )
-    speculative_model: str | None = option(
-        None,
-        "a smaller model with the same tokenizer, which drafts too",
-        "--speculative-model",
-        "--speculative-draft-model-path",
-        metavar="MODEL",
-        derived=False,
-    )
-    num_speculative_tokens: int | None = option(
-        None,
-        "most drafts that a request feeds in a step",
-        "--num-speculative-tokens",
-        "--speculative-num-draft-tokens",
-        metavar="N",
-    )
-    prompt_lookup_min: int = option(
-        3,
-        "tokens in common with an earlier place of the text, at least, for what follows there to be drafted",
-        "--prompt-lookup-min",
-        metavar="N",
-    )
-    speculative_config: str | None = option(
-        None,
-        'the same as JSON, such as \'{"method": "ngram", "num_speculative_tokens": 8}\'',
-        "--speculative-config",
-        metavar="JSON",
-        derived=False,
     )
 
 

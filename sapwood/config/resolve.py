@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from sapwood.base.errors import ConfigError
 from sapwood.base.kv import SCALE_BYTES, KVGroup, most_rewound, page_size_problem
 from sapwood.base.layout import longest_sequence, pages_for, split_pages
-from sapwood.config import adapters, parallel, speculation, stores, texts
+from sapwood.config import adapters, parallel, speculation, stores, texts, thinning
 from sapwood.config.devices import RULES
 from sapwood.config.facts import DeviceFacts, ModelShape
 from sapwood.config.fairness import policy
@@ -77,6 +77,7 @@ def resolve(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[Con
     _check(config, model, device)
     if stored := stores.places(config.stores):
         decisions.append(Decision("kv_store", " + ".join(map(str, stored)), stores.FORMULA))
+    decisions += [Decision(*one) for one in thinning.told(config)]
     return config, tuple(decisions)
 
 

@@ -9,9 +9,10 @@ from typing import Any
 import msgspec
 
 from sapwood.base.errors import ConfigError
+from sapwood.config.drafting import SpeculationConfig
 from sapwood.config.facts import DeviceFacts, ModelShape
 from sapwood.config.flags import flag_of, replace
-from sapwood.config.options import Config, SpeculationConfig
+from sapwood.config.options import Config
 
 OFF, AUTO = "off", "auto"
 MODEL, MTP = "draft", "mtp"

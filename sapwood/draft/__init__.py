@@ -5,6 +5,19 @@ from sapwood.draft.lookup import Lookup
 from sapwood.draft.pace import Adaptive, Costs, Line, Passes
 from sapwood.draft.prediction import Predictions
 from sapwood.draft.stake import DraftStake
+from sapwood.draft.thin import ThinStake
 from sapwood.draft.tree import Tree
 
-__all__ = ["Adaptive", "Costs", "DraftStake", "Drafter", "Line", "Lookup", "OnDevice", "Passes", "Predictions", "Tree"]
+__all__ = [
+    "Adaptive",
+    "Costs",
+    "DraftStake",
+    "Drafter",
+    "Line",
+    "Lookup",
+    "OnDevice",
+    "Passes",
+    "Predictions",
+    "ThinStake",
+    "Tree",
+]

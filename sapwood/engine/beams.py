@@ -82,7 +82,7 @@ class BeamSearch:
     @property
     def step(self) -> SamplingParams:
         """What a beam's request asks for."""
-        return SamplingParams(max_tokens=1, temperature=0, logprobs=self._keep, ignore_eos=True)
+        return SamplingParams(max_tokens=1, temperature=0, logprobs=self._keep, ignore_eos=True, whole_prompt=True)
 
     def take(self, likely: Sequence[TokenLogprobs]) -> None:
         """The likeliest tokens behind each running beam, in their order."""

@@ -110,6 +110,7 @@ class Stream:
             drafted=last.drafted,
             vector=last.vector,
             weight_version=last.weight_version,
+            left_out=first.left_out,
         )
 
     def close(self) -> None:

@@ -42,6 +42,7 @@ from sapwood.engine.sleep import Asleep, changing
 from sapwood.engine.spawn import RANK, spawn
 from sapwood.engine.speculation import draft_of, shape_beside, speculate
 from sapwood.engine.stores import Stores, stores_of
+from sapwood.engine.thinning import Thinning, thinning_of
 from sapwood.executor.base import Executor, Measured
 from sapwood.executor.ranks import Ranks
 from sapwood.executor.stages import executor_of
@@ -104,8 +105,8 @@ def launch(
     """
     clock, catalogue, model = _Clock(), catalogue or joined(), config.model
     decoder = declared(config, files := _files(model, files, catalogue), catalogue)
-    config, decisions, draft = _resolved(spelled(config), decoder, files, catalogue)
-    executor = executor or _executor(config, catalogue)
+    config, decisions, draft, thinning = _resolved(spelled(config), decoder, files, catalogue)
+    executor = thinning.start(executor or _executor(config, catalogue))
     clock.lap("configure")
     measured = executor.start(config, decoder, files, max_drafts=_most_drafts(config, max_drafts), draft=draft)
     clock.took(measured.seconds)
@@ -120,7 +121,7 @@ def launch(
     pause, inputs, spread = Pause(), inputs_of(config, decoder, files), _spread(config, decoder, executor)
     clock.lap("graphs")
     stored, asleep = stores_of(config, decoder, files, draft, measured=measured, kv=kv, executor=executor), Asleep()
-    guests: tuple[Guest, ...] = (*_encoding(config, decoder, slots), lent, inputs, speculation, stored, spread)
+    guests: tuple[Guest, ...] = (*_beside(config, decoder, slots, thinning), lent, inputs, speculation, stored, spread)
     mine = (*_lasting(kv, slots, constraints, guests), pause, asleep, *stakes(slots))
     scheduler = _scheduler(config, slots, mine, kv)
     changes = changing(asleep, executor, scheduler, kv, adapted=enabled(config))
@@ -147,8 +148,8 @@ def _files(model: ModelConfig, given: ModelFiles | None, catalogue: Catalogue) -
 
 def _resolved(
     config: Config, decoder: Decoder | Foreign, files: ModelFiles, catalogue: Catalogue
-) -> tuple[Config, tuple[Decision, ...], DraftModel | None]:
-    """With the model that drafts, if there is one."""
+) -> tuple[Config, tuple[Decision, ...], DraftModel | None, Thinning]:
+    """With the model that drafts, if there is one, and what thins prompts."""
     config, draft = _placed(config), draft_of(config, decoder, files, catalogue)
     _firsts(config, decoder)  # what cannot be is told now
     if draft is not None and config.parallel.pipeline_parallel_size > 1:
@@ -156,7 +157,8 @@ def _resolved(
             "--pipeline-parallel-size: a model or head that drafts runs beside the whole of another, which no stage has. Leave out one "
             "of the two, or draft by --speculation ngram."
         )
-    return *resolve(config, shape_beside(decoder, files, draft, config), probe(config.device.device)), draft
+    config, decisions = resolve(config, shape_beside(decoder, files, draft, config), probe(config.device.device))
+    return config, decisions, draft, thinning_of(config, decoder, files, catalogue)
 
 
 def _placed(config: Config) -> Config:
@@ -190,6 +192,10 @@ def _lasting(kv: KVCache, slots: Slots, constraints: Constraints, guests: Sequen
     """The stakes of every engine, and of this one's guests."""
     mine = KVStake(kv, slots), Borders(kv, slots), Texts(kv, slots), GrammarStake(constraints, slots)
     return *mine, *(stake for guest in guests for stake in guest.stakes)
+
+
+def _beside(config: Config, decoder: Decoder | Foreign, slots: Slots, thinning: Thinning) -> tuple[Guest, ...]:
+    return *_encoding(config, decoder, slots), thinning.seated()
 
 
 def _encoding(config: Config, decoder: Decoder | Foreign, slots: Slots) -> tuple[Alone, ...]:

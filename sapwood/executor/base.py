@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sapwood.base.adapters import AdapterHost
 from sapwood.base.kv import KVGroup
 from sapwood.base.pages import Pager, Rooms
-from sapwood.base.plan import Bits, Ints, LatePart, Longs, Outcome, Plan
+from sapwood.base.plan import Bits, Floats, Ints, LatePart, Longs, Outcome, Plan
 from sapwood.base.trial import Trial
 from sapwood.base.weights import Given, Held, Level
 
@@ -43,6 +43,11 @@ class Executor(Protocol):
     sampled after that. Everything a plan writes happens after everything earlier plans read or write, so pages and slots
     may change hands from one plan to the next.
     """
+
+    def scout(self, config: Config, model: DraftModel) -> Callable[[Ints], Floats]:
+        """What has a smaller model estimate how much each token of a prompt matters, on the device, beside steps; its calls come one after
+        another from any thread. Before `start`, which measures what that leaves. Raises UserError for what the user can mend."""
+        ...
 
     def start(
         self,

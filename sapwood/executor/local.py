@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 from sapwood.arch.network import Network
+from sapwood.arch.parts import Decoder
 from sapwood.attention.select import BACKENDS, NAMES, Offer
 from sapwood.base.adapters import AdapterHost
 from sapwood.base.pages import Pager, Rooms
-from sapwood.base.plan import Bits, Ints, LatePart, Longs, Outcome, Plan
+from sapwood.base.plan import Bits, Floats, Ints, LatePart, Longs, Outcome, Plan
 from sapwood.base.trial import Trial
 from sapwood.base.weights import Given, Held, Level
 from sapwood.config.options import Config
@@ -24,6 +25,7 @@ from sapwood.parallel.segment import Segment
 from sapwood.runner.assemble import Choices
 from sapwood.runner.choose import Work
 from sapwood.runner.pace import time_steps
+from sapwood.runner.scout import Scout
 from sapwood.runner.worker import Worker
 
 if TYPE_CHECKING:
@@ -38,6 +40,12 @@ class LocalExecutor:
 
     def __init__(self, catalogue: Catalogue, segment: Segment | None = None) -> None:
         self._catalogue, self._segment = catalogue, segment
+
+    def scout(self, config: Config, model: DraftModel) -> Callable[[Ints], Floats]:
+        assert isinstance(model.decoder, Decoder), "heads are refused"
+        files = None if config.model.load_format == "dummy" else model.files
+        with loading() as progress:
+            return Scout(config, model.decoder, files, self._catalogue.methods, progress)
 
     def start(
         self,

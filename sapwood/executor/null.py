@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sapwood.base.pages import Bytes, Moves, Rooms
-from sapwood.base.plan import Bits, Ints, LatePart, Longs, Outcome, Plan, Propose
+from sapwood.base.plan import Bits, Floats, Ints, LatePart, Longs, Outcome, Plan, Propose
 from sapwood.base.trial import Trial
 from sapwood.base.weights import Given, Held, Level
 from sapwood.executor.base import Measured
@@ -30,6 +30,9 @@ class NullExecutor:
     def __init__(self, token: int = 0, *, vocab_size: int = 1000) -> None:
         self.token = token
         self._vocab_size = vocab_size
+
+    def scout(self, config: Config, model: DraftModel) -> Callable[[Ints], Floats]:
+        return lambda tokens: np.zeros(len(tokens), np.float32)
 
     def start(
         self,

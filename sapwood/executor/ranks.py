@@ -24,7 +24,7 @@ from sapwood.base.adapters import AdapterHost
 from sapwood.base.errors import ConfigError, Lost
 from sapwood.base.packing import pack_late, pack_plan, unpack_late, unpack_plan
 from sapwood.base.pages import Pager, Rooms
-from sapwood.base.plan import Bits, Ints, LatePart, Longs, Masks, Outcome, Plan
+from sapwood.base.plan import Bits, Floats, Ints, LatePart, Longs, Masks, Outcome, Plan
 from sapwood.base.stake import Ready
 from sapwood.base.trial import Trial
 from sapwood.base.weights import Given, Held, Level
@@ -84,6 +84,9 @@ class Ranks:
         self._here, self._segment = here, segment
         self._others = {rank: spawn() for rank in range(1, segment.size)}
         threading.Thread(target=_watch, args=(weakref.ref(self),), daemon=True).start()
+
+    def scout(self, config: Config, model: DraftModel) -> Callable[[Ints], Floats]:
+        return self._here.scout(of_rank(config, 0), model)
 
     def start(
         self,

@@ -76,7 +76,7 @@ class ForeignModel:
     def forward(self, batch: Batch) -> Tensor:
         """The hidden states of every token after the last norm, hidden_TE."""
         self._attends.begin(len(batch.ids_T))
-        return self._halves.states(batch.ids_T, batch.positions_T, self._attends)
+        return self._halves.states(batch.ids_T, batch.turned_T, self._attends)
 
     def states(self, batch: Batch, taps: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
         assert not taps, "hidden states between its layers are nowhere to be seen"

@@ -36,33 +36,34 @@ def find_draft(
     methods: Collection[str],
     weights: bool = True,
     progress: Progress | None = None,
+    flag: str = _FLAG,
 ) -> DraftModel:
-    """Find a model that is to draft for the `target`. Raises ConfigError where the two do not share a vocabulary, and ModelError
+    """Find a model that is to draft for the `target`, as the option of that `flag` says. Raises ConfigError where the two do not share a vocabulary, and ModelError
     for a head that is none of the target's."""
     files = find(model, weights=weights, families=families, progress=progress)
     names = tensor_names(files) if weights and files.kind == "hf" else frozenset()
     if is_eagle(files.config, names):
         if isinstance(target, Foreign):
             raise ConfigError(
-                f"{_FLAG} {model} is a head that goes on from hidden states within a model, and {target_files.name} runs in "
+                f"{flag} {model} is a head that goes on from hidden states within a model, and {target_files.name} runs in "
                 "transformers' modules, which keep them to themselves. Take a whole model, or none."
             )
         return DraftModel(eagle(files.config, names, target), files)
     decoder = declare(files.config, families, methods=methods)
     if decoder.vocab_size != target.vocab_size:
         raise ConfigError(
-            f"{_FLAG} {model} cannot draft for {target_files.name}: it has {decoder.vocab_size} tokens, and that has "
+            f"{flag} {model} cannot draft for {target_files.name}: it has {decoder.vocab_size} tokens, and that has "
             f"{target.vocab_size}. Take a model with the same tokenizer."
         )
     if (other := _difference(tokens_of(files), tokens_of(target_files))) is not None:
         id, mine, its = other
         raise ConfigError(
-            f"{_FLAG} {model} cannot draft for {target_files.name}: token {id} is {mine!r} in the one and {its!r} in the "
+            f"{flag} {model} cannot draft for {target_files.name}: token {id} is {mine!r} in the one and {its!r} in the "
             "other. Take a model with the same tokenizer."
         )
     if decoder.positions is not None and decoder.max_positions < target.max_positions:
         raise ConfigError(
-            f"{_FLAG} {model} cannot draft for {target_files.name}: it has learned {decoder.max_positions} positions and no more, "
+            f"{flag} {model} cannot draft for {target_files.name}: it has learned {decoder.max_positions} positions and no more, "
             f"and that has {target.max_positions}. Take a model with as many."
         )
     # Its positions go as far as the other's: beyond those that it was made for it is wrong more often.

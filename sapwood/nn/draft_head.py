@@ -95,7 +95,7 @@ class DraftHead(nn.Module):
     def forward(self, batch: Batch, feature_TE: Tensor) -> Tensor:
         """The head's own features of every token, given those before them."""
         (target,), block = self._target, cast(Block, self.blocks[0])
-        angles = [rotary(batch.positions_T) for rotary in self.rotaries]
+        angles = [rotary(batch.turned_T) for rotary in self.rotaries]
         follows_T1 = (batch.positions_T > 0)[:, None]
         embed = target.embed if self.embed is None else self.embed
         assert embed is not None, "heads go on from whole models"

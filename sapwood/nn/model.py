@@ -98,7 +98,7 @@ class Model(nn.Module):
         taken: dict[int, Tensor] = {}
         seen = None if self.encoder is None else batch.seen
         turns_3T = None if seen is None else seen.turns_3T
-        angles = [rotary(batch.positions_T, turns_3T) for rotary in self.rotaries]
+        angles = [rotary(batch.turned_T, turns_3T) for rotary in self.rotaries]
         x_TD, residual_TD = self._begun(batch), None
         vectors_TLP = None if self.vectors is None else self.vectors(batch.ids_T, x_TD)
         if self.streams is not None:
@@ -132,7 +132,7 @@ class Model(nn.Module):
         if self.encoder is not None and batch.seen is not None:
             x_TD = batch.seen.among(x_TD)
         if self.positions is not None:
-            x_TD = x_TD + self.positions(batch.positions_T)
+            x_TD = x_TD + self.positions(batch.turned_T)
         if self.segments is not None:
             x_TD = x_TD + self.segments(batch)
         return x_TD if self.embed_norm is None else self.embed_norm(x_TD)

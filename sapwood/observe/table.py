@@ -161,6 +161,13 @@ ENGINE = {
             "sapwood_engine_drafts", "counter", "Tokens that were fed as drafts, by who proposed them.", ("drafter",)
         ),
         Named("sapwood_engine_accepted_drafts", "counter", "Drafts that turned out to be right.", ("drafter",)),
+        Named("sapwood_engine_thinned_prompts", "counter", "Prompts of which only a share was computed."),
+        Named("sapwood_engine_left_out_prompt_tokens", "counter", "Tokens of prompts that were not computed at all."),
+        Named(
+            "sapwood_engine_estimate_seconds",
+            "counter",
+            "Time in which a smaller model chose what to compute of prompts, beside the loop.",
+        ),
         Named("sapwood_engine_store_hits", "counter", "KV pages that came from a store.", ("store",)),
         Named("sapwood_engine_loaded_bytes", "counter", "Bytes of the KV pages that came from a store.", ("store",)),
         Named(

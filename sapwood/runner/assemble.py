@@ -27,6 +27,7 @@ from sapwood.base.kv import KVGroup, most_rewound
 from sapwood.config import adapters
 from sapwood.config.inputs import room_of
 from sapwood.config.options import Config
+from sapwood.config.thinning import thinned
 from sapwood.device import Device, find
 from sapwood.hub.files import ModelFiles
 from sapwood.hub.pull import Progress, silent
@@ -152,7 +153,7 @@ def assemble(
         return Rank(device, dtype, groups, machine, backends, _foreign(decoder, plainly), "they are transformers' own")
     assert isinstance(decoder, Decoder)
     tapped = any(isinstance(other, draft_head.DraftHead) and other.taps for other in others)
-    stack = "a head goes on from hidden states within the model" if tapped else machine
+    stack = "a head goes on from hidden states within the model" if tapped else _whole(config, machine)
     pool = _pool(config, decoder, device.place, dtype)
     known = choices.methods
     model, aside = _model(config, decoder, device.place, dtype, backends, stack, known, files, mesh, pool, pipe, bank)
@@ -175,7 +176,8 @@ def beside(
         how = _how(config, choice_of(decoder, None, choices.methods), device, dtype, backends, rank.mesh)
         assert isinstance(rank.model, Model | NativeModel), "who looks into a model was refused beside others"
         return Beside(backends, DraftHead(decoder, how, rank.model))
-    model, _ = _model(config, decoder, device, dtype, backends, machine, choices.methods, files, rank.mesh)
+    stack = _whole(config, machine)
+    model, _ = _model(config, decoder, device, dtype, backends, stack, choices.methods, files, rank.mesh)
     return Beside(backends, model)
 
 
@@ -201,6 +203,13 @@ def _machine(config: Config, device: Device, dtype: torch.dtype) -> Machine | st
         return f"the CPU kernels are not used: {found}"
     threads = config.device.threads or torch.get_num_threads()
     return Machine(found, threads, fine=config.device.cpu_activations == "int12")
+
+
+def _whole(config: Config, machine: Machine | str) -> Machine | str:
+    """What the CPU's own kernels compute a whole model on, or why they do not."""
+    if isinstance(machine, str) or not thinned(config):
+        return machine
+    return "tokens of thinned prompts are turned by other positions than their places, which they do not know"
 
 
 def _backends(

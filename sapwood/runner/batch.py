@@ -100,6 +100,7 @@ class Batcher:
             shared=shared,
             spans=spans,
             seen=None if self._sight is None else self._sight.of(rows.slots_R, offsets_R1, tokens[1]),
+            rotary_T=table.turned(rows.slots_R, offsets_R1, tokens[1]),
         )
         return batch, heads
 

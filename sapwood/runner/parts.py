@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sapwood.attention.base import Backend
-from sapwood.base.plan import Adapters, Admissions, Copies, Drafts, Embed, Encode, Inputs, Known
+from sapwood.base.plan import Adapters, Admissions, Copies, Drafts, Embed, Encode, Gaps, Inputs, Known
 from sapwood.runner.adapters import Shelf
 from sapwood.runner.inputs import InputReader
 from sapwood.runner.sight import Sight
@@ -85,6 +85,11 @@ def _(part: Embed, memory: Memory) -> None:
 def _(part: Inputs, memory: Memory) -> None:
     assert memory.reader is not None, "planned for models that read inputs"
     memory.reader.take(part)
+
+
+@before.register
+def _(part: Gaps, memory: Memory) -> None:
+    memory.table.spread(part)
 
 
 @before.register

@@ -23,6 +23,7 @@ from sapwood.config.options import Config
 from sapwood.config.sight import encoder_rows
 from sapwood.device import Device
 from sapwood.nn.sight.tower import MOST_AT_ONCE
+from sapwood.runner.table import slots_of
 from sapwood.runner.transfer import upload
 
 
@@ -95,9 +96,7 @@ class Sight:
         """What stands among the tokens of a step; may be captured."""
         if not self._always and not self._used.any():
             return None
-        places_T = torch.arange(len(positions_T), device=positions_T.device, dtype=torch.int32)
-        row_T = torch.searchsorted(offsets_R1[1:].contiguous(), places_T, right=True).clamp_(max=len(slots_R) - 1)
-        slots_T = slots_R[row_T].long()
+        slots_T = slots_of(slots_R, offsets_R1, len(positions_T))
         within_T = positions_T < self._lengths_S[slots_T]
         rows_T = torch.where(within_T, self._rows_SL[slots_T, positions_T], 0).long()
         if self._turns_3SL is None:

@@ -11,10 +11,13 @@ from copy import copy
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from sapwood.base.abilities import Ability
 from sapwood.base.kv import KVGroup
-from sapwood.base.plan import Admit, Drafts, Ints, Known, Stretch
+from sapwood.base.plan import Admit, Drafts, Gaps, Ints, Known, Stretch
 from sapwood.base.task import Generate
+from sapwood.device import abilities_of
 from sapwood.runner.transfer import upload
 from sapwood.sampling.fast import FAST
 from sapwood.sampling.settings import RECORD_WORDS, needs, records
@@ -28,13 +31,15 @@ class Table:
     Device: `tokens_SL` (int32) every known token; `fed_S` (int32) how many of them are in the KV cache once the steps
     given so far are done; `tables_GSP` (int32) pages, 0 where there is none; `settings_SK` packed sampling settings.
     `seconds_S` (int32) where a second text begins, 0 without one. Tokens and fed are written by steps too, the others by admits only. On the device there is one slot more, `nobody`,
-    which padding may read and write.
+    which padding may read and write. Where tokens may stand elsewhere than they are turned (`gaps`), `gaps_SL` (int32) is by how much that is more.
     Host: which sampling steps a slot's request needs (`needs_S`), whether some of them are not among those that are
     drawn at once (`special_S`), whether its prompt is to be scored (`scored_S`), whether it wants a vector (`pooled_S`), and the
     rest of its admission (`admit`).
     """
 
-    def __init__(self, *, num_slots: int, max_len: int, groups: Sequence[KVGroup], device: torch.device) -> None:
+    def __init__(
+        self, *, num_slots: int, max_len: int, groups: Sequence[KVGroup], device: torch.device, gaps: bool = False
+    ) -> None:
         length = max_len + _SLACK
         num_pages = max(-(-length // group.page_size) for group in groups)
         self.device = device
@@ -48,6 +53,9 @@ class Table:
         self.special_S = np.zeros(num_slots, dtype=np.bool_)
         self.scored_S = np.zeros(num_slots, dtype=np.bool_)
         self.pooled_S = np.zeros(num_slots, dtype=np.bool_)
+        self.gaps_SL = torch.zeros_like(self.tokens_SL) if gaps else None
+        self._gapped: set[int] = set()  # slots that have some
+        self._always = Ability.GRAPHS in abilities_of(device)  # a graph does not ask
         self._admits: list[Admit | None] = [None] * num_slots
 
     def shadow(self) -> Table:
@@ -98,6 +106,25 @@ class Table:
         rows_N, columns_N, tokens_N = upload(_cells(known.stretches), self.device)
         self.tokens_SL[rows_N, columns_N] = tokens_N
 
+    def spread(self, gaps: Gaps) -> None:
+        """Note by which positions tokens are turned that stand elsewhere."""
+        assert self.gaps_SL is not None, "told only where there may be some"
+        for one in gaps.stretches:
+            if len(one.tokens):
+                (gaps_N,) = upload([one.tokens], self.device)
+                self.gaps_SL[one.slot, : len(gaps_N)] = gaps_N
+                self.gaps_SL[one.slot, len(gaps_N) :] = gaps_N[-1]
+                self._gapped.add(one.slot)
+            elif one.slot in self._gapped:
+                self.gaps_SL[one.slot] = 0
+                self._gapped.remove(one.slot)
+
+    def turned(self, slots_R: Tensor, offsets_R1: Tensor, positions_T: Tensor) -> Tensor | None:
+        """By which positions a step's tokens are turned, None for their own; may be captured."""
+        if self.gaps_SL is None or not (self._gapped or self._always):
+            return None
+        return positions_T + self.gaps_SL[slots_of(slots_R, offsets_R1, len(positions_T)), positions_T]
+
     def turn(self, entries: Ints, pages: Ints) -> None:
         """Write entries of the page tables, by their flat places, before a step does."""
         if len(entries):
@@ -109,6 +136,13 @@ class Table:
         rows_N, columns_N, tokens_N = upload(_cells(drafts.stretches), self.device)
         free_N = columns_N > self.fed_S[rows_N]
         self.tokens_SL[rows_N, columns_N] = torch.where(free_N, tokens_N, self.tokens_SL[rows_N, columns_N])
+
+
+def slots_of(slots_R: Tensor, offsets_R1: Tensor, num_tokens: int) -> Tensor:
+    """The slot (int64) of each of a step's tokens, that of its last row for padding."""
+    places_T = torch.arange(num_tokens, device=slots_R.device, dtype=torch.int32)
+    rows_T = torch.searchsorted(offsets_R1[1:].contiguous(), places_T, right=True).clamp_(max=len(slots_R) - 1)
+    return slots_R[rows_T].long()
 
 
 def _cells(stretches: Sequence[Stretch]) -> list[Ints]:

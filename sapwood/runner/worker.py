@@ -15,6 +15,7 @@ from sapwood.base.pages import Pager, Rooms
 from sapwood.base.plan import Bits, Ints, LatePart, Longs, Outcome, Plan
 from sapwood.base.weights import Given, Held, Level
 from sapwood.config.options import Config
+from sapwood.config.thinning import thinned
 from sapwood.hub.draft import DraftModel
 from sapwood.hub.files import ModelFiles
 from sapwood.hub.pull import Progress, silent
@@ -97,7 +98,11 @@ class Worker:
         self._models = [rank.model, *(one.model for one in mine)]
         with torch.inference_mode():
             self.table = Table(
-                num_slots=self._max_rows, max_len=self._max_len, groups=rank.groups, device=rank.device.place
+                num_slots=self._max_rows,
+                max_len=self._max_len,
+                groups=rank.groups,
+                device=rank.device.place,
+                gaps=thinned(config),
             )
             self.shelf, sight = self._shelf(rank.bank), self._sight()
             self._memory = Memory(self.table, self.backends, sight, self._reader(), self.shelf)

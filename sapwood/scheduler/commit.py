@@ -176,6 +176,7 @@ class Commit:
             drafted={name: tally.told() for name, tally in request.drafted.items()} if finish else {},
             waited=request.waited if first else -1.0,
             vector=outcome.vectors.get(row),
+            left_out=request.num_left_out if first else 0,
         )
 
     def _force(self, request: Request, ruling: Ruling) -> tuple[list[int], FinishReason | None]:

@@ -10,7 +10,7 @@ from sapwood.base.news import News
 from sapwood.base.plan import Bools, Ints, Stretch
 from sapwood.base.request import Request
 from sapwood.base.slots import Slots
-from sapwood.base.stake import LATER, Refusal, Stake
+from sapwood.base.stake import LATER, NOW, Ready, Refusal, Stake
 from sapwood.scheduler.waiting import Waiting
 
 NO_SLOTS: Ints = np.zeros(0, np.int32)
@@ -57,7 +57,7 @@ class Roster:
             return []
         refused, aside = [], []
         for request in self.aside:
-            answers = [stake.ready(request) for stake in request.stakes]
+            answers = _answers(request)
             why = next((answer.why for answer in answers if isinstance(answer, Refusal)), None)
             if why is not None:
                 self.forget(request)
@@ -181,3 +181,11 @@ class Roster:
         for stake in self.stakes:
             stake.reset()
         return [request.id for request in lost]
+
+
+def _answers(request: Request) -> list[Ready]:
+    """What stakes say to the question whether it is ready; those that reshape it come first, and others only once these say NOW."""
+    answers = [stake.ready(request) for stake in request.stakes if stake.reshapes]
+    if answers and any(answer is not NOW for answer in answers):
+        return answers
+    return answers + [stake.ready(request) for stake in request.stakes if not stake.reshapes]

@@ -88,6 +88,7 @@ class Choice:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     num_cached_tokens: int = 0
+    num_left_out: int = 0
     num_thought_tokens: int | None = None
     drafted: dict[str, Drafted] = field(default_factory=dict)
     num_predicted: int = 0
@@ -109,6 +110,7 @@ class Choice:
         """Add a delta; None if it tells of the prompt only."""
         text, tokens, logprobs = assembler.take(delta)
         self.num_cached_tokens, self.prompt_logprobs = assembler.num_cached_tokens, assembler.prompt_logprobs
+        self.num_left_out = assembler.num_left_out
         if not delta.tokens and delta.finish is None:
             return None
         first, self.begun = not self.begun, True
@@ -158,6 +160,18 @@ def clipped(params: SamplingParams, room: int) -> SamplingParams:
     return msgspec.structs.replace(params, max_tokens=max(room, 1))
 
 
+THINNED = b"x-sapwood-speculative-prefill"
+"""The header of answers to prompts of which only this share may have been computed."""
+
+
+def _tell_of_thinning(front: Front, choices: Sequence[Choice]) -> None:
+    """A header, where some of the prompts' tokens may be left out."""
+    keep = front.config.speculation.speculative_prefill
+    lossy = any(not (choice.prompt.scoring or choice.params.whole_prompt) for choice in choices)
+    if keep is not None and keep < 1 and lossy and front.passage is not None:
+        front.passage.told.append((THINNED, str(keep).encode()))
+
+
 async def generate(front: Front, choices: Sequence[Choice], hand_on: HandOn) -> None:
     """Run the choices side by side to their ends; leaving earlier aborts those that still run.
 
@@ -173,6 +187,7 @@ async def generate(front: Front, choices: Sequence[Choice], hand_on: HandOn) -> 
             id = "" if adapter is None else adapter.adapter.id
             why = await explained(front, prompt, passage.account.tenant, adapter=id)
             passage.told = [*(one for one in passage.told if one[0] != ANSWER), (ANSWER, why)]
+        _tell_of_thinning(front, choices)
         await _generate(front, choices, hand_on)
 
 

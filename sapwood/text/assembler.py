@@ -42,11 +42,13 @@ class Assembler:
         finish: Why the output has ended ('stop' or 'length'), None while it grows.
         stop: The stop string or the token that ended it, if one did.
         num_cached_tokens: How many tokens of the prompt were found in the cache.
+        num_left_out: How many of them were not computed at all.
         prompt_logprobs: Those of the prompt's tokens but the first, where they were asked for.
     """
 
     __slots__ = (
-        "_detokenizer", "_finder", "_immune", "_include", "_names", "finish", "num_cached_tokens", "prompt_logprobs", "stop",
+        "_detokenizer", "_finder", "_immune", "_include", "_names", "finish", "num_cached_tokens", "num_left_out", "prompt_logprobs",
+        "stop",
     )  # fmt: skip
 
     def __init__(self, pieces: Mapping[int, bytes], hidden: Mapping[int, str], params: SamplingParams) -> None:
@@ -58,7 +60,7 @@ class Assembler:
         self._immune = max(params.min_tokens - 1, 0)  # tokens to come in which stop strings do not count
         self.finish: str | None = None
         self.stop: str | int | None = None
-        self.num_cached_tokens = 0
+        self.num_cached_tokens = self.num_left_out = 0
         self.prompt_logprobs: list[TokenLogprobs] = []
 
     @property
@@ -70,6 +72,7 @@ class Assembler:
         """Add news that tell of no failure. Once `finish` is set there must be no more of them."""
         if delta.cached_tokens >= 0:
             self.num_cached_tokens = delta.cached_tokens
+        self.num_left_out += delta.left_out
         if delta.prompt_logprobs:
             self.prompt_logprobs += delta.prompt_logprobs
         tokens, logprobs = delta.tokens, delta.logprobs or []

@@ -29,7 +29,7 @@ from sapwood.base.slots import Slots
 from sapwood.base.stake import Stake
 from sapwood.base.task import POOLINGS, Embed
 from sapwood.base.wire import Deltas
-from sapwood.draft import Drafter, DraftStake
+from sapwood.draft import Drafter, DraftStake, thin
 from sapwood.engine import launch
 from sapwood.engine.loop import Engine
 from sapwood.loras import Lora, Loras
@@ -217,6 +217,12 @@ def _in_turns(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Loras, "each", chosen)
 
 
+def _long(patch: pytest.MonkeyPatch) -> None:
+    """All prompts are."""
+    patch.setattr(thin, "CHUNK", 2)
+    patch.setattr(thin, "SHORTEST", 6)
+
+
 ADAPTERS, HANDED = "adapters", "prompts handed over"
 SOME = ("some adapters of it",)
 """What stands for their paths."""
@@ -268,6 +274,7 @@ NUMBERS: Mapping[str, dict[str, Any]] = MappingProxyType(
         "bfloat16": {"dtype": "bfloat16"},
         "an EAGLE head": {"speculative_model": HEAD},
         "transformers' modules": {"model_impl": "transformers"},
+        "thinned prompts": {"speculative_prefill": 0.5, "speculative_prefill_model": ITSELF, "between": _long},
         "two ranks": {"tensor_parallel_size": 2},
         "two stages": {"pipeline_parallel_size": 2},
         ADAPTERS: {"lora_modules": SOME, "max_loras": 2, "between": _in_turns},
@@ -302,6 +309,7 @@ REFUSED: Mapping[frozenset[str], str] = MappingProxyType(
     }
     | {frozenset((ADAPTERS, other)): "--enable-lora does not go with" for other in (FOREIGN, "two stages")}
     | {frozenset((FOREIGN, "an EAGLE head")): "which keep them to themselves"}
+    | {frozenset((keeps, "thinned prompts")): "does not go with stores of KV" for keeps in ("a store of KV", HANDED)}
     | {frozenset((FOREIGN, "two ranks")): "modules .* are not cut"}
     | {frozenset(("a store of KV", several)): "stores of KV do not go with" for several in ("two ranks", "two stages")}
     | {frozenset((FOREIGN, "two stages")): "modules .* are not taken apart"}
@@ -354,6 +362,8 @@ def assembled(model: Path, features: Sequence[Mapping[str, Any]]) -> tuple[dict[
         stakes += [feature["stakes"]] if "stakes" in feature else []
     if options.get("speculative_model") in (ITSELF, HEAD):
         options["speculative_model"] = str(model if options["speculative_model"] == ITSELF else head_for(model))
+    if options.get("speculative_prefill_model") == ITSELF:
+        options["speculative_prefill_model"] = str(model)
     if options.get("lora_modules") == SOME:
         options["lora_modules"] = tuple(str(one) for one in some.adapters_for(model))
     return options, lambda slots: [one for make in stakes for one in make(slots)]

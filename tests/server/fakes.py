@@ -90,6 +90,7 @@ class FakeEngine:
         self.failure: Exception | None = None
         self.fail_after = 0
         self.cached = 0
+        self.left_out = 0
         self.drafted: dict[str, Drafted] = {}
         self.asked: list[Asked] = []
         self.given: list[tuple[tuple[Media, ...], tuple[Span, ...]]] = []  # with each of these
@@ -192,6 +193,7 @@ class FakeEngine:
                 piece,
                 finish=("stop" if stop is not None else "length") if last else None,
                 cached_tokens=self.cached if at == 0 else -1,
+                left_out=self.left_out if at == 0 else 0,
                 drafted=self.drafted,
                 stop=stop,
                 logprobs=self._logprobs(piece, params.logprobs, params.logprob_token_ids),

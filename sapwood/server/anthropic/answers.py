@@ -46,13 +46,14 @@ class TokenDetails(PredictionDetails, kw_only=True):
 
 class MessageUsage(msgspec.Struct):
     """The prompt's tokens are the sum of the first three: those that were in the cache, those of new pages that are in it
-    now, and the others."""
+    now, and the others; `left_out_input_tokens` of these were not computed, where the server leaves some out."""
 
     input_tokens: int
     cache_creation_input_tokens: int
     cache_read_input_tokens: int
     output_tokens: int
     output_tokens_details: TokenDetails | UnsetType = UNSET
+    left_out_input_tokens: int | UnsetType = UNSET
 
 
 class Ending(msgspec.Struct):
@@ -177,10 +178,12 @@ class Speaker:
 
     def usage(self, choice: Choice) -> MessageUsage:
         """What has been used so far. A page of the prompt that was not in the cache is there now."""
-        page = self._front.facts.page_size if self._front.config.cache.prefix_caching else None
+        kept = self._front.config.cache.prefix_caching and not choice.num_left_out
+        page = self._front.facts.page_size if kept else None
         prompt, read = len(choice.prompt.tokens), choice.num_cached_tokens
         new = 0 if page is None else max(prompt // page * page - read, 0)
         usage = MessageUsage(prompt - read - new, new, read, len(choice.tokens))
+        usage.left_out_input_tokens = choice.num_left_out or UNSET
         details = TokenDetails()
         details.count([choice])
         if choice.num_thought_tokens is not None:

@@ -22,6 +22,7 @@ from sapwood.server.prediction import Predicted
 _AS_THEY_ARE = (
     "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed",
     "n", "ignore_eos", "skip_special_tokens", "logit_bias",
+    "whole_prompt",
 )  # fmt: skip
 
 
@@ -78,6 +79,7 @@ class Sampling(Structured, kw_only=True):
     timeout: float | None = None
     prediction: Predicted | str | None = None
     speculation_details: bool | None = None
+    whole_prompt: bool | None = None
 
     @property
     def usage_options(self) -> UsageOptions:

@@ -26,7 +26,10 @@ C = TypeVar("C")
 
 
 class PromptDetails(msgspec.Struct):
+    """`left_out_tokens`: those that were not computed, where the server leaves some out."""
+
     cached_tokens: int
+    left_out_tokens: int | UnsetType = UNSET
 
 
 class CompletionDetails(PredictionDetails, kw_only=True):
@@ -103,7 +106,8 @@ def usage_of(choices: Sequence[Choice], *, drafts: bool | None = False) -> Usage
     output = sum(len(choice.tokens) for choice in choices)
     cached = sum(choice.num_cached_tokens for choice in firsts)
     thoughts = [count for choice in choices if (count := choice.num_thought_tokens) is not None]
-    usage = Usage(prompt, output, prompt + output, PromptDetails(cached))
+    left_out = sum(choice.num_left_out for choice in firsts)
+    usage = Usage(prompt, output, prompt + output, PromptDetails(cached, left_out or UNSET))
     details = CompletionDetails()
     if thoughts:
         usage.reasoning_tokens = details.reasoning_tokens = sum(thoughts)

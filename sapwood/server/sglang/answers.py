@@ -33,6 +33,7 @@ class Answers:
             prompt_tokens=len(choice.prompt.tokens),
             completion_tokens=len(choice.tokens),
             cached_tokens=choice.num_cached_tokens,
+            left_out_tokens=choice.num_left_out or UNSET,
             weight_version=choice.weight_version if choice.finish is not None else self._front.engine.weight_version,
         )
         if choice.finish is not None:

@@ -86,6 +86,7 @@ class Meta(PredictionDetails, kw_only=True):
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
+    left_out_tokens: int | UnsetType = UNSET
     weight_version: str = "default"
     e2e_latency: float | UnsetType = UNSET
     schema_check: Finding | UnsetType = UNSET

@@ -73,10 +73,11 @@ class Incomplete(msgspec.Struct):
 
 
 class InputDetails(msgspec.Struct):
-    """`cache_write_tokens`: what was not cached and is now."""
+    """`cache_write_tokens`: what was not cached and is now; `left_out_tokens`: what was not computed, where the server leaves some out."""
 
     cached_tokens: int
     cache_write_tokens: int
+    left_out_tokens: int | UnsetType = UNSET
 
 
 class OutputDetails(PredictionDetails, kw_only=True):

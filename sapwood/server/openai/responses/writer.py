@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+from msgspec import UNSET
+
 from sapwood.server.conversation import CallIds, Turn
 from sapwood.server.errors import Problem
 from sapwood.server.front import Front
@@ -141,7 +143,9 @@ def _usage_of(choice: Choice, *, drafts: bool) -> Usage:
     prompt, output, cached = len(choice.prompt.tokens), len(choice.tokens), choice.num_cached_tokens
     details = OutputDetails(reasoning_tokens=choice.num_thought_tokens or 0)
     details.count([choice])
-    usage = Usage(prompt, InputDetails(cached, max(prompt - cached, 0)), output, details, prompt + output)
+    left_out = choice.num_left_out
+    read = InputDetails(cached, 0 if left_out else max(prompt - cached, 0), left_out or UNSET)
+    usage = Usage(prompt, read, output, details, prompt + output)
     if drafts:
         usage.speculation = drafts_of([choice])
     return usage
