@@ -32,6 +32,19 @@ def url() -> Iterator[str]:
         process.communicate()
 
 
+@pytest.fixture(scope="session")
+def routed(url: str) -> Iterator[str]:
+    """A router before it, without a path."""
+    command = (COMMAND[0], "route", url, "--port", "0")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        said = process.stdout.readline()
+        assert said.startswith("sapwood route: "), said
+        yield said.removeprefix("sapwood route: ").strip()
+        process.terminate()
+        process.communicate()
+
+
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"

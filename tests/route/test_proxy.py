@@ -268,6 +268,7 @@ def test_a_name_stands_for_all_its_addresses() -> None:
             assert len(names) == 1 and names[0].startswith("pool/")
             async with client.post(CHAT, json=body()) as answer:
                 assert answer.status == 200 and answer.headers["x-sapwood-server"] == names[0]
+            assert a.headers[-1]["host"] == url.partition("://")[2]  # it is called by its name, at an address
 
     run(case())
 
