@@ -32,7 +32,7 @@ def of_prompt(text: TextModel, prompt: Prompt, showing: Showing | None = None) -
     if shots and showing is None:
         raise RequestError("this takes prompts without media.", param="multi_modal_data")
     shown = Shown((), None) if showing is None else showing.prepared(shots)
-    tokens = text.encode(given) if isinstance(given, str) else list(given)
+    tokens = text.encode(shown.worded(given)) if isinstance(given, str) else list(given)
     return Asked(**shown.placed(tokens, "prompt")._asdict())
 
 
@@ -56,7 +56,7 @@ def of_chat(
         template_kwargs=extra,
     )
     open = text.thoughts(prompt, continues=continues) == "open"
-    placed = shown.placed(text.special_text(prompt, param="messages"), "messages")
+    placed = shown.placed(text.special_text(shown.worded(prompt), param="messages"), "messages")
     return Asked(
         placed.tokens,
         text.markers(calls=bool(tools)),

@@ -56,6 +56,10 @@ class Shown(NamedTuple):
     media: Sequence[Media]
     cabinet: Cabinet | None
 
+    def worded(self, text: str) -> str:
+        """A prompt as it is cut into tokens."""
+        return text if self.cabinet is None else self.cabinet.worded(text)
+
     def placed(self, tokens: list[int], param: str) -> Placed:
         """With the media in the places that are written in a prompt. Raises RequestError where there are not as many."""
         if self.cabinet is None:

@@ -17,6 +17,7 @@ from sapwood.arch import declare
 from sapwood.base.media import Media, Span
 from sapwood.hub.files import open_files
 from sapwood.images.anyres import Anyres
+from sapwood.images.framed import Framed
 from sapwood.images.grid import Grid
 from sapwood.images.look import Preparer
 from sapwood.images.patches import Patches
@@ -115,6 +116,13 @@ SEEING: Mapping[str, Seen] = MappingProxyType({
          "vision_config": {"model_type": "pixtral", **_VIT, "head_dim": 16}, "image_token_index": IMAGE, "vision_feature_layer": -2},
         "PixtralImageProcessorPil", {"size": {"longest_edge": 60}, "patch_size": {"height": 14, "width": 14}},
         lambda tower, settings: Rows(tower, settings, IMAGE, lambda written: [296 + len(written) % 3]),
+    ),
+    "gemma3": Seen(
+        "Gemma3Config", "Gemma3ForConditionalGeneration",
+        {"text_config": {**_TEXT, "head_dim": 16, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
+         "vision_config": _VIT, "mm_tokens_per_image": 4, "image_token_index": IMAGE, "boi_token_index": 296, "eoi_token_index": 297},
+        "Gemma3ImageProcessorPil", {"size": {"height": 28, "width": 28}, "resample": 2},
+        lambda tower, settings: Framed(tower, settings, IMAGE, begin=296, end=297),
     ),
     "smolvlm": Seen(
         "SmolVLMConfig", "SmolVLMForConditionalGeneration",
@@ -223,7 +231,7 @@ def processed(family: str, images: Sequence[Image.Image]) -> dict[str, Tensor]:
 
     seen = SEEING[family]
     made = getattr(transformers, seen.processor)(**seen.settings)(list(images), return_tensors="pt")
-    return {name: value for name, value in made.items() if name not in ("rows", "cols", "num_patches")}
+    return {name: value for name, value in made.items() if name not in ("rows", "cols", "num_patches", "num_crops")}
 
 
 def prompt_of(made: Preparer, parts: Sequence[int | Image.Image]) -> tuple[list[int], list[Media], list[Span]]:
@@ -247,4 +255,6 @@ def logprobs(family: str, tokens: Sequence[int], images: Sequence[Image.Image]) 
     given = processed(family, images) if images else {}
     if "qwen" in family:
         given["mm_token_type_ids"] = (ids == IMAGE).int()
+    if family == "gemma3":
+        given["token_type_ids"] = (ids == IMAGE).int()
     return make(family)(input_ids=ids, **given).logits[0].float().log_softmax(-1)

@@ -168,7 +168,7 @@ def kinds_of(mixer: Mixer) -> tuple[KVKind, ...]:
 class Attention:
     """Grouped-query attention, causal or among the tokens of a whole text. `qkv` yields query, key and value heads in this order.
 
-    `window`, `chunked`, `cap`, `slopes`, `sinks` and `relative` are those of `Heads`, or of `Whole` if it is not `causal`. The norms act on each head, or, if
+    `window`, `chunked`, `cap`, `slopes`, `sinks`, `relative` and `ahead` are those of `Heads`, or of `Whole` if it is not `causal`. The norms act on each head, or, if
     they are as wide as all of them, on all together; before `rope`, or if `late` after it. `v_norm` is of each value head. Without values of its
     own, `qkv` yields queries and keys, which are the values too; without keys either, both are those of another layer (`Block.shares`). Of one that
     is `gated`, `qkv` yields a gate behind them, as wide as the queries, whose sigmoid multiplies what `out` is given.
@@ -193,6 +193,7 @@ class Attention:
     causal: bool = True
     sinks: Leaf | None = None
     relative: bool = False
+    ahead: bool = False
 
     counted: ClassVar[tuple[str, ...]] = ("num_heads", "num_kv_heads", "slopes")
 
@@ -202,7 +203,8 @@ class Attention:
         if not self.causal:
             return Whole(*sizes, self.window, self.relative)
         chunked = self.chunked and self.window is not None
-        return Heads(*sizes, self.window, self.cap, self.slopes, chunked, self.sinks is not None, self.relative)
+        sinks = self.sinks is not None
+        return Heads(*sizes, self.window, self.cap, self.slopes, chunked, sinks, self.relative, self.ahead)
 
     @property
     def norms_heads(self) -> bool:

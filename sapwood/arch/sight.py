@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from sapwood.arch.encoder import Encoder
-from sapwood.arch.parts import Axis, Decoder, Leaf, StoredTensor
+from sapwood.arch.parts import Attention, Axis, Block, Decoder, Leaf, StoredTensor
 from sapwood.base.media import Kind, Media
 
 SightActivation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu"]
@@ -50,6 +50,11 @@ class Tower(Encoder, Leaf):
     @property
     def turns(self) -> bool:
         """Whether its vectors have places of their own among rotary positions."""
+        return False
+
+    @property
+    def ahead(self) -> bool:
+        """Whether positions of one of its images see each other in the decoder, those behind too."""
         return False
 
     @property
@@ -292,7 +297,17 @@ def unseeing(decoder: Decoder) -> Decoder:
     if not isinstance(tower := decoder.encoder, Tower):
         return decoder
     names = [root for roots in (tower.roots, *tower.others) for _, root in roots]
-    return replace(decoder, encoder=None, aside=(*decoder.aside, *dict.fromkeys(names)))
+    return replace(looking(decoder, ahead=False), encoder=None, aside=(*decoder.aside, *dict.fromkeys(names)))
+
+
+def looking(decoder: Decoder, *, ahead: bool) -> Decoder:
+    """Whose layers see ahead within images, or not."""
+
+    def turned(block: Block) -> Block:
+        mixer = block.mixer
+        return replace(block, mixer=replace(mixer, ahead=ahead)) if isinstance(mixer, Attention) else block
+
+    return replace(decoder, blocks=tuple(map(turned, decoder.blocks)))
 
 
 def begun(*pairs: Sequence[str]) -> tuple[tuple[str, str], ...]:

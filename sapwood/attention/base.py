@@ -89,12 +89,14 @@ def _(kind: Latent) -> int:
 class Seen:
     """What stands among a step's tokens: the row of vectors_MW in place of each token's own vector, rows_T (int64), 0 for none; and
     turns_3T (int64), its three rotary positions, None where they are all its position. A row has further vectors behind the first, one for
-    each of the decoder's first `levels` layers; row 0 is zeros."""
+    each of the decoder's first `levels` layers; row 0 is zeros. ends_T (int64) is the position behind a token's image, 0 where there is none,
+    for layers that look ahead."""
 
     rows_T: Tensor
     vectors_MW: Tensor
     turns_3T: Tensor | None
     levels: int = 0
+    ends_T: Tensor | None = None
 
     def among(self, x_TD: Tensor) -> Tensor:
         """The tokens' vectors, with those that stand in their places."""

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sapwood.attention.base import Batch, bend, heads_of, rotated, slopes_of, weights_of
+from sapwood.attention.rows import Row, RowsOf
 from sapwood.base.kv import KVGroup
 from sapwood.base.plan import Longs
 from sapwood.base.ragged import spread
@@ -84,6 +85,9 @@ class Cpu:
     def refuse(group: KVGroup, device: torch.device, dtype: torch.dtype) -> str | None:
         if dtype.itemsize == 1:
             return f"it stores keys and values in the dtypes that are computed in, not {dtype}"
+        heads = heads_of(group)
+        if heads.ahead and (heads.bent or heads.chunked):
+            return "where positions see ahead its scores are plain ones, of a window or of all"
         return None
 
     def __init__(self, group: KVGroup, index: int, device: torch.device, dtype: torch.dtype) -> None:
@@ -95,6 +99,8 @@ class Cpu:
         self._most_history = 0
         self._causal_NL = self._relative_mask(0)
         self._buckets: list[_Bucket] = []
+        self._rows_of = RowsOf(group, index, device)
+        self._apart: list[Row] = []  # of this step, those that see ahead
 
     def allocate(self, num_pages: int) -> None:
         group, heads = self._group, self._kind
@@ -112,6 +118,7 @@ class Cpu:
     def plan(self, batch: Batch) -> None:
         # On a CPU the device's tensors are the host's: the true lengths cost nothing to read.
         table_SP = batch.tables_GSP[self._index].numpy()
+        self._apart = self._rows_of.ahead(batch)
         self._written = (self._bases_K1 + batch.cells_GT[self._index]).flatten()
         blocks = self._cut(batch)
         self._buckets = [self._bucket(blocks[chosen], table_SP) for chosen in self._sort(blocks)]
@@ -137,6 +144,8 @@ class Cpu:
         """Whole rows, or their parts in each chunk, where no query sees what is before."""
         positions_R, counts_R = (column.numpy().astype(np.int64) for column in (batch.starts_R, batch.counts_R))
         tokens_R, slots_R = batch.offsets_R1.numpy()[:-1].astype(np.int64), batch.slots_R.numpy().astype(np.int64)
+        if self._apart:
+            counts_R = np.where(np.isin(tokens_R, [row.first for row in self._apart]), 0, counts_R)
         rows = _Blocks(tokens_R, positions_R, counts_R, slots_R, np.zeros_like(positions_R))
         if not self._kind.chunked or self._kind.window is None:
             return rows
@@ -251,7 +260,22 @@ class Cpu:
             else:
                 out_XHD = self._many(bucket, q_XHD, k_XLD, v_XLD, scale)
             out_THD[bucket.targets] = (out_XHD if bucket.kept is None else out_XHD[bucket.kept]).to(q_THD.dtype)
+        for row in self._apart:
+            out_THD[row.first : row.last] = self._ahead(row, q_THD[row.first : row.last], keys_CD, values_CD, scale)
         return out_THD
+
+    def _ahead(self, row: Row, q_NHD: Tensor, keys_CD: Tensor, values_CD: Tensor, scale: float) -> Tensor:
+        """With a mask of the row's own."""
+        k_HLD, v_HLD = (
+            cells_CD.view(self._kind.num_kv_heads, self._num_cells, -1)[:, row.cells_L]
+            .to(q_NHD.dtype)
+            .repeat_interleave(self._repeat, dim=0)
+            for cells_CD in (keys_CD, values_CD)
+        )
+        out_HND = F.scaled_dot_product_attention(
+            q_NHD.transpose(0, 1), k_HLD, v_HLD, attn_mask=row.seen_NL, scale=scale
+        )
+        return out_HND.transpose(0, 1)
 
     def _gather(self, cells_CD: Tensor, bucket: _Bucket) -> Tensor:
         """[K * R, L, D]"""

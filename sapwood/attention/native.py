@@ -51,6 +51,8 @@ class Native(InLibrary):
             return "its scores have no learned numbers for distances"
         if heads.chunked:
             return "its masks are of windows, and these layers see chunks"
+        if heads.ahead:
+            return "its masks are causal, and positions of an image see each other"
         if heads.num_heads > _MOST_SHARING * heads.num_kv_heads:
             sharing = heads.num_heads // heads.num_kv_heads
             return f"at most {_MOST_SHARING} query heads may share a KV head, and the model has {sharing}"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sapwood.attention.base import Batch
-from sapwood.base.kv import KVGroup
+from sapwood.base.kv import Heads, KVGroup
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,14 +37,31 @@ class RowsOf:
         table_SP = batch.tables_GSP[self._index]
         offsets = batch.offsets_R1.tolist()
         rows = zip(batch.slots_R.tolist(), batch.starts_R.tolist(), batch.counts_R.tolist(), offsets, strict=False)
-        self.rows = [self._row(table_SP[slot], start, count, first) for slot, start, count, first in rows if count]
+        self.rows = [
+            self._row(table_SP[slot], start, count, first, batch) for slot, start, count, first in rows if count
+        ]
 
-    def _row(self, table_P: Tensor, start: int, count: int, first: int) -> Row:
+    def ahead(self, batch: Batch) -> list[Row]:
+        """Those of a step's rows in which some position sees others behind it."""
+        ends_T = self._ends(batch)
+        if ends_T is None or not ends_T.any():
+            return []
+        self.plan(batch)
+        return [row for row in self.rows if ends_T[row.first : row.last].any()]
+
+    def _ends(self, batch: Batch) -> Tensor | None:
+        looks = isinstance(self._group.kind, Heads) and self._group.kind.ahead
+        return batch.seen.ends_T if looks and batch.seen is not None else None
+
+    def _row(self, table_P: Tensor, start: int, count: int, first: int, batch: Batch) -> Row:
         page_size, window = self._group.page_size, self._group.window
         oldest, end = self._group.kind.oldest, start + count
         positions_L = torch.arange(oldest(start), end, device=self._device)
         positions_N1 = torch.arange(start, end, device=self._device)[:, None]
-        seen_NL = positions_L <= positions_N1
+        lasts_N1 = positions_N1
+        if (ends_T := self._ends(batch)) is not None:
+            lasts_N1 = torch.maximum(lasts_N1, ends_T[first : first + count, None] - 1)
+        seen_NL = positions_L <= lasts_N1
         if window is not None:
             firsts_N = torch.tensor([oldest(position) for position in range(start, end)], device=self._device)
             seen_NL &= positions_L >= firsts_N[:, None]

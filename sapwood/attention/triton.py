@@ -80,6 +80,8 @@ class Triton:
         heads = heads_of(group)
         if heads.relative:
             return "its scores have no learned numbers for distances"
+        if heads.ahead:
+            return "its masks are causal, and positions of an image see each other"
         if heads.head_dim > 256:
             return f"its tiles hold heads of at most 256, and the model's have {heads.head_dim}"
         problem = page_size_problem(group.page_size)

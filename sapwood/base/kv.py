@@ -57,7 +57,7 @@ class Heads:
     and a query sees those of its own up to itself. Scores are what backends need to know of them before
     they lay anything out: with a `cap` they become cap * tanh(score / cap), and with `slopes`, one of each query head, they fall
     by so much with each position of distance (ALiBi), and if they are `relative` have a learned number for it (T5). With `sinks` each query head has a score more, of no position, which
-    takes its share of the weights and adds nothing.
+    takes its share of the weights and adds nothing. If it looks `ahead`, positions of one image see each other, those behind too.
     """
 
     num_heads: int
@@ -69,6 +69,7 @@ class Heads:
     chunked: bool = False
     sinks: bool = False
     relative: bool = False
+    ahead: bool = False
 
     @property
     def bent(self) -> bool:

@@ -20,10 +20,10 @@ from sapwood.encode.room import Room
 
 
 class EncodeStake(Stake):
-    """Encodes up to `budget` positions in a step, or one medium, into `room`."""
+    """Encodes up to `budget` positions in a step, or one medium, into `room`. No chunk ends within a span if spans are taken `whole`."""
 
-    def __init__(self, slots: Slots, room: Room, *, budget: int) -> None:
-        self._slots, self._room, self._budget = slots, room, budget
+    def __init__(self, slots: Slots, room: Room, *, budget: int, whole: bool = False) -> None:
+        self._slots, self._room, self._budget, self._whole = slots, room, budget, whole
         self._making = 1  # the plan being made, as the room is told
         self._spent = 0  # positions of what it encodes
         self._encodes: list[tuple[Media, Ints]] = []
@@ -53,6 +53,8 @@ class EncodeStake(Stake):
     def clamp(self, request: Request, start: int, count: int) -> int:
         taken, rows, new, met = self._room.taken(self._making), 0, 0, set[bytes]()
         for span in _within(request.spans, start, start + count):
+            if self._whole and span.end > start + count:
+                return max(span.start - start, 0)
             medium, name = request.media[span.index], _name(request, span)
             entry = self._room.get(name)
             if name in met or (entry is not None and entry.used == self._making):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from sapwood.arch.families import declare
 from sapwood.arch.foreign import LIBRARY, Foreign, is_foreign
 from sapwood.arch.parts import Decoder
-from sapwood.arch.sight import unseeing
+from sapwood.arch.sight import Tower, unseeing
+from sapwood.base.abilities import Ability
 from sapwood.base.errors import ConfigError, ModelError
 from sapwood.catalogue import Catalogue
 from sapwood.config.options import Config, ModelConfig
@@ -15,7 +16,17 @@ from sapwood.hub.files import ModelFiles, tensor_names
 def declared(config: Config, files: ModelFiles, catalogue: Catalogue) -> Decoder | Foreign:
     """The model of `files`, as the options want it. Raises UserError."""
     found = _declared(config.model, files, catalogue)
-    return unseeing(found) if config.sight.language_model_only and isinstance(found, Decoder) else found
+    if not isinstance(found, Decoder) or not isinstance(tower := found.encoder, Tower):
+        return found
+    blind = config.sight.language_model_only or (tower.ahead and not _attends(config))
+    return unseeing(found) if blind else found
+
+
+def _attends(config: Config) -> bool:
+    """Within images whose positions see each other: on hosts alone; elsewhere the text is served as fast as it can be."""
+    from sapwood.device import find  # which imports torch
+
+    return find(config.device.device).can(Ability.HOST)
 
 
 def _declared(model: ModelConfig, files: ModelFiles, catalogue: Catalogue) -> Decoder | Foreign:

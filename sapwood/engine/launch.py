@@ -202,10 +202,17 @@ def _encoding(config: Config, decoder: Decoder | Foreign, slots: Slots) -> tuple
     """Of a model that sees."""
     if decoder.encoder is None or not isinstance(decoder.encoder, Tower):
         return ()
-    _, largest = decoder.encoder.largest(_set(config.model.max_model_len))
+    tower = decoder.encoder
+    _, largest = tower.largest(_set(config.model.max_model_len))
+    budget = _set(config.scheduler.max_num_batched_tokens)
+    if tower.ahead and largest > (most := min(budget, config.scheduler.chunked_prefill_size or budget)):
+        raise ConfigError(
+            f"a step takes {most} tokens of a prompt at most, and an image of {largest} positions, which see each other, is fed whole: "
+            "raise --max-num-batched-tokens or --chunked-prefill-size, or leave out images (--language-model-only)."
+        )
     itemsize = ITEMSIZE[config.model.dtype]
-    rows = encoder_rows(config, largest=largest, width=decoder.encoder.width, itemsize=itemsize)
-    stake = EncodeStake(slots, Room(rows), budget=_set(config.scheduler.max_num_batched_tokens))
+    rows = encoder_rows(config, largest=largest, width=tower.width, itemsize=itemsize)
+    stake = EncodeStake(slots, Room(rows), budget=budget, whole=tower.ahead)
     return (Alone((stake,), (stake.gauges,)),)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import anyio
 
 from sapwood.arch.sight import InternTower, LlavaTower, QwenTower, ShuffledTower, Tower
+from sapwood.arch.sight_gemma import PooledTower
 from sapwood.arch.sight_pixtral import PixtralTower
 from sapwood.arch.sight_tiled import TiledTower
 from sapwood.arch.sound import SoundTower
@@ -21,6 +22,7 @@ from sapwood.base.errors import ConfigError, ModelError, RequestError
 from sapwood.base.media import Kind, Media, Span
 from sapwood.images.anyres import Anyres
 from sapwood.images.decode import decoded
+from sapwood.images.framed import Framed
 from sapwood.images.grid import Grid
 from sapwood.images.hearing import Hearing
 from sapwood.images.look import Places, Preparer
@@ -59,9 +61,19 @@ class Cabinet:
 
     def __init__(self, places: Places, sources: Sources) -> None:
         self._places, self._sources = places, sources
+        self.around: tuple[str, str] | None = None  # a place in texts, and what it is written as
         self._kept: OrderedDict[bytes, Media] = OrderedDict()
         self._kept_bytes = 0
         self._limiter = anyio.CapacityLimiter(_AT_ONCE)
+
+    @property
+    def token(self) -> int:
+        """What a template writes for one."""
+        return self._places.token
+
+    def worded(self, text: str) -> str:
+        """A prompt with media as it is cut into tokens."""
+        return text if self.around is None else text.replace(*self.around)
 
     async def media(self, urls: Sequence[tuple[str | bytes, str]], *, most: int, salt: str = "") -> list[Media]:
         """Those behind some URLs, or whose bytes are given, each with what the caller calls it. What was prepared is kept apart by `salt`. Raises RequestError naming
@@ -184,7 +196,11 @@ def gallery_of(files: ModelFiles, tower: object, text: TextModel, config: Config
     fields = _fields(files.path)
     if fields is None:
         return f"the model has no {' or '.join(_LOOKS)}, which says how images are prepared"
-    return Gallery(_preparer(files.config, tower, fields, text), sources, most_pixels=allowed.max_image_pixels)
+    made = Gallery(_preparer(files.config, tower, fields, text), sources, most_pixels=allowed.max_image_pixels)
+    if isinstance(tower, PooledTower):  # blank lines around images are read together with what stands there
+        name = next((name for name, id in text.special_tokens.items() if id == made.token), None)
+        made.around = None if name is None else (name, f"\n\n{name}\n\n")
+    return made
 
 
 def _archive(files: ModelFiles, tower: SoundTower, text: TextModel, sources: Sources, seconds: float) -> Cabinet | str:
@@ -205,9 +221,20 @@ def _token(config: Mapping[str, Any], text: TextModel, kind: Kind) -> int:
     return token
 
 
+def _of_config(config: Mapping[str, Any], name: str, usual: int) -> int:
+    """A token by what Gemma's configs call it."""
+    found = config.get(f"{name}_token_index", config.get(f"{name}_token_id", usual))
+    if type(found) is not int:
+        raise ModelError(f"config.json: {name}_token_index must be the number of a token.")
+    return found
+
+
 def _preparer(config: Mapping[str, Any], tower: Tower, fields: Mapping[str, Any], text: TextModel) -> Preparer:
     token = _token(config, text, "image")
     match tower:
+        case PooledTower():
+            begin, end = (_of_config(config, name, usual) for name, usual in (("boi", 255999), ("eoi", 256000)))
+            return Framed(tower, fields, token, begin=begin, end=end)
         case TiledTower():
             return Anyres(tower, fields, token)
         case LlavaTower():

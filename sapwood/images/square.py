@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sapwood.arch.sight import LlavaTower
+from sapwood.arch.sight_gemma import PooledTower
 from sapwood.base.errors import ModelError
 from sapwood.base.media import Media
 from sapwood.images.look import Bytes, Expansion, Settings, media_of, pixels_of, resized
@@ -23,7 +24,7 @@ _MOST_RATIO = 200  # beyond which the longer side would take all memory before i
 class Square:
     """The shortest side as long as `size` says, then the middle; or both sides as it says."""
 
-    def __init__(self, tower: LlavaTower, fields: Mapping[str, Any], token: int) -> None:
+    def __init__(self, tower: LlavaTower | PooledTower, fields: Mapping[str, Any], token: int) -> None:
         clip = tower.vit.clip
         s = Settings(
             fields,

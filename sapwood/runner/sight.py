@@ -58,6 +58,7 @@ class Sight:
         self._lengths_S = torch.zeros(num_slots + 1, dtype=torch.int32, device=place)
         self._behind_S = torch.zeros(num_slots + 1, dtype=torch.int32, device=place)
         self._levels = decoder.encoder.levels
+        self._ends_SL = torch.zeros_like(self._rows_SL, dtype=torch.int64) if decoder.encoder.ahead else None
         self._turns_3SL = None
         if decoder.encoder.turns:
             self._turns_3SL = torch.zeros(3, *size, dtype=torch.int32, device=place)
@@ -82,6 +83,8 @@ class Sight:
             self._behind_S[seat.slot] = seat.behind
             if seat.length:
                 self._rows_SL[seat.slot, : seat.length] = 0
+                if self._ends_SL is not None:
+                    self._ends_SL[seat.slot, : seat.length] = 0
             if self._turns_3SL is not None and seat.length:
                 turned = self._turns_3SL[:, seat.slot, : seat.length]
                 if seat.turns_3P is None:
@@ -90,7 +93,10 @@ class Sight:
                     turned.copy_(upload([seat.turns_3P], turned.device)[0])
         for stretch in part.stretches:
             (rows_N,) = upload([stretch.tokens], self._rows_SL.device)
-            self._rows_SL[stretch.slot, stretch.start : stretch.start + len(rows_N)] = rows_N
+            end = stretch.start + len(rows_N)
+            self._rows_SL[stretch.slot, stretch.start : end] = rows_N
+            if self._ends_SL is not None:  # spans are fed to their ends
+                self._ends_SL[stretch.slot, stretch.start : end] = end
 
     def of(self, slots_R: Tensor, offsets_R1: Tensor, positions_T: Tensor) -> Seen | None:
         """What stands among the tokens of a step; may be captured."""
@@ -99,10 +105,13 @@ class Sight:
         slots_T = slots_of(slots_R, offsets_R1, len(positions_T))
         within_T = positions_T < self._lengths_S[slots_T]
         rows_T = torch.where(within_T, self._rows_SL[slots_T, positions_T], 0).long()
+        ends_T = None
+        if self._ends_SL is not None:
+            ends_T = torch.where(within_T, self._ends_SL[slots_T, positions_T], 0)
         if self._turns_3SL is None:
-            return Seen(rows_T, self.vectors_MW, None, self._levels)
+            return Seen(rows_T, self.vectors_MW, None, self._levels, ends_T)
         more_3T = torch.where(within_T, self._turns_3SL[:, slots_T, positions_T], self._behind_S[slots_T])
-        return Seen(rows_T, self.vectors_MW, positions_T + more_3T, self._levels)
+        return Seen(rows_T, self.vectors_MW, positions_T + more_3T, self._levels, ends_T)
 
 
 def sight_of(

@@ -363,7 +363,7 @@ class Front:
                 continue_final=talk.continues,
                 template_kwargs=talk.template,
             )
-            tokens, spans = shown.placed(self.text.encode(text, add_special=talk.add_special))
+            tokens, spans = shown.placed(self.text.encode(shown.worded(text), add_special=talk.add_special))
             thoughts = self.text.thoughts(text, continues=talk.continues)
             return Rendered(tokens, thoughts, tuple(shown.media), tuple(spans))
 

@@ -79,6 +79,10 @@ class Shown:
     where: str
     gallery: Cabinet | None
 
+    def worded(self, text: str) -> str:
+        """The rendered conversation as it is cut into tokens."""
+        return text if self.gallery is None else self.gallery.worded(text)
+
     def placed(self, tokens: list[int]) -> tuple[list[int], list[Span]]:
         """The prompt with what stands for its media. Raises RequestError where the template has not as many places."""
         return (tokens, []) if self.gallery is None else self.gallery.placed(tokens, self.media, self.where)

@@ -34,7 +34,7 @@ SIZES = {  # parameters in millions
     "internlm/internlm2_5-7b-chat": 7738, "bigcode/starcoder2-3b": 3030, "mosaicml/mpt-7b": 6649,
     "ByteDance-Seed/Seed-OSS-36B-Instruct": 36151, "Qwen/Qwen3-30B-A3B": 30532,
     "tiiuae/Falcon-H1-0.5B-Base": 521, "Qwen/Qwen3.5-27B": 27357, "Qwen/Qwen3.5-35B-A3B": 35107,
-    "google/gemma-3-4b-it": 3880, "google/gemma-3-27b-it": 27009, "meta-llama/Llama-4-Scout-17B-16E": 107770,
+    "google/gemma-3-4b-it": 4300, "google/gemma-3-27b-it": 27432, "meta-llama/Llama-4-Scout-17B-16E": 107770,
     "meta-llama/Llama-4-Maverick-17B-128E-Instruct": 400712, "ai21labs/Jamba-v0.1": 51570,
     "zai-org/GLM-4.7-Flash": 29943, "state-spaces/mamba-130m-hf": 129, "tiiuae/falcon-mamba-7b-instruct": 7273, "Qwen/Qwen2.5-VL-7B-Instruct": 8292,
     "llava-hf/llava-1.5-7b-hf": 7063,

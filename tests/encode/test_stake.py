@@ -61,6 +61,15 @@ def test_room_gives_way_by_use() -> None:
     assert len(room.add(b"d", 10, 4)) == 10
 
 
+def test_spans_that_are_fed_whole() -> None:
+    """A chunk ends before one that it does not reach the end of; from within one it goes on to its end."""
+    stake = EncodeStake(Slots(2, 99), Room(20), budget=20, whole=True)
+    one = request(20, [image(1, 6)], [Span(4, 6, 0)])
+    assert [stake.clamp(one, 0, count) for count in (3, 4, 5, 9, 10, 15)] == [3, 4, 4, 4, 10, 15]
+    assert [stake.clamp(one, 4, count) for count in (1, 5, 6)] == [0, 0, 6]
+    assert [stake.clamp(one, 7, count) for count in (2, 3, 8)] == [0, 3, 8]
+
+
 class Watched(World):
     """A world that sees, whose plans cross a border, and are checked."""
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from sapwood.base.errors import ConfigError
 from sapwood.base.plan import TokenLogprobs
 from sapwood.base.sampling import SamplingParams
 from sapwood.base.wire import Facts, Submit
@@ -127,6 +128,25 @@ def test_the_text_alone(tmp_path: Path) -> None:
     refused = engine.submit(Submit(1, tokens, SamplingParams(), media=media, spans=spans))
     assert refused is not None and "no encoder" in str(refused.error)
     engine.executor.shutdown()
+
+
+def test_images_that_see_ahead(tmp_path: Path) -> None:
+    """By attention that is slow and plainly right; as a text, by whatever computes texts; and never in parts."""
+    made = seeing.preparer("gemma3", seeing.save("gemma3", tmp_path))
+    prompts: list[list[int | Image.Image]] = [[5, 6, picture(60, 45), 7, picture(30, 30, 1), 8], [20, 21, 22]]
+    for options in ({}, {"attention_backend": "reference", "max_num_batched_tokens": 7, "page_size": 16}):
+        engine, _ = engine_of(tmp_path, **options)
+        check("gemma3", Said(engine, made, prompts), prompts)
+        engine.executor.shutdown()
+    engine, facts = engine_of(tmp_path, language_model_only=True)
+    assert facts.media == () and not any(block.mixer.ahead for block in engine.executor.worker.decoder.blocks)  # type: ignore[attr-defined]
+    check("gemma3", Said(engine, made, prompts[1:]), prompts[1:])
+    engine.executor.shutdown()
+    for refused in ({"max_num_batched_tokens": 3, "max_num_seqs": 2}, {"chunked_prefill_size": 2}):
+        with pytest.raises(ConfigError, match="fed whole"):
+            engine_of(tmp_path, **refused)
+    with pytest.raises(ConfigError, match="attention-backend native"):
+        engine_of(tmp_path, attention_backend="native")
 
 
 def test_an_image_elsewhere_is_not_encoded_again(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ import pytest
 
 from sapwood.arch.families.llava_next import checked
 from sapwood.base.errors import ModelError
+from sapwood.images.gallery import Gallery
+from sapwood.images.sources import Sources
 from tests import seeing
 from tests.seeing import SEEING, picture
 
@@ -18,6 +20,7 @@ from tests.seeing import SEEING, picture
     [
         ("llava-next", {"size": {"shortest_edge": 56}}, "size.shortest_edge"),
         ("llava-next", {"crop_size": {"height": 14, "width": 28}}, "crop_size.height"),
+        ("gemma3", {"do_pan_and_scan": True}, "do_pan_and_scan"),
         ("mistral3", {"do_resize": False}, "do_resize"),
         ("mistral3", {"do_center_crop": True}, "do_center_crop"),
         ("llava-next", {"image_grid_pinpoints": [[28, 28]]}, "image_grid_pinpoints"),
@@ -34,6 +37,16 @@ def test_an_image_of_one_row_is_too_narrow(tmp_path: Path) -> None:
         made = seeing.preparer(family, seeing.save(family, tmp_path / family))
         with pytest.raises(ValueError, match="too narrow"):
             made.prepare(picture(2000, 1))
+
+
+def test_blank_lines_around_an_image_are_read_with_the_text(tmp_path: Path) -> None:
+    made = seeing.preparer("gemma3", seeing.save("gemma3", tmp_path))
+    gallery = Gallery(made, Sources(), most_pixels=10_000)
+    assert gallery.token == 296 and gallery.worded("a<boi>b") == "a<boi>b"
+    gallery.around = "<boi>", "\n\n<boi>\n\n"
+    assert gallery.worded("a\n<boi>b") == "a\n\n\n<boi>\n\nb"
+    tokens, spans = gallery.placed([5, 296, 6], [made.prepare(picture(9, 9))], "messages")
+    assert tokens == [5, 296, *[seeing.IMAGE] * 4, 297, 6] and [(one.start, one.length) for one in spans] == [(2, 4)]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,17 @@ from sapwood.arch.families.within import text_of
 from sapwood.arch.family import Family
 from sapwood.arch.hf import HfConfig
 from sapwood.arch.parts import Decoder, ropes
-from sapwood.arch.sight import InternTower, LlavaTower, QwenTower, ShuffledTower, SightActivation, Tower, Vit, begun
+from sapwood.arch.sight import (
+    InternTower,
+    LlavaTower,
+    QwenTower,
+    ShuffledTower,
+    SightActivation,
+    Tower,
+    Vit,
+    begun,
+    looking,
+)
 from sapwood.arch.sight_pixtral import PixtralTower
 from sapwood.base.errors import ModelError
 
@@ -53,7 +63,7 @@ def seeing(
             raise ModelError(
                 "config.json: rope_scaling needs an mrope_section, of which the numbers add up to half of a head."
             )
-        return replace(made, encoder=found)
+        return replace(looking(made, ahead=True) if found.ahead else made, encoder=found)
 
     whole.__module__ = tower.__module__  # whose file says what the family is
     return whole

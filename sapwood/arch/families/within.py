@@ -1,4 +1,4 @@
-"""The text of models that see or hear: Gemma 3, 3n and 4, and Llama 4."""
+"""The text of models that see or hear: Gemma 3n and 4, and Llama 4."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from sapwood.arch.families.gemma3 import gemma3
 from sapwood.arch.families.gemma3n import gemma3n
 from sapwood.arch.families.gemma4 import gemma4
 from sapwood.arch.families.llama4 import llama4
@@ -22,7 +21,6 @@ _OUTER = ("architectures", "tie_word_embeddings", "dtype", "torch_dtype")
 """Fields of the whole model that hold for its text."""
 MOVED = {"model.": "model.language_model."}
 _APART = {"model.": "language_model.model.", "lm_head": "language_model.lm_head"}
-_TOWER = ("vision_tower.", "multi_modal_projector.")
 
 
 def text_of(
@@ -71,7 +69,7 @@ def moved(made: Decoder, names: Mapping[str, str]) -> Decoder:
     )
 
 
-_GEMMA3 = {
+GEMMA3 = {
     "vocab_size": 262208,
     "num_attention_heads": 8,
     "num_key_value_heads": 4,
@@ -83,10 +81,6 @@ _GEMMA3 = {
 _SOUND = ("model.vision_tower.", "model.embed_vision.", "model.audio_tower.", "model.embed_audio.")
 
 FAMILIES = (
-    Family(
-        architecture="Gemma3ForConditionalGeneration",
-        declare=text_of(gemma3, _APART, _TOWER, **_GEMMA3),
-    ),
     Family(architecture="Gemma3nForConditionalGeneration", declare=text_of(gemma3n, MOVED, _SOUND)),
     Family(architecture="Gemma4ForConditionalGeneration", declare=text_of(gemma4, MOVED, _SOUND)),
     Family(
