@@ -9,9 +9,12 @@ from contextlib import AsyncExitStack, aclosing, contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+import msgspec
+
 from sapwood.asked import Asked, Plain, Prompt, of_chat, of_prompt
 from sapwood.base.errors import GrammarError, RequestError, SapwoodError
 from sapwood.base.grammar import Grammar
+from sapwood.base.insight import INSIGHTS, join
 from sapwood.base.sampling import SamplingParams
 from sapwood.base.task import Pooling
 from sapwood.catalogue import joined
@@ -66,21 +69,22 @@ class LLM(Resident):
         self._showing = Showing(self.config, files, self.text, self.facts, catalogue)
 
     def generate(
-        self, prompts: Prompt | Sequence[Prompt], params: Params = None, *, lora: Lora = None
+        self, prompts: Prompt | Sequence[Prompt], params: Params = None, *, lora: Lora = None, **returns: bool
     ) -> list[Generation]:
         """Generate for each prompt, a text or a list of token ids; results in the order of the prompts. One with images or recordings is
         {"prompt" or "prompt_token_ids": ..., "multi_modal_data": {"image" or "audio": one or a list}}, with the model's token in each place.
 
         `params` is one for all or one each; so is `lora`, an adapter's name or directory, or None. Raises RequestError before anything runs if one cannot be served. A request
         that fails while it runs costs no other one: its output says so in its place (`Output.error`, and a warning is
-        logged); `Generation.raise_for_error` makes an exception of it.
+        logged); `Generation.raise_for_error` makes an exception of it. `return_hidden_states`, `return_logits` and `return_routed_experts` may be given here,
+        for all, as well as in the parameters.
         """
         many = _prompts(prompts)
         asked = []
         for index, prompt in enumerate(many):
             with _numbered(index, len(many)):
                 asked.append(of_prompt(self.text, prompt, self._showing))
-        return self._run(asked, params, lora)
+        return self._run(asked, _returning(params, returns), lora)
 
     def chat(
         self,
@@ -380,11 +384,25 @@ class AsyncLLM(AsyncResident):
         return await asyncio.to_thread(of_chat, self.text, messages, showing=self._showing)
 
 
+def _returning(params: Params, returns: Mapping[str, bool]) -> Params:
+    """The parameters, with what is to be returned beside the text."""
+    if not returns:
+        return params
+    if unknown := returns.keys() - {f"return_{name}" for name in INSIGHTS}:
+        raise TypeError(f"generate() takes no {', '.join(sorted(unknown))}")
+    if params is None or isinstance(params, SamplingParams):
+        return msgspec.structs.replace(params or SamplingParams(), **returns)
+    return [msgspec.structs.replace(one, **returns) for one in params]
+
+
 def _add(generation: Generation, output: Output, assembler: Assembler, piece: Piece) -> None:
     output.text += piece.text
     output.token_ids += piece.tokens
     output.logprobs += piece.logprobs
     output.finish_reason, output.stop = assembler.finish, assembler.stop
+    if assembler.finish is not None and assembler.insights:
+        for name, told in join(assembler.insights).items():
+            setattr(output, name, told.array)
     generation.prompt_logprobs = assembler.prompt_logprobs
     if output is generation.outputs[0]:  # the others find what the first has computed
         generation.cached_tokens = assembler.num_cached_tokens

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Any, Self
+
+from numpy.typing import NDArray
 
 from sapwood.base.errors import GenerationFailed
 from sapwood.base.plan import TokenLogprobs
@@ -20,6 +22,10 @@ class Output:
     failed has an `error`, which says why, and neither text nor tokens. `said` is what a chat's text says, taken apart:
     text, thoughts and calls of tools. `schema_check` is what was found of the complete text where its grammar leaves keywords
     of a schema out, None where nothing was left out.
+
+    `hidden_states`, `logits` (float32 or float16) and `routed_experts` (int32) are arrays [positions, numbers of each], where they were asked for: of all positions of the
+    prompt, and of those of the output's tokens but the last. What is at a position is what the next token was chosen by. Experts are those of each layer that
+    has some, best first, one layer behind the other.
     """
 
     text: str = ""
@@ -31,6 +37,9 @@ class Output:
     error: str | None = None
     schema_check: Finding | None = None
     score: float | None = None
+    hidden_states: NDArray[Any] | None = None
+    logits: NDArray[Any] | None = None
+    routed_experts: NDArray[Any] | None = None
 
     @staticmethod
     def of_beam(beam: Beam, text: str) -> Output:

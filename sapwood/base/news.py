@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from sapwood.base.drafts import Drafted
+from sapwood.base.insight import Columns
 from sapwood.base.plan import Floats, TokenLogprobs
 
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -17,7 +18,8 @@ class News:
 
     `tokens` are new output tokens. `cached_tokens` and `waited`, as requests have them, come with the first of
     them, -1 after that, and so does `left_out`, the prompt's tokens that were not computed. `finish` is set on the last news; `stop` is the stop token that ended it, `error` the text of an error
-    that did, `drafted` how drafts fared, by drafter, `vector` what a task yields that wants one.
+    that did, `drafted` how drafts fared, by drafter, `vector` what a task yields that wants one, `insights`
+    what is known of positions of which nothing was told before.
     """
 
     id: int
@@ -32,6 +34,7 @@ class News:
     drafted: dict[str, Drafted] = field(default_factory=dict)
     vector: Floats | None = None
     left_out: int = 0
+    insights: Columns = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -15,7 +15,7 @@ import numpy as np
 from sapwood.base.plan import LatePart, Outcome, Part, Plan, Rows
 
 T = TypeVar("T")
-_DTYPES = {np.dtype(kind).str: np.dtype(kind) for kind in (np.int32, np.int64, np.bool_, np.float32)}
+_DTYPES = {np.dtype(kind).str: np.dtype(kind) for kind in (np.int32, np.int64, np.bool_, np.float32, np.float16)}
 
 
 def _flat(value: Any) -> Any:

@@ -24,13 +24,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from sapwood.base.adapter import Adapter
+from sapwood.base.insight import Insight
 from sapwood.base.media import Media
 from sapwood.base.sampling import SamplingParams
 from sapwood.base.task import GENERATE, Task
@@ -330,7 +331,7 @@ class Outcome:
     `logprobs` maps a row to those of its tokens, `prompt_logprobs` a row to those of the prompt tokens that the row's span
     predicts: positions start + 1 .. start + count, cut at the prompt's end. `errors` maps a row to what went wrong in
     it alone (NaN logits, say); the request ends with that text. `vectors` maps a row to what it yields whose task wants a vector:
-    its token means nothing.
+    its token means nothing. `insights` maps a row to what its request wants to know of each of the positions of its span, wrong drafts included.
     """
 
     tokens_N: Ints
@@ -339,3 +340,4 @@ class Outcome:
     prompt_logprobs: dict[int, list[TokenLogprobs]]
     errors: dict[int, str]
     vectors: dict[int, Floats] = field(default_factory=dict)
+    insights: dict[int, dict[Insight, NDArray[Any]]] = field(default_factory=dict)

@@ -10,6 +10,7 @@ import numpy as np
 from sapwood.base.adapter import Adapter
 from sapwood.base.drafts import Tally
 from sapwood.base.handoff import Handoff
+from sapwood.base.insight import Columns
 from sapwood.base.media import Media, Span, keyed, seen_by_all
 from sapwood.base.plan import Ints, TokenLogprobs
 from sapwood.base.sampling import SamplingParams
@@ -54,6 +55,7 @@ class Request:
             for all behind it. None of a prompt that is whole.
         media: What it brings for an encoder. `spans` say where in the prompt that stands, in order.
         handoff: The other engine that its prompt is computed for, or by, if there is one.
+        seen: Of its positions, how many it has been told what it wants to know of them, and `insights` what is to be told with its next news.
         task: What it wants. One that is no generation ends with its first token.
         stakes: Those that it concerns, in the scheduler's order.
     """
@@ -71,6 +73,7 @@ class Request:
         "handoff",
         "hold",
         "id",
+        "insights",
         "limit",
         "media",
         "min_len",
@@ -82,6 +85,7 @@ class Request:
         "prompt_logprobs",
         "scored",
         "seed",
+        "seen",
         "slot",
         "spans",
         "stakes",
@@ -133,10 +137,11 @@ class Request:
         self.arrived = arrived
         self.waited = -1.0
         self.slot = self.cached_tokens = -1
-        self.passed = 0
+        self.passed = self.seen = 0
         self.prompt_logprobs: list[TokenLogprobs] = []
         # What is asked of every position of the prompt is complete, or nothing is.
-        self.scored = params.prompt_logprobs is None and not task.whole
+        self.scored = params.prompt_logprobs is None and not task.whole and not params.insights
+        self.insights: list[Columns] = []
         self.task, self.handoff = task, handoff
         self.hold: Any = None
         self.constraint: Any = None

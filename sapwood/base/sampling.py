@@ -8,6 +8,7 @@ import msgspec
 
 from sapwood.base.errors import RequestError
 from sapwood.base.grammar import Grammar, Thinking
+from sapwood.base.insight import INSIGHTS, PRECISIONS, Insight, Precision
 from sapwood.base.tokens import check_ids
 
 MAX_LOGPROBS = 64
@@ -69,6 +70,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         grammar: What the text has to match; None leaves it free.
         thinking: How long the model may think; None as long as it likes.
         timestamps: Marks of time stand in the output by these rules.
+        return_hidden_states: Tell the hidden states after the last norm of every position that is computed: those of the prompt and of all
+            output tokens but the last.
+        return_logits: Tell the logits over the whole vocabulary of these positions.
+        return_routed_experts: Tell which experts were chosen at these positions.
+        return_dtype: How exactly the first two are told; float16 takes half of the bytes.
         prediction: Tokens that the output will probably be like. Where the engine follows predictions, those that come true cost
             no step of their own; nothing else depends on them.
         whole_prompt: Every token of the prompt is computed, where the engine leaves some out of others' (speculative prefill).
@@ -100,8 +106,22 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     grammar: Grammar | None = None
     thinking: Thinking | None = None
     timestamps: Timestamps | None = None
+    return_hidden_states: bool = False
+    return_logits: bool = False
+    return_routed_experts: bool = False
+    return_dtype: Precision = "float32"
     prediction: tuple[int, ...] = ()
     whole_prompt: bool = False
+
+    @property
+    def insights(self) -> tuple[Insight, ...]:
+        """What is to be told of every position."""
+        return tuple(name for name in INSIGHTS if getattr(self, f"return_{name}"))
+
+    @property
+    def details(self) -> bool:
+        """Whether something is told of each token beside which it is."""
+        return self.logprobs is not None or bool(self.insights)
 
     @property
     def restricted(self) -> bool:
@@ -143,6 +163,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             value = getattr(self, name)
             if value is not None:
                 _within(name, value, 0, min(MAX_LOGPROBS, vocab_size))
+        if self.return_dtype not in PRECISIONS:
+            raise RequestError(
+                f"return_dtype must be one of {', '.join(PRECISIONS)}, got {self.return_dtype!r}.", param="return_dtype"
+            )
         if self.seed is not None:
             _within("seed", self.seed, -SEED_LIMIT, 2 * SEED_LIMIT - 1)
         check_ids(self.logit_bias, vocab_size=vocab_size, param="logit_bias")

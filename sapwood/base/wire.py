@@ -14,6 +14,7 @@ from sapwood.base.adapter import Adapter
 from sapwood.base.drafts import Drafted
 from sapwood.base.handoff import Door, Handoff
 from sapwood.base.histogram import Histogram
+from sapwood.base.insight import Insight, Told
 from sapwood.base.media import Kind, Media, Span
 from sapwood.base.news import FinishReason, Landing, News
 from sapwood.base.plan import TokenLogprobs
@@ -108,7 +109,8 @@ class Delta(msgspec.Struct, frozen=True, array_like=True):
     prompt tokens found in the cache, `waited` the seconds until the request was first planned; both are sent with the first
     news only (-1 after that), and so is `left_out`, how many prompt tokens were not computed at all. `finish` is set on the last news; `stop` is the stop token that ended it, `error` the text of an
     error that ended it, `drafted` how its drafts fared, by drafter, `vector` what a task yields that wants one, as float32,
-    `weight_version` that of the weights that computed its end.
+    `weight_version` that of the weights that computed its end. `insights` is what is known of positions of which
+    nothing was told before.
     """
 
     id: int
@@ -124,6 +126,7 @@ class Delta(msgspec.Struct, frozen=True, array_like=True):
     vector: bytes = b""
     weight_version: str = FIRST
     left_out: int = 0
+    insights: dict[Insight, Told] = {}
 
 
 class Deltas(msgspec.Struct, frozen=True, tag="deltas", array_like=True):
@@ -151,6 +154,7 @@ def worded(news: News, weight_version: str = FIRST) -> Delta:
         vector=b"" if news.vector is None else news.vector.tobytes(),
         weight_version=FIRST if news.finish is None else weight_version,
         left_out=news.left_out,
+        insights={name: Told.of(array) for name, array in news.insights.items()},
     )
 
 
@@ -173,7 +177,7 @@ class Facts(msgspec.Struct, frozen=True):
     of those that the model can do, `classifier` what its classifier wants, if it has one, `pooling` what a vector is made by of a model that does not say.
     A vector has `vector_size` numbers. `media` are the kinds that the model has an encoder for, and `reading` says how an encoder is fed
     whose model writes of what it has read. Requests may have adapters of up to `max_lora_rank` ranks; None: of none.
-    `door` is where prompts are handed over."""
+    `door` is where prompts are handed over, `insights` are what can be told of each position, and how many numbers each is."""
 
     max_model_len: int
     vocab_size: int
@@ -195,6 +199,7 @@ class Facts(msgspec.Struct, frozen=True):
     eos_ids: list[int] = []
     max_lora_rank: int | None = None
     door: Door | None = None
+    insights: dict[Insight, int] = {}
 
     def begun(self, num_tokens: int) -> int:
         """How many positions of a sequence a prompt of so many tokens takes: none of its own where an encoder reads it."""

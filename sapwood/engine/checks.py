@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import numpy as np
 
 from sapwood.base.errors import RequestError
+from sapwood.base.insight import MOST_BYTES, Insight, dtype_of
 from sapwood.base.media import Media
 from sapwood.base.sampling import SamplingParams
 from sapwood.base.task import GENERATE, Generate, Task, tag_of
@@ -21,6 +22,14 @@ _ROUTES = {
     "score": "has no classifier: ask it for an embedding, or give label_token_ids",
 }
 """What is wrong with a model that does not do a task, and what to do."""
+
+_UNTOLD: Mapping[Insight, str] = {
+    "hidden_states": "this model generates nothing; ask for an embedding",
+    "logits": "this model generates nothing, and has no logits",
+    "routed_experts": "this model has no experts, has layers that choose different numbers of them, is computed in stages, or by the CPU's own "
+    "kernels, which do not tell: start with --cpu-kernels off there",
+}
+"""Why it cannot be told, and what to do."""
 
 
 def check_task(task: type[Task], facts: Facts) -> None:
@@ -38,6 +47,8 @@ def check_request(
         params.check(vocab_size=facts.vocab_size)
     if not tokens:
         raise RequestError("the prompt is empty; it needs at least one token.", param="prompt")
+    if params.insights:
+        _check_insights(tokens, params, facts)
     if facts.reading is not None:
         _check_read(tokens, params, facts, facts.reading)
     if isinstance(task, Generate):
@@ -67,6 +78,32 @@ def _check_room(tokens: list[int], params: SamplingParams, facts: Facts) -> None
             f"(context {facts.max_model_len}), got {params.max_tokens}.",
             param="max_tokens",
             code="context_length_exceeded",
+        )
+
+
+def _check_insights(tokens: list[int], params: SamplingParams, facts: Facts) -> None:
+    """For what is to be told of every position."""
+    for name in params.insights:
+        if name not in facts.insights:
+            raise RequestError(f"return_{name}: {_UNTOLD[name]}.", param=f"return_{name}")
+    if facts.reading is not None:
+        name = params.insights[0]
+        raise RequestError(
+            f"return_{name}: an encoder reads the prompt, of which the decoder has no positions. Leave it out.",
+            param=f"return_{name}",
+        )
+    room = facts.max_model_len - len(tokens)
+    positions = len(tokens) + (room if params.max_tokens is None else min(params.max_tokens, room))
+    sizes = {
+        name: positions * facts.insights[name] * dtype_of(name, params.return_dtype).itemsize
+        for name in params.insights
+    }
+    if sum(sizes.values()) > MOST_BYTES:
+        worst = max(params.insights, key=sizes.__getitem__)
+        raise RequestError(
+            f"return_{worst} of up to {positions} positions would be {sum(sizes.values()) >> 20} MiB with what else is to be returned, and "
+            f"there may be {MOST_BYTES >> 20}: lower max_tokens, shorten the prompt, or give return_dtype: float16.",
+            param=f"return_{worst}",
         )
 
 

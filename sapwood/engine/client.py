@@ -14,6 +14,7 @@ import msgspec
 from sapwood.base.adapter import Adapter
 from sapwood.base.errors import EngineDead, GenerationFailed, Overloaded
 from sapwood.base.handoff import Handoff
+from sapwood.base.insight import join
 from sapwood.base.media import Media, Span, check_kinds
 from sapwood.base.sampling import SEED_LIMIT, SamplingParams
 from sapwood.base.task import GENERATE, Task
@@ -111,6 +112,7 @@ class Stream:
             vector=last.vector,
             weight_version=last.weight_version,
             left_out=first.left_out,
+            insights=join([delta.insights for delta in news]),
         )
 
     def close(self) -> None:

@@ -14,10 +14,11 @@ from sapwood.arch.parts import Decoder
 from sapwood.arch.sight import Tower
 from sapwood.arch.texts import tasks_of
 from sapwood.base.errors import ConfigError, GrammarError, ModelError
+from sapwood.base.insight import Insight
 from sapwood.base.layout import longest_sequence, split_pages
 from sapwood.base.slots import Slots
 from sapwood.base.stake import Stake
-from sapwood.base.task import tag_of
+from sapwood.base.task import Generate, tag_of
 from sapwood.base.wire import Facts
 from sapwood.cache import Borders, Explanation, KVCache, KVStake, Sketch, Texts
 from sapwood.catalogue import Catalogue, joined
@@ -269,7 +270,16 @@ def _facts(
         max_lora_rank=config.adapters.max_lora_rank if enabled(config) else None,
         reading=inputs.reading,
         door=stored.door,
+        insights=_insights(decoder, measured),
     )
+
+
+def _insights(decoder: Decoder | Foreign, measured: Measured) -> dict[Insight, int]:
+    """What can be told of each position, and how many numbers each is."""
+    if Generate not in tasks_of(decoder):
+        return {}
+    found: dict[Insight, int] = {"hidden_states": decoder.hidden_size, "logits": decoder.vocab_size}
+    return found | ({"routed_experts": measured.num_routed} if measured.num_routed else {})
 
 
 def _computed(measured: Measured) -> tuple[Decision, ...]:

@@ -25,7 +25,8 @@ class Measured:
     """What was found once a model was there; of several devices, what holds of all of them.
 
     `kv_bytes` is what the KV cache may take, `backends` the name of what attends in each group, `seconds` what the parts
-    of the start took. `computed_by` is what computes the model and why, where there is a choice.
+    of the start took. `computed_by` is what computes the model and why, where there is a choice; `num_routed` how many experts a token chooses in
+    all layers, where that can be told.
     """
 
     groups: tuple[KVGroup, ...]
@@ -33,6 +34,7 @@ class Measured:
     backends: tuple[str, ...]
     seconds: Mapping[str, float]
     computed_by: tuple[str, str] | None = None
+    num_routed: int = 0
 
 
 class Executor(Protocol):

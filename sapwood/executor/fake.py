@@ -3,20 +3,21 @@
 Every KV cell holds a hash of the tokens up to its position. A row writes its cells, then every row checks each cell
 that its queries would read. The next token is a function of the whole prefix, so a request yields the same tokens
 whatever ran beside it, however it was chunked, preempted or overlapped. Where a mask leaves some tokens, it is one of
-these.
+these. The hidden state of a position is its number and its token.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sapwood.arch.groups import joint_groups, kv_groups
 from sapwood.base.adapter import Adapter
+from sapwood.base.insight import Insight
 from sapwood.base.kv import KVGroup, most_rewound
 from sapwood.base.pages import Bytes, Moves, Rooms
 from sapwood.base.plan import (
@@ -253,6 +254,7 @@ class FakeExecutor:
         errors: dict[int, str] = {}
         logprobs: dict[int, list[TokenLogprobs]] = {}
         prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
+        insights: dict[int, dict[Insight, NDArray[Any]]] = {}
         for row, slot in enumerate(plan.slots_R.tolist()):
             admit = self.admits[slot]
             if self.poison is not None and (admit.tokens[: admit.prompt_len] == self.poison).any():
@@ -264,9 +266,12 @@ class FakeExecutor:
                 last = min(int(work.starts[row] + plan.counts_R[row]), admit.prompt_len - 1)
                 known = self.tokens[slot, first : last + 1].tolist()
                 prompt_logprobs[row] = [self._logprob(token, admit.params) for token in known]
+            if admit.params.return_hidden_states:
+                places = np.arange(work.starts[row], work.starts[row] + plan.counts_R[row])
+                insights[row] = {"hidden_states": np.stack([places, self.tokens[slot, places]], 1).astype(np.float32)}
         tokens = np.array([token for run in work.runs for token in run], np.int32)
         yielded = np.array([len(run) for run in work.runs], np.int32)
-        return Outcome(tokens, yielded, logprobs, prompt_logprobs, errors)
+        return Outcome(tokens, yielded, logprobs, prompt_logprobs, errors, insights=insights)
 
     def tidy(self) -> bool:
         return False

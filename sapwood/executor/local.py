@@ -19,6 +19,7 @@ from sapwood.device import find
 from sapwood.executor.base import Measured
 from sapwood.hub.draft import DraftModel
 from sapwood.hub.files import ModelFiles
+from sapwood.nn.experts import num_routed
 from sapwood.observe.loading import loading
 from sapwood.parallel.joined import joined
 from sapwood.parallel.segment import Segment
@@ -74,6 +75,7 @@ class LocalExecutor:
             backends=tuple(backend.name for backend in worker.backends),
             seconds={"weights": loaded - began, "measure": perf_counter() - loaded},
             computed_by=worker.rank.computed_by,
+            num_routed=num_routed(worker.model) if config.parallel.pipeline_parallel_size == 1 else 0,
         )
 
     def allocate(self, num_pages: Sequence[int]) -> None:

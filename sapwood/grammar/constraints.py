@@ -50,7 +50,7 @@ class _DeadEnd(NamedTuple):
 class Constraints:
     """Lives with the engine's loop, in its thread. `allocate(M, W)` gives memory for masks; without W, of the usual width.
 
-    With `jump` tokens that a grammar forces are not drawn one by one, except for requests that want logprobs.
+    With `jump` tokens that a grammar forces are not drawn one by one, except for requests that want more of them.
 
     Attributes:
         counters: Requests, rows that were masked, and tokens that were known without being drawn.
@@ -141,7 +141,7 @@ class Constraints:
                 constraint.error = dead_end.why
             if constraint.done or not constraint.accept(token):
                 break
-        wanted = jump and not (landed.ended or constraint.error) and landed.request.params.logprobs is None
+        wanted = jump and not (landed.ended or constraint.error) and not landed.request.params.details
         forced = constraint.forced() if wanted else []
         if self._watching:
             self._time(constraint, thread_time() - began)

@@ -5,6 +5,9 @@ Suffix legend: T tokens, X experts, I inputs and O outputs of a product, E hidde
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -14,7 +17,7 @@ from sapwood.arch import experts as parts
 from sapwood.arch.parts import Place
 from sapwood.arch.shard import Piece
 from sapwood.kernels import LayerNorm, RmsNorm, Routed
-from sapwood.kernels.experts import Several, Stacked
+from sapwood.kernels.experts import Several, Stacked, select
 from sapwood.kernels.planes import StackedPlanes
 from sapwood.nn.make import Site, make
 from sapwood.quant import stacked
@@ -152,7 +155,14 @@ class Experts(nn.Module):
         self.shared = site.make("shared", part.shared)
         self.shared_gate = site.make("shared_gate", part.shared_gate)
         self._part, self._kernels = part, site.how.kernels
+        self.tells = False
+        self.told_TK: Tensor | None = None  # whom the last step's tokens have chosen, if it `tells`
         self.counts_X: Tensor | None = None  # tokens that have chosen each expert, where a host chooses
+
+    @property
+    def top(self) -> int:
+        """How many experts a token chooses."""
+        return self._part.selection.top
 
     @property
     def _routed(self) -> Routed:
@@ -176,6 +186,9 @@ class Experts(nn.Module):
         logits_TX, sum_TE = self.router.behind(x_TE, residual_TE, norm)
         if self.counts_X is None and self._kernels.routed is None:
             self.counts_X = torch.zeros(logits_TX.shape[1], dtype=torch.int64, device=logits_TX.device)
+        if self.tells:
+            offsets_X = None if self.offsets is None else self.offsets.weight
+            self.told_TK = select(logits_TX, self._part.selection, offsets_X)[0].int()
         y_TE = self._kernels.experts(sum_TE, norm, logits_TX, self._routed)
         if self.shared is not None:
             shared_TE, _ = self.shared(sum_TE, None, norm)
@@ -192,6 +205,36 @@ def chosen(model: nn.Module) -> NDArray[np.int64]:
         return np.zeros((0, 0), np.int64)
     found: NDArray[np.int64] = torch.stack(counts).numpy()
     return found
+
+
+def num_routed(model: object) -> int:
+    """How many experts of all layers a token chooses, where that can be told, else 0."""
+    return sum(one.top for one in _experts(model)) if len({one.top for one in _experts(model)}) == 1 else 0
+
+
+@contextmanager
+def telling(model: object, wanted: bool) -> Iterator[None]:
+    """Have layers keep whom tokens choose, if that is `wanted`."""
+    some = _experts(model) if wanted else []
+    for one in some:
+        one.tells = True
+    try:
+        yield
+    finally:
+        for one in some:
+            one.tells = False
+
+
+def routed(model: object) -> Tensor:
+    """int32 [T, layers, K]: whom the tokens of the last step that was told of have chosen."""
+    told = [one.told_TK for one in _experts(model)]
+    for one in _experts(model):
+        one.told_TK = None
+    return torch.stack([told_TK for told_TK in told if told_TK is not None], dim=1)
+
+
+def _experts(model: object) -> list[Experts]:
+    return [one for one in model.modules() if isinstance(one, Experts)] if isinstance(model, nn.Module) else []
 
 
 make.register(parts.Stack, _stack)

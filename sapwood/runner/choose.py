@@ -19,6 +19,7 @@ from sapwood.device import Mark
 from sapwood.runner.align import Aligner
 from sapwood.runner.assemble import Rank
 from sapwood.runner.frame import REJECTED, Kind
+from sapwood.runner.insight import Seen, Teller, by_row
 from sapwood.runner.pool import Pooled, Pooler
 from sapwood.runner.step import Pass, Step
 from sapwood.runner.table import Table
@@ -73,6 +74,7 @@ class Work:
     logprobs: Logprobs | None = None
     scored: list[Scored] = field(default_factory=list)
     pooled: Sequence[Pooled] = ()
+    seen: Sequence[Seen] = ()
     done: Mark | None = None
 
 
@@ -83,7 +85,7 @@ class Chooser:
         self._rank, self._table, self._step, self._vocab_size = rank, table, step, vocab_size
         self._special: tuple[int, Yields | None] | None = None  # of plain steps, by the version of their rows
         self._masks_MW: Tensor | None = None
-        self._pooler = Pooler(rank, table)
+        self._pooler, self._teller = Pooler(rank, table), Teller(rank, table, vocab_size=vocab_size)
         self._aligner = Aligner(rank.pool, table)
 
     def allocate_masks(self, num_rows: int, width: int | None = None) -> Bits:
@@ -106,6 +108,7 @@ class Chooser:
         )
         work.scored = self._score(work)
         work.pooled = [*self._pooler.pool(plan, left.hidden_TD), *self._aligner.take(plan)]
+        work.seen = self._teller.look(plan, left)
         if not plan.num_heads:
             return
         assert left.drawn_N is not None
@@ -214,7 +217,7 @@ def read(work: Work) -> Outcome:
         prompt_logprobs.setdefault(part.row, []).extend(found)
     vectors = {row: vector for part in work.pooled for row, vector in part.read().items()}
     errors |= {row: _NOT_FINITE for row, vector in vectors.items() if not np.isfinite(vector).all()}
-    return Outcome(tokens, yielded, _logprobs(work, drawn), prompt_logprobs, errors, vectors)
+    return Outcome(tokens, yielded, _logprobs(work, drawn), prompt_logprobs, errors, vectors, by_row(work.seen))
 
 
 def _logprobs(work: Work, drawn: Ints) -> dict[int, list[TokenLogprobs]]:

@@ -6,7 +6,7 @@ Suffix legend: T tokens of the step, R rows, N heads, D hidden size, V vocabular
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from sapwood.attention.base import Batch, RowLimits, Shared, Spans, tile_members
 from sapwood.base.plan import Plan, Runs
 from sapwood.nn.adapted import NoBank
+from sapwood.nn.experts import routed, telling
 from sapwood.runner import frame, shared
 from sapwood.runner.assemble import Rank
 from sapwood.runner.batch import Batcher, Heads, spans_of
@@ -32,7 +33,7 @@ class Pass:
     """What a step's forward leaves on the device. `logits_NV` and `drawn_N` (int32) are None where there are no heads.
 
     `logits_NV` is None of a model without a head too. `drawn_N` are -1 at heads without finite logits, REJECTED behind drafts that were wrong, and mean nothing in rows of
-    Kind.SPECIAL. `hidden_TD` is None where nobody will ask for it. All may be overwritten by the next step's.
+    Kind.SPECIAL. `hidden_TD` is None where nobody will ask for it, and so are `routed_TLK`, the experts that tokens have chosen. All may be overwritten by the next step's.
     """
 
     frame: Frame
@@ -40,6 +41,7 @@ class Pass:
     hidden_TD: Tensor | None
     logits_NV: Tensor | None
     drawn_N: Tensor | None
+    routed_TLK: Tensor | None = None
 
 
 class Follower(Protocol):
@@ -104,8 +106,18 @@ class Step:
         follower, graphs = self._follower, self.graphs_adapted if adapted else self.graphs
         if follower is not None and follower.leaves(plan):
             follower, graphs = None, None if adapted else self.graphs_alone
+        curious = plan.slots_R[self._table.curious_S[plan.slots_R]]
+        if len(curious):  # what a graph leaves is no more than tokens want
+            return self._told(follower, plan, curious.tolist())
         left = None if graphs is None else graphs.run(plan)
         return left or self._launch(follower, plan)
+
+    def _told(self, follower: Follower | None, plan: Plan, slots: Sequence[int]) -> Pass:
+        """A step of which requests in these slots want to know more."""
+        experts = any(self._table.admit(slot).params.return_routed_experts for slot in slots)
+        with telling(self._rank.model, experts):
+            left = self._launch(follower, plan)
+        return replace(left, routed_TLK=routed(self._rank.model)) if experts else left
 
     def _launch(self, follower: Follower | None, plan: Plan) -> Pass:
         """A step kernel by kernel, of its own size."""

@@ -33,8 +33,8 @@ class Table:
     `seconds_S` (int32) where a second text begins, 0 without one. Tokens and fed are written by steps too, the others by admits only. On the device there is one slot more, `nobody`,
     which padding may read and write. Where tokens may stand elsewhere than they are turned (`gaps`), `gaps_SL` (int32) is by how much that is more.
     Host: which sampling steps a slot's request needs (`needs_S`), whether some of them are not among those that are
-    drawn at once (`special_S`), whether its prompt is to be scored (`scored_S`), whether it wants a vector (`pooled_S`), and the
-    rest of its admission (`admit`).
+    drawn at once (`special_S`), whether its prompt is to be scored (`scored_S`), whether it wants a vector (`pooled_S`) or to
+    know more of its positions (`curious_S`), and the rest of its admission (`admit`).
     """
 
     def __init__(
@@ -56,6 +56,7 @@ class Table:
         self.gaps_SL = torch.zeros_like(self.tokens_SL) if gaps else None
         self._gapped: set[int] = set()  # slots that have some
         self._always = Ability.GRAPHS in abilities_of(device)  # a graph does not ask
+        self.curious_S = np.zeros(num_slots, dtype=np.bool_)
         self._admits: list[Admit | None] = [None] * num_slots
 
     def shadow(self) -> Table:
@@ -64,7 +65,7 @@ class Table:
         made = copy(self)
         made.fed_S = torch.zeros_like(self.fed_S)
         made.special_S, made.scored_S = np.zeros_like(self.special_S), np.zeros_like(self.scored_S)
-        made.pooled_S = np.zeros_like(self.pooled_S)
+        made.pooled_S, made.curious_S = np.zeros_like(self.pooled_S), np.zeros_like(self.curious_S)
         return made
 
     def admit(self, slot: int) -> Admit:
@@ -82,6 +83,7 @@ class Table:
             self.special_S[admit.slot] = bool(wanted & ~FAST)
             self.scored_S[admit.slot] = admit.params.prompt_logprobs is not None
             self.pooled_S[admit.slot] = not isinstance(admit.task, Generate)
+            self.curious_S[admit.slot] = bool(admit.params.insights)
         settings = records([(admit.params, admit.seed, admit.min_len, admit.prompt_len) for admit in admits])
         lengths = [len(admit.tokens) for admit in admits]
         slots = np.array([admit.slot for admit in admits], dtype=np.int32)

@@ -11,6 +11,7 @@ from sapwood.base.plan import Bools, Ints, Longs, Outcome, Plan, Stretch
 from sapwood.base.ragged import firsts, spread
 from sapwood.base.request import Request
 from sapwood.base.stake import Landed, Ruling
+from sapwood.scheduler.insight import see, told
 from sapwood.scheduler.roster import Roster
 
 
@@ -25,6 +26,7 @@ class Commit:
         alive = self._slots.owner[plan.slots_R] == plan.owners_R
         news = self._take_errors(plan, outcome, alive)
         self._take_prompt_logprobs(plan, outcome, alive)
+        self._take_insights(plan, outcome, alive)
         rows = ((plan.heads_R > 0) & alive).nonzero()[0]
         slots, yielded, tokens = plan.slots_R[rows], outcome.yielded_R[rows], outcome.tokens_N
         if plan.drafted:
@@ -47,7 +49,7 @@ class Commit:
             row, mine = int(rows[i]), tokens[starts[i] : starts[i] + taken[i]].tolist()
             request = self._slots.of(int(slots[i]))
             finish: FinishReason | None = None if not ended[i] else "stop" if stopped[i] else "length"
-            news.append(self._tell(request, row, mine, finish, outcome, rulings.get(row)))
+            news.append(self._tell(request, row, mine, finish, plan, outcome, rulings.get(row)))
         for stake in self._roster.stakes:
             stake.landed(plan)
         return self._landing(slots, ~special, taken, tokens, starts, news)
@@ -126,6 +128,7 @@ class Commit:
         row: int,
         tokens: list[int],
         finish: FinishReason | None,
+        plan: Plan,
         outcome: Outcome,
         ruling: Ruling | None,
     ) -> News:
@@ -136,6 +139,8 @@ class Commit:
             if ruling is not None and ruling.taken is not None and ruling.taken < len(tokens):
                 self._slots.known[request.slot] -= len(tokens) - ruling.taken
                 tokens, finish = tokens[: ruling.taken], None
+            if row in outcome.insights:
+                self._see(request, row, len(tokens), plan, outcome)
             if ruling is not None and ruling.later and finish is None:
                 news = self._news(request, tokens, None, None, outcome, row)
                 self._roster.set_aside(request)
@@ -160,10 +165,10 @@ class Commit:
     ) -> News:
         first = self._slots.known[request.slot] == request.prompt_len + len(tokens)
         wants_logprobs = request.params.logprobs is not None
-        self._slots.verbose[request.slot] = wants_logprobs
+        self._slots.verbose[request.slot] = request.params.details
         prompt_logprobs = None
         if first and request.params.prompt_logprobs is not None:
-            request.scored = True
+            request.scored = not request.params.insights
             prompt_logprobs = request.prompt_logprobs
         return News(
             request.id,
@@ -177,7 +182,16 @@ class Commit:
             waited=request.waited if first else -1.0,
             vector=outcome.vectors.get(row),
             left_out=request.num_left_out if first else 0,
+            insights=told(request),
         )
+
+    def _see(self, request: Request, row: int, num_tokens: int, plan: Plan, outcome: Outcome) -> None:
+        """What was computed at a row's positions up to the last of these tokens; they are known by now."""
+        count = int(plan.counts_R[row] - plan.heads_R[row]) + num_tokens
+        start = int(plan.starts_R[row])
+        if row < plan.num_steady:  # where it began the device alone knew
+            start = int(self._slots.known[request.slot]) - num_tokens - 1
+        see(request, outcome.insights[row], start, count)
 
     def _force(self, request: Request, ruling: Ruling) -> tuple[list[int], FinishReason | None]:
         """Make the tokens known that follow in any case; those that fit, and how the request ends.
@@ -223,6 +237,13 @@ class Commit:
                 self._roster.end(request, trusted=False)
                 news.append(News(request.id, [], finish="error", error=text))
         return news
+
+    def _take_insights(self, plan: Plan, outcome: Outcome, alive: Bools) -> None:
+        """Of rows that yield no token; of the others it depends on the tokens."""
+        for row, found in outcome.insights.items():
+            if alive[row] and not plan.heads_R[row]:
+                request = self._slots.of(int(plan.slots_R[row]))
+                see(request, found, int(plan.starts_R[row]), int(plan.counts_R[row]))
 
     def _take_prompt_logprobs(self, plan: Plan, outcome: Outcome, alive: Bools) -> None:
         for row, logprobs in outcome.prompt_logprobs.items():

@@ -15,6 +15,7 @@ from sapwood.adapters.registry import Known
 from sapwood.base.cursor import came_true
 from sapwood.base.drafts import Drafted
 from sapwood.base.errors import RequestError, SapwoodError
+from sapwood.base.insight import Insight, Told
 from sapwood.base.media import Media, Span
 from sapwood.base.plan import TokenLogprobs
 from sapwood.base.sampling import SamplingParams
@@ -75,7 +76,7 @@ class News:
 
 @dataclass(slots=True, eq=False)
 class Choice:
-    """One output, or the `vector` of a task that wants one. `num_predicted` tokens of it were foreseen by its prediction, and `drafted` tells how drafts fared if the engine has
+    """One output, or the `vector` of a task that wants one. `insights` is what was told of its positions, piece by piece. `num_predicted` tokens of it were foreseen by its prediction, and `drafted` tells how drafts fared if the engine has
     ended it. `finish` is None while it grows, then 'stop', 'length' or 'abort'; `stop` what stopped it, `weight_version` that of the
     weights that computed its end."""
 
@@ -93,6 +94,7 @@ class Choice:
     drafted: dict[str, Drafted] = field(default_factory=dict)
     num_predicted: int = 0
     vector: bytes = b""
+    insights: list[dict[Insight, Told]] = field(default_factory=list)
     finish: str | None = None
     stop: int | str | None = None
     weight_version: str = FIRST
@@ -111,6 +113,7 @@ class Choice:
         text, tokens, logprobs = assembler.take(delta)
         self.num_cached_tokens, self.prompt_logprobs = assembler.num_cached_tokens, assembler.prompt_logprobs
         self.num_left_out = assembler.num_left_out
+        self.insights = assembler.insights
         if not delta.tokens and delta.finish is None:
             return None
         first, self.begun = not self.begun, True

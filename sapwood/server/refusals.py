@@ -23,13 +23,14 @@ class Refused(NamedTuple):
 Table = dict[str, Refused]
 
 _EVERYWHERE: Table = dict.fromkeys(
-    ("input_embeds", "lora_path", "custom_logit_processor", "session_params", "return_hidden_states", "return_entropy",
-     "return_sampling_mask", "return_routed_experts", "require_reasoning"),
+    ("input_embeds", "lora_path", "custom_logit_processor", "session_params", "return_entropy",
+     "return_sampling_mask", "require_reasoning"),
     Refused(),
 )  # fmt: skip
 
 _OPENAI: Table = {
     **_EVERYWHERE,
+    **dict.fromkeys(("return_hidden_states", "return_routed_experts"), Refused("ask /generate")),
     "lora_path": Refused("give the adapter's name as model"),
     **dict.fromkeys(
         ("audio", "web_search_options", "documents", "chat_template", "prompt_embeds", "truncate_prompt_tokens",

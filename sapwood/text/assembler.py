@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from sapwood.base.insight import Insight, Told
 from sapwood.base.plan import TokenLogprobs
 from sapwood.base.sampling import SamplingParams
 from sapwood.base.wire import Delta
@@ -44,10 +45,11 @@ class Assembler:
         num_cached_tokens: How many tokens of the prompt were found in the cache.
         num_left_out: How many of them were not computed at all.
         prompt_logprobs: Those of the prompt's tokens but the first, where they were asked for.
+        insights: What was asked for of each position that was computed, as it came.
     """
 
     __slots__ = (
-        "_detokenizer", "_finder", "_immune", "_include", "_names", "finish", "num_cached_tokens", "num_left_out", "prompt_logprobs",
+        "_detokenizer", "_finder", "_immune", "_include", "_names", "finish", "insights", "num_cached_tokens", "num_left_out", "prompt_logprobs",
         "stop",
     )  # fmt: skip
 
@@ -62,6 +64,7 @@ class Assembler:
         self.stop: str | int | None = None
         self.num_cached_tokens = self.num_left_out = 0
         self.prompt_logprobs: list[TokenLogprobs] = []
+        self.insights: list[dict[Insight, Told]] = []
 
     @property
     def hurried(self) -> bool:
@@ -75,6 +78,8 @@ class Assembler:
         self.num_left_out += delta.left_out
         if delta.prompt_logprobs:
             self.prompt_logprobs += delta.prompt_logprobs
+        if delta.insights:
+            self.insights.append(delta.insights)
         tokens, logprobs = delta.tokens, delta.logprobs or []
         if self._finder is None:
             text = self._detokenizer.push(self._written(delta))

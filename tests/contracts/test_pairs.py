@@ -101,6 +101,12 @@ REQUESTS: Mapping[str, Feature] = MappingProxyType(
         "prompt logprobs": Feature(
             {"prompt_logprobs": 1}, lambda o, g, p: len(g.prompt_logprobs) == g.prompt_tokens - 1
         ),
+        "all positions": Feature(
+            {"return_hidden_states": True},
+            lambda o, g, p: (
+                o.hidden_states is not None and len(o.hidden_states) >= g.prompt_tokens + len(o.token_ids) - 1
+            ),
+        ),
         "prediction": Feature({"prediction": tuple(b'0123-abcdef{"ok": true}')}, lambda o, g, p: bool(o.token_ids)),
         "several": Feature({"n": 2}, lambda o, g, p: len(g.outputs) == 2),
         "expression": Feature(

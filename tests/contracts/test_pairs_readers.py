@@ -15,7 +15,8 @@ WITH_READERS = (
     ("standing still", "a store of KV", "two at a time", "speculation", "small pages"),
     ("deep overlap", "no prefix cache", "priorities", "no jump-forward", "reference attention"),
 )
-ASKED_OF_READERS = [case for case in CASES if "prompt logprobs" not in case.names][::6]
+OF_PROMPTS = {"prompt logprobs", "all positions"}  # which an encoder reads
+ASKED_OF_READERS = [case for case in CASES if not OF_PROMPTS & {*case.names}][::6]
 """Of an encoder-decoder nobody can ask how likely its prompt is."""
 
 

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from sapwood.base.adapter import Adapter
 from sapwood.base.drafts import Drafted
 from sapwood.base.errors import EngineDead, Overloaded
 from sapwood.base.handoff import Handoff
+from sapwood.base.insight import Insight, Told, dtype_of
 from sapwood.base.media import Media, Span, check_kinds
 from sapwood.base.plan import TokenLogprobs
 from sapwood.base.sampling import SamplingParams
@@ -197,10 +199,17 @@ class FakeEngine:
                 drafted=self.drafted,
                 stop=stop,
                 logprobs=self._logprobs(piece, params.logprobs, params.logprob_token_ids),
+                insights=self._insights(at, len(piece), params),
                 prompt_logprobs=(
                     self._logprobs(prompt[1:], params.prompt_logprobs, params.logprob_token_ids) if at == 0 else None
                 ),
             )
+
+    def _insights(self, at: int, count: int, params: SamplingParams) -> dict[Insight, Told]:
+        """Of each output token as many times its place as the facts say."""
+        places = np.arange(at, at + count)[:, None]
+        wide = {name: places.repeat(self.facts.insights[name], 1) for name in params.insights}
+        return {name: Told.of(wide[name].astype(dtype_of(name, params.return_dtype))) for name in wide}
 
     @staticmethod
     def _logprobs(tokens: list[int], count: int | None, named: Sequence[int]) -> list[TokenLogprobs] | None:

@@ -51,9 +51,10 @@ def workload(
             if poison is not None and rng.random() < 0.2:
                 prompt.append(poison)
             room = longest - len(prompt)
-            params = SamplingParams(prompt_logprobs=0 if rng.random() < 0.1 else None)
+            curious = rng.random() < 0.15
+            params = SamplingParams(prompt_logprobs=0 if rng.random() < 0.1 else None, return_hidden_states=curious)
             if rng.random() < toys:
-                params = toy_params(logprobs=0 if rng.random() < 0.2 else None)
+                params = toy_params(logprobs=0 if rng.random() < 0.2 else None, return_hidden_states=curious)
             alive.append(
                 world.add(
                     prompt,

@@ -88,12 +88,12 @@ class World:
         self.max_tokens = max_num_batched_tokens
         self.max_mixed = options.get("chunked_prefill_size") or max_num_batched_tokens
         self.depth = depth
-        self.flying: deque[tuple[Plan, Work]] = deque()
+        self.flying, self.plans = deque[tuple[Plan, Work]](), list[Plan]()
         self.requests: dict[int, Request] = {}
         self.output: dict[int, list[int]] = {}
         self.finish: dict[int, str] = {}
         self.cached: dict[int, int] = {}
-        self.plans: list[Plan] = []
+        self.seen: dict[int, list[list[float]]] = {}
         self._next = 0
 
     def _lasting(self) -> Sequence[Stake]:
@@ -166,6 +166,7 @@ class World:
     def _news(self, news: News) -> None:
         assert news.id not in self.finish, "news after the end"
         self.output[news.id] += news.tokens
+        self.seen.setdefault(news.id, []).extend(news.insights.get("hidden_states", np.zeros((0, 2))).tolist())
         if news.cached_tokens >= 0:
             assert news.id not in self.cached
             self.cached[news.id] = news.cached_tokens
@@ -225,6 +226,8 @@ class World:
     def check_outputs(self) -> None:
         for id, request in self.requests.items():
             prompt = request.tokens[: request.prompt_len].tolist()
+            if request.params.return_hidden_states:
+                self._check_seen(request, prompt + self.output[id])
             toy = None if request.constraint is None else self.toy(request)
             want = expected(prompt, request.limit, request.stop_ids, self.vocab_size, toy)
             if self.finish[id] in ("stop", "length"):
@@ -233,6 +236,13 @@ class World:
                 assert (self.finish[id] == "stop") == complete
             else:
                 assert self.output[id] == want[: len(self.output[id])]
+
+    def _check_seen(self, request: Request, tokens: list[int]) -> None:
+        """It was told of each position that was computed once, in order, and of what stands there in the end."""
+        seen = self.seen[request.id]
+        assert seen == [[position, token] for position, token in enumerate(tokens[: len(seen)])]
+        if self.finish[request.id] in ("stop", "length"):
+            assert len(seen) == len(tokens) - 1, "but for the last, which is never fed"
 
     def check_rest(self) -> None:
         """At rest nothing is leased, the books are right, and a flush gives every page back."""

@@ -7,11 +7,12 @@ from time import perf_counter
 
 from msgspec import UNSET, UnsetType
 
+from sapwood.base.insight import join
 from sapwood.base.plan import TokenLogprobs
 from sapwood.server.front import Front
 from sapwood.server.generation import Choice, News, Prompt
 from sapwood.server.sglang.asking import Wish
-from sapwood.server.sglang.protocol import Finish, Generated, LogprobEntry, Meta
+from sapwood.server.sglang.protocol import Array, Finish, Generated, LogprobEntry, Meta
 from sapwood.server.sse import Script, frame
 
 
@@ -39,6 +40,8 @@ class Answers:
         if choice.finish is not None:
             meta.e2e_latency = perf_counter() - self._begin
             meta.count([choice])
+            for name, told in join(choice.insights).items():
+                setattr(meta, name, Array.of(told))
             if wish.end_check is not None:
                 meta.schema_check = self._front.checked(wish.end_check(choice.text))
         if wish.logprobs is not None:

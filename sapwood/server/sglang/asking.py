@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from sapwood.adapters.registry import Known
 from sapwood.base.errors import RequestError
+from sapwood.base.insight import INSIGHTS, Insight
 from sapwood.base.sampling import SamplingParams
 from sapwood.grammar import spellings
 from sapwood.grammar.end_check import EndCheck
@@ -41,12 +42,14 @@ _PLACES = {
 
 class Wish(msgspec.Struct):
     """What one prompt's answer is to hold: its id, and logprobs from which prompt position on (-1: output only), those of the
-    tokens that are `named` included."""
+    tokens that are `named` included; `insights` of all positions, in that `precision`."""
 
     id: str
     logprobs: int | None
     start: int
     named: tuple[int, ...] = ()
+    insights: frozenset[Insight] = frozenset()
+    precision: str = "float32"
     end_check: EndCheck | None = None
 
 
@@ -148,9 +151,20 @@ def _wishes(body: GenerateRequest, prompts: Sequence[Prompt]) -> list[Wish]:
                 param="logprob_start_len",
             )
     return [
-        Wish(prompt.names[0], top if want else None, start, ids)
-        for prompt, want, top, start, ids in zip(prompts, wanted, tops, starts, named, strict=True)
+        Wish(prompt.names[0], top if want else None, start, ids, insights, body.return_dtype or "float32")
+        for prompt, want, top, start, ids, insights in zip(
+            prompts, wanted, tops, starts, named, _insights(body, count), strict=True
+        )
     ]
+
+
+def _insights(body: GenerateRequest, count: int) -> list[frozenset[Insight]]:
+    """What is to be returned of all positions of each prompt."""
+    fields = {name: f"return_{name}" for name in INSIGHTS}
+    wanted = {name: _spread(field, getattr(body, field), count, False) for name, field in fields.items()}
+    if body.stream and (name := next((name for name in INSIGHTS if any(wanted[name])), None)):
+        raise RequestError(f"{fields[name]} cannot be streamed; leave stream out.", param=fields[name])
+    return [frozenset(name for name in INSIGHTS if wanted[name][place]) for place in range(count)]
 
 
 def _named(body: GenerateRequest, wanted: Sequence[bool]) -> list[tuple[int, ...]]:
@@ -195,6 +209,7 @@ def _params(front: Front, native: NativeSampling, wish: Wish, forbidden: tuple[t
         fields["allowed_token_ids"] = tuple(native.allowed_token_ids)
     if native.max_new_tokens == 0:
         fields["max_tokens"] = 1  # only the prompt's logprobs are wanted
+    fields |= {f"return_{name}": True for name in wish.insights} | {"return_dtype": wish.precision}
     fields["logprobs"], fields["logprob_token_ids"] = wish.logprobs, wish.named
     fields["prompt_logprobs"] = wish.logprobs if wish.start >= 0 else None
     return front.check(SamplingParams(**(front.defaults | fields)), _THEIRS | _PLACES)
@@ -214,7 +229,7 @@ async def _settled(front: Front, samplings: Sequence[NativeSampling], wishes: Se
     made: dict[tuple[object, ...], tuple[SamplingParams, EndCheck | None]] = {}
     several = []
     for sampling, wish in zip(samplings, wishes, strict=True):
-        key = id(sampling), wish.logprobs, wish.named, wish.start >= 0
+        key = id(sampling), wish.logprobs, wish.named, wish.start >= 0, wish.insights
         if key not in made:
             if made:
                 await front.turns()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from typing import Any
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from sapwood.base.insight import Told
 from sapwood.grammar.schema import Finding
 from sapwood.grammar.spellings import Schema
 from sapwood.server.fields import Int, Priority
@@ -67,6 +69,10 @@ class GenerateRequest(msgspec.Struct, kw_only=True):
     extra_key: str | list[str] | None = None
     prediction: str | list[str] | None = None
     lora_path: str | list[str | None] | None = None
+    return_hidden_states: bool | list[bool] | None = None
+    return_logits: bool | list[bool] | None = None
+    return_routed_experts: bool | list[bool] | None = None
+    return_dtype: str | None = None
 
 
 class Finish(msgspec.Struct, omit_defaults=True):
@@ -78,6 +84,18 @@ class Finish(msgspec.Struct, omit_defaults=True):
 
 # [logprob or null, token id, text or null]
 LogprobEntry = tuple[float | None, int, str | None]
+
+
+class Array(msgspec.Struct):
+    """Numbers in a body: base64 of them, row after row, little-endian."""
+
+    shape: tuple[int, int]
+    dtype: str
+    data: str
+
+    @staticmethod
+    def of(told: Told) -> Array:
+        return Array(told.shape, told.dtype, b64encode(told.data).decode())
 
 
 class Meta(PredictionDetails, kw_only=True):
@@ -96,6 +114,9 @@ class Meta(PredictionDetails, kw_only=True):
     output_top_logprobs: list[list[LogprobEntry] | None] | UnsetType = UNSET
     input_token_ids_logprobs: list[list[LogprobEntry] | None] | UnsetType = UNSET
     output_token_ids_logprobs: list[list[LogprobEntry] | None] | UnsetType = UNSET
+    hidden_states: Array | UnsetType = UNSET
+    logits: Array | UnsetType = UNSET
+    routed_experts: Array | UnsetType = UNSET
 
 
 class Generated(msgspec.Struct, kw_only=True):
