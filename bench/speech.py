@@ -5,8 +5,10 @@
     python bench/speech.py MODEL --file talk.wav --text talk.txt
 
 MODEL is a directory in CTranslate2's layout (`sapwood pull whisper-tiny.en` prints one), which both read. Everybody has the same samples,
-threads and settings (greedy, no pauses cut, a window told of the one before), and all of them in turns; medians. With --batch the recording
-is transcribed so many times at once: by Sapwood in one engine, by faster-whisper one after the other, since it does one at a time.
+threads and settings (greedy, no pauses cut, a window told of the one before), and all of them in turns; medians, with --processor of the
+seconds that a processor has worked, on a machine that others use too. With --batch the recording is transcribed so many times at once: by
+Sapwood in one engine, by faster-whisper one after the other, since it does one at a time. faster-whisper wants `vocabulary.json` in MODEL too,
+a list of the tokens by id.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,9 +56,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--processor", action="store_true", help="count processor time instead of the clock's; wants --threads 1"
+    )
     parser.add_argument("--with", dest="others", default="", help="faster-whisper")
     parser.add_argument("--types", default="float32", help="faster-whisper's, by commas")
     args = parser.parse_args(argv)
+    if args.processor and args.threads != 1:
+        parser.error("--processor: threads that wait for each other count too; add --threads 1")
+    clock = process_time if args.processor else perf_counter
     data, wanted = recorded(args.file, args.text, args.minutes)
     audio = decoded(data, AudioLimits(seconds=24 * 3600.0))
     listeners = {"sapwood": sapwood(args.model, args.threads)}
@@ -69,9 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     seconds: dict[str, list[float]] = {name: [] for name in listeners}
     for _ in range(args.rounds):
         for name, listen in listeners.items():
-            began = perf_counter()
+            began = clock()
             listen(batch)
-            seconds[name].append(perf_counter() - began)
+            seconds[name].append(clock() - began)
     for name, took in seconds.items():
         median = statistics.median(took)
         wrong = f"{100 * word_errors(said[name], wanted):.1f} % of words wrong, " if wanted else ""

@@ -36,9 +36,42 @@ class Watch:
     found: list[Tensor] = field(default_factory=list)
 
 
-class FixedPool:
-    """Keys and values [layer, entry, head, position, D] of `entries` inputs of at most `longest` positions, and which entry each of
-    `num_slots` slots looks at. Entry 0 is nobody's: one position of zeros, which padding may look at."""
+class Entries:
+    """`entries` inputs of at most `longest` positions, and which of them each of `num_slots` slots looks at. Entry 0 is nobody's: one
+    position of zeros, which padding may look at."""
+
+    def __init__(self, *, entries: int, longest: int, num_slots: int, device: torch.device) -> None:
+        self.longest = longest
+        self.lengths_E = torch.ones(entries + 1, dtype=torch.int32, device=device)
+        self.entries_S = torch.zeros(num_slots + 1, dtype=torch.int32, device=device)
+        self._lengths: Ints = np.ones(entries + 1, np.int32)
+        self.watched: Sequence[Watch] = ()
+
+    def turn(self, slots_A: Ints, entries_A: Ints) -> None:
+        """From the next step on these slots look at these entries."""
+        if len(slots_A):
+            places = torch.from_numpy(slots_A.astype(np.int64)).to(self.entries_S.device)
+            self.entries_S[places] = torch.from_numpy(entries_A.astype(np.int32)).to(self.entries_S.device)
+
+    def measure(self, entry: int, length: int) -> None:
+        """An entry has so many positions from now on."""
+        self._lengths[entry] = length
+        self.lengths_E[entry] = length
+
+    def plan(self, batch: Batch) -> None:
+        """Once a step: who looks where."""
+        raise NotImplementedError
+
+    def _weights(self, keys_HLD: Tensor, watch: Watch, heads: Sequence[int], q_THD: Tensor, scale: float) -> Tensor:
+        """Of some heads, over all positions of the entry, of which the first are told."""
+        length = int(self._lengths[watch.entry])
+        q_HND = q_THD[watch.tokens, list(heads)].transpose(0, 1).float()
+        scores_HNL = q_HND @ keys_HLD[list(heads), :length].float().transpose(1, 2) * scale
+        return scores_HNL.softmax(-1)[:, :, : watch.positions]
+
+
+class FixedPool(Entries):
+    """With keys and values [layer, entry, head, position, D]."""
 
     def __init__(
         self,
@@ -51,26 +84,12 @@ class FixedPool:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
+        super().__init__(entries=entries, longest=longest, num_slots=num_slots, device=device)
         shape = (num_layers, entries + 1, kind.num_heads, longest, kind.head_dim)
         self.keys, self.values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
-        self.lengths_E = torch.ones(entries + 1, dtype=torch.int32, device=device)
-        self.entries_S = torch.zeros(num_slots + 1, dtype=torch.int32, device=device)
-        self._lengths: Ints = np.ones(entries + 1, np.int32)
         self._on_host = Ability.HOST in abilities_of(device)
         self._looks: list[tuple[int, Tensor | slice]] = []
         self.of_tokens: Tensor | None = None
-        self.watched: Sequence[Watch] = ()
-
-    @property
-    def longest(self) -> int:
-        """Most positions of an input."""
-        return self.keys.shape[3]
-
-    def turn(self, slots_A: Ints, entries_A: Ints) -> None:
-        """From the next step on these slots look at these entries."""
-        if len(slots_A):
-            places = torch.from_numpy(slots_A.astype(np.int64)).to(self.entries_S.device)
-            self.entries_S[places] = torch.from_numpy(entries_A.astype(np.int32)).to(self.entries_S.device)
 
     def write(self, layer: int, entry: int, keys_LHD: Tensor, values_LHD: Tensor) -> None:
         """What a layer makes of an input."""
@@ -78,13 +97,7 @@ class FixedPool:
         self.keys[layer, entry, :, :length] = keys_LHD.transpose(0, 1)
         self.values[layer, entry, :, :length] = values_LHD.transpose(0, 1)
 
-    def measure(self, entry: int, length: int) -> None:
-        """An entry has so many positions from now on."""
-        self._lengths[entry] = length
-        self.lengths_E[entry] = length
-
     def plan(self, batch: Batch) -> None:
-        """Once a step: who looks where."""
         if self._on_host:
             self._looks = self._sort(batch)
         else:
@@ -129,10 +142,3 @@ class FixedPool:
             out_1HND = F.scaled_dot_product_attention(q_1HND, k_1HLD, v_1HLD, scale=scale)
             out_THD[tokens] = out_1HND[0].transpose(0, 1)
         return out_THD
-
-    def _weights(self, keys_HLD: Tensor, watch: Watch, heads: Sequence[int], q_THD: Tensor, scale: float) -> Tensor:
-        """Of some heads, over all positions of the entry, of which the first are told."""
-        length = int(self._lengths[watch.entry])
-        q_HND = q_THD[watch.tokens, list(heads)].transpose(0, 1).float()
-        scores_HNL = q_HND @ keys_HLD[list(heads), :length].float().transpose(1, 2) * scale
-        return scores_HNL.softmax(-1)[:, :, : watch.positions]

@@ -23,7 +23,7 @@ from sapwood.kernels.cpu.library import Handle, Heads, Machine, Norm, Step, addr
 
 STORES: Mapping[torch.dtype, int] = {torch.float32: 0, torch.float16: 1, torch.int8: 2}
 """The library's numbers of what it can keep."""
-_TILE = 16
+TILE = 16
 _MOST_SHARING = 64  # `QUERIES` of attention.h
 
 
@@ -44,8 +44,8 @@ class Native(InLibrary):
     def refuse(group: KVGroup, device: torch.device, dtype: torch.dtype) -> str | None:
         if dtype not in STORES:
             return f"it stores keys and values as float32, float16 or int8, not {dtype}"
-        if group.page_size % _TILE:
-            return f"its pages hold multiples of {_TILE} tokens, and --page-size is {group.page_size}"
+        if group.page_size % TILE:
+            return f"its pages hold multiples of {TILE} tokens, and --page-size is {group.page_size}"
         heads = heads_of(group)
         if heads.relative:
             return "its scores have no learned numbers for distances"
@@ -121,7 +121,7 @@ class Native(InLibrary):
         return out_THD
 
     def pools(self) -> Sequence[Tensor]:
-        width = -(-self._kind.head_dim // _TILE) * _TILE
+        width = -(-self._kind.head_dim // TILE) * TILE
         pools = [self._pool(name, self._dtype, width) for name in ("keys", "values")]
         if self._dtype == torch.int8:
             pools += [self._pool(name, torch.float32, 1) for name in ("key_scales", "value_scales")]

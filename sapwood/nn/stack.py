@@ -44,7 +44,7 @@ class Weights:
     """Of all leaves, by path; norms with their offset, float32. `angles` are cos and sin of each rope, [2, positions, half].
     `tables` are those that are read by rows.
 
-    `held` is what lists have pointers to besides.
+    `inputs` is the library's group of what an encoder leaves, if there is one. `held` is what lists have pointers to besides.
     """
 
     tables: Mapping[str, PackedWeights]
@@ -54,6 +54,7 @@ class Weights:
     vectors: Mapping[str, Tensor]
     convs: Mapping[str, Conv]
     angles: Mapping[parts.Rope, Tensor]
+    inputs: int | None = None
     held: list[object] = field(default_factory=list)
 
     def norm(self, path: str, part: parts.Norm | None) -> cpu.Norm:
@@ -66,11 +67,12 @@ class Weights:
 
 @dataclass(frozen=True, eq=False)
 class Spot:
-    """Where in the tree a part stands, where it keeps its KV, and in which buffer what it yields is wanted: added to what
-    is there, or anew."""
+    """Where in the tree a part stands, in which block, where it keeps its KV, and in which buffer what it yields is wanted: added to
+    what is there, or anew."""
 
     weights: Weights
     path: str
+    block: int
     place: KVPlace | None
     to: int
     add: bool
@@ -155,7 +157,7 @@ def listing(decoder: Decoder, weights: Weights) -> Iterator[Operation]:
         if block.summed:
             if not index or not decoder.blocks[index - 1].summed:
                 yield Operation("norm", (cpu.Norm(), *left, FRESH, size))
-            yield from _summed(block, path, weights, place, size)
+            yield from _summed(block, Spot(weights, path, index, place, STREAM, True), size)
             left = nothing
             continue
         if not isinstance(block.mixer, Skip):
@@ -163,7 +165,7 @@ def listing(decoder: Decoder, weights: Weights) -> Iterator[Operation]:
             behind = weights.norm(f"{path}.after_mixer", block.after_mixer)
             left = nothing if _straight(block, block.after_mixer) else _Left(behind, block.scale)
             to = STREAM if left is nothing else FRESH
-            yield from operations(block.mixer, Spot(weights, f"{path}.mixer", place, to, to == STREAM))
+            yield from operations(block.mixer, Spot(weights, f"{path}.mixer", index, place, to, to == STREAM))
         if not isinstance(block.ffn, Skip):
             name = "mixer_norm" if block.parallel and block.ffn_norm is None else "ffn_norm"
             before, joined = weights.norm(f"{path}.{name}", getattr(block, name)), nothing if block.parallel else left
@@ -171,15 +173,17 @@ def listing(decoder: Decoder, weights: Weights) -> Iterator[Operation]:
             behind = weights.norm(f"{path}.after_ffn", block.after_ffn)
             left = nothing if _straight(block, block.after_ffn) else _Left(behind, block.scale)
             to = STREAM if left is nothing else FRESH
-            yield from operations(block.ffn, Spot(weights, f"{path}.ffn", place, to, to == STREAM or block.parallel))
+            spot = Spot(weights, f"{path}.ffn", index, place, to, to == STREAM or block.parallel)
+            yield from operations(block.ffn, spot)
     yield Operation("finish", (weights.norm("norm", decoder.norm), *left, FRESH, size))
 
 
-def _summed(block: parts.Block, path: str, weights: Weights, place: KVPlace | None, size: int) -> Iterator[Operation]:
+def _summed(block: parts.Block, spot: Spot, size: int) -> Iterator[Operation]:
     """Of a block whose norms are of sums: the stream is such a norm, and each half takes it as the one before has left it."""
-    yield from operations(block.mixer, Spot(weights, f"{path}.mixer", place, STREAM, True))
+    weights, path = spot.weights, spot.path
+    yield from operations(block.mixer, replace(spot, path=f"{path}.mixer"))
     yield Operation("settle", (weights.norm(f"{path}.after_mixer", block.after_mixer), size))
-    yield from operations(block.ffn, Spot(weights, f"{path}.ffn", place, STREAM, True))
+    yield from operations(block.ffn, replace(spot, path=f"{path}.ffn"))
     yield Operation("settle", (weights.norm(f"{path}.after_ffn", block.after_ffn), size))
 
 

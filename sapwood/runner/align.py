@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sapwood.attention.fixed import FixedPool, Watch
+from sapwood.attention.fixed import Entries, Watch
 from sapwood.base.plan import Plan
 from sapwood.base.ragged import firsts
 from sapwood.base.task import Align
@@ -27,7 +27,7 @@ _WIDTH = 7
 class Aligner:
     """Keeps the weights of texts that have not ended, by slot."""
 
-    def __init__(self, pool: FixedPool | None, table: Table) -> None:
+    def __init__(self, pool: Entries | None, table: Table) -> None:
         self._pool, self._table = pool, table
         self._watches: list[tuple[int, Align, Watch]] = []  # rows of the step
         self._weights: dict[int, list[Tensor]] = {}

@@ -12,14 +12,16 @@ from sapwood import kernels
 from sapwood.arch import draft_head
 from sapwood.arch.apart import FLAG, apart
 from sapwood.arch.foreign import Foreign
-from sapwood.arch.groups import fixed_of, joint_groups, kv_groups
+from sapwood.arch.groups import joint_groups, kv_groups
 from sapwood.arch.network import Network
 from sapwood.arch.parts import Decoder
+from sapwood.arch.reader import Reader
 from sapwood.arch.shard import shard
 from sapwood.arch.stages import stage
 from sapwood.attention.base import Backend
-from sapwood.attention.fixed import FixedPool
+from sapwood.attention.fixed import Entries, FixedPool
 from sapwood.attention.native import InLibrary
+from sapwood.attention.native_fixed import NativeEntries
 from sapwood.attention.select import BACKENDS, Offer, choose, scaled, stored
 from sapwood.base.abilities import Ability
 from sapwood.base.errors import ConfigError
@@ -71,11 +73,11 @@ class Rank:
     model: Model | NativeModel | ForeignModel
     aside: str | None = None
     mesh: Mesh = ALONE
-    pool: FixedPool | None = None
+    pool: Entries | None = None
     bank: Bank | None = None
 
     @property
-    def planned(self) -> Sequence[Backend | FixedPool | Bank]:
+    def planned(self) -> Sequence[Backend | Entries | Bank]:
         """What has to know each step's batch before the model runs."""
         return (*self.backends, *(one for one in (self.pool, self.bank) if one is not None))
 
@@ -94,6 +96,14 @@ class Beside(NamedTuple):
 
     backends: Sequence[Backend]
     model: Model | NativeModel | DraftHead
+
+
+class _Made(NamedTuple):
+    """A model, why the CPU's own kernels do not compute all of it, and where what its encoder leaves lies."""
+
+    model: Model | NativeModel
+    aside: str | None
+    pool: Entries | None
 
 
 class Choices(NamedTuple):
@@ -154,10 +164,9 @@ def assemble(
     assert isinstance(decoder, Decoder)
     tapped = any(isinstance(other, draft_head.DraftHead) and other.taps for other in others)
     stack = "a head goes on from hidden states within the model" if tapped else _whole(config, machine)
-    pool = _pool(config, decoder, device.place, dtype)
     known = choices.methods
-    model, aside = _model(config, decoder, device.place, dtype, backends, stack, known, files, mesh, pool, pipe, bank)
-    return Rank(device, dtype, groups, machine, backends, model, aside, mesh, pool, bank)
+    made = _model(config, decoder, device.place, dtype, backends, stack, known, files, mesh, pipe, bank)
+    return Rank(device, dtype, groups, machine, backends, made.model, made.aside, mesh, made.pool, bank)
 
 
 @torch.inference_mode()
@@ -177,8 +186,8 @@ def beside(
         assert isinstance(rank.model, Model | NativeModel), "who looks into a model was refused beside others"
         return Beside(backends, DraftHead(decoder, how, rank.model))
     stack = _whole(config, machine)
-    model, _ = _model(config, decoder, device, dtype, backends, stack, choices.methods, files, rank.mesh)
-    return Beside(backends, model)
+    made = _model(config, decoder, device, dtype, backends, stack, choices.methods, files, rank.mesh)
+    return Beside(backends, made.model)
 
 
 @torch.inference_mode()
@@ -252,10 +261,9 @@ def _model(
     known: Mapping[str, ReadSection],
     files: ModelFiles | None,
     mesh: Mesh,
-    pool: FixedPool | None = None,
     pipe: Pipe = NO_PIPE,
     bank: Bank | None = None,
-) -> tuple[Model | NativeModel, str | None]:
+) -> _Made:
     """The whole decoder by the CPU's own kernels where they can, else modules of PyTorch's, and why."""
     assert config.model.max_model_len is not None, "a resolved configuration"
     native = [backend for backend in backends if isinstance(backend, InLibrary)]
@@ -268,10 +276,14 @@ def _model(
         own: Rounded | None = rounded if rounded in get_args(Rounded) else None  # type: ignore[assignment]
         method = repacked(choice if own is None else everywhere(Plain()), Packed(machine, own))
         method = method if bank is None else bank.around(method)
-        longest = config.model.max_model_len
-        return NativeModel(decoder, native, machine, method, max_positions=longest, bank=bank), None
+        longest, entries = config.model.max_model_len, _entries(config, decoder, machine, dtype)
+        return _Made(
+            NativeModel(decoder, native, machine, method, max_positions=longest, bank=bank, pool=entries), None, entries
+        )
     choice = choice if bank is None else bank.around(choice)
-    return build(decoder, replace(_how(config, choice, device, dtype, backends, mesh, pipe), pool=pool)), aside
+    pool = _pool(config, decoder, device, dtype)
+    how = replace(_how(config, choice, device, dtype, backends, mesh, pipe), pool=pool)
+    return _Made(build(decoder, how), aside, pool)
 
 
 def _pool(config: Config, decoder: Decoder, device: torch.device, dtype: torch.dtype) -> FixedPool | None:
@@ -288,6 +300,23 @@ def _pool(config: Config, decoder: Decoder, device: torch.device, dtype: torch.d
         num_slots=seqs,
         device=device,
         dtype=dtype,
+    )
+
+
+def _entries(config: Config, decoder: Decoder, machine: Machine, dtype: torch.dtype) -> NativeEntries | None:
+    """The same for the CPU's own kernels, in what they store keys and values as."""
+    if (room := room_of(config, decoder)) is None:
+        return None
+    seqs = config.scheduler.max_num_seqs
+    assert seqs is not None, "a resolved configuration"
+    return NativeEntries(
+        room.kind,
+        machine,
+        num_layers=room.layers,
+        entries=room.entries,
+        longest=room.longest,
+        num_slots=seqs,
+        dtype=stored(config.cache.kv_cache_dtype, dtype),
     )
 
 
@@ -345,9 +374,7 @@ def _otherwise(files: ModelFiles | None, kernels: Kernels) -> Choice:
 
 def _without_operations(decoder: Decoder, choice: Choice, backends: Sequence[Backend]) -> str | None:
     """Why the CPU's own kernels cannot compute the whole decoder."""
-    if fixed_of(decoder) is not None:
-        return "its blocks look at what an encoder has read"
-    if decoder.encoder is not None:
+    if decoder.encoder is not None and not isinstance(decoder.encoder, Reader):
         return "vectors of images stand among those of tokens"
     if other := next((backend.name for backend in backends if not isinstance(backend, InLibrary)), None):
         return f"attention is {other}'s"

@@ -5,17 +5,18 @@ from __future__ import annotations
 import numpy as np
 
 from sapwood.arch.reader import Reader
-from sapwood.attention.fixed import FixedPool
+from sapwood.attention.fixed import Entries
 from sapwood.base.media import Media
 from sapwood.base.plan import Inputs
 from sapwood.nn.model import Model
+from sapwood.nn.native import NativeModel
 
 
 class InputReader:
     """Lets the model's encoder read, and tells the pool who looks where. Inputs of a plan are one batch of at most `most` positions, or
     several; one is never cut."""
 
-    def __init__(self, model: Model, pool: FixedPool, *, most: int) -> None:
+    def __init__(self, model: Model | NativeModel, pool: Entries, *, most: int) -> None:
         self._model, self._pool, self._most = model, pool, most
 
     def take(self, part: Inputs) -> None:

@@ -23,6 +23,7 @@ from sapwood.nn import renew
 from sapwood.nn.adapted import Bank, NoBank
 from sapwood.nn.experts import chosen
 from sapwood.nn.model import Model
+from sapwood.nn.native import NativeModel
 from sapwood.parallel import ALONE, NO_PIPE, Mesh, Pipe
 from sapwood.runner.adapters import Shelf
 from sapwood.runner.assemble import Beside, Choices, assemble, beside, give_weights, portion
@@ -128,7 +129,7 @@ class Worker:
     def _reader(self) -> InputReader | None:
         if self.rank.pool is None:
             return None
-        assert isinstance(self.model, Model), "no other has layers that look at inputs"
+        assert isinstance(self.model, Model | NativeModel), "no other has layers that look at inputs"
         return InputReader(self.model, self.rank.pool, most=max(self._max_tokens, self.rank.pool.longest))
 
     def _shelf(self, bank: Bank | None) -> Shelf | None:

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 SOURCE = Path(__file__).parent
-VERSION = 11
+VERSION = 12
 """Of the interface between the library and its callers; a library of another version is not loaded."""
 
 _X86: Mapping[str, str] = {

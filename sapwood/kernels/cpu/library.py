@@ -72,6 +72,7 @@ class Step(Structure):
         ("seconds", c_void_p),
         ("entries", c_void_p),
         ("lengths", c_void_p),
+        ("queries", c_void_p),
         ("adapters", c_void_p),
     ]
 

@@ -81,7 +81,7 @@ API const char* sapwood_layouts() {
         LAYOUT(&Step::num_tokens, &Step::num_rows, &Step::ids, &Step::positions, &Step::slots, &Step::starts, &Step::counts,
                &Step::offsets, &Step::tables, &Step::strides, &Step::cells, &Step::num_runs, &Step::run_lows, &Step::run_highs,
                &Step::run_firsts, &Step::run_sizes, &Step::run_slots, &Step::run_tokens, &Step::heads, &Step::seconds,
-               &Step::entries, &Step::lengths, &Step::adapters) +
+               &Step::entries, &Step::lengths, &Step::queries, &Step::adapters) +
         LAYOUT(&Change::groups, &Change::rank, &Change::ins, &Change::outs, &Change::first, &Change::a, &Change::b, &Change::factors,
                &Change::offset, &Change::ranks, &Change::scaled, &Change::bounds) +
         LAYOUT(&Taps::weights, &Taps::bias, &Taps::channels, &Taps::width, &Taps::group, &Taps::layer) +

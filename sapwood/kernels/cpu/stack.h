@@ -66,6 +66,7 @@ struct Step {
     const int32_t* seconds;  // per slot: where a second text begins, 0 where there is none; null: nowhere
     const int32_t* entries;  // per slot: which entry of what an encoder left it looks at
     const int32_t* lengths;  // positions of each entry
+    float* queries;           // [layer][token][heads][dim] of those that look at entries, to be told; null: nobody asks
     const int32_t* adapters;  // per token: the slot of its adapter, -1 for none; null: nobody has one
 };
 

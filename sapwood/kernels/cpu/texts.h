@@ -60,6 +60,10 @@ struct AttendEntries : Op {
         const Cells& kv = static_cast<const Cells&>(*pass.groups[group]);
         Attend& plan = m.plans[group];
         float* attended = m.attended.data;
+        if (pass.step.queries && !pass.id) {
+            const size_t size = size_t(pass.step.num_tokens) * kv.heads * kv.dim;
+            std::memcpy(pass.step.queries + layer * size, pass.buffers[from], size * 4);
+        }
         m.pool.share(int(plan.items.size()) * kv.kv_heads, [&](int unit) {
             const Item& item = plan.items[unit / kv.kv_heads];
             const int32_t page = item.slot;
