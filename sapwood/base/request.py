@@ -133,8 +133,7 @@ class Request:
         self.priority = priority
         self.tenant, self.weight = tenant, weight
         self.charged = 0
-        self.arrival = arrival
-        self.arrived = arrived
+        self.arrival, self.arrived = arrival, arrived
         self.waited = -1.0
         self.slot = self.cached_tokens = -1
         self.passed = self.seen = 0
