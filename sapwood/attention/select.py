@@ -125,6 +125,14 @@ def _native_whole(wanted: Wanted) -> Make | str:
     return _on_machine(wanted, NativeWhole, NativeWhole.refuse(wanted.group, wanted.device, wanted.dtype))
 
 
+def _triton_states(wanted: Wanted) -> Make | str:
+    if importlib.util.find_spec("triton") is None:
+        return _NO_TRITON
+    from sapwood.attention.triton_states import TritonStates
+
+    return TritonStates.refuse(wanted.group, wanted.device, wanted.dtype) or TritonStates
+
+
 def _whole(wanted: Wanted) -> Make | str:
     return WholeTexts.refuse(wanted.group, wanted.device, wanted.dtype) or WholeTexts
 
@@ -137,6 +145,7 @@ BACKENDS = (
     Offer("triton-latent", Latent, Ability.TRITON, _triton_latent),
     Offer("native-latent", Latent, Ability.HOST, _native_latent),
     Offer("reference-latent", Latent, None, _reference_latent),
+    Offer("triton-states", State, Ability.TRITON, _triton_states),
     Offer("native-states", State, Ability.HOST, _native_states),
     Offer("reference-states", State, Ability.HOST, _states),
     Offer("native-whole", Whole, Ability.HOST, _native_whole),

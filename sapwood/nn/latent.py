@@ -39,12 +39,20 @@ class LatentAttention(nn.Module, Derived):
         self._backend: LatentBackend = site.backend
         self._layer, self._rope = site.number, site.ropes.index(part.rope)
         self._how = site.how
+        # Steps are rehearsed before there are weights, and want their shapes.
+        self._place(
+            torch.empty(
+                self._heads, self._nope + part.value, self._rank, dtype=self._how.dtype, device=self._how.device
+            )
+        )
+
+    def _place(self, up_HXR: Tensor) -> None:
+        self._keys_HNR, self._values_HRV = up_HXR[:, : self._nope], up_HXR[:, self._nope :].mT
 
     def derive(self) -> None:
         """What `up` multiplies by, whatever stores it, is its product with the identity."""
         one_RR = torch.eye(self._rank, dtype=self._how.dtype, device=self._how.device)
-        up_HXR = self.up(one_RR).T.unflatten(0, (self._heads, -1)).contiguous()
-        self._keys_HNR, self._values_HRV = up_HXR[:, : self._nope], up_HXR[:, self._nope :].mT
+        self._place(self.up(one_RR).T.unflatten(0, (self._heads, -1)).contiguous())
 
     def forward(
         self, x_TE: Tensor, residual_TE: Tensor | None, norm: Before, angles: Sequence[Angles]

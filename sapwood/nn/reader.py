@@ -57,8 +57,10 @@ class AudioStem(nn.Module):
 
     def forward(self, features_BIM: Tensor) -> Tensor:
         """[recordings, moments, E], half as many moments as there were."""
-        inner = self._kernels.activated(self.first(features_BIM), self._activation)
-        return self._kernels.activated(self.second(inner), self._activation).transpose(1, 2)
+        return self._bent(self.second(self._bent(self.first(features_BIM)))).transpose(1, 2)
+
+    def _bent(self, x_BEM: Tensor) -> Tensor:
+        return self._kernels.activated(x_BEM.flatten(0, 1), self._activation).view_as(x_BEM)
 
 
 class Offsets(Leaf):
@@ -85,6 +87,7 @@ class Relative(Leaf, Derived):
         )
         self._part = part
         self._backends: Sequence[Any] = backends or site.how.backends
+        self._told: Sequence[Any] | None = None
 
     def load(self, piece: Piece, source: Source) -> None:
         self.weight[piece.target].copy_(plain(piece, source))
@@ -95,9 +98,10 @@ class Relative(Leaf, Derived):
         ahead_P = torch.arange(-part.longest, part.longest + 1 if part.both else 1)
         buckets_P = _buckets(ahead_P, part.buckets, part.longest, both=part.both)
         table_HP = self.weight[buckets_P.to(self.weight.device)].T.contiguous()
-        for backend in self._backends:
-            if getattr(backend, "relative_HP", False) is None:
-                backend.relative_HP = table_HP
+        if self._told is None:  # of what serves both texts, the first has told what is its own
+            self._told = [backend for backend in self._backends if getattr(backend, "relative_HP", False) is None]
+        for backend in self._told:
+            backend.relative_HP = table_HP
 
 
 def _buckets(ahead_P: Tensor, count: int, longest: int, *, both: bool) -> Tensor:
