@@ -1,7 +1,7 @@
 """Attention over latents, and its reference: one row at a time in float32, on any device.
 
 Suffix legend: T tokens of the step, N tokens of one row, L positions that the row's tokens may see, H query heads, R rank of the
-latents, P turned dimensions, W = R + P, F = P / 2, C cells.
+latents, P turned dimensions, W = R + P, F = P / 2, C cells, K size of a head's own key, V size of a value.
 """
 
 from __future__ import annotations
@@ -35,8 +35,18 @@ class LatentBackend(Backend, Protocol):
         """Norm and turn, write the latents of the group's `layer`-th layer, attend causally.
 
         Queries are absorbed: their first R numbers are compared with latents, the last P with what is turned. They are
-        contiguous and may be overwritten; the latents' last axis is. Returns out_THR, sums of latents, in the queries' dtype.
-        Tokens of no row come out as anything.
+        contiguous and may be overwritten, their last P by themselves turned; the latents' last axis is contiguous. Returns out_THR,
+        sums of latents, in the queries' dtype. Tokens of no row come out as anything, and so do those that `expand` is for.
+        """
+        ...
+
+    def expand(
+        self, layer: int, q_THK: Tensor, queries_THW: Tensor, up_HXR: Tensor, values_HTV: Tensor, scale: float
+    ) -> None:
+        """After `run`, of whose sums `values_HTV` were made: write over those of the tokens whose latents are expanded instead.
+
+        `q_THK` are the queries before they were absorbed, `queries_THW` what `run` has left of them; X = K + V, what `up` makes of a
+        latent for a head. Most backends expand none.
         """
         ...
 
@@ -76,6 +86,9 @@ class LatentReference:
 
     def pools(self) -> Sequence[Tensor]:
         return [self._cells.view(len(self._cells), -1, self._group.page_size, self._kind.width)]
+
+    def expand(self, *arguments: object) -> None:
+        """None are."""
 
     def run(self, layer: int, queries_THW: Tensor, latents_TW: Tensor, turn: Turn, scale: float) -> Tensor:
         rank = self._kind.rank

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sapwood.attention.base import Batch
 from sapwood.attention.deals import JOINED, Deals, Dealt, Shape, Shapes, Tiles
+from sapwood.attention.expanded import Expansion
 from sapwood.attention.latent import Turn, latent_of
 from sapwood.base.abilities import Ability
 from sapwood.base.kv import KVGroup, Latent, page_size_problem
@@ -73,7 +74,15 @@ class TritonLatent:
 
     def plan(self, batch: Batch) -> None:
         self.deals.plan(batch)
-        self._spans = self.deals.spans()
+        self._expansion = Expansion.of(batch, self.deals.table_SP, self._group.page_size)
+        self._spans = None if self._expansion is not None else self.deals.spans()
+
+    def expand(
+        self, layer: int, q_THK: Tensor, queries_THW: Tensor, up_HXR: Tensor, values_HTV: Tensor, scale: float
+    ) -> None:
+        if self._expansion is not None:
+            asked_THP, kept_CW = queries_THW[..., self._kind.rank :], self._latents[layer].flatten(0, 1)
+            self._expansion.attend(q_THK, asked_THP, kept_CW, up_HXR, values_HTV, scale)
 
     def run(self, layer: int, queries_THW: Tensor, latents_TW: Tensor, turn: Turn, scale: float) -> Tensor:
         kind, deals = self._kind, self.deals

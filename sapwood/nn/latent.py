@@ -47,6 +47,7 @@ class LatentAttention(nn.Module, Derived):
         )
 
     def _place(self, up_HXR: Tensor) -> None:
+        self._up_HXR = up_HXR
         self._keys_HNR, self._values_HRV = up_HXR[:, : self._nope], up_HXR[:, self._nope :].mT
 
     def derive(self) -> None:
@@ -63,10 +64,12 @@ class LatentAttention(nn.Module, Derived):
             q_TX, _ = self.q.behind(residual_TE, None, norm)
         else:
             q_TX, _ = self.q.behind(down_TX[:, : -self._width], None, self.q_norm.how)
-        queries_THW = self._absorbed(q_TX.unflatten(-1, (self._heads, -1)))
+        q_THX = q_TX.unflatten(-1, (self._heads, -1))
+        queries_THW = self._absorbed(q_THX)
         turn = Turn(self._norm, *angles[self._rope][:2], self._interleaved)
         sums_THR = self._backend.run(self._layer, queries_THW, latents_TW, turn, self._scale)
         values_HTV = torch.bmm(sums_THR.transpose(0, 1), self._values_HRV)
+        self._backend.expand(self._layer, q_THX[..., : self._nope], queries_THW, self._up_HXR, values_HTV, self._scale)
         return self.out(values_HTV.transpose(0, 1).flatten(1)), residual_TE
 
     def _absorbed(self, q_THX: Tensor) -> Tensor:

@@ -159,7 +159,7 @@ class World:
             cells_GT=(place(torch.zeros_like(cells)), place(cells)),
             limits=self._limits(counts, drafted),
             shared=shared,
-            spans=self._spans(counts) if known else None,
+            spans=self._spans(starts, counts) if known else None,
             heads_R=place(torch.from_numpy(np.where(np.arange(len(counts)) < drafted, counts, 0))) if drafted else None,
         )
 
@@ -167,11 +167,12 @@ class World:
         spans = int((counts[drafted:] > 1).sum())
         return RowLimits(decodes=int((counts > 0).sum()) - spans, spans=spans)
 
-    def _spans(self, counts: np.ndarray) -> Spans:
+    def _spans(self, starts: np.ndarray, counts: np.ndarray) -> Spans:
         """Rows from the first of several tokens on."""
         first = int(np.argmax(counts > 1))
         later = counts[first:]
-        return Spans(first, len(later), int(later.sum()), int(later.max()))
+        context = int((starts + counts)[first:][later > 1].sum())
+        return Spans(first, len(later), int(later.sum()), int(later.max()), context)
 
     def _shared(self, slots: list[int], counts: list[int], no_rows: int, runs: list[Run]) -> Shared:
         most = tile_members([self.group])

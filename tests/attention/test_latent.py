@@ -211,3 +211,59 @@ def test_a_row_has_the_same_bits_in_any_company(build: str, dtype: torch.dtype) 
     for slot in range(3):
         assert torch.equal(alone.outputs[slot], together.outputs[slot])
         assert torch.equal(alone.outputs[slot], chunked.outputs[slot])
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "sizes"),
+    [
+        ("cpu", torch.float32, (3, 16, 8, 12, 20)),
+        pytest.param("cuda", torch.float32, (3, 16, 8, 12, 20), marks=pytest.mark.gpu),
+        pytest.param("cuda", torch.bfloat16, (16, 512, 64, 128, 128), marks=pytest.mark.gpu),
+    ],
+    ids=str,
+)
+def test_prompts_whose_latents_are_expanded(
+    device: str, dtype: torch.dtype, sizes: tuple[int, ...], interpreter: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole prompts and chunks behind others beside rows of one token: the values are those of sums of latents. Some heads at a time."""
+    if device == "cpu" and torch.cuda.is_available():
+        pytest.skip("compiled on this machine")
+    made, place = triton(), torch.device(device)
+    from sapwood.attention import expanded
+
+    heads, rank, rope, own, value = sizes
+    monkeypatch.setattr(expanded, "LEAST", 5)
+    facts, random = group(num_heads=heads, rank=rank, rope=rope), torch.Generator().manual_seed(2)
+    draw = lambda *shape: torch.randn(*shape, generator=random)  # noqa: E731
+    up_HXR = (draw(heads, own + value, rank) / rank**0.5).to(dtype).float()
+    scale = 0.2 if dtype == torch.float32 else 0.06
+    norm, expansions = RmsNorm(torch.ones(rank), 1e-6), 0
+    worlds = [LatentWorld(facts, (150, 90, 20), device=one) for one in (torch.device("cpu"), place)]
+    backends: list[Any] = [
+        worlds[0].start(LatentReference), worlds[1].start(made, dtype)
+    ]  # fmt: skip
+    for spans in ([(0, 80), (1, 7)], [(2, 1), (0, 65), (1, 40)], [(2, 1), (0, 2), (1, 1)]):
+        tokens = sum(count for _, count in spans)
+        q_THX, latents_TW, angles = draw(tokens, heads, own + rope), draw(tokens, rank + rope), draw(tokens, rope // 2)
+        q_THX, latents_TW = (one.to(dtype).float() for one in (q_THX, latents_TW))
+        found = []
+        for world, backend, to in zip(
+            worlds, backends, ((torch.device("cpu"), torch.float32), (place, dtype)), strict=True
+        ):
+            kept = [one.to(*to) for one in (q_THX, latents_TW, up_HXR)]
+            turn = Turn(RmsNorm(norm.weight_E.to(to[0]), 1e-6), angles.cos().to(to[0]), angles.sin().to(to[0]), False)
+            monkeypatch.setattr(expanded, "MOST_BYTES", kept[1].itemsize * 2 * 145 * (own + value))
+            backend.plan(world.batch(spans, known=True))
+            q_THW = torch.cat(
+                [torch.einsum("thk,hkr->thr", kept[0][..., :own], kept[2][:, :own]), kept[0][..., own:]], dim=-1
+            )
+            sums_THR = backend.run(0, q_THW, kept[1], turn, scale)
+            values_HTV = torch.bmm(sums_THR.transpose(0, 1), kept[2][:, own:].mT)
+            backend.expand(0, kept[0][..., :own], q_THW, kept[2], values_HTV, scale)
+            found.append(values_HTV.float().cpu())
+            for slot, count in spans:
+                world.fed[slot] += count
+        expansions += backends[1]._expansion is not None
+        close = 1e-4 if dtype == torch.float32 else 4e-2
+        torch.testing.assert_close(found[1], found[0], atol=close, rtol=close)
+    assert expansions == 2

@@ -169,7 +169,9 @@ def test_a_failure_inside_ends_the_measurements() -> None:
 def test_shapes() -> None:
     for folder in (Path(offline.__file__).parent / "shapes").iterdir():
         name = folder.name
-        assert declare(json.loads((folder / "config.json").read_text())).vocab_size > 30_000
+        facts = json.loads((folder / "config.json").read_text())
+        facts.pop("quantization_config", None)
+        assert declare(facts).vocab_size > 30_000
         options = offline.shape_options(name)
         assert (Path(options["model"]) / "config.json").is_file()
         assert options["load_format"] == "dummy"

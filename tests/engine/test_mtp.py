@@ -84,7 +84,10 @@ def _features(made: mtp.Made, tokens: Sequence[int], before: Tensor) -> Tensor:
     x = torch.cat([torch.zeros(1, pairs.shape[-1] // 2), made.join(pairs)])[None]
     places = torch.arange(x.shape[1])[None]
     unseen = torch.full((x.shape[1], x.shape[1]), float("-inf")).triu(1)[None, None]
-    angles = made.model.model.rotary_emb(x, places)
+    # Qwen3.5's takes three rows of places.
+    angles = made.model.model.rotary_emb(
+        x, places if "qwen3_5" not in type(made.layer).__module__ else places.expand(3, 1, -1)
+    )
     found: Tensor = made.layer(x, position_embeddings=angles, attention_mask=unseen, position_ids=places)
     return after(found[0])[1:]
 

@@ -52,10 +52,10 @@ def test_the_same_is_said(family: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("depth", [0, 2])
 def test_drafts_change_nothing(family: str, depth: int, tmp_path: Path) -> None:
     model = saved(family, tmp_path)
-    wanted, _ = say(model, MINE, device="cpu", prefix_caching=False)
+    wanted, plain = say(model, MINE, device="cpu", depth=0, prefix_caching=False)
     found, counters = say(model, MINE, device="cuda", depth=depth, stakes=drafted(wanted, truth=0.7))
     near(found, wanted)
-    assert sum(count for name, count in counters.items() if name.startswith("accepted_drafts")) > 0
+    assert counters["steps"] < 0.9 * plain["steps"]
 
 
 @pytest.mark.parametrize("family", seeing.SEEING)
