@@ -26,7 +26,7 @@ class Cuda:
 
     def __init__(self, index: int) -> None:
         self.place = torch.device("cuda", index)
-        torch.backends.cudnn.conv.fp32_precision = "ieee"  # as products are: float32 means float32
+        torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]  # as products: float32 is float32
         self._uploads: torch.cuda.Stream | None = None
         self._downloads: torch.cuda.Stream | None = None
 
