@@ -34,12 +34,13 @@ class RowLimits(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Spans:
     """The last `number` rows of a batch, from `first` on, which may have more than one token; `tokens` are theirs in all,
-    `longest` those of one at most, and `context` the positions that those with more than one see in the end."""
+    `longest` those of one at most. `several` of them have more than one, and see `context` positions in the end."""
 
     first: int
     number: int
     tokens: int
     longest: int
+    several: int
     context: int
 
 

@@ -17,8 +17,9 @@ from sapwood.kernels.triton import expanded
 
 _LOG2E = math.log2(math.e)
 
-LEAST = 384
-"""Tokens that spans have on average, from which on this is worth it: at DeepSeek's sizes it is as much arithmetic from 171 on."""
+LEAST = 1024
+"""Tokens that spans have on average, from which on this is worth it. At DeepSeek's sizes it is less arithmetic from 171 on, but spans
+see half of their own tokens, and there is more to launch."""
 MOST_CONTEXT = 1 << 16
 """Positions of all contexts: their latents are gathered at once."""
 MOST_BYTES = 64 << 20
@@ -32,7 +33,7 @@ class Expansion:
     def of(batch: Batch, table_SP: Tensor, page_size: int) -> Expansion | None:
         """None where it is not worth it, or the host does not know."""
         spans = batch.spans
-        if spans is None or batch.heads_R is not None or spans.tokens < LEAST * spans.number:
+        if spans is None or batch.heads_R is not None or not spans.several or spans.tokens < LEAST * spans.several:
             return None
         return None if spans.context > MOST_CONTEXT else Expansion(batch, table_SP, page_size)
 

@@ -41,8 +41,8 @@ def spans_of(plan: Plan) -> Spans | None:
     counts = plan.counts_R[plan.num_steady :]
     if not len(counts):
         return None
-    context = (plan.starts_R[plan.num_steady :] + counts)[counts > 1].sum()
-    return Spans(plan.num_steady, len(counts), int(counts.sum()), int(counts.max()), int(context))
+    ends = (plan.starts_R[plan.num_steady :] + counts)[counts > 1]
+    return Spans(plan.num_steady, len(counts), int(counts.sum()), int(counts.max()), len(ends), int(ends.sum()))
 
 
 class Batcher:

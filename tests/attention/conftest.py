@@ -171,8 +171,8 @@ class World:
         """Rows from the first of several tokens on."""
         first = int(np.argmax(counts > 1))
         later = counts[first:]
-        context = int((starts + counts)[first:][later > 1].sum())
-        return Spans(first, len(later), int(later.sum()), int(later.max()), context)
+        ends = (starts + counts)[first:][later > 1]
+        return Spans(first, len(later), int(later.sum()), int(later.max()), len(ends), int(ends.sum()))
 
     def _shared(self, slots: list[int], counts: list[int], no_rows: int, runs: list[Run]) -> Shared:
         most = tile_members([self.group])

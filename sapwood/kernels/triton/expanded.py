@@ -61,7 +61,7 @@ def _absorb(
     return best_M, total_M, acc_MV
 
 
-@jit
+@jit(do_not_specialize_on_alignment=["firsts_N"])
 def _attend(
     queries, query_token, query_head, asked, asked_token, asked_head, expanded, expanded_stride, turned, turned_stride,
     out, out_head, out_token, firsts_N, counts_N, ends_N, bases_N, scale,
