@@ -132,7 +132,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def decoder_of(model: str) -> Decoder:
     config, catalogue = from_options({"model": model, **shape_options(model)}), joined()
-    found = declared(config.model, find_configured(config.model, families=catalogue.families), catalogue)
+    found = declared(config, find_configured(config.model, families=catalogue.families), catalogue)
     if not isinstance(found, Decoder):
         raise SystemExit(f"adapters: {model} is computed by another library's modules, which take no adapters")
     return found
