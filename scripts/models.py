@@ -40,7 +40,7 @@ What its attention asks for is found before anything is loaded, by a try on tens
 shorter than keys are done; sinks, tensors as scales, other masks, layers that mix tokens otherwise, and code that decides by values are refused by name. When the weights
 are there, six tokens, the last at the end of the longest text, show whether each sees others by attention alone; where long texts turn heads otherwise than short
 ones (`longrope`), `--max-model-len` must not be above `original_max_position_embeddings`. Plain safetensors only (experts of a checkpoint one by one are stacked as transformers has it); no
-GGUF, no `--quantization`, no EAGLE heads. On GPUs steps are recorded as graphs as for other models, which has not been run yet: modules that cannot
+GGUF, no `--quantization`, no EAGLE heads. On GPUs steps are recorded as graphs as for other models: modules that cannot
 be recorded want `--disable-cuda-graph`.
 
 What no family has is refused with the list of those that there are. Known and not there yet:

@@ -35,7 +35,8 @@ def shapes(kind: Latent, itemsize: int) -> Shapes:
     if itemsize == 4:
         few, many = Shape(rows, 16, 4, 1, 1), Shape(64, 16, 8, 1, 1)
         return Shapes(few, few, many, many, tma=False)
-    few, many = Shape(rows, 32, 4 if rows < 64 else 8, 3, 1, 256), Shape(64, 32, 8, 2, 1, 256)
+    few = Shape(rows, 64, 8, 2, 1, 128) if rows < 64 else Shape(rows, 32, 8, 3, 1, 256)
+    many = Shape(64, 32, 8, 2, 1, 256)
     return Shapes(few, many, Shape(64, 64, 8, 2, 1, 256), many, tma=False)
 
 

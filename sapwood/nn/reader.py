@@ -57,7 +57,8 @@ class AudioStem(nn.Module):
 
     def forward(self, features_BIM: Tensor) -> Tensor:
         """[recordings, moments, E], half as many moments as there were."""
-        return self._bent(self.second(self._bent(self.first(features_BIM)))).transpose(1, 2)
+        moments_BEM = self._bent(self.second(self._bent(self.first(features_BIM))))
+        return moments_BEM.transpose(1, 2).contiguous()  # of one recording it would be a view that kernels do not read
 
     def _bent(self, x_BEM: Tensor) -> Tensor:
         return self._kernels.activated(x_BEM.flatten(0, 1), self._activation).view_as(x_BEM)
