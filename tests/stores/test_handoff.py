@@ -127,9 +127,15 @@ def test_answers_are_those_of_one_engine(family: str, options: dict[str, Any], t
         whole, logprobs, _ = alone.run(alone.ask(PROMPT, **DRAWN))
         assert tokens == whole[:1] and len(whole) == 6
         said, theirs, cached = behind.run(behind.ask(PROMPT, fetch(ahead, "t"), **DRAWN))
-        assert (said, theirs) == (whole, logprobs)
+        assert said == whole and alike(theirs, logprobs)
         assert cached == full(PROMPT, options.get("page_size", 16))
         freed(ahead)
+
+
+def alike(found: list[Any], wanted: list[Any]) -> bool:
+    """The same tokens, and log probabilities but for their last bits."""
+    same = [one for one, _ in found] == [one for one, _ in wanted]
+    return same and [one for _, one in found] == pytest.approx([one for _, one in wanted], abs=1e-5)
 
 
 def freed(one: Side) -> None:
@@ -161,7 +167,8 @@ def test_each_way(what: str, way: str, pair: tuple[Side, Side, Side], monkeypatc
     ahead.run(ahead.ask(prompt, Offer(ticket), **fields))
     said = behind.run(behind.ask(prompt, fetch(ahead, ticket), **fields))
     behind.engine.control("flush_cache")
-    assert said[:2] == alone.run(alone.ask(prompt, **fields))[:2] and said[2] == full(prompt)
+    tokens, logprobs, _ = alone.run(alone.ask(prompt, **fields))
+    assert said[0] == tokens and alike(said[1], logprobs) and said[2] == full(prompt)
     assert behind.counts[f"handoff_bytes_{way}"] > before
     ahead.engine.control("flush_cache")
     freed(ahead)
