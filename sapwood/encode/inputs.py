@@ -120,6 +120,16 @@ class InputStake(Stake):
         else:
             self._idle[entry] = name
 
+    def flush(self) -> int:
+        """Forget what nobody who runs looks at; how many inputs these were."""
+        for entry, name in self._idle.items():
+            del self._entries[name]
+            self._free.append(entry)
+        count = len(self._idle)
+        self._idle.clear()
+        self.relief += 1
+        return count
+
     def audit(self, running: Sequence[Request]) -> int:
         """Leases follow from who is running; those of others are given back."""
         ids = {request.id for request in running}

@@ -52,7 +52,9 @@ class Room:
         self._entries[digest] = Entry(rows, number)
         return rows
 
-    def clear(self) -> None:
-        """Nothing that was made is to be trusted."""
+    def clear(self) -> int:
+        """Nothing that was made is to be used any more; how much it was."""
+        count = len(self._entries)
         self._entries.clear()
         self._free = list(range(self.size, 0, -1))
+        return count

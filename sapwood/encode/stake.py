@@ -116,6 +116,10 @@ class EncodeStake(Stake):
     def emptied(self) -> None:
         self.reset()
 
+    def flush(self) -> int:
+        """Forget all results, between two plans; how many they were. What still runs has its own encoded again where it needs them."""
+        return self._room.clear()
+
     def gauges(self) -> tuple[Mapping[str, int], Mapping[str, float]]:
         """Media and positions that were encoded, spans for which that was not needed, results that made way."""
         return {**self._counts, "encoder_evictions": self._room.num_evicted}, {}

@@ -30,7 +30,7 @@ from sapwood.config.sight import encoder_rows
 from sapwood.config.speculation import drafters, spelled
 from sapwood.config.weights import ITEMSIZE
 from sapwood.device import probe
-from sapwood.encode import EncodeStake, Room
+from sapwood.encode import EncodeStake, InputStake, Room
 from sapwood.engine import lean
 from sapwood.engine.adapters import adapters_of
 from sapwood.engine.declared import declared
@@ -133,7 +133,7 @@ def launch(
         depth=_set(config.scheduler.depth),
         gauges=(kv.gauges, constraints.gauges, *changes.gauges, *(gauge for guest in guests for gauge in guest.gauges)),
         pages=kv.pages,
-        commands={**_commands(kv, slots), **lent.commands, **spread.commands, **pause.commands},
+        commands={**_commands(kv, slots, mine), **lent.commands, **spread.commands, **pause.commands},
         **changes.beside(pause.status),
     )
     told = *_told(decisions, longest), _pool_decision(measured, num_pages), *speculation.decisions, *inputs.decisions
@@ -287,10 +287,12 @@ def _computed(measured: Measured) -> tuple[Decision, ...]:
     return () if measured.computed_by is None else (Decision("computed_by", *measured.computed_by),)
 
 
-def _commands(kv: KVCache, slots: Slots) -> dict[str, Callable[..., dict[str, Any]]]:
+def _commands(kv: KVCache, slots: Slots, stakes: Sequence[Stake]) -> dict[str, Callable[..., dict[str, Any]]]:
+    encoding = [stake for stake in stakes if isinstance(stake, EncodeStake | InputStake)]
     return {
         "explain": Explanation(kv),
         "flush_cache": lambda: {"freed_pages": kv.flush()},
+        "flush_encoders": lambda: {"freed_inputs": sum(stake.flush() for stake in encoding)},
         "tree": Sketch(kv.tree, slots.running).go_on,
     }
 

@@ -121,6 +121,13 @@ class Cabinet:
         while self._kept_bytes > _KEPT_BYTES:
             self._kept_bytes -= _size(self._kept.popitem(last=False)[1])
 
+    def clear(self) -> int:
+        """Forget what was prepared; how many they were."""
+        count = len(self._kept)
+        self._kept.clear()
+        self._kept_bytes = 0
+        return count
+
     def placed(self, tokens: Sequence[int], media: Sequence[Media], param: str) -> tuple[list[int], list[Span]]:
         """The prompt with an image's own tokens where the template has written its place, and where results stand in it. Raises
         RequestError where there are not as many places as images."""

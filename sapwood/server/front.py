@@ -123,7 +123,7 @@ class Front:
         guard: Guard | None = None,
     ) -> None:
         self.engine = engine
-        self.text, self._gallery = text, gallery
+        self.text, self.gallery = text, gallery
         self.config = config
         self.model_names = tuple(model_names)
         self.adapters = Adapters(engine, config, self.model_names)
@@ -349,7 +349,7 @@ class Front:
     async def render(self, talk: Talk, *, tools: list[dict[str, Any]] | None = None) -> Rendered:
         """A conversation by the model's template, with what its client changes often behind what it does not."""
         salt = self.account.tenant.salted("")
-        shown = await shown_in(talk.messages, self._gallery, salt=salt, most=self.facts.max_model_len)
+        shown = await shown_in(talk.messages, self.gallery, salt=salt, most=self.facts.max_model_len)
         talk = replace(talk, messages=self._stable(shown.messages))
 
         def rendered() -> Rendered:

@@ -110,7 +110,7 @@ class Watched(World):
                     assert self.rows[self.standing[slot, at]] == wanted
 
 
-def crowd(world: World, seed: int) -> list[tuple[int, int, int]]:
+def crowd(world: Watched, seed: int) -> list[tuple[int, int, int]]:
     rng = random.Random(seed)
     added = []
     for _ in range(14):
@@ -125,6 +125,8 @@ def crowd(world: World, seed: int) -> list[tuple[int, int, int]]:
         length = rng.randint(1, 12)
         added.append((world.add(prompt, length, media=media, spans=spans), len(prompt), length))
         world.step()
+        if rng.random() < 0.3:
+            world.encoding.flush()  # while some are amid a span
     world.run()
     for id, prompt_len, length in added:
         tokens = world.requests[id].spelled[:prompt_len].tolist()
@@ -158,3 +160,9 @@ def test_inputs_are_shared_within_a_namespace_alone() -> None:
         assert stake.enter(one, 1)
     stake.parts(None)  # type: ignore[arg-type]  # which it does not look at
     assert stake.counters["encoder_inputs_read"] == 2 and stake.counters["encoder_inputs_reused"] == 1
+    assert stake.flush() == 0, "all are somebody's"
+    stake.drop(one, 2, trusted=True)
+    assert stake.flush() == 1
+    assert stake.enter(one, 3)
+    stake.parts(None)  # type: ignore[arg-type]
+    assert stake.counters["encoder_inputs_read"] == 3, "it is read again"

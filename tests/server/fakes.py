@@ -110,6 +110,7 @@ class FakeEngine:
                 "weight_version": "default",
             },
             "flush_cache": {"freed_pages": 3},
+            "flush_encoders": {"freed_inputs": 2},
             "adapter": {"loaded": True},
             "tree": {"done": True, "tree": {"pages": 0, "twigs": {"pages": [], "label": []}, "holders": {}}},
         }

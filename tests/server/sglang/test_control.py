@@ -34,7 +34,7 @@ async def test_flush_cache(http: httpx.AsyncClient, engine: FakeEngine, method: 
         ("/reset_prefix_cache", None, ["flush_cache"]),
         ("/reset_prefix_cache?reset_running_requests=true", None, ["retract", "flush_cache"]),
         ("/reset_mm_cache", None, []),
-        ("/reset_encoder_cache", None, []),
+        ("/reset_encoder_cache", None, ["flush_encoders"]),
     ],
 )
 async def test_what_the_engine_is_told(
