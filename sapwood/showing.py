@@ -101,6 +101,8 @@ class Showing:
             config, files, text, catalogue = self._about
             tower = declared(config, files, catalogue).encoder if {"image", "audio"} & {*self._facts.media} else None
             self._cabinet = gallery_of(files, tower, text, config)
+            if not isinstance(self._cabinet, str):
+                self._cabinet.scale_to(self._facts.max_pixels)
         return self._cabinet
 
 

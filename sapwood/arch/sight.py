@@ -58,6 +58,11 @@ class Tower(Encoder, Leaf):
         return False
 
     @property
+    def scales(self) -> bool:
+        """Whether images come nearly as large as they are, so that they may be scaled down."""
+        return False
+
+    @property
     def levels(self) -> int:
         """How many of the decoder's layers, from the first on, have a further vector of each position added behind them."""
         return 0
@@ -263,6 +268,10 @@ class QwenTower(Tower):
 
     @property
     def turns(self) -> bool:
+        return True
+
+    @property
+    def scales(self) -> bool:
         return True
 
     def largest(self, most: int) -> tuple[Sizes, int]:

@@ -36,6 +36,10 @@ class PixtralTower(Tower):
         """Pixels of a position's side."""
         return self.patch * (self.merge or 1)
 
+    @property
+    def scales(self) -> bool:
+        return True
+
     def largest(self, most: int) -> tuple[Sizes, int]:
         side = max(1, min(math.isqrt(most), self.image // self.square))
         return (1, 3, side * self.square, side * self.square), side**2

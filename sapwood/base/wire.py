@@ -177,7 +177,8 @@ class Facts(msgspec.Struct, frozen=True):
     of those that the model can do, `classifier` what its classifier wants, if it has one, `pooling` what a vector is made by of a model that does not say.
     A vector has `vector_size` numbers. `media` are the kinds that the model has an encoder for, and `reading` says how an encoder is fed
     whose model writes of what it has read. Requests may have adapters of up to `max_lora_rank` ranks; None: of none.
-    `door` is where prompts are handed over, `insights` are what can be told of each position, and how many numbers each is."""
+    `door` is where prompts are handed over, `insights` are what can be told of each position, and how many numbers each is. Images are scaled down
+    to `max_pixels`; None: as the model's settings have it."""
 
     max_model_len: int
     vocab_size: int
@@ -200,6 +201,7 @@ class Facts(msgspec.Struct, frozen=True):
     max_lora_rank: int | None = None
     door: Door | None = None
     insights: dict[Insight, int] = {}
+    max_pixels: int | None = None
 
     def begun(self, num_tokens: int) -> int:
         """How many positions of a sequence a prompt of so many tokens takes: none of its own where an encoder reads it."""

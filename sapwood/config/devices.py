@@ -30,6 +30,7 @@ class Rules:
         drafts: Most drafts of a row, and why.
         drafting: What drafts where nobody says, `off` or `auto`, and why.
         compiles: Kernels are compiled when they are first wanted.
+        image_pixels: To how many an image is scaled down where a model takes it as large as it is, and why.
     """
 
     numbered: bool
@@ -51,6 +52,7 @@ class Rules:
     drafts: tuple[int, str]
     drafting: tuple[str, str]
     compiles: bool
+    image_pixels: tuple[int, str]
 
 
 CPU = Rules(
@@ -73,6 +75,7 @@ CPU = Rules(
     drafts=(31, "as a CPU gains little beyond"),
     drafting=("off", "what it costs has not been measured on a quiet machine"),
     compiles=False,
+    image_pixels=(1280 * 28 * 28, "a step encodes an image as a whole, and all others wait for it"),
 )
 
 CUDA = Rules(
@@ -97,6 +100,7 @@ CUDA = Rules(
     drafts=(63, "as many as one tile of a matrix product holds"),
     drafting=("off", "one workload of a small model lost 3 %, and what was mended since has not been measured with it"),
     compiles=True,
+    image_pixels=(36_000_000, "as many as an image may have"),
 )
 
 RULES: Mapping[str, Rules] = MappingProxyType({"cpu": CPU, "cuda": CUDA})

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from sapwood.base.errors import ConfigError
 from sapwood.base.kv import SCALE_BYTES, KVGroup, most_rewound, page_size_problem
 from sapwood.base.layout import longest_sequence, pages_for, split_pages
-from sapwood.config import adapters, parallel, speculation, stores, texts, thinning
+from sapwood.config import adapters, parallel, sight, speculation, stores, texts, thinning
 from sapwood.config.devices import RULES
 from sapwood.config.facts import DeviceFacts, ModelShape
 from sapwood.config.fairness import policy
@@ -254,6 +254,7 @@ _RULES: tuple[tuple[str, str, _Rule], ...] = (
     ("speculation", "speculation", speculation.drafter_rule),
     ("speculation", "num_speculative_tokens", speculation.count_rule),
     *adapters.RULES,
+    ("sight", "max_pixels", sight.pixels_rule),
 )
 
 
@@ -382,6 +383,7 @@ def _range(field: str, value: float | None, low: float, high: float | None, *, l
 
 def _check(config: Config, model: ModelShape, device: DeviceFacts) -> None:
     adapters.check(config)
+    sight.check(config)
     _check_device(config, device)
     _check_steps(config)
     _check_memory(config, device)

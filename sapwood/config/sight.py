@@ -9,9 +9,11 @@ from sapwood.base.errors import ConfigError
 from sapwood.config.option import option
 
 if TYPE_CHECKING:
+    from sapwood.config.facts import DeviceFacts, ModelShape
     from sapwood.config.options import Config
 
 MIN_ROWS = 1024
+LEAST_PIXELS = 56 * 56
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,12 @@ class SightConfig:
         "--max-image-pixels",
         metavar="N",
     )
+    max_pixels: int | None = option(
+        None,
+        "pixels to which an image is scaled down before it is encoded, of models that see images of nearly their own size",
+        "--max-pixels",
+        metavar="N",
+    )
     allowed_media_domains: tuple[str, ...] | None = option(
         None,
         "hosts from which images may be fetched, separated by commas (default: none)",
@@ -48,6 +56,17 @@ class SightConfig:
         "--allowed-local-media-path",
         derived=False,
     )
+
+
+def pixels_rule(config: Config, model: ModelShape, device: DeviceFacts) -> tuple[int, str]:
+    """That for `max_pixels`; who composes a model that scales its images says why."""
+    return device.rules.image_pixels[0], ""
+
+
+def check(config: Config) -> None:
+    """Raise ConfigError for options that are out of range."""
+    if config.sight.max_pixels is not None and config.sight.max_pixels < LEAST_PIXELS:
+        raise ConfigError(f"--max-pixels must be at least {LEAST_PIXELS}, got {config.sight.max_pixels}.")
 
 
 def encoder_rows(config: Config, *, largest: int, width: int, itemsize: int) -> int:

@@ -261,7 +261,9 @@ def _facts(
         dtype=config.model.dtype,
         attention_backend=measured.backends[0],
         seconds_to_ready=seconds,
-        decisions=[str(decision) for decision in (*decisions, *_computed(measured))],
+        decisions=[
+            str(decision) for decision in (*decisions, *_computed(measured), *_scaled(config, decoder, decisions))
+        ],
         tasks=tuple(tag_of(task) for task in tasks_of(decoder)),
         classifier=None if decoder.classifier is None else decoder.classifier.pooling,
         pooling="last" if all(group.lasts for group in measured.groups) else "mean",
@@ -271,6 +273,7 @@ def _facts(
         reading=inputs.reading,
         door=stored.door,
         insights=_insights(decoder, measured),
+        max_pixels=config.sight.max_pixels if _scales(decoder) else None,
     )
 
 
@@ -280,6 +283,18 @@ def _insights(decoder: Decoder | Foreign, measured: Measured) -> dict[Insight, i
         return {}
     found: dict[Insight, int] = {"hidden_states": decoder.hidden_size, "logits": decoder.vocab_size}
     return found | ({"routed_experts": measured.num_routed} if measured.num_routed else {})
+
+
+def _scales(decoder: Decoder | Foreign) -> bool:
+    return isinstance(decoder.encoder, Tower) and decoder.encoder.scales
+
+
+def _scaled(config: Config, decoder: Decoder | Foreign, decisions: Sequence[Decision]) -> tuple[Decision, ...]:
+    """To how many pixels images are scaled down, where nobody has said and it matters."""
+    if not _scales(decoder) or any(one.field == "max_pixels" for one in decisions):
+        return ()
+    why = rules_of(config.device.device).image_pixels[1]
+    return (Decision("max_pixels", config.sight.max_pixels, why),)
 
 
 def _computed(measured: Measured) -> tuple[Decision, ...]:

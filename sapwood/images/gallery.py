@@ -121,6 +121,9 @@ class Cabinet:
         while self._kept_bytes > _KEPT_BYTES:
             self._kept_bytes -= _size(self._kept.popitem(last=False)[1])
 
+    def scale_to(self, pixels: int | None) -> None:
+        """Before any is prepared: to how many an image is scaled down, of those that come as large as they are."""
+
     def clear(self) -> int:
         """Forget what was prepared; how many they were."""
         count = len(self._kept)
@@ -156,6 +159,10 @@ class Gallery(Cabinet):
     def __init__(self, preparer: Preparer, sources: Sources, *, most_pixels: int) -> None:
         super().__init__(preparer, sources)
         self._preparer, self._most_pixels = preparer, most_pixels
+
+    def scale_to(self, pixels: int | None) -> None:
+        if isinstance(self._preparer, Patches | Rows):
+            self._preparer.within = pixels
 
     async def _prepared(self, data: bytes, most: int) -> Media:
         def prepared() -> Media:

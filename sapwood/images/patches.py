@@ -22,6 +22,10 @@ _MOST_RATIO = 200
 
 
 class Patches:
+    """Scales to as many pixels as the settings say, and no more than `within`, where that is set."""
+
+    within: int | None = None
+
     def __init__(self, tower: QwenTower, fields: Mapping[str, Any], token: int) -> None:
         s = Settings(
             fields,
@@ -63,13 +67,13 @@ class Patches:
         """Sides that are multiples of a merged patch, with as many pixels as there may be, in nearly the same ratio."""
         if max(height, width) / min(height, width) > _MOST_RATIO:
             raise ValueError(f"its longer side is more than {_MOST_RATIO} times its shorter one")
-        by = self._factor
+        by, most = self._factor, self._most if self.within is None else min(self._most, self.within)
         tall, wide = round(height / by) * by, round(width / by) * by
-        if tall * wide > self._most:
-            beta = math.sqrt(height * width / self._most)
+        if tall * wide > most:
+            beta = math.sqrt(height * width / most)
             tall = max(by, math.floor(height / beta / by) * by)
             wide = max(by, math.floor(width / beta / by) * by)
-        elif tall * wide < self._least:
+        elif tall * wide < self._least <= most:
             beta = math.sqrt(self._least / (height * width))
             tall, wide = math.ceil(height * beta / by) * by, math.ceil(width * beta / by) * by
         return tall, wide

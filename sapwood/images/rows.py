@@ -19,7 +19,10 @@ _BICUBIC = 3
 
 
 class Rows:
-    """`encode` makes tokens of names of special tokens; `end` is what the family writes behind a row, `last` behind the last one."""
+    """`encode` makes tokens of names of special tokens; `end` is what the family writes behind a row, `last` behind the last one. Images are
+    scaled to no more than `within` pixels, where that is set."""
+
+    within: int | None = None
 
     def __init__(
         self,
@@ -47,6 +50,8 @@ class Rows:
         by = self._tower.square
         height, width = image.height, image.width
         if (ratio := max(height / self._tall, width / self._wide)) > 1:
+            height, width = math.floor(height / ratio), math.floor(width / ratio)
+        if self.within is not None and (ratio := math.sqrt(height * width / self.within)) > 1:
             height, width = math.floor(height / ratio), math.floor(width / ratio)
         if not height or not width:
             raise ValueError("it is too narrow: a side would have no pixel")

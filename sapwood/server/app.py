@@ -90,6 +90,8 @@ def create_app(
     `registry` takes the metrics; one of its own by default. `traces` are told of every request, clients of what is said `about` the model.
     `gallery` prepares images, or says why there is none; a `guard` may be shared. Raises ConfigError for defaults that cannot be used.
     """
+    if isinstance(gallery, Cabinet):
+        gallery.scale_to(engine.facts.max_pixels)
     names = [model_names] if isinstance(model_names, str) else model_names
     metrics = Metrics(registry or CollectorRegistry(), model=names[0], engine=engine, peer=config.server.metrics_compat)
     observer = Observer(metrics, log_requests=config.server.log_requests, traces=traces)

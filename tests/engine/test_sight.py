@@ -275,3 +275,13 @@ def test_ranks_see_alike(tmp_path: Path) -> None:
     engine, _ = engine_of(tmp_path, tensor_parallel_size=2)
     check("qwen2.5-vl", Said(engine, made, prompts), prompts)
     engine.executor.shutdown()
+
+
+@pytest.mark.parametrize(("family", "bound"), [("qwen2-vl", True), ("llava", False)])
+def test_how_far_images_are_scaled_down_is_told(family: str, bound: bool, tmp_path: Path) -> None:
+    """Where it is asked for and where it is not; of models that take them as they come."""
+    model = seeing.save(family, tmp_path)
+    (_, facts), (_, more) = engine_of(model), engine_of(model, max_pixels=5000)
+    assert facts.max_pixels == (1280 * 28 * 28 if bound else None) and more.max_pixels == (5000 if bound else None)
+    assert any(line.startswith("max_pixels = 1003520 (a step") for line in facts.decisions) is bound
+    assert "max_pixels = 5000 (as asked)" in more.decisions

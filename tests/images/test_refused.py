@@ -10,6 +10,7 @@ import pytest
 from sapwood.arch.families.llava_next import checked
 from sapwood.base.errors import ModelError
 from sapwood.images.gallery import Gallery
+from sapwood.images.look import Preparer
 from sapwood.images.sources import Sources
 from tests import seeing
 from tests.seeing import SEEING, picture
@@ -56,3 +57,21 @@ def test_blank_lines_around_an_image_are_read_with_the_text(tmp_path: Path) -> N
 def test_grids_that_are_none(given: Any, named: str) -> None:
     with pytest.raises(ModelError, match=named):
         checked(given, 28)
+
+
+@pytest.mark.parametrize("family", ["qwen2-vl", "llava-pixtral"])
+def test_images_that_come_as_they_are_are_scaled_down(family: str, tmp_path: Path) -> None:
+    """To so many pixels, in nearly their ratio; smaller ones stay, and so do those of families that cut tiles."""
+
+    def size(of: Preparer, width: int, height: int) -> tuple[int, int]:
+        return of.prepare(picture(width, height)).arrays["pixels"].shape[-2:]
+
+    tower = seeing.tower(seeing.save(family, tmp_path))
+    large = {"size": {"longest_edge": 10**6, "shortest_edge": 1}, "max_pixels": 10**6, "min_pixels": 1}
+    settings = SEEING[family].settings | large
+    free, bound = (SEEING[family].preparer(tower, settings) for _ in range(2))
+    Gallery(bound, Sources(hosts=(), root=None), most_pixels=10**6).scale_to(200 * 100)
+    height, width = size(bound, 800, 400)
+    assert height * width <= 1.2 * 200 * 100 and abs(width / height - 2) < 0.5
+    assert size(free, 800, 400)[1] > 700 and size(bound, 120, 60) == size(free, 120, 60)
+    assert tower.scales and not seeing.tower(seeing.save("llava", tmp_path / "llava")).scales
