@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 _EVERY = 0.5  # seconds between two questions to the register
 _TELL_SECONDS = 5.0
+_DOOR_SECONDS = 60.0  # that another router may take to give up its address
 
 
 class IngressReplica:
@@ -41,18 +42,29 @@ class IngressReplica:
         """Listen. Raises ConfigError for an address that cannot be had; this is called before everything else."""
         self._stack = contextlib.AsyncExitStack()
         app = await self._stack.enter_async_context(self._router.serving())
-        door = self._stack.enter_context(Door(self._options))
+        door = self._stack.enter_context(await self._door())
         await self._stack.enter_async_context(listening(app, door, self._options))
         self._url = door.url.replace("//0.0.0.0:", f"//{self._node}:").replace("//[::]:", f"//{self._node}:")
         self._telling = asyncio.create_task(self._tells())
+
+    async def _door(self) -> Door:
+        """Where the one before it still listens, as soon as that has gone."""
+        until = asyncio.get_running_loop().time() + _DOOR_SECONDS
+        while True:
+            try:
+                return Door(self._options)
+            except ConfigError:
+                if asyncio.get_running_loop().time() > until:
+                    raise
+            await asyncio.sleep(_EVERY)
 
     async def where(self) -> str:
         """Its URL."""
         return self._url
 
-    async def secret(self) -> str:
-        """What servers want to be asked with; for `fleet up`, which keeps it."""
-        return self._key
+    async def before(self) -> tuple[Plan, str]:
+        """What it was told, for `fleet up`, which tells the next one: the plan, and what servers want to be asked with."""
+        return self._plan, self._key
 
     async def check_health(self) -> None:
         """Raises RuntimeError where it no longer asks who is there."""

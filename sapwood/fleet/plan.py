@@ -17,6 +17,8 @@ from sapwood.route.table import Server, Table
 from sapwood.route.table import checked as checked_table
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_FLEET = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
+_PARTS = ("router", "register")
 _OURS = ("host", "port", "served-model-name", "api-key", "tensor-parallel-size", "lora-modules", "unix-socket")
 _WAIT_SECONDS = 300.0  # that requests wait for a server, where nothing is said: one may have to be started first
 
@@ -176,8 +178,8 @@ def checked(raw: Mapping[str, object], where: str) -> Plan:
         names += engine.served(name)
     if doubled := {name for name in names if names.count(name) > 1}:
         raise ConfigError(f"{where}: two models or adapters are called {doubled.pop()!r}.")
-    if not _NAME.fullmatch(plan.name):
-        raise ConfigError(f"{where}: name is letters, digits and . _ -, not {plan.name!r}.")
+    if not _FLEET.fullmatch(plan.name):
+        raise ConfigError(f"{where}: name is letters, digits and _ -, not {plan.name!r}.")
     try:
         plan.table("")
     except ConfigError as error:
@@ -188,6 +190,8 @@ def checked(raw: Mapping[str, object], where: str) -> Plan:
 def _check(name: str, engine: Engine, where: str) -> None:
     if not _NAME.fullmatch(name):
         raise ConfigError(f"{where}: a model's name is letters, digits and . _ -, 63 at most.")
+    if name in _PARTS:
+        raise ConfigError(f"{where}: {name} is what a part of every fleet is called; take another name.")
     if engine.replicas is not None and (engine.min_replicas, engine.max_replicas) != (1, 1):
         raise ConfigError(f"{where}: give either replicas or min_replicas and max_replicas.")
     least, most = engine.bounds

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import ray
 from ray import serve
+from ray.serve import RunTarget
 from ray.serve.config import (
     AutoscalingConfig,
     AutoscalingContext,
@@ -73,7 +74,8 @@ class RegisterDeployment:
 class EngineDeployment(EngineReplica):
     """A server, where Ray has put it."""
 
-    async def __init__(self, model: str, engine: Engine, key: str, register: Any) -> None:  # type: ignore[misc]  # Ray Serve waits for it
+    async def __init__(self, fleet: str, model: str, engine: Engine, key: str) -> None:  # type: ignore[misc]  # Ray Serve waits for it
+        register = serve.get_deployment_handle(_REGISTER, app_name=fleet)
         super().__init__(model, engine, key, register, _replica(), ray.util.get_node_ip_address())
         await self.begin()
 
@@ -84,12 +86,24 @@ class EngineDeployment(EngineReplica):
 class IngressDeployment(IngressReplica):
     """A router, where Ray has put it."""
 
-    async def __init__(self, plan: Plan, key: str, register: Any, engines: Mapping[str, Any]) -> None:  # type: ignore[misc]
-        super().__init__(plan, key, register, engines, _replica(), ray.util.get_node_ip_address())
+    async def __init__(self, plan: Plan, key: str, register: Any) -> None:  # type: ignore[misc]
+        super().__init__(plan, key, register, _Engines(plan.name), _replica(), ray.util.get_node_ip_address())
         await self.begin()
 
     async def __del__(self) -> None:  # Ray Serve calls it, and waits for it, when a replica is to end
         await self.stop()
+
+
+class _Engines(dict[str, Any]):
+    """Handles of engines by their models, made when they are wanted."""
+
+    def __init__(self, fleet: str) -> None:
+        super().__init__()
+        self._fleet = fleet
+
+    def __missing__(self, model: str) -> Any:
+        handle = self[model] = serve.get_deployment_handle(model, app_name=_part(self._fleet, model))
+        return handle
 
 
 class Needed:
@@ -111,22 +125,15 @@ def _replica() -> str:
     return str(serve.get_replica_context().replica_tag)
 
 
-def application(plan: Plan, key: str) -> Any:
-    """What Ray Serve is to run."""
+def router(plan: Plan, key: str) -> Any:
+    """The router and its register, as an application of Ray Serve."""
     register = serve.deployment(
-        RegisterDeployment,
-        name=_REGISTER,
-        max_ongoing_requests=10_000,
-        ray_actor_options={"num_cpus": 0},
+        RegisterDeployment, name=_REGISTER, max_ongoing_requests=10_000, ray_actor_options={"num_cpus": 0}
     ).bind()
-    engines = {
-        name: serve.deployment(EngineDeployment, **settings(name, engine)).bind(name, engine, key, register)
-        for name, engine in plan.engine.items()
-    }
     ingress = plan.ingress
     where: dict[str, Any] = {"max_replicas_per_node": 1} if ingress.replicas > 1 else {}
     on_head = {"resources": {"node:__internal_head__": 0.001}} if ingress.replicas == 1 else {}
-    router = serve.deployment(
+    made = serve.deployment(
         IngressDeployment,
         name=_INGRESS,
         num_replicas=ingress.replicas,
@@ -135,7 +142,18 @@ def application(plan: Plan, key: str) -> Any:
         graceful_shutdown_timeout_s=60,
         **where,
     )
-    return router.bind(plan, key, register, engines)
+    return made.bind(plan, key, register)
+
+
+def engines(plan: Plan, model: str, key: str) -> Any:
+    """The servers of a model, as another one, so that they stay when others change."""
+    engine = plan.engine[model]
+    return serve.deployment(EngineDeployment, **settings(model, engine)).bind(plan.name, model, engine, key)
+
+
+def _part(fleet: str, model: str) -> str:
+    """What the application of a model's servers is called."""
+    return f"{fleet}.{model}"
 
 
 def settings(name: str, engine: Engine) -> dict[str, Any]:
@@ -214,34 +232,53 @@ def connect(plan: Plan | None, address: str | None, *, begin: bool) -> bool:
 
 
 def up(plan: Plan) -> str:
-    """Have the fleet be as the plan says, and return its URL when all of it is there. Raises FleetFailed."""
+    """Have the fleet be as the plan says, and return its URL when all of it is there. Servers of which nothing has changed stay. Raises
+    FleetFailed."""
     serve.start(proxy_location=ProxyLocation.Disabled)
-    key = _key_of(plan.name) or secrets.token_urlsafe(24)
+    there = serve.status().applications
+    before = _before(plan.name)
+    old, key = before if before is not None else (None, secrets.token_urlsafe(24))
+    changed = [
+        model
+        for model, engine in plan.engine.items()
+        if old is None or old.engine.get(model) != engine or not _well(there.get(_part(plan.name, model)))
+    ]
     try:
-        handle = serve.run(application(plan, key), name=plan.name, route_prefix=None)
+        if old != plan or not _well(there.get(plan.name)):
+            serve.run(router(plan, key), name=plan.name, route_prefix=None)
+        if changed:
+            serve.run_many([RunTarget(engines(plan, model, key), _part(plan.name, model), None) for model in changed])
     except RuntimeError as error:
         raise FleetFailed(f"{error}\n{_why(plan.name)}".rstrip()) from error
-    return str(handle.where.remote().result(timeout_s=_ANSWER_SECONDS))
+    wanted = {plan.name, *(_part(plan.name, model) for model in plan.engine)}
+    for name in _parts(plan.name).keys() - wanted:
+        serve.delete(name)
+    return str(_of(plan.name, _INGRESS).where.remote().result(timeout_s=_ANSWER_SECONDS))
 
 
 def told(name: str) -> Told:
     """Raises UserError where there is no such fleet."""
-    there = serve.status().applications.get(name)
-    if there is None:
-        raise UserError(f"No fleet is called {name!r}; there are: {', '.join(serve.status().applications) or 'none'}.")
+    applications = _parts(name)
+    if name not in applications:
+        names = [one for one in serve.status().applications if "." not in one]
+        raise UserError(f"No fleet is called {name!r}; there are: {', '.join(names) or 'none'}.")
     parts = {
         part: (
             one.status.value,
             sum(count for state, count in one.replica_states.items() if state == "RUNNING"),
             one.message,
         )
-        for part, one in there.deployments.items()
+        for application in applications.values()
+        for part, one in application.deployments.items()
     }
+    states = [one.status.value for one in applications.values()]
+    status = next((state for state in states if state != "RUNNING"), "RUNNING")
+    message = " ".join(one.message for one in applications.values() if one.message)
     try:
         register = _of(name, _REGISTER).state.remote().result(timeout_s=_ANSWER_SECONDS)
     except (RayServeException, TimeoutError, ray.exceptions.RayError):
         register = {"servers": [], "routers": [], "queued": {}}
-    return Told(there.status.value, there.message, parts, register)
+    return Told(status, message, parts, register)
 
 
 def drain(name: str, whom: str) -> list[str]:
@@ -265,7 +302,8 @@ def logs(name: str, whom: str, last: int) -> dict[str, list[str]]:
 def down(name: str) -> None:
     """End a fleet. Raises UserError where there is none of that name."""
     told(name)
-    serve.delete(name)
+    for part in _parts(name):
+        serve.delete(part)
     if not serve.status().applications:
         serve.shutdown()
 
@@ -274,16 +312,30 @@ def _of(name: str, part: str) -> Any:
     return serve.get_deployment_handle(part, app_name=name)
 
 
-def _key_of(name: str) -> str | None:
-    """What servers of a fleet that is there want to be asked with."""
+def _parts(fleet: str) -> dict[str, Any]:
+    """The applications of a fleet: the router's, and one for each model."""
+    return {
+        name: one
+        for name, one in serve.status().applications.items()
+        if name == fleet or name.startswith(_part(fleet, ""))
+    }
+
+
+def _well(application: Any) -> bool:
+    return application is not None and application.status.value == "RUNNING"
+
+
+def _before(name: str) -> tuple[Plan, str] | None:
+    """The plan of a fleet that is there, and what its servers want to be asked with."""
     if name not in serve.status().applications:
         return None
     try:
-        return str(_of(name, _INGRESS).secret.remote().result(timeout_s=_ANSWER_SECONDS))
+        plan, key = _of(name, _INGRESS).before.remote().result(timeout_s=_ANSWER_SECONDS)
+        return plan, str(key)
     except (RayServeException, TimeoutError, ray.exceptions.RayError):
         return None
 
 
 def _why(name: str) -> str:
-    there = serve.status().applications.get(name)
-    return "" if there is None else "\n".join(one.message for one in there.deployments.values() if one.message)
+    deployments = [one for application in _parts(name).values() for one in application.deployments.values()]
+    return "\n".join(one.message for one in deployments if one.message)

@@ -54,7 +54,7 @@ BY_HANDLE = """
 import json, ray
 from ray import serve
 ray.init(address="auto", log_to_driver=False)
-handle = serve.get_deployment_handle("tiny", app_name="sapwood").options(stream=True)
+handle = serve.get_deployment_handle("tiny", app_name="sapwood.tiny").options(stream=True)
 body = json.dumps({"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4, "ignore_eos": True}).encode()
 said = [b"".join(handle.ask.remote("/v1/chat/completions", body, {})) for _ in range(4)]
 print("said", [json.loads(one)["usage"]["completion_tokens"] for one in said])
@@ -73,6 +73,7 @@ class Cluster:
     """`sapwood fleet up`, and what the other commands say of it."""
 
     def __init__(self, table: Path) -> None:
+        self.table = table
         self.folder = tempfile.mkdtemp(prefix="fl", dir="/tmp")  # paths of sockets are short
         self.env = {**os.environ, "RAY_TMPDIR": self.folder, "PYTHONPATH": str(Path(__file__).parents[2])}
         self.env.pop("RAY_ADDRESS", None)
@@ -157,7 +158,7 @@ def test_servers_that_stay(cluster: Cluster) -> None:
 
     before = cluster.servers("tiny")
     assert len(before) == 2
-    (actor, *_) = pids("ray::ServeReplica:sapwood:tiny")
+    (actor, *_) = pids("ray::ServeReplica:sapwood.tiny:tiny")
     os.kill(actor, signal.SIGKILL)
     assert [cluster.chat("tiny", f"{number} again").status_code for number in range(6)] == [200] * 6
     eventually(lambda: len(now := cluster.servers("tiny")) == 2 and set(now) != set(before))
@@ -199,3 +200,17 @@ def test_as_many_as_are_needed(cluster: Cluster) -> None:
         assert all(one.result() for one in asking)
     eventually(lambda: cluster.servers("rare") == {})
     assert cluster.chat("rare", "and now?").status_code == 200
+
+
+def test_another_table_changes_what_it_changes(cluster: Cluster) -> None:
+    """Servers of which nothing has changed stay where they are, those of a model that is new come, and those of one that is gone go."""
+    before = cluster.servers("tiny")
+    assert len(before) == 2
+    other = cluster.table.with_name("other.toml")
+    other.write_text(cluster.table.read_text().replace("[engine.rare]", "[engine.new]"))
+    said = cluster.says("up", str(other))
+    cluster.url = next(line for line in said.splitlines() if line.startswith("sapwood fleet: ")).split()[-1]
+    assert set(cluster.servers("tiny")) == set(before)
+    eventually(lambda: cluster.chat("new", "who is there?").status_code == 200)
+    assert cluster.chat("tiny", "and there?").status_code == 200
+    assert cluster.chat("rare", "and there?").status_code == 404

@@ -91,6 +91,8 @@ def test_the_routers_table() -> None:
         ({"engine": {"m": SMOL}, "route": {"server": []}}, "[route] has no server"),
         ({"engine": {"m": SMOL}, "route": {"api_keys_file": "k"}, "ingress": {"api_key_file": "k"}}, "give either"),
         ({"engine": {"m": SMOL}, "name": "a/b"}, "name is letters"),
+        ({"engine": {"m": SMOL}, "name": "a.b"}, "name is letters"),
+        ({"engine": {"router": SMOL}}, "a part of every fleet"),
         ({"engine": {"m": SMOL}, "ingress": {"port": 70_000}}, "port"),
     ],
 )
