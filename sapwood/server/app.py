@@ -90,8 +90,6 @@ def create_app(
     `registry` takes the metrics; one of its own by default. `traces` are told of every request, clients of what is said `about` the model.
     `gallery` prepares images, or says why there is none; a `guard` may be shared. Raises ConfigError for defaults that cannot be used.
     """
-    if isinstance(gallery, Cabinet):
-        gallery.scale_to(engine.facts.max_pixels)
     names = [model_names] if isinstance(model_names, str) else model_names
     metrics = Metrics(registry or CollectorRegistry(), model=names[0], engine=engine, peer=config.server.metrics_compat)
     observer = Observer(metrics, log_requests=config.server.log_requests, traces=traces)
@@ -103,7 +101,7 @@ def create_app(
         observer=observer,
         defaults=defaults or {},
         about=about or About(),
-        gallery=gallery,
+        gallery=_scaling(gallery, engine),
         guard=guard,
     )
     placed: list[tuple[Route, Room]] = [(route, room) for room in rooms for route in room.placed(front)]
@@ -122,6 +120,13 @@ def create_app(
     )
     app.state.front, app.state.placed = front, placed
     return app
+
+
+def _scaling(gallery: Cabinet | str, engine: EngineClient) -> Cabinet | str:
+    """Images are scaled down as the engine wants it."""
+    if isinstance(gallery, Cabinet):
+        gallery.scale_to(engine.facts.max_pixels)
+    return gallery
 
 
 class _Application(Starlette):

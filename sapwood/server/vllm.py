@@ -150,21 +150,6 @@ def control(front: Front) -> list[Described]:
         await resume(front)
         return json_response(Status("resumed"))
 
-    async def reset_prefix_cache(request: Request) -> Response:
-        """Forget cached prefixes."""
-        freed = await flush(front, running=query_of(request, ResetQuery).reset_running_requests)
-        return json_response(Reset(f"{freed} pages have been freed."))
-
-    async def reset_mm_cache(request: Request) -> Response:
-        """Forget images and recordings as they were prepared for the model."""
-        count = 0 if isinstance(front.gallery, str) else front.gallery.clear()
-        return json_response(Reset(f"{count} prepared inputs have been forgotten."))
-
-    async def reset_encoder_cache(request: Request) -> Response:
-        """Forget what encoders have made of inputs; what runs has its own encoded again where it needs it."""
-        freed = (await front.engine.control("flush_encoders"))["freed_inputs"]
-        return json_response(Reset(f"{freed} encoded inputs have been forgotten."))
-
     async def load_lora_adapter(request: Request, body: LoadAdapter) -> Response:
         """Load a LoRA adapter from a directory of the server's machine; requests ask for it by its name as their model."""
         await front.adapters.load(body.lora_name, body.lora_path, again=bool(body.load_inplace))
@@ -180,6 +165,29 @@ def control(front: Front) -> list[Described]:
         post(front, "/v1/unload_lora_adapter", UnloadAdapter, unload_lora_adapter, gives=Media("text/plain")),
         plain("/pause", pause_, query=PauseQuery, gives=Status, methods=("POST",)),
         plain("/resume", resume_, gives=Status, methods=("POST",)),
+        *_forgetting(front),
+    ]
+
+
+def _forgetting(front: Front) -> list[Described]:
+    """What is cached."""
+
+    async def reset_prefix_cache(request: Request) -> Response:
+        """Forget cached prefixes."""
+        freed = await flush(front, running=query_of(request, ResetQuery).reset_running_requests)
+        return json_response(Reset(f"{freed} pages have been freed."))
+
+    async def reset_mm_cache(request: Request) -> Response:
+        """Forget images and recordings as they were prepared for the model."""
+        count = 0 if isinstance(front.gallery, str) else front.gallery.clear()
+        return json_response(Reset(f"{count} prepared inputs have been forgotten."))
+
+    async def reset_encoder_cache(request: Request) -> Response:
+        """Forget what encoders have made of inputs; what runs has its own encoded again where it needs it."""
+        freed = (await front.engine.control("flush_encoders"))["freed_inputs"]
+        return json_response(Reset(f"{freed} encoded inputs have been forgotten."))
+
+    return [
         plain("/reset_prefix_cache", reset_prefix_cache, query=ResetQuery, gives=Reset, methods=("POST",)),
         plain("/reset_mm_cache", reset_mm_cache, gives=Reset, methods=("POST",)),
         plain("/reset_encoder_cache", reset_encoder_cache, gives=Reset, methods=("POST",)),
