@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections import deque
 from types import TracebackType
 from typing import NamedTuple, cast
 
 import httptools
+from aiohappyeyeballs import start_connection
 from multidict import CIMultiDict
 
 _CONNECT_SECONDS = 5.0
+_NEXT_SECONDS = 0.25  # until the next address of a name is tried beside the one before (RFC 8305)
 _SILENT_SECONDS = 600.0  # that an answer, or the next piece of one, may take
 _IDLE_SECONDS = 4.0  # that a connection is kept; uvicorn's servers close theirs after five
 _SWEEP_SECONDS = 1.0
@@ -96,13 +99,15 @@ class Pool:
         if address.name is not None and self._tls is None:
             self._tls = ssl.create_default_context()
         async with asyncio.timeout(_CONNECT_SECONDS):
-            await self._loop.create_connection(
-                lambda: made,
-                address.host,
-                address.port,
-                ssl=self._tls if address.name is not None else None,
-                server_hostname=address.name,
-            )
+            known = await self._loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+            found = await start_connection(known, happy_eyeballs_delay=_NEXT_SECONDS, interleave=1)
+            try:
+                found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                tls = self._tls if address.name is not None else None
+                await self._loop.create_connection(lambda: made, sock=found, ssl=tls, server_hostname=address.name)
+            except BaseException:
+                found.close()
+                raise
         self._all.add(made)
         return made
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
+import socket
 import ssl
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -138,6 +139,30 @@ def test_no_answer(loop: str) -> None:
                 assert not found.value.at_once
         with pytest.raises(OSError):
             await Pool().ask(address, HEAD, b"hi")  # nobody is there any more
+
+    run(loop, main())
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_name_with_an_address_where_nobody_is(loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other one is taken."""
+
+    async def main() -> None:
+        way, _ = saying(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        async with served(way) as (pool, address):
+            kind = (socket.SOCK_STREAM, socket.IPPROTO_TCP, "")
+            there = [(socket.AF_INET, *kind, (host, address.port)) for host in ("127.0.0.2", "127.0.0.1")]
+
+            class Resolving:
+                def __getattr__(self, name: str) -> Any:
+                    return getattr(asyncio.get_running_loop(), name)
+
+                async def getaddrinfo(self, *_: Any, **__: Any) -> Any:
+                    return there
+
+            monkeypatch.setattr(pool, "_loop", Resolving())
+            with await pool.ask(address._replace(host="both"), HEAD, b"hi") as answer:
+                assert await answer.read() == b"ok"
 
     run(loop, main())
 
