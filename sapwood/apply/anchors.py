@@ -12,10 +12,12 @@ matched line, becomes the hunk; all else stays.
     d   ─────────────────────  d                        d
     e                        # ... existing code ...    e
 
+Before that, a hunk that only puts lines between others is found by its ends (`sapwood.apply.inserted`).
+
 Refused, as Unclear: a hunk without an anchor (but for one at an end of the snippet, which is put at that end of the file), lines
 in another order, a new line at a mark that looks like the line which would stay beside it (it may be meant to replace
 it), the loss of many lines where nothing says that they go, and few lines of the file beyond an end of the snippet that
-has no mark.
+has no mark; lines at an end of a hunk that stand elsewhere in the file; and a hunk without anything new that may stand in several places.
 """
 
 from __future__ import annotations
@@ -25,8 +27,8 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
-from typing import NamedTuple
 
+from sapwood.apply.inserted import Pair, inserted
 from sapwood.apply.lazy import Hunk, Unclear, hunks_of, plain, telling
 
 _LONGEST_RUN = 3  # lines of an anchor
@@ -34,13 +36,6 @@ _NEAR = 3  # lines that may be passed over above the first anchor and below the 
 _ALIKE = 0.6  # from which a new line may be meant to replace another
 _MANY = 60  # lines beyond an end without a mark that surely stay, though there are marks elsewhere
 _FEW = 8  # lines that may go without a word, beside twice as many as come in their place
-
-
-class Pair(NamedTuple):
-    """A line of a hunk, and the line of the file that it is."""
-
-    new: int
-    old: int
 
 
 def merge(code: str, update: str) -> str:
@@ -67,13 +62,15 @@ def _whole(old: Sequence[str], new: Sequence[str]) -> bool:
 
 def _merge(old: Sequence[str], hunks: Sequence[Hunk]) -> list[str]:
     olds = [plain(line) for line in old]
-    anchors = _anchors(olds, [[plain(line) for line in hunk.lines] for hunk in hunks])
+    news = [[plain(line) for line in hunk.lines] for hunk in hunks]
+    put = [inserted(olds, lines) for lines in news]
+    anchors = _anchors(olds, news, put)
     out: list[str] = []
     done = 0  # lines of the file that are merged or passed over
     for number, hunk in enumerate(hunks):
         last_of_next = next((pairs[0].old for pairs in anchors[number + 1 :] if pairs), len(old))
         if anchors[number]:
-            pairs = _matched(olds, hunk, anchors[number], done, last_of_next)
+            pairs = put[number] or _matched(olds, hunk, anchors[number], done, last_of_next)
             first, end = pairs[0].old, pairs[-1].old + 1
         else:
             first = end = _end_of_file(olds, hunk, number, len(hunks))
@@ -115,9 +112,10 @@ def _add(out: list[str], lines: Sequence[str], *, joint: bool = False) -> None:
 # -- anchors ------------------------------------------------------------------------------------------------------
 
 
-def _anchors(olds: Sequence[str], news: Sequence[Sequence[str]]) -> list[list[Pair]]:
-    """Of each hunk the lines that stand once on either side; of those with none, runs that do. In order, or Unclear."""
-    found: list[list[Pair]] = [[] for _ in news]
+def _anchors(olds: Sequence[str], news: Sequence[Sequence[str]], put: Sequence[list[Pair] | None]) -> list[list[Pair]]:
+    """Of each hunk the lines that stand once on either side; of those with none, runs that do; all lines of those that are `put` between
+    others. In order, or Unclear."""
+    found = [list(pairs or ()) for pairs in put]
     for length in range(1, _LONGEST_RUN + 1):
         at = dict(_runs(olds, length))
         times = Counter(run for run, _ in _runs(olds, length))
@@ -134,13 +132,20 @@ def _anchors(olds: Sequence[str], news: Sequence[Sequence[str]]) -> list[list[Pa
 
 def _ordered(found: list[list[Pair]]) -> list[list[Pair]]:
     """The same without the few lines that stand elsewhere in the file: they were moved, so here they are new. Raises Unclear
-    where that does not leave an anchor to each that had one, or where lines are too many to have been moved."""
+    where that does not leave an anchor to each that had one, where lines are too many to have been moved, or where it may be others."""
     every = [pair.old for pairs in found for pair in pairs]
     kept = set(_rising(every))
     if len(kept) < len(every):
+        if not _only(every):
+            raise Unclear(
+                "lines of the update stand in another order in the file, and it is not clear which were moved"
+            )
         mine = [[pair for pair in pairs if pair.old in kept] for pairs in found]
         if 5 * len(kept) < 4 * len(every) or any(was and not now for was, now in zip(found, mine, strict=True)):
             raise Unclear("lines of the update stand in another order in the file")
+        # At the ends of a hunk lines are shown to say where it is.
+        if any(pair < now[0] or pair > now[-1] for was, now in zip(found, mine, strict=True) for pair in was):
+            raise Unclear("lines at an end of a part of the update stand in another order in the file")
         return mine
     return found
 
@@ -159,6 +164,24 @@ def _rising(values: Sequence[int]) -> list[int]:
         found.append(value_or_none)
         value_or_none = before[value_or_none]
     return found[::-1]
+
+
+def _only(values: Sequence[int]) -> bool:
+    """Whether no other part of these numbers that rises is as long as the longest."""
+    before, behind = _lengths(values), _lengths([-value for value in reversed(values)])[::-1]
+    most = max(before)
+    return sum(one + other - 1 == most for one, other in zip(before, behind, strict=True)) == most
+
+
+def _lengths(values: Sequence[int]) -> list[int]:
+    """Of the longest parts that rise and end with each."""
+    ends: list[int] = []
+    found = []
+    for value in values:
+        place = bisect_left(ends, value)
+        ends[place : place + 1] = [value]
+        found.append(place + 1)
+    return found
 
 
 def _runs(lines: Sequence[str], length: int) -> Iterator[tuple[tuple[str, ...], tuple[int, ...]]]:
@@ -205,11 +228,36 @@ def _matched(olds: Sequence[str], hunk: Hunk, anchors: Sequence[Pair], low: int,
         if other.old - one.old - 1 > _FEW + 2 * (other.new - one.new - 1):
             raise Unclear(f"{other.old - one.old - 1} lines of the file would go, and nothing says so")
     for pair, beyond in ((pairs[0], olds[low : pairs[0].old][::-1]), (pairs[-1], olds[pairs[-1].old + 1 : high])):
-        if pair not in anchors and news[pair.new] and news[pair.new] in beyond[: _NEAR + len(news)]:
+        if _reaches(pair, pairs, anchors):
+            continue
+        if news[pair.new] and news[pair.new] in beyond[: _NEAR + len(news)]:
             raise Unclear(f"{news[pair.new]!r} may be the one that stands there, or another")
+    _check_unchanged(news, olds, pairs)
     _check_edge(news[: pairs[0].new], olds[low : pairs[0].old])
     _check_edge(news[pairs[-1].new + 1 :][::-1], olds[pairs[-1].old + 1 : high][::-1])
     return pairs
+
+
+def _check_unchanged(news: Sequence[str], olds: Sequence[str], pairs: Sequence[Pair]) -> None:
+    """A hunk that stands in the file as it is may show what is left where something goes, if its ends stand there several times."""
+    if {place for place, line in enumerate(news) if line} - {pair.new for pair in pairs}:
+        return
+    told = [line for line in news if telling(line)]
+    if (
+        pairs[-1].old - pairs[0].old == pairs[-1].new - pairs[0].new
+        and max(olds.count(told[0]), olds.count(told[-1])) > 1
+    ):
+        raise Unclear(
+            f"{told[0]!r} and what follows it stand in the file as they are, and something beside them may go"
+        )
+
+
+def _reaches(pair: Pair, pairs: Sequence[Pair], anchors: Sequence[Pair]) -> bool:
+    """Whether a line at an edge is an anchor, or stands beside one with nothing but lines of the file between, here as there."""
+    inner = sorted(anchors, key=lambda anchor: abs(anchor.new - pair.new))[0]
+    step = 1 if inner.new >= pair.new else -1
+    between = {Pair(pair.new + step * far, pair.old + step * far) for far in range(abs(inner.new - pair.new) + 1)}
+    return inner in between and between <= set(pairs)
 
 
 def _near(news: Sequence[str], olds: Sequence[str], anchor: Pair, step: int, bound: int) -> list[Pair]:
@@ -236,6 +284,9 @@ def _check_edge(new: Sequence[str], kept: Sequence[str]) -> None:
     beside = next((line for line in reversed(kept) if telling(line)), None)
     if beside is not None and any(_alike(line, beside) for line in new):
         raise Unclear(f"a new line may be meant to replace {beside!r}, or to stand beside it")
+    outer = next(filter(telling, new), None)  # beside the mark, where lines of the file are shown
+    if outer is not None and outer in kept:
+        raise Unclear(f"{outer!r} may be the one that stands there, or another")
     near = set(kept[-_NEAR - 2 * len(new) :] if new else ()) - {""}
     again = [line for line in new if line in near]
     if any(map(telling, again)) or (again and not _balanced(new)):
