@@ -91,9 +91,15 @@ class Shown:
 async def shown_in(messages: list[dict[str, Any]], gallery: Cabinet | str, *, salt: str, most: int) -> Shown:
     """The media of a conversation, prepared, with up to `most` positions. Raises RequestError where the model takes none, or one cannot be
     used."""
-    shots = shots_in(messages)
+    return await shown_of(shots_in(messages), gallery, messages=messages, salt=salt, most=most)
+
+
+async def shown_of(
+    shots: Sequence[Shot], gallery: Cabinet | str, *, salt: str, most: int, messages: list[dict[str, Any]] | None = None
+) -> Shown:
+    """The same of media by themselves."""
     if not shots:
-        return Shown(messages, [], "", None)
+        return Shown(messages or [], [], "", None)
     where = shots[0].at
     if isinstance(gallery, str):
         raise RequestError(f"{where}: {gallery}.", param=where)
@@ -105,7 +111,7 @@ async def shown_in(messages: list[dict[str, Any]], gallery: Cabinet | str, *, sa
                 code="unsupported_media",
             )
     media = await gallery.media([(shot.url, shot.at) for shot in shots], salt=salt, most=most)
-    return Shown(without_urls(messages), media, where, gallery)
+    return Shown(without_urls(messages or []), media, where, gallery)
 
 
 def joined(first: object, second: object) -> Any:

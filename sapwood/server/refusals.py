@@ -82,7 +82,7 @@ RESPONSES: Table = {
 GENERATE: Table = {
     **{name: refused for name, refused in _EVERYWHERE.items() if name != "lora_path"},
     **dict.fromkeys(
-        ("image_data", "audio_data", "video_data", "lora_id", "bootstrap_host", "bootstrap_port", "bootstrap_room",
+        ("video_data", "lora_id", "bootstrap_host", "bootstrap_port", "bootstrap_room",
          "return_prompt_token_ids", "background"),
         Refused(),
     ),

@@ -52,9 +52,11 @@ class Said:
         while not engine.idle:
             for news in engine.step():
                 for id, token in zip(news.ids, news.tokens, strict=True):
-                    self.tokens[id].append(token)
+                    self.tokens.get(id, []).append(token)  # of others, who compute for these, nothing is kept
                 for delta in news.deltas:
                     assert delta.error is None, delta.error
+                    if delta.id not in self.tokens:
+                        continue
                     self.tokens[delta.id] += delta.tokens
                     self.logprobs[delta.id] += delta.logprobs or []
                     if delta.cached_tokens >= 0:

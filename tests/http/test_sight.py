@@ -148,6 +148,32 @@ def test_all_dialects_see_the_same(seer: Server) -> None:
     assert told.message.content == wanted
 
 
+def test_sglangs_own_api_shows_images(seer: Server) -> None:
+    """In one prompt and in several, as URLs and as base64; and what does not fit is refused."""
+    image, sampling = picture(60, 45), {"temperature": 0, "max_new_tokens": 4}
+    text = "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>what is it?<|im_end|>\n<|im_start|>assistant\n"
+    wanted = asked(seer, shown(inline(image)), {"type": "text", "text": TEXT})["choices"][0]["token_ids"]
+    several = {
+        "text": [text, "none", text],
+        "image_data": [encoded(image), None, [inline(image)]],
+        "sampling_params": sampling,
+    }
+    for body in ({"text": text, "image_data": inline(image), "sampling_params": sampling}, several):
+        answer = seer.post("/generate", json=body)
+        assert answer.status_code == 200, answer.text
+        said = answer.json() if isinstance(answer.json(), list) else [answer.json()]
+        assert [one["output_ids"] for one in said[::2]] == [wanted] * len(said[::2])
+    for field, value, told in (
+        ("image_data", [inline(image)] * 2, "1 places for 2 images"),
+        ("image_data", "!!", "base64 is damaged"),
+        ("image_data", [[1]], "image_data"),
+        ("audio_data", encoded(image), "takes no audio"),
+        ("video_data", "x", "video_data"),
+    ):
+        answer = seer.post("/generate", json={"text": text, field: value, "sampling_params": sampling})
+        assert answer.status_code == 400 and told in answer.text, answer.text
+
+
 def test_results_of_tools_may_be_images(seer: Server) -> None:
     """Though the template knows no tools, which are told in words then."""
     source = {"type": "base64", "media_type": "image/png", "data": encoded(picture(60, 45))}

@@ -189,7 +189,7 @@ PROMPTS: list[tuple[str, dict[str, Any], str]] = [
     (NATIVE, {"text": "x", "return_logprob": True, "token_ids_logprob": [5, [6]]}, "token_ids_logprob"),
     (NATIVE, {"text": "x", "return_logprob": True, "token_ids_logprob": [[5], [6]]}, "token_ids_logprob"),
     (NATIVE, {"text": "x", "return_logprob": True, "token_ids_logprob": [99999]}, "token_ids_logprob"),
-    (NATIVE, {"text": "x", "image_data": "data:..."}, "image_data"),
+    (NATIVE, {"text": "x", "video_data": "data:..."}, "video_data"),
     ("/tokenize", {}, "prompt"),
     ("/tokenize", {"prompt": 5}, "prompt"),
     ("/detokenize", {}, "tokens"),

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from sapwood.adapters.registry import Known
 from sapwood.base.errors import RequestError
 from sapwood.base.insight import INSIGHTS, Insight
+from sapwood.base.media import Kind, Media, Span
 from sapwood.base.sampling import SamplingParams
 from sapwood.grammar import spellings
 from sapwood.grammar.end_check import EndCheck
@@ -20,9 +21,10 @@ from sapwood.server.body import field_error
 from sapwood.server.fields import listed, salt_of
 from sapwood.server.front import MAX_CHOICES, Front
 from sapwood.server.generation import Prompt, params_for
+from sapwood.server.pictures import Shot, Shown, shown_of
 from sapwood.server.prediction import predicted
 from sapwood.server.refusals import NATIVE_SAMPLING, refuse
-from sapwood.server.sglang.protocol import GenerateRequest, NativeSampling
+from sapwood.server.sglang.protocol import GenerateRequest, MediaData, NativeSampling
 
 _DEFAULT_MAX_TOKENS = 128  # SGLang's
 _THEIRS = {
@@ -68,7 +70,7 @@ async def batch_of(front: Front, body: GenerateRequest) -> Batch:
     samplings = _spread("sampling_params", _converted(body.sampling_params), count, NativeSampling())
     prompts = [
         Prompt(
-            tokens,
+            placed.tokens,
             param,
             salt,
             priority=body.priority or 0,
@@ -76,8 +78,10 @@ async def batch_of(front: Front, body: GenerateRequest) -> Batch:
             scoring=sampling.max_new_tokens == 0,
             names=names,
             adapter=adapter,
+            media=placed.media,
+            spans=placed.spans,
         )
-        for tokens, sampling, salt, names, adapter in zip(
+        for placed, sampling, salt, names, adapter in zip(
             given, samplings, _salts(body, count), _names(body, count), _adapters(front, body, count), strict=True
         )
     ]
@@ -91,8 +95,16 @@ async def batch_of(front: Front, body: GenerateRequest) -> Batch:
     return Batch(pairs, dict(zip(prompts, wishes, strict=True)), single)
 
 
-async def _prompts(front: Front, body: GenerateRequest) -> tuple[list[list[int]], str, bool]:
-    """Token ids of each prompt, the field they came in, and whether one was given by itself rather than in a list."""
+class Placed(NamedTuple):
+    """A prompt's tokens, with its media where the model's token stood."""
+
+    tokens: list[int]
+    media: tuple[Media, ...]
+    spans: tuple[Span, ...]
+
+
+async def _prompts(front: Front, body: GenerateRequest) -> tuple[list[Placed], str, bool]:
+    """Each prompt, the field they came in, and whether one was given by itself rather than in a list."""
     if (body.text is None) == (body.input_ids is None):
         raise RequestError("Give either text or input_ids.", param="text")
     param = "text" if body.text is not None else "input_ids"
@@ -105,10 +117,40 @@ async def _prompts(front: Front, body: GenerateRequest) -> tuple[list[list[int]]
         raise RequestError(f"At most {MAX_CHOICES} outputs (prompts times n) in one request.", param=param)
     if any(isinstance(one, int) for one in several):
         raise RequestError("input_ids must not mix token ids and lists of token ids.", param=param)
-    prompts = several if body.text is None else await front.encode_all(several, param=param)
-    for tokens in prompts:
+    shows = await _shows(front, body, len(several), single=single)
+    if body.text is not None:
+        texts = [shown.worded(text) for shown, text in zip(shows, several, strict=True)]
+        several = await front.encode_all(texts, param=param)
+    for tokens in several:
         front.check_tokens(tokens, param)
-    return prompts, param, single
+    found = [(*shown.placed(tokens), shown.media) for shown, tokens in zip(shows, several, strict=True)]
+    return [Placed(tokens, tuple(media), tuple(spans)) for tokens, spans, media in found], param, single
+
+
+async def _shows(front: Front, body: GenerateRequest, count: int, *, single: bool) -> list[Shown]:
+    """The media of each prompt, prepared."""
+    salt, most = front.account.tenant.salted(""), front.facts.max_model_len
+    shots: list[list[Shot]] = [[] for _ in range(count)]
+    given: tuple[tuple[Kind, str, MediaData], ...] = (
+        ("image", "image_data", body.image_data),
+        ("audio", "audio_data", body.audio_data),
+    )
+    for kind, name, data in given:
+        each = [data] if single else _spread(name, data, count, None)
+        for number, one in enumerate(each):
+            some = [one] if isinstance(one, str) else one or []
+            shots[number] += [Shot(kind, _url(medium, kind, name), name) for medium in some]
+    return [await shown_of(some, front.gallery, salt=salt, most=most) for some in shots]
+
+
+def _url(medium: object, kind: Kind, name: str) -> str:
+    """SGLang's clients send base64 by itself."""
+    if not isinstance(medium, str) or not medium:
+        raise RequestError(
+            f"{name} must be URLs or base64, in a list for each prompt where there are several.", param=name
+        )
+    known = medium[:8].lower().startswith(("data:", "http:", "https:", "file:"))
+    return medium if known else f"data:{kind}/any;base64,{medium}"
 
 
 def _spread(name: str, value: Any, count: int, missing: Any) -> list[Any]:

@@ -15,6 +15,9 @@ from sapwood.server.fields import Int, Priority
 from sapwood.server.prediction import PredictionDetails
 from sapwood.server.refusals import GENERATE, Refused
 
+MediaData = str | list[str | list[str] | None] | None
+"""A URL or base64, a list of them for a single prompt, or such a thing for each of several."""
+
 
 class NativeSampling(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """SGLang's sampling_params."""
@@ -73,6 +76,8 @@ class GenerateRequest(msgspec.Struct, kw_only=True):
     return_logits: bool | list[bool] | None = None
     return_routed_experts: bool | list[bool] | None = None
     return_dtype: str | None = None
+    image_data: MediaData = None
+    audio_data: MediaData = None
 
 
 class Finish(msgspec.Struct, omit_defaults=True):
