@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         from sapwood.route.semantic.evaluate import evaluate, read, written
     except ImportError as error:
-        raise UserError("`sapwood route-eval` needs aiohttp: pip install 'sapwood[route]'.") from error
+        raise UserError("`sapwood route-eval` needs aiohttp and httptools: pip install 'sapwood[route]'.") from error
     questions = read(Path(args.questions))
     report = asyncio.run(evaluate(read_table(Path(args.table)), args.name, questions))
     told = report.told()

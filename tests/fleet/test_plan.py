@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -115,3 +116,15 @@ def test_the_command_line_reads_it_without_ray(tmp_path: Path, capsys: pytest.Ca
     assert "nowhere" in capsys.readouterr().err
     with pytest.raises(ConfigError):
         read(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize("words", [["up", "FILE"], ["status"], ["drain", "smol"], ["logs", "smol"], ["down"]])
+def test_without_ray_it_is_said_what_is_missing(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "fleet.toml"
+    file.write_text('[engine.smol]\nmodel = "smollm2-135m"\ndevice = "cpu"\n')
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "sapwood.fleet.rays", raising=False)
+    assert main(["fleet", *(str(file) if word == "FILE" else word for word in words)]) == 2
+    assert "pip install 'sapwood[ray]'" in capsys.readouterr().err
