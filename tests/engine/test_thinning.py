@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from sapwood import LLM
 from sapwood.base.errors import ConfigError
 from sapwood.base.plan import Floats, Ints
 from sapwood.base.sampling import SamplingParams
@@ -258,3 +259,25 @@ def test_a_model_that_cannot_choose_is_refused(tmp_path: Path) -> None:
     head = heads.write(tmp_path / "head", *heads.third(64, 199, 100))
     with pytest.raises(ConfigError, match="is no whole model"):
         say(path, [], speculative_prefill=0.5, speculative_prefill_model=str(head))
+
+
+NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
+NEEDLE = "The secret word of the castle is marmalade. "
+ASKS = "Question: What is the secret word of the castle?\nAnswer: The secret word of the castle is"
+
+
+@pytest.mark.slow
+def test_what_is_asked_for_is_kept(smollm2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a real model, amid a text about other things: a quarter of it is enough, and without its choice it is not."""
+    monkeypatch.undo()
+    text = NOISE * 12 + NEEDLE + NOISE * 12 + "\n" + ASKS
+    params = SamplingParams(max_tokens=4, temperature=0)
+    options = {"max_model_len": 1024, "max_num_seqs": 1, "max_total_tokens": 2048}
+    llm = LLM(str(smollm2), speculative_prefill=0.25, speculative_prefill_model=str(smollm2), **options)
+    (found,) = llm.generate(text, params)
+    assert "marmalade" in found.text and found.left_out_tokens > 0.6 * found.prompt_tokens
+    (stake,) = (stake for stake in llm._engine.scheduler._roster.stakes if isinstance(stake, thin.ThinStake))
+    stake._known.clear()
+    stake._estimate = lambda tokens: np.arange(len(tokens), dtype=np.float32)  # the last ones
+    (other,) = llm.generate(text, params)
+    assert "marmalade" not in other.text
