@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from sapwood.base.errors import ConfigError
+from sapwood.config.devices import RULES
 from sapwood.route.table import Server, Table
 from sapwood.route.table import checked as checked_table
 
@@ -77,7 +78,8 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """GPUs of each."""
         if self.gpus is not None:
             return self.gpus
-        return 0 if self.device == "cpu" else self.tensor_parallel
+        rules = None if self.device is None else RULES.get(self.device.partition(":")[0])
+        return self.tensor_parallel if rules is None or rules.own_memory else 0
 
     def served(self, name: str) -> tuple[str, ...]:
         """What clients can ask for."""
