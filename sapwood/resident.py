@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     safetensors file of some."""
 
 _SHARED = Path("/dev/shm")
-_FILE_BYTES = 1 << 30  # of tensors that are written together
 
 
 class Resident:
@@ -105,7 +104,9 @@ def _given(weights: Tensors, checksums: Mapping[str, str] | None) -> Iterator[Gi
         yield Given(path=str(weights), whole=Path(weights).is_dir(), checksums=checksums)
         return
     with tempfile.TemporaryDirectory(prefix="sapwood-", dir=_SHARED if _SHARED.is_dir() else None) as folder:
-        _write(weights, Path(folder))
+        from sapwood.nn.renew import store_all
+
+        store_all(map(_pair, weights.items() if isinstance(weights, Mapping) else weights), Path(folder))
         yield Given(path=folder, whole=False, checksums=checksums)
 
 
@@ -119,22 +120,3 @@ def _pair(given: Any) -> tuple[str, torch.Tensor]:
     raise ModelError(
         f"weights are a path, a map of names to tensors such as a state_dict(), or pairs (name, tensor); among them is {type(given).__name__}."
     )
-
-
-def _write(weights: Iterable[tuple[str, torch.Tensor]] | Mapping[str, torch.Tensor], folder: Path) -> None:
-    from sapwood.nn.renew import store
-
-    names: set[str] = set()
-    some: dict[str, torch.Tensor] = {}
-    size = number = 0
-    for name, tensor in map(_pair, weights.items() if isinstance(weights, Mapping) else weights):
-        if name in names:
-            raise ModelError(f"{name} was given twice.")
-        names.add(name)
-        some[name] = tensor
-        size += tensor.nbytes
-        if size >= _FILE_BYTES:
-            store(some, folder / f"{number:05}.safetensors")
-            some, size, number = {}, 0, number + 1
-    if some or not names:
-        store(some, folder / f"{number:05}.safetensors")

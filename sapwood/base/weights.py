@@ -19,6 +19,30 @@ Level = Literal[1, 2]
 """Where weights are meanwhile: in the host's memory, or nowhere, so that they are read again."""
 
 
+Backend = Literal["nccl", "gloo"]
+
+
+class Group(msgspec.Struct, frozen=True, kw_only=True):
+    """Processes in which a trainer sends weights, and where they meet: it is rank 0 of `world_size`, the engine's ranks are those from `rank_offset`
+    on. As SGLang and vLLM name the fields."""
+
+    master_address: str
+    master_port: int
+    rank_offset: int
+    world_size: int
+    group_name: str
+    backend: Backend = "nccl"
+
+
+class Sent(msgspec.Struct, frozen=True, kw_only=True):
+    """Tensors that a group's trainer broadcasts, in this order."""
+
+    names: list[str]
+    dtypes: list[str]
+    shapes: list[list[int]]
+    group_name: str
+
+
 class Given(msgspec.Struct, frozen=True, kw_only=True):
     """Tensors to be put in the place of those that a model has, by the names of its checkpoint.
 

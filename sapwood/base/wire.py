@@ -94,7 +94,8 @@ class Abort(msgspec.Struct, frozen=True, tag="abort", array_like=True):
 
 class Control(msgspec.Struct, frozen=True, tag="control", array_like=True):
     """A question or command outside the loop's business: 'status', 'flush_cache', 'flush_encoders', 'check', 'live', 'tree', 'pause', 'hold',
-    'continue', 'retract', 'explain', 'adapter', 'forget_adapter', 'check_weights', 'update_weights', 'sleep', 'wake_up'; `about` are the arguments of
+    'continue', 'retract', 'explain', 'adapter', 'forget_adapter', 'check_weights', 'update_weights', 'sleep', 'wake_up',
+    'join_group', 'leave_group', 'receive_weights'; `about` are the arguments of
     those that take some."""
 
     id: int

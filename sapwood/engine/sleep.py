@@ -12,6 +12,7 @@ from sapwood.base.weights import ALL, Held, Level
 from sapwood.cache import KVCache
 from sapwood.engine import lean
 from sapwood.engine.renewal import Renewal
+from sapwood.engine.sendings import Sendings
 from sapwood.executor.base import Executor
 from sapwood.scheduler import Scheduler
 
@@ -114,7 +115,7 @@ def changing(
     renewal = Renewal(executor, scheduler, kv, lambda: asleep.away, adapted=adapted)
     sleep = Sleep(asleep, executor, scheduler, kv, renewal.fixed)
     return Changes(
-        {**renewal.commands, **sleep.commands},
+        {**renewal.commands, **sleep.commands, **Sendings(executor).commands},
         (renewal.gauges, sleep.gauges),
         lambda: {**renewal.status(), **sleep.status()},
         lambda: renewal.version,

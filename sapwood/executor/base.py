@@ -11,7 +11,7 @@ from sapwood.base.kv import KVGroup
 from sapwood.base.pages import Pager, Rooms
 from sapwood.base.plan import Bits, Floats, Ints, LatePart, Longs, Outcome, Plan
 from sapwood.base.trial import Trial
-from sapwood.base.weights import Given, Held, Level
+from sapwood.base.weights import Given, Group, Held, Level, Sent
 
 if TYPE_CHECKING:
     from sapwood.arch.network import Network
@@ -135,6 +135,18 @@ class Executor(Protocol):
 
     def take_weights(self, given: Given) -> None:
         """Have what was found good take that place. If this raises, the model is of no more use."""
+        ...
+
+    def join(self, group: Group) -> None:
+        """Be in a group in which a trainer sends weights; waits for the others. Raises UserError if that cannot be."""
+        ...
+
+    def leave(self, group_name: str) -> None:
+        """Be in it no more. Raises UserError if there is none of that name."""
+        ...
+
+    def receive(self, sent: Sent, folder: str) -> None:
+        """Write what a trainer sends to `folder`, as files of a checkpoint. Raises UserError for what did not come."""
         ...
 
     def release(self, held: Sequence[Held], level: Level) -> None:

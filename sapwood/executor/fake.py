@@ -43,7 +43,7 @@ from sapwood.base.plan import (
 from sapwood.base.sampling import SamplingParams
 from sapwood.base.stake import NOW, Ready
 from sapwood.base.trial import Trial
-from sapwood.base.weights import Given, Held, Level
+from sapwood.base.weights import Given, Group, Held, Level, Sent
 from sapwood.executor.base import Measured
 
 if TYPE_CHECKING:
@@ -285,6 +285,15 @@ class FakeExecutor:
     def take_weights(self, given: Given) -> None:
         """Hashes begin otherwise, so that tokens are others, and whoever reads what is older finds it wrong."""
         self.salt = next_hash(self.salt, 0)
+
+    def join(self, group: Group) -> None:
+        pass
+
+    def leave(self, group_name: str) -> None:
+        pass
+
+    def receive(self, sent: Sent, folder: str) -> None:
+        pass
 
     def release(self, held: Sequence[Held], level: Level) -> None:
         assert held

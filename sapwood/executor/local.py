@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 from sapwood.arch.network import Network
 from sapwood.arch.parts import Decoder
 from sapwood.attention.select import BACKENDS, NAMES, Offer
+from sapwood.base.abilities import Ability
 from sapwood.base.adapters import AdapterHost
 from sapwood.base.pages import Pager, Rooms
 from sapwood.base.plan import Bits, Floats, Ints, LatePart, Longs, Outcome, Plan
 from sapwood.base.trial import Trial
-from sapwood.base.weights import Given, Held, Level
+from sapwood.base.weights import Given, Group, Held, Level, Sent
 from sapwood.config.options import Config
 from sapwood.device import find
 from sapwood.executor.base import Measured
 from sapwood.hub.draft import DraftModel
 from sapwood.hub.files import ModelFiles
+from sapwood.nn import renew
 from sapwood.nn.experts import num_routed
 from sapwood.observe.loading import loading
 from sapwood.parallel.joined import joined
 from sapwood.parallel.segment import Segment
+from sapwood.parallel.trainers import Trainers
 from sapwood.runner.assemble import Choices
 from sapwood.runner.choose import Work
 from sapwood.runner.pace import time_steps
@@ -67,6 +72,8 @@ class LocalExecutor:
         )
         with loading() as progress:
             worker.load(progress)
+        rank = 0 if self._segment is None else self._segment.rank
+        self._trainers = Trainers(None if worker.device.can(Ability.HOST) else worker.device.place, rank)
         loaded = perf_counter()
         budget = worker.kv_budget()
         return Measured(
@@ -120,6 +127,20 @@ class LocalExecutor:
 
     def take_weights(self, given: Given) -> None:
         self.worker.take_weights(given)
+
+    def join(self, group: Group) -> None:
+        self._trainers.join(group)
+
+    def leave(self, group_name: str) -> None:
+        self._trainers.leave(group_name)
+
+    def receive(self, sent: Sent, folder: str) -> None:
+        """All ranks are sent all tensors; the first writes them where all can read."""
+        came = self._trainers.receive(sent, Path(folder))
+        if self._trainers.rank == 0:
+            renew.store_all(came, Path(folder))
+        else:
+            deque(came, maxlen=0)
 
     def release(self, held: Sequence[Held], level: Level) -> None:
         self.worker.release(held, level)

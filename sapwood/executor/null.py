@@ -10,7 +10,7 @@ import numpy as np
 from sapwood.base.pages import Bytes, Moves, Rooms
 from sapwood.base.plan import Bits, Floats, Ints, LatePart, Longs, Outcome, Plan, Propose
 from sapwood.base.trial import Trial
-from sapwood.base.weights import Given, Held, Level
+from sapwood.base.weights import Given, Group, Held, Level, Sent
 from sapwood.executor.base import Measured
 from sapwood.executor.fake import NullAdapters, measured
 
@@ -87,6 +87,15 @@ class NullExecutor:
         pass
 
     def take_weights(self, given: Given) -> None:
+        pass
+
+    def join(self, group: Group) -> None:
+        pass
+
+    def leave(self, group_name: str) -> None:
+        pass
+
+    def receive(self, sent: Sent, folder: str) -> None:
         pass
 
     def release(self, held: Sequence[Held], level: Level) -> None:

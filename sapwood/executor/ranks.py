@@ -27,7 +27,7 @@ from sapwood.base.pages import Pager, Rooms
 from sapwood.base.plan import Bits, Floats, Ints, LatePart, Longs, Masks, Outcome, Plan
 from sapwood.base.stake import Ready
 from sapwood.base.trial import Trial
-from sapwood.base.weights import Given, Held, Level
+from sapwood.base.weights import Given, Group, Held, Level, Sent
 from sapwood.config.options import Config
 from sapwood.config.resolve import page_bytes
 from sapwood.executor.base import Executor, Measured
@@ -165,6 +165,15 @@ class Ranks:
         self._all(b"n", msgspec.msgpack.encode(given), lambda: self._here.take_weights(given))
         self._segment.settle(b"d", self._wake)  # who says that they are taken speaks for all
 
+    def join(self, group: Group) -> None:
+        self._all(b"j", msgspec.msgpack.encode(group), lambda: self._here.join(group))
+
+    def leave(self, group_name: str) -> None:
+        self._all(b"g", group_name.encode(), lambda: self._here.leave(group_name))
+
+    def receive(self, sent: Sent, folder: str) -> None:
+        self._all(b"v", msgspec.msgpack.encode((sent, folder)), lambda: self._here.receive(sent, folder))
+
     def release(self, held: Sequence[Held], level: Level) -> None:
         self._all(b"z", msgspec.msgpack.encode((list(held), level)), lambda: self._here.release(held, level))
 
@@ -291,6 +300,9 @@ class Follower:
             "k": lambda rest: self._here.adapters().lend(*msgspec.msgpack.decode(rest, type=tuple[int, Adapter])),
             "u": lambda rest: self._here.adapters().forget(msgspec.msgpack.decode(rest, type=Adapter)),
             "n": lambda rest: self._here.take_weights(msgspec.msgpack.decode(rest, type=Given)),
+            "j": lambda rest: self._here.join(msgspec.msgpack.decode(rest, type=Group)),
+            "g": lambda rest: self._here.leave(rest.decode()),
+            "v": lambda rest: self._here.receive(*msgspec.msgpack.decode(rest, type=tuple[Sent, str])),
             "d": lambda rest: None,
             "z": lambda rest: self._here.release(*msgspec.msgpack.decode(rest, type=tuple[list[Held], Level])),
             "w": lambda rest: self._here.restore(msgspec.msgpack.decode(rest, type=list[Held])),

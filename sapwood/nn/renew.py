@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from sapwood.nn.load import Loadable, check_all, fill, matched, pieces_of_all
 from sapwood.nn.make import Derived
 
 _FLOATS = ("F16", "BF16", "F32", "F64")
+_FILE_BYTES = 1 << 30  # of tensors that are written together
 _STRETCH = 16 << 20  # bytes that are read at once for a checksum
 
 
@@ -123,3 +124,21 @@ def store(tensors: Mapping[str, torch.Tensor], path: Path) -> int:
         shared.add(place)
     save_file(whole, path)
     return sum(tensor.nbytes for tensor in whole.values())
+
+
+def store_all(weights: Iterable[tuple[str, torch.Tensor]], folder: Path) -> None:
+    """Write tensors as they come, to files of about a GiB. Raises ModelError for one that comes twice."""
+    names: set[str] = set()
+    some: dict[str, torch.Tensor] = {}
+    size = number = 0
+    for name, tensor in weights:
+        if name in names:
+            raise ModelError(f"{name} was given twice.")
+        names.add(name)
+        some[name] = tensor
+        size += tensor.nbytes
+        if size >= _FILE_BYTES:
+            store(some, folder / f"{number:05}.safetensors")
+            some, size, number = {}, 0, number + 1
+    if some or not names:
+        store(some, folder / f"{number:05}.safetensors")

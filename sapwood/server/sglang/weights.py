@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
@@ -14,6 +14,8 @@ from sapwood.server.body import json_response
 from sapwood.server.front import Front
 from sapwood.server.refusals import Refused, Table
 from sapwood.server.routes import Described, plain, post
+from sapwood.server.sglang import sent
+from sapwood.server.sglang.sent import Updated, told
 from sapwood.server.sleeping import sleep, wake
 from sapwood.server.weights import Mode, Updates, version_of
 
@@ -52,14 +54,6 @@ class FromTensors(msgspec.Struct, kw_only=True):
     flush_cache: bool = True
 
 
-class Updated(msgspec.Struct):
-    message: str
-    weight_version: str
-    seconds: float
-    success: bool = True
-    num_paused_requests: int = 0
-
-
 class Memory(msgspec.Struct, kw_only=True):
     """`tags` are what is meant: weights, kv_cache, or both where nothing is said."""
 
@@ -94,13 +88,13 @@ def routes(front: Front) -> list[Described]:
         )
         mode: Mode = body.mode or ("abort" if body.abort_all_requests else "finish")
         answer = await updates.take(given, mode=mode, version=body.weight_version, param="model_path")
-        return json_response(_updated(answer))
+        return json_response(told(answer))
 
     async def update_weights_from_tensor(request: Request, body: FromTensors) -> Response:
         """Put some tensors in the place of the model's, while it runs."""
         given = Given(path=body.path, whole=False, checksums=body.checksums)
         answer = await updates.take(given, mode=body.mode, version=body.weight_version, param="path")
-        return json_response(_updated(answer))
+        return json_response(told(answer))
 
     async def release_memory_occupation(request: Request, body: Memory) -> Response:
         """Give back the device's memory: weights to the host's, what is cached is dropped. Requests wait."""
@@ -120,6 +114,7 @@ def routes(front: Front) -> list[Described]:
             gives=Updated,
             refused=_PICKLED,
         ),
+        *sent.routes(front, updates),
         post(front, "/release_memory_occupation", Memory, release_memory_occupation, gives=Occupied, optional=True),
         post(front, "/resume_memory_occupation", Memory, resume_memory_occupation, gives=Occupied, optional=True),
     ]
@@ -136,8 +131,3 @@ def looks(front: Front) -> list[Described]:
         plain("/weight_version", weight_version, gives=Version),
         plain("/get_weight_version", weight_version, gives=Version),
     ]
-
-
-def _updated(answer: dict[str, Any]) -> Updated:
-    version, seconds = answer["weight_version"], answer["seconds"]
-    return Updated(f"The weights are those of version {version}.", version, seconds)
