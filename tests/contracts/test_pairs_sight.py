@@ -19,7 +19,8 @@ from tests.engine.test_sight import Said
 from tests.http.test_sight import write_tokenizer
 from tests.seeing import picture
 
-FAMILY = "qwen2-vl"  # the one with more to it: positions in three dimensions
+FAMILY = "qwen3-vl"  # the one with more to it: positions in three dimensions, and vectors for several layers
+NAMED = "qwen2-vl"  # whose layers are called as those of its text, which the adapters are made for
 PROMPTS: Sequence[Sequence[int | Image.Image]] = (
     [5, 6, 7, 5, 6, picture(60, 45), 5, 6, 7, 5, 6],
     [9, picture(60, 45), 9, picture(30, 30, 1), 9, 9, 9],
@@ -76,8 +77,11 @@ def test_features_of_requests_and_engines_with_models_that_see(tmp_path: Path) -
     assert set(alone[2][0]) <= {5, 6, 7, 8, 9, 10} and len({tuple(one) for one in alone[0].values()}) > 2
     for names in WITH_SIGHT:
         assert said(tmp_path, made, names) == alone, names
+    named = seeing.save(NAMED, tmp_path / NAMED)
+    write_tokenizer(named)
+    seen = seeing.preparer(NAMED, named)
     for names in WITH_NUMBERS:
-        found = said(tmp_path, made, names)
+        found = said(named, seen, names)
         for tokens, params in zip(found, ASKED, strict=True):
             assert all(len(one) == params["max_tokens"] or "grammar" in params for one in tokens.values()), names
         assert {token for one in found[2].values() for token in one} <= {5, 6, 7, 8, 9, 10}
