@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 import numpy as np
@@ -199,6 +199,16 @@ class Encode:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Carry:
+    """Results of encoders that change their place before `Encode`, in this order: "keep" puts what lies in `rows` into the host's memory under
+    a number, "bring" puts it back into `rows` and forgets it there, "drop" forgets it, and "clear" forgets all."""
+
+    kinds: tuple[Literal["keep", "bring", "drop", "clear"], ...]
+    numbers: tuple[int, ...]
+    rows: tuple[Ints, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Seat:
     """Of a slot that a request takes: media may stand in its first `length` positions, none where that is 0. `turns_3P` is by how much
     each of these positions' three rotary ones is more, and `behind` the same of all that follow; None where they are the same."""
@@ -236,7 +246,20 @@ class Gaps:
 
 
 Part = (
-    Admissions | Known | Drafts | Propose | Pages | Copies | Inputs | Runs | Masked | Encode | Embed | Adapters | Gaps
+    Admissions
+    | Known
+    | Drafts
+    | Propose
+    | Pages
+    | Copies
+    | Inputs
+    | Runs
+    | Masked
+    | Carry
+    | Encode
+    | Embed
+    | Adapters
+    | Gaps
 )
 LatePart = Masks | Drafts
 P = TypeVar("P")

@@ -30,6 +30,12 @@ class SightConfig:
         metavar="BYTES",
         derived=False,
     )
+    encoder_cache_host_memory: int = option(
+        0,
+        "bytes of host memory for encoded images that had to make way on the device, from where they come back (default: none)",
+        "--encoder-cache-host-memory",
+        metavar="BYTES",
+    )
     max_image_pixels: int = option(
         36_000_000,
         "most pixels of an image; more are refused before anything is decoded",

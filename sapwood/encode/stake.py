@@ -8,28 +8,47 @@ stay, by content and within a namespace, until others need their rows.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from sapwood.base.media import Media, Span
-from sapwood.base.plan import Embed, Encode, Ints, Part, Rows, Seat, Stretch
+from sapwood.base.plan import Carry, Embed, Encode, Ints, Part, Rows, Seat, Stretch
 from sapwood.base.request import Request
 from sapwood.base.slots import Slots
 from sapwood.base.stake import NOW, Ready, Refusal, Stake
-from sapwood.encode.room import Room
+from sapwood.encode.room import Attic, Room
+
+
+class _Move(NamedTuple):
+    """As in `Carry`."""
+
+    kind: Literal["keep", "bring", "drop", "clear"]
+    number: int
+    rows: Ints
+
+
+_NO_ROWS: Ints = np.zeros(0, np.int32)
 
 
 class EncodeStake(Stake):
-    """Encodes up to `budget` positions in a step, or one medium, into `room`. No chunk ends within a span if spans are taken `whole`."""
+    """Encodes up to `budget` positions in a step, or one medium, into `room`; what makes way there goes to the `attic`, and comes back when
+    it is wanted. No chunk ends within a span if spans are taken `whole`."""
 
-    def __init__(self, slots: Slots, room: Room, *, budget: int, whole: bool = False) -> None:
+    def __init__(
+        self, slots: Slots, room: Room, *, budget: int, whole: bool = False, attic: Attic | None = None
+    ) -> None:
         self._slots, self._room, self._budget, self._whole = slots, room, budget, whole
+        self._attic = attic or Attic()
         self._making = 1  # the plan being made, as the room is told
         self._spent = 0  # positions of what it encodes
         self._encodes: list[tuple[Media, Ints]] = []
         self._seats: list[Seat] = []
         self._stretches: list[Stretch] = []
-        self._counts = {"encoded_media": 0, "encoded_positions": 0, "encoder_cache_hits": 0}
+        self._moves: list[_Move] = []
+        self._counts = dict.fromkeys(
+            ("encoded_media", "encoded_positions", "encoder_cache_hits", "encoder_host_hits", "encoder_host_kept"), 0
+        )
 
     # -- starts ---------------------------------------------------------------------------------------------------
 
@@ -61,9 +80,10 @@ class EncodeStake(Stake):
                 continue
             met.add(name)
             rows += medium.length
-            new += medium.length if entry is None else 0
+            fresh = entry is None and name not in self._attic
+            new += medium.length if fresh else 0
             # One medium may cost more than the budget, if nothing else is encoded.
-            dear = entry is None and self._budget < self._spent + new != medium.length
+            dear = fresh and self._budget < self._spent + new != medium.length
             if dear or taken + rows > self._room.size:
                 return max(span.start - start, 0)
         return count
@@ -80,23 +100,38 @@ class EncodeStake(Stake):
 
     def _place(self, request: Request, span: Span, start: int, end: int) -> None:
         medium, name = request.media[span.index], _name(request, span)
-        if self._room.get(name) is None:
-            rows = self._room.add(name, medium.length, self._making)
+        if self._room.get(name) is not None:
+            rows = self._room.use(name, self._making)
+            self._counts["encoder_cache_hits"] += start <= span.start
+        elif (number := self._attic.take(name)) is not None:
+            rows = self._room.add(name, medium.length, self._making, self._keep)
+            self._moves.append(_Move("bring", number, rows))
+            self._counts["encoder_host_hits"] += 1
+        else:
+            rows = self._room.add(name, medium.length, self._making, self._keep)
             self._encodes.append((medium, rows))
             self._spent += medium.length
             self._counts["encoded_media"] += 1
             self._counts["encoded_positions"] += medium.length
-        else:
-            rows = self._room.use(name, self._making)
-            self._counts["encoder_cache_hits"] += start <= span.start
         first, last = max(start, span.start), min(end, span.end)
         offset = span.offset - span.start
         self._stretches.append(Stretch(request.slot, first, rows[first + offset : last + offset]))
+
+    def _keep(self, name: bytes, rows: Ints) -> None:
+        """A result makes way on the device."""
+        number, dropped = self._attic.put(name, len(rows))
+        self._moves += [_Move("drop", one, _NO_ROWS) for one in dropped]
+        if number is not None:
+            self._moves.append(_Move("keep", number, rows))
+            self._counts["encoder_host_kept"] += 1
 
     # -- plans ----------------------------------------------------------------------------------------------------
 
     def parts(self, rows: Rows) -> Sequence[Part]:
         found: list[Part] = []
+        if self._moves:
+            kinds, numbers, rows_moved = zip(*self._moves, strict=True)
+            found.append(Carry(kinds, numbers, rows_moved))
         if self._encodes:
             found.append(Encode(tuple(medium for medium, _ in self._encodes), tuple(rows for _, rows in self._encodes)))
         if self._seats or self._stretches:
@@ -107,21 +142,23 @@ class EncodeStake(Stake):
     def _next(self) -> None:
         self._making += 1
         self._spent = 0
-        self._encodes, self._seats, self._stretches = [], [], []
+        self._encodes, self._seats, self._stretches, self._moves = [], [], [], []
 
     def reset(self) -> None:
         self._next()
-        self._room.clear()
+        self.flush()
 
     def emptied(self) -> None:
         self.reset()
 
     def flush(self) -> int:
         """Forget all results, between two plans; how many they were. What still runs has its own encoded again where it needs them."""
-        return self._room.clear()
+        self._moves = [_Move("clear", 0, _NO_ROWS)] if self._attic.size else []
+        return self._room.clear() + self._attic.clear()
 
     def gauges(self) -> tuple[Mapping[str, int], Mapping[str, float]]:
-        """Media and positions that were encoded, spans for which that was not needed, results that made way."""
+        """Media and positions that were encoded, spans for which that was not needed, results that made way, and that went to the host and
+        came back."""
         return {**self._counts, "encoder_evictions": self._room.num_evicted}, {}
 
 

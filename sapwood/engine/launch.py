@@ -30,7 +30,7 @@ from sapwood.config.sight import encoder_rows
 from sapwood.config.speculation import drafters, spelled
 from sapwood.config.weights import ITEMSIZE
 from sapwood.device import probe
-from sapwood.encode import EncodeStake, InputStake, Room
+from sapwood.encode import Attic, EncodeStake, InputStake, Room
 from sapwood.engine import lean
 from sapwood.engine.adapters import adapters_of
 from sapwood.engine.declared import declared
@@ -213,7 +213,8 @@ def _encoding(config: Config, decoder: Decoder | Foreign, slots: Slots) -> tuple
         )
     itemsize = ITEMSIZE[config.model.dtype]
     rows = encoder_rows(config, largest=largest, width=tower.width, itemsize=itemsize)
-    stake = EncodeStake(slots, Room(rows), budget=budget, whole=tower.ahead)
+    attic = Attic(config.sight.encoder_cache_host_memory // (tower.width * itemsize))
+    stake = EncodeStake(slots, Room(rows), budget=budget, whole=tower.ahead, attic=attic)
     return (Alone((stake,), (stake.gauges,)),)
 
 

@@ -150,9 +150,17 @@ ENGINE = {
         Named("sapwood_engine_copied_pages", "counter", "Pages copied since their beginning fitted."),
         Named("sapwood_engine_repaired_pages", "counter", "Wrong entries that audits found in the cache's books."),
         Named("sapwood_engine_constrained", "counter", "Requests with a grammar, or other restrictions of tokens."),
-        Named("sapwood_engine_encoded_media", "counter", "Images that an encoder has seen."),
+        Named("sapwood_engine_encoded_media", "counter", "Images and recordings that an encoder has taken in."),
         Named("sapwood_engine_encoded_positions", "counter", "Positions of their results."),
-        Named("sapwood_engine_encoder_cache_hits", "counter", "Images in prompts whose results were there already."),
+        Named(
+            "sapwood_engine_encoder_cache_hits",
+            "counter",
+            "Images and recordings in prompts whose results were there already.",
+        ),
+        Named(
+            "sapwood_engine_encoder_host_hits", "counter", "Results of encoders that came back from the host's memory."
+        ),
+        Named("sapwood_engine_encoder_host_kept", "counter", "Results of encoders that went to the host's memory."),
         Named("sapwood_engine_encoder_evictions", "counter", "Results of encoders that were given up for others."),
         Named("sapwood_engine_compiled_grammars", "counter", "Grammars that were compiled."),
         Named("sapwood_engine_masks", "counter", "Masks of tokens that were made."),

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sapwood.attention.base import Backend
-from sapwood.base.plan import Adapters, Admissions, Copies, Drafts, Embed, Encode, Gaps, Inputs, Known
+from sapwood.base.plan import Adapters, Admissions, Carry, Copies, Drafts, Embed, Encode, Gaps, Inputs, Known
 from sapwood.runner.adapters import Shelf
 from sapwood.runner.inputs import InputReader
 from sapwood.runner.sight import Sight
@@ -67,6 +67,12 @@ def _(part: Copies, memory: Memory) -> None:
         if len(pages.sources_C):
             both = [pages.sources_C.astype(np.int64), pages.targets_C.astype(np.int64)]
             copy_pages(backend, *upload(both, memory.table.device))
+
+
+@before.register
+def _(part: Carry, memory: Memory) -> None:
+    assert memory.sight is not None, "asked only of models with an encoder"
+    memory.sight.carry(part)
 
 
 @before.register

@@ -18,13 +18,13 @@ from sapwood.arch.sight import Tower
 from sapwood.attention.base import Seen
 from sapwood.base.abilities import Ability
 from sapwood.base.media import Media
-from sapwood.base.plan import Embed, Encode
+from sapwood.base.plan import Carry, Embed, Encode
 from sapwood.config.options import Config
 from sapwood.config.sight import encoder_rows
 from sapwood.device import Device
 from sapwood.nn.sight.tower import MOST_AT_ONCE
 from sapwood.runner.table import slots_of
-from sapwood.runner.transfer import upload
+from sapwood.runner.transfer import download, upload
 
 
 class Encoding(Protocol):
@@ -63,11 +63,28 @@ class Sight:
         if decoder.encoder.turns:
             self._turns_3SL = torch.zeros(3, *size, dtype=torch.int32, device=place)
         self._used = np.zeros(num_slots + 1, np.bool_)
+        self._aside: dict[int, Tensor] = {}  # results in the host's memory, by number
 
     def encode_largest(self) -> None:
         """What needs the most memory: the largest image, alone, and as many of its shape as are encoded together if they are small."""
         count = max(1, min(MOST_AT_ONCE, len(self.vectors_MW) // self._largest.length))
         self._encoder.encode([self._largest] * count)
+
+    def carry(self, part: Carry) -> None:
+        """Take results to the host's memory and back; both are ordered with the steps that read and write their rows."""
+        for kind, number, rows in zip(part.kinds, part.numbers, part.rows, strict=True):
+            if kind == "clear":
+                self._aside.clear()
+                continue
+            if kind == "drop":
+                del self._aside[number]
+                continue
+            (rows_N,) = upload([rows.astype(np.int64)], self.vectors_MW.device)
+            if kind == "keep":
+                self._aside[number] = download(self.vectors_MW.index_select(0, rows_N))
+            else:
+                there_NW = self._aside.pop(number).to(self.vectors_MW.device, non_blocking=True)
+                self.vectors_MW.index_copy_(0, rows_N, there_NW)
 
     def encode(self, part: Encode) -> None:
         """Have media encoded, and keep the results."""

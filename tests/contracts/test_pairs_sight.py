@@ -52,7 +52,7 @@ NEW = "weights given anew"
 
 
 def said(
-    model: Path, made: Any, names: Sequence[str], prompts: Sequence[Sequence[Any]] = PROMPTS
+    model: Path, made: Any, names: Sequence[str], prompts: Sequence[Sequence[Any]] = PROMPTS, **more: Any
 ) -> list[dict[int, list[int]]]:
     """Tokens of all prompts, asked for in each way."""
     features = [FEATURES[name] for name in names]
@@ -63,7 +63,7 @@ def said(
                 between.renew_from(patch, lambda: str(model))
             elif "between" in feature:
                 feature["between"](patch)
-        asked = {"model": str(model), "dtype": "float32", "device": "cpu"} | options
+        asked = {"model": str(model), "dtype": "float32", "device": "cpu"} | options | more
         engine, *_ = launch(from_options(asked), stakes=stakes, max_drafts=3)
         found = [Said(engine, made, prompts, **params).tokens for params in ASKED]
         engine.shutdown()

@@ -36,7 +36,7 @@ FLAGS = """
     --kv-transfer-config --preload-cache --kv-events-config
     --role --disaggregation-mode --transfer-host --transfer-port --disaggregation-bootstrap-port --transfer-peer --transfer-memory --transfer-seconds
     --models --max-loaded-models --idle-models --keep-alive --model-wait --while-asleep
-    --language-model-only --allowed-local-media-path --allowed-media-domains --encoder-cache-memory --max-image-pixels
+    --language-model-only --allowed-local-media-path --allowed-media-domains --encoder-cache-host-memory --encoder-cache-memory --max-image-pixels --max-pixels
     --enable-lora --lora-modules --lora-paths --lora-dir --max-loras --max-loras-per-batch --max-lora-rank --max-cpu-loras --max-loaded-loras
 """.split()
 
@@ -79,7 +79,7 @@ def test_flags_of_serve() -> None:
     add_flags(parser)
     flags = {flag for action in parser._actions for flag in action.option_strings} - {"--config"}
     assert flags == set(FLAGS) | set(OFF_FLAGS)
-    assert len(options()) <= 113
+    assert len(options()) <= 115
 
 
 BENCH_FLAGS = {

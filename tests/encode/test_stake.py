@@ -8,13 +8,13 @@ import numpy as np
 
 from sapwood.base.media import Media, Span
 from sapwood.base.packing import pack_plan, unpack_plan
-from sapwood.base.plan import Embed, Encode, Plan
+from sapwood.base.plan import Carry, Embed, Encode, Plan
 from sapwood.base.request import Request
 from sapwood.base.sampling import SamplingParams
 from sapwood.base.slots import Slots
 from sapwood.base.stake import Refusal
 from sapwood.draft import DraftStake
-from sapwood.encode import EncodeStake, InputStake, Room
+from sapwood.encode import Attic, EncodeStake, InputStake, Room
 from sapwood.encode.stake import columns
 from tests.sim.drafter import ToyDrafter
 from tests.sim.world import World, expected
@@ -73,13 +73,17 @@ def test_spans_that_are_fed_whole() -> None:
 class Watched(World):
     """A world that sees, whose plans cross a border, and are checked."""
 
-    def __init__(self, room: int, budget: int, *, truth: float | None = None, **options: object) -> None:
+    def __init__(
+        self, room: int, budget: int, *, truth: float | None = None, attic: int = 0, **options: object
+    ) -> None:
+        self.aside: dict[int, list[bytes]] = {}  # what the host keeps
+        self.most_aside = 0
         self.rows: dict[int, bytes] = {}  # what lies in each row of the device
         self.standing: dict[tuple[int, int], int] = {}
         self.most_encoded = 0
 
         def stakes(slots: Slots) -> tuple[EncodeStake | DraftStake, ...]:
-            self.encoding = EncodeStake(slots, Room(room), budget=budget)
+            self.encoding = EncodeStake(slots, Room(room), budget=budget, attic=Attic(attic))
             drafter = ToyDrafter(lambda one: [7] * 50, truth=truth or 0.5, vocab_size=50)
             return (self.encoding, *(() if truth is None else (DraftStake(slots, (drafter,), most=3),)))
 
@@ -89,6 +93,18 @@ class Watched(World):
         """Every position of a span that is computed finds its own result there."""
         super().check_plan(plan)
         plan = unpack_plan(pack_plan(plan))
+        if (carry := plan.part(Carry)) is not None:
+            for kind, number, rows in zip(carry.kinds, carry.numbers, carry.rows, strict=True):
+                if kind == "keep":
+                    assert number not in self.aside
+                    self.aside[number] = [self.rows[row] for row in rows.tolist()]
+                elif kind == "bring":
+                    self.rows |= zip(rows.tolist(), self.aside.pop(number), strict=True)
+                elif kind == "drop":
+                    del self.aside[number]
+                else:
+                    self.aside.clear()
+            self.most_aside = max(self.most_aside, sum(map(len, self.aside.values())))
         if (encode := plan.part(Encode)) is not None:
             self.most_encoded = max(self.most_encoded, sum(one.length for one in encode.media))
             for medium, rows in zip(encode.media, encode.rows, strict=True):
@@ -144,6 +160,28 @@ def test_what_is_computed_finds_its_results() -> None:
         )
         crowd(world, seed)
         assert world.most_encoded <= max(budget, 12)
+
+
+def test_what_makes_way_comes_back_from_the_host() -> None:
+    """Within the attic's bound, whatever makes way when; what comes back is not encoded again, but after all has been forgotten."""
+    for seed, (room, attic, tokens) in enumerate([(12, 20, 8), (14, 24, 16), (12, 500, 5), (30, 500, 40)]):
+        world = Watched(room, 12, attic=attic, max_num_batched_tokens=tokens, num_pages=50)
+        crowd(world, seed)
+        counts, _ = world.encoding.gauges()
+        assert world.most_aside <= attic and counts["encoder_host_hits"] > 0
+        without = Watched(room, 12, max_num_batched_tokens=tokens, num_pages=50)
+        crowd(without, seed)
+        assert counts["encoded_media"] < without.encoding.gauges()[0]["encoded_media"]
+        world.encoding.emptied()
+        (carry,) = [part for part in world.encoding.parts(None) if isinstance(part, Carry)]  # type: ignore[arg-type]
+        assert carry.kinds == ("clear",)
+
+
+def test_an_attic_keeps_what_came_last() -> None:
+    attic = Attic(10)
+    assert attic.put(b"a", 6) == (1, []) and attic.put(b"b", 4) == (2, []) and attic.put(b"c", 11) == (None, [])
+    assert attic.put(b"d", 5) == (3, [1]) and attic.taken == 9 and b"a" not in attic and b"d" in attic
+    assert attic.take(b"b") == 2 and attic.take(b"b") is None and attic.taken == 5
 
 
 def test_more_than_there_is_room_for() -> None:

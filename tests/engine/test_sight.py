@@ -162,6 +162,22 @@ def test_an_image_elsewhere_is_not_encoded_again(tmp_path: Path) -> None:
     engine.executor.shutdown()
 
 
+def test_images_that_made_way_come_back_from_the_host(tmp_path: Path) -> None:
+    """Room on the device for one alone: each is encoded once all the same."""
+    made = seeing.preparer("llava", seeing.save("llava", tmp_path))
+    memory = {"encoder_cache_memory": 20 * 64 * 4, "encoder_cache_host_memory": 100 * 64 * 4}
+    engine, _ = engine_of(tmp_path, **memory, max_num_batched_tokens=8, prefix_caching=False)
+    prompts: list[list[int | Image.Image]] = [
+        [5, picture(30, 30), 6, picture(40, 30, 1), 7, picture(30, 30), 8],
+        [9, picture(40, 30, 1), 10],
+    ]
+    for _ in range(2):
+        check("llava", Said(engine, made, prompts), prompts)
+    assert counted(engine, "encoded_media") == 2 and counted(engine, "encoder_host_hits") >= 3
+    assert counted(engine, "encoder_host_kept") >= 3
+    engine.executor.shutdown()
+
+
 def test_images_make_way_and_are_encoded_again(tmp_path: Path) -> None:
     """Room for one image alone, and a budget for less: chunks end where the next image begins."""
     made = seeing.preparer("llava", seeing.save("llava", tmp_path))
