@@ -62,9 +62,9 @@ def make(family: str) -> Made:
     return Made(model, model.model.layers[_LAYERS], norms, join)
 
 
-def save(family: str, path: Path) -> Path:
-    """Write the random one."""
-    return _write(family, path, _tensors(family, path))
+def save(family: str, path: Path, made: Made | None = None) -> Path:
+    """Write the random one, or another of the family."""
+    return _write(family, path, _tensors(family, path, made))
 
 
 def toy(family: str, path: Path) -> Path:
@@ -114,9 +114,9 @@ def quantise(path: Path) -> Path:
     return path
 
 
-def _tensors(family: str, path: Path) -> dict[str, Tensor]:
+def _tensors(family: str, path: Path, made: Made | None = None) -> dict[str, Tensor]:
     """By the names of the family's repository."""
-    made, last = make(family), f"model.layers.{_LAYERS}."
+    made, last = made or make(family), f"model.layers.{_LAYERS}."
     made.model.save_pretrained(path)
     tensors = {name: tensor.clone() for name, tensor in load_file(path / "model.safetensors").items()}
     token, before, after = (norm.weight.detach() for norm in made.norms)
