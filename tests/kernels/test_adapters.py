@@ -89,3 +89,26 @@ def test_tokens_of_more_than_a_small_tile_and_strides(device: str, dtype: torch.
     fused.add(found, x_TI, made, on_device)
     plain.add(wanted, x_TI, made, on_host)
     assert (found - wanted).abs().max() < bound * float(wanted.abs().max())
+
+
+@HERE
+def test_32_adapters_of_many_ranks_in_one_batch(device: str, dtype: torch.dtype, bound: float) -> None:
+    """Each token has its own matrices, whatever the others have: both against a product token by token."""
+    torch.manual_seed(2)
+    ranks, inp, bounds = [8 + 56 * slot // 31 for slot in range(32)], 48, ((0, 24), (24, 40))
+    has = [*range(-1, 32), *torch.randint(-1, 32, (47,)).tolist()]
+    x_TI = torch.randn(len(has), inp).to(device, dtype)
+    made = random_matrices(ranks, 64, inp, bounds, [False] * 32, x_TI)
+    y_TO = torch.randn(len(has), bounds[-1][1]).to(device, dtype)
+    found, twin, wanted = y_TO.clone(), y_TO.clone(), y_TO.double()
+    on_host, on_device = lanes(has, 32, device)
+    fused.add(found, x_TI, made, on_device)
+    plain.add(twin, x_TI, made, on_host)
+    for token, slot in enumerate(has):
+        for group, (first, behind) in enumerate(bounds):
+            if slot >= 0:
+                inner_R = made.a_SGRI[slot, group].double() @ x_TI[token].double()
+                wanted[token, first:behind] += made.b_SOR[slot, first:behind].double() @ inner_R
+    for one in (found, twin):
+        assert (one - wanted).abs().max() < bound * float(wanted.abs().max())
+    assert (wanted - y_TO).abs().max() > 0.5
