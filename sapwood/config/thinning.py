@@ -17,7 +17,8 @@ _KEEP, _MODEL = "speculative_prefill", "speculative_prefill_model"
 
 def thinned(config: Config) -> bool:
     """Whether some tokens may be turned by other positions than their places."""
-    return config.speculation.speculative_prefill is not None
+    keep = config.speculation.speculative_prefill
+    return keep is not None and keep < 1
 
 
 def chooser_of(config: Config) -> str | None:
