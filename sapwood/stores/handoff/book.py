@@ -74,10 +74,10 @@ class Book:
                 self._renew(one)
 
     def put(self, ticket: str, key: Key, group: int) -> int | None:
-        """The block that a page is to be copied to; None if it need not be, or there is no room for it."""
+        """The block that a page is to be copied to; None if it need not be, there is no room for it, or nobody computes for the ticket."""
         with self._lock:
             one = self._tickets.get(ticket)
-            if one is None or key in one.keys:
+            if one is None or not one.going or key in one.keys:
                 return None
             kept, new = self._kept.get(key), None
             if kept is None:
