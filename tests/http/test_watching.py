@@ -72,10 +72,12 @@ def exposed(server: Server) -> dict[str, Any]:
 
 
 def documented() -> dict[str, dict[str, str]]:
-    """The rows of the tables of docs/metrics.md, by metric."""
+    """The rows of the tables of docs/metrics.md, by metric, but for those of several models behind one front, which this server has not."""
     text = (ROOT / "docs/metrics.md").read_text("utf-8")
     rows = [
-        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if "| `sapwood_" in line
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text.splitlines()
+        if "| `sapwood_" in line and "`sapwood_house_" not in line
     ]
     head = ("metric", "kind", "labels", "what", "vllm", "sglang")
     return {row[0].strip("`"): dict(zip(head, row, strict=True)) for row in rows}
