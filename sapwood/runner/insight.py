@@ -56,7 +56,7 @@ class Teller:
 
     def look(self, plan: Plan, left: Pass) -> Sequence[Seen]:
         """Start the way of all of it to the host."""
-        rows = np.flatnonzero(self._table.curious_S[plan.slots_R]).tolist()
+        rows = self._table.curious_S[plan.slots_R].nonzero()[0].tolist()
         if not rows:
             return ()
         first_R, found = firsts(plan.counts_R), []

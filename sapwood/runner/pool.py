@@ -59,7 +59,7 @@ class Pooler:
 
     def pool(self, plan: Plan, hidden_TD: Tensor | None) -> Sequence[Pooled]:
         """Take in what a step has computed of texts, and start the way of those that end to the host."""
-        wanted: list[int] = np.flatnonzero(self._table.pooled_S[plan.slots_R]).tolist()
+        wanted: list[int] = self._table.pooled_S[plan.slots_R].nonzero()[0].tolist()
         rows = [row for row in wanted if isinstance(self._table.admit(int(plan.slots_R[row])).task, Embed | Score)]
         if not rows:
             return ()

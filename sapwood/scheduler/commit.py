@@ -50,7 +50,7 @@ class Commit:
             request = self._slots.of(int(slots[i]))
             finish: FinishReason | None = None if not ended[i] else "stop" if stopped[i] else "length"
             news.append(self._tell(request, row, mine, finish, plan, outcome, rulings.get(row)))
-        for stake in self._roster.stakes:
+        for stake in self._roster.landing:
             stake.landed(plan)
         return self._landing(slots, ~special, taken, tokens, starts, news)
 

@@ -91,7 +91,7 @@ class Planner:
             roster.known.clear()
             parts += [Known(valid)] if valid else []
         late = False
-        for stake in roster.stakes:
+        for stake in roster.parting:
             parts.extend(stake.parts(rows))
             late |= stake.late(rows)
         return Plan.of(rows, number=roster.number, parts=tuple(parts), late=late)
@@ -130,7 +130,7 @@ class Planner:
         if not len(lengths):
             return None
         most = self.max_tokens - len(lengths)
-        for stake in self._roster.stakes:
+        for stake in self._roster.drafting:
             drafts = stake.drafts(self._steady, lengths, most)
             if drafts is not None:
                 # The last token of a request is never fed.

@@ -33,6 +33,9 @@ class Roster:
 
     def __init__(self, slots: Slots, waiting: Waiting, stakes: Sequence[Stake]) -> None:
         self.slots, self.waiting, self.stakes = slots, waiting, tuple(stakes)
+        # Of those that are asked in every step, who has something to say: most have not, and a step has few microseconds for the host.
+        self.drafting, self.landing = having(self.stakes, "drafts"), having(self.stakes, "landed")
+        self.parting, self.filling = having(self.stakes, "parts", "late"), having(self.stakes, "fill")
         self.number = 0
         self.num_preempted = 0
         self.aside: list[Request] = []
@@ -189,3 +192,8 @@ def _answers(request: Request) -> list[Ready]:
     if answers and any(answer is not NOW for answer in answers):
         return answers
     return answers + [stake.ready(request) for stake in request.stakes if not stake.reshapes]
+
+
+def having(stakes: Sequence[Stake], *methods: str) -> tuple[Stake, ...]:
+    """Those that have one of these methods of their own."""
+    return tuple(one for one in stakes if any(getattr(type(one), name) is not getattr(Stake, name) for name in methods))

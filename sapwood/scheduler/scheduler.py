@@ -111,7 +111,7 @@ class Scheduler:
         if len(proposed):
             for stake in self._roster.stakes:
                 stake.hear(plan, alive, proposed)
-        filled = (stake.fill(plan, alive) for stake in self._roster.stakes)
+        filled = (stake.fill(plan, alive) for stake in self._roster.filling)
         return tuple(part for part in filled if part is not None)
 
     def commit(self, plan: Plan, outcome: Outcome) -> Landing:

@@ -8,8 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 import pytest
 
 from sapwood.base.request import Request
+from sapwood.base.slots import Slots
 from sapwood.base.stake import LATER, NOW, Landed, Ready, Refusal, Ruling, Stake
 from sapwood.draft import DraftStake
+from sapwood.scheduler.roster import having
 from tests.sim.drafter import ToyDrafter
 from tests.sim.world import World, expected
 
@@ -105,6 +107,13 @@ def test_one_that_is_not_ready_any_more_holds_nobody_up(depth: int) -> None:
     run(made)
     assert (made.output[1], made.output[2]) == (ALONE, OTHER)
     made.check_rest()
+
+
+def test_who_has_nothing_to_say_is_not_asked_in_every_step() -> None:
+    judge, lapsing = Judge(1, lambda landed, before: None), Lapsing()
+    drafting = DraftStake(Slots(2, 8), (), most=3)
+    assert having((judge, drafting, lapsing), "land") == (judge,)
+    assert having((judge, drafting, lapsing), "drafts", "land") == (judge, drafting)
 
 
 @ways
