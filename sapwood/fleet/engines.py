@@ -21,6 +21,7 @@ _BEAT_SECONDS = 1.0
 _TELL_SECONDS = 5.0
 _HEARD_SECONDS = 2.0  # until every router has heard that a server ends
 _PATIENCE = 3  # looks in a row without an answer
+_ANSWER = aiohttp.ClientTimeout(total=None, sock_connect=5.0, sock_read=600.0)  # as long as it goes on
 
 
 class EngineReplica:
@@ -38,7 +39,7 @@ class EngineReplica:
         environment = env.inherited({"SAPWOOD_API_KEY": self._key, "PYTHONUNBUFFERED": "1", **engine.env})
         command = engine.command(self._model, node)
         self._hosted = Hosted(command, environment, host=node, key=self._key, drain=engine.drain_seconds)
-        self._session = aiohttp.ClientSession(auto_decompress=False)
+        self._session = aiohttp.ClientSession(auto_decompress=False, timeout=_ANSWER)
         self._beating = asyncio.create_task(self._beats())
         try:
             await self._hosted.ready(engine.start_seconds)
@@ -72,12 +73,12 @@ class EngineReplica:
 
     async def stop(self) -> None:
         """Nothing new for it; its answers end."""
+        self._beating.cancel()  # nobody is to hear of it again
         with contextlib.suppress(Exception):
             async with asyncio.timeout(_TELL_SECONDS):
                 await self._register.leave.remote(self._replica, self._hosted.lines())
         if self._hosted.url:
             await asyncio.sleep(_HEARD_SECONDS)
-        self._beating.cancel()
         await self._hosted.stop()
         with contextlib.suppress(Exception):
             await self._register.leave.remote(self._replica, self._hosted.lines())

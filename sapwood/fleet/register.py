@@ -25,6 +25,8 @@ class _Entry:
     told: float
     load: Load = field(default_factory=Load)
     state: str = "ready"  # or "draining", "gone"
+    drains: bool = False
+    left: bool = False  # it said so itself, and is not there again
     lines: deque[str] = field(default_factory=lambda: deque(maxlen=_MOST_LINES))
 
 
@@ -46,27 +48,25 @@ class Register:
         entry = self._entries.get(name)
         if entry is None:
             entry = self._entries[name] = _Entry(model, url, node, self._now(), self._clock())
-        if entry.state == "gone":
-            entry.state = "ready"
+        if entry.state == "gone" and not entry.left:
+            entry.state = "draining" if entry.drains else "ready"
         entry.url, entry.load, entry.told = url, load, self._clock()
         entry.lines.extend(lines)
-        return {"drains": entry.state == "draining", "queued": self.queued(model)}
+        return {"drains": entry.drains, "queued": self.queued(model)}
 
     def leave(self, name: str, lines: Sequence[str] = ()) -> None:
-        """A server ends: it gets nothing new."""
+        """A server ends: it gets nothing new, whatever it tells from then on."""
         if (entry := self._entries.get(name)) is not None:
-            entry.state = "gone"
+            entry.left = True
             entry.lines.extend(lines)
-        gone = [name for name, entry in self._entries.items() if entry.state == "gone"]
-        for name in gone[:-_KEPT]:
-            del self._entries[name]
+            self._gone(name)
 
     def drain(self, name: str) -> list[str]:
         """Have one of that name, or all of a model, get nothing new. Returns who that is; nobody if there is none."""
         self._look()
         found = [one for one, entry in self._entries.items() if name in (one, entry.model) and entry.state == "ready"]
         for one in found:
-            self._entries[one].state = "draining"
+            self._entries[one].state, self._entries[one].drains = "draining", True
         return found
 
     def urls(self, model: str) -> list[str]:
@@ -124,4 +124,10 @@ class Register:
     def _look(self) -> None:
         late = self._clock() - SILENT_SECONDS
         for name in [name for name, one in self._entries.items() if one.told < late and one.state != "gone"]:
-            self.leave(name)
+            self._gone(name)
+
+    def _gone(self, name: str) -> None:
+        self._entries[name].state = "gone"
+        gone = [name for name, entry in self._entries.items() if entry.state == "gone"]
+        for name in gone[:-_KEPT]:
+            del self._entries[name]

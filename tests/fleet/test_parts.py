@@ -155,6 +155,41 @@ def test_a_replica_tells_of_itself_until_it_ends(monkeypatch: pytest.MonkeyPatch
     run(main())
 
 
+def test_nobody_hears_of_a_replica_that_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While its answers end it tells nothing of itself."""
+    monkeypatch.setattr("sapwood.fleet.engines._BEAT_SECONDS", 0.01)
+    monkeypatch.setattr("sapwood.fleet.engines._HEARD_SECONDS", 0.2)
+
+    class Noting(Register):
+        left, late = False, 0
+
+        def tell(self, *given: Any) -> dict[str, Any]:
+            self.late += self.left
+            return super().tell(*given)
+
+        def leave(self, *given: Any) -> None:
+            self.left = True
+            super().leave(*given)
+
+    async def main() -> None:
+        register = Noting()
+        one = await replica(register, "one")
+        await until(lambda: register.urls("m"))
+        await one.stop()
+        assert register.left and not register.late and register.urls("m") == []
+
+    run(main())
+
+
+def test_calls_by_handle_take_as_long_as_they_go_on() -> None:
+    async def main() -> None:
+        one = await replica(Register(), "one")
+        assert one._session.timeout.total is None
+        await one.stop()
+
+    run(main())
+
+
 def test_a_replica_whose_server_has_ended_is_not_well(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sapwood.fleet.engines._BEAT_SECONDS", 0.02)
 

@@ -44,6 +44,21 @@ def test_servers_come_and_go() -> None:
     assert register.urls("m") == ["http://a"]
 
 
+def test_who_has_left_is_not_there_again() -> None:
+    """What it told before may be heard behind that; and one that drains goes on to, if it was silent for a while."""
+    clock = Clock()
+    register = Register(clock)
+    for name in ("a", "b"):
+        register.tell(name, "m", f"http://{name}", "node", Load(), [])
+    register.drain("b")
+    register.leave("a")
+    register.tell("a", "m", "http://a", "node", Load(), ["its last words"])
+    assert register.urls("m") == [] and register.logs("a", 1) == {"a": ["its last words"]}
+    clock.now += SILENT_SECONDS + 1
+    register.urls("m")
+    assert register.tell("b", "m", "http://b", "node", Load(), [])["drains"] and register.urls("m") == []
+
+
 def test_one_that_drains_gets_nothing_new() -> None:
     register = Register(Clock())
     for name in ("a", "b"):
