@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+import weakref
+from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from sapwood.base.errors import RequestError
 from sapwood.base.media import Media, Span
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     Medium = str | bytes | Path | Image
     """A URL (data:, or one that the options allow), a file below --allowed-local-media-path, the bytes of one, or an image of Pillow's."""
 
+T = TypeVar("T")
 Message = dict[str, Any]
 _SCHEMES = ("data:", "http:", "https:", "file:")
 _KINDS: Mapping[str, str] = {
@@ -68,6 +70,30 @@ class Shown(NamedTuple):
         return Placed(whole, self.media, spans)
 
 
+class _Beside:
+    """A loop in a thread of its own, for callers of any thread, who may be in a loop already. It ends with whoever holds this."""
+
+    def __init__(self) -> None:
+        loop = asyncio.new_event_loop()
+        threading.Thread(target=_run, args=(loop,), daemon=True).start()
+        self._loop = loop
+        weakref.finalize(self, loop.call_soon_threadsafe, loop.stop)
+
+    def wait(self, work: Coroutine[Any, Any, T]) -> T:
+        """What comes of it; whoever is interrupted has it cancelled."""
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    loop.run_forever()
+    loop.close()
+
+
 class Showing:
     """What prepares media for the model of `facts`; its settings are read when the first is shown."""
 
@@ -75,12 +101,14 @@ class Showing:
         self._about = config, files, text, catalogue
         self._facts = facts
         self._cabinet: Cabinet | str | None = None
+        self._beside: _Beside | None = None
+        self._opening = threading.Lock()
 
     def prepared(self, shots: Sequence[Shot]) -> Shown:
         """Raises RequestError naming a medium that cannot be used."""
         if not shots:
             return Shown((), None)
-        cabinet, where = self._open(), shots[0].at
+        (cabinet, beside), where = self._opened(), shots[0].at
         if isinstance(cabinet, str):
             raise RequestError(f"{where}: {cabinet}.", param=where)
         for shot in shots:
@@ -91,7 +119,13 @@ class Showing:
                     code="unsupported_media",
                 )
         given = [(source_of(shot.medium, shot.at), shot.at) for shot in shots]
-        return Shown(_apart(cabinet, given, self._facts.max_model_len), cabinet)
+        return Shown(beside.wait(cabinet.media(given, most=self._facts.max_model_len)), cabinet)
+
+    def _opened(self) -> tuple[Cabinet | str, _Beside]:
+        """What has been opened, once for all threads: its bounds hold for all of them together, and only one loop may wait for them."""
+        with self._opening:
+            self._beside = self._beside or _Beside()
+            return self._open(), self._beside
 
     def _open(self) -> Cabinet | str:
         if self._cabinet is None:
@@ -104,12 +138,6 @@ class Showing:
             if not isinstance(self._cabinet, str):
                 self._cabinet.scale_to(self._facts.max_pixels)
         return self._cabinet
-
-
-def _apart(cabinet: Cabinet, given: Sequence[tuple[str | bytes, str]], most: int) -> list[Media]:
-    """In a thread of their own: whoever calls may be in a loop already."""
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(lambda: asyncio.run(cabinet.media(given, most=most))).result()
 
 
 def source_of(medium: object, at: str) -> str | bytes:

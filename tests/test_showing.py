@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import io
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL.Image import Image
 
 from sapwood import LLM, AsyncLLM, RequestError, SamplingParams
-from sapwood.showing import prompt_of, shown_in, source_of
+from sapwood.base.media import Media
+from sapwood.images.gallery import Gallery
+from sapwood.showing import Shot, prompt_of, shown_in, source_of
 from tests import seeing
 from tests.http.test_sight import inline, write_tokenizer
 from tests.seeing import picture
@@ -74,6 +78,32 @@ def test_prompts_with_images(llm: LLM) -> None:
     tokens = llm.text.encode(text)
     (again,) = llm.generate({"prompt_token_ids": tokens, "multi_modal_data": {"image": [image]}}, GREEDY)
     assert again.token_ids == first.token_ids and again.cached_tokens > 0
+
+
+def test_callers_of_many_threads(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As calls of an `AsyncLLM` are: those for whom there is no room at first wait, and are woken."""
+    cabinet, found = llm._showing._open(), list[int]()
+    assert isinstance(cabinet, Gallery)
+    came, go, prepare = threading.Semaphore(0), threading.Event(), cabinet._preparer.prepare
+
+    def waits(image: Image) -> Media:
+        came.release()
+        assert go.wait(60)
+        return prepare(image)
+
+    def show(size: int) -> None:
+        found.append(llm._showing.prepared([Shot("image", picture(size, 30), "here")]).media[0].length)
+
+    monkeypatch.setattr(cabinet._preparer, "prepare", waits)
+    threads = [threading.Thread(target=show, args=(30 + number,), daemon=True) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    assert came.acquire(timeout=60) and came.acquire(timeout=60)
+    assert not came.acquire(timeout=0.2), "two at a time"
+    go.set()
+    for thread in threads:
+        thread.join(60)
+    assert len(found) == 6
 
 
 @pytest.mark.slow
@@ -144,12 +174,12 @@ def test_messages_keep_what_is_no_medium() -> None:
 
 
 def test_images_of_pillow_lose_nothing() -> None:
-    from PIL import Image
+    from PIL import Image as pillow
 
     for mode in ("RGB", "L", "RGBA", "P", "CMYK"):
         found = source_of(picture(9, 7).convert(mode), "here")
         assert isinstance(found, bytes)
-        again = Image.open(io.BytesIO(found))
+        again = pillow.open(io.BytesIO(found))
         assert (
             again.size == (9, 7)
             and again.convert("RGB").tobytes() == picture(9, 7).convert(mode).convert("RGB").tobytes()
