@@ -180,4 +180,4 @@ def passed_on(headers: Mapping[str, str]) -> CIMultiDict[str]:
 def retry_after(headers: Mapping[str, str]) -> float:
     """Seconds, 1 if it does not say."""
     given = headers.get("retry-after", "")
-    return float(given) if given.isdigit() else 1.0
+    return float(given) if given.isascii() and given.isdigit() else 1.0

@@ -20,6 +20,7 @@ from sapwood.config.flags import from_options
 from sapwood.engine.launch import Launched, launch
 from sapwood.stores.handoff import FetchStake, OfferStake, SocketTransfer, TransferError
 from sapwood.stores.handoff.book import Book
+from sapwood.stores.handoff.peers import Ticket
 from sapwood.stores.handoff.shared import SharedTransfer
 from sapwood.stores.handoff.wire import Hello, Line, Refused
 from tests import models
@@ -226,6 +227,46 @@ def test_several_outputs_of_one_prompt(pair: tuple[Side, Side, Side]) -> None:
         said, _, cached = behind.run(number)
         assert cached == full(prompt) and said == alone.run(alone.ask(prompt, temperature=1.0, seed=seed))[0]
     freed(ahead)
+
+
+def test_several_prompts_of_one_ticket(pair: tuple[Side, Side, Side]) -> None:
+    """Nothing is left of where their pages were, whoever of them is done first."""
+    ahead, behind, _ = pair
+    prompts = [[16, *PROMPT], [17, *PROMPT]]
+    for prompt in prompts:
+        ahead.run(ahead.ask(prompt, Offer("several")))
+    for number in [behind.ask(prompt, fetch(ahead, "several")) for prompt in prompts]:
+        assert behind.run(number)[2] == full(prompts[0])
+    freed(ahead)
+    store = stake(behind, FetchStake)._store
+    assert not store._where and not store._noted
+
+
+def test_peers_that_requests_make_up_are_forgotten(
+    pair: tuple[Side, Side, Side], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request may name any port of the own host: each of these has a thread for as long as it is remembered. Who could be reached is
+    remembered longest."""
+    monkeypatch.setattr("sapwood.stores.handoff.peers._MOST_PEERS", 3)
+    ahead, behind, _ = pair
+    ahead.run(ahead.ask([18, *PROMPT], Offer("true")))
+    assert behind.run(behind.ask([18, *PROMPT], fetch(ahead, "true")))[2]
+    store = stake(behind, FetchStake)._store
+    for port in range(1, 9):
+        behind.run(behind.ask([19, port, *PROMPT], Fetch("made up", "127.0.0.1", port)))
+    door = ahead.facts.door
+    assert door is not None and (door.host, door.port) in store._peers
+    until = monotonic() + PATIENCE
+    while not all(one.idle for one in store._peers.values()):
+        assert monotonic() < until
+    store.find(Ticket("127.0.0.1", 9, "made up"), [])
+    assert len(store._peers) == 3
+
+
+def test_a_peer_that_tells_of_other_pages(pair: tuple[Side, Side, Side], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Book, "find", lambda *_: ([], "open"))
+    ahead, behind, _ = pair
+    assert behind.run(behind.ask([20, *PROMPT], fetch(ahead, "short")))[2] == 0
 
 
 def test_scores_of_the_prompt_are_computed_here(pair: tuple[Side, Side, Side]) -> None:

@@ -33,7 +33,6 @@ class _Going:
 
     ticket: Ticket
     early: bool
-    keys: list[Key]
     missing: list[Key]
     began: float
     until: float
@@ -142,7 +141,7 @@ class FetchStake(Stake):
         space, most = kv.namespace(request).encode(), kv.max_match(request)
         names = islice(self._names.along(space, request.tokens.tobytes(), kv.tree.page_bytes), most)
         keys = [key(name, group) for name in names for group in range(len(kv.groups))]
-        going = _Going(Ticket.of(fetch), fetch.early, keys, keys, now, now + self._seconds)
+        going = _Going(Ticket.of(fetch), fetch.early, keys, now, now + self._seconds)
         self._going[request.id] = going
         self.counts["fetches"] += 1
         return going
@@ -172,7 +171,7 @@ class FetchStake(Stake):
         self.counts["fetches_failed"] += going.failed
         self.waited += self._clock() - going.began
         if not any(other.ticket == going.ticket and not other.over for other in self._going.values()):
-            self._store.let_go(going.ticket, going.keys)
+            self._store.let_go(going.ticket)
 
     def _poll(self) -> None:
         for number, good in self._store.poll():

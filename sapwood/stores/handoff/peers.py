@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Event, Lock
 from time import monotonic, perf_counter
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from sapwood.base.handoff import Fetch
 from sapwood.base.pages import Bytes
@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 _CONNECT_SECONDS = 1.0
 _SECONDS = 5.0  # that a peer has for an answer, and for each stretch of what it sends
 _PAUSE_SECONDS = 2.0  # before one that could not be reached is asked again
+_MOST_PEERS = 64  # that are kept; requests say who they are
 
 T = TypeVar("T")
 
@@ -76,21 +77,36 @@ class _Peer:
         self._reader: Reader | None = None
         self._paused = 0.0
         self._why = ""
+        self._last: Future[Any] | None = None
         self.way = ""
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is asked of it now."""
+        return self._last is None or self._last.done()
+
+    @property
+    def reached(self) -> bool:
+        return self._line is not None
+
     def submit(self, work: Callable[[], T]) -> Future[T]:
-        return self._pool.submit(work)
+        made = self._pool.submit(work)
+        self._last = made
+        return made
 
     def find(self, ticket: str, keys: Sequence[Key]) -> Found:
         """Raises TransferError. A connection that has broken since it was used last is made anew."""
         again = self._line is not None
         try:
-            return self._asked(Find(ticket, list(keys)), Found)
+            found = self._asked(Find(ticket, list(keys)), Found)
         except TransferError:
             if not again:
                 raise
             self._paused = 0.0
-            return self._asked(Find(ticket, list(keys)), Found)
+            found = self._asked(Find(ticket, list(keys)), Found)
+        if len(found.blocks) != len(keys):
+            raise self._failed(TransferError("the peer tells of other pages than it was asked for"))
+        return found
 
     def load(self, ticket: str, pieces: Sequence[_Piece]) -> None:
         """Raises TransferError."""
@@ -171,6 +187,7 @@ class PeerStore:
         self._origin, self._transfers = origin, tuple(transfers)
         self._peers: dict[tuple[str, int], _Peer] = {}
         self._where: dict[Key, dict[Ticket, int]] = {}
+        self._noted: dict[Ticket, set[Key]] = {}
         self._numbers = itertools.count()
         self._over: deque[Done] = deque()
         self._news = Event()
@@ -194,17 +211,17 @@ class PeerStore:
 
     def note(self, ticket: Ticket, there: Mapping[Key, int]) -> None:
         """These pages are in those blocks."""
+        self._noted.setdefault(ticket, set()).update(there)
         for key, block in there.items():
             self._where.setdefault(key, {})[ticket] = block
 
-    def let_go(self, ticket: Ticket, keys: Sequence[Key]) -> None:
+    def let_go(self, ticket: Ticket) -> None:
         """Nothing more is wanted of it."""
-        for key in keys:
-            places = self._where.get(key)
-            if places is not None:
-                places.pop(ticket, None)
-                if not places:
-                    del self._where[key]
+        for key in self._noted.pop(ticket, ()):
+            places = self._where[key]
+            del places[ticket]
+            if not places:
+                del self._where[key]
         peer = self._peer(ticket)
         peer.submit(lambda: peer.let_go(ticket.name))
 
@@ -283,6 +300,17 @@ class PeerStore:
 
     def _peer(self, ticket: Ticket) -> _Peer:
         where = ticket.host, ticket.port
-        if where not in self._peers:
-            self._peers[where] = _Peer(*where, self._origin, self._transfers)
-        return self._peers[where]
+        peer = self._peers.pop(where, None)
+        if peer is None:
+            self._make_room()
+            peer = _Peer(*where, self._origin, self._transfers)
+        self._peers[where] = peer  # who was asked last stands last
+        return peer
+
+    def _make_room(self) -> None:
+        """Forget those of whom nothing is asked: first who could not be reached, then who was asked longest ago."""
+        if len(self._peers) >= _MOST_PEERS:
+            idle = sorted((one for one in self._peers.items() if one[1].idle), key=lambda one: one[1].reached)
+            for where, peer in idle[: len(self._peers) - _MOST_PEERS + 1]:
+                del self._peers[where]
+                peer.close()
