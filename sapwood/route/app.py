@@ -80,7 +80,7 @@ class Router:
         """Requests that wait for a server with room, by the model that they are tried with first."""
         found: Counter[str] = Counter()
         for kind, count in self._line.kinds().items():
-            models, _ = cast(tuple[Sequence[str | None], Sequence[str]], kind)
+            models, *_ = cast(tuple[Sequence[str | None], Sequence[str], str], kind)
             found[models[0] or ""] += count
         return found
 
@@ -137,7 +137,7 @@ class Router:
 
     def _application(self, carrier: Upstream, seats: Seats) -> web.Application:
         made = policies(self.prefixes, self._index, Tokens(carrier, self.metrics))
-        pairs = Pairs(carrier, self.metrics, lambda: self.fleet.table.prefill_from)
+        pairs = Pairs(carrier, self.metrics, lambda: self.fleet.table.prefill_from, self._line.pump)
         chosen = {**made, "prefill_decode": PrefillDecode(pairs, made["cache_aware"], made["least_load"])}
         proxy = Proxy(self.fleet, chosen, self.metrics, carrier, self.guard, self._line, seats.guests)
         app = web.Application(client_max_size=self._given.max_body_bytes, middlewares=[_told])

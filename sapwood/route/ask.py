@@ -44,11 +44,12 @@ class Ask:
 
     Attributes:
         tokens: The token ids of its prompt (`kv.packed`), where somebody has asked for them.
-        more: Fields that its body has when it is sent on.
+        more: Fields that its body has when it is sent on, where it is for the model `more_of`.
     """
 
     tokens: bytes | None = None
     more: Mapping[str, Any] = MappingProxyType({})
+    more_of: str | None = None
 
     def __init__(
         self,
@@ -135,7 +136,8 @@ class Ask:
     ) -> bytes:
         """The body, asking for a model of that name (None: for none), and with `usage` for what its stream has used; with `more` fields than
         its own, and `without` some."""
-        added = self.more if more is None else more
+        mine = self.more if model == self.more_of else {}
+        added = mine if more is None else more
         changed: _Fields = {name: msgspec.Raw(msgspec.json.encode(value)) for name, value in added.items()}
         if model is not None and model != self.model:
             if self._form is not None:

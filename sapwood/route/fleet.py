@@ -167,10 +167,11 @@ class Fleet:
     def names(self, model: str) -> Sequence[str]:
         """The models that a name stands for, in the order in which they are tried. NAME:latest is NAME, as Ollama has it, and the other
         way round."""
+        coming = self._coming()
         for name in _spellings(model):
             if (alias := self.table.model.get(name)) is not None:
                 return alias.to
-            if any(one.serves(name) for one in self.replicas.values()):
+            if name in coming or any(one.serves(name) for one in self.replicas.values()):
                 return (name,)
         return (model,)
 

@@ -43,10 +43,13 @@ class _Answer(msgspec.Struct):
 
 
 class Pairs:
-    """Has prompts read by servers with the role. `least` tells from how many tokens on, about, that is worth it."""
+    """Has prompts read by servers with the role. `least` tells from how many tokens on, about, that is worth it; `left` is told when one
+    has room again."""
 
-    def __init__(self, upstream: Upstream, metrics: Metrics, least: Callable[[], int]) -> None:
-        self._upstream, self._metrics, self._least = upstream, metrics, least
+    def __init__(
+        self, upstream: Upstream, metrics: Metrics, least: Callable[[], int], left: Callable[[], None] = lambda: None
+    ) -> None:
+        self._upstream, self._metrics, self._least, self._left = upstream, metrics, least, left
 
     def worth(self, ask: Ask) -> bool:
         """Whether a request's prompt is to be read by another server than the one that answers it."""
@@ -59,6 +62,7 @@ class Pairs:
             told = await self._read(ask, replica, model)
         finally:
             replica.leaves()
+            self._left()
         self._metrics.prefilled(replica.name, "failed" if told is None else "read")
         return told
 
@@ -102,7 +106,7 @@ class PrefillDecode(Policy):
         told = await self._pairs.read(ask, reader, model)
         if told is not None:
             self._ahead.sent(ask, reader)
-            ask.more = {FIELD: told}
+            ask.more, ask.more_of = {FIELD: told}, model
 
     def choose(self, ask: Ask, replicas: Sequence[Replica]) -> Chosen:
         return Chosen(self._behind.choose(ask, replicas).replica, "handed" if ask.more else "alone")

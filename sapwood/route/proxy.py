@@ -159,7 +159,7 @@ class Proxy:
         def take() -> Turn:
             return self._taken(way, self._there(way) or [])
 
-        kind = tuple(way.models), tuple(way.tried)
+        kind = tuple(way.models), tuple(way.tried), way.policy  # which may want only some of the servers
         waiter = Waiter(kind, float(way.ask.weight), lambda: self._there(way) is not None, take, len(way.ask.body))
         table, tenant = self._fleet.table, way.tenant
         return await self._line.wait(

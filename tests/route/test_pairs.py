@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -11,7 +12,7 @@ from aiohttp import web
 
 from sapwood.base.errors import ConfigError
 from sapwood.route.table import checked
-from tests.route.mock import Mock, routed
+from tests.route.mock import Mock, routed, until
 from tests.route.test_proxy import CHAT, body, run
 
 PLACE = {"do_remote_prefill": True, "remote_host": "10.0.0.1", "remote_port": 7, "remote_request_id": "t"}
@@ -129,6 +130,73 @@ def test_who_answers_is_gone() -> None:
             assert b.bodies, "it was tried first at times"
             c.way = "silent"
             assert (await ask(client))[0] == "a" and a.bodies[-1] == LONG
+
+    run(case())
+
+
+def test_what_was_read_is_told_to_servers_of_the_same_model_only() -> None:
+    """A name that stands for two models: while those that answer for the first are full, the second does, which has read nothing."""
+
+    async def case() -> None:
+        a, b, cloud = Reads("a"), Mock("b"), Mock("cloud", ("c",))
+        await up(a, b, cloud)
+        made = table(a, b, cloud, model={"fast": {"to": ["m", "c"], "policy": "prefill_decode"}})
+        made["server"][1]["max_running"] = 1
+        b.way = "waits"
+        b.go_on.clear()
+        async with routed(a, b, cloud, table=made) as (client, _):
+            first = asyncio.ensure_future(ask(client, model="fast"))
+            await until(lambda: bool(b.bodies))
+            assert (await ask(client, model="fast"))[0] == "cloud"
+            assert cloud.bodies == [LONG | {"model": "c"}] and len(a.bodies) == 2
+            b.go_on.set()
+            assert await first == ("b", "handed")
+
+    run(case())
+
+
+def test_who_waits_for_those_that_answer_holds_up_nobody_who_may_ask_the_others() -> None:
+    async def case() -> None:
+        a, b = Reads("a"), Mock("b")
+        await up(a, b)
+        made = table(a, b, model={"any": {"to": ["m"], "policy": "least_load"}})
+        for one in made["server"]:
+            one["max_running"] = 1
+        b.way = "waits"
+        b.go_on.clear()
+        async with routed(a, b, table=made) as (client, router):
+            first = asyncio.ensure_future(ask(client))
+            await until(lambda: bool(b.bodies))
+            second = asyncio.ensure_future(ask(client))
+            await until(lambda: len(router._line) == 1)
+            assert (await ask(client, model="any"))[0] == "a" and not second.done()
+            b.go_on.set()
+            assert {await first, await second} == {("b", "handed")}
+
+    run(case())
+
+
+def test_who_is_no_longer_to_read_has_room_at_once() -> None:
+    """The client of the prompt that it read has hung up, and another request waits for it."""
+
+    async def case() -> None:
+        a, b = Reads("a"), Mock("b")
+        await up(a, b)
+        made = table(a, b, model={"any": {"to": ["m"], "policy": "least_load"}})
+        made["server"][0]["max_running"] = 1
+        async with routed(a, b, table=made) as (client, router):
+            router._watch._changed = lambda: None  # nobody else looks after those that wait
+            a.way = "waits"
+            a.go_on.clear()
+            reading = asyncio.ensure_future(ask(client))
+            await until(lambda: bool(a.bodies))
+            router.fleet.replicas["b"].draining = True
+            waiting = asyncio.ensure_future(ask(client, model="any"))
+            await until(lambda: len(router._line) == 1)
+            reading.cancel()
+            await until(lambda: not router.fleet.replicas["a"].running or not len(router._line))
+            a.go_on.set()
+            assert (await waiting)[0] == "a"
 
     run(case())
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from sapwood.route.fleet import State
+from sapwood.route.upstream import retry_after
 from tests.route.mock import PIECES, SECONDS, Mock, routed, until
 
 CHAT = "/v1/chat/completions"
@@ -133,6 +134,11 @@ def test_what_all_refuse_is_told_as_the_last_said_it_and_nobody_at_all_is_a_503(
                 assert "retry-after" in answer.headers
 
     run(case())
+
+
+@pytest.mark.parametrize(("said", "seconds"), [("7", 7.0), ("", 1.0), ("soon", 1.0), ("\N{SUPERSCRIPT TWO}", 1.0)])
+def test_when_a_server_wants_to_be_asked_again(said: str, seconds: float) -> None:
+    assert retry_after({"retry-after": said}) == seconds
 
 
 def test_a_name_stands_for_the_first_model_that_is_at_hand() -> None:

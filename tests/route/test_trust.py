@@ -261,6 +261,11 @@ def test_latest_is_the_name_without_it_and_the_other_way_round() -> None:
     run(case())
 
 
+def test_latest_is_the_name_of_a_model_whose_servers_are_begun_when_they_are_wanted() -> None:
+    fleet = Fleet(checked({"server": [{"url": "dns+http://m", "models": ["m"]}]}, ""), begun=lambda server: True)
+    assert fleet.names("m:latest") == ("m",) and fleet.coming("m") and fleet.names("n:latest") == ("n:latest",)
+
+
 def test_one_that_is_looked_up_goes_by_its_name() -> None:
     server = Server(url="dns+https://engines.models:8443", key="k", models=("m",))
     fleet = Fleet(checked({"server": [{"url": "http://a"}]}, ""))
