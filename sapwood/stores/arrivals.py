@@ -31,10 +31,12 @@ _SHARE = 0.5  # of the device's pages, for prefixes whose requests have not star
 
 
 class Page(NamedTuple):
-    """What the node behind `depth` others is to have: of `groups` a page from the stores."""
+    """What the node behind `depth` others is to have: of `groups` a page from the stores. It is `new`, or there was a node that had
+    those of the other groups."""
 
     depth: int
     groups: tuple[int, ...]
+    new: bool
 
 
 class Round(NamedTuple):
@@ -158,7 +160,7 @@ class Arrivals:
         for index in range(depth):
             groups = [g for g, first in enumerate(firsts) if index >= first and not cached[g][index]]
             if groups or index >= len(path):
-                due.append(Page(index, tuple(groups)))
+                due.append(Page(index, tuple(groups), index >= len(path)))
         # A last page of which nobody needs anything is behind a border: what comes there sees nothing of what was before.
         if not due or not due[-1].groups or not self._pays(names, due, (depth - have) * kv.page_size):
             return None
@@ -209,10 +211,18 @@ class Arrivals:
         node = path[-1] if path else node
         tree.lease(node)
         whole = len(path) == first  # nobody has evicted what it goes on from
-        made, moved, targets = list[Node](), list[Item](), list[int]()
+        made, moved, targets, depth = list[Node](), list[Item](), list[int](), first
         for page in one.pages:
             mine = list(islice(items, len(page.groups)))
             whole &= all(list(islice(came, len(mine))))
+            if whole and page.depth > depth:  # of nodes in between nothing was wanted
+                between = tree.walk(node, arrival.tokens, depth, page.depth)
+                whole = len(between) == page.depth - depth
+                if whole:
+                    tree.lease(between[-1])
+                    tree.release(node)
+                    node = between[-1]
+            depth = page.depth + 1
             grown = self._grow(node, arrival, page) if whole else None
             if grown is None:
                 whole = False
@@ -234,11 +244,13 @@ class Arrivals:
 
     def _grow(self, parent: Node, arrival: Arrival, page: Page) -> tuple[Node, tuple[int, ...]] | None:
         """The node of a page behind a leased one, leased in its stead and with its windows held, and of which groups it has a page
-        now that it had not; None if there is no room."""
+        now that it had not; None if there is no room, or a node that was to have more is gone."""
         kv, tree = self._kv, self._kv.tree
         begin = page.depth * tree.page_bytes
         tokens = arrival.tokens[begin : begin + tree.page_bytes]
         node = parent.children.get(tokens)
+        if node is None and not page.new:
+            return None
         new = page.groups if node is None else tuple(g for g in page.groups if node.pages[g] == ABSENT)
         if any(not kv.num_available(g) for g in new):
             return None
