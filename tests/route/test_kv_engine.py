@@ -23,7 +23,9 @@ def test_an_engine_has_what_it_is_thought_to_have(tmp_path: Path) -> None:
         engine = started(model, kv_events_config=asked)
         with listening(events=pub, events_replay=f"ipc://{tmp_path}/again") as (ears, index, _, _):
             ears.tend()
-            await until(lambda: index.num_blocks() == {"a": 0} and all(book.whole for book in index._books["a"].values()))
+            await until(
+                lambda: index.num_blocks() == {"a": 0} and all(book.whole for book in index._books["a"].values())
+            )
             for prompt in (*PROMPTS, *PROMPTS):
                 before = index.held(packed(prompt), None, ["a"])["a"]
                 _, (cached,) = say(engine, [prompt])
