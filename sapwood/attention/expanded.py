@@ -58,7 +58,9 @@ class Expansion:
         self, q_THK: Tensor, asked_THP: Tensor, kept_CW: Tensor, up_HXR: Tensor, values_HTV: Tensor, scale: float
     ) -> None:
         """Write the values of the spans' tokens. `kept_CW` are one layer's latents by cell."""
-        latents_LW = kept_CW.index_select(0, self._cells_L).to(q_THK.dtype)
+        # PyTorch gathers no float8, but bytes.
+        stored = kept_CW.view(torch.uint8) if kept_CW.itemsize == 1 else kept_CW
+        latents_LW = stored.index_select(0, self._cells_L).view(kept_CW.dtype).to(q_THK.dtype)
         num_heads, width, rank = up_HXR.shape
         latents_LR, turned_LP = latents_LW[:, :rank], latents_LW[:, rank:]
         each = len(latents_LW) * width * latents_LW.itemsize

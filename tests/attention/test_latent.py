@@ -267,3 +267,29 @@ def test_prompts_whose_latents_are_expanded(
         close = 1e-4 if dtype == torch.float32 else 4e-2
         torch.testing.assert_close(found[1], found[0], atol=close, rtol=close)
     assert expansions == 2
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_latents_in_float8_are_expanded_as_they_are(
+    device: str, interpreter: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is made of the same rounded latents, absorbed and expanded."""
+    if device == "cpu" and torch.cuda.is_available():
+        pytest.skip("compiled on this machine")
+    from sapwood.attention import expanded
+
+    world = LatentWorld(group(), (40,), device=torch.device(device))
+    backend: Any = world.start(triton(), torch.float8_e4m3fn)
+    random = torch.Generator().manual_seed(3)
+    draw = lambda *shape: torch.randn(*shape, generator=random).to(device)  # noqa: E731
+    q_THX, latents_TW, up_HXR, angles = draw(40, 4, 28), draw(40, 48), draw(4, 32, 32) / 6, draw(40, 8)
+    turn = Turn(RmsNorm(torch.ones(32, device=device), 1e-6), angles.cos(), angles.sin(), False)
+    found = []
+    for least in (5, 1000):
+        monkeypatch.setattr(expanded, "LEAST", least)
+        backend.plan(world.batch([(0, 40)], known=True))
+        q_THW = torch.cat([torch.einsum("thk,hkr->thr", q_THX[..., :12], up_HXR[:, :12]), q_THX[..., 12:]], dim=-1)
+        values_HTV = torch.bmm(backend.run(0, q_THW, latents_TW, turn, 0.2).transpose(0, 1), up_HXR[:, 12:].mT)
+        backend.expand(0, q_THX[..., :12], q_THW, up_HXR, values_HTV, 0.2)
+        found.append(values_HTV)
+    torch.testing.assert_close(*found, atol=1e-4, rtol=1e-4)
