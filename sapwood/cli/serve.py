@@ -185,7 +185,7 @@ def _announce(url: str, name: str, facts: Facts, began: float, *, keyed: bool) -
         out.print(f"{facts.device}, {facts.dtype}, attention: {facts.attention_backend}")
     out.print(f"ready at {url} ({name}) in {perf_counter() - began:.1f} s", markup=False, soft_wrap=True)
     key = " -H 'Authorization: Bearer YOUR_KEY'" if keyed else ""
-    if "audio" in facts.media and "image" not in facts.media:
+    if "audio" in facts.media and facts.reading is not None:
         asked = "/v1/audio/transcriptions -F file=@recording.mp3"
     else:
         body = json.dumps({"model": name, "messages": [{"role": "user", "content": "Hello!"}]})

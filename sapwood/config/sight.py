@@ -71,8 +71,15 @@ def pixels_rule(config: Config, model: ModelShape, device: DeviceFacts) -> tuple
 
 def check(config: Config) -> None:
     """Raise ConfigError for options that are out of range."""
-    if config.sight.max_pixels is not None and config.sight.max_pixels < LEAST_PIXELS:
-        raise ConfigError(f"--max-pixels must be at least {LEAST_PIXELS}, got {config.sight.max_pixels}.")
+    sight = config.sight
+    for flag, value, least in (
+        ("--encoder-cache-memory", sight.encoder_cache_memory, 1),
+        ("--encoder-cache-host-memory", sight.encoder_cache_host_memory, 0),
+        ("--max-image-pixels", sight.max_image_pixels, 1),
+        ("--max-pixels", sight.max_pixels, LEAST_PIXELS),
+    ):
+        if value is not None and value < least:
+            raise ConfigError(f"{flag} must be at least {least}, got {value}.")
 
 
 def encoder_rows(config: Config, *, largest: int, width: int, itemsize: int) -> int:

@@ -123,9 +123,12 @@ def create_app(
 
 
 def _scaling(gallery: Cabinet | str, engine: EngineClient) -> Cabinet | str:
-    """Images are scaled down as the engine wants it."""
-    if isinstance(gallery, Cabinet):
-        gallery.scale_to(engine.facts.max_pixels)
+    """Images are scaled down as the engine wants it; none are prepared for one that has left out its tower, as some devices want it."""
+    if not isinstance(gallery, Cabinet):
+        return gallery
+    if gallery.kind not in engine.facts.media:
+        return TEXT_ONLY
+    gallery.scale_to(engine.facts.max_pixels)
     return gallery
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import pytest
 
 from sapwood.base.errors import EngineDead, ModelError
+from sapwood.base.wire import Reading
 from sapwood.catalogue import joined
 from sapwood.cli import serve
 from sapwood.cli.terminal import console, print_decisions
@@ -76,6 +77,19 @@ def test_the_first_request_is_shown_with_the_key_that_it_needs(capsys: pytest.Ca
     keyed, plain = (line for line in capsys.readouterr().out.splitlines() if line.startswith("try:"))
     assert "Authorization: Bearer YOUR_KEY" in keyed
     assert "Authorization" not in plain
+
+
+@pytest.mark.parametrize(
+    ("media", "reading", "shown"),
+    [(("audio",), Reading("audio", 1500), "/v1/audio/transcriptions"), (("audio",), None, "/v1/chat/completions")],
+)
+def test_the_first_request_is_one_that_the_model_answers(
+    media: tuple[str, ...], reading: Reading | None, shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of those that hear, some write what is said and others talk of it."""
+    facts: Any = SimpleNamespace(decisions=["dtype = float32 (slow otherwise)"], media=media, reading=reading)
+    serve._announce("http://host:1", "model", facts, 0.0, keyed=False)
+    assert f"curl http://host:1{shown} " in capsys.readouterr().out
 
 
 def test_decisions_are_aligned_and_plain_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:

@@ -240,6 +240,8 @@ def test_what_was_asked_for_is_kept_and_said() -> None:
         ({"max_request_seconds": -1.0}, ("--max-request-timeout",)),
         ({"watchdog_seconds": 0.0}, ("--watchdog-timeout",)),
         ({"max_engine_restarts": -1}, ("--max-engine-restarts",)),
+        ({"encoder_cache_host_memory": -1}, ("--encoder-cache-host-memory must be at least 0",)),
+        ({"max_image_pixels": 0}, ("--max-image-pixels must be at least 1",)),
         ({"thinking_budget": -1}, ("--thinking-budget", "[0, 2147483647]")),
     ],
 )

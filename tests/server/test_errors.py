@@ -11,6 +11,8 @@ import pytest
 from sapwood.base.errors import EngineDead, GenerationFailed
 from sapwood.config import Config
 from sapwood.config.options import ServerConfig
+from sapwood.images.gallery import Gallery
+from sapwood.images.sources import Sources
 from sapwood.server import create_app
 from sapwood.text import TextModel
 from tests.broken import BODIES
@@ -330,6 +332,14 @@ async def test_bad_requests_harm_nobody(http: httpx.AsyncClient, engine: FakeEng
     reply = await http.post(TEXT, json={"prompt": [[5], [6] * 600, [7]]})
     check_shape(reply, 400, "prompt")
     assert engine.running == 0
+
+
+async def test_an_engine_that_has_left_out_the_tower_is_shown_nothing(engine: FakeEngine, text: TextModel) -> None:
+    """As some devices want it, of which the front knows nothing: what it is shown is refused by its place, and not fetched."""
+    app = create_app(engine, text, Config(), MODEL, gallery=Gallery(Any, Sources(), most_pixels=1))  # type: ignore[arg-type]
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as http:
+        reply = await http.post(CHAT, json={"messages": [{"role": "user", "content": IMAGE}]})
+    assert "takes text" in check_shape(reply, 400, "messages[0].content")["message"]
 
 
 async def test_request_ids(http: httpx.AsyncClient) -> None:
