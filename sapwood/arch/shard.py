@@ -134,11 +134,11 @@ def weight_map(decoder: Network, *, tensors: Tensors = plain) -> tuple[Piece, ..
     """Every piece that a model loads, of the whole one's tensors if it is a rank's; `tensors` says what each leaf is made of."""
     whole, shares = decoder.portion or (decoder, {})
     return tuple(
-        piece for place in walk(whole) for piece in _pieces(place, tensors(place), _share_at(place.path, shares))
+        piece for place in walk(whole) for piece in _pieces(place, tensors(place), share_at(place.path, shares))
     )
 
 
-def _share_at(path: str, shares: Mapping[str, Share]) -> Share:
+def share_at(path: str, shares: Mapping[str, Share]) -> Share:
     """That of the half, or the end, that the leaf at `path` is in."""
     names = path.split(".")
     return shares.get(".".join(names[:3] if names[0] == "blocks" else names[:1]), WHOLE)

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import singledispatch
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from sapwood.attention.scaled import Factors
 from sapwood.base.kv import Heads, KVGroup, KVKind, Latent
 from sapwood.kernels import NormRope, plain
 
@@ -193,6 +194,16 @@ class HeadsBackend(Backend, Protocol):
         capped and fall with distance as the group's `Heads` say, beside the float32 `sinks_H`, which come if they say so.
         Tokens of no row come out as anything.
         """
+        ...
+
+
+@runtime_checkable
+class Dividing(Protocol):
+    """A backend that may divide keys and values by factors before it stores them."""
+
+    @property
+    def factors(self) -> Factors | None:
+        """To be filled while no step runs; None where none are divided."""
         ...
 
 

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from sapwood.attention.base import Batch, bend, heads_of, rotated, slopes_of, weights_of
 from sapwood.attention.rows import RowsOf
-from sapwood.attention.scaled import rounded
+from sapwood.attention.scaled import Factors, divided, rounded
+from sapwood.base.abilities import Ability
 from sapwood.base.kv import KVGroup
+from sapwood.device import abilities_of
 from sapwood.kernels import NormRope
 
 
@@ -27,7 +29,7 @@ class Reference:
 
     @staticmethod
     def refuse(group: KVGroup, device: torch.device, dtype: torch.dtype) -> str | None:
-        if dtype.itemsize == 1:
+        if dtype.itemsize == 1 and Ability.HOST in abilities_of(device):
             return f"without scales it stores keys and values in the dtypes that are computed in, not {dtype}"
         return None
 
@@ -38,6 +40,7 @@ class Reference:
         self._scaled = scaled
         self._kind = heads_of(group)
         self._slopes_H11 = slopes_of(self._kind, device, -1, 1, 1)
+        self.factors = Factors(group, device) if dtype == torch.float8_e4m3fn and not scaled else None
         self._rows = RowsOf(group, index, device)
         self.relative_HP: Tensor | None = None  # what scores have more, by distance, the farthest first
 
@@ -71,11 +74,15 @@ class Reference:
         """To the tokens' cells: keys (0) or values (1)."""
         if self._scales is not None:
             x_TKD, self._scales[which, layer][self._rows.cells_T] = rounded(x_TKD, self._dtype)
+        elif self.factors is not None:
+            x_TKD = divided(x_TKD, self.factors.of_layers_L2K[layer, which], self._dtype)
         (self._keys, self._values)[which][layer][self._rows.cells_T] = x_TKD.to(self._dtype)
 
     def _read(self, layer: int, which: int, cells_L: Tensor) -> Tensor:
         """float32."""
         x_LKD = (self._keys, self._values)[which][layer][cells_L].float()
+        if self.factors is not None:
+            return x_LKD * self.factors.of_layers_L2K[layer, which][:, None]
         return x_LKD if self._scales is None else x_LKD * self._scales[which, layer][cells_L][..., None]
 
     def pools(self) -> Sequence[Tensor]:

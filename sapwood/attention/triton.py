@@ -20,7 +20,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from sapwood.attention.base import Batch, heads_of, slopes_of, tile_members, window_told
 from sapwood.attention.cudnn import Cudnn
 from sapwood.attention.deals import JOINED, Deals, Dealt, Shape, Shapes, Tiles
-from sapwood.attention.scaled import MOST
+from sapwood.attention.scaled import MOST, Factors
 from sapwood.base.abilities import Ability
 from sapwood.base.kv import KVGroup, page_size_problem
 from sapwood.base.plan import RUN_LEVELS
@@ -103,6 +103,7 @@ class Triton:
         self._cap = 0.0 if heads.cap is None else heads.cap * _LOG2E
         slopes_H = slopes_of(heads, device)
         self._slopes_H = None if slopes_H is None else slopes_H * _LOG2E
+        self._factors = Factors(group, device) if dtype == torch.float8_e4m3fn and not scaled else None
         self._cudnn = Cudnn.make(group, device, dtype)
 
     def allocate(self, num_pages: int) -> None:
@@ -119,6 +120,10 @@ class Triton:
     def pools(self) -> Sequence[Tensor]:
         pools = (self._keys, self._values, self._key_scales, self._value_scales)
         return [pool for pool in pools if pool is not None]
+
+    @property
+    def factors(self) -> Factors | None:
+        return self._factors
 
     # ---- once per step
 
@@ -141,7 +146,7 @@ class Triton:
         place(
             heads_TXD, rope, deals.cells_T, self._keys[layer], self._values[layer],
             num_heads=heads.num_heads, keep=dense and self._batch.limits.spans > 0,
-            scales=self._scales(layer), most=MOST.get(self._dtype, 0.0),
+            scales=self._scales(layer), most=MOST.get(self._dtype, 0.0), factors_2K=self._factors_of(layer),
         )  # fmt: skip
         out_THD = torch.empty(
             (len(heads_TXD), heads.num_heads, heads.head_dim), dtype=heads_TXD.dtype, device=heads_TXD.device
@@ -163,7 +168,8 @@ class Triton:
         heads, shape, table_SP = self._kind, self.deals.shapes.runs, self.deals.table_SP
         num_programs = min(len(dealt.items_JW) * heads.num_kv_heads, self.deals.num_processors * shape.programs)
         paged.attend_runs[(num_programs,)](
-            heads_TXD, heads_TXD.stride(0), self._keys[layer], self._values[layer], *(self._scales(layer) or (None, None)),
+            heads_TXD, heads_TXD.stride(0), self._keys[layer], self._values[layer],
+            *(self._scales(layer) or (None, None)), self._factors_of(layer),
             dealt.parts_JKMD, dealt.lse_JKM,
             dealt.items_JW, dealt.tokens_M, dealt.used_1, table_SP, table_SP.stride(0), scale * _LOG2E,
             self._slopes_H, self._batch.positions_T,
@@ -184,7 +190,7 @@ class Triton:
             members_QL, members = shared.members_QL, shared.tile
         paged.attend_rows[(heads.num_kv_heads, len(dealt.items_JW))](
             heads_TXD, heads_TXD.stride(0), self._keys[layer], self._values[layer],
-            *(self._scales(layer) or (None, None)), out_THD,
+            *(self._scales(layer) or (None, None)), self._factors_of(layer), out_THD,
             dealt.parts_JKMD, dealt.lse_JKM, dealt.arrived_JK, run_parts, run_lse, members_QL, places_M2,
             dealt.items_JW, table_SP, table_SP.stride(0), scale * _LOG2E, self._slopes_H, sinks_H,
             K=heads.num_kv_heads, G=self._repeat, D=heads.head_dim, PAGE=self._group.page_size,
@@ -212,7 +218,7 @@ class Triton:
             kv_TX = TensorDescriptor.from_tensor(heads_TXD.flatten(1), [shape.block, heads.head_dim])
         paged.attend_spans[(heads.num_kv_heads, len(dealt.items_JW))](
             heads_TXD, heads_TXD.stride(0), kv_TX, self._keys[layer], self._values[layer],
-            *(self._scales(layer) or (None, None)), out_THD,
+            *(self._scales(layer) or (None, None)), self._factors_of(layer), out_THD,
             dealt.parts_JKMD, dealt.lse_JKM, dealt.arrived_JK, dealt.items_JW, table_SP, table_SP.stride(0),
             scale * _LOG2E, self._slopes_H, sinks_H,
             K=heads.num_kv_heads, G=self._repeat, D=heads.head_dim, PAGE=self._group.page_size,
@@ -225,6 +231,9 @@ class Triton:
         if self._key_scales is None or self._value_scales is None:
             return None
         return self._key_scales[layer], self._value_scales[layer]
+
+    def _factors_of(self, layer: int) -> Tensor | None:
+        return None if self._factors is None else self._factors.of_layers_L2K[layer]
 
     def _pairs(self, heads_TXD: Tensor) -> bool:
         return self._dtype.itemsize == 1 and heads_TXD.dtype.itemsize == 2

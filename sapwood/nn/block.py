@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from sapwood.arch import parts
-from sapwood.attention.base import HeadsBackend
+from sapwood.attention.base import Dividing, HeadsBackend
+from sapwood.attention.scaled import Factors
 from sapwood.kernels import LayerNorm, NormRope, RmsNorm
 from sapwood.nn.layers import Angles, Norm, Sinks
 from sapwood.nn.make import Derived, Site, make
@@ -55,6 +56,12 @@ class Attention(nn.Module, Derived):
             assert (part.q_norm.eps, part.q_norm.center) == (part.k_norm.eps, part.k_norm.center)
             self.k_norm = Norm(part.k_norm, site, weight=self.norm_ND[part.num_heads :])
         self._eps, self._center = part.q_norm.eps, part.q_norm.center
+
+    @property
+    def kept(self) -> tuple[int, Factors] | None:
+        """The layer of its backend, and what that divides keys and values by, if it does."""
+        factors = self._backend.factors if isinstance(self._backend, Dividing) else None
+        return None if factors is None else (self._layer, factors)
 
     def share(self, source: Attention) -> None:
         """Take keys and values, and the norm of keys, from another, which runs before."""

@@ -13,6 +13,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Protocol
 
 import torch
+from torch import nn
 
 from sapwood.arch.network import Network
 from sapwood.arch.parts import Place, StoredTensor, Tied, walk
@@ -23,15 +24,17 @@ from sapwood.device import abilities_of
 from sapwood.hub.files import ModelFiles, weight_files
 from sapwood.hub.pull import Progress, silent
 from sapwood.nn.checkpoint import Checkpoint, Safetensors
+from sapwood.nn.kept import fill_factors
 from sapwood.quant.base import Choice, Leaf, tensors_by
 
 if TYPE_CHECKING:
     from sapwood.nn.gguf import GgufSource
 
-# Tables that old checkpoints hold although they follow from the config, or from others; and the scales that quantised ones have for keys and
-# values in float8, which keeps its digits without any, and has finer ones where it has some.
+# Tables that old checkpoints hold although they follow from the config, or from others; and the scales that quantised ones have for keys,
+# values and queries, which backends take that have a use for them (`sapwood.nn.kept`).
 _COMPUTED = re.compile(
-    r"\.(rotary_emb\.inv_freq|masked_bias)$|\.(attn|attention)\.bias$|\.(self_attn|attn)\.(q_proj\.|k_proj\.|v_proj\.)?[qkv]_(scale|zero_point)$|^t2d$"
+    r"\.(rotary_emb\.inv_freq|masked_bias)$|\.(attn|attention)\.bias$|^t2d$"
+    r"|\.(self_attn|attn)\.((qkv_proj|[qkv]_proj|attn)\.)?(([qkv]|kv|prob)_scale|[qkv]_zero_point)$|\.[qkv]_proj\.output_scale$"
 )
 _NUM_NAMED = 4
 
@@ -88,6 +91,8 @@ def _gguf(files: ModelFiles, stack: ExitStack) -> GgufSource:
 def load_from(model: Loadable, source: Checkpoint, *, name: str, progress: Progress = silent) -> None:
     """Fill every weight of the model; `name` is the model's, for messages."""
     fill(model, source, matched(model, source.shapes(), name=name), name=name, progress=progress)
+    if isinstance(model, nn.Module):
+        fill_factors(model, model.decoder, source, name=name)
 
 
 def matched(

@@ -1,7 +1,8 @@
 """Attention over pages.
 
 Keys and values of a layer lie as [page, KV head, cell of the page, D]: a head's share of a page is one run of memory. Where they
-have scales, those are float32 [page, KV head, cell of the page].
+have scales, those are float32 [page, KV head, cell of the page]; where they were divided by factors of their heads, `factors_2K` has those of keys, which
+become part of the scale of scores, then those of values, by which outputs are multiplied.
 
 There is a kernel for each kind of tile: rows that yield (of one token, or of one with drafts behind it), spans, and members
 of runs of positions that several rows share. The unit of all is an item (`sapwood.kernels.triton.deal`): a tile of queries, with the G query heads of one KV
@@ -45,7 +46,23 @@ def _queries(
     return head_M, tl.load(heads_TXD + place_MD, mask=valid_M[:, None] & (d_D[None, :] < D), other=0.0)
 
 
-@jit(do_not_specialize_on_alignment=["members_QL", "places_M2"])
+@jit
+def _of_keys(scale, factors_2K, kv_head):
+    """The scale of scores, with what a head's keys were divided by."""
+    if factors_2K is not None:
+        scale *= tl.load(factors_2K + kv_head)
+    return scale
+
+
+@jit
+def _of_values(mean_MD, factors_2K, kv_head, K: tl.constexpr):
+    """What is put out, with what a head's values were divided by."""
+    if factors_2K is not None:
+        mean_MD *= tl.load(factors_2K + K + kv_head)
+    return mean_MD
+
+
+@jit(do_not_specialize_on_alignment=["members_QL", "places_M2", "factors_2K"])
 def attend_rows(
     heads_TXD,
     stride,
@@ -53,6 +70,7 @@ def attend_rows(
     values,
     key_scales,
     value_scales,
+    factors_2K,
     out_THD,
     parts_JKMD,
     lse_JKM,
@@ -125,6 +143,7 @@ def attend_rows(
         if slopes_H is not None:
             slope_M = tl.load(slopes_H + head_M)
 
+        scale = _of_keys(scale, factors_2K, kv_head)
         best_M, total_M, acc_MD = nothing(M, D_PAD)
         position_M = position + query_M
         low = oldest(position, WINDOW)
@@ -162,6 +181,7 @@ def attend_rows(
         mean_MD = mean(total_M, acc_MD)
         if apart == 0:
             mean_MD = beside_sinks(mean_MD, best_M, total_M, sinks_H, head_M)
+            mean_MD = _of_values(mean_MD, factors_2K, kv_head, K)
             write(out_THD, token_M * (K * G) + head_M, valid_M, mean_MD, D, D_PAD)
         else:
             place_M = (item.to(tl.int64) * K + kv_head) * (TILE * G) + m_M
@@ -191,12 +211,13 @@ def attend_rows(
                     )  # fmt: skip
                 place_R = token_R * (K * G) + kv_head * G + head_R
                 mean_RD = beside_sinks(mean(total_R, acc_RD), best_R, total_R, sinks_H, kv_head * G + head_R)
+                mean_RD = _of_values(mean_RD, factors_2K, kv_head, K)
                 write(out_THD, place_R, valid_R, mean_RD, D, D_PAD)
     elif PDL and LEVELS > 0:
         pdl.catch_up()
 
 
-@jit
+@jit(do_not_specialize_on_alignment=["factors_2K"])
 def attend_spans(
     heads_TXD,
     stride,
@@ -205,6 +226,7 @@ def attend_spans(
     values,
     key_scales,
     value_scales,
+    factors_2K,
     out_THD,
     parts_JKMD,
     lse_JKM,
@@ -253,6 +275,7 @@ def attend_spans(
         if slopes_H is not None:
             slope_M = tl.load(slopes_H + head_M)
 
+        scale = _of_keys(scale, factors_2K, kv_head)
         best_M, total_M, acc_MD = nothing(M, D_PAD)
         position_M = position + query_M
         low = oldest(position, WINDOW)
@@ -302,6 +325,7 @@ def attend_spans(
         apart = tl.load(record + 6)
         if apart == 0:
             mean_MD = beside_sinks(mean_MD, best_M, total_M, sinks_H, head_M)
+            mean_MD = _of_values(mean_MD, factors_2K, kv_head, K)
             write(out_THD, token_M * (K * G) + head_M, valid_M, mean_MD, D, D_PAD)
         elif parts_JKMD is not None:
             place_M = (item.to(tl.int64) * K + kv_head) * (TILE * G) + m_M
@@ -318,10 +342,11 @@ def attend_spans(
                 place_R = (first + r_R // G).to(tl.int64) * (K * G) + kv_head * G + r_R % G
                 head_R = kv_head * G + r_R % G
                 mean_RD = beside_sinks(mean(total_R, acc_RD), best_R, total_R, sinks_H, head_R)
+                mean_RD = _of_values(mean_RD, factors_2K, kv_head, K)
                 write(out_THD, place_R, valid_R, mean_RD, D, D_PAD)
 
 
-@jit(do_not_specialize_on_alignment=["tokens_of", "used_1"])
+@jit(do_not_specialize_on_alignment=["tokens_of", "used_1", "factors_2K"])
 def attend_runs(
     heads_TXD,
     stride,
@@ -329,6 +354,7 @@ def attend_runs(
     values,
     key_scales,
     value_scales,
+    factors_2K,
     parts_JKMD,
     lse_JKM,
     items_JW,
@@ -381,29 +407,30 @@ def attend_runs(
         k_scales, v_scales = None, None
         if key_scales is not None:
             k_scales, v_scales = key_scales + kv_head * PAGE, value_scales + kv_head * PAGE
+        own_scale = _of_keys(scale, factors_2K, kv_head)
         low = begin * 0
         # Whole blocks need no mask. Of a row there are too few to be worth a second loop.
         clear = begin + tl.maximum(end - begin, 0) // N * N
         if PAIRS:
             best_M, total_M, acc_MD = absorb_pairs(
                 best_M, total_M, acc_MD, q_MD, position_M, begin, clear, low, table_P, k_head, v_head,
-                k_scales, v_scales, scale, slope_M,
+                k_scales, v_scales, own_scale, slope_M,
                 K, D, PAGE, 0, CAP, False, False, CVT, M, N, D_PAD,
             )  # fmt: skip
             best_M, total_M, acc_MD = absorb_pairs(
                 best_M, total_M, acc_MD, q_MD, position_M, clear, end, low, table_P, k_head, v_head,
-                k_scales, v_scales, scale, slope_M,
+                k_scales, v_scales, own_scale, slope_M,
                 K, D, PAGE, 0, CAP, True, False, CVT, M, N, D_PAD,
             )  # fmt: skip
         else:
             best_M, total_M, acc_MD = absorb(
                 best_M, total_M, acc_MD, q_MD, position_M, begin, clear, low, table_P, k_head, v_head,
-                k_scales, v_scales, scale, slope_M,
+                k_scales, v_scales, own_scale, slope_M,
                 K, D, PAGE, 0, CAP, False, False, N, D_PAD,
             )  # fmt: skip
             best_M, total_M, acc_MD = absorb(
                 best_M, total_M, acc_MD, q_MD, position_M, clear, end, low, table_P, k_head, v_head,
-                k_scales, v_scales, scale, slope_M,
+                k_scales, v_scales, own_scale, slope_M,
                 K, D, PAGE, 0, CAP, True, False, N, D_PAD,
             )  # fmt: skip
         place_M = (item.to(tl.int64) * K + kv_head) * (TILE * G) + m_M

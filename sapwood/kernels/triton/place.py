@@ -43,7 +43,7 @@ def _rounded(x, inverse, stored: tl.constexpr):
     return x
 
 
-@jit(do_not_specialize_on_alignment=["cells_T"])
+@jit(do_not_specialize_on_alignment=["cells_T", "factors_2K"])
 def _place(
     heads_TXD,
     token_stride,
@@ -55,6 +55,7 @@ def _place(
     values,
     key_scales,
     value_scales,
+    factors_2K,
     eps,
     H: tl.constexpr,
     K: tl.constexpr,
@@ -75,7 +76,8 @@ def _place(
     """BLOCK heads of one token. Grid (T, ceil(X / BLOCK)).
 
     A head is [low half | high half | rest], with INTERLEAVED low and high by turns; the rest is not turned. Keys and values
-    go to their cells in the dtype that is stored, with scales by the largest of a head, which becomes MOST; queries are overwritten, and with KEEP keys as well.
+    go to their cells in the dtype that is stored, with scales by the largest of a head, which becomes MOST, or divided by the factors of their heads;
+    queries are overwritten, and with KEEP keys as well.
     """
     token = tl.program_id(0).to(tl.int64)
     n = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[:, None]
@@ -147,6 +149,11 @@ def _place(
         new_low, new_high = _rounded(new_low, inverse, stored), _rounded(new_high, inverse, stored)
         if REST_PAD > 0:
             new_rest = _rounded(new_rest, inverse, stored)
+    if factors_2K is not None:
+        factor = tl.load(factors_2K + n - H, mask=(n >= H) & (n < H + 2 * K), other=1.0)
+        new_low, new_high = new_low.to(tl.float32) / factor, new_high.to(tl.float32) / factor
+        if REST_PAD > 0:
+            new_rest = new_rest.to(tl.float32) / factor
     tl.store(keys + target + lows, new_low.to(stored), mask=inside & is_key)
     tl.store(keys + target + highs, new_high.to(stored), mask=inside & is_key)
     tl.store(values + target + lows, new_low.to(stored), mask=inside & is_value)
@@ -167,12 +174,14 @@ def place(
     keep: bool,
     scales: tuple[Tensor, Tensor] | None = None,
     most: float = 0.0,
+    factors_2K: Tensor | None = None,
 ) -> None:
     """Rotate the queries in place (with `keep` the keys as well), and write rotated keys and values to their cells.
 
     `keys` and `values` are one layer's [page, K, cell of the page, D] in any float dtype, contiguous; `cells_T` int64;
     the last two axes of `heads_TXD` [T, H + 2K, D] are contiguous. With `scales`, those of keys and of values, float32 [page, K,
-    cell of the page], the largest of a head is stored as `most`, and `keys` and `values` may be int8 too.
+    cell of the page], the largest of a head is stored as `most`, and `keys` and `values` may be int8 too. With
+    `factors_2K` (float32, of keys, then of values, one for each head) what is stored is divided by them.
     """
     num_tokens, size, head_dim = heads_TXD.shape
     _, num_kv_heads, page_size, _ = keys.shape
@@ -183,7 +192,7 @@ def place(
     key_scales, value_scales = scales or (None, None)
     _place[(num_tokens, triton.cdiv(size, HEADS))](
         heads_TXD, heads_TXD.stride(0), rope.norm_ND, rope.cos_TF, rope.sin_TF, cells_T, keys, values,
-        key_scales, value_scales, rope.eps,
+        key_scales, value_scales, factors_2K, rope.eps,
         H=num_heads, K=num_kv_heads, D=head_dim, F=half, PAGE=page_size, NORM=rope.norm_ND is not None,
         CENTER=rope.center, LATE=rope.late, INTERLEAVED=rope.interleaved, KEEP=keep, MOST=most,
         BLOCK=HEADS, F_PAD=triton.next_power_of_2(half), REST_PAD=triton.next_power_of_2(rest) if rest else 0,
