@@ -80,6 +80,14 @@ class Watcher(Protocol):
         """A request that runs need not compute it."""
         ...
 
+    def evicted(self, node: Node, group: int) -> None:
+        """Its page of a group makes way for another one. What is in it stays until `overwritten`, or the next plan."""
+        ...
+
+    def overwritten(self) -> None:
+        """What was evicted before may be written to from now on, before there is a plan."""
+        ...
+
     def cut(self, node: Node) -> None:
         """It loses its pages and its parent."""
         ...
@@ -314,6 +322,11 @@ class RadixTree:
             else:
                 self._evict_window_page(group)
 
+    def overwrite(self) -> None:
+        """Something other than a plan is about to write to pages that were given out."""
+        for watcher in self.watchers:
+            watcher.overwritten()
+
     def remove(self, node: Node) -> None:
         """Free an unsheltered leaf's pages and forget it, and those above it that then are leaves without a page."""
         while True:
@@ -400,7 +413,12 @@ class RadixTree:
         while True:
             entry = heapq.heappop(self._leaves)
             if self._is_leaf(*entry):
-                return self.remove(entry[2])
+                node = entry[2]
+                for watcher in self.watchers:
+                    for g, page in enumerate(node.pages):
+                        if page != ABSENT:
+                            watcher.evicted(node, g)
+                return self.remove(node)
 
     def _evict_window_page(self, group: int) -> None:
         while True:
@@ -408,6 +426,8 @@ class RadixTree:
             if self._is_slack(group, *entry):
                 break
         node = entry[2]
+        for watcher in self.watchers:
+            watcher.evicted(node, group)
         self.pools[group].give(node.pages[group])
         node.pages[group] = ABSENT
         self.num_present[group] -= 1

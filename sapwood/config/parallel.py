@@ -109,7 +109,8 @@ def check(options: ParallelConfig, kept: StoreConfig) -> None:
         if all(port.isdecimal() for port in ports) and abs(int(ports[0]) - int(ports[1])) < size:
             raise ConfigError(
                 f"--kv-events-config: each of {size} engines tells on a port of its own behind the first, so endpoint and "
-                f"replay_endpoint must be {size} ports apart."
+                f"replay_endpoint must be {size} ports apart, got {ports[0]} and {ports[1]}: take another replay_endpoint, such as "
+                f"tcp://*:{int(ports[0]) + 100}."
             )
     if rank is not None and not 0 <= rank < size:
         raise ConfigError(

@@ -17,8 +17,8 @@ from sapwood.config.numbers import parse_bytes
 from sapwood.config.option import names_in, option
 
 FORMULA = "loaded where bytes / bandwidth < tokens / prefill rate, both as measured"
-_WRITES: Mapping[str, int] = MappingProxyType(
-    {"through": 0, "selective": 1, "write_through": 0, "write_through_selective": 1}
+_WRITES: Mapping[str, int | None] = MappingProxyType(
+    {"through": 0, "selective": 1, "back": None, "write_through": 0, "write_through_selective": 1, "write_back": None}
 )
 _DISK = 10 << 30  # bytes, where nothing is said
 
@@ -37,7 +37,7 @@ class StoreConfig(handoff.HandoffConfig):
     )
     kv_store_write: str = option(
         "through",
-        "what is kept there: all that is computed, or what a second request has found",
+        "what is kept there: all that is computed, what a second request has found, or what the device evicts (back)",
         "--kv-store-write",
         "--hicache-write-policy",
         choices=tuple(_WRITES),
@@ -65,7 +65,7 @@ class StoreConfig(handoff.HandoffConfig):
     )
     kv_events_config: str | None = option(
         None,
-        'tell routers what is cached, by ZeroMQ: \'{"endpoint": "tcp://*:5557", "replay_endpoint": "tcp://*:5558"}\'',
+        'tell routers what is cached, by ZeroMQ: \'{"endpoint": "tcp://*:5557", "replay_endpoint": "tcp://*:5657"}\'',
         "--kv-events-config",
         metavar="JSON",
         derived=False,
@@ -164,8 +164,8 @@ def wanted(options: StoreConfig) -> str | None:
     return None if events(options) is None else "--kv-events-config"
 
 
-def hits(options: StoreConfig) -> int:
-    """How many requests must have found a page before it is kept."""
+def hits(options: StoreConfig) -> int | None:
+    """How many requests must have found a page before it is kept; None if it is kept when it leaves the device."""
     return _WRITES[options.kv_store_write]
 
 

@@ -63,7 +63,8 @@ def stores_of(
     about = f"{Path(files.name).name}, KV in {config.cache.kv_cache_dtype}, {kv.page_size} tokens a page"
     shelves = [_open(place, origin.digest, about) for place in wanted]
     pager = executor.pager(blocks_of(config, measured, kv))
-    stake = StoreStake(kv, ThreadedStore(Tiers(shelves)), pager, names, hits=hits(config.stores))
+    lasting = any(isinstance(place, Directory | Server) for place in wanted)
+    stake = StoreStake(kv, ThreadedStore(Tiers(shelves)), pager, names, hits=hits(config.stores), lasting=lasting)
     return Stores((stake, *telling, *handing.stakes), (stake.gauges, *handing.gauges), handing.door)
 
 

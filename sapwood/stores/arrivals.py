@@ -236,6 +236,7 @@ class Arrivals:
             self._blocks.give(item for item in mine if item.group not in given)
         self._let_go(node, made)
         if moved:
+            tree.overwrite()
             self._moving.append((self._pager.load(self._blocks.moves(moved, targets)), moved))
         self.go_on()
         if not whole:

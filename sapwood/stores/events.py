@@ -104,6 +104,12 @@ class Events(Stake):
     def found(self, node: Node) -> None:
         pass
 
+    def evicted(self, node: Node, group: int) -> None:
+        pass  # what is cut is told of
+
+    def overwritten(self) -> None:
+        pass
+
     def cut(self, node: Node) -> None:
         if node.name is not None and (number := _number(node.name)) in self._told:
             self._told.remove(number)

@@ -24,7 +24,8 @@ _CLOSE_SECONDS = 2.0  # for all that are left
 class StoreStake(Stake):
     """Moves pages between a `kv` cache and a `store`, through the blocks of a `pager`: one half of them on each way.
 
-    Pages are stored once they have been found by `hits` requests, with 0 when they are computed.
+    Pages are stored once they have been found by `hits` requests, with 0 when they are computed, with None when they make way for
+    others, and if what is stored is `lasting` also those that are on the device in the end.
     """
 
     def __init__(
@@ -34,10 +35,11 @@ class StoreStake(Stake):
         pager: Pager,
         names: Names,
         *,
-        hits: int = 0,
+        hits: int | None = 0,
+        lasting: bool = False,
         clock: Callable[[], float] = perf_counter,
     ) -> None:
-        self._store = store
+        self._store, self._lasting = store, lasting
         self._prefill = PrefillRate(clock)
         counts = [len(blocks) for blocks in pager.blocks]
         halves = [count // 2 for count in counts]
@@ -58,6 +60,7 @@ class StoreStake(Stake):
 
     def parts(self, rows: Rows) -> Sequence[Part]:
         self._prefill.planned(rows)
+        self.departures.overwritten()
         return ()
 
     def landed(self, plan: Plan) -> None:
@@ -86,6 +89,8 @@ class StoreStake(Stake):
 
     def close(self) -> None:
         until = monotonic() + _CLOSE_SECONDS
+        if self._lasting:
+            self.departures.leave()
         while self.tidy() and monotonic() < until:
             pass
         self._store.close(max(0.1, until - monotonic()))

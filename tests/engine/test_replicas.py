@@ -290,7 +290,7 @@ def test_each_tells_at_a_place_of_its_own() -> None:
                 "data_parallel_rank": 0,
                 "kv_events_config": '{"endpoint": "tcp://*:5557", "replay_endpoint": "tcp://*:5558"}',
             },
-            "2 ports apart",
+            "2 ports apart, got 5557 and 5558: take another replay_endpoint, such as tcp://.*:5657",
         ),
     ],
 )

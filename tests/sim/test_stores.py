@@ -92,8 +92,15 @@ class Unsteady:
 class Stored(World):
     """A world with a store, whose pages may be those of a world before."""
 
-    def __init__(self, rng: random.Random, shape: dict[str, Any], kept: dict[Key, Bytes], drafts: int = 0) -> None:
-        self._rng, self._drafts = rng, drafts
+    def __init__(
+        self,
+        rng: random.Random,
+        shape: dict[str, Any],
+        kept: dict[Key, Bytes],
+        drafts: int = 0,
+        write: Sequence[int | None] = (0, 0, 1, None),
+    ) -> None:
+        self._rng, self._drafts, self._write = rng, drafts, write
         self.store = Unsteady(rng, kept)
         if drafts:
             shape = shape | {"rewind": most_rewound(drafts, shape.get("depth", 1))}
@@ -101,8 +108,8 @@ class Stored(World):
 
     def _stakes(self, slots: Slots) -> Sequence[Stake]:
         pager = self.device.pager([self._rng.choice((4, 6, 16))] * len(self.groups))
-        hits = self._rng.choice((0, 0, 1))
-        self.stake = StoreStake(self.kv, self.store, pager, Names(b"toy"), hits=hits, clock=lambda: 0.0)
+        hits = self._rng.choice(self._write)
+        self.stake = StoreStake(self.kv, self.store, pager, Names(b"toy"), hits=hits, lasting=True, clock=lambda: 0.0)
         drafter = ToyDrafter(self._future, truth=0.8, vocab_size=self.vocab_size)
         return (DraftStake(slots, (drafter,), most=self._drafts), self.stake) if self._drafts else (self.stake,)
 
@@ -128,19 +135,21 @@ class Stored(World):
         assert not self.stake.arrivals._arrivals and not self.stake.arrivals._came
 
 
-def lives(shape: dict[str, Any], seed: int) -> tuple[int, int]:
+def lives(shape: dict[str, Any], seed: int, write: Sequence[int | None] = (0, 0, 1, None)) -> tuple[int, int]:
     """Three engines, one after another, with the same store and work that has much in common."""
     rng = random.Random(seed)
     kept: dict[Key, Bytes] = {}
     work, drafts = rng.randrange(1 << 30), rng.choice((0, 0, 3))
     loaded = cached = 0
     for _ in range(3):
-        world = Stored(rng, shape, kept, drafts)
+        world = Stored(rng, shape, kept, drafts, write)
         longest = min(shape.get("max_model_len", 128), 60)
         workload(world, random.Random(work), num_requests=12, longest=longest, poison=shape.get("poison"))
         world.run()
         world.check_outputs()
         world.check_rest()
+        if rng.random() < 0.5:
+            world.stake.departures.leave()
         world.settle()
         loaded += world.store.num_loaded
         cached += world.stake.arrivals.num_pages
@@ -159,7 +168,7 @@ def test_a_second_engine_computes_only_the_end() -> None:
     prompt = [rng.randrange(50) for _ in range(61)]
     fed = []
     for _ in range(2):
-        world = Stored(rng, {"depth": 0}, kept)
+        world = Stored(rng, {"depth": 0}, kept, write=(0,))
         world.store._trouble = 0.0
         world.add(prompt, 1)
         world.run()
@@ -168,3 +177,26 @@ def test_a_second_engine_computes_only_the_end() -> None:
         fed.append(world.device.num_fed)
     assert fed == [61, 1]
     assert world.cached[1] == 60
+
+
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape.get("reuse", True)], ids=str)
+def test_what_is_evicted_is_kept(shape: dict[str, Any]) -> None:
+    """Pages are copied after the plan that evicts them, and before anything is written over them."""
+    told = [lives(shape, seed, (None,)) for seed in range(50, 53)]
+    loaded, restored = (sum(column) for column in zip(*told, strict=True))
+    assert loaded > 0 and restored > 0, (loaded, restored)
+
+
+@pytest.mark.parametrize("lasting", [True, False])
+def test_nothing_is_written_while_all_fits(lasting: bool) -> None:
+    rng, kept = random.Random(4), dict[Key, np.ndarray[Any, Any]]()
+    prompt = [rng.randrange(50) for _ in range(61)]
+    world = Stored(rng, {"depth": 0}, kept, write=(None,))
+    world.store._trouble, world.stake._lasting = 0.0, lasting
+    world.add(prompt, 1)
+    world.run()
+    world.settle()
+    assert not kept
+    world.stake.close()
+    world.settle()
+    assert (len(kept) > 0) == lasting

@@ -184,6 +184,34 @@ def test_selective_keeps_what_was_found_again(tmp_path: Path) -> None:
     engine.shutdown()
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_what_is_evicted_is_kept_then(family: str, tmp_path: Path) -> None:
+    engine = started(
+        models.save(family, tmp_path / "model"), kv_store="host:64M", kv_store_write="back", max_total_tokens=320
+    )
+    cold, _ = say(engine, PROMPTS[:1])
+    assert engine.stats().counters["stored_bytes_host"] == 0
+    for turn in range(4):
+        say(engine, [[turn + 1] * 200])
+    assert engine.stats().counters["stored_bytes_host"] > 0 == engine.stats().counters["store_hits_host"]
+    warm, (cached,) = say(engine, PROMPTS[:1])
+    assert warm == cold and cached == (len(PROMPTS[0]) - 1) // 16 * 16
+    assert engine.stats().counters["store_hits_host"] > 0
+    engine.shutdown()
+
+
+def test_what_is_on_the_device_in_the_end_is_kept_in_a_directory(tmp_path: Path) -> None:
+    model = models.save("llama", tmp_path / "model")
+    options = {"kv_store": f"file:{tmp_path / 'kv'}?size=64M", "hicache_write_policy": "write_back"}
+    engine = started(model, **options)
+    cold, _ = say(engine, PROMPTS)
+    engine.shutdown()
+    engine = started(model, **options)
+    warm, cached = say(engine, PROMPTS)
+    assert warm == cold and cached[0] == (len(PROMPTS[0]) - 1) // 16 * 16
+    engine.shutdown()
+
+
 def test_what_is_computed_sooner_is_not_loaded(tmp_path: Path) -> None:
     model = models.save("llama", tmp_path)
     engine = started(model, kv_store="host:64M")
