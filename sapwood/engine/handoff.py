@@ -95,7 +95,8 @@ def _offering(
     for way in (shared, wired):
         way.register(pager.blocks)
     book = Book(counts, seconds=options.transfer_seconds)
-    listener = Listener(options.transfer_host, options.transfer_port, desks(origin, engine_id, book, (shared, wired)))
+    visit = desks(origin, engine_id, book, (shared, wired))
+    listener = Listener(options.transfer_host, options.transfer_port, visit, book.tidy)
 
     def close() -> None:
         listener.close()

@@ -6,7 +6,7 @@ import socket
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 import pytest
@@ -361,6 +361,22 @@ def test_what_nobody_fetches_is_given_back(llama: Path) -> None:
         assert ahead.counts["expired"] == 1
 
 
+def test_what_nobody_fetches_is_given_back_by_an_engine_that_rests(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sapwood.stores.handoff.listener._TIDY_SECONDS", 0.05)
+    with side(llama, "prefill", transfer_seconds=0.5) as ahead:
+        ahead.run(ahead.ask(PROMPT, Offer("t")))
+        while ahead.engine.tidy():
+            pass
+        assert ahead.counts["offered_pages"]
+        until = monotonic() + PATIENCE
+        while ahead.counts["offered_blocks"]:  # nobody drives it
+            assert monotonic() < until
+            sleep(0.05)
+        assert ahead.counts["expired"] == 1
+
+
 def test_where_there_is_no_room_the_rest_is_computed(llama: Path) -> None:
     with side(llama, "prefill", transfer_memory="72K") as ahead, side(llama, "decode") as behind:
         prompt, blocks = PROMPT + PROMPT, len(stake(ahead, OfferStake)._pager.blocks[0])
@@ -420,6 +436,27 @@ def test_other_pages_are_refused_with_the_reason(
 def test_what_is_refused(options: dict[str, Any], why: str, llama: Path) -> None:
     with pytest.raises(ConfigError, match=why), side(llama, "prefill", **options):
         pass
+
+
+def test_who_does_not_say_who_it_is_is_hung_up_on(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that they take nobody's place for good."""
+    monkeypatch.setattr("sapwood.stores.handoff.listener._HELLO_SECONDS", 0.05)
+    monkeypatch.setattr("sapwood.stores.handoff.listener.MOST_PEERS", 1)
+    with side(llama, "prefill") as ahead:
+        door = ahead.facts.door
+        assert door is not None
+        with socket.create_connection((door.host, door.port)) as silent:
+            silent.settimeout(PATIENCE)
+            assert silent.recv(1) == b""
+        until, answer = monotonic() + PATIENCE, None
+        while answer is None:  # the place is free a moment later
+            assert monotonic() < until
+            line = Line.to(door.host, door.port, connect=1.0, seconds=PATIENCE)
+            with suppress(TransferError):
+                line.send(Hello(99, b"", {}))
+                answer = line.receive()
+            line.close()
+        assert isinstance(answer, Refused)
 
 
 def test_a_peer_that_says_nonsense(pair: tuple[Side, Side, Side]) -> None:

@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 
 MOST_PEERS = 256
 """Connections at once; others are closed."""
+_HELLO_SECONDS = 5.0  # until one has to have said who it is
+_TIDY_SECONDS = 1.0
 
 Answer = Callable[[Line, Any], None]
 """What is done about a message of some type; raises TransferError where the connection is of no more use."""
@@ -36,19 +38,20 @@ class Visit:
 
 
 class Listener:
-    """Listens at `host` and `port` (0: any that is free). Raises ConfigError if it cannot.
+    """Listens at `host` and `port` (0: any that is free), and calls `tidy` about once a second. Raises ConfigError if it cannot listen.
 
     Attributes:
         port: Where it listens.
     """
 
-    def __init__(self, host: str, port: int, visit: Callable[[], Visit]) -> None:
+    def __init__(self, host: str, port: int, visit: Callable[[], Visit], tidy: Callable[[], None]) -> None:
         try:
             self._socket = socket.create_server((host, port), family=_family(host))
         except (OSError, OverflowError) as error:
             raise ConfigError(f"--transfer-port: {host}:{port} cannot be listened at: {error}.") from error
         self.port = int(self._socket.getsockname()[1])
-        self._visit = visit
+        self._socket.settimeout(_TIDY_SECONDS)
+        self._visit, self._tidy = visit, tidy
         self._lines: set[Line] = set()
         self._lock = Lock()
         self._closed = Event()
@@ -65,6 +68,7 @@ class Listener:
 
     def _take(self) -> None:
         while not self._closed.is_set():
+            self._tidy()
             try:
                 one, _ = self._socket.accept()
                 line = Line(one)
@@ -82,7 +86,9 @@ class Listener:
     def _serve(self, line: Line) -> None:
         visit = self._visit()
         try:
+            line.wait_for(_HELLO_SECONDS)
             hello = line.receive()
+            line.wait_for(None)
             if not isinstance(hello, Hello):
                 line.send(Refused("the first message has to say who it is from"))
             elif visit.greeted(line, hello):

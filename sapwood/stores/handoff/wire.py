@@ -95,6 +95,7 @@ class Line:
     def __init__(self, one: socket.socket) -> None:
         self._socket = one
         one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # whose machine has gone hangs up at last
 
     @classmethod
     def to(cls, host: str, port: int, *, connect: float, seconds: float) -> Line:
@@ -105,6 +106,10 @@ class Line:
             raise TransferError(f"{host}:{port} cannot be reached: {error}") from error
         one.settimeout(seconds)
         return cls(one)
+
+    def wait_for(self, seconds: float | None) -> None:
+        """How long the other side may take from now on; None: as long as it likes."""
+        self._socket.settimeout(seconds)
 
     def send(self, message: Message, blocks: Sequence[Bytes] = ()) -> None:
         told = _encoder.encode(message)
