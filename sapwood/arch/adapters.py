@@ -10,15 +10,18 @@ Suffix legend: R rank, I inputs, O outputs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby, pairwise
 from typing import NamedTuple
 
-from sapwood.arch.parts import Axis, Decoder, Linear, Part, Place, StoredTensor, inside, walk
+from sapwood.arch.parts import Axis, Decoder, Linear, Part, Place, StoredTensor, Tied, inside, walk
 from sapwood.arch.shard import Piece, weight_map
 
 Shapes = Mapping[str, tuple[int, ...]]
+
+HEAD = "head"
+"""The end of a model, as `adaptable` names it: the path of its place, also where the head is the embedding."""
 
 _PREFIX = "base_model.model."
 _ENDINGS = {
@@ -27,10 +30,9 @@ _ENDINGS = {
     ".lora_magnitude_vector": "M",
     ".lora_magnitude_vector.weight": "M",
 }
-_ENDS = "the head and the embedding"
+_BASE = ".base_layer.weight"  # a copy of an end's own weights, which PEFT saves beside what changes it
 _SAID = {
-    ".lora_embedding_": _ENDS,
-    ".base_layer.": _ENDS,
+    ".lora_embedding_": "embeddings",
     ".lora_A.bias": "biases",
     ".lora_B.bias": "biases",
     ".modules_to_save": "modules saved whole",
@@ -44,8 +46,16 @@ def groups_of(part: Linear) -> tuple[tuple[int, int], ...]:
     return tuple(pairwise(ends))
 
 
-def adaptable(decoder: Decoder) -> Iterator[Place]:
-    """The Linears that adapters may change: those of the blocks, but for what a part says is `fixed`."""
+def head_of(decoder: Decoder) -> Place | None:
+    """The head as a Linear that adapters may change; one that is tied is a Linear by the name that it has in the checkpoint."""
+    head = decoder.head
+    if isinstance(head, Tied):
+        head = Linear(decoder.embed.hidden_size, (Part(head.name, decoder.embed.vocab_size),), "out")
+    return Place(HEAD, "", head) if isinstance(head, Linear) and not head.unit_rows else None
+
+
+def adaptable(decoder: Decoder, ends: Collection[str] = ()) -> Iterator[Place]:
+    """The Linears that adapters may change: those of the blocks, but for what a part says is `fixed`, and of the `ends` that there are."""
     fixed = {
         f"{path}.{name}"
         for index, block in enumerate(decoder.blocks)
@@ -55,6 +65,8 @@ def adaptable(decoder: Decoder) -> Iterator[Place]:
     for place in walk(decoder):
         if isinstance(place.leaf, Linear) and place.path.startswith("blocks.") and not _within(place.path, fixed):
             yield place
+    if HEAD in ends and (head := head_of(decoder)) is not None:
+        yield head
 
 
 def _within(path: str, fixed: set[str]) -> bool:
@@ -80,35 +92,37 @@ class Fit:
     modules: Mapping[str, int]
 
 
-def fit(decoder: Decoder, shapes: Shapes, *, most: int) -> Fit:
-    """Find the place of every tensor. `shapes` are those of the file, by PEFT's names; `most` is the largest rank that there is room for.
+def fit(decoder: Decoder, shapes: Shapes, *, most: int, ends: Collection[str] = ()) -> Fit:
+    """Find the place of every tensor. `shapes` are those of the file, by PEFT's names; `most` is the largest rank that there is room for,
+    `ends` are those that there is room for.
 
     Raises ValueError that says what does not fit: left over, missing, of another shape, or too large.
     """
     whole = decoder if decoder.portion is None else decoder.portion[0]
-    names = _by_module(whole, shapes)
+    names = _by_module(whole, shapes, ends)
     modules = {module: shapes[found["A"]][0] for module, found in names.items() if len(shapes[found["A"]]) == 2}
     if (rank := max(modules.values(), default=0)) > most:
         raise ValueError(f"its rank is {rank}, and there is room for {most}: raise --max-lora-rank")
-    used: dict[tuple[str, str], tuple[str, str]] = {}
+    used: Used = {}
 
     def tensors(place: Place) -> Sequence[StoredTensor]:
         """With whole names: what `weight_map` puts before them is taken off again."""
-        if place.path not in places:
-            return ()
-        return tuple(_stored(place, names, modules, used))
+        found = places.get(HEAD if place.path == shared else place.path)
+        return () if found is None else tuple(_stored(found, place.path, names, modules, used))
 
-    places = {place.path for place in adaptable(whole)}
+    places = {place.path: place for place in adaptable(whole, ends)}
+    shared = "embed" if isinstance(whole.head, Tied) else None  # whose share a tied head has
     pieces = tuple(_located(piece, used) for piece in weight_map(decoder, tensors=tensors))
     _check(pieces, shapes)
     return Fit(pieces, modules)
 
 
+Used = dict[tuple[str, str], tuple[str, str, str]]
+"""The path, PEFT's module and the name of each tensor, by the path of the leaf that is cut with it, and by its param."""
+
+
 def _stored(
-    place: Place,
-    names: Mapping[str, Mapping[str, str]],
-    modules: Mapping[str, int],
-    used: dict[tuple[str, str], tuple[str, str]],
+    place: Place, cut: str, names: Mapping[str, Mapping[str, str]], modules: Mapping[str, int], used: Used
 ) -> Iterator[StoredTensor]:
     part = place.leaf
     assert isinstance(part, Linear)
@@ -126,29 +140,38 @@ def _stored(
         for kind, axes in wanted.items():
             if kind in found:
                 param = f"{kind}.{group if kind == 'A' else index}"
-                used[place.path, param] = module, found[kind]
+                used[cut, param] = place.path, module, found[kind]
                 yield StoredTensor(param, found[kind], axes)
 
 
-def _located(piece: Piece, used: Mapping[tuple[str, str], tuple[str, str]]) -> Located:
+def _located(piece: Piece, used: Used) -> Located:
     kind, index = piece.param.split(".")
-    module, name = used[piece.path, piece.param]
-    named = Piece(piece.path, piece.param, name, piece.shape, piece.source, piece.target)
-    return Located(piece.path, kind, int(index), module, named)
+    path, module, name = used[piece.path, piece.param]
+    named = Piece(path, piece.param, name, piece.shape, piece.source, piece.target)
+    return Located(path, kind, int(index), module, named)
 
 
-def _by_module(decoder: Decoder, shapes: Shapes) -> dict[str, dict[str, str]]:
+def _by_module(decoder: Decoder, shapes: Shapes, ends: Collection[str]) -> dict[str, dict[str, str]]:
     """The names of the tensors of each module, by matrix. Raises ValueError for what belongs to no Linear."""
-    known = {place.prefix + part.name for place in adaptable(decoder) for part in _parts(place)}
+    known = {place.prefix + part.name for place in adaptable(decoder, ends) for part in _parts(place)}
+    copied = _copied(decoder, ends)
     found: dict[str, dict[str, str]] = {}
     for name in shapes:
-        ending = next((one for one in _ENDINGS if name.endswith(one)), None)
+        if (own := copied.get(name.removeprefix(_PREFIX))) is not None:
+            if shapes[name] != own:
+                raise ValueError(
+                    f"{name} is {list(shapes[name])}, and the model's is {list(own)}: its vocabulary is another"
+                )
+            continue
+        ending = next((one for one in (*_ENDINGS, _BASE) if name.endswith(one)), None)
         if ending is None:
             raise ValueError(f"{name} is not supported: {_why(name)}")
         module = name.removesuffix(ending).removeprefix(_PREFIX)
         module = next((one for one in (module, decoder.root + module) if one in known), module)
         if module not in known:
             raise ValueError(f"{name} is not supported: {_unknown(module)}")
+        if ending == _BASE:
+            raise ValueError(f"{name} is not supported: of a base's own weights, those of its head are looked at alone")
         found.setdefault(module, {})[_ENDINGS[ending]] = name
     for module, matrices in found.items():
         if missing := {"A", "B"} - matrices.keys():
@@ -156,6 +179,13 @@ def _by_module(decoder: Decoder, shapes: Shapes) -> dict[str, dict[str, str]]:
     if not found:
         raise ValueError("it has no tensors")
     return found
+
+
+def _copied(decoder: Decoder, ends: Collection[str]) -> dict[str, tuple[int, ...]]:
+    """The shapes of the ends' own weights, by the names under which PEFT saves them beside what changes them."""
+    if HEAD not in ends or (head := head_of(decoder)) is None:
+        return {}
+    return {f"{part.name}{_BASE}": (part.size, decoder.hidden_size) for part in _parts(head)}
 
 
 def _parts(place: Place) -> tuple[Part, ...]:
@@ -171,8 +201,8 @@ def _unknown(module: str) -> str:
     if "expert" in module and "shared_expert" not in module:
         return "adapters of experts are not served; train on the attention's Linears, or on a model without experts"
     last = module.rsplit(".", 1)[-1]
-    if last in ("embed_tokens", "lm_head", "wte", "score"):
-        return f"{_ENDS} are not changed by adapters here; leave {last} out of target_modules"
+    if last in ("embed_tokens", "wte", "score"):
+        return f"it is not changed by adapters here; leave {last} out of target_modules"
     return f"the model has no Linear {module} that adapters may change"
 
 

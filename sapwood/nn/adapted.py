@@ -8,14 +8,15 @@ Suffix legend: T tokens, R rows, I inputs, O outputs, S adapter slots, Q slots o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sapwood.arch.adapters import adaptable, groups_of
+from sapwood.arch.adapters import HEAD, adaptable, groups_of, head_of
 from sapwood.arch.parts import Decoder, Linear, Place, StoredTensor
 from sapwood.arch.shard import Piece
 from sapwood.attention.base import Batch
@@ -25,11 +26,12 @@ from sapwood.base.ragged import spread
 from sapwood.device import abilities_of
 from sapwood.kernels import Activation, Kernels, LayerNorm, RmsNorm
 from sapwood.kernels.adapters import Lanes, Matrices, Segment, Sorted
+from sapwood.nn.make import Build
 from sapwood.parallel import ALONE, Mesh
 from sapwood.quant.base import Choice, Method, Weights
 from sapwood.quant.source import Source
 
-_CHUNK = 512  # columns of weights that are looked at together
+_CHUNK, _ELEMENTS = 512, 1 << 24  # columns of weights, and weights, that are looked at together at most
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,19 +134,31 @@ class AdaptedWeights(Weights):
             nothing_1I = like.new_zeros(1, inp)
             self.matrices.offset_O.copy_(self.base(nothing_1I)[0])
             self._squares_O = torch.zeros_like(self.matrices.offset_O)
-            for first in range(0, inp, _CHUNK):
-                count = min(_CHUNK, inp - first)
+            chunk = max(1, min(_CHUNK, _ELEMENTS // len(self._squares_O)))
+            for first in range(0, inp, chunk):
+                count = min(chunk, inp - first)
                 some_CI = like.new_zeros(count, inp)
                 some_CI[:, first : first + count].fill_diagonal_(1)
                 self._squares_O += (self.base(some_CI).float() - self.matrices.offset_O).square().sum(0)
         return self._squares_O
 
 
+class _Tied(Weights):
+    """The product of a head that is the embedding, which stays where it is."""
+
+    def __init__(self, project: Callable[[Tensor], Tensor], kernels: Kernels) -> None:
+        super().__init__(kernels)
+        self._project = project
+
+    def forward(self, x_TI: Tensor) -> Tensor:
+        return self._project(x_TI)
+
+
 class Bank:
     """The adapter slots of a model on one device, and who of a step has which.
 
-    `num_slots` adapters of up to `rank` ranks, for the Linears of `decoder`, which is a rank's portion on a `mesh`; `num_requests` slots of
-    requests and that of nobody.
+    `num_slots` adapters of up to `rank` ranks, for the Linears of `decoder`, which is a rank's portion on a `mesh`, and for its `ends`;
+    `num_requests` slots of requests and that of nobody.
     """
 
     def __init__(
@@ -156,16 +170,18 @@ class Bank:
         num_requests: int,
         device: torch.device,
         mesh: Mesh = ALONE,
+        ends: Collection[str] = (),
     ) -> None:
-        self.num_slots, self.rank, self.decoder = num_slots, rank, decoder
+        self.num_slots, self.rank, self.decoder, self.ends = num_slots, rank, decoder, ends
         self.linears: dict[str, AdaptedWeights] = {}
-        self._lanes = Lanes()
-        self._adaptable = {place.path for place in adaptable(decoder)}
+        self._lanes, self._head_lanes = Lanes(), Lanes()
+        self._adaptable = {place.path for place in adaptable(decoder, ends)}
         self._mesh = mesh
         abilities = abilities_of(device)
         self._on_host, self._pinned = Ability.HOST in abilities, Ability.PINNED in abilities
         self._has_Q: Ints = np.full(num_requests + 1, -1, np.int32)  # what the host knows of `_has`
         self._has = torch.from_numpy(self._has_Q).to(device)
+        self._has_T = self._has  # of a step's tokens, once one was planned
 
     def around(self, choice: Choice) -> Choice:
         """The same methods, with room for adapters where there may be some."""
@@ -182,11 +198,24 @@ class Bank:
         assert isinstance(part, Linear)
         sizes = self.num_slots, self.rank, part.inp, groups_of(part)
         matrices = Matrices.empty(*sizes, device, dtype, outputs_last=self._on_host)
-        _, index, half, *_ = place.path.split(".")
-        cut = part.split == "in" and half in self.decoder.blocks[int(index)].parted
-        made = AdaptedWeights(base, matrices, self._lanes, kernels, self._mesh if cut else ALONE)
+        lanes = self._head_lanes if place.path == HEAD else self._lanes
+        made = AdaptedWeights(base, matrices, lanes, kernels, self._mesh if self._summed(place.path, part) else ALONE)
         self.linears[place.path] = made
         return made
+
+    def _summed(self, path: str, part: Linear) -> bool:
+        """Whether each rank has some of its columns."""
+        if part.split != "in":
+            return False
+        _, index, half, *_ = path.split(".")
+        return half in self.decoder.blocks[int(index)].parted
+
+    def tied(self, project: Callable[[Tensor], Tensor], how: Build) -> Callable[[Tensor], Tensor]:
+        """What stands for the product of a head that is the embedding, as `Build.tied`."""
+        place = head_of(self.decoder)
+        if place is None or place.path not in self._adaptable:
+            return project
+        return self.adapted(place, _Tied(project, how.kernels), how.dtype, how.device, how.kernels)
 
     # -- what plans say -------------------------------------------------------------------------------------------
 
@@ -227,21 +256,45 @@ class Bank:
             has_T = self._has_Q[batch.slots_R.numpy()][rows_T]
             self._lanes.of_tokens, self._lanes.segments = has_T, _segments(has_T)
         else:
-            self._lanes.sorted = self._sorted(batch)
+            self._has_T = self._has_of(batch)
+            self._lanes.sorted = self._sorted(self._has_T)
+
+    @contextmanager
+    def heads(self, tokens_N: Tensor | slice) -> Iterator[None]:
+        """Within, the head is asked for these tokens of the step that was planned last. May be captured where tokens are sorted."""
+        lanes = self._head_lanes
+        if not self._lanes.open or HEAD not in self._adaptable:
+            yield
+            return
+        if (has_T := self._lanes.of_tokens) is not None:
+            has_N = has_T[tokens_N if isinstance(tokens_N, slice) else tokens_N.numpy()]
+            # One by one, so that a token's sums do not depend on who else is there.
+            lanes.segments = [Segment(int(slot), slice(i, i + 1)) for i, slot in enumerate(has_N) if slot >= 0]
+        else:
+            lanes.sorted = self._sorted(self._has_T[tokens_N])
+        lanes.open = True
+        try:
+            yield
+        finally:
+            lanes.open = False
 
     @property
     def of_tokens(self) -> Ints | None:
         """The slot of each token's adapter in the step that was planned, -1 for none; None if nobody has one."""
         return self._lanes.of_tokens if self._lanes.open else None
 
-    def _sorted(self, batch: Batch) -> Sorted:
-        """Without asking the device anything: sizes follow from the batch's alone."""
+    def _has_of(self, batch: Batch) -> Tensor:
+        """The slot of each token's adapter, -1 for none, without asking the device anything."""
         num_tokens, device = len(batch.ids_T), batch.ids_T.device
         rows_T = torch.searchsorted(
             batch.offsets_R1[1:], torch.arange(num_tokens, device=device, dtype=torch.int32), right=True
         )
         has_R = self._has[batch.slots_R.long()]
-        has_T = torch.where(rows_T < len(has_R), has_R[rows_T.clamp_max(len(has_R) - 1)], -1)
+        return torch.where(rows_T < len(has_R), has_R[rows_T.clamp_max(len(has_R) - 1)], -1)
+
+    def _sorted(self, has_T: Tensor) -> Sorted:
+        """Likewise: sizes follow from the number of tokens alone."""
+        device = has_T.device
         last_T = torch.where(has_T < 0, self.num_slots, has_T)
         sorted_T, order_T = last_T.sort(stable=True)
         slots_S = torch.arange(self.num_slots, device=device, dtype=sorted_T.dtype)
@@ -271,6 +324,10 @@ class NoBank:
 
     def open(self, adapted: bool) -> None:
         pass
+
+    @contextmanager
+    def heads(self, tokens_N: Tensor | slice) -> Iterator[None]:
+        yield
 
 
 @dataclass(frozen=True, eq=False)

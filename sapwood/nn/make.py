@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import singledispatch
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sapwood.arch import parts
 from sapwood.attention.base import Backend
@@ -19,6 +19,13 @@ from sapwood.parallel import ALONE, NO_PIPE, Mesh, Pipe
 from sapwood.quant.base import Choice, everywhere
 from sapwood.quant.plain import Plain
 
+Product = Callable[[Tensor], Tensor]
+
+
+def as_it_is(project: Product, how: Build) -> Product:
+    """A head that is the embedding is no more than that."""
+    return project
+
 
 @dataclass(frozen=True, eq=False)
 class Build:
@@ -26,7 +33,7 @@ class Build:
 
     `max_positions` is how far the tables of rotary angles reach; None means as far as the model does. The ranks of `mesh` have a
     part of the model each, and hidden states pass through the `pipe` where that is one of several stages. `pool` is where what an encoder
-    leaves for them lies.
+    leaves for them lies. `tied` makes what stands for the product of a head that is the embedding.
     """
 
     device: torch.device
@@ -38,6 +45,7 @@ class Build:
     mesh: Mesh = ALONE
     pool: FixedPool | None = None
     pipe: Pipe = NO_PIPE
+    tied: Callable[[Product, Build], Product] = as_it_is
 
 
 @dataclass(frozen=True, eq=False)

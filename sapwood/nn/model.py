@@ -59,7 +59,9 @@ class Model(nn.Module):
             if part.shares is not None:
                 cast(Attention, block.mixer).share(cast(Attention, self.blocks[part.shares].mixer))
         self.norm: Norm | None = self._end("norm", how)
+        tied = isinstance(decoder.head, Tied) and stage.ends
         self.head = None if isinstance(decoder.head, Tied) else self._end("head", how)
+        self._tied = how.tied(self.embed.project, how) if tied and self.embed is not None else None
         self.classifier = self._end("classifier", how)
         self.logit_offsets = self._end("logit_offsets", how)
         self._mesh, self._widths, self._pool, self._pipe = how.mesh, widths(decoder), how.pool, how.pipe
@@ -145,10 +147,8 @@ class Model(nn.Module):
 
     def logits(self, hidden_ND: Tensor, *, raw: bool = False) -> Tensor:
         """Logits_NV of some of the hidden states, in float32 or, if `raw`, in the dtype of the product."""
-        head = self.head
-        if head is None:
-            assert self.embed is not None, "a stage that ends has what is the head"
-            head = self.embed.project
+        head = self.head or self._tied
+        assert head is not None, "a stage that ends has what is the head"
         logits_NV: Tensor = head(hidden_ND)
         if self._widths is not None:
             logits_NV = self._mesh.gather(logits_NV, self._widths)

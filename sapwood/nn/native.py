@@ -30,7 +30,7 @@ from sapwood.nn import stack_inputs, stack_latent, stack_states  # noqa: F401 (t
 from sapwood.nn.adapted import AdaptedWeights, Bank
 from sapwood.nn.experts import Offsets
 from sapwood.nn.layers import Norm, Rotary, Sinks
-from sapwood.nn.make import Build, Site, derive, make
+from sapwood.nn.make import Build, Product, Site, derive, make
 from sapwood.nn.model import finished
 from sapwood.nn.reader import Offsets as LogitOffsets
 from sapwood.nn.recurrent import Conv, PerHead
@@ -64,6 +64,7 @@ class NativeModel:
         num_positions = min(max_positions or decoder.max_positions, decoder.max_positions)
         self._rotaries = {rope: Rotary(rope, num_positions, _CPU) for rope in ropes(decoder)}
         how = Build(device=_CPU, dtype=torch.float32, backends=(), method=method)
+        how = how if bank is None else replace(how, tied=bank.tied)
         self.classifier = None if decoder.classifier is None else make(decoder.classifier, Site(how, "classifier"))
         within = {} if self.classifier is None else dict(self.classifier.named_modules(prefix="classifier"))
         plainly = replace(how, method=everywhere(Plain()))
@@ -75,6 +76,9 @@ class NativeModel:
         self._norms = {path: leaf for path, leaf in leaves.items() if isinstance(leaf, Norm)}
         self._adapted = {path: leaf for path, leaf in leaves.items() if isinstance(leaf, AdaptedWeights)}
         plain = {**leaves, **{path: leaf.base for path, leaf in self._adapted.items()}}
+        # What changes the head is added by PyTorch: it is no operation of the list.
+        tied = isinstance(decoder.head, Tied)
+        self._head: Product = how.tied(self._product, how) if tied else self._adapted.pop("head", self._product)
         self._packed = {path: leaf for path, leaf in plain.items() if isinstance(leaf, PackedLeaf)}
         self._stacks = {path: leaf for path, leaf in leaves.items() if isinstance(leaf, PackedStack)}
         self._vectors = {path: leaf for path, leaf in leaves.items() if isinstance(leaf, Offsets | PerHead | Sinks)}
@@ -105,8 +109,6 @@ class NativeModel:
             angles={rope: rotary.both_2PF for rope, rotary in self._rotaries.items()},
             inputs=None if self._pool is None else len(self._backends),
         )
-        head = "embed" if isinstance(self.decoder.head, Tied) else "head"
-        self._head = None if self.decoder.head is None else self._packed[head].product
         cells = [one.cells for one in (*self._backends, self._pool) if one is not None]
         self._stack = Stack(self._machine, cells, list(listing(self.decoder, weights)), weights)
 
@@ -175,9 +177,13 @@ class NativeModel:
         """float32 embeddings [T, E] of some tokens."""
         return self.weights.tables["embed"].rows(ids_T.long(), self.decoder.embed.scale)
 
+    def _product(self, hidden_NE: Tensor) -> Tensor:
+        """The head's own."""
+        return self._packed["embed" if isinstance(self.decoder.head, Tied) else "head"].product(hidden_NE)
+
     def logits(self, hidden_NE: Tensor, *, raw: bool = False) -> Tensor:
         """float32 logits_NV of some of the hidden states."""
-        assert self._head is not None, "asked only of those that have one"
+        assert self.decoder.head is not None, "asked only of those that have one"
         logits_NV = self._head(hidden_NE)
         if self._logit_offsets is not None:
             logits_NV = self._logit_offsets(logits_NV)

@@ -19,8 +19,8 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from sapwood.arch.adapters import Fit, Located, fit, groups_of
-from sapwood.arch.parts import Linear, walk
+from sapwood.arch.adapters import Fit, Located, adaptable, fit, groups_of
+from sapwood.arch.parts import Linear
 from sapwood.base.adapter import Adapter
 from sapwood.base.errors import ModelError
 from sapwood.base.plan import Adapters
@@ -135,7 +135,7 @@ class Shelf:
             raise ModelError(f"the files in {path} have changed since it was loaded: load it again")
         shapes = {name: one.shape for name, one in files.tensors.items()}
         try:
-            found = fit(self.bank.decoder, shapes, most=self.bank.rank)
+            found = fit(self.bank.decoder, shapes, most=self.bank.rank, ends=self.bank.ends)
         except ValueError as error:
             raise ModelError(f"{path} does not fit the model: {error}") from None
         changes = self._changes(path, files.config, found)
@@ -146,7 +146,7 @@ class Shelf:
 
     @torch.inference_mode()
     def _changes(self, path: Path, config: AdapterConfig, found: Fit) -> Changes:
-        parts = {place.path: place.leaf for place in walk(self.bank.decoder)}
+        parts = {place.path: place.leaf for place in adaptable(self.bank.decoder, self.bank.ends)}
         with ExitStack() as stack:
             source = Safetensors([path / WEIGHTS], stack)
             made = {}

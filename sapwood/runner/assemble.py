@@ -10,6 +10,7 @@ import torch
 
 from sapwood import kernels
 from sapwood.arch import draft_head
+from sapwood.arch.adapters import HEAD
 from sapwood.arch.apart import FLAG, apart
 from sapwood.arch.foreign import Foreign
 from sapwood.arch.groups import joint_groups, kv_groups
@@ -36,7 +37,7 @@ from sapwood.hub.pull import Progress, silent
 from sapwood.kernels import Kernels
 from sapwood.kernels.cpu import library
 from sapwood.kernels.cpu.library import Machine
-from sapwood.nn.adapted import Bank
+from sapwood.nn.adapted import Bank, NoBank
 from sapwood.nn.build import Build, build
 from sapwood.nn.draft_head import DraftHead
 from sapwood.nn.load import Loadable, dummy_weights, forms, load_weights
@@ -80,6 +81,11 @@ class Rank:
     def planned(self) -> Sequence[Backend | Entries | Bank]:
         """What has to know each step's batch before the model runs."""
         return (*self.backends, *(one for one in (self.pool, self.bank) if one is not None))
+
+    def logits(self, hidden_ND: torch.Tensor, tokens_N: torch.Tensor | slice, *, raw: bool = False) -> torch.Tensor:
+        """As the model's, of these tokens of the step that was planned last, each with its adapter."""
+        with (self.bank or NoBank()).heads(tokens_N):
+            return self.model.logits(hidden_ND, raw=raw)
 
     @property
     def computed_by(self) -> tuple[str, str] | None:
@@ -283,6 +289,7 @@ def _model(
     choice = choice if bank is None else bank.around(choice)
     pool = _pool(config, decoder, device, dtype)
     how = replace(_how(config, choice, device, dtype, backends, mesh, pipe), pool=pool)
+    how = how if bank is None else replace(how, tied=bank.tied)
     return _Made(build(decoder, how), aside, pool)
 
 
@@ -334,6 +341,7 @@ def _bank(config: Config, decoder: Network, device: torch.device, mesh: Mesh) ->
         num_requests=config.scheduler.max_num_seqs,
         device=device,
         mesh=mesh,
+        ends=(HEAD,),
     )
 
 

@@ -176,7 +176,8 @@ class Chooser:
                 end = min(done + at_once, length)
                 targets = slice(start + done + 1, start + end + 1)
                 assert work.left.hidden_TD is not None, "a scored prompt is never part of a graph"
-                logits = self._rank.model.logits(work.left.hidden_TD[first + done : first + end])
+                tokens = slice(first + done, first + end)
+                logits = self._rank.logits(work.left.hidden_TD[tokens], tokens)
                 known = self._table.tokens_SL[admit.slot, targets].long()
                 found = _download(
                     logprobs(

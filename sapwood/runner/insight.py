@@ -79,7 +79,8 @@ class Teller:
         """A bounded part at a time."""
         assert left.hidden_TD is not None
         return [
-            self._rank.model.logits(left.hidden_TD.index_select(0, some_N)) for some_N in tokens_N.split(self._at_once)
+            self._rank.logits(left.hidden_TD.index_select(0, some_N), some_N)
+            for some_N in tokens_N.split(self._at_once)
         ]
 
     def _experts(self, left: Pass, tokens_N: Tensor) -> Sequence[Tensor]:

@@ -155,7 +155,7 @@ class Step:
             drawn_N = torch.zeros_like(heads.draws_N)  # means nothing; whoever asked for a vector ends with it
             self.batcher.settle(frame, heads, drawn_N, Kind.DRAWN)
             return Pass(frame, heads, hidden_TD, None, drawn_N)
-        logits_NV = model.logits(hidden_TD.index_select(0, heads.last_N), raw=True)
+        logits_NV = self._rank.logits(hidden_TD.index_select(0, heads.last_N), heads.last_N, raw=True)
         drawn_N = torch.empty_like(heads.draws_N)
         draw(logits_NV, self._table.settings_SK, heads.draws_N, heads.ends_N, drawn_N)
         self.batcher.settle(frame, heads, drawn_N, Kind.DRAWN)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -36,9 +37,12 @@ class Adapted:
         method: Choice = everywhere(Plain()),  # noqa: B008 (immutable)
         kernels: Kernels = PLAIN,
         mesh: Mesh = ALONE,
+        ends: Collection[str] = (),
     ) -> None:
-        self.bank = Bank(decoder, num_slots=SLOTS, rank=RANK, num_requests=1, device=forward.CPU, mesh=mesh)
-        self.model: Model = forward.empty(decoder, method=self.bank.around(method), kernels=kernels, mesh=mesh)
+        sizes = {"num_slots": SLOTS, "rank": RANK, "num_requests": 1}
+        self.bank = Bank(decoder, **sizes, device=forward.CPU, mesh=mesh, ends=ends)
+        made = {"method": self.bank.around(method), "tied": self.bank.tied}
+        self.model: Model = forward.empty(decoder, kernels=kernels, mesh=mesh, **made)
         self.shelf = Shelf(self.bank, most=SLOTS, dtype=torch.float32)
 
     def logits(self, path: Path | None, tokens: list[int], *, slot: int = 1) -> Tensor:
@@ -51,8 +55,10 @@ class Adapted:
             one = _ints([1])
             self.bank.begin(Rows(0, 0, _ints([0]), _ints([0]), _ints([len(tokens)]), one, one.astype(np.int64)))
             self.bank.plan(batch)
+            stack.enter_context(self.bank.heads(slice(None)))
 
-        return forward.logits(self.model, tokens, plan)
+        with ExitStack() as stack:
+            return forward.logits(self.model, tokens, plan)
 
 
 def _ints(values: Sequence[int]) -> np.ndarray:

@@ -36,10 +36,11 @@ SLOTS, RANK = 4, 16
 class Adapted:
     """A model in the stack with room for adapters, whose requests are in the slots of `native`."""
 
-    def __init__(self, path: Path, *, build: str = "auto", **options: Any) -> None:
+    def __init__(self, path: Path, *, build: str = "auto", ends: Sequence[str] = (), **options: Any) -> None:
         files = open_files(path, name=path.name)
         decoder = declare(files.config)
-        self.bank = Bank(decoder, num_slots=SLOTS, rank=RANK, num_requests=native.NUM_SLOTS, device=torch.device("cpu"))
+        sizes = {"num_slots": SLOTS, "rank": RANK, "num_requests": native.NUM_SLOTS}
+        self.bank = Bank(decoder, **sizes, device=torch.device("cpu"), ends=ends)
         self.model = native.empty(decoder, native.machine(build), bank=self.bank, **options)
         load_weights(self.model, files)
         self._shelf = Shelf(self.bank, most=SLOTS, dtype=torch.float32)
@@ -56,7 +57,9 @@ class Adapted:
         self.bank.begin(Rows(0, 0, slots, zeros, counts, zeros, zeros.astype(np.int64)))
         batch = native.batch(self.model, [(slot, start, tokens) for slot, start, tokens, _ in rows])
         self.bank.plan(batch)
-        return list(self.model.logits(self.model(batch)).split(counts.tolist()))
+        hidden = self.model(batch)
+        with self.bank.heads(slice(None)):
+            return list(self.model.logits(hidden).split(counts.tolist()))
 
     def whole(self, path: Path | None, cuts: Sequence[int] = (10, 11)) -> Tensor:
         """Of the tokens, fed in spans that end at the cuts."""

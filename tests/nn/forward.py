@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,13 +42,15 @@ def empty(
     method: Choice = everywhere(Plain()),  # noqa: B008 (immutable)
     mesh: Mesh = ALONE,
     pipe: Pipe = NO_PIPE,
+    **more: Any,
 ) -> Model:
-    """The model without its weights."""
+    """The model without its weights; `more` is what else it is built with."""
     groups = kv_groups(decoder, PAGE_SIZE)
     backends = [KEEPS[type(group.kind)](group, i, CPU, dtype) for i, group in enumerate(groups)]
     for backend in backends:
         backend.allocate(MAX_TOKENS // PAGE_SIZE + 1)
     how = Build(device=CPU, dtype=dtype, backends=backends, kernels=kernels, method=method, mesh=mesh, pipe=pipe)
+    how = replace(how, **more)
     return build(decoder, how)
 
 
