@@ -215,7 +215,7 @@ class Router:
         servers = [
             {
                 "name": one.name,
-                "url": one.url,
+                "url": one.shown_url,
                 "state": one.state.value,
                 "running": one.running,
                 "role": one.server.role,

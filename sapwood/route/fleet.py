@@ -64,6 +64,13 @@ class Replica:
         return State.RESTING if self.clock() < self._rests_until else State.TRIED
 
     @property
+    def shown_url(self) -> str:
+        """Without the user and the password that it may have."""
+        scheme, _, rest = self.url.partition("://")
+        place, slash, path = rest.partition("/")
+        return f"{scheme}://{place.rpartition('@')[2]}{slash}{path}"
+
+    @property
     def load(self) -> float:
         """Requests that run there, by its weight."""
         return self.running / self.server.weight

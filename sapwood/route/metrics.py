@@ -133,7 +133,7 @@ class Metrics:
         self._tokenized.labels(how).inc()
 
     def prefilled(self, server: str, how: str) -> None:
-        self._prefilled.labels(server, how).inc()
+        self._counted(self._prefilled, server, how).inc()
 
     def used(self, tokens: int) -> None:
         self._tokens.inc(tokens)

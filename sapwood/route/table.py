@@ -60,7 +60,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     @property
     def shown(self) -> str:
-        return self.name or urlsplit(self.url).netloc
+        return self.name or urlsplit(self.url).netloc.rpartition("@")[2]  # what is before it is nobody's business
 
     @property
     def looked_up(self) -> bool:
@@ -197,6 +197,8 @@ def _checked(server: Server, where: str) -> Server:
     _check_events(server, where)
     if server.key is not None and server.key_file is not None:
         raise ConfigError(f"{where}: give {server.shown} either key or key_file.")
+    if "@" in parts.netloc and (server.key is not None or server.key_file is not None):
+        raise ConfigError(f"{where}: give {server.shown} either a key or a user and a password in its url.")
     key = server.key
     if server.key_file is not None:
         try:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from multidict import CIMultiDict
 
@@ -58,11 +59,12 @@ class Silent(Exception):
 
 
 class _Place(NamedTuple):
-    """Where a URL leads: the address, what `Host` says, and the path before that of a request."""
+    """Where a URL leads: the address, what `Host` says, the path before that of a request, and who it says one is."""
 
     address: Address
     host: str
     prefix: str
+    authorization: str | None
 
 
 class Upstream:
@@ -80,9 +82,7 @@ class Upstream:
         """The answer, as far as its headers. Raises Silent. A server that closes a connection that has rested, just as it is used again,
         has not failed: it is asked anew."""
         place = _place(replica.url, sni(replica))
-        head = self._head(
-            replica, f"{method} {place.prefix}{path} HTTP/1.1", replica.host or place.host, headers, len(body)
-        )
+        head = self._head(replica, f"{method} {place.prefix}{path} HTTP/1.1", place, headers, len(body))
         for attempt in range(1, _TRIES + 1):
             try:
                 return await self._pool.ask(place.address, head, body)
@@ -93,17 +93,19 @@ class Upstream:
 
     def whose(self, replica: Replica, headers: Mapping[str, str]) -> str:
         """Whom a server takes for the client: a digest of the client's own key, "" where it sees none or the router's."""
-        if self._own_keys() or replica.server.key is not None:
+        if self._own_keys() or replica.server.key is not None or _place(replica.url, sni(replica)).authorization:
             return ""
         given = "\0".join(headers.get(name, "") for name in sorted(_KEYS))
         return digest_of(given) if given != "\0" else ""
 
-    def _head(self, replica: Replica, line: str, host: str, headers: Mapping[str, str], length: int) -> bytes:
-        own = self._own_keys() or replica.server.key is not None
+    def _head(self, replica: Replica, line: str, place: _Place, headers: Mapping[str, str], length: int) -> bytes:
+        own = self._own_keys() or replica.server.key is not None or place.authorization is not None
         dropped = self._dropped_keys if own else self._dropped
         if (named := headers.get("connection", "").lower()) not in ("", "keep-alive", "close"):
             dropped = dropped | {name.strip() for name in named.split(",")}
-        lines = [line, f"host: {host}", "accept-encoding: identity", f"content-length: {length}"]
+        lines = [line, f"host: {replica.host or place.host}", "accept-encoding: identity", f"content-length: {length}"]
+        if place.authorization is not None:
+            lines.append(f"authorization: {place.authorization}")
         told = said_to(replica)
         lines += [f"{name}: {value}" for name, value in told.items() if name != "host"]
         lines += [f"{name}: {value}" for name, value in headers.items() if name.lower() not in dropped]
@@ -119,7 +121,9 @@ def _place(url: str, name: str | None) -> _Place:
     tls = parts.scheme == "https"
     host = parts.hostname or ""
     address = Address(host, parts.port or (443 if tls else 80), (name or host) if tls else None)
-    return _Place(address, parts.netloc.rpartition("@")[2], parts.path)
+    named, _, there = parts.netloc.rpartition("@")
+    authorization = f"Basic {b64encode(unquote(named).encode()).decode()}" if named else None
+    return _Place(address, there, parts.path, authorization)
 
 
 def said_to(replica: Replica) -> dict[str, str]:

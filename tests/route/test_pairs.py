@@ -73,6 +73,8 @@ def test_one_reads_and_another_answers(says: str, stream: bool) -> None:
             assert params["do_remote_decode"] and not params["do_remote_prefill"]
             assert read == LONG | {"stream": False, "max_tokens": 1, "min_tokens": 0, "n": 1}
             assert b'prefilled_total{how="read",server="a"} 1.0' in router.metrics.text()
+            router.metrics.forget("a")
+            assert b"sapwood_route_prefilled_total{" not in router.metrics.text()
             assert not any(one.running for one in router.fleet.replicas.values())
 
     run(case())

@@ -266,6 +266,26 @@ def test_latest_is_the_name_of_a_model_whose_servers_are_begun_when_they_are_wan
     assert fleet.names("m:latest") == ("m",) and fleet.coming("m") and fleet.names("n:latest") == ("n:latest",)
 
 
+def test_a_user_and_a_password_in_an_address_are_for_the_server_alone() -> None:
+    async def case() -> None:
+        a = Mock("a")
+        await a.start()
+        table = {"server": [{"url": a.url.replace("http://", "http://us%20er:p%40ss@")}]}
+        async with routed(a, table=table) as (client, _):
+            async with client.post(CHAT, json=body(), headers={"authorization": "Bearer mine"}) as answer:
+                assert answer.status == 200 and answer.headers["x-sapwood-server"] == a.url.partition("://")[2]
+            sent = a.headers[-1]
+            assert aiohttp.BasicAuth.decode(sent["authorization"]) == aiohttp.BasicAuth("us er", "p@ss")
+            assert sent["host"] == a.url.partition("://")[2]
+            for path in ("/route", "/metrics"):
+                async with client.get(path) as answer:
+                    assert "ss@" not in await answer.text()
+        with pytest.raises(ConfigError, match="either a key or a user"):
+            checked({"server": [{"url": "http://u:p@h", "key": "k"}]}, "")
+
+    run(case())
+
+
 def test_one_that_is_looked_up_goes_by_its_name() -> None:
     server = Server(url="dns+https://engines.models:8443", key="k", models=("m",))
     fleet = Fleet(checked({"server": [{"url": "http://a"}]}, ""))
