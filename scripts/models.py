@@ -44,7 +44,7 @@ GGUF, no `--quantization`, no EAGLE heads. On GPUs steps are recorded as graphs 
 be recorded want `--disable-cuda-graph`.
 
 What no family has is refused with the list of those that there are. Known and not there yet:
-RWKV, experts of Nemotron-H, what some models see, videos, Qwen2.5's dual
+RWKV, experts of Nemotron-H, what some models see, videos, tokenizers that are a tiktoken file alone (Kimi K2's: put a tokenizer.json beside it), Qwen2.5's dual
 chunk attention for a million tokens, post-norm variants of OPT-350m and BLOOM, `clip_qkv` of OLMo 1 and MPT.
 """
 

@@ -18,7 +18,11 @@ class Offsets(Leaf):
 
     name: str
     count: int
-    row: bool = False  # the checkpoint has them as a matrix of one row
+    row: bool = False  # the checkpoint has them as a matrix of one row, or as GGUF files do
+
+    @property
+    def spellings(self) -> tuple[Leaf, ...]:
+        return (self, replace(self, row=False)) if self.row else (self,)
 
     def tensors(self) -> tuple[StoredTensor, ...]:
         axes = (Axis(1), Axis(self.count)) if self.row else (Axis(self.count),)

@@ -20,7 +20,7 @@ class Gguf:
         architecture: Its name there.
         fields: From the file's keys and the fields of a config.json that every model has, those that only this family has.
         names: Modules of a block by the stem of their tensors, where they are others than those of `sapwood.arch.gguf.INNER`;
-            a {} is for the numbers of those that lie in one tensor.
+            a {} is for the numbers of those that lie in one tensor. By a tensor's whole name it is the tensor's, not its module's.
         outer: Modules outside of blocks likewise, where they are others than those of `OUTER`.
         block: What begins the names of a block's modules.
         paired: Rows of queries and keys that rotate together lie side by side; else a head's halves do.

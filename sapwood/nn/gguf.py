@@ -21,7 +21,7 @@ from sapwood.hub.gguf import GgufFile, GgufTensor
 from sapwood.nn.ahead import Ahead, Span, Wanted
 from sapwood.quant.source import Form, Stored
 
-_NAME = re.compile(r"(?:blk\.(?P<layer>\d+)\.)?(?P<stem>\w+)\.(?P<param>weight|bias)")
+_NAME = re.compile(r"(?:blk\.(?P<layer>\d+)\.)?(?P<stem>[\w.]+)\.(?P<param>weight|bias)")
 _IN_CONFIG = frozenset({"rope_freqs.weight"})  # read by config_of
 
 
@@ -109,6 +109,8 @@ def _hf_name(name: str, layout: Gguf) -> str:
     if match is None:
         return name
     layer, stem, param = match["layer"], match["stem"], match["param"]
+    if layer is not None and (whole := inner.get(f"{stem}.{param}")):
+        return layout.block.format(layer) + whole
     if layer is None:
         return f"{outer[stem]}.{param}" if stem in outer else name
     return f"{layout.block.format(layer)}{inner[stem]}.{param}" if stem in inner else name

@@ -40,6 +40,7 @@ SIZES = {  # parameters in millions
     "llava-hf/llava-1.5-7b-hf": 7063,
     "mistralai/Mistral-Small-3.1-24B-Instruct-2503": 24011,
     "deepseek-ai/DeepSeek-V2-Lite": 15706, "deepseek-ai/DeepSeek-V3": 671026,
+    "moonshotai/Kimi-K2-Instruct": 1026408, "moonshotai/Kimi-K2.5": 1026408,
     "openai/gpt-oss-20b": 20915,
 }  # fmt: skip
 

@@ -12,13 +12,20 @@ import gguf
 import numpy as np
 import pytest
 
+from sapwood.base.errors import ModelError
 from tests import models
 from tests.nn import forward
 from tests.nn.ggufs import laid_out_in_pairs
 
 TOKENS = np.random.default_rng(1).integers(3, 199, size=60).tolist()
-PAIRED = {"granite", "smollm3", "arcee", "minicpm"}
+PAIRED = {"granite", "smollm3", "arcee", "minicpm", "olmo"}
 """Architectures whose files have the dimensions that rotate together side by side, against the order of the checkpoint."""
+
+_GROUPED: Mapping[str, Any] = MappingProxyType({
+    "expert_count": 12, "expert_used_count": 3, "expert_feed_forward_length": 32, "expert_shared_count": 2,
+    "leading_dense_block_count": 1, "expert_weights_scale": 1.5, "expert_weights_norm": True, "expert_gating_func": 2,
+    "expert_group_count": 4, "expert_group_used_count": 2,
+})  # fmt: skip
 
 WRITTEN: Mapping[str, tuple[str, dict[str, Any]]] = MappingProxyType({
     "gemma": ("gemma", {}),
@@ -46,16 +53,33 @@ WRITTEN: Mapping[str, tuple[str, dict[str, Any]]] = MappingProxyType({
     "seed-oss": ("seed_oss", {}),
     "ernie": ("ernie4_5", {}),
     "hunyuan": ("hunyuan-dense", {}),
+    "olmo": ("olmo", {}),
+    "olmoe": ("olmoe", {"expert_count": 8, "expert_used_count": 3}),
+    "glm4-moe": ("glm4moe", {**_GROUPED, "nextn_predict_layers": 0}),
+    "dots1": ("dots1", {**_GROUPED}),
+    "minimax-m2": ("minimax-m2", {
+        "expert_count": 8, "expert_used_count": 3, "expert_feed_forward_length": 32, "expert_gating_func": 2,
+    }),
+    "ernie-moe": ("ernie4_5-moe", {
+        "expert_count": 8, "expert_used_count": 3, "expert_feed_forward_length": 32, "expert_shared_count": 2,
+        "expert_shared_feed_forward_length": 48, "interleave_moe_layer_step": 1, "leading_dense_block_count": 1,
+    }),
+    "hunyuan-moe": ("hunyuan-moe", {
+        "expert_count": 8, "expert_used_count": 3, "expert_feed_forward_length": 32, "expert_shared_count": 1,
+        "expert_shared_feed_forward_length": 32,
+    }),
 })  # fmt: skip
 """Family -> its name in such files, and its keys beside those that all have."""
 
 
-def write(family: str, path: Path) -> Path:
+def write(family: str, path: Path, tensors: Mapping[str, np.ndarray] = MappingProxyType({}), **changed: Any) -> Path:
+    """With these `tensors` beside the model's, and keys `changed`."""
     architecture, keys = WRITTEN[family]
+    keys = keys | changed
     model = models.make(family)
     config = model.config
     writer = gguf.GGUFWriter(path, architecture)
-    add_sizes(writer, config)
+    add_sizes(writer, config, keys.get("nextn_predict_layers", 0))
     for key, value in keys.items():
         adders: dict[type, Any] = {
             int: writer.add_uint32,
@@ -69,6 +93,10 @@ def write(family: str, path: Path) -> Path:
     for name, tensor in models.published_tensors(family).items():
         if name.startswith("lm_head") and config.tie_word_embeddings:
             continue
+        if experts := _of_experts(name, tensor.numpy()):
+            for one, values in experts.items():
+                writer.add_tensor(one, np.ascontiguousarray(values))
+            continue
         stem, param = name.rsplit(".", 1)
         values = tensor.numpy()
         for part, heads in (("q_proj", config.num_attention_heads), ("k_proj", config.num_key_value_heads)):
@@ -77,6 +105,8 @@ def write(family: str, path: Path) -> Path:
         if architecture in ("gemma", "gemma2", "nemotron") and stem.endswith("norm") and param == "weight":
             values = values + 1
         writer.add_tensor(f"{names.get_name(stem)}.{param}", np.ascontiguousarray(values))
+    for name, values in tensors.items():
+        writer.add_tensor(name, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -84,12 +114,25 @@ def write(family: str, path: Path) -> Path:
     return path
 
 
-def add_sizes(writer: gguf.GGUFWriter, config: Any) -> None:
+def _of_experts(name: str, values: np.ndarray) -> dict[str, np.ndarray]:
+    """What becomes of a tensor of all experts of a layer: gate and up lie apart, and a row of offsets is no matrix."""
+    layer = "".join(name.split(".")[2:3])
+    if name.endswith("experts.gate_up_proj"):
+        gate, up = np.split(values, 2, axis=1)
+        return {f"blk.{layer}.ffn_gate_exps.weight": gate, f"blk.{layer}.ffn_up_exps.weight": up}
+    if name.endswith("experts.down_proj"):
+        return {f"blk.{layer}.ffn_down_exps.weight": values}
+    if name.endswith("e_score_correction_bias"):
+        return {f"blk.{layer}.exp_probs_b.bias": values.reshape(-1)}
+    return {}
+
+
+def add_sizes(writer: gguf.GGUFWriter, config: Any, more: int = 0) -> None:
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     rope = config.rope_parameters
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
+    writer.add_block_count(config.num_hidden_layers + more)
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
@@ -99,7 +142,7 @@ def add_sizes(writer: gguf.GGUFWriter, config: Any) -> None:
         writer.add_layer_norm_rms_eps(epsilon)
     else:
         eps = (getattr(config, name, None) for name in ("layer_norm_eps", "norm_epsilon", "norm_eps"))
-        writer.add_layer_norm_eps(next(one for one in eps if one is not None))
+        writer.add_layer_norm_eps(next((one for one in eps if one is not None), 1e-5))
     scaled = rope.get("alpha", 1.0) ** (head_dim / (head_dim - 2))
     writer.add_rope_freq_base(rope["rope_theta"] * scaled)
     writer.add_rope_dimension_count(int(head_dim * rope.get("partial_rotary_factor", 1.0)))
@@ -112,3 +155,28 @@ def test_a_file_has_the_logits_of_its_model(family: str, tmp_path: Path) -> None
     if family == "gemma2":  # the scale of queries follows from the head size, where the tiny model has another
         files.config["query_pre_attn_scalar"] = 24
     assert (forward.logits(forward.load(files), TOKENS) - models.logits(family, TOKENS)).abs().max() < 1e-4
+
+
+def test_blocks_that_draft_are_counted_and_passed_by(tmp_path: Path) -> None:
+    """As files of GLM-4.5 have them behind the last one."""
+    layer = models.make("glm4-moe").config.num_hidden_layers
+    shapes = {"nextn.eh_proj": (64, 128), "nextn.enorm": (64,), "attn_q": (96, 64), "nextn.shared_head_norm": (64,)}
+    more = {f"blk.{layer}.{name}.weight": np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    model = forward.load(write("glm4-moe", tmp_path / "model.gguf", more, nextn_predict_layers=1))
+    assert model.decoder.mtp is not None
+    assert (forward.logits(model, TOKENS) - models.logits("glm4-moe", TOKENS)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("family", "changed", "message"),
+    [
+        ("dots1", {"expert_gating_func": 1}, "expert_gating_func: = 1 is not how"),
+        ("hunyuan-moe", {"expert_shared_feed_forward_length": 48}, "expert_shared_feed_forward_length"),
+        ("olmo", {"attention.clamp_kqv": 8.0}, "clamp_kqv.*not cut"),
+    ],
+)
+def test_what_families_do_otherwise_is_refused(
+    family: str, changed: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match=message):
+        forward.open_files(write(family, tmp_path / "model.gguf", **changed), name=family)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -44,3 +45,23 @@ def test_experts_may_lie_in_one_tensor(family: str, tmp_path: Path) -> None:
     save_file(tensors, file)
     assert parts
     assert (forward.logits(forward.load(path), TOKENS) - models.logits(family, TOKENS)).abs().max() < 1e-4
+
+
+def test_kimi_k25_is_the_text_of_its_section(tmp_path: Path) -> None:
+    """A DeepSeek's tensors under other names, beside those of a tower, which are passed by."""
+    path = models.save("deepseek-v3", tmp_path)
+    file, config = path / "model.safetensors", path / "config.json"
+    tensors = {f"language_model.{name}": tensor for name, tensor in load_file(file).items()}
+    tensors |= {
+        f"{name}.weight": torch.zeros(2, 2) for name in ("vision_tower.patch_embed.proj", "mm_projector.proj.0")
+    }
+    save_file(tensors, file)
+    outer = {
+        "architectures": ["KimiK25ForConditionalGeneration"],
+        "model_type": "kimi_k25",
+        "media_placeholder_token_id": 4,
+        "vision_config": {"vt_num_hidden_layers": 2},
+    }
+    text = json.loads(config.read_text()) | {"model_type": "kimi_k2"}
+    config.write_text(json.dumps(outer | {"text_config": text}))
+    assert (forward.logits(forward.load(path), TOKENS) - models.logits("deepseek-v3", TOKENS)).abs().max() < 1e-4

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
 
 from sapwood.arch.draft_head import head_beside
 from sapwood.arch.experts import Experts, Offsets, Stack
 from sapwood.arch.families.common import ACTIVATIONS, block, decoder, mlp
+from sapwood.arch.gguf import GgufKeys
 from sapwood.arch.hf import HfConfig
 from sapwood.arch.parts import Attention, Decoder, Linear, Mlp, Part
 from sapwood.base.errors import ModelError
@@ -32,7 +35,38 @@ PLAIN = Names()
 MIXTRAL = Names(at="block_sparse_moe", gate="experts.{}.w1", up="experts.{}.w3", down="experts.{}.w2")
 JOINED = Names(gate="experts.gate_up_proj", up="experts.gate_up_proj", down="experts.down_proj", bare=True)
 TURNED = replace(JOINED, transposed=True)
+_SIGMOID = 2  # GGUF's number
 _COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
+
+
+GGUF_NAMES = MappingProxyType({
+    "ffn_gate_inp": "mlp.gate",
+    "ffn_gate_exps": "mlp.experts.{}.gate_proj",
+    "ffn_up_exps": "mlp.experts.{}.up_proj",
+    "ffn_down_exps": "mlp.experts.{}.down_proj",
+    "ffn_gate_shexp": "mlp.shared_experts.gate_proj",
+    "ffn_up_shexp": "mlp.shared_experts.up_proj",
+    "ffn_down_shexp": "mlp.shared_experts.down_proj",
+    "exp_probs_b.bias": "mlp.gate.e_score_correction_bias",
+})  # fmt: skip
+"""Of most families in GGUF files."""
+
+
+def gguf_experts(m: GgufKeys) -> dict[str, Any]:
+    """What GGUF files say of experts, in the fields of `num_experts` and `grouped`; those are scored by a sigmoid."""
+    if (kind := m.get("expert_gating_func", _SIGMOID)) != _SIGMOID:
+        raise m.wrong("expert_gating_func", f"= {kind} is not how this family scores experts, which is {_SIGMOID}")
+    return {
+        "num_experts": m.count("expert_count"),
+        "num_experts_per_tok": m.count("expert_used_count"),
+        "moe_intermediate_size": m.count("expert_feed_forward_length"),
+        "n_shared_experts": m.get("expert_shared_count", 0),
+        "first_k_dense_replace": m.get("leading_dense_block_count", 0),
+        "routed_scaling_factor": m.number("expert_weights_scale", 1.0),
+        "norm_topk_prob": bool(m.get("expert_weights_norm", False)),
+        "n_group": m.count("expert_group_count", 1),
+        "topk_group": m.count("expert_group_used_count", 1),
+    }
 
 
 def num_experts(c: HfConfig) -> int:

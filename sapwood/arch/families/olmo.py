@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from sapwood.arch.families.common import (
     FULL,
@@ -17,7 +19,7 @@ from sapwood.arch.families.common import (
     mlp,
 )
 from sapwood.arch.family import Family, Gguf
-from sapwood.arch.gguf import rope_fields
+from sapwood.arch.gguf import GgufKeys, rope_fields
 from sapwood.arch.hf import HfConfig
 from sapwood.arch.parts import Block, Decoder
 from sapwood.arch.rope import read_rope, rope_of_kind
@@ -59,8 +61,17 @@ def _block(c: HfConfig, kind: str) -> Block:
     return block_normed_after(c, attention, mlp(c))
 
 
+def _gguf_fields(m: GgufKeys, config: Mapping[str, Any]) -> dict[str, Any]:
+    m.refuse("attention.clamp_kqv", because="queries, keys and values are not cut")
+    return rope_fields(m, config)
+
+
 FAMILIES = (
-    Family(architecture="OlmoForCausalLM", declare=olmo),
+    Family(
+        architecture="OlmoForCausalLM",
+        declare=olmo,
+        gguf=Gguf(architecture="olmo", fields=_gguf_fields, paired=True),
+    ),
     Family(
         architecture="Olmo2ForCausalLM",
         declare=olmo2,

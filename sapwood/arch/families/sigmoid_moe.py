@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
+from typing import Any
 
 from sapwood.arch.experts import Experts, Offsets
 from sapwood.arch.families.common import block, decoder, gqa, mlp
 from sapwood.arch.families.mixture import (
+    GGUF_NAMES,
     MIXTRAL,
     behind_dense,
     experts,
     first_dense,
+    gguf_experts,
     grouped,
     num_experts,
     shared_experts,
 )
-from sapwood.arch.family import Family
+from sapwood.arch.family import Family, Gguf
+from sapwood.arch.gguf import GgufKeys, rope_fields
 from sapwood.arch.hf import HfConfig
 from sapwood.arch.parts import Attention, Decoder
 from sapwood.arch.rope import read_rope
@@ -83,9 +88,65 @@ def _offsets(c: HfConfig, at: str) -> Offsets:
     return Offsets(f"{at}.e_score_correction_bias", num_experts(c))
 
 
+def _glm_fields(m: GgufKeys, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Blocks behind the last one, which draft, are counted too."""
+    more = m.get("nextn_predict_layers", 0)
+    return rope_fields(m, config) | gguf_experts(m) | {
+        "num_hidden_layers": config["num_hidden_layers"] - more,
+        "num_nextn_predict_layers": more,
+        "attention_bias": "blk.0.attn_q.bias" in m.gguf.tensors,
+        "use_qk_norm": "blk.0.attn_q_norm.weight" in m.gguf.tensors,
+    }  # fmt: skip
+
+
+def _dots_fields(m: GgufKeys, config: Mapping[str, Any]) -> dict[str, Any]:
+    return rope_fields(m, config) | gguf_experts(m) | {"scoring_func": "noaux_tc"}
+
+
+def _minimax_fields(m: GgufKeys, config: Mapping[str, Any]) -> dict[str, Any]:
+    found = gguf_experts(m)
+    stated = {name: found[name] for name in ("num_experts", "num_experts_per_tok")}
+    return rope_fields(m, config) | stated | {
+        "intermediate_size": found["moe_intermediate_size"],
+        "scoring_func": "sigmoid",
+        "use_routing_bias": True,
+        "use_qk_norm": True,
+        "qk_norm_type": "per_layer",
+    }  # fmt: skip
+
+
+_GLM_NAMES = GGUF_NAMES | {
+    "post_attention_norm": "post_attention_layernorm",
+    "nextn.eh_proj": "eh_proj",
+    "nextn.embed_tokens": "embed_tokens",
+    "nextn.enorm": "enorm",
+    "nextn.hnorm": "hnorm",
+    "nextn.shared_head_head": "shared_head.head",
+    "nextn.shared_head_norm": "shared_head.norm",
+}
+_MINIMAX_NAMES = MappingProxyType({
+    "ffn_gate_inp": "block_sparse_moe.gate",
+    "ffn_gate_exps": "block_sparse_moe.experts.{}.w1",
+    "ffn_up_exps": "block_sparse_moe.experts.{}.w3",
+    "ffn_down_exps": "block_sparse_moe.experts.{}.w2",
+    "exp_probs_b.bias": "block_sparse_moe.e_score_correction_bias",
+})  # fmt: skip
+
 FAMILIES = (
-    Family(architecture="Glm4MoeForCausalLM", declare=glm4_moe),
-    Family(architecture="Dots1ForCausalLM", declare=dots1),
-    Family(architecture="MiniMaxM2ForCausalLM", declare=minimax_m2),
+    Family(
+        architecture="Glm4MoeForCausalLM",
+        declare=glm4_moe,
+        gguf=Gguf(architecture="glm4moe", fields=_glm_fields, names=_GLM_NAMES),
+    ),
+    Family(
+        architecture="Dots1ForCausalLM",
+        declare=dots1,
+        gguf=Gguf(architecture="dots1", fields=_dots_fields, names=GGUF_NAMES),
+    ),
+    Family(
+        architecture="MiniMaxM2ForCausalLM",
+        declare=minimax_m2,
+        gguf=Gguf(architecture="minimax-m2", fields=_minimax_fields, names=_MINIMAX_NAMES),
+    ),
     Family(architecture="SolarOpenForCausalLM", declare=solar_open),
 )

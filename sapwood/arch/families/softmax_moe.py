@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from sapwood.arch.experts import Experts, Offsets
 from sapwood.arch.families.common import Layout, block, decoder, gqa, mlp, window_of
 from sapwood.arch.families.granite import multiplied
 from sapwood.arch.families.kin import HUNYUAN, interleaved
-from sapwood.arch.families.mixture import MIXTRAL, Names, experts, num_experts, shared_mlp
-from sapwood.arch.family import Family
+from sapwood.arch.families.mixture import GGUF_NAMES, MIXTRAL, Names, experts, num_experts, shared_mlp
+from sapwood.arch.family import Family, Gguf
+from sapwood.arch.gguf import GgufKeys, rope_fields
 from sapwood.arch.hf import HfConfig
 from sapwood.arch.parts import Decoder
 from sapwood.base.selection import Selection
@@ -87,12 +90,68 @@ def phimoe(c: HfConfig) -> Decoder:
     return decoder(c, [layer] * c.integer("num_hidden_layers"), PHI, head_bias=c.boolean("lm_head_bias", False))
 
 
+def _gguf_experts(m: GgufKeys, config: Mapping[str, Any]) -> dict[str, Any]:
+    return rope_fields(m, config) | {
+        "num_experts": m.count("expert_count"),
+        "num_experts_per_tok": m.count("expert_used_count"),
+    }
+
+
+def _ernie_fields(m: GgufKeys, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What is said of a shared expert's size is not it."""
+    m.get("expert_shared_feed_forward_length")
+    return _gguf_experts(m, config) | {
+        "moe_intermediate_size": m.count("expert_feed_forward_length"),
+        "moe_num_shared_experts": m.get("expert_shared_count", 0),
+        "moe_layer_interval": m.count("interleave_moe_layer_step", 1),
+        "moe_layer_start_index": m.get("leading_dense_block_count", 0),
+    }
+
+
+def _hunyuan_fields(m: GgufKeys, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The base of angles has been multiplied already."""
+    inner, number = m.count("expert_feed_forward_length"), m.count("expert_shared_count", 1)
+    if m.count("expert_shared_feed_forward_length", inner * number) != inner * number:
+        raise m.wrong("expert_shared_feed_forward_length", "is not that of so many experts, which is not supported")
+    found = _gguf_experts(m, config)
+    return found | {
+        "moe_topk": found.pop("num_experts_per_tok"),
+        "intermediate_size": inner,
+        "num_shared_expert": number,
+        "use_qk_norm": True,
+        "use_mixed_mlp_moe": True,
+    }
+
+
+_SHARED = {f"ffn_{one}_shexp": f"mlp.shared_mlp.{one}_proj" for one in ("gate", "up", "down")}
+_HUNYUAN_NAMES = GGUF_NAMES | _SHARED | {
+    "ffn_gate_inp": "mlp.gate.wg",
+    "attn_q_norm": "self_attn.query_layernorm",
+    "attn_k_norm": "self_attn.key_layernorm",
+}  # fmt: skip
+
 FAMILIES = (
-    Family(architecture="OlmoeForCausalLM", declare=olmoe),
+    Family(
+        architecture="OlmoeForCausalLM",
+        declare=olmoe,
+        gguf=Gguf(architecture="olmoe", fields=_gguf_experts, names=GGUF_NAMES),
+    ),
     Family(architecture="GraniteMoeForCausalLM", declare=granite_moe),
     Family(architecture="GraniteMoeSharedForCausalLM", declare=granite_moe),
-    Family(architecture="Ernie4_5_MoeForCausalLM", declare=ernie_moe),
-    Family(architecture="HunYuanMoEV1ForCausalLM", declare=hunyuan_moe),
+    Family(
+        architecture="Ernie4_5_MoeForCausalLM",
+        declare=ernie_moe,
+        gguf=Gguf(
+            architecture="ernie4_5-moe",
+            fields=_ernie_fields,
+            names=GGUF_NAMES | {"exp_probs_b.bias": "mlp.moe_statics.e_score_correction_bias"},
+        ),
+    ),
+    Family(
+        architecture="HunYuanMoEV1ForCausalLM",
+        declare=hunyuan_moe,
+        gguf=Gguf(architecture="hunyuan-moe", fields=_hunyuan_fields, names=_HUNYUAN_NAMES),
+    ),
     Family(architecture="PhimoeForCausalLM", declare=phimoe),
     Family(architecture="PhiMoEForCausalLM", declare=phimoe),
 )

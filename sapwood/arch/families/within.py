@@ -1,4 +1,4 @@
-"""The text of models that see or hear: Gemma 3n and 4, and Llama 4."""
+"""The text of models that see or hear: Gemma 3n and 4, Llama 4, and Kimi K2.5 and K2.6."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from sapwood.arch.families.deepseek import deepseek_v3
 from sapwood.arch.families.gemma3n import gemma3n
 from sapwood.arch.families.gemma4 import gemma4
 from sapwood.arch.families.llama4 import llama4
@@ -86,5 +87,9 @@ FAMILIES = (
     Family(
         architecture="Llama4ForConditionalGeneration",
         declare=text_of(llama4, _APART, ("vision_model.", "multi_modal_projector.")),
+    ),
+    Family(
+        architecture="KimiK25ForConditionalGeneration",
+        declare=text_of(deepseek_v3, _APART, ("vision_tower.", "mm_projector.")),
     ),
 )
