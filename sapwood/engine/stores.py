@@ -116,7 +116,9 @@ def _origin(
         config.device.cpu_activations,
         config.device.seed if made_up else None,
     )
-    facts = repr((__version__, numbers, measured.groups, measured.backends, decoder))
+    parallel = config.parallel
+    ranks = parallel.tensor_parallel_size, parallel.pipeline_parallel_size, parallel.experts_apart
+    facts = repr((__version__, numbers, ranks, measured.groups, measured.backends, decoder))
     words = {
         "version": __version__,
         "model": " with ".join(model.hex() for model in models),

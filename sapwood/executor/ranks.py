@@ -28,9 +28,11 @@ from sapwood.base.plan import Bits, Floats, Ints, LatePart, Longs, Masks, Outcom
 from sapwood.base.stake import Ready
 from sapwood.base.trial import Trial
 from sapwood.base.weights import Given, Group, Held, Level, Sent
+from sapwood.config.devices import rules_of
 from sapwood.config.options import Config
 from sapwood.config.resolve import page_bytes
 from sapwood.executor.base import Executor, Measured
+from sapwood.executor.pages import LOAD, SAVE, RankPager, RankPages
 from sapwood.parallel.segment import Segment
 
 if TYPE_CHECKING:
@@ -116,6 +118,8 @@ class Ranks:
         if any(len(one.page_bytes) != len(own.page_bytes) for one in found):
             self._end()
             raise Lost("the ranks' layers keep keys and values of other kinds")
+        self._page_bytes = [one.page_bytes for one in (own, *found)]
+        self._apart = rules_of(config.device.device).own_memory
         pages = min(one.kv_bytes / sum(one.page_bytes) for one in (own, *found))
         return replace(measured, kv_bytes=int(pages * sum(own.page_bytes)))
 
@@ -130,9 +134,15 @@ class Ranks:
         return self._all(b"t", message, lambda: self._here.time_steps(trials, budget=budget))
 
     def pager(self, num_blocks: Sequence[int], memory: Rooms | None = None) -> Pager:
-        raise ConfigError(
-            "stores of KV do not go with several ranks (--tensor-parallel-size, --pipeline-parallel-size) yet: leave out one of the two."
-        )
+        if self._apart:
+            raise ConfigError(
+                "stores of KV and several ranks (--tensor-parallel-size, --pipeline-parallel-size) go together on CPUs alone yet: leave out one "
+                "of the two."
+            )
+        made = RankPager(self._here, self._segment, self._all, num_blocks, self._page_bytes)
+        self._segment.settle(b"d", self._wake)  # all have found its memory
+        made.let_go()
+        return made
 
     def adapters(self) -> AdapterHost:
         return _Everywhere(self._here.adapters(), self._all)
@@ -288,7 +298,11 @@ class Follower:
 
     def run(self) -> None:
         """Raises Lost where another rank is."""
+        pages = RankPages(self._here, self._segment)
         does: Mapping[str, Callable[[bytes], Any]] = {
+            "p": pages.open,
+            SAVE.decode(): pages.save,
+            LOAD.decode(): pages.load,
             "a": lambda rest: self._here.allocate(msgspec.msgpack.decode(rest)),
             "c": lambda rest: self._here.capture(),
             "t": self._time,

@@ -1,6 +1,6 @@
 """Memory that the ranks of one host share: counters, one-way messages from the first rank to all others, and room for tensors.
 
-    words      alarm, its kind, written | of each rank: arrived, read, beats, asleep, told, and of each box sent, taken      counters of 8 bytes, each rank's in a line of its own
+    words      alarm, its kind, written | of each rank: arrived, read, beats, asleep, told, of each box sent, taken, and moved      counters of 8 bytes, each rank's in a line of its own
     reports    what each rank has to say once: a message of its start, or why it ends
     ring       messages of the first rank, read by all others
     slots      two for each rank, for `SharedMesh`
@@ -32,6 +32,7 @@ _BOX_PART = 1 << 18  # after which there is something to take
 _LINE = 16  # words
 _ALARM, _MENDABLE, _WRITTEN = range(3)
 _ARRIVED, _READ, _BEATS, _ASLEEP, _TOLD, _BOXES = range(6)
+_MOVED = _BOXES + 4
 _SPINS = 200  # looks at a counter before others may have the core
 _REST_SPINS, _REST_SECONDS = 20_000, 50e-6
 _IDLE_SPINS, _IDLE_SECONDS = 2_000, 0.5
@@ -57,13 +58,7 @@ class Segment:
     def create(cls, size: int) -> Segment:
         """A new one, as its first rank sees it. Where there are files without a name it is one: it is gone with who has it, however
         these end, and is found by others through this process until `forget`."""
-        if hasattr(os, "memfd_create") and _OPEN_FILES.exists():
-            number = os.memfd_create("sapwood-ranks")
-            path, let_go = Path(f"/proc/{os.getpid()}/fd/{number}"), partial(os.close, number)
-        else:
-            number, name = tempfile.mkstemp(prefix="sapwood-")
-            path, let_go = Path(name), partial(_remove, number, name)
-        os.truncate(number, _num_bytes(size))
+        path, let_go = unnamed(_num_bytes(size))
         made = cls(path, 0, size)
         made._let_go = let_go
         return made
@@ -107,6 +102,14 @@ class Segment:
             rank = self._words[_ALARM] - 1
             why = self.told(rank).decode(errors="replace")
             raise UserError(why) if self._words[_MENDABLE] else Lost(f"rank {rank} {why}")
+
+    def moved(self) -> None:
+        """This rank has copied the pages that it was told to, once more."""
+        self._publish(at := self._at(self.rank, _MOVED), self._words[at] + 1)
+
+    def all_moved(self, count: int) -> bool:
+        """Whether all other ranks have, so many times."""
+        return all(self._words[self._at(other, _MOVED)] >= count for other in self._others)
 
     # -- reports
 
@@ -226,6 +229,18 @@ class Segment:
             if spins > _SPINS:
                 self.check()
                 time.sleep(0 if spins < _REST_SPINS else _REST_SECONDS)
+
+
+def unnamed(num_bytes: int) -> tuple[Path, Callable[[], None]]:
+    """A new file that other processes find by this path until the function is called, and keep as long as they have it."""
+    if hasattr(os, "memfd_create") and _OPEN_FILES.exists():
+        number = os.memfd_create("sapwood-ranks")
+        path, let_go = Path(f"/proc/{os.getpid()}/fd/{number}"), partial(os.close, number)
+    else:
+        number, name = tempfile.mkstemp(prefix="sapwood-")
+        path, let_go = Path(name), partial(_remove, number, name)
+    os.truncate(number, num_bytes)
+    return path, let_go
 
 
 def _remove(number: int, name: str) -> None:

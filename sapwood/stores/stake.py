@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from time import monotonic, perf_counter
 
+from sapwood.base.errors import Lost
 from sapwood.base.pages import Pager
 from sapwood.base.plan import Part, Plan, Rows
 from sapwood.base.request import Request
@@ -91,8 +93,9 @@ class StoreStake(Stake):
         until = monotonic() + _CLOSE_SECONDS
         if self._lasting:
             self.departures.leave()
-        while self.tidy() and monotonic() < until:
-            pass
+        with suppress(Lost):  # of a device that is, nothing is to be had
+            while self.tidy() and monotonic() < until:
+                pass
         self._store.close(max(0.1, until - monotonic()))
 
     def gauges(self) -> tuple[dict[str, int], dict[str, float]]:

@@ -311,7 +311,6 @@ REFUSED: Mapping[frozenset[str], str] = MappingProxyType(
     | {frozenset((FOREIGN, "an EAGLE head")): "which keep them to themselves"}
     | {frozenset((keeps, "thinned prompts")): "does not go with stores of KV" for keeps in ("a store of KV", HANDED)}
     | {frozenset((FOREIGN, "two ranks")): "modules .* are not cut"}
-    | {frozenset(("a store of KV", several)): "stores of KV do not go with" for several in ("two ranks", "two stages")}
     | {frozenset((FOREIGN, "two stages")): "modules .* are not taken apart"}
     | {frozenset((drafts, "two stages")): "which no stage has" for drafts in ("a draft model", "an EAGLE head")}
 )

@@ -69,7 +69,6 @@ def test_a_stage_that_is_killed_ends_the_engine(tiny_model: Path) -> None:
         ({"pipeline_parallel_size": 3}, "has 2 layers only"),
         ({"pipeline_parallel_size": 0}, "at least 1"),
         ({"pipeline_parallel_size": 2, "speculative_model": "itself"}, "which no stage has"),
-        ({"pipeline_parallel_size": 2, "kv_store": "host:64M"}, "stores of KV do not go with several ranks"),
         ({"pipeline_parallel_size": 2, "model_impl": "transformers"}, "are not taken apart"),
     ],
 )

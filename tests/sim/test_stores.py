@@ -30,6 +30,7 @@ class Unsteady:
         self._jobs: list[tuple[int, bool, list[Key], list[Bytes]]] = []
         self._trouble = rng.choice((0.0, 0.0, 0.05, 0.5))
         self.num_loaded = 0
+        self.whole: Sequence[int] = ()  # groups of which a page is one thing
 
     def lookup(self, keys: Sequence[Key]) -> list[bool]:
         return [key in self._kept or self._chance(0.1) for key in keys]
@@ -64,7 +65,9 @@ class Unsteady:
             return True
         if self._chance(1.0):
             return False
-        assert key not in self._kept or (self._kept[key] == page).all(), "one name, two contents"
+        # Of what is not divisible the last cell counts; the others are left of drafts.
+        counts = slice(-8 if key[-1] in self.whole else None, None)
+        assert key not in self._kept or (self._kept[key][counts] == page[counts]).all(), "one name, two contents"
         self._kept[key] = page.copy()
         if self._chance(0.5):
             del self._kept[self._rng.choice(list(self._kept))]
@@ -107,6 +110,7 @@ class Stored(World):
         super().__init__(**shape, stakes=self._stakes)
 
     def _stakes(self, slots: Slots) -> Sequence[Stake]:
+        self.store.whole = self.kv.tree.whole
         pager = self.device.pager([self._rng.choice((4, 6, 16))] * len(self.groups))
         hits = self._rng.choice(self._write)
         self.stake = StoreStake(self.kv, self.store, pager, Names(b"toy"), hits=hits, lasting=True, clock=lambda: 0.0)
