@@ -206,10 +206,11 @@ def _encoding(config: Config, decoder: Decoder | Foreign, slots: Slots) -> tuple
     tower = decoder.encoder
     _, largest = tower.largest(_set(config.model.max_model_len))
     budget = _set(config.scheduler.max_num_batched_tokens)
-    if tower.ahead and largest > (most := min(budget, config.scheduler.chunked_prefill_size or budget)):
+    others = _set(config.scheduler.max_num_seqs) - 1  # they may run on for ever, and take a token each
+    if tower.ahead and largest > (most := min(budget - others, config.scheduler.chunked_prefill_size or budget)):
         raise ConfigError(
-            f"a step takes {most} tokens of a prompt at most, and an image of {largest} positions, which see each other, is fed whole: "
-            "raise --max-num-batched-tokens or --chunked-prefill-size, or leave out images (--language-model-only)."
+            f"beside {others} others a step has {most} tokens for a prompt, and an image of {largest} positions, which see each other, is fed "
+            "whole: raise --max-num-batched-tokens or --chunked-prefill-size, lower --max-num-seqs, or leave out images (--language-model-only)."
         )
     itemsize = ITEMSIZE[config.model.dtype]
     rows = encoder_rows(config, largest=largest, width=tower.width, itemsize=itemsize)

@@ -144,7 +144,7 @@ def test_images_that_see_ahead(tmp_path: Path) -> None:
     assert facts.media == () and not any(block.mixer.ahead for block in engine.executor.worker.decoder.blocks)  # type: ignore[attr-defined]
     check("gemma3", Said(engine, made, prompts[1:]), prompts[1:])
     engine.executor.shutdown()
-    for refused in ({"max_num_batched_tokens": 3, "max_num_seqs": 2}, {"chunked_prefill_size": 2}):
+    for refused in ({"max_num_batched_tokens": 4}, {"max_num_batched_tokens": 6}, {"chunked_prefill_size": 2}):
         with pytest.raises(ConfigError, match="fed whole"):
             engine_of(tmp_path, **refused)
     with pytest.raises(ConfigError, match="attention-backend native"):
