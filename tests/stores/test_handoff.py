@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -13,102 +11,15 @@ import pytest
 
 from sapwood import Grammar
 from sapwood.base.errors import ConfigError
-from sapwood.base.handoff import Fetch, Offer
-from sapwood.base.sampling import SamplingParams
-from sapwood.base.wire import Abort, Delta, Submit
-from sapwood.config.flags import from_options
-from sapwood.engine.launch import Launched, launch
+from sapwood.base.handoff import Offer
+from sapwood.base.wire import Abort
 from sapwood.stores.handoff import FetchStake, OfferStake, SocketTransfer, TransferError
 from sapwood.stores.handoff.book import Book
-from sapwood.stores.handoff.peers import Ticket
 from sapwood.stores.handoff.shared import SharedTransfer
-from sapwood.stores.handoff.wire import Hello, Line, Refused
 from tests import models
-from tests.engine.whole import prompts_that_share
-from tests.tiny import write_bytes_model
+from tests.stores.sides import PATIENCE, PROMPT, Side, fetch, freed, full, side, stake
 
-BASE = {"dtype": "float32", "max_model_len": 256, "max_num_seqs": 4, "max_num_batched_tokens": 64}
-PROMPT = prompts_that_share(1)[0] * 2
 DRAWN = {"temperature": 0.9, "seed": 3, "logprobs": 2}
-PATIENCE = 60.0  # seconds until a test gives up; it waits for what it wants to see
-
-
-class Side:
-    """An engine that is driven by hand."""
-
-    def __init__(self, launched: Launched) -> None:
-        self.engine, self.facts = launched.engine, launched.facts
-        self.deltas: dict[int, list[Delta]] = {}
-        self._numbers = iter(range(1, 1000))
-
-    def ask(self, prompt: list[int], handoff: Any = None, **params: Any) -> int:
-        number = next(self._numbers)
-        fields = {"max_tokens": 6, "temperature": 0.0, "ignore_eos": True} | params
-        self.deltas[number] = []
-        assert self.engine.submit(Submit(number, prompt, SamplingParams(**fields), handoff=handoff)) is None
-        return number
-
-    def turn(self) -> None:
-        for news in self.engine.step():
-            for id, token in zip(news.ids, news.tokens, strict=True):
-                self.deltas[id].append(Delta(id, [token]))
-            for delta in news.deltas:
-                self.deltas[delta.id].append(delta)
-        while self.engine.idle and self.engine.tidy():
-            pass
-
-    def run(self, number: int) -> tuple[list[int], list[Any], int]:
-        """Until it ends: its tokens, their logprobs, and how much of its prompt was cached."""
-        until = monotonic() + PATIENCE
-        while not (self.deltas[number] and self.deltas[number][-1].finish):
-            assert monotonic() < until, "it does not end"
-            self.turn()
-        deltas = self.deltas[number]
-        assert deltas[-1].error is None and self.engine.audit() == 0
-        logprobs = [(one.token, one.logprob) for delta in deltas for one in delta.logprobs or ()]
-        return [token for delta in deltas for token in delta.tokens], logprobs, max(one.cached_tokens for one in deltas)
-
-    @property
-    def counts(self) -> Mapping[str, int]:
-        return self.engine.stats().counters
-
-
-@contextmanager
-def side(model: Path, role: str | None, **options: Any) -> Iterator[Side]:
-    given = BASE | {"model": str(model), "max_total_tokens": 1024, "transfer_memory": "64M"} | options
-    given |= {} if list(model.glob("*.safetensors")) else {"load_format": "dummy"}
-    made = Side(launch(from_options(given | ({} if role is None else {"role": role}))))
-    try:
-        yield made
-    finally:
-        made.engine.shutdown()
-
-
-def fetch(one: Side, ticket: str, **more: Any) -> Fetch:
-    door = one.facts.door
-    assert door is not None
-    return Fetch(ticket, door.host, door.port, **more)
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With a tokenizer, which grammars need, and weights that are made up."""
-    path = tmp_path_factory.mktemp("llama")
-    write_bytes_model(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def pair(llama: Path) -> Iterator[tuple[Side, Side, Side]]:
-    """One that computes, one that goes on, and one that does all alone."""
-    with side(llama, "prefill") as ahead, side(llama, "decode") as behind, side(llama, None) as alone:
-        yield ahead, behind, alone
-
-
-def full(prompt: list[int], page: int = 16) -> int:
-    """How many tokens of a prompt can come from elsewhere."""
-    return (len(prompt) - 1) // page * page
-
 
 KINDS: list[tuple[str, dict[str, Any]]] = [
     ("llama", {"kv_cache_dtype": "int8"}),
@@ -139,14 +50,6 @@ def alike(found: list[Any], wanted: list[Any]) -> bool:
     return same and [one for _, one in found] == pytest.approx([one for _, one in wanted], abs=1e-5)
 
 
-def freed(one: Side) -> None:
-    """What was offered has been taken, and no block is held."""
-    until = monotonic() + PATIENCE
-    while one.counts["offered_blocks"]:
-        assert monotonic() < until
-        one.engine.tidy()
-
-
 WAYS = {
     "tokens": {},
     "drawn": DRAWN,
@@ -173,11 +76,6 @@ def test_each_way(what: str, way: str, pair: tuple[Side, Side, Side], monkeypatc
     assert behind.counts[f"handoff_bytes_{way}"] > before
     ahead.engine.control("flush_cache")
     freed(ahead)
-
-
-def stake(one: Side, kind: type) -> Any:
-    (found,) = [stake for stake in one.engine.scheduler._roster.stakes if isinstance(stake, kind)]
-    return found
 
 
 def test_pages_come_while_the_rest_is_computed(pair: tuple[Side, Side, Side]) -> None:
@@ -227,46 +125,6 @@ def test_several_outputs_of_one_prompt(pair: tuple[Side, Side, Side]) -> None:
         said, _, cached = behind.run(number)
         assert cached == full(prompt) and said == alone.run(alone.ask(prompt, temperature=1.0, seed=seed))[0]
     freed(ahead)
-
-
-def test_several_prompts_of_one_ticket(pair: tuple[Side, Side, Side]) -> None:
-    """Nothing is left of where their pages were, whoever of them is done first."""
-    ahead, behind, _ = pair
-    prompts = [[16, *PROMPT], [17, *PROMPT]]
-    for prompt in prompts:
-        ahead.run(ahead.ask(prompt, Offer("several")))
-    for number in [behind.ask(prompt, fetch(ahead, "several")) for prompt in prompts]:
-        assert behind.run(number)[2] == full(prompts[0])
-    freed(ahead)
-    store = stake(behind, FetchStake)._store
-    assert not store._where and not store._noted
-
-
-def test_peers_that_requests_make_up_are_forgotten(
-    pair: tuple[Side, Side, Side], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A request may name any port of the own host: each of these has a thread for as long as it is remembered. Who could be reached is
-    remembered longest."""
-    monkeypatch.setattr("sapwood.stores.handoff.peers._MOST_PEERS", 3)
-    ahead, behind, _ = pair
-    ahead.run(ahead.ask([18, *PROMPT], Offer("true")))
-    assert behind.run(behind.ask([18, *PROMPT], fetch(ahead, "true")))[2]
-    store = stake(behind, FetchStake)._store
-    for port in range(1, 9):
-        behind.run(behind.ask([19, port, *PROMPT], Fetch("made up", "127.0.0.1", port)))
-    door = ahead.facts.door
-    assert door is not None and (door.host, door.port) in store._peers
-    until = monotonic() + PATIENCE
-    while not all(one.idle for one in store._peers.values()):
-        assert monotonic() < until
-    store.find(Ticket("127.0.0.1", 9, "made up"), [])
-    assert len(store._peers) == 3
-
-
-def test_a_peer_that_tells_of_other_pages(pair: tuple[Side, Side, Side], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Book, "find", lambda *_: ([], "open"))
-    ahead, behind, _ = pair
-    assert behind.run(behind.ask([20, *PROMPT], fetch(ahead, "short")))[2] == 0
 
 
 def test_scores_of_the_prompt_are_computed_here(pair: tuple[Side, Side, Side]) -> None:
@@ -436,44 +294,3 @@ def test_other_pages_are_refused_with_the_reason(
 def test_what_is_refused(options: dict[str, Any], why: str, llama: Path) -> None:
     with pytest.raises(ConfigError, match=why), side(llama, "prefill", **options):
         pass
-
-
-def test_who_does_not_say_who_it_is_is_hung_up_on(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that they take nobody's place for good."""
-    monkeypatch.setattr("sapwood.stores.handoff.listener._HELLO_SECONDS", 0.05)
-    monkeypatch.setattr("sapwood.stores.handoff.listener.MOST_PEERS", 1)
-    with side(llama, "prefill") as ahead:
-        door = ahead.facts.door
-        assert door is not None
-        with socket.create_connection((door.host, door.port)) as silent:
-            silent.settimeout(PATIENCE)
-            assert silent.recv(1) == b""
-        until, answer = monotonic() + PATIENCE, None
-        while answer is None:  # the place is free a moment later
-            assert monotonic() < until
-            line = Line.to(door.host, door.port, connect=1.0, seconds=PATIENCE)
-            with suppress(TransferError):
-                line.send(Hello(99, b"", {}))
-                answer = line.receive()
-            line.close()
-        assert isinstance(answer, Refused)
-
-
-def test_a_peer_that_says_nonsense(pair: tuple[Side, Side, Side]) -> None:
-    """Neither side minds."""
-    ahead, _, _ = pair
-    door = ahead.facts.door
-    assert door is not None
-    for nonsense in (b"GET / HTTP/1.1\r\n\r\n", b"\0\0\0\1\xc1", b"\0\0"):
-        with socket.create_connection((door.host, door.port)) as one:
-            one.settimeout(PATIENCE)
-            one.sendall(nonsense)
-            with suppress(OSError):  # it has hung up already
-                one.shutdown(socket.SHUT_WR)
-            with suppress(ConnectionError):
-                assert one.recv(1) == b""
-    line = Line.to(door.host, door.port, connect=1.0, seconds=PATIENCE)
-    line.send(Hello(99, b"", {}))
-    answer = line.receive()
-    line.close()
-    assert isinstance(answer, Refused) and answer.why.startswith("protocol")
