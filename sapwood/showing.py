@@ -169,7 +169,7 @@ def shown_in(messages: Sequence[Message]) -> tuple[list[Message], list[Shot]]:
     shots = list[Shot]()
 
     def told(part: object, at: str) -> object:
-        if not isinstance(part, dict) or (kind := _KINDS.get(part.get("type", ""))) is None:
+        if not isinstance(part, dict) or (kind := _KINDS.get(str(part.get("type")))) is None:
             return part
         shots.append(Shot(kind, _medium(part, at), at))
         return {"type": kind}
@@ -189,10 +189,15 @@ def _medium(part: Message, at: str) -> object:
     name = part["type"]
     given = next((part[key] for key in (name, "url", "path") if part.get(key) is not None), None)
     if isinstance(given, Mapping):
-        given = f"data:audio/wav;base64,{given['data']}" if given.get("data") else given.get("url")
+        given = _inline(given["data"]) if given.get("data") else given.get("url")
     if given is None:
         raise RequestError(f"{at}: a part of type {name!r} needs {name}, a URL, a path, bytes or an image.", param=at)
     return given
+
+
+def _inline(data: object) -> str:
+    """A URL of base64, which may be one already."""
+    return data if isinstance(data, str) and data.startswith("data:") else f"data:audio/wav;base64,{data}"
 
 
 def prompt_of(prompt: Mapping[str, Any]) -> tuple[str | list[int], list[Shot]]:
@@ -202,8 +207,10 @@ def prompt_of(prompt: Mapping[str, Any]) -> tuple[str | list[int], list[Shot]]:
     given = prompt.get("prompt_token_ids", prompt.get("prompt"))
     if not isinstance(given, str | list):
         raise RequestError("a prompt needs prompt, a text, or prompt_token_ids.", param="prompt")
-    shots = list[Shot]()
-    for kind, media in (prompt.get("multi_modal_data") or {}).items():
+    shots, data = list[Shot](), prompt.get("multi_modal_data") or {}
+    if not isinstance(data, Mapping):
+        raise RequestError("multi_modal_data must be an object of image or audio.", param="multi_modal_data")
+    for kind, media in data.items():
         if kind not in ("image", "audio"):
             raise RequestError(f"multi_modal_data has image and audio, not {kind!r}.", param="multi_modal_data")
         several = media if isinstance(media, list | tuple) else [media]

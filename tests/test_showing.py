@@ -150,6 +150,7 @@ def test_prompts_that_do_not_fit(llm: LLM) -> None:
         ({"prompt": "a", "video": 1}, "no 'video'"),
         ({}, "needs prompt"),
         ({"prompt": "a", "multi_modal_data": {"x": 1}}, "'x'"),
+        ({"prompt": "a", "multi_modal_data": [image]}, "must be an object"),
     ):
         with pytest.raises(RequestError, match=told):
             prompt_of(wrong)
@@ -171,6 +172,14 @@ def test_messages_keep_what_is_no_medium() -> None:
     assert told[0] is messages[0] and told[1]["content"] == [{"type": "text", "text": "b"}, {"type": "image"}]
     assert [(shot.kind, shot.medium, shot.at) for shot in shots] == [("image", "x.png", "messages[1].content[1]")]
     assert "path" not in messages[1]["content"][1]
+
+
+def test_recordings_in_base64_are_given_as_the_server_takes_them() -> None:
+    url = "data:audio/flac;base64,AAAA"
+    for data, wanted in (("AAAA", "data:audio/wav;base64,AAAA"), (url, url)):
+        part = {"type": "input_audio", "input_audio": {"data": data, "format": "flac"}}
+        _, (shot,) = shown_in([{"role": "user", "content": [part]}])
+        assert shot.medium == wanted
 
 
 def test_images_of_pillow_lose_nothing() -> None:
