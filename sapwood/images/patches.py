@@ -76,7 +76,7 @@ class Patches:
         elif tall * wide < self._least <= most:
             beta = math.sqrt(self._least / (height * width))
             tall, wide = math.ceil(height * beta / by) * by, math.ceil(width * beta / by) * by
-        return tall, wide
+        return max(tall, by), max(wide, by)  # where the most is less than the settings' least
 
     def expand(self, media: Media) -> Expansion:
         return Expansion([self.token] * media.length, [(0, media.length, 0)])
