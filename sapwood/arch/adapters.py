@@ -20,8 +20,8 @@ from sapwood.arch.shard import Piece, weight_map
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-HEAD = "head"
-"""The end of a model, as `adaptable` names it: the path of its place, also where the head is the embedding."""
+HEAD, EMBEDDING = "head", "embed"
+"""The ends of a model, as `adaptable` names them: the paths of their places, also where the head is the embedding."""
 
 _PREFIX = "base_model.model."
 _ENDINGS = {
@@ -29,10 +29,11 @@ _ENDINGS = {
     ".lora_B.weight": "B",
     ".lora_magnitude_vector": "M",
     ".lora_magnitude_vector.weight": "M",
+    ".lora_embedding_A": "A",
+    ".lora_embedding_B": "B",
 }
 _BASE = ".base_layer.weight"  # a copy of an end's own weights, which PEFT saves beside what changes it
 _SAID = {
-    ".lora_embedding_": "embeddings",
     ".lora_A.bias": "biases",
     ".lora_B.bias": "biases",
     ".modules_to_save": "modules saved whole",
@@ -54,6 +55,12 @@ def head_of(decoder: Decoder) -> Place | None:
     return Place(HEAD, "", head) if isinstance(head, Linear) and not head.unit_rows else None
 
 
+def embedding_of(decoder: Decoder) -> Place:
+    """The embedding as a Linear of one-hot vectors, which is how adapters change it."""
+    embed = decoder.embed
+    return Place(EMBEDDING, "", Linear(embed.vocab_size, (Part(embed.name, embed.hidden_size),), "in"))
+
+
 def adaptable(decoder: Decoder, ends: Collection[str] = ()) -> Iterator[Place]:
     """The Linears that adapters may change: those of the blocks, but for what a part says is `fixed`, and of the `ends` that there are."""
     fixed = {
@@ -67,6 +74,8 @@ def adaptable(decoder: Decoder, ends: Collection[str] = ()) -> Iterator[Place]:
             yield place
     if HEAD in ends and (head := head_of(decoder)) is not None:
         yield head
+    if EMBEDDING in ends:
+        yield embedding_of(decoder)
 
 
 def _within(path: str, fixed: set[str]) -> bool:
@@ -107,18 +116,19 @@ def fit(decoder: Decoder, shapes: Shapes, *, most: int, ends: Collection[str] = 
 
     def tensors(place: Place) -> Sequence[StoredTensor]:
         """With whole names: what `weight_map` puts before them is taken off again."""
-        found = places.get(HEAD if place.path == shared else place.path)
-        return () if found is None else tuple(_stored(found, place.path, names, modules, used))
+        paths = (HEAD, EMBEDDING) if place.path == shared else (place.path,)
+        found = [places[path] for path in paths if path in places]
+        return tuple(one for here in found for one in _stored(here, place.path, names, modules, used))
 
     places = {place.path: place for place in adaptable(whole, ends)}
-    shared = "embed" if isinstance(whole.head, Tied) else None  # whose share a tied head has
+    shared = EMBEDDING if isinstance(whole.head, Tied) else None  # whose share a tied head has
     pieces = tuple(_located(piece, used) for piece in weight_map(decoder, tensors=tensors))
     _check(pieces, shapes)
     return Fit(pieces, modules)
 
 
-Used = dict[tuple[str, str], tuple[str, str, str]]
-"""The path, PEFT's module and the name of each tensor, by the path of the leaf that is cut with it, and by its param."""
+Used = dict[tuple[str, str], tuple[str, str]]
+"""PEFT's module and the name of each tensor, by the path of the leaf that is cut with it, and by its param."""
 
 
 def _stored(
@@ -139,14 +149,14 @@ def _stored(
             wanted["A"] = (rank, part.columns)
         for kind, axes in wanted.items():
             if kind in found:
-                param = f"{kind}.{group if kind == 'A' else index}"
-                used[cut, param] = place.path, module, found[kind]
+                param = f"{kind}.{group if kind == 'A' else index}.{place.path}"
+                used[cut, param] = module, found[kind]
                 yield StoredTensor(param, found[kind], axes)
 
 
 def _located(piece: Piece, used: Used) -> Located:
-    kind, index = piece.param.split(".")
-    path, module, name = used[piece.path, piece.param]
+    kind, index, path = piece.param.split(".", 2)
+    module, name = used[piece.path, piece.param]
     named = Piece(path, piece.param, name, piece.shape, piece.source, piece.target)
     return Located(path, kind, int(index), module, named)
 
@@ -154,10 +164,11 @@ def _located(piece: Piece, used: Used) -> Located:
 def _by_module(decoder: Decoder, shapes: Shapes, ends: Collection[str]) -> dict[str, dict[str, str]]:
     """The names of the tensors of each module, by matrix. Raises ValueError for what belongs to no Linear."""
     known = {place.prefix + part.name for place in adaptable(decoder, ends) for part in _parts(place)}
-    copied = _copied(decoder, ends)
+    copied, looked = _copied(decoder, ends), decoder.embed.name
     found: dict[str, dict[str, str]] = {}
     for name in shapes:
-        if (own := copied.get(name.removeprefix(_PREFIX))) is not None:
+        bare = name.removeprefix(_PREFIX)
+        if (own := copied.get(bare, copied.get(decoder.root + bare))) is not None:
             if shapes[name] != own:
                 raise ValueError(
                     f"{name} is {list(shapes[name])}, and the model's is {list(own)}: its vocabulary is another"
@@ -168,10 +179,10 @@ def _by_module(decoder: Decoder, shapes: Shapes, ends: Collection[str]) -> dict[
             raise ValueError(f"{name} is not supported: {_why(name)}")
         module = name.removesuffix(ending).removeprefix(_PREFIX)
         module = next((one for one in (module, decoder.root + module) if one in known), module)
-        if module not in known:
-            raise ValueError(f"{name} is not supported: {_unknown(module)}")
+        if module not in known or (".lora_embedding_" in ending) != (module == looked):
+            raise ValueError(f"{name} is not supported: {_unknown(decoder, module)}")
         if ending == _BASE:
-            raise ValueError(f"{name} is not supported: of a base's own weights, those of its head are looked at alone")
+            raise ValueError(f"{name} is not supported: of a base's own weights, those of its ends are looked at alone")
         found.setdefault(module, {})[_ENDINGS[ending]] = name
     for module, matrices in found.items():
         if missing := {"A", "B"} - matrices.keys():
@@ -183,9 +194,12 @@ def _by_module(decoder: Decoder, shapes: Shapes, ends: Collection[str]) -> dict[
 
 def _copied(decoder: Decoder, ends: Collection[str]) -> dict[str, tuple[int, ...]]:
     """The shapes of the ends' own weights, by the names under which PEFT saves them beside what changes them."""
-    if HEAD not in ends or (head := head_of(decoder)) is None:
-        return {}
-    return {f"{part.name}{_BASE}": (part.size, decoder.hidden_size) for part in _parts(head)}
+    found: dict[str, tuple[int, ...]] = {}
+    if HEAD in ends and (head := head_of(decoder)) is not None:
+        found |= {f"{part.name}{_BASE}": (part.size, decoder.hidden_size) for part in _parts(head)}
+    if EMBEDDING in ends:
+        found[f"{decoder.embed.name}{_BASE}"] = (decoder.vocab_size, decoder.hidden_size)
+    return found
 
 
 def _parts(place: Place) -> tuple[Part, ...]:
@@ -197,11 +211,13 @@ def _why(name: str) -> str:
     return next((f"{what} are not changed by adapters here" for part, what in _SAID.items() if part in name), "unknown")
 
 
-def _unknown(module: str) -> str:
+def _unknown(decoder: Decoder, module: str) -> str:
     if "expert" in module and "shared_expert" not in module:
         return "adapters of experts are not served; train on the attention's Linears, or on a model without experts"
     last = module.rsplit(".", 1)[-1]
-    if last in ("embed_tokens", "wte", "score"):
+    if decoder.embed.name in (module, decoder.root + module):
+        return "the embedding is changed, by plain LoRA, where --lora-modules names an adapter at the start that changes it"
+    if last == "score":
         return f"it is not changed by adapters here; leave {last} out of target_modules"
     return f"the model has no Linear {module} that adapters may change"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from sapwood.config.facts import DeviceFacts, ModelShape
     from sapwood.config.options import Config
 
+_HEADER = 1 << 26  # bytes of a header that are read at most
 SLOTS = 8
 LEAST_RANK = 16
 
@@ -26,7 +28,8 @@ class AdapterOptions:
     enable_lora: bool = option(False, "serve LoRA adapters; the options below imply it", "--enable-lora")
     lora_modules: tuple[str, ...] | None = option(
         None,
-        'adapters that are there from the start: NAME=PATH, PATH, or {"name": NAME, "path": PATH}',
+        'adapters that are there from the start: NAME=PATH, PATH, or {"name": NAME, "path": PATH}; only if one of these '
+        "changes the embedding may others do so later",
         "--lora-modules",
         "--lora-paths",
         metavar="NAME=PATH",
@@ -72,6 +75,21 @@ def named(options: AdapterOptions) -> list[Named]:
                 raise ConfigError(f"--lora-modules names {one.name!r} twice: give each adapter a name of its own.")
             found[one.name] = one
     return list(found.values())
+
+
+def embedded(options: AdapterOptions) -> bool:
+    """Whether an adapter that `--lora-modules` names changes the embedding: there is room for that then."""
+    return any(".lora_embedding_" in name for one in named(options) for name in _tensors(Path(one.path)))
+
+
+def _tensors(path: Path) -> list[str]:
+    """The names in an adapter's safetensors file, by its header; none where it cannot be read, of which whoever loads it says more."""
+    try:
+        with (path.expanduser() / "adapter_model.safetensors").open("rb") as file:
+            (size,) = struct.unpack("<Q", file.read(8))
+            return list(json.loads(file.read(min(size, _HEADER))))
+    except (OSError, ValueError, TypeError, struct.error):
+        return []
 
 
 def _read(given: str) -> Iterator[Named]:

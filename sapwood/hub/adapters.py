@@ -69,7 +69,10 @@ class AdapterFiles(NamedTuple):
     @property
     def rank(self) -> int:
         """The largest of all its modules."""
-        return max((one.shape[0] for name, one in self.tensors.items() if ".lora_A." in name and one.shape), default=0)
+        firsts = {name: one.shape[0] for name, one in self.tensors.items() if one.shape}
+        return max(
+            (rank for name, rank in firsts.items() if re.search(r"\.lora_(embedding_)?A(\.|$)", name)), default=0
+        )
 
 
 def is_adapter(path: Path) -> bool:

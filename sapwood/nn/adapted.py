@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sapwood.arch.adapters import HEAD, adaptable, groups_of, head_of
+from sapwood.arch.adapters import EMBEDDING, HEAD, adaptable, groups_of, head_of
 from sapwood.arch.parts import Decoder, Linear, Place, StoredTensor
 from sapwood.arch.shard import Piece
 from sapwood.attention.base import Batch
@@ -26,22 +26,13 @@ from sapwood.base.ragged import spread
 from sapwood.device import abilities_of
 from sapwood.kernels import Activation, Kernels, LayerNorm, RmsNorm
 from sapwood.kernels.adapters import Lanes, Matrices, Segment, Sorted
-from sapwood.nn.make import Build
+from sapwood.nn.adapted_rows import AdaptedRows, Change
+from sapwood.nn.make import Build, Looked, as_looked_up
 from sapwood.parallel import ALONE, Mesh
 from sapwood.quant.base import Choice, Method, Weights
 from sapwood.quant.source import Source
 
 _CHUNK, _ELEMENTS = 512, 1 << 24  # columns of weights, and weights, that are looked at together at most
-
-
-@dataclass(frozen=True, eq=False)
-class Change:
-    """What an adapter changes in one Linear, of a rank's part of it, on the host: a_GRI, and b_OR times its scale. With DoRA
-    `magnitudes_O` (float32) are the lengths that the rows of W + B A are to have; NaN where they stay as they come."""
-
-    a_GRI: Tensor
-    b_OR: Tensor
-    magnitudes_O: Tensor | None = None
 
 
 class AdaptedWeights(Weights):
@@ -174,6 +165,7 @@ class Bank:
     ) -> None:
         self.num_slots, self.rank, self.decoder, self.ends = num_slots, rank, decoder, ends
         self.linears: dict[str, AdaptedWeights] = {}
+        self._rows: AdaptedRows | None = None
         self._lanes, self._head_lanes = Lanes(), Lanes()
         self._adaptable = {place.path for place in adaptable(decoder, ends)}
         self._mesh = mesh
@@ -188,7 +180,7 @@ class Bank:
         return lambda place: self._around(choice(place), place)
 
     def _around(self, method: Method, place: Place) -> Method:
-        return _Adapted(method, self) if place.path in self._adaptable else method
+        return _Adapted(method, self) if place.path in self._adaptable - {EMBEDDING} else method
 
     def adapted(
         self, place: Place, base: Weights, dtype: torch.dtype, device: torch.device, kernels: Kernels
@@ -217,12 +209,30 @@ class Bank:
             return project
         return self.adapted(place, _Tied(project, how.kernels), how.dtype, how.device, how.kernels)
 
+    def looked(self, how: Build) -> Looked:
+        """What tokens' vectors go through, as `Build.looked`."""
+        if EMBEDDING not in self._adaptable:
+            return as_looked_up(how)
+        mesh = self._mesh if EMBEDDING in self.decoder.parted else ALONE
+        sizes = {"num_slots": self.num_slots, "rank": self.rank}
+        self._rows = rows = AdaptedRows(self.decoder.embed, **sizes, device=how.device, dtype=how.dtype, mesh=mesh)
+
+        def change(x_TD: Tensor, ids_T: Tensor) -> Tensor:
+            if not self._lanes.open:
+                return x_TD
+            has_T = self._lanes.of_tokens
+            return rows.add(x_TD, ids_T, self._has_T if has_T is None else torch.from_numpy(has_T))
+
+        return change
+
     # -- what plans say -------------------------------------------------------------------------------------------
 
     def put(self, slot: int, changes: Mapping[str, Change]) -> None:
         """Have an adapter in a slot, by the paths of the Linears that it changes."""
         for path, linear in self.linears.items():
             linear.put(slot, changes.get(path))
+        if self._rows is not None:
+            self._rows.put(slot, changes.get(EMBEDDING))
 
     def give(self, slots: Ints, adapters: Ints) -> None:
         """From now on these slots of requests have those slots of adapters, -1 for none."""

@@ -22,9 +22,17 @@ from sapwood.quant.plain import Plain
 Product = Callable[[Tensor], Tensor]
 
 
+Looked = Callable[[Tensor, Tensor], Tensor]
+
+
 def as_it_is(project: Product, how: Build) -> Product:
     """A head that is the embedding is no more than that."""
     return project
+
+
+def as_looked_up(how: Build) -> Looked:
+    """Nothing changes the vectors of tokens."""
+    return lambda x_TD, ids_T: x_TD
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +41,8 @@ class Build:
 
     `max_positions` is how far the tables of rotary angles reach; None means as far as the model does. The ranks of `mesh` have a
     part of the model each, and hidden states pass through the `pipe` where that is one of several stages. `pool` is where what an encoder
-    leaves for them lies. `tied` makes what stands for the product of a head that is the embedding.
+    leaves for them lies. `tied` makes what stands for the product of a head that is the embedding;
+    `looked` makes what tokens' vectors go through when they have been looked up, with their numbers.
     """
 
     device: torch.device
@@ -46,6 +55,7 @@ class Build:
     pool: FixedPool | None = None
     pipe: Pipe = NO_PIPE
     tied: Callable[[Product, Build], Product] = as_it_is
+    looked: Callable[[Build], Looked] = as_looked_up
 
 
 @dataclass(frozen=True, eq=False)

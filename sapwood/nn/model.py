@@ -64,6 +64,7 @@ class Model(nn.Module):
         self._tied = how.tied(self.embed.project, how) if tied and self.embed is not None else None
         self.classifier = self._end("classifier", how)
         self.logit_offsets = self._end("logit_offsets", how)
+        self._looked = how.looked(how)
         self._mesh, self._widths, self._pool, self._pipe = how.mesh, widths(decoder), how.pool, how.pipe
 
     def _end(self, name: str, how: Build) -> Any:
@@ -130,7 +131,7 @@ class Model(nn.Module):
             )
             return self._pipe.take(like_TD)
         assert self.embed is not None
-        x_TD: Tensor = self.embed(batch.ids_T)
+        x_TD: Tensor = self._looked(self.embed(batch.ids_T), batch.ids_T)
         if self.encoder is not None and batch.seen is not None:
             x_TD = batch.seen.among(x_TD)
         if self.positions is not None:

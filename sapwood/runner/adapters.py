@@ -26,7 +26,8 @@ from sapwood.base.errors import ModelError
 from sapwood.base.plan import Adapters
 from sapwood.base.stake import LATER, NOW, Ready, Refusal
 from sapwood.hub.adapters import WEIGHTS, AdapterConfig, adapter_id, open_adapter
-from sapwood.nn.adapted import Bank, Change
+from sapwood.nn.adapted import Bank
+from sapwood.nn.adapted_rows import Change
 from sapwood.nn.checkpoint import Safetensors
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ import torch
 
 from sapwood import kernels
 from sapwood.arch import draft_head
-from sapwood.arch.adapters import HEAD
+from sapwood.arch.adapters import EMBEDDING, HEAD
 from sapwood.arch.apart import FLAG, apart
 from sapwood.arch.foreign import Foreign
 from sapwood.arch.groups import joint_groups, kv_groups
@@ -170,6 +170,8 @@ def assemble(
     assert isinstance(decoder, Decoder)
     tapped = any(isinstance(other, draft_head.DraftHead) and other.taps for other in others)
     stack = "a head goes on from hidden states within the model" if tapped else _whole(config, machine)
+    if bank is not None and EMBEDDING in bank.ends and not isinstance(stack, str):
+        stack = "an adapter of --lora-modules changes the embedding, which their operations do not"
     known = choices.methods
     made = _model(config, decoder, device.place, dtype, backends, stack, known, files, mesh, pipe, bank)
     return Rank(device, dtype, groups, machine, backends, made.model, made.aside, mesh, made.pool, bank)
@@ -289,7 +291,7 @@ def _model(
     choice = choice if bank is None else bank.around(choice)
     pool = _pool(config, decoder, device, dtype)
     how = replace(_how(config, choice, device, dtype, backends, mesh, pipe), pool=pool)
-    how = how if bank is None else replace(how, tied=bank.tied)
+    how = how if bank is None else replace(how, tied=bank.tied, looked=bank.looked)
     return _Made(build(decoder, how), aside, pool)
 
 
@@ -341,8 +343,13 @@ def _bank(config: Config, decoder: Network, device: torch.device, mesh: Mesh) ->
         num_requests=config.scheduler.max_num_seqs,
         device=device,
         mesh=mesh,
-        ends=(HEAD,),
+        ends=_ends(config),
     )
+
+
+def _ends(config: Config) -> tuple[str, ...]:
+    """Those of the model that adapters may change."""
+    return (HEAD, EMBEDDING) if adapters.embedded(config.adapters) else (HEAD,)
 
 
 def _foreign(decoder: Foreign, how: Build) -> ForeignModel:

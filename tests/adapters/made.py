@@ -41,7 +41,7 @@ class Adapted:
     ) -> None:
         sizes = {"num_slots": SLOTS, "rank": RANK, "num_requests": 1}
         self.bank = Bank(decoder, **sizes, device=forward.CPU, mesh=mesh, ends=ends)
-        made = {"method": self.bank.around(method), "tied": self.bank.tied}
+        made = {"method": self.bank.around(method), "tied": self.bank.tied, "looked": self.bank.looked}
         self.model: Model = forward.empty(decoder, kernels=kernels, mesh=mesh, **made)
         self.shelf = Shelf(self.bank, most=SLOTS, dtype=torch.float32)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from sapwood.arch import declare
 from sapwood.arch.shard import shard
 from sapwood.base.errors import ModelError
 from sapwood.base.plan import Rows
+from sapwood.config.flags import from_options
+from sapwood.engine.launch import launch
 from sapwood.hub.files import open_files
 from sapwood.nn.adapted import Bank
 from sapwood.nn.load import load_weights
@@ -21,9 +24,10 @@ from tests import models
 from tests.adapters import peft, test_native
 from tests.adapters.made import Adapted
 from tests.adapters.test_peft import TOKENS, adapted, close
-from tests.nn.native import batch_of
+from tests.nn import native
 from tests.parallel import meet
 
+BOTH = "head", "embed"
 HEADS: dict[str, tuple[str, dict[str, Any]]] = {
     "alone": ("llama", {"target_modules": ["lm_head"]}),
     "with others": ("llama", {"target_modules": ["lm_head", "q_proj", "down_proj"], "use_rslora": True}),
@@ -37,7 +41,7 @@ HEADS: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("ends")
-    for family in ("llama", "llama-tied", "granite"):
+    for family in ("llama", "llama-tied", "granite", "gemma3"):
         models.save(family, made / family)
     return made
 
@@ -59,16 +63,45 @@ def test_heads(folder: Path, tmp_path: Path, kind: str) -> None:
     assert torch.equal(together[0], stack.logits((1, 0, TOKENS[:9], None))[0])
 
 
+EMBEDDINGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "alone": ("llama", {"target_modules": ["embed_tokens"]}),
+    "with others": ("llama", {"target_modules": ["embed_tokens", "q_proj", "lm_head"], "use_rslora": True}),
+    "tied": ("llama-tied", {"target_modules": ["embed_tokens", "o_proj"]}),
+    "both of one": ("llama-tied", {"target_modules": ["embed_tokens", "lm_head"], "rank_pattern": {"lm_head": 7}}),
+    "multiplied": ("granite", {"target_modules": ["embed_tokens", "q_proj"]}),
+    "scaled by itself": ("gemma3", {"target_modules": ["embed_tokens"]}),
+}
+
+
+@pytest.mark.parametrize("kind", EMBEDDINGS)
+def test_embeddings(folder: Path, tmp_path: Path, kind: str) -> None:
+    family, fields = EMBEDDINGS[kind]
+    model = models.make(family)
+    path = peft.save(model, tmp_path / "adapter", **fields)
+    plain = peft.logits(model, None, TOKENS)
+    made = adapted(folder / family, ends=BOTH)
+    close(made.logits(path, TOKENS), peft.logits(model, path, TOKENS), plain)
+    assert (made.logits(None, TOKENS) - plain).abs().max() < 1e-4 * float(plain.abs().max())
+    assert torch.equal(made.logits(path, TOKENS, slot=2), made.logits(path, TOKENS)), "slots are alike"
+
+
+RANKS: dict[str, dict[str, Any]] = {
+    "heads": {"target_modules": ["lm_head", "o_proj"], "use_dora": True},
+    "embeddings": {"target_modules": ["lm_head", "embed_tokens", "o_proj"]},
+}
+
+
+@pytest.mark.parametrize("kind", RANKS)
 @pytest.mark.parametrize("family", ["llama", "llama-tied"])
-def test_two_ranks(folder: Path, tmp_path: Path, family: str) -> None:
+def test_two_ranks(folder: Path, tmp_path: Path, family: str, kind: str) -> None:
     """Each has its part of the vocabulary."""
     model = models.make(family)
-    path = peft.save(model, tmp_path / "adapter", target_modules=["lm_head", "o_proj"], use_dora=True)
+    path = peft.save(model, tmp_path / "adapter", **RANKS[kind])
     files = open_files(folder / family, name=family)
     decoder = declare(files.config)
 
     def logits(mesh: Any) -> torch.Tensor:
-        made = Adapted(shard(decoder, rank=mesh.rank, size=mesh.size), mesh=mesh, ends=("head",))
+        made = Adapted(shard(decoder, rank=mesh.rank, size=mesh.size), mesh=mesh, ends=BOTH)
         load_weights(made.model, files)
         return made.logits(path, TOKENS)
 
@@ -77,25 +110,35 @@ def test_two_ranks(folder: Path, tmp_path: Path, family: str) -> None:
     assert torch.equal(first, second)
 
 
-def test_a_head_of_another_vocabulary_is_refused(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("module", ["lm_head", "model.embed_tokens"])
+def test_another_vocabulary_is_refused(folder: Path, tmp_path: Path, module: str) -> None:
     from safetensors.torch import load_file, save_file
 
-    path = peft.save(models.make("llama"), tmp_path / "adapter", target_modules=["lm_head"])
+    path = peft.save(models.make("llama"), tmp_path / "adapter", target_modules=["lm_head", "embed_tokens"])
     tensors = load_file(path / "adapter_model.safetensors")
-    name = "base_model.model.lm_head.base_layer.weight"
+    name = f"base_model.model.{module}.base_layer.weight"
     tensors[name] = tensors[name][1:].contiguous()
     save_file(tensors, path / "adapter_model.safetensors")
     with pytest.raises(ModelError, match=r"its vocabulary is another"):
-        adapted(folder / "llama", ends=("head",)).logits(path, TOKENS)
+        adapted(folder / "llama", ends=BOTH).logits(path, TOKENS)
 
 
-@pytest.mark.parametrize("kernels", ["auto", "off"])
-def test_an_engine(tiny_model: Path, tmp_path: Path, kernels: str) -> None:
-    """What is drawn, and what is said of prompts, is by each row's own head."""
+def test_directions_of_embeddings_are_refused(folder: Path, tmp_path: Path) -> None:
+    path = peft.save(models.make("llama"), tmp_path / "adapter", target_modules=["embed_tokens"], use_dora=True)
+    with pytest.raises(ModelError, match=r"magnitude.* is not supported: the embedding is changed, by plain LoRA"):
+        adapted(folder / "llama", ends=BOTH).logits(path, TOKENS)
+
+
+ENGINES = [("auto", "lm_head"), ("off", "lm_head"), ("auto", "embed_tokens")]
+
+
+@pytest.mark.parametrize(("kernels", "module"), ENGINES)
+def test_an_engine(tiny_model: Path, tmp_path: Path, kernels: str, module: str) -> None:
+    """What is drawn, and what is said of prompts, is by each row's own ends."""
     from transformers import LlamaForCausalLM
 
     model = LlamaForCausalLM.from_pretrained(tiny_model)
-    path = peft.save(model, tmp_path / "head", target_modules=["lm_head", "q_proj"])
+    path = peft.save(model, tmp_path / "head", target_modules=[module, "q_proj"])
     options = {"device": "cpu", "kv_cache_memory": "16M", "kv_cache_dtype": "float32", "cpu_kernels": kernels}
     llm = LLM(str(tiny_model), lora_modules=(str(path),), **options)
     params = SamplingParams(max_tokens=4, temperature=0, ignore_eos=True, logprobs=0, prompt_logprobs=0)
@@ -107,6 +150,23 @@ def test_an_engine(tiny_model: Path, tmp_path: Path, kernels: str) -> None:
         said = [one.logprob for one in (*found.prompt_logprobs, *found.outputs[0].logprobs)]
         right = [float(wanted[place, token]) for place, token in enumerate(tokens[1:])]
         assert said == pytest.approx(right, abs=2e-4), name
+
+
+def test_the_embedding_has_room_where_an_adapter_is_named_that_changes_it(tiny_model: Path, tmp_path: Path) -> None:
+    """On a CPU modules of PyTorch compute the model then, and it is said why."""
+    from transformers import LlamaForCausalLM
+
+    native.machine()
+    model = LlamaForCausalLM.from_pretrained(tiny_model)
+    path = peft.save(model, tmp_path / "embedding", target_modules=["embed_tokens"])
+    options = {"model": str(tiny_model), "device": "cpu", "kv_cache_memory": "16M"}
+    launched = launch(from_options({**options, "lora_modules": (f"one={path}",)}))
+    launched.engine.executor.shutdown()
+    (told,) = (line for line in launched.facts.decisions if line.startswith("computed_by = "))
+    assert "modules of PyTorch (an adapter of --lora-modules changes the embedding" in told
+    llm = LLM(**options, enable_lora=True)
+    (found,) = llm.generate("a", SamplingParams(max_tokens=1), lora=str(path))
+    assert re.search(r"embed_tokens.* where --lora-modules names an adapter", str(found.outputs[0].error))
 
 
 def test_tokens_are_sorted_where_there_is_no_host() -> None:
@@ -124,7 +184,7 @@ def test_tokens_are_sorted_where_there_is_no_host() -> None:
     zeros = np.zeros(3, np.int32)
     slots, counts = np.array([0, 1, 2], np.int32), np.array([3, 2, 1], np.int32)
     bank.begin(Rows(0, 0, slots, zeros, counts, zeros, zeros.astype(np.int64)))
-    bank.plan(batch_of([(0, 0, [5, 6, 7]), (1, 0, [5, 6]), (2, 0, [5])], groups=1))
+    bank.plan(native.batch_of([(0, 0, [5, 6, 7]), (1, 0, [5, 6]), (2, 0, [5])], groups=1))
     lanes = bank._head_lanes
     with bank.heads(torch.tensor([5, 2, 4, 0, 3], dtype=torch.int32)):
         assert lanes.open and lanes.sorted is not None

@@ -223,9 +223,8 @@ def _long(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(thin, "SHORTEST", 6)
 
 
-ADAPTERS, HANDED = "adapters", "prompts handed over"
-SOME = ("some adapters of it",)
-"""What stands for their paths."""
+LORAS = ADAPTERS, OF_THE_EMBEDDING = "adapters", "adapters of the embedding"
+HANDED = "prompts handed over"
 
 ITSELF, HEAD = "the model itself", "a head for it"
 """What stands for a path."""
@@ -277,7 +276,8 @@ NUMBERS: Mapping[str, dict[str, Any]] = MappingProxyType(
         "thinned prompts": {"speculative_prefill": 0.5, "speculative_prefill_model": ITSELF, "between": _long},
         "two ranks": {"tensor_parallel_size": 2},
         "two stages": {"pipeline_parallel_size": 2},
-        ADAPTERS: {"lora_modules": SOME, "max_loras": 2, "between": _in_turns},
+        ADAPTERS: {"lora_modules": some.PLAIN, "max_loras": 2, "between": _in_turns},
+        OF_THE_EMBEDDING: {"lora_modules": some.OF_THE_EMBEDDING, "max_loras": 2, "between": _in_turns},
     }
 )
 """What changes the numbers that tokens are drawn from."""
@@ -307,7 +307,7 @@ REFUSED: Mapping[frozenset[str], str] = MappingProxyType(
         for name in NUMBERS
         if name.startswith("weights in")
     }
-    | {frozenset((ADAPTERS, other)): "--enable-lora does not go with" for other in (FOREIGN, "two stages")}
+    | {frozenset(pair): "--enable-lora does not go with" for pair in itertools.product(LORAS, (FOREIGN, "two stages"))}
     | {frozenset((FOREIGN, "an EAGLE head")): "which keep them to themselves"}
     | {frozenset((keeps, "thinned prompts")): "does not go with stores of KV" for keeps in ("a store of KV", HANDED)}
     | {frozenset((FOREIGN, "two ranks")): "modules .* are not cut"}
@@ -363,8 +363,7 @@ def assembled(model: Path, features: Sequence[Mapping[str, Any]]) -> tuple[dict[
         options["speculative_model"] = str(model if options["speculative_model"] == ITSELF else head_for(model))
     if options.get("speculative_prefill_model") == ITSELF:
         options["speculative_prefill_model"] = str(model)
-    if options.get("lora_modules") == SOME:
-        options["lora_modules"] = tuple(str(one) for one in some.adapters_for(model))
+    options |= some.named(model, options.get("lora_modules"))
     return options, lambda slots: [one for make in stakes for one in make(slots)]
 
 
