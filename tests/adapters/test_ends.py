@@ -41,7 +41,7 @@ HEADS: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("ends")
-    for family in ("llama", "llama-tied", "granite", "gemma3"):
+    for family in ("llama", "llama-tied", "granite", "gpt2", "gemma3"):
         models.save(family, made / family)
     return made
 
@@ -69,6 +69,7 @@ EMBEDDINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "tied": ("llama-tied", {"target_modules": ["embed_tokens", "o_proj"]}),
     "both of one": ("llama-tied", {"target_modules": ["embed_tokens", "lm_head"], "rank_pattern": {"lm_head": 7}}),
     "multiplied": ("granite", {"target_modules": ["embed_tokens", "q_proj"]}),
+    "another name": ("gpt2", {"target_modules": ["wte", "c_attn"]}),
     "scaled by itself": ("gemma3", {"target_modules": ["embed_tokens"]}),
 }
 
@@ -150,6 +151,9 @@ def test_an_engine(tiny_model: Path, tmp_path: Path, kernels: str, module: str) 
         said = [one.logprob for one in (*found.prompt_logprobs, *found.outputs[0].logprobs)]
         right = [float(wanted[place, token]) for place, token in enumerate(tokens[1:])]
         assert said == pytest.approx(right, abs=2e-4), name
+    (told,) = llm.generate(prompts[0], params, lora="head", return_logits=True)
+    wanted = peft.logits(model, path, [*told.prompt_token_ids, *told.token_ids[:-1]])
+    np.testing.assert_allclose(told.outputs[0].logits, wanted.numpy(), atol=2e-4)
 
 
 def test_the_embedding_has_room_where_an_adapter_is_named_that_changes_it(tiny_model: Path, tmp_path: Path) -> None:
