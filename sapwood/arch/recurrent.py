@@ -15,13 +15,19 @@ from sapwood.base.kv import KVKind, State
 class Conv(Leaf):
     """A causal convolution of each channel by itself over the last `width` tokens.
 
-    `runs` are consecutive runs of channels, which ranks share as they do the rows of a Linear's parts.
+    `runs` are consecutive runs of channels, which ranks share as they do the rows of a Linear's parts. If it is `flat`, as in GGUF files, the
+    checkpoint's weights have no axis of size one.
     """
 
     name: str
     runs: tuple[Part, ...]
     width: int
     bias: bool = False
+    flat: bool = False
+
+    @property
+    def spellings(self) -> tuple[Leaf, ...]:
+        return (self, replace(self, flat=True))
 
     @property
     def channels(self) -> int:
@@ -37,7 +43,8 @@ class Conv(Leaf):
         for run in self.runs:
             rows = Axis(run.size, run.unit, first=first, whole=self.channels, joined=True)
             first += run.size
-            found.append(StoredTensor("weight", f"{self.name}.weight", (rows, Axis(1), Axis(self.width))))
+            taps = (Axis(self.width),) if self.flat else (Axis(1), Axis(self.width))
+            found.append(StoredTensor("weight", f"{self.name}.weight", (rows, *taps)))
             if self.bias:
                 found.append(StoredTensor("bias", f"{self.name}.bias", (rows,)))
         return tuple(found)

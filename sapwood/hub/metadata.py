@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from gguf.constants import GGMLQuantizationType
 
 from sapwood.arch.families import FAMILIES
@@ -45,7 +46,7 @@ def config_of(gguf: GgufFile, families: Sequence[Family] = FAMILIES) -> dict[str
         "intermediate_size": m.count("feed_forward_length"),
         "num_hidden_layers": m.count("block_count"),
         "num_attention_heads": heads,
-        "num_key_value_heads": m.count("attention.head_count_kv", heads),
+        "num_key_value_heads": _kv_heads(m, heads),
         "head_dim": m.count("attention.key_length", m.count("embedding_length") // heads),
         "max_position_embeddings": m.count("context_length"),
         "rms_norm_eps": _epsilon(m),
@@ -60,6 +61,13 @@ def config_of(gguf: GgufFile, families: Sequence[Family] = FAMILIES) -> dict[str
     config |= layout.fields(m, config)
     m.refuse_unread()
     return config
+
+
+def _kv_heads(m: GgufKeys, heads: int) -> int:
+    """Of layers that have some: a file may say of each how many."""
+    stated = m.layers("attention.head_count_kv")
+    some = set(stated.tolist()) - {0} if isinstance(stated, np.ndarray) else set()
+    return int(some.pop()) if len(some) == 1 else m.count("attention.head_count_kv", heads)
 
 
 def _epsilon(m: GgufKeys) -> float | None:

@@ -35,7 +35,9 @@ class Conv(Leaf):
         self.bias = None if bias_C is None else nn.Parameter(bias_C, requires_grad=False)
 
     def load(self, piece: Piece, source: Source) -> None:
-        self.get_parameter(piece.param)[piece.target].copy_(plain(piece, source))
+        whole = self.get_parameter(piece.param)
+        flat = whole[:, 0] if whole.dim() == 3 and len(piece.target) == 2 else whole
+        flat[piece.target].copy_(plain(piece, source))
 
     @property
     def weight_CW(self) -> Tensor:

@@ -26,6 +26,9 @@ _GROUPED: Mapping[str, Any] = MappingProxyType({
     "leading_dense_block_count": 1, "expert_weights_scale": 1.5, "expert_weights_norm": True, "expert_gating_func": 2,
     "expert_group_count": 4, "expert_group_used_count": 2,
 })  # fmt: skip
+_CONVOLVED: Mapping[str, Any] = MappingProxyType({
+    "attention.head_count_kv": [0, 2, 0], "attention.layer_norm_rms_epsilon": 1e-5, "shortconv.l_cache": 3,
+})  # fmt: skip
 
 WRITTEN: Mapping[str, tuple[str, dict[str, Any]]] = MappingProxyType({
     "gemma": ("gemma", {}),
@@ -54,6 +57,11 @@ WRITTEN: Mapping[str, tuple[str, dict[str, Any]]] = MappingProxyType({
     "ernie": ("ernie4_5", {}),
     "hunyuan": ("hunyuan-dense", {}),
     "olmo": ("olmo", {}),
+    "lfm2": ("lfm2", {**_CONVOLVED, "feed_forward_length": 64}),
+    "lfm2-moe": ("lfm2moe", {
+        **_CONVOLVED, "expert_count": 6, "expert_used_count": 3, "expert_feed_forward_length": 48, "leading_dense_block_count": 1,
+        "expert_weights_scale": 1.5, "expert_gating_func": 2,
+    }),
     "olmoe": ("olmoe", {"expert_count": 8, "expert_used_count": 3}),
     "glm4-moe": ("glm4moe", {**_GROUPED, "nextn_predict_layers": 0}),
     "dots1": ("dots1", {**_GROUPED}),
@@ -99,12 +107,15 @@ def write(family: str, path: Path, tensors: Mapping[str, np.ndarray] = MappingPr
             continue
         stem, param = name.rsplit(".", 1)
         values = tensor.numpy()
+        if stem.endswith("conv.conv"):
+            values = values[:, 0]
         for part, heads in (("q_proj", config.num_attention_heads), ("k_proj", config.num_key_value_heads)):
             if architecture in PAIRED and stem.endswith(part):
                 values = laid_out_in_pairs(values, heads)
         if architecture in ("gemma", "gemma2", "nemotron") and stem.endswith("norm") and param == "weight":
             values = values + 1
-        writer.add_tensor(f"{names.get_name(stem)}.{param}", np.ascontiguousarray(values))
+        stem = names.get_name(stem) or {"lm_head": "output"}[stem]  # for models that are always tied it has none
+        writer.add_tensor(f"{stem}.{param}", np.ascontiguousarray(values))
     for name, values in tensors.items():
         writer.add_tensor(name, values)
     writer.write_header_to_file()
@@ -122,7 +133,7 @@ def _of_experts(name: str, values: np.ndarray) -> dict[str, np.ndarray]:
         return {f"blk.{layer}.ffn_gate_exps.weight": gate, f"blk.{layer}.ffn_up_exps.weight": up}
     if name.endswith("experts.down_proj"):
         return {f"blk.{layer}.ffn_down_exps.weight": values}
-    if name.endswith("e_score_correction_bias"):
+    if name.endswith(("e_score_correction_bias", ".expert_bias")):
         return {f"blk.{layer}.exp_probs_b.bias": values.reshape(-1)}
     return {}
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from sapwood.arch.experts import Experts, Offsets
 from sapwood.arch.families.common import FULL, Layout, block, decoder, gqa, mlp
-from sapwood.arch.families.mixture import Names, experts, num_experts
-from sapwood.arch.family import Family
+from sapwood.arch.families.mixture import Names, experts, gguf_experts, num_experts
+from sapwood.arch.family import Family, Gguf
+from sapwood.arch.gguf import GgufKeys, rope_fields
 from sapwood.arch.hf import HfConfig
 from sapwood.arch.parts import Decoder, Linear, Mixer, Mlp, Part
 from sapwood.arch.recurrent import Conv, ShortConv
@@ -80,7 +82,58 @@ def _inner(c: HfConfig) -> int:
     return -(-int(factor * int(2 * inner / 3)) // multiple) * multiple
 
 
+def _gguf_fields(m: GgufKeys, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Layers without heads of keys are convolutions. MLPs are as wide as is said."""
+    heads = m.layers("attention.head_count_kv")
+    if heads is None or len(heads) != config["num_hidden_layers"]:
+        raise m.wrong("attention.head_count_kv", "must say of each layer how many there are")
+    return rope_fields(m, config) | {
+        "layer_types": [FULL if count else _CONV for count in heads],
+        "conv_L_cache": m.count("shortconv.l_cache"),
+        "norm_eps": config["rms_norm_eps"],
+        "rms_norm_eps": None,
+        "hidden_act": None,  # always SiLU
+        "block_auto_adjust_ff_dim": False,
+    }
+
+
+def _gguf_fields_moe(m: GgufKeys, config: Mapping[str, Any]) -> dict[str, Any]:
+    found = gguf_experts(m)
+    names = ("num_experts", "num_experts_per_tok", "moe_intermediate_size", "routed_scaling_factor")
+    stated = {name: found[name] for name in names}
+    dense = found["first_k_dense_replace"]
+    return _gguf_fields(m, config) | stated | {"num_dense_layers": dense, "norm_topk_prob": True}
+
+
+_GGUF_NAMES = {
+    "attn_norm": "operator_norm",
+    "attn_q_norm": "self_attn.q_layernorm",
+    "attn_k_norm": "self_attn.k_layernorm",
+    "attn_output": "self_attn.out_proj",
+    "shortconv.conv": "conv.conv",
+    "shortconv.in_proj": "conv.in_proj",
+    "shortconv.out_proj": "conv.out_proj",
+    "ffn_norm": "ffn_norm",
+    "ffn_gate": "feed_forward.w1",
+    "ffn_up": "feed_forward.w3",
+    "ffn_down": "feed_forward.w2",
+    "ffn_gate_inp": "feed_forward.gate",
+    "ffn_gate_exps": "feed_forward.experts.{}.w1",
+    "ffn_up_exps": "feed_forward.experts.{}.w3",
+    "ffn_down_exps": "feed_forward.experts.{}.w2",
+    "exp_probs_b.bias": "feed_forward.expert_bias",
+}
+_GGUF_OUTER = {"token_embd_norm": "model.embedding_norm", "output_norm": "model.embedding_norm"}
+
 FAMILIES = (
-    Family(architecture="Lfm2ForCausalLM", declare=lfm2),
-    Family(architecture="Lfm2MoeForCausalLM", declare=lfm2_moe),
+    Family(
+        architecture="Lfm2ForCausalLM",
+        declare=lfm2,
+        gguf=Gguf(architecture="lfm2", fields=_gguf_fields, names=_GGUF_NAMES, outer=_GGUF_OUTER),
+    ),
+    Family(
+        architecture="Lfm2MoeForCausalLM",
+        declare=lfm2_moe,
+        gguf=Gguf(architecture="lfm2moe", fields=_gguf_fields_moe, names=_GGUF_NAMES, outer=_GGUF_OUTER),
+    ),
 )
