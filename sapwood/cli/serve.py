@@ -185,17 +185,24 @@ def _announce(url: str, name: str, facts: Facts, began: float, *, keyed: bool) -
         out.print(f"{facts.device}, {facts.dtype}, attention: {facts.attention_backend}")
     out.print(f"ready at {url} ({name}) in {perf_counter() - began:.1f} s", markup=False, soft_wrap=True)
     key = " -H 'Authorization: Bearer YOUR_KEY'" if keyed else ""
-    if "audio" in facts.media and facts.reading is not None:
-        asked = "/v1/audio/transcriptions -F file=@recording.mp3"
-    else:
-        body = json.dumps({"model": name, "messages": [{"role": "user", "content": "Hello!"}]})
-        asked = f"/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'"
     out.print(
-        f"try: curl {_for_curl(url)}{asked}{key}",
+        f"try: curl {_for_curl(url)}{_first(name, facts)}{key}",
         style="dim",
         markup=False,
         soft_wrap=True,
     )
+
+
+def _first(name: str, facts: Facts) -> str:
+    """A request that the model answers."""
+    if facts.reading is not None and facts.reading.kind == "audio":
+        return "/v1/audio/transcriptions -F file=@recording.mp3"
+    route, asked = "/v1/chat/completions", dict[str, object](messages=[{"role": "user", "content": "Hello!"}])
+    if facts.reading is not None:
+        route, asked = "/v1/completions", {"prompt": "Hello!"}
+    elif "generate" not in facts.tasks:
+        route, asked = "/v1/embeddings", {"input": "Hello!"}
+    return f"{route} -H 'Content-Type: application/json' -d '{json.dumps({'model': name} | asked)}'"
 
 
 def _for_curl(url: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
@@ -71,7 +70,7 @@ def _of_model(path: Path, load_format: Literal["auto", "dummy"]) -> Config:
 
 
 def test_the_first_request_is_shown_with_the_key_that_it_needs(capsys: pytest.CaptureFixture[str]) -> None:
-    facts: Any = SimpleNamespace(decisions=["dtype = float32 (slow otherwise)"], media=())
+    facts = make_facts(decisions=["dtype = float32 (slow otherwise)"])
     serve._announce("http://host:1", "model", facts, 0.0, keyed=True)
     serve._announce("http://host:1", "model", facts, 0.0, keyed=False)
     keyed, plain = (line for line in capsys.readouterr().out.splitlines() if line.startswith("try:"))
@@ -80,15 +79,19 @@ def test_the_first_request_is_shown_with_the_key_that_it_needs(capsys: pytest.Ca
 
 
 @pytest.mark.parametrize(
-    ("media", "reading", "shown"),
-    [(("audio",), Reading("audio", 1500), "/v1/audio/transcriptions"), (("audio",), None, "/v1/chat/completions")],
+    ("told", "shown"),
+    [
+        ({}, "/v1/chat/completions"),
+        ({"media": ("audio",)}, "/v1/chat/completions"),  # it talks of recordings, and does not write what is said
+        ({"media": ("audio",), "reading": Reading("audio", 1500)}, "/v1/audio/transcriptions"),
+        ({"reading": Reading("tokens", 512)}, "/v1/completions"),
+        ({"tasks": ("embed", "score")}, "/v1/embeddings"),
+    ],
 )
 def test_the_first_request_is_one_that_the_model_answers(
-    media: tuple[str, ...], reading: Reading | None, shown: str, capsys: pytest.CaptureFixture[str]
+    told: dict[str, Any], shown: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of those that hear, some write what is said and others talk of it."""
-    facts: Any = SimpleNamespace(decisions=["dtype = float32 (slow otherwise)"], media=media, reading=reading)
-    serve._announce("http://host:1", "model", facts, 0.0, keyed=False)
+    serve._announce("http://host:1", "model", make_facts(**told), 0.0, keyed=False)
     assert f"curl http://host:1{shown} " in capsys.readouterr().out
 
 
