@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from sapwood.base.errors import ModelError
+from sapwood.nn.load import load_weights
 from tests import models
-from tests.nn import forward
+from tests.nn import forward, native
 from tests.nn.ggufs import laid_out_in_pairs
 
 TOKENS = np.random.default_rng(1).integers(3, 199, size=60).tolist()
@@ -57,6 +58,10 @@ WRITTEN: Mapping[str, tuple[str, dict[str, Any]]] = MappingProxyType({
     "ernie": ("ernie4_5", {}),
     "hunyuan": ("hunyuan-dense", {}),
     "olmo": ("olmo", {}),
+    "gpt-oss": ("gpt-oss", {
+        "expert_count": 6, "expert_used_count": 3, "expert_feed_forward_length": 96, "attention.sliding_window": 8,
+        "rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 64,
+    }),
     "lfm2": ("lfm2", {**_CONVOLVED, "feed_forward_length": 64}),
     "lfm2-moe": ("lfm2moe", {
         **_CONVOLVED, "expert_count": 6, "expert_used_count": 3, "expert_feed_forward_length": 48, "leading_dense_block_count": 1,
@@ -80,7 +85,13 @@ WRITTEN: Mapping[str, tuple[str, dict[str, Any]]] = MappingProxyType({
 """Family -> its name in such files, and its keys beside those that all have."""
 
 
-def write(family: str, path: Path, tensors: Mapping[str, np.ndarray] = MappingProxyType({}), **changed: Any) -> Path:
+def write(
+    family: str,
+    path: Path,
+    tensors: Mapping[str, np.ndarray] = MappingProxyType({}),
+    experts_as: str = "F32",
+    **changed: Any,
+) -> Path:
     """With these `tensors` beside the model's, and keys `changed`."""
     architecture, keys = WRITTEN[family]
     keys = keys | changed
@@ -94,16 +105,18 @@ def write(family: str, path: Path, tensors: Mapping[str, np.ndarray] = MappingPr
             float: writer.add_float32,
             bool: writer.add_bool,
             list: writer.add_array,
+            str: writer.add_string,
         }
         adders[type(value)](f"{architecture}.{key}", value)
-    kind = next(one for one, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
-    names = gguf.get_tensor_name_map(kind, config.num_hidden_layers)
+    number = next(one for one, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    names = gguf.get_tensor_name_map(number, config.num_hidden_layers)
     for name, tensor in models.published_tensors(family).items():
         if name.startswith("lm_head") and config.tie_word_embeddings:
             continue
-        if experts := _of_experts(name, tensor.numpy()):
+        if experts := _of_experts(name, tensor.numpy(), turned=architecture == "gpt-oss"):
             for one, values in experts.items():
-                writer.add_tensor(one, np.ascontiguousarray(values))
+                kind = gguf.GGMLQuantizationType[experts_as if values.ndim > 2 else "F32"]
+                writer.add_tensor(one, gguf.quantize(np.ascontiguousarray(values), kind), raw_dtype=kind)
             continue
         stem, param = name.rsplit(".", 1)
         values = tensor.numpy()
@@ -125,9 +138,19 @@ def write(family: str, path: Path, tensors: Mapping[str, np.ndarray] = MappingPr
     return path
 
 
-def _of_experts(name: str, values: np.ndarray) -> dict[str, np.ndarray]:
-    """What becomes of a tensor of all experts of a layer: gate and up lie apart, and a row of offsets is no matrix."""
+def _of_experts(name: str, values: np.ndarray, *, turned: bool = False) -> dict[str, np.ndarray]:
+    """What becomes of a tensor of all experts of a layer: gate and up lie apart, and a row of offsets is no matrix. If it is `turned`,
+    they take turns, and inputs come first."""
     layer = "".join(name.split(".")[2:3])
+    param = "bias" if name.endswith("_bias") else "weight"
+    if turned and ".experts." in name:
+        values = values.swapaxes(1, -1) if param == "weight" else values
+        if "gate_up" in name:
+            both = {"gate": values[:, ::2], "up": values[:, 1::2]}
+            return {f"blk.{layer}.ffn_{one}_exps.{param}": half for one, half in both.items()}
+        return {f"blk.{layer}.ffn_down_exps.{param}": values}
+    if name.endswith("self_attn.sinks"):
+        return {f"blk.{layer}.attn_sinks.weight": values}
     if name.endswith("experts.gate_up_proj"):
         gate, up = np.split(values, 2, axis=1)
         return {f"blk.{layer}.ffn_gate_exps.weight": gate, f"blk.{layer}.ffn_up_exps.weight": up}
@@ -191,3 +214,17 @@ def test_what_families_do_otherwise_is_refused(
 ) -> None:
     with pytest.raises(ModelError, match=message):
         forward.open_files(write(family, tmp_path / "model.gguf", **changed), name=family)
+
+
+def test_experts_of_gpt_oss_in_its_own_blocks(tmp_path: Path) -> None:
+    """As its files have them, MXFP4: those of the model in between are of the same numbers, widened."""
+    path = write("gpt-oss", tmp_path / "model.gguf", experts_as="MXFP4")
+    model = forward.load(path)
+    weight_XOI = model.blocks[1].ffn.down.weight
+    stored = dict(models.published_tensors("gpt-oss"))["model.layers.1.mlp.experts.down_proj"].numpy().swapaxes(1, 2)
+    kind = gguf.GGMLQuantizationType.MXFP4
+    rounded = gguf.dequantize(gguf.quantize(np.ascontiguousarray(stored), kind), kind)
+    np.testing.assert_array_equal(weight_XOI.numpy(), rounded)
+    packed = native.empty(model.decoder, native.machine())
+    load_weights(packed, forward.open_files(path, name="gpt-oss"))
+    assert (native.logits(packed, TOKENS) - forward.logits(model, TOKENS)).abs().max() < 1e-4
