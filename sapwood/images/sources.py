@@ -127,7 +127,7 @@ async def _exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, 
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     headers = [
         ("Host", parts.netloc.rpartition("@")[2]),
-        ("Accept", "image/*"),
+        ("Accept", "image/*, audio/*, */*;q=0.5"),
         ("User-Agent", "sapwood"),
         ("Connection", "close"),
     ]
@@ -160,7 +160,7 @@ def _check_size(size: int) -> None:
 def _inline(url: str) -> bytes:
     head, comma, data = url.partition(",")
     if not comma or not head.lower().endswith(";base64"):
-        raise ValueError("a data: URL is data:image/...;base64,...")
+        raise ValueError("a data: URL is data:image/...;base64,..., or data:audio/...")
     _check_size(len(data) * 3 // 4 - 2)
     try:
         found = base64.b64decode(data, validate=True)

@@ -164,12 +164,14 @@ def test_a_file_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @asynccontextmanager
-async def answering(answer: bytes, *, hang: bool = False) -> AsyncIterator[int]:
-    """A host that says this to whoever asks, at a port."""
+async def answering(answer: bytes, *, hang: bool = False, heard: list[bytes] | None = None) -> AsyncIterator[int]:
+    """A host that says this to whoever asks, at a port, and notes what was `heard`."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            await reader.readuntil(b"\r\n\r\n")
+            asked = await reader.readuntil(b"\r\n\r\n")
+            if heard is not None:
+                heard.append(asked)
             writer.write(answer)
             if hang:
                 await reader.read()
@@ -183,9 +185,15 @@ async def answering(answer: bytes, *, hang: bool = False) -> AsyncIterator[int]:
         yield server.sockets[0].getsockname()[1]
 
 
-def fetched(answer: bytes, *, public: Callable[[str], bool] = lambda address: True, hang: bool = False) -> bytes:
+def fetched(
+    answer: bytes,
+    *,
+    public: Callable[[str], bool] = lambda address: True,
+    hang: bool = False,
+    heard: list[bytes] | None = None,
+) -> bytes:
     async def fetch() -> bytes:
-        async with answering(answer, hang=hang) as port:
+        async with answering(answer, hang=hang, heard=heard) as port:
             where = Sources(hosts=[f"images.example:{port}"], resolve=resolve, public=public)
             return await where.read(f"http://images.example:{port}/a.png?b=c")
 
@@ -194,6 +202,12 @@ def fetched(answer: bytes, *, public: Callable[[str], bool] = lambda address: Tr
         return ["127.0.0.1"]
 
     return asyncio.run(fetch())
+
+
+def test_hosts_may_send_images_and_recordings() -> None:
+    heard = list[bytes]()
+    fetched(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc", heard=heard)
+    assert b"accept: image/*, audio/*" in heard[0].lower()
 
 
 def test_allowed_hosts() -> None:
