@@ -12,7 +12,7 @@ from sapwood.arch.groups import kv_groups
 from sapwood.attention.cpu import Cpu
 from sapwood.attention.reference import Reference
 from sapwood.catalogue import Catalogue
-from sapwood.config import ModelConfig
+from sapwood.config import Config, ModelConfig
 from sapwood.engine.declared import declared
 from sapwood.foreign.model import ForeignModel
 from sapwood.hub.files import open_files
@@ -28,7 +28,9 @@ WELL_KNOWN = ["llama-tied", "gemma2", "qwen3-moe", "deepseek-v3"]
 
 
 def declare(path: Path, impl: str = "transformers") -> Foreign:
-    found = declared(ModelConfig(model=str(path), model_impl=impl), open_files(path, name=path.name), Catalogue())
+    found = declared(
+        Config(model=ModelConfig(model=str(path), model_impl=impl)), open_files(path, name=path.name), Catalogue()
+    )
     assert isinstance(found, Foreign)
     return found
 

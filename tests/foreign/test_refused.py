@@ -12,7 +12,7 @@ import torch
 from sapwood.arch.foreign import is_foreign
 from sapwood.base.errors import ConfigError, ModelError
 from sapwood.catalogue import Catalogue
-from sapwood.config import ModelConfig
+from sapwood.config import Config, ModelConfig
 from sapwood.engine.declared import declared
 from sapwood.foreign import facts
 from sapwood.foreign.modules import build
@@ -27,7 +27,7 @@ FAMILIES = Catalogue().families
 def refuse(config: dict[str, Any], *, impl: str = "transformers", **options: Any) -> str:
     files = ModelFiles("it", Path("nowhere"), "hf", config, {})
     with pytest.raises((ModelError, ConfigError)) as caught:
-        declared(ModelConfig(model_impl=impl, **options), files, Catalogue())
+        declared(Config(model=ModelConfig(model_impl=impl, **options)), files, Catalogue())
     return str(caught.value)
 
 
@@ -101,7 +101,7 @@ def test_plain_weights_only() -> None:
     assert "no family here has this model, which runs in transformers' modules" in told
     files = ModelFiles("it", Path("it.gguf"), "gguf", llama, {})
     with pytest.raises(ModelError, match="GGUF files run in Sapwood's own modules only"):
-        declared(ModelConfig(model_impl="transformers"), files, Catalogue())
+        declared(Config(model=ModelConfig(model_impl="transformers")), files, Catalogue())
 
 
 def test_whose_modules() -> None:
