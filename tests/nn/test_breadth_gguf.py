@@ -19,7 +19,7 @@ from tests.nn import forward, native
 from tests.nn.ggufs import laid_out_in_pairs
 
 TOKENS = np.random.default_rng(1).integers(3, 199, size=60).tolist()
-PAIRED = {"granite", "smollm3", "arcee", "minicpm", "olmo"}
+PAIRED = {"granite", "smollm3", "arcee", "minicpm", "olmo", "granitemoe"}
 """Architectures whose files have the dimensions that rotate together side by side, against the order of the checkpoint."""
 
 _GROUPED: Mapping[str, Any] = MappingProxyType({
@@ -58,6 +58,10 @@ WRITTEN: Mapping[str, tuple[str, dict[str, Any]]] = MappingProxyType({
     "ernie": ("ernie4_5", {}),
     "hunyuan": ("hunyuan-dense", {}),
     "olmo": ("olmo", {}),
+    "granite-moe": ("granitemoe", {
+        "attention.scale": 0.1, "embedding_scale": 3.0, "residual_scale": 0.4, "logit_scale": 0.5,
+        "expert_count": 6, "expert_used_count": 3,
+    }),
     "gpt-oss": ("gpt-oss", {
         "expert_count": 6, "expert_used_count": 3, "expert_feed_forward_length": 96, "attention.sliding_window": 8,
         "rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 64,
@@ -127,7 +131,8 @@ def write(
                 values = laid_out_in_pairs(values, heads)
         if architecture in ("gemma", "gemma2", "nemotron") and stem.endswith("norm") and param == "weight":
             values = values + 1
-        stem = names.get_name(stem) or {"lm_head": "output"}[stem]  # for models that are always tied it has none
+        found = names.get_name(stem) or names.get_name(f"{stem}.layer")  # as repositories have Granite's routers
+        stem = found or {"lm_head": "output"}[stem]  # for models that are always tied it has none
         writer.add_tensor(f"{stem}.{param}", np.ascontiguousarray(values))
     for name, values in tensors.items():
         writer.add_tensor(name, values)

@@ -55,7 +55,7 @@ def _decoder(c: HfConfig, layer: Block, logit_scale: float) -> Decoder:
     return replace(decoder(c, blocks, embed_scale=c.number("embedding_multiplier", 1.0)), logit_scale=logit_scale)
 
 
-def _granite_fields(m: GgufKeys, config: Mapping[str, Any]) -> dict[str, Any]:
+def granite_fields(m: GgufKeys, config: Mapping[str, Any]) -> dict[str, Any]:
     return rope_fields(m, config) | {
         "attention_multiplier": m.number("attention.scale", config["head_dim"] ** -0.5),
         "embedding_multiplier": m.number("embedding_scale", 1.0),
@@ -76,7 +76,7 @@ FAMILIES = (
     Family(
         architecture="GraniteForCausalLM",
         declare=granite,
-        gguf=Gguf(architecture="granite", fields=_granite_fields, paired=True),
+        gguf=Gguf(architecture="granite", fields=granite_fields, paired=True),
     ),
     Family(architecture="HyperCLOVAXForCausalLM", declare=hyperclovax),
     Family(

@@ -8,7 +8,7 @@ from typing import Any
 
 from sapwood.arch.experts import Experts, Offsets
 from sapwood.arch.families.common import Layout, block, decoder, gqa, mlp, window_of
-from sapwood.arch.families.granite import multiplied
+from sapwood.arch.families.granite import granite_fields, multiplied
 from sapwood.arch.families.kin import HUNYUAN, interleaved
 from sapwood.arch.families.mixture import GGUF_NAMES, MIXTRAL, Names, experts, num_experts, shared_mlp
 from sapwood.arch.family import Family, Gguf
@@ -20,6 +20,8 @@ from sapwood.base.selection import Selection
 GRANITE = Names(
     at="block_sparse_moe", router="router.layer", gate="input_linear", up="input_linear", down="output_linear"
 )
+GRANITE_APART = replace(GRANITE, gate="experts.{}.gate_proj", up="experts.{}.up_proj", down="experts.{}.down_proj")
+"""As GGUF files have them."""
 PHI = Layout(center=True, bias=True)
 
 
@@ -42,7 +44,8 @@ def granite_experts(c: HfConfig) -> Experts:
     if inner:
         shared = shared_mlp(c, "shared_mlp", inner, ("input_linear", "input_linear", "output_linear"))
     selection = Selection(c.integer("num_experts_per_tok"), renormalised=True)
-    return experts(c, GRANITE, inner=c.integer("intermediate_size"), selection=selection, shared=shared)
+    inner = c.integer("intermediate_size")
+    return experts(c, GRANITE, other=GRANITE_APART, inner=inner, selection=selection, shared=shared)
 
 
 def ernie_moe(c: HfConfig) -> Decoder:
@@ -97,6 +100,11 @@ def _gguf_experts(m: GgufKeys, config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _granite_fields(m: GgufKeys, config: Mapping[str, Any]) -> dict[str, Any]:
+    m.refuse("expert_shared_feed_forward_length", because="shared experts are not read from such files")
+    return granite_fields(m, config) | _gguf_experts(m, config)
+
+
 def _ernie_fields(m: GgufKeys, config: Mapping[str, Any]) -> dict[str, Any]:
     """What is said of a shared expert's size is not it."""
     m.get("expert_shared_feed_forward_length")
@@ -130,13 +138,22 @@ _HUNYUAN_NAMES = GGUF_NAMES | _SHARED | {
     "attn_k_norm": "self_attn.key_layernorm",
 }  # fmt: skip
 
+_GRANITE_NAMES = {
+    "ffn_gate_inp": "block_sparse_moe.router.layer",
+    **{f"ffn_{one}_exps": f"block_sparse_moe.experts.{{}}.{one}_proj" for one in ("gate", "up", "down")},
+}
+
 FAMILIES = (
     Family(
         architecture="OlmoeForCausalLM",
         declare=olmoe,
         gguf=Gguf(architecture="olmoe", fields=_gguf_experts, names=GGUF_NAMES),
     ),
-    Family(architecture="GraniteMoeForCausalLM", declare=granite_moe),
+    Family(
+        architecture="GraniteMoeForCausalLM",
+        declare=granite_moe,
+        gguf=Gguf(architecture="granitemoe", fields=_granite_fields, names=_GRANITE_NAMES, paired=True),
+    ),
     Family(architecture="GraniteMoeSharedForCausalLM", declare=granite_moe),
     Family(
         architecture="Ernie4_5_MoeForCausalLM",
