@@ -29,7 +29,7 @@ class StoreConfig(handoff.HandoffConfig):
 
     kv_store: str | None = option(
         None,
-        "where computed prefixes are kept too, the fastest first: host:8G, file:DIR?size=50G, redis://HOST; may be given several times",
+        "where computed prefixes are kept too, the fastest first: host:8G, file:DIR?size=50G, redis://HOST, lm://HOST:PORT; may be given several times",
         "--kv-store",
         metavar="KIND:WHERE",
         derived=False,
@@ -130,7 +130,17 @@ class Server(NamedTuple):
         return f"{told.scheme}://{told.hostname or told.path}" + (f":{told.port}" if told.port else "")
 
 
-Place = HostMemory | Directory | Server | Packed
+class LMCache(NamedTuple):
+    """An LMCache server."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"lm://{self.host}:{self.port}"
+
+
+Place = HostMemory | Directory | Server | LMCache | Packed
 
 
 def places(options: StoreConfig) -> tuple[Place, ...]:
@@ -174,7 +184,7 @@ def _read(text: str) -> Place:
     read = _KINDS.get(kind)
     if read is None or not rest:
         raise ConfigError(
-            f"--kv-store takes host:SIZE, file:DIR?size=SIZE or redis://HOST, such as host:8G, got {kind!r}."
+            f"--kv-store takes host:SIZE, file:DIR?size=SIZE, redis://HOST or lm://HOST:PORT, such as host:8G, got {kind!r}."
         )
     return read(rest)
 
@@ -207,6 +217,17 @@ def _redis(scheme: str) -> Callable[[str], Place]:
     return read
 
 
+def _lmcache(rest: str) -> Place:
+    try:
+        told = urlsplit(f"lm:{rest}")
+        host, port = told.hostname, told.port
+    except ValueError:
+        host = port = None
+    if not host or not port:
+        raise ConfigError("--kv-store lm: takes an LMCache server, such as lm://localhost:65432.")
+    return LMCache(host, port)
+
+
 def _size(text: str) -> int:
     try:
         size = parse_bytes(text)
@@ -226,6 +247,7 @@ _KINDS: Mapping[str, Callable[[str], Place]] = MappingProxyType(
         "unix": _redis("unix"),
         "valkey": _redis("redis"),
         "valkeys": _redis("rediss"),
+        "lm": _lmcache,
     }
 )
 

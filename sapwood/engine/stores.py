@@ -16,7 +16,18 @@ from sapwood.base.stake import Stake
 from sapwood.cache import KVCache
 from sapwood.config import Config
 from sapwood.config.resolve import gib
-from sapwood.config.stores import Directory, EventsConfig, HostMemory, Packed, Place, Server, events, hits, places
+from sapwood.config.stores import (
+    Directory,
+    EventsConfig,
+    HostMemory,
+    LMCache,
+    Packed,
+    Place,
+    Server,
+    events,
+    hits,
+    places,
+)
 from sapwood.engine.handoff import blocks_of, handing_of
 from sapwood.engine.loop import Gauges
 from sapwood.executor.base import Executor, Measured
@@ -26,6 +37,7 @@ from sapwood.hub.fingerprint import fingerprint
 from sapwood.stores import DiskShelf, HostShelf, Names, PackedShelf, Shelf, StoreStake, ThreadedStore, Tiers
 from sapwood.stores.events import Events
 from sapwood.stores.handoff import Origin
+from sapwood.stores.lmcache import LMCacheShelf
 from sapwood.stores.names import digest
 from sapwood.stores.remote import RedisShelf
 
@@ -63,7 +75,7 @@ def stores_of(
     about = f"{Path(files.name).name}, KV in {config.cache.kv_cache_dtype}, {kv.page_size} tokens a page"
     shelves = [_open(place, origin.digest, about) for place in wanted]
     pager = executor.pager(blocks_of(config, measured, kv))
-    lasting = any(isinstance(place, Directory | Server) for place in wanted)
+    lasting = any(isinstance(place, Directory | Server | LMCache) for place in wanted)
     stake = StoreStake(kv, ThreadedStore(Tiers(shelves)), pager, names, hits=hits(config.stores), lasting=lasting)
     return Stores((stake, *telling, *handing.stakes), (stake.gauges, *handing.gauges), handing.door)
 
@@ -97,6 +109,8 @@ def _open(place: Place, origin: bytes, about: str) -> Shelf:
             return DiskShelf(folder, size, origin=origin, about=about)
         case Server(url):
             return RedisShelf(url, str(place))
+        case LMCache(host, port):
+            return LMCacheShelf(host, port, str(place))
         case Packed(path):
             return PackedShelf(path)
 

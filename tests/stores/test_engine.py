@@ -237,6 +237,8 @@ def test_what_is_computed_sooner_is_not_loaded(tmp_path: Path) -> None:
         ({"kv_store": "tape:1G"}, "host:SIZE, file:DIR"),
         ({"kv_store": "redis:localhost"}, "takes a server"),
         ({"kv_store": "valkey://here:none"}, "takes a server"),
+        ({"kv_store": "lm://here"}, "takes an LMCache server"),
+        ({"kv_store": "lm://here:none"}, "takes an LMCache server"),
         ({"kv_store": "host:1M,host:2M"}, "once each"),
         ({"kv_store": "file:a?sizes=3"}, "takes a directory"),
         ({"kv_store": "host:1000T"}, "this machine has"),
