@@ -103,15 +103,7 @@ def write(
     config = model.config
     writer = gguf.GGUFWriter(path, architecture)
     add_sizes(writer, config, keys.get("nextn_predict_layers", 0))
-    for key, value in keys.items():
-        adders: dict[type, Any] = {
-            int: writer.add_uint32,
-            float: writer.add_float32,
-            bool: writer.add_bool,
-            list: writer.add_array,
-            str: writer.add_string,
-        }
-        adders[type(value)](f"{architecture}.{key}", value)
+    add_keys(writer, architecture, keys)
     number = next(one for one, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
     names = gguf.get_tensor_name_map(number, config.num_hidden_layers)
     for name, tensor in models.published_tensors(family).items():
@@ -141,6 +133,18 @@ def write(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def add_keys(writer: gguf.GGUFWriter, architecture: str, keys: Mapping[str, Any]) -> None:
+    for key, value in keys.items():
+        adders: dict[type, Any] = {
+            int: writer.add_uint32,
+            float: writer.add_float32,
+            bool: writer.add_bool,
+            list: writer.add_array,
+            str: writer.add_string,
+        }
+        adders[type(value)](f"{architecture}.{key}", value)
 
 
 def _of_experts(name: str, values: np.ndarray, *, turned: bool = False) -> dict[str, np.ndarray]:
