@@ -96,3 +96,26 @@ def test_a_peer_that_says_nonsense(pair: tuple[Side, Side, Side]) -> None:
     answer = line.receive()
     line.close()
     assert isinstance(answer, Refused) and answer.why.startswith("protocol")
+
+
+def test_a_prompt_is_gone_through_when_something_has_come(
+    pair: tuple[Side, Side, Side], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not with every answer that there is nothing yet, which would hold up all who run."""
+    ahead, behind, _ = pair
+    going = stake(behind, FetchStake)
+    store, arrivals, asked, through = going._store, going._arrivals, [], []
+    store.close(0.0)
+    store._peers.clear()  # one that has failed is left alone for a while
+    find, wanted = store.find, arrivals._wanted
+    monkeypatch.setattr(store, "find", lambda *given: asked.append(1) or find(*given))
+    monkeypatch.setattr(arrivals, "_wanted", lambda request: through.append(1) or wanted(request))
+    prompt = [21, *PROMPT]
+    mine = behind.ask(prompt, fetch(ahead, "late", early=True))
+    until = monotonic() + PATIENCE
+    while len(asked) < 3:
+        assert monotonic() < until
+        behind.turn()
+    assert not through
+    ahead.run(ahead.ask(prompt, Offer("late")))
+    assert behind.run(mine)[2] == full(prompt) and through

@@ -24,6 +24,7 @@ from sapwood.stores.names import Names, key
 from sapwood.stores.pace import PrefillRate
 
 _AGAIN_SECONDS = 0.005  # between two questions where the rest of a prompt is
+_AGAIN_PAGE_SECONDS = 5e-6  # and so much for each page that is asked about, which costs both sides time
 _EARLY_SECONDS = 5.0  # that a ticket may be unknown of which both sides hear at the same time
 
 
@@ -38,6 +39,7 @@ class _Going:
     until: float
     asked: Future[Found] | None = None
     again: float = 0.0
+    news: bool = False  # there are pages that nobody has brought yet
     whole: bool = False  # nothing more comes
     failed: bool = False  # it was not told of all that there might have been
     over: bool = False
@@ -84,9 +86,9 @@ class FetchStake(Stake):
             if not going.asked.done():
                 return LATER
             self._take(going, going.asked)
-        if self._arrivals.ready(request) is LATER:
+        if going.news and self._arrivals.ready(request) is LATER:  # which goes through the whole prompt
             return LATER
-        now = self._clock()
+        going.news, now = False, self._clock()
         if not going.missing or going.whole or now > going.until:
             going.failed |= now > going.until
             self._end(going)
@@ -149,7 +151,7 @@ class FetchStake(Stake):
     def _take(self, going: _Going, asked: Future[Found]) -> None:
         """What the peer says of what is missing."""
         going.asked, now = None, self._clock()
-        going.again = now + _AGAIN_SECONDS
+        going.again = now + _AGAIN_SECONDS + _AGAIN_PAGE_SECONDS * len(going.missing)
         try:
             found = asked.result()
         except TransferError:
@@ -157,6 +159,7 @@ class FetchStake(Stake):
             return
         there = {key: block for key, block in zip(going.missing, found.blocks, strict=True) if block >= 0}
         if there:
+            going.news = True
             self._store.note(going.ticket, there)
             going.missing = [key for key in going.missing if key not in there]
             going.until = now + self._seconds
