@@ -136,7 +136,7 @@ class Showing:
             tower = declared(config, files, catalogue).encoder if {"image", "audio"} & {*self._facts.media} else None
             self._cabinet = gallery_of(files, tower, text, config)
             if not isinstance(self._cabinet, str):
-                self._cabinet.scale_to(self._facts.max_pixels)
+                self._cabinet.bound(self._facts.max_pixels, self._facts.device)
         return self._cabinet
 
 

@@ -31,6 +31,7 @@ class Rules:
         drafting: What drafts where nobody says, `off` or `auto`, and why.
         compiles: Kernels are compiled when they are first wanted.
         image_pixels: To how many an image is scaled down where a model takes it as large as it is, and why.
+        sound_seconds: The longest recording in a conversation: a step encodes it as a whole, and all others wait for it.
     """
 
     numbered: bool
@@ -53,6 +54,7 @@ class Rules:
     drafting: tuple[str, str]
     compiles: bool
     image_pixels: tuple[int, str]
+    sound_seconds: float
 
 
 CPU = Rules(
@@ -76,6 +78,7 @@ CPU = Rules(
     drafting=("off", "what it costs has not been measured on a quiet machine"),
     compiles=False,
     image_pixels=(1280 * 28 * 28, "a step encodes an image as a whole, and all others wait for it"),
+    sound_seconds=120.0,
 )
 
 CUDA = Rules(
@@ -101,6 +104,7 @@ CUDA = Rules(
     drafting=("off", "one workload of a small model lost 3 %, and what was mended since has not been measured with it"),
     compiles=True,
     image_pixels=(36_000_000, "as many as an image may have"),
+    sound_seconds=3600.0,
 )
 
 RULES: Mapping[str, Rules] = MappingProxyType({"cpu": CPU, "cuda": CUDA})

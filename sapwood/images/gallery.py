@@ -20,6 +20,7 @@ from sapwood.arch.sight_tiled import TiledTower
 from sapwood.arch.sound import SoundTower
 from sapwood.base.errors import ConfigError, ModelError, RequestError
 from sapwood.base.media import Kind, Media, Span
+from sapwood.config.devices import rules_of
 from sapwood.images.anyres import Anyres
 from sapwood.images.decode import decoded
 from sapwood.images.framed import Framed
@@ -121,8 +122,9 @@ class Cabinet:
         while self._kept_bytes > _KEPT_BYTES:
             self._kept_bytes -= _size(self._kept.popitem(last=False)[1])
 
-    def scale_to(self, pixels: int | None) -> None:
-        """Before any is prepared: to how many an image is scaled down, of those that come as large as they are."""
+    def bound(self, pixels: int | None, device: str) -> None:
+        """Before any is prepared: to how many pixels an image is scaled down, of those that come as large as they are, and what the
+        device bounds."""
 
     def clear(self) -> int:
         """Forget what was prepared; how many they were."""
@@ -160,7 +162,7 @@ class Gallery(Cabinet):
         super().__init__(preparer, sources)
         self._preparer, self._most_pixels = preparer, most_pixels
 
-    def scale_to(self, pixels: int | None) -> None:
+    def bound(self, pixels: int | None, device: str) -> None:
         if isinstance(self._preparer, Patches | Rows):
             self._preparer.within = pixels
 
@@ -179,6 +181,9 @@ class Archive(Cabinet):
     def __init__(self, hearing: Hearing, sources: Sources, *, seconds: float) -> None:
         super().__init__(hearing, sources)
         self._hearing, self._limits = hearing, AudioLimits(seconds=min(seconds, hearing.most_seconds))
+
+    def bound(self, pixels: int | None, device: str) -> None:
+        self._limits = AudioLimits(seconds=min(self._limits.seconds, rules_of(device).sound_seconds))
 
     async def _prepared(self, data: bytes, most: int) -> Media:
         async with self._limiter:

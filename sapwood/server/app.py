@@ -128,7 +128,7 @@ def _scaling(gallery: Cabinet | str, engine: EngineClient) -> Cabinet | str:
         return gallery
     if gallery.kind not in engine.facts.media:
         return TEXT_ONLY
-    gallery.scale_to(engine.facts.max_pixels)
+    gallery.bound(engine.facts.max_pixels, engine.facts.device)
     return gallery
 
 

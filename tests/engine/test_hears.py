@@ -11,7 +11,9 @@ import torch
 
 from sapwood.arch.sound import SoundTower
 from sapwood.base.errors import ModelError
+from sapwood.images.gallery import Archive
 from sapwood.images.hearing import Hearing
+from sapwood.images.sources import Sources
 from tests import hearing
 from tests.engine.test_sight import CLOSE, NUM_TOKENS, Said, counted, engine_of
 from tests.hearing import AUDIO, HEARING, SETTINGS, recording
@@ -93,3 +95,15 @@ def test_a_remnant_that_makes_no_vector_is_left_out() -> None:
     tower = SoundTower(out=8, roots=(), bins=16, positions=50, most_windows=2)
     media = Hearing(tower, SETTINGS, AUDIO).prepare(recording(1.01)[:16160], 100)
     assert media.length == 25 and media.arrays["windows"].numpy().tolist() == [50]
+
+
+def test_a_device_bounds_a_recording() -> None:
+    tower = SoundTower(out=8, roots=(), bins=16, positions=1500, most_windows=20)
+    for device, most in (("cpu", 120.0), ("cuda:1", 600.0)):
+        archive = Archive(
+            Hearing(tower, SETTINGS | {"chunk_length": 30, "n_samples": 480_000, "nb_max_frames": 3000}, AUDIO),
+            Sources(hosts=(), root=None),
+            seconds=3600,
+        )
+        archive.bound(None, device)
+        assert archive._limits.seconds == most

@@ -70,7 +70,7 @@ def test_images_that_come_as_they_are_are_scaled_down(family: str, tmp_path: Pat
     large = {"size": {"longest_edge": 10**6, "shortest_edge": 1}, "max_pixels": 10**6, "min_pixels": 1}
     settings = SEEING[family].settings | large
     free, bound = (SEEING[family].preparer(tower, settings) for _ in range(2))
-    Gallery(bound, Sources(hosts=(), root=None), most_pixels=10**6).scale_to(200 * 100)
+    Gallery(bound, Sources(hosts=(), root=None), most_pixels=10**6).bound(200 * 100, "cpu")
     height, width = size(bound, 800, 400)
     assert height * width <= 1.2 * 200 * 100 and abs(width / height - 2) < 0.5
     assert size(free, 800, 400)[1] > 700 and size(bound, 120, 60) == size(free, 120, 60)
@@ -81,5 +81,5 @@ def test_small_images_where_less_is_wanted_than_the_settings_have(tmp_path: Path
     """As by --max-pixels: they are not stretched, and have a position all the same."""
     tower = seeing.tower(seeing.save("qwen3-vl", tmp_path))
     made = SEEING["qwen3-vl"].preparer(tower, SEEING["qwen3-vl"].settings)
-    Gallery(made, Sources(hosts=(), root=None), most_pixels=10**6).scale_to(56 * 56)
+    Gallery(made, Sources(hosts=(), root=None), most_pixels=10**6).bound(56 * 56, "cpu")
     assert made.prepare(picture(5, 5)).length == 1 and made.prepare(picture(90, 5)).length == 3
