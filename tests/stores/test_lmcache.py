@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 from typing import Any, NamedTuple
@@ -35,18 +36,23 @@ class Imitated(socketserver.ThreadingTCPServer):
         self.clients: list[socket.socket] = []
         Thread(target=self.serve_forever, daemon=True).start()
 
+    def get_request(self) -> tuple[socket.socket, Any]:
+        request, address = super().get_request()
+        self.clients.append(request)
+        return request, address
+
     def end(self) -> None:
         self.shutdown()
         self.server_close()
         for client in self.clients:
-            client.close()
+            with suppress(OSError):  # it has gone by itself
+                client.shutdown(socket.SHUT_RDWR)
 
 
 class _Client(socketserver.StreamRequestHandler):
     server: Imitated
 
     def handle(self) -> None:
-        self.server.clients.append(self.request)
         while len(told := self.rfile.read(186)) == 186:
             command, length, *_, key = struct.unpack("9i150s", told)
             (model, *_), name = key.decode().split("@"), key.decode().strip()
