@@ -45,17 +45,18 @@ async def test_openai_agents(url: str, kind: Any, streamed: bool) -> None:
         asked.append(city)
         return f"rain in {city}"
 
-    client = AsyncOpenAI(base_url=f"{url}/v1", api_key="none", timeout=300, max_retries=0)
-    agent = Agent(
-        name="forecaster", instructions="Use the tools.", tools=[weather], model=kind("smol", client),
-        model_settings=ModelSettings(tool_choice="required", max_tokens=60, temperature=0, parallel_tool_calls=False),
-    )  # fmt: skip
-    if streamed:
-        running = Runner.run_streamed(agent, "What is the weather in Paris?", max_turns=3)
-        kinds = [event.type async for event in running.stream_events()]
-        assert "raw_response_event" in kinds and running.final_output
-    else:
-        assert (await Runner.run(agent, "What is the weather in Paris?", max_turns=3)).final_output
+    # Closed in the loop that it was used in: else whoever is tested when it is collected is told of it.
+    async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", timeout=300, max_retries=0) as client:
+        agent = Agent(
+            name="forecaster", instructions="Use the tools.", tools=[weather], model=kind("smol", client),
+            model_settings=ModelSettings(tool_choice="required", max_tokens=60, temperature=0, parallel_tool_calls=False),
+        )  # fmt: skip
+        if streamed:
+            running = Runner.run_streamed(agent, "What is the weather in Paris?", max_turns=3)
+            kinds = [event.type async for event in running.stream_events()]
+            assert "raw_response_event" in kinds and running.final_output
+        else:
+            assert (await Runner.run(agent, "What is the weather in Paris?", max_turns=3)).final_output
     assert len(asked) == 1  # it is free to answer behind the first call
 
 
