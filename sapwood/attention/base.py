@@ -151,6 +151,12 @@ class Batch:
         return self.positions_T if self.rotary_T is None else self.rotary_T
 
 
+def rows_of(offsets_R1: Tensor, num_tokens: int) -> Tensor:
+    """The row (int64) of each of a step's tokens, found without asking the device anything; R, which is none, for padding."""
+    places_T = torch.arange(num_tokens, device=offsets_R1.device, dtype=torch.int32)
+    return torch.searchsorted(offsets_R1[1:].contiguous(), places_T, right=True)
+
+
 class Backend(Protocol):
     """What one KV group keeps, and what mixers compute with it: besides what stands here, a `run` that its kind defines.
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sapwood.attention.base import Batch
+from sapwood.attention.base import Batch, rows_of
 from sapwood.base.abilities import Ability
 from sapwood.base.kv import Fixed
 from sapwood.base.plan import Ints
@@ -106,10 +106,7 @@ class FixedPool(Entries):
     def plan_on_device(self, batch: Batch) -> None:
         """The same where the host does not know; may be captured."""
         # Tokens of the padding belong to no row; they are given the last one's entry, and what they yield is nobody's.
-        number = len(batch.positions_T)
-        places_T = torch.arange(number, device=batch.positions_T.device, dtype=torch.int32)
-        rows_T = torch.searchsorted(batch.offsets_R1[1:].contiguous(), places_T, right=True)
-        rows_T = rows_T.clamp_(max=len(batch.slots_R) - 1)
+        rows_T = rows_of(batch.offsets_R1, len(batch.positions_T)).clamp_(max=len(batch.slots_R) - 1)
         self.of_tokens = self.entries_S[batch.slots_R[rows_T].long()]
 
     def _sort(self, batch: Batch) -> list[tuple[int, Tensor | slice]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sapwood.attention.base import Batch
+from sapwood.attention.base import Batch, rows_of
 from sapwood.attention.states import States, state_of
 from sapwood.base.kv import KVGroup
 from sapwood.kernels.triton import states
@@ -27,10 +27,9 @@ class TritonStates(States):
         return None
 
     def plan(self, batch: Batch) -> None:
-        places_T = torch.arange(len(batch.ids_T), device=batch.ids_T.device, dtype=torch.int32)
-        rows_T = torch.searchsorted(batch.offsets_R1[1:], places_T, right=True, out_int32=True)
+        rows_T = rows_of(batch.offsets_R1, len(batch.ids_T)).clamp_(max=len(batch.slots_R) - 1).int()
         self._all = states.Rows(
-            rows_T.clamp_(max=len(batch.slots_R) - 1), batch.offsets_R1, batch.starts_R, batch.counts_R, batch.heads_R,
+            rows_T, batch.offsets_R1, batch.starts_R, batch.counts_R, batch.heads_R,
             batch.slots_R, batch.tables_GSP[self._index], self._group.page_size, self._group.cells,
         )  # fmt: skip
 

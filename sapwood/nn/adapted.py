@@ -19,7 +19,7 @@ from torch import Tensor
 from sapwood.arch.adapters import EMBEDDING, HEAD, adaptable, groups_of, head_of
 from sapwood.arch.parts import Decoder, Linear, Place, StoredTensor
 from sapwood.arch.shard import Piece
-from sapwood.attention.base import Batch
+from sapwood.attention.base import Batch, rows_of
 from sapwood.base.abilities import Ability
 from sapwood.base.plan import Ints, Rows
 from sapwood.base.ragged import spread
@@ -295,10 +295,7 @@ class Bank:
 
     def _has_of(self, batch: Batch) -> Tensor:
         """The slot of each token's adapter, -1 for none, without asking the device anything."""
-        num_tokens, device = len(batch.ids_T), batch.ids_T.device
-        rows_T = torch.searchsorted(
-            batch.offsets_R1[1:], torch.arange(num_tokens, device=device, dtype=torch.int32), right=True
-        )
+        rows_T = rows_of(batch.offsets_R1, len(batch.ids_T))
         has_R = self._has[batch.slots_R.long()]
         return torch.where(rows_T < len(has_R), has_R[rows_T.clamp_max(len(has_R) - 1)], -1)
 

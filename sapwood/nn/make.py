@@ -85,7 +85,8 @@ class Site:
 
 
 class Derived:
-    """A module that makes something of its leaves' weights.
+    """A module that makes something of its leaves' weights. What rehearsed steps read of it is there before, of the same shape and with any
+    numbers: that is when there are no weights yet.
 
     Attributes:
         again: It may do so again when some of them have changed; else only when all have been loaded anew.

@@ -19,7 +19,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sapwood.attention.base import Batch
+from sapwood.attention.base import Batch, rows_of
 from sapwood.nn.draft_head import DraftHead
 from sapwood.nn.model import Model
 from sapwood.nn.native import NativeModel
@@ -106,8 +106,7 @@ class Head:
     def _rows(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Of each token the slot, and where its row's span starts and ends; nobody's of the padding."""
         tokens_T = torch.arange(len(batch.ids_T), dtype=torch.int32, device=batch.ids_T.device)
-        rows_T = torch.searchsorted(batch.offsets_R1[1:].contiguous(), tokens_T, right=True)
-        rows_T = rows_T.clamp_(max=len(batch.slots_R) - 1)
+        rows_T = rows_of(batch.offsets_R1, len(batch.ids_T)).clamp_(max=len(batch.slots_R) - 1)
         slots_T = torch.where(tokens_T < batch.offsets_R1[-1], batch.slots_R[rows_T], self._nobody).long()
         starts_T = batch.starts_R[rows_T]
         return slots_T, starts_T, starts_T + batch.counts_R[rows_T]

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sapwood.attention.base import rows_of
 from sapwood.base.abilities import Ability
 from sapwood.base.kv import KVGroup
 from sapwood.base.plan import Admit, Drafts, Gaps, Ints, Known, Stretch
@@ -142,9 +143,7 @@ class Table:
 
 def slots_of(slots_R: Tensor, offsets_R1: Tensor, num_tokens: int) -> Tensor:
     """The slot (int64) of each of a step's tokens, that of its last row for padding."""
-    places_T = torch.arange(num_tokens, device=slots_R.device, dtype=torch.int32)
-    rows_T = torch.searchsorted(offsets_R1[1:].contiguous(), places_T, right=True).clamp_(max=len(slots_R) - 1)
-    return slots_R[rows_T].long()
+    return slots_R[rows_of(offsets_R1, num_tokens).clamp_(max=len(slots_R) - 1)].long()
 
 
 def _cells(stretches: Sequence[Stretch]) -> list[Ints]:
