@@ -108,16 +108,10 @@ class Showing:
         """Raises RequestError naming a medium that cannot be used."""
         if not shots:
             return Shown((), None)
-        (cabinet, beside), where = self._opened(), shots[0].at
-        if isinstance(cabinet, str):
-            raise RequestError(f"{where}: {cabinet}.", param=where)
-        for shot in shots:
-            if shot.kind != cabinet.kind:
-                raise RequestError(
-                    f"{shot.at}: this model takes no {shot.kind}; besides text it takes {cabinet.called}s.",
-                    param=shot.at,
-                    code="unsupported_media",
-                )
+        from sapwood.images.gallery import taking
+
+        opened, beside = self._opened()
+        cabinet = taking(opened, [(shot.kind, shot.at) for shot in shots])
         given = [(source_of(shot.medium, shot.at), shot.at) for shot in shots]
         return Shown(beside.wait(cabinet.media(given, most=self._facts.max_model_len)), cabinet)
 

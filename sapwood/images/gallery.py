@@ -202,6 +202,20 @@ def _size(media: Media) -> int:
     return sum(len(array.data) for array in media.arrays.values())
 
 
+def taking(cabinet: Cabinet | str, asked: Sequence[tuple[str, str]]) -> Cabinet:
+    """What prepares media, of which kind and place each are told. Raises RequestError naming the first that the model does not take."""
+    if isinstance(cabinet, str):
+        raise RequestError(f"{asked[0][1]}: {cabinet}.", param=asked[0][1])
+    for kind, at in asked:
+        if kind != cabinet.kind:
+            raise RequestError(
+                f"{at}: this model takes no {kind}; besides text it takes {cabinet.called}s.",
+                param=at,
+                code="unsupported_media",
+            )
+    return cabinet
+
+
 def gallery_of(files: ModelFiles, tower: object, text: TextModel, config: Config) -> Cabinet | str:
     """For what a model sees or hears, or why it takes none. Raises ModelError for settings of its processor that are not supported."""
     if not isinstance(tower, Tower):

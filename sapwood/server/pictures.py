@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from sapwood.base.errors import RequestError
 from sapwood.base.media import Kind, Media, Span
-from sapwood.images.gallery import Cabinet
+from sapwood.images.gallery import Cabinet, taking
 
 _KINDS: tuple[Kind, ...] = ("image", "audio")
 
@@ -100,18 +100,9 @@ async def shown_of(
     """The same of media by themselves."""
     if not shots:
         return Shown(messages or [], [], "", None)
-    where = shots[0].at
-    if isinstance(gallery, str):
-        raise RequestError(f"{where}: {gallery}.", param=where)
-    for shot in shots:
-        if shot.kind != gallery.kind:
-            raise RequestError(
-                f"{shot.at}: this model takes no {shot.kind}; besides text it takes {gallery.called}s.",
-                param=shot.at,
-                code="unsupported_media",
-            )
-    media = await gallery.media([(shot.url, shot.at) for shot in shots], salt=salt, most=most)
-    return Shown(without_urls(messages or []), media, where, gallery)
+    cabinet = taking(gallery, [(shot.kind, shot.at) for shot in shots])
+    media = await cabinet.media([(shot.url, shot.at) for shot in shots], salt=salt, most=most)
+    return Shown(without_urls(messages or []), media, shots[0].at, cabinet)
 
 
 def joined(first: object, second: object) -> Any:
