@@ -28,6 +28,15 @@ class Cut(NamedTuple):
         return min(pairs, count + pairs // self.tile)
 
 
+_OTHERWISE = {
+    FEW: Cut(0, 8, 512, 4, 1),
+    64: Cut(16, 64, 128, 4, 4, turned=True),
+    512: Cut(32, 64, 128, 4, 4, turned=True),
+    2048: Cut(64, 128, 64, 4, 4),
+    1 << 30: Cut(128, 128, 64, 8, 3),
+}
+"""What was best, or nearly, for both shapes of qwen3-30b-a3b."""
+
 _CUTS: dict[tuple[int, ...], dict[int, Cut]] = {
     # qwen3-30b-a3b: gate and up, down
     (128, 1536, 2048): {
@@ -44,26 +53,11 @@ _CUTS: dict[tuple[int, ...], dict[int, Cut]] = {
         2048: Cut(64, 128, 64, 4, 4),
         1 << 30: Cut(128, 256, 64, 8, 3),
     },
-    # deepseek-v2-lite: down, of which a program reads an expert's columns at once; otherwise as below
-    (64, 2048, 1408): {
-        FEW: Cut(0, 4, 2048, 8, 1),
-        64: Cut(16, 64, 128, 4, 4, turned=True),
-        512: Cut(32, 64, 128, 4, 4, turned=True),
-        2048: Cut(64, 128, 64, 4, 4),
-        1 << 30: Cut(128, 128, 64, 8, 3),
-    },
+    # deepseek-v2-lite, on an H200: down, of which a program reads an expert's columns at once
+    (64, 2048, 1408): _OTHERWISE | {FEW: Cut(0, 4, 2048, 8, 1)},
 }
 """The best found by `bench/experts.py --sweep` on an H100: {shape of the weights: {up to so many tokens: cut}}, for as many
 tokens as have as many pairs of an expert where 8 of 128 are chosen for each."""
-
-_OTHERWISE = {
-    FEW: Cut(0, 8, 512, 4, 1),
-    64: Cut(16, 64, 128, 4, 4, turned=True),
-    512: Cut(32, 64, 128, 4, 4, turned=True),
-    2048: Cut(64, 128, 64, 4, 4),
-    1 << 30: Cut(128, 128, 64, 8, 3),
-}
-"""What was best, or nearly, for both of them."""
 
 
 def cut_for(shape: Sequence[int], num_tokens: int, top: int) -> Cut:
