@@ -17,6 +17,7 @@ from sapwood.base.media import Media
 from sapwood.hub.files import open_files
 from sapwood.images.hearing import Hearing
 from sapwood.images.look import Expansion
+from tests.seeing import built
 
 AUDIO = 290  # the token that stands for one
 BINS, POSITIONS = 16, 50  # a window has one second
@@ -63,18 +64,8 @@ HEARING: Mapping[str, Heard] = MappingProxyType({
 
 @functools.cache
 def make(family: str) -> Any:
-    """transformers' model, with random weights that are not small."""
-    import transformers
-
     heard = HEARING[family]
-    torch.manual_seed(1)
-    model = getattr(transformers, heard.model)(getattr(transformers, heard.config)(**heard.fields)).eval()
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            weight.normal_(std=0.1) if weight.dim() > 1 else weight.add_(torch.randn_like(weight) * 0.1)
-            if "lm_head" in name:
-                weight.normal_(std=0.5)
-    return model
+    return built(heard.config, heard.model, heard.fields)
 
 
 def save(family: str, path: Path) -> Path:

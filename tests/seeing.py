@@ -189,12 +189,16 @@ SEEING: Mapping[str, Seen] = MappingProxyType({
 
 @functools.cache
 def make(family: str) -> Any:
+    seen = SEEING[family]
+    return built(seen.config, seen.model, seen.fields)
+
+
+def built(config: str, model_name: str, fields: Mapping[str, Any]) -> Any:
     """transformers' model, with random weights that are not small."""
     import transformers
 
-    seen = SEEING[family]
     torch.manual_seed(1)
-    model = getattr(transformers, seen.model)(getattr(transformers, seen.config)(**seen.fields)).eval()
+    model = getattr(transformers, model_name)(getattr(transformers, config)(**fields)).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
             weight.normal_(std=0.1) if weight.dim() > 1 else weight.add_(torch.randn_like(weight) * 0.1)
